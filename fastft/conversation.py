@@ -1,0 +1,164 @@
+"""The one data type of the project, a conversation, and its file: JSON Lines with a fixed schema.
+
+    {"id": str, "source": str, "lang": str, "model": str, "part": 0, "parts": 1,
+     "messages": [{"role": "system|user|assistant|tool", "content": str, "train": bool}]}
+
+The cleaner writes it, everything else reads it. `read_conversations` also takes plain `messages` (role, content) and
+ShareGPT `conversations` (from, value), so that a file from elsewhere can be trained on as it is. `train` marks the
+assistant messages to learn from. Imports nothing heavy.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fastft.records import read_records, repair_text
+
+ROLES = ("system", "user", "assistant", "tool")
+
+# The names that dumps and datasets in the wild give to the four roles.
+ROLE_NAMES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+
+
+@dataclass(slots=True)
+class Message:
+    role: str
+    content: str
+    train: bool = False
+
+
+@dataclass(slots=True)
+class Conversation:
+    """A dialogue, or part `part` of the `parts` into which a long one was split."""
+
+    id: str
+    messages: list[Message] = field(default_factory=list)
+    source: str = ""
+    lang: str = ""
+    model: str = ""
+    part: int = 0
+    parts: int = 1
+
+    def to_json(self) -> bytes:
+        """One line of the file, without the line end. Every key is always present (datasets casts by schema)."""
+        return orjson.dumps(
+            {
+                "id": self.id,
+                "source": self.source,
+                "lang": self.lang,
+                "model": self.model,
+                "part": self.part,
+                "parts": self.parts,
+                "messages": [{"role": m.role, "content": m.content, "train": m.train} for m in self.messages],
+            }
+        )
+
+
+def parse_conversation(record: Any, where: str = "record") -> Conversation:
+    """Build a Conversation from the project's own schema, `messages`, or ShareGPT `conversations`.
+
+    Text is repaired (`repair_text`), otherwise untouched. A missing `train` means true for assistant messages.
+    Raises ValueError saying `where` and what is wrong.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object, found {_kind(record)}")
+    turns = next((record[k] for k in ("messages", "conversations", "items") if record.get(k) is not None), None)
+    if turns is None:
+        raise ValueError(f"{where}: has neither 'messages' nor 'conversations' (keys: {', '.join(map(str, record))})")
+    if not isinstance(turns, list):
+        raise ValueError(f"{where}: its turns are {_kind(turns)}, not a list")
+    return Conversation(
+        id=_text(record.get("id"), ""),
+        messages=[_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns)],
+        source=_text(record.get("source"), ""),
+        lang=_text(record.get("lang"), ""),
+        model=_text(record.get("model"), ""),
+        part=_number(record.get("part"), 0, f"{where}: 'part'"),
+        parts=_number(record.get("parts"), 1, f"{where}: 'parts'"),
+    )
+
+
+def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
+    """Yield the conversations of a file (any container of `read_records`).
+
+    Strict: raises ValueError at the first record that is no conversation, naming file and record. A missing id becomes
+    the file's name and the record's number.
+    """
+    for number, record in enumerate(read_records(path)):
+        if record.error:
+            raise ValueError(f"{record.where}: {record.error}")
+        conversation = parse_conversation(record.value, record.where)
+        conversation.id = conversation.id or f"{Path(path).name}-{number}"
+        yield conversation
+
+
+def write_conversations(conversations: Iterable[Conversation], path: str | os.PathLike) -> int:
+    """Write JSON Lines (`.zst` compresses) beside, then rename: a file of that name is always whole. Return the count."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".tmp")
+    count = 0
+    with _open_for_writing(partial, compress=path.suffix == ".zst") as out:
+        for conversation in conversations:
+            out.write(conversation.to_json() + b"\n")
+            count += 1
+    os.replace(partial, path)
+    return count
+
+
+def _open_for_writing(path: Path, compress: bool):
+    if compress:
+        import zstandard
+
+        return zstandard.open(path, "wb")
+    return path.open("wb")
+
+
+def _parse_message(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict):
+        raise ValueError(f"{where}: expected an object, found {_kind(turn)}")
+    name = turn.get("role", turn.get("from"))
+    role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise ValueError(f"{where}: unknown role {name!r} (known: {', '.join(ROLE_NAMES)})")
+    content = turn.get("content", turn.get("value"))
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: its content is {_kind(content)}, not text")
+    train = turn.get("train")
+    if train not in (True, False, None) or (train and role != "assistant"):
+        raise ValueError(f"{where}: 'train' is {train!r}; it is true or false, and true for assistant messages only")
+    return Message(role, repair_text(content), role == "assistant" if train is None else train)
+
+
+def _text(value: Any, default: str) -> str:
+    return default if value is None else repair_text(str(value))
+
+
+def _number(value: Any, default: int, what: str) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{what} is {_kind(value)}, not a whole number")
+    return value
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", int: "a number", float: "a number"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
