@@ -1,0 +1,424 @@
+"""Conversation + tokenizer -> token ids and the mask of trained tokens, right by construction.
+
+What is trained is what the model will be asked for. For every answer marked `train`:
+
+- the prompt before it is tokenised exactly as a server will feed it (the chat template's own rendering with the
+  generation prompt), and the answer begins a new token there: the border;
+- trained are the separator that the template puts after its generation prompt (Vicuna's space), the answer, and the
+  end-of-turn token; never headers, never padding.
+
+Everywhere else the ids equal the tokenizer's rendering of the whole conversation. Tokenising the whole string merges
+across some borders (Qwen and GPT-2 make one token of "assistant\\n" + "\\nhello"'s newlines): there the border wins, and
+`Encoded.merged_borders` counts it.
+
+Text never becomes a control token. Texts are placed into the template's rendering only after the control tokens in it
+have been renamed to strings that no text can spell, and a copy of the tokenizer knows the control tokens by those names
+only. Nothing is guessed: the template is first rendered with a mark in the place of every text; its literals, prompts
+and ends of turns are read off that skeleton; and the skeleton filled with the texts must equal the template's rendering
+of the conversation, letter for letter. If anything does not hold, TemplateError says what. Nothing is masked in silence.
+
+    template = load_template("path/or/name", None)       # the tokenizer's own template
+    encoded = template.encode(conversation.messages)     # Encoded(ids, trained, merged_borders)
+"""
+
+import json
+import re
+import secrets
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import tokenizers
+
+from fastft.conversation import Message
+from fastft.records import repair_text
+
+# Private noncharacters open and close every mark and every renamed control token.
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
+
+# Answers of one conversation whose prompt is rendered and compared one by one. Each costs a rendering of everything
+# before it, so a dialogue of 10,000 turns would cost 5,000^2 / 2 turns; behind this many, a prompt is rendered only when
+# the template's text before the answer is not one that has been proven already.
+PROVE_EACH = 64
+
+
+class TemplateError(ValueError):
+    """The spans of a template (or of one conversation under it) cannot be derived with certainty."""
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A tokenised conversation of T tokens."""
+
+    ids: list[int]  # T token ids
+    trained: list[bool]  # T; True for tokens to learn
+    merged_borders: int  # trained answers whose beginning the tokenizer would have merged with the prompt
+
+
+@dataclass(slots=True)
+class _Answer:
+    """Where a trained answer stands in a skeleton: behind `slots` marks, `offset` characters into the next literal."""
+
+    slots: int
+    offset: int
+
+
+@dataclass(slots=True)
+class _Skeleton:
+    """A rendering with marks for texts: literals[0] slot literals[1] slot ... literals[-1]."""
+
+    literals: list[str]  # control tokens under their own names
+    renamed: list[str]  # the same with control tokens renamed
+    slots: list[int]  # index of the message whose text fills each slot
+    answers: list[_Answer]  # the trained ones, in order
+
+
+class ChatTemplate:
+    """A tokenizer together with the chat template it is used with."""
+
+    def __init__(self, tokenizer, source: str, name: str):
+        """`source` is the Jinja text, `name` says in messages which template it is. Raises TemplateError, ValueError."""
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(f"{name}: the tokenizer has no fast version (tokenizer.json); fastft needs its offsets")
+        self.tokenizer, self.source, self.name = tokenizer, source, name
+        added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+        self._added = {token.content: token for token in added.values()}
+        self._controls = {content for content, token in self._added.items() if token.special}
+        self._skeletons: dict[tuple, _Skeleton] = {}
+        self.end_of_turn = self._learn_end_of_turn()
+        self.end_of_turn_id = tokenizer.backend_tokenizer.token_to_id(self.end_of_turn)
+        self._rename()
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids at which generation stops: the end of turn, and the end of text where it is another token."""
+        ids = [self.end_of_turn_id, self.tokenizer.eos_token_id]
+        return [i for n, i in enumerate(ids) if i is not None and i not in ids[:n]]
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
+        """The template's own text of `messages`. Raises TemplateError when the template refuses them."""
+        from jinja2 import TemplateError as JinjaError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": m.role, "content": m.content} for m in messages],
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except (JinjaError, TypeError, IndexError, ValueError) as error:
+            raise TemplateError(f"{self.name}: the template refuses the conversation: {error}") from None
+
+    def encode(self, messages: Sequence[Message]) -> Encoded:
+        """Token ids and trained mask of one conversation. Raises TemplateError."""
+        return self.encode_many([messages])[0]
+
+    def encode_many(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
+        """`encode` for several conversations; the tokenizer works on them in parallel."""
+        filled = [self._fill(_repaired(messages)) for messages in conversations]
+        encodings = self._backend.encode_batch([text for text, _ in filled], add_special_tokens=False)
+        return [self._mask(text, borders, encoding) for (text, borders), encoding in zip(filled, encodings)]
+
+    def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of `messages` and the generation prompt: what a server feeds the model, texts kept harmless."""
+        messages = _repaired(messages)
+        skeleton = MARK.split(self._rename_controls(self.render(_marked(messages), generation_prompt=True)))
+        pieces = [_core(messages[int(p)].content) if i % 2 else p for i, p in enumerate(skeleton)]
+        return self._original_ids(self._backend.encode("".join(pieces), add_special_tokens=False).ids)
+
+    # The template ----------------------------------------------------------------------------------------------------
+
+    def _learn_end_of_turn(self) -> str:
+        """The token that ends an answer; also counts the turn markers that are not flagged special as control tokens."""
+        probe = [Message("user", "a"), Message("assistant", "b", True), Message("user", "c"), Message("assistant", "d")]
+        prompt = self.render(_marked(probe[:1]), generation_prompt=True)
+        whole = self.render(_marked(probe))
+        if not whole.startswith(prompt):
+            raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)}")
+        tokens = re.compile("|".join(re.escape(t) for t in sorted(self._added, key=len, reverse=True)) or r"(?!)")
+        answer = whole.find(_mark(1), len(prompt))
+        ending = tokens.search(whole, answer) if answer >= 0 else None
+        if answer < 0 or ending is None:
+            known = ", ".join(sorted(self._controls)) or "none"
+            raise TemplateError(
+                f"{self.name}: no special token of the tokenizer (it has: {known}) follows an answer, so the model could "
+                "never learn to stop; choose another --template or add the token to the tokenizer"
+            )
+        self._controls |= set(tokens.findall(prompt)) | {ending.group()}
+        return ending.group()
+
+    def _skeleton(self, messages: list[Message]) -> _Skeleton:
+        """The skeleton of this conversation's structure: roles, trained answers, and each text's outer white space."""
+        key = tuple((m.role, m.train, *_margins(m.content)) for m in messages)
+        if key not in self._skeletons:
+            if len(self._skeletons) >= 4096:  # long tails of structures would grow it without end
+                self._skeletons.clear()
+            self._skeletons[key] = self._derive(messages)
+        return self._skeletons[key]
+
+    def _derive(self, messages: list[Message]) -> _Skeleton:
+        marked = _marked(messages)
+        whole = self.render(marked)
+        pieces = MARK.split(whole)
+        skeleton = _Skeleton(
+            pieces[::2], [self._rename_controls(p) for p in pieces[::2]], list(map(int, pieces[1::2])), []
+        )
+        proven: dict[str, int] = {}  # literal before an answer -> where in it the answer begins
+        for i, message in enumerate(messages):
+            if not message.train:
+                continue
+            slots = self._slots_before(i, messages, skeleton)
+            literal = skeleton.literals[slots]
+            if len(skeleton.answers) < PROVE_EACH or literal not in proven:
+                prompt = self.render(marked[:i], generation_prompt=True)
+                if not whole.startswith(prompt):
+                    raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i})")
+                prompt_pieces = MARK.split(prompt)
+                slots, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
+            skeleton.answers.append(_Answer(slots, proven[literal]))
+            self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
+        return skeleton
+
+    def _slots_before(self, i: int, messages: list[Message], skeleton: _Skeleton) -> int:
+        """How many slots stand before message `i`."""
+        before = sum(1 for slot in skeleton.slots if slot < i)
+        if skeleton.slots[:before] != [slot for slot in skeleton.slots if slot < i]:
+            raise TemplateError(f"{self.name}: the template puts the texts in another order than the messages")
+        if _core(messages[i].content) and skeleton.slots[before : before + 1] != [i]:
+            raise TemplateError(f"{self.name}: the template leaves out the answer in message {i}")
+        return before
+
+    def _require_end_of_turn(self, i: int, skeleton: _Skeleton, slots: int, offset: int, has_text: bool) -> None:
+        """The first control token behind the answer must be the end of turn, with nothing but white space between."""
+        literal = skeleton.literals[slots + 1] if has_text else skeleton.literals[slots][offset:]
+        found = self._control_pattern.search(literal)
+        if found is None or found.group() != self.end_of_turn or (has_text and literal[: found.start()].strip()):
+            raise TemplateError(f"{self.name}: {self.end_of_turn!r} does not follow the answer in message {i}")
+
+    def _fill(self, messages: list[Message]) -> tuple[str, list[int]]:
+        """The conversation's text with control tokens renamed, and the position in it at which each answer begins."""
+        skeleton = self._skeleton(messages)
+        texts = [_core(messages[slot].content) for slot in skeleton.slots]
+        if _join(skeleton.literals, texts) != self.render(messages):
+            culprit = self._changed_message(messages)
+            raise TemplateError(
+                f"{self.name}: the template changes the text of message {culprit}; its tokens cannot be placed"
+            )
+        starts, at = [], 0  # where each literal begins
+        for literal, text in zip(skeleton.renamed, [*texts, ""]):
+            starts.append(at)
+            at += len(literal) + len(text)
+        # A border's offset counts characters of the literal before renaming.
+        borders = [
+            starts[a.slots] + len(self._rename_controls(skeleton.literals[a.slots][: a.offset]))
+            for a in skeleton.answers
+        ]
+        return _join(skeleton.renamed, texts), borders
+
+    def _changed_message(self, messages: list[Message]) -> int | str:
+        """Which message's text the template changes, found by marking all others."""
+        for i, message in enumerate(messages):
+            marked = _marked(messages)
+            with_mark, marked[i] = self.render(marked), message
+            if with_mark.replace(_mark(i), _core(message.content)) != self.render(marked):
+                return i
+        return "(several together)"
+
+    # The tokenizer ---------------------------------------------------------------------------------------------------
+
+    def _rename(self) -> None:
+        """Build the copies of the tokenizer that know the control tokens under other names."""
+        nonce = secrets.token_hex(8)  # no text can contain it; the ids do not depend on it
+        self._names = {c: f"{OPEN}{nonce}.{n}{CLOSE}" for n, c in enumerate(sorted(self._controls))}
+        self._control_pattern = re.compile("|".join(re.escape(c) for c in sorted(self._names, key=len, reverse=True)))
+        self._name_pattern = re.compile(f"{OPEN}{nonce}\\.\\d+{CLOSE}")
+        specification = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        _rename_in(specification, self._names)
+        self._backend = tokenizers.Tokenizer.from_str(json.dumps(specification))
+        _remove_prefix_space(specification)
+        self._continuation = tokenizers.Tokenizer.from_str(json.dumps(specification))
+        original = self.tokenizer.backend_tokenizer.token_to_id
+        self._renamed_ids = {self._backend.token_to_id(name): original(c) for c, name in self._names.items()}
+        self._ids_agree = all(renamed == kept for renamed, kept in self._renamed_ids.items())
+
+    def _rename_controls(self, text: str) -> str:
+        return self._control_pattern.sub(lambda found: self._names[found.group()], text)
+
+    def _original_ids(self, ids: list[int]) -> list[int]:
+        return ids if self._ids_agree else [self._renamed_ids.get(i, i) for i in ids]
+
+    def _mask(self, text: str, borders: list[int], encoding: tokenizers.Encoding) -> Encoded:
+        """Put the borders into the tokens of the whole text, and mark what lies between border and end of turn."""
+        ids, offsets = encoding.ids, encoding.offsets
+        starts = [start for start, _ in offsets]
+        controls = [(found.start(), found.end()) for found in self._name_pattern.finditer(text)]
+        control_tokens = [
+            i for i, token in enumerate(ids) if token in self._renamed_ids and self._is_control(text, offsets[i])
+        ]
+        assert len(controls) == len(control_tokens), "every renamed control token is one token"
+        done, merged = 0, 0  # tokens of `ids` already taken over
+        out_ids: list[int] = []
+        trained: list[bool] = []
+        for border in borders:
+            end = bisect_left(
+                controls, (border, border)
+            )  # the answer's end of turn is the first control token behind it
+            first = control_tokens[end - 1] if end else 0
+            left_text = text[controls[end - 1][0] if end else 0 : border]
+            left_ids = self._tokens(left_text)
+            split = bisect_left(starts, border)
+            out_ids += ids[done:first]
+            out_ids += left_ids[max(done - first, 0) :]  # the last answer's end of turn stands before this prompt: once
+            trained += [False] * (len(out_ids) - len(trained))
+            if offsets[split - 1][1] <= border and ids[first:split] == left_ids:
+                out_ids += ids[split : control_tokens[end] + 1]
+            else:
+                merged += 1
+                out_ids += self._continuation.encode(text[border : controls[end][1]], add_special_tokens=False).ids
+            trained += [True] * (len(out_ids) - len(trained))
+            done = control_tokens[end] + 1
+        out_ids += ids[done:]
+        trained += [False] * (len(out_ids) - len(trained))
+        return Encoded(self._original_ids(out_ids), trained, merged)
+
+    def _is_control(self, text: str, offset: tuple[int, int]) -> bool:
+        """Whether a token is a control token there, and not (as the unknown token can be) what some text became."""
+        return self._name_pattern.search(text, *offset) is not None
+
+    @lru_cache(maxsize=1024)  # noqa: B019  headers repeat in every conversation; a template lives as long as the run
+    def _tokens(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+
+def built_in_templates() -> list[str]:
+    """Names that `--template` knows."""
+    return sorted(
+        p.name.removesuffix(".jinja")
+        for p in (resources.files("fastft") / "templates").iterdir()
+        if p.name.endswith(".jinja")
+    )
+
+
+def load_tokenizer(model: str):
+    """The tokenizer in a model directory (or of a Hub name). Raises ValueError with one line; runs no remote code."""
+    from transformers import AutoTokenizer
+
+    path = Path(model)
+    if path.is_dir() and not any(
+        (path / f).exists() for f in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    ):
+        raise ValueError(
+            f"{model}: the directory holds no tokenizer (tokenizer.json); save the model's tokenizer there"
+        )
+    if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise ValueError(f"{model}: no such directory")
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except Exception as error:  # transformers raises a dozen kinds here
+        raise ValueError(f"{model}: its tokenizer cannot be loaded ({_first_line(error)})") from None
+
+
+def load_template(model: str, template: str | None = None) -> ChatTemplate:
+    """The chat template to use with `model`: its tokenizer's own, a built-in by name, or a `.jinja` file.
+
+    Raises ValueError (TemplateError) when there is none or its spans cannot be derived.
+    """
+    return chat_template(load_tokenizer(model), template, model)
+
+
+def chat_template(tokenizer, template: str | None = None, model: str = "tokenizer") -> ChatTemplate:
+    """`load_template` for a tokenizer that is loaded already; `model` names it in messages."""
+    if template is None:
+        source = tokenizer.chat_template
+        if isinstance(source, dict):
+            source = source.get("default")
+        if not source:
+            raise ValueError(
+                f"{model}: its tokenizer has no chat template; choose one: --template {'|'.join(built_in_templates())}"
+            )
+        return ChatTemplate(tokenizer, source, f"chat template of {model}")
+    if template in built_in_templates():
+        source = (resources.files("fastft") / "templates" / f"{template}.jinja").read_text()
+        return ChatTemplate(tokenizer, source, f"template {template}")
+    if Path(template).is_file():
+        return ChatTemplate(tokenizer, Path(template).read_text(), f"template {template}")
+    raise ValueError(f"--template {template}: neither a file nor one of {', '.join(built_in_templates())}")
+
+
+def _mark(i: int) -> str:
+    return f"{OPEN}{i}{CLOSE}"
+
+
+def _core(text: str) -> str:
+    return text.strip()
+
+
+def _margins(text: str) -> tuple[str, str] | tuple[str]:
+    """White space before and after the text (all of it, when it is nothing else)."""
+    core = _core(text)
+    if not core:
+        return (text,)
+    return text[: text.index(core)], text[text.index(core) + len(core) :]
+
+
+def _marked(messages: Iterable[Message]) -> list[Message]:
+    """The messages with a mark for each text, its outer white space kept: what a template trims of it then shows."""
+    return [
+        Message(m.role, _mark(i).join(_margins(m.content)) if _core(m.content) else m.content, m.train)
+        for i, m in enumerate(messages)
+    ]
+
+
+def _repaired(messages: Sequence[Message]) -> list[Message]:
+    return [Message(m.role, repair_text(m.content), m.train) for m in messages]
+
+
+def _join(literals: list[str], texts: list[str]) -> str:
+    return "".join(piece for pair in zip(literals, [*texts, ""]) for piece in pair)
+
+
+def _not_a_prefix(prompt: str, whole: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b), min(len(prompt), len(whole)))
+    return (
+        "the prompt before an answer is not how the rendered conversation begins "
+        f"(prompt has {MARK.sub('…', prompt[at : at + 40])!r} where the conversation has {MARK.sub('…', whole[at : at + 40])!r})"
+    )
+
+
+def _rename_in(specification: dict, names: dict[str, str]) -> None:
+    """Rename tokens in a tokenizer.json, in the vocabulary too: Unigram matches pieces in text, special or not."""
+    specification["post_processor"] = specification["truncation"] = specification["padding"] = None
+    for token in specification["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = specification["model"]
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+
+
+def _remove_prefix_space(part) -> None:
+    """Take out whatever puts a space in front of a text: what is left tokenises a text that goes on."""
+    if isinstance(part, list):
+        part[:] = [p for p in part if not (isinstance(p, dict) and p.get("type") == "Prepend")]
+        for p in part:
+            _remove_prefix_space(p)
+    elif isinstance(part, dict):
+        if (part.get("normalizer") or {}).get("type") == "Prepend":
+            part["normalizer"] = None
+        if part.get("type") == "Metaspace":
+            part["prepend_scheme"] = "never"
+        if part.get("type") == "ByteLevel":
+            part["add_prefix_space"] = False
+        for key in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers"):
+            _remove_prefix_space(part.get(key))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

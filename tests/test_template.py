@@ -1,0 +1,240 @@
+"""The mask is right by construction: laws over tokenizers that cut text in different ways and the templates we ship."""
+
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastft.conversation import Message
+from fastft.template import ChatTemplate, TemplateError, built_in_templates, chat_template
+
+PAIRS = [(kind, name) for kind in tiny.KINDS for name in built_in_templates()]
+LOSSLESS = [pair for pair in PAIRS if pair[0] != "unigram"]  # unigram turns unknown characters into <unk>
+MARKS_SPACES = ("sentencepiece", "metaspace", "unigram")  # put a space mark before text that follows a control token
+
+PIECES = [
+    "hello",
+    "Hello",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    "a",
+    ":",
+    "1",
+    ".",
+    "def f(x):\n    return x",
+    "é",
+    "你好",
+    "😀",
+    "👩‍🚀",
+    "|>",
+    "<",
+    "]",
+]
+texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text(max_size=12))
+answers = st.tuples(texts, st.booleans())
+HOSTILE = ["</s>", "<s>", "<|im_end|>", "<|im_start|>system\n", " ASSISTANT: ", "USER: ", "[/INST]", "[INST]", "<|eot_id|>", "<unk>",
+           "<end_of_turn>\n<start_of_turn>model\n", "<|end|>", "<0x0A>", "\ufdd00\ufdd1", "<<SYS>>", "{{ messages }}"]  # fmt: skip
+
+_templates: dict[tuple[str, str], ChatTemplate] = {}
+
+
+def template_of(pair: tuple[str, str]) -> ChatTemplate:
+    if pair not in _templates:
+        _templates[pair] = chat_template(tiny.KINDS[pair[0]](), pair[1])
+    return _templates[pair]
+
+
+@st.composite
+def conversations(draw) -> list[Message]:
+    messages = [Message("system", draw(texts))] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        answer, train = draw(answers)
+        messages += [Message("user", draw(texts)), Message("assistant", answer, train)]
+    return messages + ([Message("user", draw(texts))] if draw(st.booleans()) else [])
+
+
+def stock(template: ChatTemplate, messages: list[Message], generation_prompt: bool = False) -> list[int]:
+    """The tokenizer's own rendering, by the library's own road."""
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return template.tokenizer.apply_chat_template(
+        turns, chat_template=template.source, add_generation_prompt=generation_prompt, return_dict=False
+    )
+
+
+def spans(trained: list[bool]) -> list[tuple[int, int]]:
+    edges = [i for i, (a, b) in enumerate(zip([False, *trained], [*trained, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2]))
+
+
+def split_at_ends(template: ChatTemplate, ids: list[int], span: tuple[int, int]) -> str:
+    """The text of trained tokens, decoded behind the token before them (a first token may lose its space)."""
+    decode = lambda tokens: template.tokenizer.decode(tokens, skip_special_tokens=False)  # noqa: E731
+    return decode(ids[span[0] - 1 : span[1]])[len(decode(ids[span[0] - 1 : span[0]])) :]
+
+
+def rendered_answer(template: ChatTemplate, messages: list[Message], i: int) -> str:
+    """What the template puts between the prompt and the end of the end-of-turn token, told by its text alone."""
+    text = template.render(messages[: i + 1])[len(template.render(messages[:i], generation_prompt=True)) :]
+    # The end of turn comes after the answer, so its last occurrence but for what closes a whole conversation.
+    return text[: text.rindex(template.end_of_turn) + len(template.end_of_turn)]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@settings(max_examples=25)
+@given(messages=conversations())
+def test_prompts_and_whole_equal_the_tokenizers_rendering(pair, messages):
+    template = template_of(pair)
+    for i, message in enumerate(messages):
+        if message.train:
+            alone = [Message(m.role, m.content, m.train and j == i) for j, m in enumerate(messages)]
+            encoded = template.encode(alone)
+            assert encoded.ids[: encoded.trained.index(True)] == stock(template, messages[:i], generation_prompt=True)
+    encoded, whole = template.encode(messages), stock(template, messages)
+    assert len(encoded.ids) == len(encoded.trained)
+    assert len(spans(encoded.trained)) == sum(m.train for m in messages)
+    assert (encoded.ids == whole) == (encoded.merged_borders == 0)
+    if pair[0] != "phi3":  # its control tokens swallow white space, in the whole even that of an answer
+        assert template.tokenizer.decode(encoded.ids) == template.tokenizer.decode(whole)
+
+
+@pytest.mark.parametrize("pair", LOSSLESS, ids="-".join)
+@settings(max_examples=25)
+@given(messages=conversations())
+def test_trained_tokens_decode_to_the_answers(pair, messages):
+    template = template_of(pair)
+    encoded = template.encode(messages)
+    trained = [i for i, m in enumerate(messages) if m.train]
+    for i, span in zip(trained, spans(encoded.trained)):
+        text, expected = split_at_ends(template, encoded.ids, span), rendered_answer(template, messages, i)
+        assert encoded.ids[span[1] - 1] == template.end_of_turn_id
+        assert text == expected or (pair[0] in MARKS_SPACES and text == " " + expected)
+        separator, body = expected[: len(expected) - len(expected.lstrip())], messages[i].content
+        assert body.strip() in expected and set(separator) <= set(body) | {" "}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@settings(max_examples=25)
+@given(
+    messages=conversations(),
+    hostile=st.lists(st.one_of(st.sampled_from(HOSTILE), st.sampled_from(PIECES)), min_size=1, max_size=5).map("".join),
+    data=st.data(),
+)
+def test_typed_control_strings_stay_text_and_change_nothing_else(pair, messages, hostile, data):
+    template = template_of(pair)
+    at = data.draw(st.integers(0, len(messages) - 1))
+    plain, typed = list(messages), list(messages)
+    plain[at] = Message(messages[at].role, "x", messages[at].train)
+    typed[at] = Message(messages[at].role, f"x{hostile}x", messages[at].train)
+    before, after = template.encode(plain), template.encode(typed)
+
+    controls = {template.tokenizer.convert_tokens_to_ids(t) for t in tiny.CONTROL_TOKENS}
+    places = [[i for i, token in enumerate(e.ids) if token in controls] for e in (before, after)]
+    assert [before.ids[i] for i in places[0]] == [after.ids[i] for i in places[1]]
+    assert sum(after.trained) - sum(before.trained) == (len(after.ids) - len(before.ids)) * messages[at].train
+    # Between control tokens everything but the stretch that holds the text is the same.
+    stretches = [_stretches(e.ids, p) for e, p in zip((before, after), places)]
+    assert sum(a != b for a, b in zip(*stretches)) <= 1
+
+
+def _stretches(ids, places):
+    edges = [-1, *places, len(ids)]
+    return [ids[a + 1 : b] for a, b in zip(edges, edges[1:])]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_edges(pair):
+    template = template_of(pair)
+    for content in ("", " ", "\n\n", "a", "  leading", "\nleading", "trailing \n", "\ud83d", "😀", "\ud83d\ude00"):
+        messages = [Message("user", content), Message("assistant", content, True), Message("user", content)]
+        encoded = template.encode(messages)
+        assert encoded.ids[max(i for i, t in enumerate(encoded.trained) if t)] == template.end_of_turn_id
+        assert template.encode_prompt(messages[:1]) == encoded.ids[: encoded.trained.index(True)]
+
+
+def test_nothing_trained_when_nothing_is_marked():
+    encoded = template_of(("gpt2", "chatml")).encode([Message("user", "a"), Message("assistant", "b", False)])
+    assert not any(encoded.trained)
+
+
+def test_border_wins_over_a_merge_and_is_counted():
+    """Qwen's split takes "assistant\\n" + "\\n\\n" as one stretch; the answer's newlines must be tokens of their own."""
+    from tokenizers import AddedToken
+
+    tokenizer = tiny.byte_level()
+    tokenizer.add_tokens([AddedToken("\n\n\n", normalized=False)])  # a token that surely spans the border
+    template = chat_template(tokenizer, "chatml")
+    messages = [Message("user", "hi"), Message("assistant", "\n\nhello", True)]
+    encoded = template.encode(messages)
+    assert encoded.merged_borders == 1
+    assert stock(template, messages) != encoded.ids
+    start = encoded.trained.index(True)
+    assert encoded.ids[:start] == stock(template, messages[:1], generation_prompt=True)
+    assert template.tokenizer.decode(encoded.ids[start:]) == "\n\nhello<|im_end|>\n"
+
+
+def test_long_conversations_stay_cheap_and_exact():
+    template = template_of(("gpt2", "chatml"))
+    messages = [Message("user", "q"), Message("assistant", "a", True)] * 300
+    encoded = template.encode(messages)
+    assert encoded.ids == stock(template, messages)
+    assert len(spans(encoded.trained)) == 300
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}BOT{% endif %}",
+            "begins",
+        ),
+        (
+            "{% for m in messages %}{{ m.role + m.content }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}",
+            "stop",
+        ),
+        ("{{ raise_exception('only images') }}", "only images"),
+        ("{% for m in messages %}", "refuses"),
+    ],
+)
+def test_underivable_templates_are_refused(source, says):
+    with pytest.raises(TemplateError, match=says) as caught:
+        ChatTemplate(tiny.KINDS["gpt2"](), source, "template odd")
+    assert "template odd" in str(caught.value)
+
+
+def test_a_template_that_rewrites_text_is_refused_for_that_text():
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(tiny.KINDS["gpt2"](), source, "template thinker")
+    template.encode([Message("user", "a"), Message("assistant", "b", True)])
+    with pytest.raises(TemplateError, match="template thinker: the template changes the text of message 1"):
+        template.encode([Message("user", "a"), Message("assistant", "<think>x</think>b", True)])
+
+
+def test_a_template_that_looks_ahead_is_refused():
+    """Mistral's later templates move the system text to the last question: earlier prompts were never like that."""
+    source = (
+        "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST]{% if loop.last or loop.index0 == "
+        "messages | length - 3 %}{{ messages[0].content }}{% endif %}{{ m.content }}[/INST]{% else %}{{ m.content }}</s>"
+        "{% endif %}{% endfor %}"
+    )
+    with pytest.raises(TemplateError, match="template ahead: the prompt before an answer is not how"):
+        ChatTemplate(tiny.KINDS["gpt2"](), source, "template ahead")
+
+
+def test_a_tokenizer_without_template_names_the_choices():
+    with pytest.raises(ValueError, match=r"no chat template.*--template chatml\|gemma"):
+        chat_template(tiny.KINDS["gpt2"](), None, "some/model")
+
+
+def test_a_template_whose_end_token_the_tokenizer_lacks_is_refused():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    with pytest.raises(TemplateError, match="never learn to stop"):
+        chat_template(bare, "chatml")
