@@ -94,6 +94,11 @@ class ChatTemplate:
         self._rename()
 
     @property
+    def control_tokens(self) -> set[str]:
+        """Strings that become single tokens with a meaning of their own when the template writes them."""
+        return self._controls
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """Ids at which generation stops: the end of turn, and the end of text where it is another token."""
         ids = [self.end_of_turn_id, self.tokenizer.eos_token_id]

@@ -1,0 +1,7 @@
+"""`python -m fastft` is `fastft`."""
+
+import sys
+
+from fastft.cli import main
+
+sys.exit(main())

@@ -1,0 +1,125 @@
+"""Attention over packed rows: every conversation sees itself only, positions restart, nothing is padded to T x T.
+
+`choose_attention` picks one of three backends and says why; each is registered with transformers under "fastft_<name>":
+
+- flash_attn: the flash-attn package (variable-length FlashAttention-2), where it is installed;
+- varlen: torch.nn.attention.varlen, PyTorch's own variable-length flash attention (CUDA, torch >= 2.11);
+- documents: torch SDPA, one call per conversation; exact everywhere, the way on CPU.
+
+A micro-batch is one flat row of N tokens; `cu_seqlens` (int32, on the same device) holds where each conversation
+begins, then N as often as needed to keep its size fixed. transformers builds no mask for a registered name that has no
+mask function, and hands `cu_seqlens` and `max_seqlen` through to the functions below.
+"""
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ("auto", "flash_attn", "varlen", "documents")
+
+
+def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
+    """Return (transformers' name of the backend, one line saying what was chosen and why).
+
+    Raises ValueError when `requested` cannot work on `device`.
+    """
+    from transformers import AttentionInterface
+
+    backend, why = _choose(requested, device)
+    functions = {"flash_attn": _flash_attn, "varlen": _varlen, "documents": _documents}
+    AttentionInterface.register(f"fastft_{backend}", functions[backend])
+    return f"fastft_{backend}", f"attention: {backend} ({why})"
+
+
+def _choose(requested: str, device: torch.device) -> tuple[str, str]:
+    if requested not in BACKENDS:
+        raise ValueError(f"attention: {requested!r} is not one of {', '.join(BACKENDS)}")
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    has_package = importlib.util.find_spec("flash_attn") is not None
+    if requested == "auto":
+        if not fast:
+            return "documents", f"exact per conversation; no flash attention on {device.type}"
+        if has_package:
+            return "flash_attn", "the flash-attn package is installed"
+        return "varlen", "PyTorch's own variable-length flash attention; flash-attn is not installed"
+    if requested in ("flash_attn", "varlen") and not fast:
+        raise ValueError(f"attention: {requested} needs an NVIDIA GPU of compute capability 8.0 or more; use documents")
+    if requested == "flash_attn" and not has_package:
+        raise ValueError("attention: flash_attn is not installed (pip install flash-attn --no-build-isolation); use varlen")
+    return requested, "as requested"
+
+
+def _flash_attn(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
+    from flash_attn import flash_attn_varlen_func
+
+    cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
+    out_NHD = flash_attn_varlen_func(
+        *(_flat(t) for t in (query, key, value)),
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=_window(sliding_window),
+        softcap=softcap or 0.0,
+    )
+    return out_NHD.unsqueeze(0), None
+
+
+def _varlen(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
+    from torch.nn.attention.varlen import varlen_attn
+
+    if softcap:
+        raise ValueError("attention: varlen has no logit soft-capping, which this model needs; use flash_attn or documents")
+    cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
+    out_NHD = varlen_attn(
+        *(_flat(t) for t in (query, key, value)),
+        cu_seqlens,
+        cu_seqlens,
+        max_seqlen,
+        max_seqlen,
+        scale=scaling,
+        window_size=_window(sliding_window),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out_NHD.unsqueeze(0), None
+
+
+def _documents(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
+    edges = kwargs["cu_seqlens"].tolist()
+    outputs = [
+        _document(*(t[:, :, begin:end] for t in (query, key, value)), scaling, sliding_window, softcap)
+        for begin, end in zip(edges, edges[1:])
+        if begin < end
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _document(query: Tensor, key: Tensor, value: Tensor, scaling, sliding_window, softcap) -> Tensor:
+    """Causal attention of one conversation: [1, H, L, D] queries over [1, K, L, D] keys and values."""
+    length = query.shape[2]
+    windowed = sliding_window is not None and sliding_window < length
+    if not windowed and softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    distance_LL = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None]
+    visible_LL = (distance_LL >= 0) & (distance_LL < (sliding_window if windowed else length))
+    if softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible_LL, scale=scaling, enable_gqa=True)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores_HLL = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    scores_HLL = softcap * torch.tanh(scores_HLL / softcap)
+    weights_HLL = scores_HLL.masked_fill(~visible_LL, float("-inf")).softmax(-1, dtype=torch.float32)
+    return weights_HLL.to(value.dtype) @ value
+
+
+def _flat(heads_1HND: Tensor) -> Tensor:
+    return heads_1HND.squeeze(0).transpose(0, 1)
+
+
+def _window(sliding_window: int | None) -> tuple[int, int]:
+    """(left, right) as flash attention counts: a token sees itself and `left` tokens before it."""
+    return (-1, 0) if sliding_window is None else (sliding_window - 1, 0)

@@ -1,0 +1,137 @@
+"""Talk to a model in the terminal: `fastft chat --model DIR`.
+
+Streams the answer, keeps the history, stops at the model's own end of turn. `/reset` forgets the conversation, `/quit`
+(or Ctrl-D) leaves, Ctrl-C stops an answer. Texts are tokenised so that nothing typed becomes a control token.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from fastft.conversation import Message
+
+
+class ChatModel:
+    """A model directory ready to answer: weights on the GPU in bf16 where there is one, else on CPU in fp32."""
+
+    def __init__(self, model: str, template: str | None = None):
+        """Raises ValueError with one line when the directory is no chat model."""
+        import torch
+
+        from fastft.model import load_config
+        from fastft.template import load_template
+
+        self.window = getattr(load_config(model), "max_position_embeddings", None) or 1 << 20
+        self.template = load_template(model, template)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = _load_weights(model, torch.bfloat16 if self.device.type == "cuda" else torch.float32).to(self.device)
+
+    def stream(self, messages: list[Message], max_new_tokens: int = 512, temperature: float = 0.0) -> Iterator[str]:
+        """Yield the answer to `messages` piece by piece, up to the end of turn or `max_new_tokens`.
+
+        The oldest rounds are left out of the prompt when it would not fit the model's window (a leading system message
+        stays). Raises ValueError when even the last message does not fit.
+        """
+        import torch
+
+        ids = self._fitting_prompt(messages, max_new_tokens)
+        stops, cache, produced, shown = set(self.template.stop_token_ids), None, [], ""
+        fed = torch.tensor([ids], device=self.device)
+        with torch.inference_mode():
+            for _ in range(min(max_new_tokens, self.window - len(ids))):
+                out = self.model(input_ids=fed, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                token = _pick(out.logits[0, -1], temperature)
+                if token in stops:
+                    return
+                produced.append(token)
+                fed = torch.tensor([[token]], device=self.device)
+                text = self.template.tokenizer.decode(produced, skip_special_tokens=True)
+                if not text.endswith("\ufffd"):  # a character whose bytes are still to come
+                    yield text[len(shown) :]
+                    shown = text
+
+    def _fitting_prompt(self, messages: list[Message], max_new_tokens: int) -> list[int]:
+        system = [m for m in messages[:1] if m.role == "system"]
+        turns = messages[len(system) :]
+        while True:
+            ids = self.template.encode_prompt([*system, *turns])
+            if len(ids) < self.window and (len(ids) + max_new_tokens <= self.window or len(turns) <= 2):
+                return ids
+            if len(turns) <= 2:
+                raise ValueError(f"the message is {len(ids)} tokens long; the model's window is {self.window}")
+            turns = turns[2:]
+
+
+def _load_weights(model: str, dtype):
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+
+
+def _pick(logits_V, temperature: float) -> int:
+    """The likeliest token at temperature 0, else a draw."""
+    if temperature <= 0:
+        return int(logits_V.argmax())
+    return int((logits_V.float() / temperature).softmax(-1).multinomial(1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fastft chat", description="Talk to a model in the terminal.")
+    parser.add_argument("--model", required=True, help="a model directory (fastft train leaves one in OUTPUT_DIR/model)")
+    parser.add_argument("--template", help="built-in name or .jinja file (default: the tokenizer's own)")
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    options = parser.parse_args(argv)
+    try:
+        model = ChatModel(options.model, options.template)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.model} on {model.device}. /reset forgets, /quit leaves.")
+    system = [Message("system", options.system)] if options.system else []
+    history: list[Message] = []
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return 0
+        if line.strip() == "/quit":
+            return 0
+        if line.strip() == "/reset":
+            history.clear()
+            print("(forgotten)")
+        elif line.strip().startswith("/"):
+            print("(commands: /reset, /quit)")
+        elif line.strip():
+            _answer(model, system, history, line, options)
+
+
+def _answer(model: ChatModel, system: list[Message], history: list[Message], line: str, options) -> None:
+    """Print the answer as it comes and keep the round; a round that failed or was empty is not kept."""
+    history.append(Message("user", line))
+    pieces: list[str] = []
+    try:
+        for piece in model.stream([*system, *history], options.max_new_tokens, options.temperature):
+            pieces.append(piece)
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pass
+    except ValueError as error:
+        print(f"({error})", end="")
+        pieces.clear()
+    print()
+    if pieces:
+        history.append(Message("assistant", "".join(pieces)))
+    else:
+        history.pop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Checkpoints that are whole or not there, and the export to Hugging Face's format.
+
+A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100: PyTorch's distributed checkpoint (every rank writes its
+shards and syncs them to disk) and `meta.json`, which lists every file with its size. It is written as `….tmp` and
+published by one rename. `latest` is only a hint: `newest` looks at the directories, checks their files, and falls back to
+the next older one. A run's position is one integer, the step; everything else is computed again.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+
+from fastft.model import TrainedModel
+from fastft.template import ChatTemplate
+
+
+def save(directory: Path, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> Path:
+    """Write and publish the checkpoint of `step`; collective. Returns its path.
+
+    Raises ValueError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.
+    """
+    final = directory / f"step-{step:08d}"
+    partial = final.with_name(final.name + ".tmp")
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+    dist.barrier()
+    failure = None
+    try:
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
+    except (Exception, CheckpointException) as error:  # the latter is no Exception; all ranks must hear of either
+        failure = _root_cause(error)
+    if dist.get_rank() == 0 and failure is None:
+        try:
+            _publish(partial, final, {**meta, "step": step, "world_size": dist.get_world_size()})
+        except OSError as error:
+            failure = str(error)
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    if any(failures):
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        reason = next(f for f in failures if f)
+        raise ValueError(
+            f"{final}: the checkpoint could not be written ({reason}). Earlier checkpoints are untouched: make room and "
+            "start the same command again"
+        )
+    return final
+
+
+def load(path: Path, model: TrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    """Restore weights and optimiser in place; collective; any number of ranks."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state}
+    dcp.load(state, checkpoint_id=path)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def newest(directory: Path, say=print) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint and its meta data, or None. `say` is told of every one that is passed over."""
+    for path in sorted(directory.glob("step-????????"), reverse=True):
+        fault = _fault(path)
+        if fault is None:
+            return path, json.loads((path / "meta.json").read_text())
+        say(f"{path}: passed over: {fault}")
+    return None
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Remove what is left of interrupted writes, and all but the newest `keep` checkpoints."""
+    for path in directory.glob("*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in sorted(directory.glob("step-????????"))[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def export(model: TrainedModel, template: ChatTemplate, source: str, path: Path) -> None:
+    """Write `path` as a Hugging Face model directory; collective. It is written beside and renamed.
+
+    Weights keep the data type of the model at `source`, from which the run started. The generation config stops at the
+    template's end of turn, and the tokenizer carries the chat template.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)  # whole on rank 0, empty elsewhere
+    failure = [None]
+    if dist.get_rank() == 0:
+        partial = path.with_name(path.name + ".tmp")
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            _write_model(state, template, source, partial)
+            shutil.rmtree(path, ignore_errors=True)
+            os.rename(partial, path)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            failure = [str(error)]
+    dist.broadcast_object_list(failure)
+    if failure[0]:
+        raise ValueError(f"{path}: the model could not be written ({failure[0]}); start the same command again")
+
+
+def _write_model(state: dict[str, torch.Tensor], template: ChatTemplate, source: str, path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(source)
+    dtype = config.dtype or torch.float32
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    prefix = "causal_lm."
+    weights = {name.removeprefix(prefix): tensor.to(dtype) for name, tensor in state.items()}
+    causal_lm.load_state_dict(weights, strict=False, assign=True)
+    causal_lm.tie_weights()
+    tokenizer = template.tokenizer
+    causal_lm.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=template.stop_token_ids,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else template.stop_token_ids[0],
+    )
+    causal_lm.save_pretrained(path)
+    tokenizer.chat_template = template.source
+    tokenizer.save_pretrained(path)
+
+
+def _publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
+    """Everything durable, then the rename, then the hint."""
+    files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
+    _write_durably(partial / "meta.json", json.dumps({**meta, "files": files}, indent=1))
+    _sync_directory(partial)
+    shutil.rmtree(final, ignore_errors=True)  # an incomplete one of that name: `newest` has passed over it
+    os.rename(partial, final)
+    _sync_directory(final.parent)
+    hint = final.parent / "latest.tmp"
+    _write_durably(hint, final.name + "\n")
+    os.replace(hint, final.parent / "latest")
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a published checkpoint, None if it is complete."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        for name, size in meta["files"].items():
+            if not (path / name).exists():
+                return f"{name} is missing"
+            if (path / name).stat().st_size != size:
+                return f"{name} holds {(path / name).stat().st_size} bytes instead of {size}"
+    except FileNotFoundError:
+        return "meta.json is missing"
+    except (ValueError, KeyError, AttributeError):
+        return "meta.json is damaged"
+    return None
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with open(path, "w") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The operating system's own words, from under the wrapping of distributed checkpointing."""
+    failures = getattr(error, "failures", None)  # CheckpointException: rank -> (exception, stack)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,48 @@
+"""The `fastft` command: each verb is a thin door to one module, imported only when it is called.
+
+    fastft --help
+    fastft VERB --help
+"""
+
+import importlib
+import sys
+
+VERBS = {
+    "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about three minutes"),
+    "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
+    "inspect": ("fastft.inspection", "show which tokens are trained, or prove the mask over a whole file"),
+    "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
+    "chat": ("fastft.chat", "talk to a model in the terminal"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Call a verb's main(argv). Returns the exit code; 2 for a verb that does not exist."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        from fastft import __version__
+
+        print(f"fastft {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        import difflib
+
+        nearest = difflib.get_close_matches(argv[0], VERBS, n=1, cutoff=0.0)[0]
+        print(f"error: unknown verb {argv[0]!r}; did you mean {nearest!r}? (fastft --help lists them)", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
+    except KeyboardInterrupt:
+        return 130
+
+
+def _usage() -> str:
+    lines = [f"  {verb:<8} {what}" for verb, (_, what) in VERBS.items()]
+    return "usage: fastft VERB ...\n\nFrom a dump of shared chats to a chat model.\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

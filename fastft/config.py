@@ -1,0 +1,152 @@
+"""The one configuration of a training run: a YAML file, overridden on the command line, saved beside the run.
+
+    torchrun --nproc-per-node 8 -m fastft.train --config run.yaml --optimizer.lr 1e-5
+
+Every key is a field of `TrainConfig`; nested ones are dotted on the command line. An unknown key or a value of the wrong
+type is one line that names the key and the nearest valid one.
+"""
+
+import difflib
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Literal
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 2e-5
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Applied to matrices only, never to norms and biases."""
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over the run, as a function of the step alone."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    """Share of all steps over which the learning rate rises linearly from 0."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints in OUTPUT_DIR/checkpoints; one is always written at the end."""
+
+    every: int = 200
+    """Steps between two checkpoints; 0 writes only the last."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+
+
+@dataclass
+class TrainConfig:
+    model: str
+    """Directory (or Hub name) of a causal language model with its tokenizer."""
+    data: str
+    """Conversations: a file that `fastft clean` wrote, or any JSON(L) with messages or ShareGPT conversations."""
+    output_dir: str
+    """Where checkpoints, metrics and the trained model go."""
+    eval_data: str | None = None
+    """Held-out conversations; their loss is measured every `eval_every` steps."""
+    template: str | None = None
+    """Chat template: a built-in name or a .jinja file; by default the tokenizer's own."""
+    window: int = 2048
+    """Tokens in a packed row; no conversation may be longer."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """What to do with conversations longer than the window: stop with their number, or leave them out and count them."""
+    epochs: int = 3
+    max_steps: int | None = None
+    """Stop after this many optimiser steps; the schedule is laid over them."""
+    global_batch_size: int = 32
+    """Packed rows per optimiser step, over all ranks."""
+    micro_batch_size: int = 1
+    """Packed rows per rank and forward."""
+    seed: int = 0
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 turns it off."""
+    gradient_checkpointing: bool = True
+    attention: Literal["auto", "flash_attn", "varlen", "documents"] = "auto"
+    compile: bool = False
+    """torch.compile each block."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    resume: bool = True
+    """Go on from the newest complete checkpoint in OUTPUT_DIR; false refuses to write over an earlier run."""
+    log_every: int = 1
+    """Optimiser steps between two reports."""
+    eval_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("window", "epochs", "global_batch_size", "micro_batch_size", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ValueError(f"max_steps: {self.max_steps} is less than 1")
+        if self.checkpoint.every < 0 or self.checkpoint.keep < 1:
+            raise ValueError("checkpoint: every must be 0 or more, keep 1 or more")
+        if not 0 <= self.schedule.warmup_ratio <= 1:
+            raise ValueError(f"schedule.warmup_ratio: {self.schedule.warmup_ratio} is not between 0 and 1")
+        if self.optimizer.lr <= 0 or self.max_grad_norm < 0:
+            raise ValueError("optimizer.lr must be above 0 and max_grad_norm not below 0")
+
+
+def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
+    """Read the command line (and the YAML file it names). Raises ValueError with one line; `--help` exits."""
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(prog=prog, description="Fine-tune a chat model.", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="a YAML file with the keys below")
+    parser.add_class_arguments(TrainConfig)
+    try:
+        values = parser.instantiate(parser.parse_args(argv))
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(_one_line(str(error))) from None
+    return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
+
+
+def save_config(config: TrainConfig, path) -> None:
+    """Write YAML that `--config` reads back."""
+    import yaml
+
+    values = asdict(config)
+    values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
+    with open(path, "w") as out:
+        yaml.safe_dump(values, out, sort_keys=False)
+
+
+def valid_keys(cls=TrainConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all keys."""
+    keys = []
+    for f in fields(cls):
+        default = f.default_factory() if callable(f.default_factory) else None
+        keys += valid_keys(type(default), f"{prefix}{f.name}.") if is_dataclass(default) else [prefix + f.name]
+    return keys
+
+
+# How jsonargparse 4.x speaks of keys it does not know and of values that do not fit.
+_UNKNOWN = (
+    re.compile(r"unrecognized arguments: --(?P<key>[\w.]+)"),
+    re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>\w+)'"),
+)
+_WRONG_TYPE = re.compile(r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected .*?)\. Got value: (?P<value>.*)', re.DOTALL)
+
+
+def _one_line(message: str) -> str:
+    for pattern in _UNKNOWN:
+        if found := pattern.search(message):
+            group = found.groupdict().get("group")
+            key = f"{group}.{found['key']}" if group else found["key"]
+            nearest = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)[0]
+            return f"unknown key {key!r}; the nearest valid one is {nearest!r}"
+    if found := _WRONG_TYPE.search(message):
+        expected = re.sub(r"<class '(\w+)'>", r"\1", found["what"]).replace("typing.Literal", "one of ")
+        return f"{found['key']}: {expected.replace('Expected a ', 'expected ')}, got {found['value'].strip()!r}"
+    return " ".join(message.split())

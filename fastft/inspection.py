@@ -1,0 +1,168 @@
+"""See and prove the mask: `fastft inspect DATA --model M [-n 3]`, `fastft inspect DATA --model M --check`.
+
+Without --check it prints conversations with trained tokens in one colour and the rest in another, one token beside the
+next. With --check it holds every conversation of the file against the library's own road (`apply_chat_template` with
+tokenize=True), which shares no code with fastft.template: prompts, the whole, the decoded answers, the control tokens.
+Exit code 1 when anything is off.
+"""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+from fastft.conversation import Conversation, Message, read_conversations
+from fastft.template import ChatTemplate, Encoded, load_template
+
+SHOWN_FAULTS = 10  # lines printed of a file with faults; the counts are always whole
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fastft inspect", description="Show which tokens are trained, or prove the mask.")
+    parser.add_argument("data", help="a file of conversations")
+    parser.add_argument("--model", required=True, help="directory or Hub name; only its tokenizer is loaded")
+    parser.add_argument("--template", help="built-in name or .jinja file (default: the tokenizer's own)")
+    parser.add_argument("-n", type=int, default=3, help="conversations to show (default 3)")
+    parser.add_argument("--check", action="store_true", help="prove the mask over the whole file")
+    options = parser.parse_args(argv)
+    try:
+        template = load_template(options.model, options.template)
+        if options.check:
+            return check_file(options.data, template)
+        show_file(options.data, template, options.n)
+        return 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def show_file(path: str, template: ChatTemplate, count: int) -> None:
+    """Print the first `count` conversations in colour."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.print(Text.assemble(("trained", TRAINED), "  ", ("not trained", UNTRAINED), "  ", ("control token", "bold")))
+    for conversation in islice(read_conversations(path), count):
+        encoded = template.encode(conversation.messages)
+        title = f"{conversation.id}  {len(encoded.ids)} tokens, {sum(encoded.trained)} trained"
+        if encoded.merged_borders:
+            title += f", {encoded.merged_borders} borders where the answer's own tokens won"
+        console.rule(Text(title), align="left")
+        console.print(coloured(encoded, template), soft_wrap=True)
+
+
+TRAINED, UNTRAINED = "black on green", "dim"
+
+
+def coloured(encoded: Encoded, template: ChatTemplate):
+    """The tokens as rich text; bytes of a character that several tokens share are shown with the last of them."""
+    from rich.text import Text
+
+    control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
+    text, pending = Text(), []
+    for i, (token, trained) in enumerate(zip(encoded.ids, encoded.trained)):
+        pending.append(token)
+        shown = template.tokenizer.decode(pending, skip_special_tokens=False)
+        if "\ufffd" in shown and i + 1 < len(encoded.ids) and len(pending) < 4:
+            continue
+        style = (TRAINED if trained else UNTRAINED) + (" bold" if token in control else "")
+        text.append(shown, style)
+        pending = []
+    return text
+
+
+def check_file(path: str, template: ChatTemplate) -> int:
+    """Prove the mask of every conversation; print the counts. Returns 1 when anything is off."""
+    from rich.console import Console
+    from rich.table import Table
+
+    counts, faults = Counter(), Counter()
+    for conversation in read_conversations(path):
+        counts["conversations"] += 1
+        try:
+            encoded = template.encode(conversation.messages)
+        except ValueError as error:
+            found = [("cannot be encoded", str(error))]
+        else:
+            counts["tokens"] += len(encoded.ids)
+            counts["trained tokens"] += sum(encoded.trained)
+            counts["answers trained"] += sum(m.train for m in conversation.messages)
+            counts["borders where the answer's own tokens won"] += encoded.merged_borders
+            found = list(check(conversation, encoded, template))
+        for kind, detail in found:
+            faults[kind] += 1
+            if sum(faults.values()) <= SHOWN_FAULTS:
+                print(f"{conversation.id}: {kind}: {detail}", file=sys.stderr)
+    table = Table(title=f"{path} under {template.name}", title_justify="left", show_header=False)
+    for name, number in [*counts.items(), *((f"FAULT: {kind}", number) for kind, number in faults.items())]:
+        table.add_row(name, f"{number:,}")
+    Console().print(table)
+    if not counts["conversations"]:
+        raise ValueError(f"{path}: holds no conversation")
+    print("the mask is off" if faults else "the mask is proven: every check passed")
+    return 1 if faults else 0
+
+
+def check(conversation: Conversation, encoded: Encoded, template: ChatTemplate) -> Iterator[tuple[str, str]]:
+    """Yield (kind, detail) for everything about a conversation's tokens that is not as it must be."""
+    messages = conversation.messages
+    spans = _spans(encoded.trained)
+    answers = [i for i, m in enumerate(messages) if m.train]
+    if len(spans) != len(answers):
+        yield "number of answers", f"{len(answers)} answers to train, {len(spans)} trained spans"
+        return
+    typed = any(control in m.content for m in messages for control in template.control_tokens)
+    if not typed:  # else the library's own road would turn text into control tokens
+        yield from _check_against_library(messages, encoded, template, list(zip(answers, spans)))
+    for i, span in zip(answers, spans):
+        if encoded.ids[span[1] - 1] != template.end_of_turn_id:
+            yield "end of turn", f"message {i} does not end with {template.end_of_turn}"
+        text, expected = _decoded(encoded.ids, span, template), messages[i].content
+        if expected.strip() not in text or text.strip().removesuffix(template.end_of_turn).strip() != expected.strip():
+            yield "answer", f"message {i}: trained {text[:60]!r}, the answer is {expected[:60]!r}"
+    yield from _check_controls(messages, encoded, template)
+
+
+def _check_against_library(messages, encoded, template, answers_and_spans) -> Iterator[tuple[str, str]]:
+    if encoded.merged_borders == 0:
+        if encoded.ids != _library_ids(messages, template, generation_prompt=False):
+            yield "whole", "the ids are not the tokenizer's rendering of the conversation"
+        for i, span in answers_and_spans:
+            if encoded.ids[: span[0]] != _library_ids(messages[:i], template, generation_prompt=True):
+                yield "prompt", f"the ids before message {i} are not what a server would feed"
+        return
+    for i, _ in answers_and_spans:  # one border at a time: earlier borders of its own do not stand in a server's prompt
+        alone = template.encode([Message(m.role, m.content, m.train and j == i) for j, m in enumerate(messages)])
+        prompt = _library_ids(messages[:i], template, generation_prompt=True)
+        if alone.ids[: alone.trained.index(True)] != prompt:
+            yield "prompt", f"the ids before message {i} are not what a server would feed"
+
+
+def _check_controls(messages, encoded, template) -> Iterator[tuple[str, str]]:
+    """Texts emptied of everything special must leave exactly the same control tokens."""
+    control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
+    control.discard(template.tokenizer.unk_token_id)  # also what unknown text becomes
+    harmless = [Message(m.role, "x" if m.content.strip() else m.content, m.train) for m in messages]
+    expected = [i for i in _library_ids(harmless, template, generation_prompt=False) if i in control]
+    if [i for i in encoded.ids if i in control] != expected:
+        yield "control tokens", "text became control tokens, or the template's own are missing"
+
+
+def _library_ids(messages: list[Message], template: ChatTemplate, generation_prompt: bool) -> list[int]:
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return template.tokenizer.apply_chat_template(
+        turns, chat_template=template.source, add_generation_prompt=generation_prompt, return_dict=False
+    )
+
+
+def _spans(trained: list[bool]) -> list[tuple[int, int]]:
+    edges = [i for i, (a, b) in enumerate(zip([False, *trained], [*trained, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2]))
+
+
+def _decoded(ids: list[int], span: tuple[int, int], template: ChatTemplate) -> str:
+    """The text of a span, decoded behind the token before it: alone, SentencePiece drops a first space."""
+    decode = lambda tokens: template.tokenizer.decode(tokens, skip_special_tokens=False)  # noqa: E731
+    return decode(ids[span[0] - 1 : span[1]])[len(decode(ids[span[0] - 1 : span[0]])) :]

@@ -1,0 +1,109 @@
+"""The model in training: load, attention backend, gradient checkpointing, compile, shard.
+
+`TrainedModel` wraps a transformers causal LM so that one forward maps a packed micro-batch to its summed loss: the head
+runs inside the root FSDP unit's forward (read outside, its weight's gradient would silently be one rank's only) and
+only on the positions that are trained.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from fastft.loss import summed_cross_entropy
+
+
+class TrainedModel(nn.Module):
+    """A causal LM that returns the summed cross entropy of a packed micro-batch."""
+
+    def __init__(self, causal_lm: nn.Module):
+        super().__init__()
+        config = causal_lm.config
+        if getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", 1) != 1:
+            raise ValueError(f"{config.model_type}: models that scale their logits are not supported")
+        self.causal_lm = causal_lm
+        self.logit_softcap = getattr(config, "final_logit_softcapping", None)
+
+    def forward(
+        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, loss_index: Tensor, targets: Tensor
+    ) -> Tensor:
+        """Shapes for a flat row of N tokens, n of them predicting a trained one: input_ids, position_ids [1, N] int64;
+        cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns a scalar in fp32.
+        """
+        hidden_1ND = self.causal_lm.base_model(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
+        ).last_hidden_state
+        return summed_cross_entropy(hidden_1ND[0, loss_index], targets, self.head)
+
+    def head(self, hidden_nD: Tensor) -> Tensor:
+        logits_nV = self.causal_lm.get_output_embeddings()(hidden_nD)
+        if self.logit_softcap:
+            logits_nV = self.logit_softcap * torch.tanh(logits_nV / self.logit_softcap)
+        return logits_nV
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder layers, the units of sharding, checkpointing and compiling."""
+        lists = [m for m in self.causal_lm.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
+        if len(lists) != 1:
+            raise ValueError(f"{self.causal_lm.config.model_type}: cannot tell its decoder layers; is it a causal language model?")
+        return lists[0]
+
+
+def load_config(model: str):
+    """The model's transformers config. Raises ValueError with one line; runs no remote code."""
+    from transformers import AutoConfig
+
+    path = Path(model)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(f"{model}: the directory holds no model (config.json)")
+    if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
+        raise ValueError(f"{model}: no such directory")
+    try:
+        return AutoConfig.from_pretrained(model)
+    except Exception as error:  # transformers and the Hub raise a dozen kinds here
+        raise ValueError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
+
+
+def load_model(model: str, attention: str, gradient_checkpointing: bool) -> TrainedModel:
+    """Weights in fp32 on CPU (the master copy), ready to shard. `attention` is transformers' name of the backend."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=attention)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+    if gradient_checkpointing:
+        # One switch under two names: it was renamed during transformers 5. FSDP2's hooks stay outside the checkpoint.
+        enable = getattr(causal_lm, "activation_checkpointing_enable", None) or causal_lm.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    return TrainedModel(causal_lm).train()
+
+
+def shard(model: TrainedModel, mesh: DeviceMesh, compile_blocks: bool) -> TrainedModel:
+    """FSDP2 over `mesh`: each block a unit, the rest (embeddings, norm, head) the root. Order: compile, then shard.
+
+    bf16 for the computation and fp32 for the reduction on GPU; fp32 throughout on CPU. Gradients are summed, not
+    averaged: the trainer has divided by the global token count already.
+    """
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    options = {"mesh": mesh, "mp_policy": mixed if mesh.device_type == "cuda" else MixedPrecisionPolicy()}
+    for block in model.blocks:
+        if compile_blocks:
+            block.compile()
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+    for module in (model, *model.blocks):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
+    return model
+
+
+def count_parameters(model: TrainedModel) -> tuple[int, int]:
+    """(parameters in the blocks, parameters in the output head), whole, whatever the sharding."""
+    body = sum(p.numel() for p in model.blocks.parameters())
+    return body, model.causal_lm.get_output_embeddings().weight.numel()

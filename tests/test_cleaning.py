@@ -1,0 +1,405 @@
+"""The cleaner as a whole: sources, filters, repairs, duplicates, the ledger, the command line and bad input."""
+
+import errno
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cleaning.pipeline
+from cleaning.__main__ import main
+from cleaning.duplicates import find_duplicates, fingerprint
+from cleaning.filters import FILTERS, REPAIRS, Settings, judge, repair
+from cleaning.pipeline import OUTPUTS, clean
+from fastft.conversation import Conversation, Message, read_conversations
+from fastft.records import parse_json
+
+PAGE = '<div class="markdown prose w-full break-words">%s</div>'
+LONG = "A question that is long enough to tell one dialogue from another, as most of them are, and then some more."
+
+
+def share(*turns: str, id: str | None = "a", **more) -> dict:
+    """A ShareGPT record; turns alternate, beginning with the human."""
+    roles = ("human", "gpt")
+    record = {"conversations": [{"from": roles[i % 2], "value": text} for i, text in enumerate(turns)], **more}
+    return record if id is None else {"id": id, **record}
+
+
+def run(tmp_path: Path, records, **options):
+    """(report, conversations, rejected) of cleaning `records`, or of a dump given as bytes."""
+    dump = tmp_path / "dump.json"
+    dump.write_bytes(records if isinstance(records, bytes) else json.dumps(records).encode())
+    report = clean([dump], tmp_path / "out", **options)
+    report.check()
+    kept = tmp_path / "out/conversations.jsonl"
+    rejected = [parse_json(line) for line in (tmp_path / "out/rejected.jsonl").open("rb")]
+    assert orjson.loads((tmp_path / "out/report.json").read_bytes())["input"] == report.input
+    assert not (tmp_path / "out/.partial").exists()
+    return report, list(read_conversations(kept)) if kept.exists() else [], rejected
+
+
+def texts(conversation: Conversation) -> list[str]:
+    return [message.content for message in conversation.messages]
+
+
+def test_a_dump_becomes_conversations(tmp_path):
+    human = "fix: vector<int> v;\n\tfor (…) a_b * c  \n<p>1 / 2</p>&lt;"
+    records = [
+        share(human, PAGE % "<p>Run <code>make</code>.</p>", model="Model: GPT-4"),
+        {"id": "b", "items": [{"from": "user", "value": "q"}, {"from": "chatgpt", "value": "<div><p>x</p></div>"}]},
+        {"messages": [{"role": r, "content": c} for r, c in (("system", "s"), ("user", "q"), ("assistant", "*a*"))]},
+    ]
+    report, conversations, rejected = run(tmp_path, records)
+    assert [(c.id, c.model, texts(c)) for c in conversations] == [
+        ("a", "Model: GPT-4", [human, "Run `make`."]),
+        ("b", "", ["q", "x"]),
+        ("dump.json-2", "", ["s", "q", "*a*"]),
+    ]
+    assert [m.train for m in conversations[2].messages] == [False, False, True]
+    assert {(c.source, c.lang, c.part, c.parts) for c in conversations} == {("dump.json", "", 0, 1)}
+    assert (report.input, report.kept, report.parts, rejected) == (3, 3, 3, [])
+    assert report.answers == {"html": 2, "as_is": 1}
+    assert report.rounds == {"in": 3, "kept": 3, "rejected": 0}
+
+
+# Each record, the reason it must be rejected for, and what the detail must say.
+REJECTED = {
+    "number": (7, "not_a_conversation", "found 7"),
+    "null": (None, "not_a_conversation", "None"),
+    "no turns field": ({"id": "x", "text": "t"}, "not_a_conversation", "'text'"),
+    "turns no list": ({"conversations": "q"}, "not_a_conversation", "not a list"),
+    "turn no object": ({"conversations": ["q"]}, "not_a_conversation", "turn 1"),
+    "content no text": ({"conversations": [{"from": "human", "value": 3}]}, "not_a_conversation", "turn 1"),
+    "role": ({"conversations": [{"from": "alien", "value": "q"}]}, "unknown_role", "alien"),
+    "no role": ({"conversations": [{"value": "q"}]}, "unknown_role", "None"),
+    "nothing": (share(), "too_short", "no turns"),
+    "no answer": (share("q"), "too_short", "no answer"),
+    "empty answer": (share("q", "a", "q", " \n"), "empty_answer", "turn 4"),
+    "invisible answer": (share("q", "\u200b"), "empty_answer", "turn 2"),
+    "null answer": (share("q", None), "empty_answer", "turn 2"),
+    "empty HTML answer": (share("q", PAGE % "<p></p>"), "empty_answer", "turn 2"),
+    "empty question": (share(" ", "a"), "empty_turn", "turn 1"),
+    "two questions": (
+        {"conversations": [{"from": f, "value": "x"} for f in ("human", "human", "gpt")]},
+        "wrong_role_order",
+        "turn 2 is from user",
+    ),
+    "tool": (
+        {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "tool", "assistant")]},
+        "wrong_role_order",
+        "tool",
+    ),
+    "banner": (share("q", "Too many requests in 1 hour. Try again later."), "error_banner", "turn 2"),
+    "banner as HTML": (share("q", PAGE % "<p>network error</p>"), "error_banner", "turn 2"),
+    "banner as question": (share("!Too many requests in 1 hour. Try again later.", "a"), "error_banner", "turn 1"),
+    "banner after an answer": (
+        {"conversations": [{"from": f, "value": v} for f, v in (("human", "q"), ("gpt", "a"), ("gpt", "network error"))]},
+        "error_banner",
+        "turn 3",
+    ),
+    "blocked": (share("q", "Buy ACME pills now"), "blocked_phrase", "'acme Pills'"),
+    "blocked without spaces": (share("我要买假药吗", "a"), "blocked_phrase", "turn 1"),
+    "nested 3,000 deep": (share("q", PAGE % ("<div>" * 3000 + "x" + "</div>" * 3000)), "unreadable_html", "turn 2"),
+    "nested 1,000 deep": (share("q", PAGE % ("<ul><li>" * 1000 + "x")), "unreadable_html", "levels deep"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_rejected_with_its_reason_and_its_record(tmp_path, name):
+    record, reason, detail = REJECTED[name]
+    report, conversations, rejected = run(
+        tmp_path, [share("q", "a", id="good"), record], blocked_phrases=["acme Pills", "假药"]
+    )
+    assert [c.id for c in conversations] == ["good"]
+    assert report.rejected == {reason: 1}
+    assert [r["record"] for r in rejected] == [record]
+    assert rejected[0]["reason"] == reason and detail in rejected[0]["detail"]
+    assert rejected[0]["where"] == "dump.json: record 2" and rejected[0]["round"] is None
+
+
+KEPT = [
+    share("What does “network error” mean?", "network error means that the line is down"),
+    share("An error occurred. Something went wrong", "Where?"),
+    share("pacme pills", "acmepills"),
+    share("I use ChatGPT by OpenAI", "10 / 2 = 5"),
+    share("2+2?", "4"),
+]
+
+
+@pytest.mark.parametrize("record", KEPT)
+def test_filters_do_not_overreach(tmp_path, record):
+    report, conversations, _ = run(tmp_path, [record], blocked_phrases=["acme pills", " "])
+    assert report.kept == 1 and texts(conversations[0]) == [t["value"] for t in record["conversations"]]
+
+
+def talk(roles: str) -> Conversation:
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return Conversation("x", [Message(names[r], f"{r}{i}", r == "a") for i, r in enumerate(roles)])
+
+
+@pytest.mark.parametrize(
+    "shared, repaired, counts",
+    [
+        ("ua", "u0 a1", {}),
+        ("saua", "s0 u2 a3", {"dropped_leading_assistant": 1}),
+        ("aaua", "u2 a3", {"dropped_leading_assistant": 2}),
+        ("uaaua", "u0 a1\n\na2 u3 a4", {"merged_assistant_turns": 1}),
+        ("uau", "u0 a1", {"trimmed_last_question": 1}),
+        ("aaauaau", "u3 a4\n\na5", dict.fromkeys(r.name for r in REPAIRS) | {"dropped_leading_assistant": 3}),
+        ("aaa", "", {"dropped_leading_assistant": 3}),
+        ("u", "u0", {}),
+    ],
+)
+def test_repairs_are_counted(shared, repaired, counts):
+    conversation = talk(shared)
+    changed = repair(conversation)
+    assert " ".join(texts(conversation)) == repaired
+    assert changed == {name: count or 1 for name, count in counts.items()}
+
+
+@given(st.text("suat", max_size=9))
+def test_what_passes_the_filters_alternates(roles):
+    conversation = talk(roles)
+    repair(conversation)
+    if judge(conversation, Settings(), before_repairs=False) is None:
+        found = "".join(m.role[0] for m in conversation.messages).removeprefix("s")
+        assert found == "ua" * (len(found) // 2) and found
+    assert [m.train for m in conversation.messages] == [m.role == "assistant" for m in conversation.messages]
+
+
+def test_filters_and_repairs_are_listed_once():
+    names = [each.name for each in (*FILTERS, *REPAIRS)]
+    assert len(names) == len(set(names)) and all(each.description for each in (*FILTERS, *REPAIRS))
+
+
+def test_duplicates_name_their_keeper(tmp_path):
+    records = [
+        share(LONG, "Yes.", id="short"),
+        share(LONG, "Yes.", "and then?", "No.", id="long"),
+        share(LONG.upper() + " \n", " Yes.", "and  then?", "no.", id="folded"),
+        share(LONG, "Another answer.", id="other"),
+        share("hi", "Hello!", "one", "1", id="greeting 1"),
+        share("hi", "Hello!", "two", "2", id="greeting 2"),
+        share("hi", "Hello!", "two", "2", id="greeting 3"),
+    ]
+    _, conversations, rejected = run(tmp_path, records)
+    assert [c.id for c in conversations] == ["long", "other", "greeting 1", "greeting 2"]
+    assert [(r["id"], r["reason"], r["detail"]) for r in rejected] == [
+        ("short", "duplicate_first_round", "kept as long"),
+        ("folded", "duplicate", "kept as long"),
+        ("greeting 3", "duplicate", "kept as greeting 2"),
+    ]
+
+
+@given(st.lists(st.tuples(st.sampled_from([LONG, "q"]), st.lists(st.sampled_from("ab"), max_size=2)), max_size=12))
+def test_a_keeper_is_kept_and_the_longest(shared):
+    conversations = [
+        Conversation("x", [Message("user", q), Message("assistant", "a"), *(Message("user", m) for m in more)])
+        for q, more in shared
+    ]
+    prints = [fingerprint(c) for c in conversations]
+    duplicates = find_duplicates(prints)
+    for position, (reason, keeper) in duplicates.items():
+        assert keeper not in duplicates and prints[keeper].length >= prints[position].length
+        assert (reason == "duplicate") == (texts(conversations[keeper]) == texts(conversations[position]))
+    kept = [p.whole for i, p in enumerate(prints) if i not in duplicates]
+    assert len(kept) == len(set(kept)) and len({p.first_round for p in prints}) == len(kept)
+
+
+def test_same_id_with_other_content_gets_an_id_of_its_own(tmp_path):
+    records = [share(f"question {i}", "a", id=id) for i, id in enumerate(["a", "a", "a-2", "a", 5, None])]
+    _, conversations, _ = run(tmp_path, records)
+    ids = [c.id for c in conversations]
+    assert ids[0] == "a" and ids[2] == "a-2" and ids[4:] == ["5", "dump.json-5"] and len(set(ids)) == 6
+    assert [texts(c)[0] for c in conversations] == [f"question {i}" for i in range(6)]
+
+
+def words(messages: list[Message]) -> int:
+    return 5 + sum(len(m.content.split()) + 3 for m in messages)
+
+
+def test_rounds_over_the_window_are_rejected_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(cleaning.pipeline, "token_counter", lambda model, template: words)
+    records = [share("q1", "a1", "q2 " * 90, "a2", "q3", "a3"), share("q4 " * 90, "a4", id="b")]
+    report, conversations, rejected = run(tmp_path, records, max_tokens=40, model="m")
+    assert [(c.id, c.part, c.parts, texts(c)) for c in conversations] == [
+        ("a", 0, 2, ["q1", "a1"]),
+        ("a", 1, 2, ["q3", "a3"]),
+    ]
+    assert (report.kept, report.parts, report.rejected) == (1, 2, {"over_window": 1})
+    assert report.rounds == {"in": 4, "kept": 2, "rejected": 2}
+    assert [(r["id"], r["round"], r["detail"]) for r in rejected] == [
+        ("a", 2, "round 2 of 3 has 102 tokens, the window 40"),
+        ("b", None, "round 1 of 1 has 102 tokens, the window 40"),
+    ]
+    assert rejected[0]["record"]["messages"][1] == {"role": "assistant", "content": "a2"}
+    assert rejected[1]["record"] == records[1]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_lone_surrogates_and_nan(tmp_path):
+    answer = json.dumps(PAGE % "<p>x</p>").encode()
+    dump = (
+        rb'[{"id": "a", "score": NaN, "conversations": [{"from": "human", "value": "\ud83d cut"}, '
+        rb'{"from": "gpt", "value": ' + answer + rb"}]}, "
+        rb'{"id": "\ud83d", "n": -Infinity, "m": ' + b"9" * 30 + b"}]"
+    )
+    report, conversations, rejected = run(tmp_path, dump)
+    assert texts(conversations[0])[0] == "\ufffd cut"
+    assert report.rejected == {"not_a_conversation": 1}
+    assert (
+        b'"n": null' in (tmp_path / "out/rejected.jsonl").read_bytes() and rejected[0]["where"] == "dump.json: record 2"
+    )
+
+
+def test_a_cut_file_is_processed_as_far_as_it_goes(tmp_path, capsys):
+    whole = json.dumps([share(f"q{i}", "a", id=str(i)) for i in range(5)])
+    (tmp_path / "d.json").write_text(whole[:-30])
+    assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 0
+    report = orjson.loads((tmp_path / "out/report.json").read_bytes())
+    assert (report["input"], report["kept"], report["rejected"]) == (5, 4, {"broken_record": 1})
+    rejected = orjson.loads((tmp_path / "out/rejected.jsonl").read_bytes())
+    assert rejected["record"] == whole[:-30][whole.index('{"id": "4"') :]
+    assert "warning: d.json: record 5" in capsys.readouterr().err
+
+
+def test_a_file_cut_between_records_is_mentioned(tmp_path):
+    report, conversations, _ = run(tmp_path, json.dumps([share("q", "a")])[:-1].encode())
+    assert (report.input, len(conversations)) == (1, 1)
+    assert "cut short" in report.warnings[0]
+
+
+def test_broken_lines_are_rejected_records(tmp_path):
+    lines = [
+        json.dumps(share("q", "a")),
+        "{broken",
+        '{"id": "\xff"}'.encode("latin-1").decode("latin-1"),
+        "[" * 100_000,
+    ]
+    dump = "\n".join(lines).encode("latin-1")
+    report, conversations, rejected = run(tmp_path, dump)
+    assert len(conversations) == 1 and report.rejected["broken_record"] == 3
+    assert rejected[0]["record"] == "{broken" and rejected[0]["where"] == "dump.json: line 2"
+
+
+def test_ten_thousand_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(cleaning.pipeline, "token_counter", lambda model, template: words)
+    report, conversations, _ = run(tmp_path, [share(*["word"] * 10_000)], max_tokens=500, model="m")
+    assert report.rounds["kept"] == 5_000 and report.parts == len(conversations) == -(-5_000 // 61)
+
+
+def test_nothing_left(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/conversations.jsonl").write_text("old")
+    (tmp_path / "d.json").write_text(json.dumps([share("q")]))
+    assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 1
+    assert "error: no conversation is left" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rejected.jsonl", "report.json"]
+
+
+def dump_in(tmp_path: Path) -> str:
+    (tmp_path / "d.json").write_text(json.dumps([share("q", "a")]))
+    return str(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (["missing.json"], 1, "no such file"),
+        (["empty.json"], 1, "is empty"),
+        (["binary.json"], 1, "is a binary file"),
+        (["cut.json.gz"], 1, "cut short"),
+        (["d.json", "missing.json"], 1, "no such file"),
+        (["d.json", "--max_tokens", "100"], 2, "--max_tokens needs --model"),
+        (["d.json", "--max_tokens", "0", "--model", "m"], 1, "at least 1"),
+        (["d.json", "--max_tokens", "9", "--model", "no/such/model/here"], 1, "no/such/model/here"),
+        (["d.json", "--workers", "0"], 1, "at least 1"),
+        (["d.json", "--blocked_phrases", "missing.txt"], 1, "missing.txt"),
+        (["d.json", "--blocked_phrases", "binary.json"], 1, "UTF-8"),
+        (["out/conversations.jsonl"], 1, "is an output"),
+    ],
+)
+def test_one_line_and_an_exit_code(tmp_path, capsys, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    dump_in(tmp_path)
+    (tmp_path / "empty.json").write_bytes(b" \n")
+    (tmp_path / "binary.json").write_bytes(b"\x89PNG\0\0\xff")
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps([share("q", "a")] * 99).encode())[:-20])
+    (tmp_path / "out").mkdir()
+    for name in OUTPUTS:
+        (tmp_path / "out" / name).write_text(json.dumps(share("q", "a")))
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    assert main([*arguments, "-o", "out"]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
+
+
+def test_output_directory_that_cannot_be(tmp_path, capsys):
+    assert main([dump_in(tmp_path), "-o", "/dev/null/out"]) == 1
+    assert capsys.readouterr().err == "error: /dev/null/out: Not a directory\n"
+
+
+def test_disk_full(tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cleaning.pipeline.pickle, "dump", full)
+    out = tmp_path / "out"
+    assert main([dump_in(tmp_path), "-o", str(out)]) == 1
+    assert capsys.readouterr().err == f"error: {out}: No space left on device\n"
+    assert list(out.iterdir()) == []
+
+
+def test_the_module_runs(tmp_path):
+    command = [sys.executable, "-m", "cleaning", dump_in(tmp_path), "-o", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert result.returncode == 0 and "conversations kept" in result.stdout and result.stderr == ""
+    heavy = "import sys, cleaning.__main__; assert not {'torch', 'transformers', 'fastft.template'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", heavy], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=8) | st.sampled_from(["", "a", PAGE % "<p>a</p>", "network error", "<div><p>"])
+ROLE = st.sampled_from(["human", "gpt", "system", "user", "assistant", "alien", "tool", None, 3])
+TURN = st.fixed_dictionaries({"from": ROLE, "value": TEXT | st.none()}) | st.integers()
+JSON = st.recursive(st.none() | st.integers() | st.floats() | TEXT, lambda x: st.lists(x, max_size=2), max_leaves=3)
+RECORD = (
+    st.fixed_dictionaries({}, optional={"id": TEXT | st.integers(), "conversations": st.lists(TURN, max_size=6)}) | JSON
+)
+
+
+@given(records=st.lists(RECORD, min_size=1, max_size=12), tail=st.sampled_from([b"]", b"", b', {"a": ', b"\xff"]))
+def test_the_books_balance_on_any_input(tmp_path_factory, records, tail):
+    dump = json.dumps(records).encode()[:-1] + tail
+    report, conversations, rejected = run(tmp_path_factory.mktemp("law"), dump)
+    assert report.input - len(records) in (0, 1)
+    assert report.kept == len(conversations) == len({c.id for c in conversations})
+    assert sum(report.rejected.values()) == len(rejected) == report.input - report.kept
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=4))
+def test_human_text_is_untouched(tmp_path_factory, questions):
+    turns = [text for i, q in enumerate(questions) for text in (f"{i}{q}", PAGE % f"<p>{i}</p>")]
+    _, conversations, _ = run(tmp_path_factory.mktemp("law"), [share(*turns)])
+    assert texts(conversations[0])[::2] == turns[::2]
+
+
+def test_workers_do_not_change_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(cleaning.pipeline, "POOL_FROM", 0)
+    monkeypatch.setattr(cleaning.pipeline, "BATCH_BYTES", 2_000)
+    records = [share(f"question {i % 70}", PAGE % f"<p>{'x' * (i % 50)}</p>", id=str(i % 40)) for i in range(200)]
+    (tmp_path / "d.json").write_text(json.dumps([*records, 3, share("q")]))
+    for workers in (1, 2):
+        clean([tmp_path / "d.json"], tmp_path / str(workers), workers=workers)
+    for name in OUTPUTS:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()

@@ -1,0 +1,333 @@
+"""The trainer is exact: packing, ranks, accumulation, checkpointing and interruptions leave the numbers as they are."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gradients
+import models
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastft.conversation import read_conversations
+from fastft.data import Schedule, tokenized
+from fastft.metrics import read_metrics
+from fastft.template import load_template
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A directory with a tiny Llama and some conversations."""
+    path = tmp_path_factory.mktemp("ground")
+    models.make_model(path / "model")
+    models.make_data(path / "data.jsonl")
+    return path
+
+
+def flags(ground: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--output_dir", str(out),
+        "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", *more,
+    ]  # fmt: skip
+
+
+def command(processes: int, target: list[str]) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return [*torchrun, *target] if processes > 1 else [sys.executable, *target]
+
+
+def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, **options)
+
+
+def train(ground: Path, out: Path, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
+    return run(command(processes, ["-m", "fastft.train", *flags(ground, out, *more)]))
+
+
+def losses(out: Path) -> list[tuple]:
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(out / "metrics.jsonl") if "loss" in r]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+def assert_gradients_agree(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """1e-5 relative to each gradient's largest entry, in fp32."""
+    assert a.keys() == b.keys()
+    for name in a:
+        scale = a[name].abs().max()
+        assert scale > 0, name
+        assert (a[name] - b[name]).abs().max() <= 1e-5 * scale, name
+
+
+# Gradients ---------------------------------------------------------------------------------------------------------------
+
+
+def plain_gradients(model_dir: Path, data_file: Path, window: int) -> dict[str, torch.Tensor]:
+    """transformers' own unpacked forward and backward in fp64, one conversation at a time, over the same first step."""
+    from transformers import AutoModelForCausalLM
+
+    data = tokenized(str(data_file), load_template(str(model_dir)))
+    rows = Schedule(data, window, 0, 1, 4, None).step(1).rows
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
+    conversations = [c for row in rows for c in row]
+    trained = sum(int(data.trained_counts[c]) for c in conversations)
+    total = 0.0
+    for c in conversations:
+        ids = torch.tensor(data.ids[c], dtype=torch.int64)[None]
+        logits = model(input_ids=ids).logits[0, :-1]
+        wanted = torch.from_numpy(data.trained[c][1:].copy())
+        loss = torch.nn.functional.cross_entropy(logits[wanted], ids[0, 1:][wanted], reduction="sum") / trained
+        loss.backward()
+        total += loss.item()
+    named = {f"causal_lm.{name}": p.grad for name, p in model.named_parameters()}
+    return {"loss": torch.tensor(total), **named}
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_packed_gradients_equal_plain_transformers(family, tmp_path):
+    """Packed rows, positions, isolation, masks, chunked loss: all against the library's unpacked fp64 arithmetic."""
+    models.make_model(tmp_path / "model", family)
+    models.make_data(tmp_path / "data.jsonl")
+    packed = gradients.first_gradients(flags(tmp_path, tmp_path / "out"))
+    plain = plain_gradients(tmp_path / "model", tmp_path / "data.jsonl", 160)
+    assert_gradients_agree({k: v.float() for k, v in plain.items()}, packed)
+
+
+def test_gradients_do_not_depend_on_packing_checkpointing_or_micro_batches(ground, tmp_path, monkeypatch):
+    whole = gradients.first_gradients(flags(ground, tmp_path, "--micro_batch_size", "4"))
+    one_by_one = gradients.first_gradients(flags(ground, tmp_path, "--micro_batch_size", "1"))
+    assert_gradients_agree(whole, one_by_one)
+    assert_gradients_agree(whole, gradients.first_gradients(flags(ground, tmp_path, "--gradient_checkpointing", "false")))
+
+    rows = Schedule.plan
+    alone = lambda self, epoch: [row[i : i + 1] for row in rows(self, epoch)[:4] for i in range(len(row))]  # noqa: E731
+    monkeypatch.setattr(Schedule, "plan", alone)
+    unpacked = gradients.first_gradients(flags(ground, tmp_path, "--global_batch_size", "100"))
+    assert_gradients_agree(whole, unpacked)
+
+
+def test_gradients_do_not_depend_on_the_number_of_ranks(ground, tmp_path):
+    """1 process x 4 micro-batches = 2 x 2 = 4 x 1."""
+    results = []
+    for processes in (1, 2, 4):
+        out = tmp_path / f"{processes}.pt"
+        done = run(command(processes, [str(HERE / "gradients.py"), str(out), *flags(ground, tmp_path)]), cwd=HERE)
+        assert done.returncode == 0, done.stderr
+        results.append(torch.load(out, weights_only=True))
+    assert_gradients_agree(results[0], results[1])
+    assert_gradients_agree(results[0], results[2])
+
+
+# Whole runs ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole_run(ground, tmp_path_factory):
+    """An uninterrupted run: 3 epochs, a checkpoint every 4 steps."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    os.environ["FASTFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    done = train(ground, out, "--checkpoint.every", "4", "--eval_data", str(ground / "data.jsonl"), "--eval_every", "5")
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_leaves_what_it_promises(ground, whole_run):
+    rows = read_metrics(whole_run / "metrics.jsonl")
+    steps = [r for r in rows if "loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, len(steps) + 1))
+    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "trained_tokens", "padding_tokens", "tokens_per_s", "step_time_s", "mfu"}
+    assert keys <= steps[0].keys()
+    assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
+    assert steps[-1]["epoch"] == 3.0
+    held_out = [r["eval_loss"] for r in rows if "eval_loss" in r]
+    assert len(held_out) >= 2 and held_out[-1] < held_out[0]
+    assert list((whole_run / "tensorboard").glob("events*"))
+    assert len(list((whole_run / "checkpoints").glob("step-*"))) == 2
+    # Every conversation once per epoch: the tokens of an epoch are the tokens of the data.
+    data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
+    usable = data.lengths[data.trained_counts > 0].sum()
+    assert sum(r["tokens"] for r in steps) == 3 * usable
+
+
+def test_the_exported_model_loads_in_transformers_and_stops(whole_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(whole_run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(whole_run / "model")
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
+    assert model.config.use_cache
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=4).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_killed_and_started_again_is_bit_identical(ground, whole_run, tmp_path):
+    """SIGKILL after the first checkpoint, then the same command: the same losses, the same weights."""
+    out = tmp_path / "out"
+    arguments = command(1, ["-m", "fastft.train", *flags(ground, out, "--checkpoint.every", "4")])
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((out / "checkpoints").glob("step-????????")) and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "model").exists(), "the run was over before it was killed"
+    done = run(arguments)
+    assert done.returncode == 0, done.stderr
+    assert "resumed: step" in done.stderr
+    assert losses(out) == losses(whole_run)
+    for name, tensor in weights(whole_run).items():
+        assert torch.equal(tensor, weights(out)[name]), name
+
+
+def test_two_processes_train_like_one(ground, whole_run, tmp_path):
+    done = train(ground, tmp_path / "out", processes=2)
+    assert done.returncode == 0, done.stderr
+    for (_, loss, norm), (_, other_loss, other_norm) in zip(losses(whole_run), losses(tmp_path / "out"), strict=True):
+        assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-3)
+
+
+def test_a_finished_run_exits_at_once(ground, whole_run):
+    before = (whole_run / "metrics.jsonl").read_text()
+    done = train(ground, whole_run, "--checkpoint.every", "4")
+    assert done.returncode == 0 and "finished: step" in done.stderr
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path):
+    from fastft.checkpoint import newest
+
+    for step in (4, 8, 12):
+        path = tmp_path / f"step-{step:08d}"
+        path.mkdir(parents=True)
+        (path / "shard").write_text("12345")
+        (path / "meta.json").write_text(json.dumps({"step": step, "files": {"shard": 5}}))
+    (tmp_path / "step-00000012" / "shard").write_text("123")
+    (tmp_path / "step-00000016.tmp").mkdir()
+    (tmp_path / "latest").write_text("step-00000099")
+    said = []
+    path, meta = newest(tmp_path, said.append)
+    assert meta["step"] == 8 and path.name == "step-00000008"
+    assert "step-00000012: passed over: shard holds 3 bytes instead of 5" in said[0]
+
+
+# The user's mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def fails(done: subprocess.CompletedProcess, *says: str) -> None:
+    """One line that says what, where and what to do; and a non-zero exit."""
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr
+    for text in says:
+        assert text in lines[0]
+
+
+def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
+    fails(train(ground, whole_run, "--window", "144", "--checkpoint.every", "4"), "window was 160 and is 144")
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--model", "./nowhere"], "./nowhere: no such directory"),
+        (["--template", "nope"], "--template nope: neither a file nor one of"),
+        (["--window", "1"], "longer than the window of 1 tokens"),
+        (["--window", "1", "--overlong", "drop"], "no conversation is left to train on"),
+        (["--window", "4096"], "window 4096 is longer than the 512 positions"),
+        (["--global_batch_size", "3", "--micro_batch_size", "2"], "not a multiple of micro_batch_size 2"),
+        (["--attention", "varlen"], "varlen needs an NVIDIA GPU"),
+    ],
+)
+def test_mistakes_are_one_clear_line(ground, tmp_path, more, says):
+    fails(_main(ground, tmp_path / "out", *more), says)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def _main(ground: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
+    """fastft.train in this process, as a command would end: ten starts of Python would take a minute."""
+    import contextlib
+    import io
+
+    from fastft.train import main
+
+    captured = io.StringIO()
+    with contextlib.redirect_stderr(captured):
+        code = main(flags(ground, out, *more))
+    return subprocess.CompletedProcess([], code, "", captured.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\x7fELF\0\0", "is a binary file"),
+        (b'{"messages": [{"role": "user", "content": "hi"}]}\n{"messages": [{"ro', "line 2: not JSON"),
+        (b'[{"messages": [{"role": "user", "content": "hi"}]}, 7', "record 2: expected an object, found a number"),
+        (b'{"messages": [{"role": "alien", "content": "hi"}]}', "unknown role 'alien'"),
+        (b'{"messages": [{"role": "user", "content": 5}]}', "its content is a number, not text"),
+        (b'{"messages": [{"role": "user", "content": "hi"}]}', "no conversation is left to train on"),
+    ],
+)
+def test_bad_data_is_one_clear_line(ground, tmp_path, content, says):
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    fails(_main(ground, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")), says)
+
+
+def test_a_model_without_tokenizer_or_template_is_one_clear_line(ground, tmp_path):
+    import shutil
+
+    bare = shutil.copytree(ground / "model", tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    fails(_main(ground, tmp_path / "out", "--model", str(bare)), "holds no tokenizer")
+    untold = shutil.copytree(ground / "model", tmp_path / "untold")
+    (untold / "chat_template.jinja").unlink()
+    fails(_main(ground, tmp_path / "out", "--model", str(untold)), "no chat template; choose one: --template chatml|")
+
+
+# Lets files grow to 20 kB only, once a first checkpoint is published: what a disk that fills up during a run looks like.
+FULL_AFTER_THE_FIRST_CHECKPOINT = """
+import resource, signal, sys
+import fastft.checkpoint, fastft.train
+save = fastft.checkpoint.save
+def save_then_fill(*arguments):
+    path = save(*arguments)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    return path
+fastft.checkpoint.save = save_then_fill
+sys.exit(fastft.train.main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_that_looks_whole(ground, whole_run, tmp_path):
+    out = tmp_path / "out"
+    arguments = flags(ground, out, "--checkpoint.every", "4")
+    fails(run([sys.executable, "-c", FULL_AFTER_THE_FIRST_CHECKPOINT, *arguments]), "could not be written", "File too large")
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["latest", "step-00000004"]
+    assert not (out / "model").exists()
+    assert run([sys.executable, "-m", "fastft.train", *arguments]).returncode == 0
+    assert losses(out) == losses(whole_run)
+
+
+def test_conversations_with_ten_thousand_turns_are_counted_not_cut(ground, tmp_path):
+    turns = [{"role": role, "content": "x"} for _ in range(5000) for role in ("user", "assistant")]
+    (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "messages": turns}))
+    assert len(next(read_conversations(tmp_path / "long.jsonl")).messages) == 10_000
+    done = _main(ground, tmp_path / "out", "--data", str(tmp_path / "long.jsonl"))
+    fails(done, "1 of 1 conversations are longer than the window of 160 tokens", "--max_tokens 160")
