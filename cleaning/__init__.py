@@ -1,1 +1,1 @@
-"""Raw dumps of shared chats in, markdown conversations out; every input accounted for. Run `python -m cleaning --help`."""
+"""Raw dumps of shared chats in, markdown conversations out; every input accounted for (`python -m cleaning --help`)."""

@@ -47,7 +47,9 @@ def _choose(requested: str, device: torch.device) -> tuple[str, str]:
     if requested in ("flash_attn", "varlen") and not fast:
         raise ValueError(f"attention: {requested} needs an NVIDIA GPU of compute capability 8.0 or more; use documents")
     if requested == "flash_attn" and not has_package:
-        raise ValueError("attention: flash_attn is not installed (pip install flash-attn --no-build-isolation); use varlen")
+        raise ValueError(
+            "attention: flash_attn is not installed (pip install flash-attn --no-build-isolation); use varlen"
+        )
     return requested, "as requested"
 
 
@@ -73,7 +75,9 @@ def _varlen(module, query, key, value, attention_mask, scaling=None, sliding_win
     from torch.nn.attention.varlen import varlen_attn
 
     if softcap:
-        raise ValueError("attention: varlen has no logit soft-capping, which this model needs; use flash_attn or documents")
+        raise ValueError(
+            "attention: varlen has no logit soft-capping, which this model needs; use flash_attn or documents"
+        )
     cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
     out_NHD = varlen_attn(
         *(_flat(t) for t in (query, key, value)),

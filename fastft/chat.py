@@ -24,7 +24,9 @@ class ChatModel:
         self.window = getattr(load_config(model), "max_position_embeddings", None) or 1 << 20
         self.template = load_template(model, template)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = _load_weights(model, torch.bfloat16 if self.device.type == "cuda" else torch.float32).to(self.device)
+        self.model = _load_weights(model, torch.bfloat16 if self.device.type == "cuda" else torch.float32).to(
+            self.device
+        )
 
     def stream(self, messages: list[Message], max_new_tokens: int = 512, temperature: float = 0.0) -> Iterator[str]:
         """Yield the answer to `messages` piece by piece, up to the end of turn or `max_new_tokens`.
@@ -83,7 +85,9 @@ def _pick(logits_V, temperature: float) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastft chat", description="Talk to a model in the terminal.")
-    parser.add_argument("--model", required=True, help="a model directory (fastft train leaves one in OUTPUT_DIR/model)")
+    parser.add_argument(
+        "--model", required=True, help="a model directory (fastft train leaves one in OUTPUT_DIR/model)"
+    )
     parser.add_argument("--template", help="built-in name or .jinja file (default: the tokenizer's own)")
     parser.add_argument("--system", help="a system message")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")

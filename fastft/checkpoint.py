@@ -27,7 +27,9 @@ from fastft.model import TrainedModel
 from fastft.template import ChatTemplate
 
 
-def save(directory: Path, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> Path:
+def save(
+    directory: Path, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
+) -> Path:
     """Write and publish the checkpoint of `step`; collective. Returns its path.
 
     Raises ValueError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.

@@ -1,7 +1,7 @@
 """The `fastft` command: each verb is a thin door to one module, imported only when it is called.
 
-    fastft --help
-    fastft VERB --help
+fastft --help
+fastft VERB --help
 """
 
 import importlib

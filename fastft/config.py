@@ -136,7 +136,9 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>\w+)'"),
 )
-_WRONG_TYPE = re.compile(r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected .*?)\. Got value: (?P<value>.*)', re.DOTALL)
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected .*?)\. Got value: (?P<value>.*)', re.DOTALL
+)
 
 
 def _one_line(message: str) -> str:

@@ -27,7 +27,12 @@ CACHE_VERSION = 1  # raise when the same key would have to hold other tokens
 BATCH = 256  # conversations tokenised together, and rows of an Arrow record batch
 
 _SCHEMA = pa.schema(
-    [("id", pa.string()), ("ids", pa.list_(pa.int32())), ("trained", pa.list_(pa.bool_())), ("merged_borders", pa.int32())]
+    [
+        ("id", pa.string()),
+        ("ids", pa.list_(pa.int32())),
+        ("trained", pa.list_(pa.bool_())),
+        ("merged_borders", pa.int32()),
+    ]
 )
 
 
@@ -119,7 +124,9 @@ class Schedule:
     The last step of an epoch may hold fewer rows; every conversation is seen once per epoch.
     """
 
-    def __init__(self, data: TokenizedData, window: int, seed: int, epochs: int, global_batch_size: int, max_steps: int | None):
+    def __init__(
+        self, data: TokenizedData, window: int, seed: int, epochs: int, global_batch_size: int, max_steps: int | None
+    ):
         self.lengths, self.window, self.seed, self.batch = data.lengths, window, seed, global_batch_size
         self.starts = [0]  # number of steps before each epoch
         for epoch in range(epochs):

@@ -19,7 +19,9 @@ SHOWN_FAULTS = 10  # lines printed of a file with faults; the counts are always 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fastft inspect", description="Show which tokens are trained, or prove the mask.")
+    parser = argparse.ArgumentParser(
+        prog="fastft inspect", description="Show which tokens are trained, or prove the mask."
+    )
     parser.add_argument("data", help="a file of conversations")
     parser.add_argument("--model", required=True, help="directory or Hub name; only its tokenizer is loaded")
     parser.add_argument("--template", help="built-in name or .jinja file (default: the tokenizer's own)")
@@ -43,7 +45,9 @@ def show_file(path: str, template: ChatTemplate, count: int) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    console.print(Text.assemble(("trained", TRAINED), "  ", ("not trained", UNTRAINED), "  ", ("control token", "bold")))
+    console.print(
+        Text.assemble(("trained", TRAINED), "  ", ("not trained", UNTRAINED), "  ", ("control token", "bold"))
+    )
     for conversation in islice(read_conversations(path), count):
         encoded = template.encode(conversation.messages)
         title = f"{conversation.id}  {len(encoded.ids)} tokens, {sum(encoded.trained)} trained"

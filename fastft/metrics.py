@@ -29,7 +29,9 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for part, flops in PEAK_FLOPS.items() if part in device_name), None)
 
 
-def training_flops(tokens: int, trained: int, squared_lengths: int, body: int, head: int, layers: int, width: int) -> float:
+def training_flops(
+    tokens: int, trained: int, squared_lengths: int, body: int, head: int, layers: int, width: int
+) -> float:
     """FLOPs that a step needs, nothing credited for padding, recomputation or untrained positions' logits.
 
     Forward and backward: 6 per parameter and token in the blocks, 6 per head parameter and trained token, and causal
@@ -45,7 +47,12 @@ class Reporter:
     def __init__(self, output_dir: Path, start_step: int, total_steps: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.path, self.total, self.began, self.start_step = output_dir / "metrics.jsonl", total_steps, time.time(), start_step
+        self.path, self.total, self.began, self.start_step = (
+            output_dir / "metrics.jsonl",
+            total_steps,
+            time.time(),
+            start_step,
+        )
         _cut_after(self.path, start_step)
         self.file = self.path.open("a")
         self.tensorboard = SummaryWriter(str(output_dir / "tensorboard"), purge_step=start_step + 1)

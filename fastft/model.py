@@ -27,13 +27,23 @@ class TrainedModel(nn.Module):
         self.logit_softcap = getattr(config, "final_logit_softcapping", None)
 
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int, loss_index: Tensor, targets: Tensor
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        loss_index: Tensor,
+        targets: Tensor,
     ) -> Tensor:
         """Shapes for a flat row of N tokens, n of them predicting a trained one: input_ids, position_ids [1, N] int64;
         cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns a scalar in fp32.
         """
         hidden_1ND = self.causal_lm.base_model(
-            input_ids=input_ids, position_ids=position_ids, use_cache=False, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
         ).last_hidden_state
         return summed_cross_entropy(hidden_1ND[0, loss_index], targets, self.head)
 
@@ -48,7 +58,9 @@ class TrainedModel(nn.Module):
         """The decoder layers, the units of sharding, checkpointing and compiling."""
         lists = [m for m in self.causal_lm.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
         if len(lists) != 1:
-            raise ValueError(f"{self.causal_lm.config.model_type}: cannot tell its decoder layers; is it a causal language model?")
+            raise ValueError(
+                f"{self.causal_lm.config.model_type}: cannot tell its decoder layers; is it a causal language model?"
+            )
         return lists[0]
 
 

@@ -81,7 +81,9 @@ def train(config: TrainConfig) -> Path:
     began = time.perf_counter()
     for number in range(first + 1, schedule.total + 1):
         step = schedule.step(number)
-        numbers = train_step(model, optimizer, data, step, config, learning_rate(config, number, schedule.total), device)
+        numbers = train_step(
+            model, optimizer, data, step, config, learning_rate(config, number, schedule.total), device
+        )
         pending.append({**numbers, "number": number, "epoch": step_epoch(schedule, step)})
 
         save_now = number == schedule.total or (config.checkpoint.every and number % config.checkpoint.every == 0)
@@ -90,7 +92,9 @@ def train(config: TrainConfig) -> Path:
             rows = report_rows(pending, time.perf_counter() - began, model, (body, head), device)
             for row in rows:
                 if not math.isfinite(row["loss"]):
-                    raise ValueError(f"step {row['step']}: the loss is {row['loss']}; lower optimizer.lr or look at the data")
+                    raise ValueError(
+                        f"step {row['step']}: the loss is {row['loss']}; lower optimizer.lr or look at the data"
+                    )
                 if reporter:
                     reporter.step(row)
             pending.clear()
@@ -186,7 +190,9 @@ def build_optimizer(model: TrainedModel, config: TrainConfig) -> torch.optim.Opt
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.optimizer.lr, betas=config.optimizer.betas, fused=True)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.optimizer.lr, betas=config.optimizer.betas, fused=True
+    )
 
 
 @torch.no_grad()
@@ -204,7 +210,9 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
     return float(total) / int(data.trained_counts.sum())
 
 
-def report_rows(pending: list[dict], seconds: float, model: TrainedModel, parameters: tuple[int, int], device) -> list[dict]:
+def report_rows(
+    pending: list[dict], seconds: float, model: TrainedModel, parameters: tuple[int, int], device
+) -> list[dict]:
     """The rows of metrics.jsonl for the steps since the last report. Here the host waits for the device, and the ranks
     for each other: once for all of them.
     """
@@ -212,7 +220,9 @@ def report_rows(pending: list[dict], seconds: float, model: TrainedModel, parame
     dist.all_reduce(losses)
     norms = torch.stack([p["grad_norm"] for p in pending]).tolist()
     config = model.causal_lm.config
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     step_time = seconds / len(pending)
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     rows = []
@@ -243,7 +253,11 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> To
     failure = [None]
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:
-            tokenized(path, template, progress=lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None)
+            tokenized(
+                path,
+                template,
+                progress=lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None,
+            )
         except ValueError as error:
             failure = [str(error)]
     failures: list = [None] * dist.get_world_size()
@@ -270,7 +284,11 @@ def find_start(config: TrainConfig, checkpoints: Path, identity: dict, say) -> t
     if not config.resume:
         raise ValueError(f"{config.output_dir}: holds an earlier run; choose another --output_dir or remove it")
     earlier = found[0][1]["identity"]
-    changed = [f"{key} was {earlier.get(key)!r} and is {value!r}" for key, value in identity.items() if earlier.get(key) != value]
+    changed = [
+        f"{key} was {earlier.get(key)!r} and is {value!r}"
+        for key, value in identity.items()
+        if earlier.get(key) != value
+    ]
     if changed:
         raise ValueError(
             f"{config.output_dir}: its checkpoints belong to another run ({'; '.join(changed)}); "
@@ -282,7 +300,17 @@ def find_start(config: TrainConfig, checkpoints: Path, identity: dict, say) -> t
 def run_identity(config: TrainConfig, template: ChatTemplate, data: TokenizedData) -> dict:
     """What must not change under a run that is resumed, by name. Paths may move; their contents may not."""
     values = asdict(config)
-    same = ("window", "overlong", "epochs", "max_steps", "global_batch_size", "seed", "max_grad_norm", "schedule", "optimizer")
+    same = (
+        "window",
+        "overlong",
+        "epochs",
+        "max_steps",
+        "global_batch_size",
+        "seed",
+        "max_grad_norm",
+        "schedule",
+        "optimizer",
+    )
     identity = {key: values[key] for key in same}
     identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])
     return {**identity, "data": data.fingerprint, "template": template.name.split(" of ")[0]}
@@ -318,7 +346,9 @@ def hash_seed(seed: int, number: int, rank: int) -> int:
 
 def join_ranks() -> torch.device:
     """Join the process group (torchrun's, or one of this process alone) and return this rank's device."""
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():

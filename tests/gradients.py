@@ -1,6 +1,6 @@
 """Run under torchrun by test_train.py: the gradients of a run's first step, whole, from any number of ranks.
 
-    torchrun --nproc-per-node 2 tests/gradients.py OUT.pt --model M --data D --output_dir O ...
+torchrun --nproc-per-node 2 tests/gradients.py OUT.pt --model M --data D --output_dir O ...
 """
 
 import sys

@@ -23,7 +23,12 @@ FAMILIES = {
     "qwen3": {},
     "mistral": {"sliding_window": 24},
     "gemma": {},
-    "gemma2": {"sliding_window": 24, "final_logit_softcapping": 5.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    "gemma2": {
+        "sliding_window": 24,
+        "final_logit_softcapping": 5.0,
+        "attn_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 8,
+    },
 }
 
 

@@ -99,9 +99,9 @@ REJECTED = {
     "banner as HTML": (share("q", PAGE % "<p>network error</p>"), "error_banner", "turn 2"),
     "banner as question": (share("!Too many requests in 1 hour. Try again later.", "a"), "error_banner", "turn 1"),
     "banner after an answer": (
-        {"conversations": [{"from": f, "value": v} for f, v in (("human", "q"), ("gpt", "a"), ("gpt", "network error"))]},
+        {"conversations": [{"from": f, "value": "network error"} for f in ("human", "gpt", "gpt")]},
         "error_banner",
-        "turn 3",
+        "turn 2",
     ),
     "blocked": (share("q", "Buy ACME pills now"), "blocked_phrase", "'acme Pills'"),
     "blocked without spaces": (share("我要买假药吗", "a"), "blocked_phrase", "turn 1"),
@@ -288,6 +288,14 @@ def test_broken_lines_are_rejected_records(tmp_path):
     report, conversations, rejected = run(tmp_path, dump)
     assert len(conversations) == 1 and report.rejected["broken_record"] == 3
     assert rejected[0]["record"] == "{broken" and rejected[0]["where"] == "dump.json: line 2"
+
+
+@pytest.mark.parametrize("depth", [200, 300, 900, 990, 5_000])
+def test_a_deeply_nested_record(tmp_path, depth):
+    nested = "[" * depth + "]" * depth
+    dump = f'{nested}\n{{"id": {nested}, "conversations": {nested}}}\n{json.dumps(share("q", "a"))}'
+    report, conversations, _ = run(tmp_path, b"{}\n" + dump.encode())
+    assert (report.input, [c.id for c in conversations]) == (4, ["a"])
 
 
 def test_ten_thousand_turns(tmp_path, monkeypatch):

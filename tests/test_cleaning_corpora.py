@@ -1,4 +1,4 @@
-"""Fidelity on corpora of which the truth is known. Their text is not ours to ship: without it these tests are skipped."""
+"""Fidelity on corpora of which the truth is known. Their text is not ours to ship: without it, these are skipped."""
 
 import importlib.util
 import json

@@ -10,7 +10,9 @@ REQUIRED = ["--model", "m", "--data", "d", "--output_dir", "o"]
 
 def test_yaml_then_command_line(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump({"model": "m", "data": "d", "output_dir": "o", "optimizer": {"lr": 1e-3}, "window": 512}))
+    path.write_text(
+        yaml.safe_dump({"model": "m", "data": "d", "output_dir": "o", "optimizer": {"lr": 1e-3}, "window": 512})
+    )
     config = parse_config(["--config", str(path), "--window", "1024", "--schedule.name", "linear"])
     assert (config.optimizer.lr, config.window, config.schedule.name) == (1e-3, 1024, "linear")
 

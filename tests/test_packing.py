@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from fastft.packing import lower_bound, pack
 
 SHARED = Path(os.environ.get("FASTFT_DATA", Path(__file__).parents[1] / "../shared/data"))
-lengths_and_window = st.integers(1, 64).flatmap(lambda w: st.tuples(st.lists(st.integers(1, w), max_size=60), st.just(w)))
+lengths_and_window = st.integers(1, 64).flatmap(
+    lambda w: st.tuples(st.lists(st.integers(1, w), max_size=60), st.just(w))
+)
 
 
 @given(lengths_and_window, st.integers(0, 3), st.integers(0, 3))

@@ -111,7 +111,9 @@ def test_gradients_do_not_depend_on_packing_checkpointing_or_micro_batches(groun
     whole = gradients.first_gradients(flags(ground, tmp_path, "--micro_batch_size", "4"))
     one_by_one = gradients.first_gradients(flags(ground, tmp_path, "--micro_batch_size", "1"))
     assert_gradients_agree(whole, one_by_one)
-    assert_gradients_agree(whole, gradients.first_gradients(flags(ground, tmp_path, "--gradient_checkpointing", "false")))
+    assert_gradients_agree(
+        whole, gradients.first_gradients(flags(ground, tmp_path, "--gradient_checkpointing", "false"))
+    )
 
     rows = Schedule.plan
     alone = lambda self, epoch: [row[i : i + 1] for row in rows(self, epoch)[:4] for i in range(len(row))]  # noqa: E731
@@ -149,7 +151,19 @@ def test_a_run_leaves_what_it_promises(ground, whole_run):
     rows = read_metrics(whole_run / "metrics.jsonl")
     steps = [r for r in rows if "loss" in r]
     assert [r["step"] for r in steps] == list(range(1, len(steps) + 1))
-    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "trained_tokens", "padding_tokens", "tokens_per_s", "step_time_s", "mfu"}
+    keys = {
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "trained_tokens",
+        "padding_tokens",
+        "tokens_per_s",
+        "step_time_s",
+        "mfu",
+    }
     assert keys <= steps[0].keys()
     assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
     assert steps[-1]["epoch"] == 3.0
@@ -170,7 +184,9 @@ def test_the_exported_model_loads_in_transformers_and_stops(whole_run):
     tokenizer = AutoTokenizer.from_pretrained(whole_run / "model")
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in model.generation_config.eos_token_id
     assert model.config.use_cache
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt"
+    )
     assert model.generate(**ids, max_new_tokens=4).shape[1] > ids["input_ids"].shape[1]
 
 
@@ -318,7 +334,11 @@ sys.exit(fastft.train.main(sys.argv[1:]))
 def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_that_looks_whole(ground, whole_run, tmp_path):
     out = tmp_path / "out"
     arguments = flags(ground, out, "--checkpoint.every", "4")
-    fails(run([sys.executable, "-c", FULL_AFTER_THE_FIRST_CHECKPOINT, *arguments]), "could not be written", "File too large")
+    fails(
+        run([sys.executable, "-c", FULL_AFTER_THE_FIRST_CHECKPOINT, *arguments]),
+        "could not be written",
+        "File too large",
+    )
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["latest", "step-00000004"]
     assert not (out / "model").exists()
     assert run([sys.executable, "-m", "fastft.train", *arguments]).returncode == 0

@@ -1,0 +1,29 @@
+# Two commands are all the set-up there is: `make demo` and `make test`. Each makes .venv if it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-sky lint clean
+
+demo: .venv/ready
+	$(BIN)/fastft demo
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The pinned set; torch 2.13.0 comes as a CPU build where the package index offers one.
+.venv/ready: setup.cfg constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[test]" --constraint constraints.txt
+	touch $@
+
+# SkyPilot cannot share an environment with transformers (it pins click < 8.2).
+test-sky: .venv-sky/ready
+	.venv-sky/bin/python tests/sky/validate.py
+
+clean:
+	rm -rf .venv .venv-sky runs build *.egg-info
