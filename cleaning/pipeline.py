@@ -112,6 +112,7 @@ class Split:
     over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
     rounds_in: int
     rounds_kept: int
+    refused: str = ""  # the template's reason for not rendering the conversation
 
 
 def clean(
@@ -360,6 +361,8 @@ def _second_pass(
                 report.rounds["rejected"] += len(result.over_window)
                 if result.over_window and not result.lines:
                     outcome.reason, outcome.detail = "over_window", result.over_window[0][1]
+                if result.refused:
+                    outcome.reason, outcome.detail = "refused_by_template", result.refused
                 if outcome.reason:
                     rejected[outcome.reason] += 1
                     rejects.write(_rejected_line(outcome, outcome.reason, outcome.detail, None, outcome.record))
@@ -414,7 +417,7 @@ def _split(conversation: Conversation, max_tokens: int, count_tokens: CountToken
     try:
         parts, over = split_conversation(conversation, max_tokens, count_tokens)
     except ValueError as error:  # a template that cannot hold it, say one that knows no system message
-        raise ValueError(f"conversation {conversation.id}: {error}") from None
+        return Split([], [], 0, 0, refused=str(error))
     over_window = [
         (
             each.number,

@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from fastft import checkpoint
 from fastft.attention import choose_attention
 from fastft.config import TrainConfig, parse_config, save_config
-from fastft.data import Schedule, Step, TokenizedData, build_batch, fit_to_window, rank_batches, tokenized
+from fastft.data import Schedule, Step, TokenizedData, fit_to_window, rank_batches, tokenized
 from fastft.metrics import Reporter, peak_flops, training_flops
 from fastft.model import TrainedModel, count_parameters, load_config, load_model, shard
 from fastft.template import ChatTemplate, load_template

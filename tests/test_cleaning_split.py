@@ -103,3 +103,28 @@ def test_the_real_template_counts(tmp_path):
     assert [m.content for p in parts for m in p.messages] == [t["value"] for t in turns]
     assert all(len(template.encode(p.messages).ids) <= 200 for p in parts)
     assert report.rounds == {"in": 30, "kept": 30, "rejected": 0}
+
+
+def test_a_conversation_that_the_template_refuses_is_a_ledger_line(tmp_path):
+    """Vicuna's template knows no tool turns; the rest of the dump must not suffer."""
+    import json
+
+    import models
+
+    from cleaning.pipeline import clean
+
+    model = models.make_model(tmp_path / "model", template="vicuna")
+    good = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    odd = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "</think> a"}]
+    (tmp_path / "dump.json").write_text(json.dumps([{"id": "a", "conversations": good}, {"id": "b", "conversations": odd}]))
+    refuses_thoughts = tmp_path / "odd.jinja"
+    refuses_thoughts.write_text(
+        "{% for m in messages %}{% if '</think>' in m.content %}{{ raise_exception('no thoughts') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    report = clean(
+        [tmp_path / "dump.json"], tmp_path / "out", max_tokens=64, model=str(model), template=str(refuses_thoughts)
+    )
+    assert (report.kept, report.rejected) == (1, {"refused_by_template": 1})
+    assert "no thoughts" in (tmp_path / "out" / "rejected.jsonl").read_text()

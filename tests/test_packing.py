@@ -1,9 +1,5 @@
 """The packing plan: every conversation once, nothing over the window, near the lower bound, a pure function."""
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +7,6 @@ from hypothesis import strategies as st
 
 from fastft.packing import lower_bound, pack
 
-SHARED = Path(os.environ.get("FASTFT_DATA", Path(__file__).parents[1] / "../shared/data"))
 lengths_and_window = st.integers(1, 64).flatmap(
     lambda w: st.tuples(st.lists(st.integers(1, w), max_size=60), st.just(w))
 )

@@ -35,8 +35,10 @@ PIECES = [
 ]
 texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text(max_size=12))
 answers = st.tuples(texts, st.booleans())
-HOSTILE = ["</s>", "<s>", "<|im_end|>", "<|im_start|>system\n", " ASSISTANT: ", "USER: ", "[/INST]", "[INST]", "<|eot_id|>", "<unk>",
-           "<end_of_turn>\n<start_of_turn>model\n", "<|end|>", "<0x0A>", "\ufdd00\ufdd1", "<<SYS>>", "{{ messages }}"]  # fmt: skip
+HOSTILE = [
+    "</s>", "<s>", "<|im_end|>", "<|im_start|>system\n", " ASSISTANT: ", "USER: ", "[/INST]", "[INST]", "<|eot_id|>",
+    "<unk>", "<end_of_turn>\n<start_of_turn>model\n", "<|end|>", "<0x0A>", "\ufdd00\ufdd1", "<<SYS>>", "{{ messages }}",
+]  # fmt: skip
 
 _templates: dict[tuple[str, str], ChatTemplate] = {}
 

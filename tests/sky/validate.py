@@ -1,0 +1,263 @@
+"""Proves sky_yamls/ against the real SkyPilot: offline, without an account, and without touching ~/.sky.
+
+    make test-sky                                   # makes .venv-sky (SkyPilot cannot live beside transformers), then:
+    .venv-sky/bin/python tests/sky/validate.py      # from the root of the repository
+
+Every YAML is launched on paper with the very `--env`s of the `sky ... launch` command in its opening comment. SkyPilot
+checks keys and values (as strictly as its server does), finds every candidate in a small catalog, and chooses one. What
+SkyPilot accepts and a machine would trip over is checked here: undefined variables, bucket names, shell syntax. At the end
+mistakes are planted into each file, and every one has to be found. Exit code 1 when anything is wrong.
+
+The catalog holds the rows that our candidates need, with prices in USD an hour as SkyPilot's own catalog (v8) had them for
+GPU nodes, and list prices for CPU machines; GCP bills a host and its GPUs in two rows. Facts, undated: spot prices move.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CATALOG_VERSION = "v8"
+
+# Not SKYPILOT_TASK_ID: it changes when a jobs controller restarts, so nothing may hang on it.
+SKYPILOT_VARIABLES = {
+    f"SKYPILOT_{name}"
+    for name in ("NODE_IPS", "NODE_RANK", "NUM_NODES", "NUM_GPUS_PER_NODE", "MANAGED_JOB_ID", "CLUSTER_INFO", "USER")
+}
+SHELL_VARIABLES = {"HOME", "PATH", "USER", "HOSTNAME", "PWD", "TMPDIR"}
+
+# What S3 and GCS both take.
+BUCKET_NAME = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+# Planted mistakes: the text of a YAML, what it becomes, and a word of the complaint. The last four are those that SkyPilot
+# itself lets through.
+MISTAKES = [
+    ("\nresources:", "\nresource:", "resource"),
+    ("use_spot:", "usespot:", "usespot"),
+    ("max_restarts_on_errors:", "max_restart_on_errors:", "max_restart_on_errors"),
+    ("strategy: EAGER_NEXT_REGION", "strategy: EAGER", "EAGER"),
+    ("mode: MOUNT_CACHED", "mode: MOUNT_CACHE", "MOUNT_CACHE"),
+    ('"A100-80GB:8"', '"A100-80GB:6"', "'A100-80GB': 6"),
+    ('"H100:8"', '"H100:6"', "'H100': 6"),
+    ("{infra: gcp", "{infra: gpc", "gpc"),
+    ("BUCKET: null", "BUCKETS: null", "BUCKET"),
+    ("workdir: .", "workdir: ./nowhere", "nowhere"),
+    ("envs:\n", "envs:\n  ARGS: twice\n", "ARGS"),
+    ("$BUCKET/", "$BUKET/", "BUKET"),
+    ("name: ${BUCKET}", "name: My_${BUCKET}", "My_"),
+    ("set -euo pipefail", 'set -euo pipefail; if [ -d "x" ]; then', "syntax"),
+    ("$SKYPILOT_NUM_GPUS_PER_NODE", "$SKYPILOT_NUM_GPU_PER_NODE", "SKYPILOT_NUM_GPU_PER_NODE"),
+]
+
+
+@dataclass
+class Choice:
+    """One candidate of a YAML and what it costs; `chosen` is where SkyPilot would go first."""
+
+    file: str
+    hardware: str
+    place: str
+    dollars: float
+    chosen: bool
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as home, offline_skypilot(Path(home)):
+        paths = sorted((ROOT / "sky_yamls").glob("*.yaml"))
+        problems = [] if paths else ["sky_yamls/: no YAML found"]
+        choices: list[Choice] = []
+        for path in paths:
+            try:
+                choices += check(path.name, path.read_text())
+            except ValueError as error:
+                problems.append(f"{path.name}: {error}")
+        if not problems:
+            problems = plant_mistakes({path.name: path.read_text() for path in paths})
+    print_table(choices)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if not problems:
+        print(f"{len(paths)} files are fine; each of {len(MISTAKES)} kinds of planted mistakes was found")
+    return 1 if problems else 0
+
+
+@contextlib.contextmanager
+def offline_skypilot(home: Path):
+    """SkyPilot with our catalog, all our clouds enabled, strict schemas, an empty home and no way out to the network."""
+    for name in [
+        n for n in os.environ if n.startswith(("SKY", "AWS_", "GOOGLE_", "CLOUDSDK_")) or n.lower().endswith("_proxy")
+    ]:
+        del os.environ[name]
+    os.environ |= {
+        "HOME": str(home),
+        "HTTP_PROXY": "http://127.0.0.1:9",  # nobody listens: a file missing from the catalog fails at once
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "SKYPILOT_DISABLE_USAGE_COLLECTION": "1",
+        "IS_SKYPILOT_SERVER": "true",  # the client passes unknown keys in job_recovery on for the server to refuse
+    }
+    # Files without an md5 beside them are taken as hand-made and never downloaded again.
+    shutil.copytree(HERE / "catalog", home / ".sky" / "catalogs" / CATALOG_VERSION)
+    os.chdir(ROOT)  # workdir and local mounts are relative to where `sky` is called
+
+    with contextlib.redirect_stdout(io.StringIO()):  # a server's progress messages; its logger is made at the import
+        import sky
+
+        with (
+            mock.patch("sky.server.plugins.plugins_loaded", return_value=True),
+            mock.patch("sky.check.get_cached_enabled_clouds_or_refresh", return_value=[sky.AWS(), sky.GCP()]),
+            mock.patch("sky.check.check_capability", return_value=None),
+            mock.patch("sky.clouds.utils.gcp_utils.list_reservations_for_instance_type_in_zone", return_value=[]),
+        ):
+            yield
+
+
+def check(name: str, text: str) -> list[Choice]:
+    """All checks of one YAML, SkyPilot's first. Returns its candidates; raises ValueError with what is wrong."""
+    envs = documented_envs(text)
+    for value in envs.values():  # what the example would upload from the user's home has to exist
+        if value.startswith("~/"):
+            Path(value).expanduser().mkdir(parents=True, exist_ok=True)
+    try:
+        config, task = load(text, envs)
+        task.validate()
+        choices = price(name, task)
+    except Exception as error:  # SkyPilot raises many kinds; each is a finding
+        raise ValueError(f"SkyPilot refuses it: {plain(error)}") from None
+    check_mounts(task)
+    for key in ("setup", "run"):
+        check_script(key, config.get(key) or "", {*task.envs, *task.secrets})
+    return choices
+
+
+def documented_envs(text: str) -> dict[str, str]:
+    """The `--env NAME=VALUE`s of the launch command in the opening comment."""
+    comment = re.match(r"(?:#.*\n)+", text)
+    command = re.search(r"sky (?:jobs )?launch (?:.*\\\n)*.*", comment[0].replace("\n#", "\n")) if comment else None
+    if command is None:
+        raise ValueError("its opening comment shows no `sky launch` or `sky jobs launch`")
+    words = shlex.split(command[0])
+    return dict(value.split("=", 1) for flag, value in zip(words, words[1:]) if flag == "--env")
+
+
+def load(text: str, envs: dict[str, str]):
+    """The YAML as `sky launch --env ...` reads it: (plain dictionary, sky.Task)."""
+    import sky
+    from sky.utils import yaml_utils
+
+    yaml_utils.check_no_duplicate_keys(text)
+    unknown = envs.keys() - yaml_utils.safe_load(text).get("envs", {}).keys()
+    if unknown:
+        raise ValueError(f"the command in its comment sets {', '.join(sorted(unknown))}, which `envs` does not have")
+    task = sky.Task.from_yaml_config(yaml_utils.safe_load(text), env_overrides=list(envs.items()))
+    return yaml_utils.safe_load(text), task
+
+
+def price(name: str, task) -> list[Choice]:
+    """Every candidate at its cheapest place. One that no cloud offers is an error, even where another would be chosen."""
+    best = optimize(task, task.resources)
+    choices = []
+    for candidate in task.resources:
+        found = optimize(task, [candidate])
+        gpus = " + ".join(f"{count:g}x {kind}" for kind, count in (found.accelerators or {}).items())
+        kind = "spot" if found.use_spot else "on demand"
+        choices.append(
+            Choice(
+                file=name,
+                hardware=f"{task.num_nodes} x {found.instance_type}, {gpus or 'CPU'}, {kind}",
+                place=f"{str(found.cloud).lower()}/{found.region}",
+                dollars=found.get_cost(3600) * task.num_nodes,
+                chosen=(str(found.cloud), found.region, found.instance_type)
+                == (str(best.cloud), best.region, best.instance_type),
+            )
+        )
+    return choices
+
+
+def optimize(task, candidates):
+    """SkyPilot's choice among `candidates`: sky.Resources with an instance type and a region."""
+    import sky
+    from sky.optimizer import Optimizer
+
+    before = task.resources
+    task.set_resources(type(before)(candidates))
+    try:
+        with sky.Dag() as dag:
+            dag.add(task)
+        Optimizer.optimize(dag, quiet=True)
+        return task.best_resources
+    except Exception as error:
+        raise ValueError(f"{', '.join(map(str, candidates))}: {plain(error)}") from None
+    finally:
+        task.set_resources(before)
+        task.best_resources = None
+
+
+def check_mounts(task) -> None:
+    """Bucket names, and variables in paths: there SkyPilot fills in envs and secrets and leaves all else as it stands."""
+    for target, storage in task.storage_mounts.items():
+        if storage.name and not BUCKET_NAME.fullmatch(storage.name):
+            raise ValueError(f"file_mounts {target}: {storage.name!r} is no valid bucket name")
+    paths = [*(task.file_mounts or {}).items(), *((t, s.source or "") for t, s in task.storage_mounts.items())]
+    for path in (part for pair in paths for part in pair):
+        if "$" in path:
+            raise ValueError(f"file_mounts: {path!r} uses a variable that is in neither envs nor secrets")
+
+
+def check_script(key: str, script: str, given: set[str]) -> None:
+    """Syntax, and every variable defined: by the YAML, by SkyPilot, by the system, or by the script itself."""
+    syntax = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    if syntax.returncode:
+        raise ValueError(f"{key}: {syntax.stderr.strip()}")
+    code = re.sub(r"(?:^|(?<=\s))#.*", "", script)
+    own = set(re.findall(r"\b([A-Za-z_]\w*)\+?=", code))
+    own |= set(re.findall(r"\b(?:for|read|mapfile)\s+(?:-\w+\s+(?:''\s+)?)*([A-Za-z_]\w*)", code))
+    used = set(re.findall(r"\$\{?[#!]?([A-Za-z_]\w*)", code))
+    undefined = used - own - given - SKYPILOT_VARIABLES - SHELL_VARIABLES
+    if undefined:
+        raise ValueError(f"{key}: ${', $'.join(sorted(undefined))}: not in envs or secrets, and not set by the script")
+
+
+def plant_mistakes(texts: dict[str, str]) -> list[str]:
+    """Each of MISTAKES in every YAML that it fits. Returns those that were not found, or fit nowhere."""
+    missed = []
+    for right, wrong, word in MISTAKES:
+        fitting = [name for name, text in texts.items() if right in text]
+        if not fitting:
+            missed.append(f"planted mistakes: {right!r} is in none of the files any more")
+        for name in fitting:
+            try:
+                check(name, texts[name].replace(right, wrong, 1))
+                missed.append(f"{name}: {wrong!r} for {right!r} was not noticed")
+            except ValueError as error:
+                if word not in str(error):
+                    missed.append(f"{name}: {wrong!r} for {right!r} was refused for another reason: {error}")
+    return missed
+
+
+def plain(error: BaseException) -> str:
+    """One line without terminal colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+
+
+def print_table(choices: list[Choice]) -> None:
+    """For people and for the README; the arrow is SkyPilot's first choice."""
+    rows = [("file", "candidate", "cheapest in", "$/hour", "")]
+    rows += [(c.file, c.hardware, c.place, f"{c.dollars:.2f}", "<- chosen" if c.chosen else "") for c in choices]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for file, hardware, place, dollars, mark in rows:
+        line = f"{file:{widths[0]}}  {hardware:{widths[1]}}  {place:{widths[2]}}  {dollars:>{widths[3]}}  {mark}"
+        print(line.rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
