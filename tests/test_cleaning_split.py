@@ -116,7 +116,9 @@ def test_a_conversation_that_the_template_refuses_is_a_ledger_line(tmp_path):
     model = models.make_model(tmp_path / "model", template="vicuna")
     good = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     odd = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "</think> a"}]
-    (tmp_path / "dump.json").write_text(json.dumps([{"id": "a", "conversations": good}, {"id": "b", "conversations": odd}]))
+    (tmp_path / "dump.json").write_text(
+        json.dumps([{"id": "a", "conversations": good}, {"id": "b", "conversations": odd}])
+    )
     refuses_thoughts = tmp_path / "odd.jinja"
     refuses_thoughts.write_text(
         "{% for m in messages %}{% if '</think>' in m.content %}{{ raise_exception('no thoughts') }}{% endif %}"

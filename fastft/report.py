@@ -1,0 +1,346 @@
+"""The page that tells what a run did: `write_report` leaves one self-contained report.html.
+
+    write_report(
+        "runs/demo/report.html",
+        title="The demo",
+        ledger=json.loads(Path("runs/demo/report.json").read_text()),  # what cleaning wrote
+        metrics=read_metrics(Path("runs/demo/metrics.jsonl")),  # what the trainer wrote
+        samples=[{"question": "…", "before": "…", "after": "…"}],  # answers of the untrained and the trained model
+        settings=asdict(config),
+        files={"trained model": "runs/demo/model"},
+    )
+
+Here the numbers are prepared; how they look is in report.html.jinja. The page loads nothing and its security policy
+forbids it to. Everything on it is data that others wrote, so every value goes through `visible` and jinja's
+autoescape, samples and file names included. A piece that is missing becomes a sentence.
+"""
+
+import base64
+import hashlib
+import itertools
+import math
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+
+LINE_BUCKETS = 800  # stretches of a plotted line: about a pixel each, 20 KB
+TREND_BUCKETS = 60  # stretches of the mean that is drawn over a noisy line
+NOISY = 2 * TREND_BUCKETS  # steps from which there is such a mean
+HOVER_COLUMNS = 150  # stretches that tell their values under the pointer
+MOST_DOTS = 30  # held-out measurements that are marked one by one
+LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop should not fill the page
+
+KNOWN_FILES = {
+    "conversations.jsonl": "what was kept, one conversation or part a line",
+    "rejected.jsonl": "what was rejected, with the reason and the record as it was",
+    "report.json": "the account of the cleaning",
+    "metrics.jsonl": "the numbers of every step",
+    "tensorboard": "the same numbers for TensorBoard",
+    "checkpoints": "where training goes on after an interruption",
+    "config.yaml": "the settings, to run it again",
+    "model": "the trained model, for transformers and vLLM",
+    "report.html": "this page",
+}
+
+NAMES = {"train": "training", "held": "held out"}  # of lines
+Point = tuple[float, float]  # step, value
+Show = Callable[[float], str]
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    ledger: dict[str, Any] | None,
+    metrics: list[dict[str, Any]],
+    samples: list[dict[str, Any]],
+    settings: dict[str, Any],
+    files: dict[str, str],
+) -> None:
+    """Write the page to `path`; an older one is replaced only by a whole new one.
+
+    `ledger` is cleaning's report.json, `metrics` the rows of metrics.jsonl, a sample is {"question", "before", "after"}
+    (None or missing: not asked), `settings` may be nested, `files` goes from a name to a path.
+    """
+    path = Path(path)
+    page = _environment().get_template("report.html.jinja")
+    text = page.render(
+        title=title,
+        now=datetime.now().astimezone(),
+        ledger=ledger,
+        funnel=funnel(ledger) if ledger else [],
+        training=Training(metrics) if metrics else None,
+        samples=samples,
+        settings=list(flatten(settings)),
+        files=[
+            (name, str(file), KNOWN_FILES.get(Path(file).name, ""), _link(file, path)) for name, file in files.items()
+        ],
+    )
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text.strip() + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+# --- cleaning ---------------------------------------------------------------------------------------------------------
+
+
+def funnel(ledger: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bars from input to parts: each has `left` (what is still there) and `bar` (what this row is about), in percent.
+
+    A reason's bar begins where what is left after it ends, so that the bars walk down from the input to what is kept.
+    """
+    total, kept, parts = (ledger.get(key, 0) for key in ("input", "kept", "parts"))
+    rows, left = [("input", "records in", total, 0)], total
+    for reason, count in sorted(ledger.get("rejected", {}).items(), key=lambda item: (-item[1], item[0])):
+        left = max(left - count, 0)
+        rows.append(("reason", reason.replace("_", " "), count, left))
+    rows += [("kept", "conversations kept", kept, 0), ("parts", "parts to train on", parts, 0)]
+    scale = 100 / max(total, kept, parts, 1)
+    return [
+        {"kind": kind, "label": label, "count": count, "left": left * scale, "bar": count * scale}
+        | {"share": count / total if total and kind != "parts" else None}
+        for kind, label, count, left in rows
+    ]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """What metrics.jsonl says: totals, plots, and which losses are no numbers."""
+
+    def __init__(self, metrics: list[dict[str, Any]]):
+        rows = [row for row in metrics if _number(row.get("step")) is not None]
+        self.steps = [row for row in rows if "eval_loss" not in row]
+        self.loss, self.held_out = _series(rows, "loss"), _series(rows, "eval_loss")
+        self.plot = draw("Loss", {"train": self.loss, "held": self.held_out}, precise, from_zero=False)
+        small = [
+            ("Learning rate", "lr", precise),
+            ("Gradient norm", "grad_norm", precise),
+            ("Tokens/s", "tokens_per_s", compact),
+        ]
+        plots = [draw(name, {"train": _series(rows, key)}, show) for name, key, show in small]
+        self.small_plots = [plot for plot in plots if plot]
+        self.noisy = len(self.loss) > NOISY
+        self.epochs = max((epoch for _, epoch in _series(rows, "epoch")), default=None)
+        self.tokens, self.trained, self.padding, self.seconds = (
+            sum(value for _, value in _series(self.steps, key))
+            for key in ("tokens", "trained_tokens", "padding_tokens", "step_time_s")
+        )
+        mfu = _series(rows, "mfu")
+        self.mfu = _mean(mfu) if mfu else None
+        self.best_held_out = min(self.held_out, key=itemgetter(1), default=None)
+        self.broken = [row["step"] for row in rows for key in ("loss", "eval_loss") if _number(row.get(key, 0)) is None]
+
+
+@dataclass
+class Plot:
+    """A plot in percent of its width and height (from the top), for the template to draw at any size."""
+
+    title: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[tuple[str, str]]  # (class, path)
+    hovers: list[tuple[float, float, str]]  # (left, width, text)
+    legend: list[tuple[str, str, str]]  # (class, name, last value)
+
+
+def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool = True) -> Plot | None:
+    """Lines over steps, "train" and perhaps "held"; `show` writes a value. None if there is nothing to draw."""
+    series = {kind: points for kind, points in series.items() if points}
+    if not series:
+        return None
+    steps, values = zip(*itertools.chain(*series.values()))
+    first, last = (min(steps), max(steps)) if min(steps) < max(steps) else (steps[0] - 1, steps[0] + 1)
+    first = 0.0 if 0 < first < last / 10 else first  # a run that begins at step 1 is drawn from 0
+    y_ticks = ticks(min([0.0, *values] if from_zero else values), max(values))
+
+    def x(step: float) -> float:
+        return 100 * (step - first) / (last - first)
+
+    def y(value: float) -> float:
+        return 100 * (y_ticks[-1] - value) / (y_ticks[-1] - y_ticks[0])
+
+    def path(points: list[Point], dots: bool = False) -> str:
+        corners = [f"{x(step):.2f} {y(value):.2f}" for step, value in points]
+        # No length and round ends: a dot, which stays round however the plot is stretched; so does a single point.
+        return "".join(f"M{corner}h0" for corner in corners) if dots else f"M{'L'.join(corners)}h0"
+
+    lines = []
+    if train := series.get("train"):
+        lines.append(("train faint" if len(train) > NOISY else "train", path(thin(train, LINE_BUCKETS))))
+    if train and len(train) > NOISY:
+        lines.append(
+            ("train", path([((part[0][0] + part[-1][0]) / 2, _mean(part)) for part in buckets(train, TREND_BUCKETS)]))
+        )
+    if held := series.get("held"):
+        lines.append(("held", path(thin(held, LINE_BUCKETS))))
+        lines += [("held dot", path(held, dots=True))] if len(held) <= MOST_DOTS else []
+    return Plot(
+        title,
+        x_ticks=[
+            (x(t), f"{t:,.0f}" if t < 1e4 else compact(t)) for t in ticks(first, last, whole=True) if first <= t <= last
+        ],
+        y_ticks=[(y(t), show(t)) for t in y_ticks],
+        lines=lines,
+        hovers=list(_hovers(series, x, show)),
+        legend=[(kind, NAMES[kind], show(points[-1][1])) for kind, points in series.items()],
+    )
+
+
+def _hovers(
+    series: dict[str, list[Point]], x: Callable[[float], float], show: Show
+) -> Iterable[tuple[float, float, str]]:
+    """Columns that fill the plot; each says its steps and the value, or mean and extremes, of every line."""
+    tagged = sorted((step, value, kind) for kind, points in series.items() for step, value in points)
+    parts = list(buckets(tagged, HOVER_COLUMNS))
+    borders = [0.0, *(x((a[-1][0] + b[0][0]) / 2) for a, b in itertools.pairwise(parts)), 100.0]
+    for part, left, right in zip(parts, borders, borders[1:]):
+        first, last = part[0][0], part[-1][0]
+        text = f"step {first:,.0f}" if first == last else f"steps {first:,.0f} to {last:,.0f}"
+        for kind in series:
+            if points := [(step, value) for step, value, k in part if k == kind]:
+                values = [value for _, value in points]
+                spread = f" ({show(min(values))} to {show(max(values))})" if len(values) > 1 else ""
+                text += f"; {NAMES[kind] + ' ' if len(series) > 1 else ''}{show(_mean(points))}{spread}"
+        yield left, right - left, text
+
+
+def buckets(points: list[tuple], count: int) -> Iterable[list[tuple]]:
+    """The points, which are in order of x, in at most `count` stretches of equal length; empty ones are left out."""
+    first, length = points[0][0], (points[-1][0] - points[0][0]) / count or 1
+    for _, part in itertools.groupby(points, key=lambda point: min(int((point[0] - first) / length), count - 1)):
+        yield list(part)
+
+
+def thin(points: list[Point], count: int) -> list[Point]:
+    """Few enough points to draw that look like all of them: the ends, and the extremes of each of `count` stretches.
+
+    Taking every n-th point instead would lose exactly the spikes that one looks for.
+    """
+    if len(points) <= 2 * count:
+        return points
+    extremes = {points[0], points[-1]}
+    for part in buckets(points, count):
+        extremes |= {min(part, key=itemgetter(1)), max(part, key=itemgetter(1))}
+    return sorted(extremes)
+
+
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Three to seven round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
+    if high - low <= 1e-9 * abs(high):
+        margin = abs(high) / 10 or 1.0
+        low, high = (low - margin, high + margin) if low else (0.0, margin)
+    magnitude = 10.0 ** math.floor(math.log10(high - low))
+    step = next(magnitude * f for f in (0.2, 0.5, 1, 2) if (high - low) / (magnitude * f) <= 5)
+    step = max(step, 1.0) if whole else step
+    return [n * step for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _series(rows: list[dict[str, Any]], key: str) -> list[Point]:
+    points = ((row["step"], _number(row[key])) for row in rows if key in row)
+    return sorted((float(step), value) for step, value in points if value is not None)
+
+
+def _number(value: Any) -> float | None:
+    """A number that can be drawn, else None."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 else None  # NaN is not smaller either
+
+
+def _mean(points: list[Point]) -> float:
+    return sum(value for _, value in points) / len(points)
+
+
+# --- how things are written -------------------------------------------------------------------------------------------
+
+# Characters without a look of their own, or that change how their neighbours look: controls but tab and newline, line
+# separators, directional marks, zero-width ones but the joiners that scripts and emoji need, tags, lone surrogates.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with every invisible character spelled out, as \\x1b or \\u202e, so that none can act."""
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def code_and_prose(text: str) -> list[tuple[bool, str]]:
+    """The text in pieces (is it a fenced code block?, piece), nothing added or left out but a tail that is too long."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]}\n[… {len(text) - LONGEST_TEXT:,} more characters]"
+    pieces = re.split(r"(^```.*?(?:^```[ \t]*(?:\n|\Z)|\Z))", text, flags=re.MULTILINE | re.DOTALL)
+    return [(i % 2 == 1, piece) for i, piece in enumerate(pieces) if piece]
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Settings as (dotted name, text), in their order."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "–"
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def precise(value: float) -> str:
+    """Four significant digits: 0.4213, 12.5, 2e-5."""
+    return re.sub(r"e([+-])0*", lambda e: "e-" if e[1] == "-" else "e", f"{value:.4g}")
+
+
+def compact(value: float) -> str:
+    """Three significant digits and a unit, as models are spoken of: 950, 12.3k, 1.2M, 3B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:  # 999.6 would be written 1e+03
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """9.5 s, 2 min 41 s, 3 h 05 min, on one line."""
+    minutes, rest = divmod(round(seconds), 60)
+    short = f"{seconds:.1f} s" if seconds < 60 else f"{minutes} min {rest:02d} s"
+    return (short if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min").replace(" ", "\u00a0")
+
+
+def _link(file: str, page: Path) -> str | None:
+    """A relative address for a file that lies beside or below the page, so that the folder can be moved whole."""
+    relative = os.path.relpath(file, page.parent)
+    return None if relative.startswith("..") else "./" + quote(relative, errors="replace")
+
+
+def sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("fastft", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (precise, compact, percent, duration, code_and_prose, sha256)
+    environment.filters |= {filter.__name__: filter for filter in filters}
+    return environment
