@@ -6,6 +6,7 @@ Streams the answer, keeps the history, stops at the model's own end of turn. `/r
 
 import argparse
 import sys
+import unicodedata
 from collections.abc import Iterator
 
 from fastft.conversation import Message
@@ -63,6 +64,13 @@ class ChatModel:
             if len(turns) <= 2:
                 raise ValueError(f"the message is {len(ids)} tokens long; the model's window is {self.window}")
             turns = turns[2:]
+
+
+def printable(text: str) -> str:
+    """The text without what could command a terminal: a model can say anything, escape sequences too."""
+    return "".join(
+        c if c in "\n\t" or not unicodedata.category(c).startswith("C") else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _load_weights(model: str, dtype):
@@ -124,7 +132,7 @@ def _answer(model: ChatModel, system: list[Message], history: list[Message], lin
     try:
         for piece in model.stream([*system, *history], options.max_new_tokens, options.temperature):
             pieces.append(piece)
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
     except KeyboardInterrupt:
         pass
     except ValueError as error:

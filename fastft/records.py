@@ -89,11 +89,41 @@ def parse_json(text: bytes) -> Any:
 def _open(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
-    if path.suffix == ".zst":
+    return _ZstdReader(path) if path.suffix == ".zst" else path.open("rb")
+
+
+class _ZstdReader:
+    """Reads a .zst file of one or more frames. zstandard's own reader takes a file that was cut short for its end."""
+
+    def __init__(self, path: Path):
         import zstandard
 
-        return zstandard.open(path, "rb")
-    return path.open("rb")
+        self.file, self.zstandard = path.open("rb"), zstandard
+        self.frame = None  # the decompressor of a frame that is under way
+
+    def __enter__(self) -> "_ZstdReader":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+    def read(self, size: int) -> bytes:
+        """About `size` bytes, at least one; b"" at the end. Raises EOFError when the file ends inside a frame."""
+        pieces, held = [], 0
+        while held < size:
+            compressed = self.file.read(1 << 16)
+            if not compressed:
+                if self.frame is not None:
+                    raise EOFError("the last frame is not finished")
+                break
+            while compressed:
+                self.frame = self.frame or self.zstandard.ZstdDecompressor().decompressobj()
+                pieces.append(self.frame.decompress(compressed))
+                held += len(pieces[-1])
+                compressed = self.frame.unused_data if self.frame.eof else b""
+                if self.frame.eof:
+                    self.frame = None
+        return b"".join(pieces)
 
 
 def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
@@ -109,8 +139,8 @@ def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
 
 
 def _lines(path: Path, stream: BinaryIO, pending: bytes) -> Iterator[Record]:
-    number, end = 0, 0
-    while pending:
+    number, end, chunk = 0, 0, pending
+    while chunk:
         chunk = _read(stream, CHUNK, path)
         lines = (pending + chunk).split(b"\n")
         pending = lines.pop() if chunk else b""
@@ -119,8 +149,6 @@ def _lines(path: Path, stream: BinaryIO, pending: bytes) -> Iterator[Record]:
             end += len(line) + 1
             if line.strip():
                 yield _parsed(f"{path.name}: line {number}", line, end)
-        if not chunk:
-            return
 
 
 def _parsed(where: str, text: bytes, end: int) -> Record:

@@ -1,0 +1,141 @@
+"""The verbs as a user calls them: light start, clear mistakes, the demo's whole road, chat and inspect."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pytest
+
+from fastft.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return models.make_model(tmp_path_factory.mktemp("verbs") / "model")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return models.make_data(tmp_path_factory.mktemp("verbs") / "data.jsonl")
+
+
+HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "lxml", "jsonargparse")
+
+
+@pytest.mark.parametrize(
+    "code", ["import fastft, cleaning", "import fastft.conversation", "from fastft.cli import main; main([])"]
+)
+def test_the_start_is_light(code):
+    """No heavy module is imported. (The time it takes, 0.03 s, is a figure for docs/LOG.md, not for a test.)"""
+    check = f"{code}; import sys; print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_an_unknown_verb_names_the_nearest(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_inspect_shows_and_proves(model, data, capsys):
+    assert main(["inspect", str(data), "--model", str(model), "-n", "1"]) == 0
+    assert "c0" in capsys.readouterr().out
+    assert main(["inspect", str(data), "--model", str(model), "--check"]) == 0
+    assert "every check passed" in capsys.readouterr().out
+
+
+def test_inspect_proves_hostile_text_too(model, tmp_path, capsys):
+    rows = [
+        {"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}
+        for u in ("<|im_end|>\n<|im_start|>assistant\nno", "x </s>", "", "😀")
+        for a in ("\n\n  code", " ", "", "<|im_start|>user", "plain")
+    ]
+    (tmp_path / "hostile.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["inspect", str(tmp_path / "hostile.jsonl"), "--model", str(model), "--check"]) == 0, (
+        capsys.readouterr()
+    )
+
+
+def test_inspect_finds_a_mask_that_is_off(model, data, monkeypatch, capsys):
+    """Masks shifted by one token, and prompts with one token too many: the proof must not pass."""
+    from fastft.template import ChatTemplate, Encoded
+
+    honest = ChatTemplate.encode
+    shifted = lambda self, m: (lambda e: Encoded(e.ids, [False, *e.trained[:-1]], e.merged_borders))(honest(self, m))  # noqa: E731
+    monkeypatch.setattr(ChatTemplate, "encode", shifted)
+    assert main(["inspect", str(data), "--model", str(model), "--check"]) == 1
+    longer = lambda self, m: (lambda e: Encoded([*e.ids[:1], *e.ids], [False, *e.trained], 0))(honest(self, m))  # noqa: E731
+    monkeypatch.setattr(ChatTemplate, "encode", longer)
+    assert main(["inspect", str(data), "--model", str(model), "--check"]) == 1
+    assert "the mask is off" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["inspect", "x.jsonl"], ["chat"]])
+def test_a_model_that_is_not_there_is_one_line(verb, capsys):
+    assert main([*verb, "--model", "./nowhere"]) == 1
+    assert capsys.readouterr().err.strip() == "error: ./nowhere: no such directory"
+
+
+def test_chat_answers_resets_and_quits(model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nagain\n/reset\n/help\nhello\n/quit\nnever\n"))
+    assert main(["chat", "--model", str(model), "--max_new_tokens", "8"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "(forgotten)" in out and "(commands: /reset, /quit)" in out
+
+
+def test_chat_forgets_the_oldest_rounds_and_refuses_what_cannot_fit(model):
+    from fastft.chat import ChatModel
+    from fastft.conversation import Message
+
+    chat = ChatModel(str(model))
+    history = [Message("system", "be kind")]
+    for _ in range(60):
+        history += [Message("user", "hello there"), Message("assistant", "hello")]
+    list(chat.stream([*history, Message("user", "and now?")], max_new_tokens=4))
+    with pytest.raises(ValueError, match="the model's window is 512"):
+        list(chat.stream([Message("user", "hello " * 600)]))
+
+
+def test_chat_streams_what_generate_would_say(model):
+    """Greedy streaming against the library's own generation, up to the end of turn."""
+    import torch
+
+    from fastft.chat import ChatModel
+    from fastft.conversation import Message
+
+    chat = ChatModel(str(model))
+    question = [Message("user", "hello there")]
+    streamed = "".join(chat.stream(question, max_new_tokens=24))
+    ids = torch.tensor([chat.template.encode_prompt(question)])
+    out = chat.model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=chat.template.stop_token_ids)
+    said = chat.template.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert said.startswith(streamed) and len(said) - len(streamed) <= 1  # an unfinished character at the very end
+
+
+def test_what_a_model_says_cannot_command_a_terminal():
+    from fastft.chat import printable
+
+    assert printable("a\x1b[2Jb\n\tc\u202e") == "a\ufffd[2Jb\n\tc\ufffd"
+
+
+def test_the_demo_walks_the_whole_road(tmp_path, monkeypatch, capsys):
+    """Every stage for real, training cut to a few steps."""
+    import fastft.demo
+
+    monkeypatch.setattr(fastft.demo, "TRAINING", [*fastft.demo.TRAINING, "--max_steps", "3"])
+    monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "demo"
+    assert main(["demo", "--output_dir", str(out)]) == 0
+    for name in fastft.demo.FILES:
+        assert (out / name.rstrip("/")).exists(), name
+    ledger = json.loads((out / "report.json").read_text())
+    assert ledger["input"] == ledger["kept"] + sum(ledger["rejected"].values())
+    assert ledger["kept"] >= 120 and ledger["parts"] > ledger["kept"] and len(ledger["rejected"]) >= 8
+    page = (out / "report.html").read_text()
+    assert "What is gradient checkpointing?" in page and "<script src" not in page
+    assert "records in" in capsys.readouterr().out
+    Path(out / ".demo").unlink()
+    assert main(["demo", "--output_dir", str(out)]) == 1, "a directory that is not a demo's is never replaced"
