@@ -1,7 +1,5 @@
 """`python -m fastft` is `fastft`."""
 
-import sys
+from fastft.cli import command
 
-from fastft.cli import main
-
-sys.exit(main())
+command()

@@ -5,6 +5,7 @@ fastft VERB --help
 """
 
 import importlib
+import os
 import sys
 
 VERBS = {
@@ -39,10 +40,22 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def command() -> None:
+    """The console script."""
+    leave(main())
+
+
+def leave(code: int) -> None:
+    """End the process without taking the interpreter apart.
+
+    A worker thread of gloo may still be dropping the tensors of the last collective then; it cannot have the
+    interpreter's lock any more and aborts the finished process (1 of 25 runs on 2 processes, torch 2.13, Python 3.11).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _usage() -> str:
     lines = [f"  {verb:<8} {what}" for verb, (_, what) in VERBS.items()]
     return "usage: fastft VERB ...\n\nFrom a dump of shared chats to a chat model.\n\n" + "\n".join(lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
