@@ -45,6 +45,8 @@ class CheckpointConfig:
 
 @dataclass
 class TrainConfig:
+    """A training run. Required: model, data, output_dir."""
+
     model: str
     """Directory (or Hub name) of a causal language model with its tokenizer."""
     data: str

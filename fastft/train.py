@@ -369,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         except OSError as error:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
         train(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         if int(os.environ.get("RANK", 0)) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
