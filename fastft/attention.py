@@ -12,30 +12,31 @@ mask function, and hands `cu_seqlens` and `max_seqlen` through to the functions 
 """
 
 import importlib.util
+import inspect
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("auto", "flash_attn", "varlen", "documents")
+# What some architectures hand to attention that the functions below would leave out, with other numbers for a result.
+_UNKNOWN = ("s_aux", "position_bias", "alibi", "head_mask")
 
 
 def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
     """Return (transformers' name of the backend, one line saying what was chosen and why).
 
-    Raises ValueError when `requested` cannot work on `device`.
+    `requested` is auto, flash_attn, varlen or documents. Raises ValueError when it cannot work on `device`.
     """
     from transformers import AttentionInterface
 
     backend, why = _choose(requested, device)
     functions = {"flash_attn": _flash_attn, "varlen": _varlen, "documents": _documents}
-    AttentionInterface.register(f"fastft_{backend}", functions[backend])
+    AttentionInterface.register(f"fastft_{backend}", _refusing_unknown(functions[backend]))
     return f"fastft_{backend}", f"attention: {backend} ({why})"
 
 
 def _choose(requested: str, device: torch.device) -> tuple[str, str]:
-    if requested not in BACKENDS:
-        raise ValueError(f"attention: {requested!r} is not one of {', '.join(BACKENDS)}")
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     has_package = importlib.util.find_spec("flash_attn") is not None
     if requested == "auto":
@@ -53,7 +54,19 @@ def _choose(requested: str, device: torch.device) -> tuple[str, str]:
     return requested, "as requested"
 
 
-def _flash_attn(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
+def _refusing_unknown(function: Callable) -> Callable:
+    def attention(module, query, key, value, attention_mask, **kwargs):
+        for name in _UNKNOWN:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{type(module).__name__} uses {name!r} in its attention, which is not supported")
+        return function(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def _flash_attn(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
+):
     from flash_attn import flash_attn_varlen_func
 
     cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
@@ -63,6 +76,7 @@ def _flash_attn(module, query, key, value, attention_mask, scaling=None, sliding
         cu_seqlens,
         max_seqlen,
         max_seqlen,
+        dropout_p=dropout,
         softmax_scale=scaling,
         causal=True,
         window_size=_window(sliding_window),
@@ -71,13 +85,21 @@ def _flash_attn(module, query, key, value, attention_mask, scaling=None, sliding
     return out_NHD.unsqueeze(0), None
 
 
-def _varlen(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
+def _varlen(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
+):
     from torch.nn.attention.varlen import varlen_attn
 
-    if softcap:
-        raise ValueError(
-            "attention: varlen has no logit soft-capping, which this model needs; use flash_attn or documents"
-        )
+    if softcap or dropout:
+        what = "logit soft-capping" if softcap else "dropout"
+        raise ValueError(f"attention: varlen has no {what}, which this model needs; use flash_attn or documents")
+    grouped = {}
+    if query.shape[1] != key.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.12
+            grouped = {"enable_gqa": True}
+        else:
+            groups = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
     out_NHD = varlen_attn(
         *(_flat(t) for t in (query, key, value)),
@@ -87,37 +109,40 @@ def _varlen(module, query, key, value, attention_mask, scaling=None, sliding_win
         max_seqlen,
         scale=scaling,
         window_size=_window(sliding_window),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     return out_NHD.unsqueeze(0), None
 
 
-def _documents(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs):
+def _documents(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
+):
     edges = kwargs["cu_seqlens"].tolist()
     outputs = [
-        _document(*(t[:, :, begin:end] for t in (query, key, value)), scaling, sliding_window, softcap)
+        _document(*(t[:, :, begin:end] for t in (query, key, value)), dropout, scaling, sliding_window, softcap)
         for begin, end in zip(edges, edges[1:])
         if begin < end
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def _document(query: Tensor, key: Tensor, value: Tensor, scaling, sliding_window, softcap) -> Tensor:
+def _document(query: Tensor, key: Tensor, value: Tensor, dropout, scaling, sliding_window, softcap) -> Tensor:
     """Causal attention of one conversation: [1, H, L, D] queries over [1, K, L, D] keys and values."""
     length = query.shape[2]
     windowed = sliding_window is not None and sliding_window < length
+    options = {"dropout_p": dropout, "scale": scaling, "enable_gqa": True}
     if not windowed and softcap is None:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
     distance_LL = torch.arange(length, device=query.device)[:, None] - torch.arange(length, device=query.device)[None]
     visible_LL = (distance_LL >= 0) & (distance_LL < (sliding_window if windowed else length))
     if softcap is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible_LL, scale=scaling, enable_gqa=True)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible_LL, **options)
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scores_HLL = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
     scores_HLL = softcap * torch.tanh(scores_HLL / softcap)
     weights_HLL = scores_HLL.masked_fill(~visible_LL, float("-inf")).softmax(-1, dtype=torch.float32)
-    return weights_HLL.to(value.dtype) @ value
+    return F.dropout(weights_HLL.to(value.dtype), dropout) @ value
 
 
 def _flat(heads_1HND: Tensor) -> Tensor:

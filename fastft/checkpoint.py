@@ -2,8 +2,8 @@
 
 A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100: PyTorch's distributed checkpoint (every rank writes its
 shards and syncs them to disk) and `meta.json`, which lists every file with its size. It is written as `….tmp` and
-published by one rename. `latest` is only a hint: `newest` looks at the directories, checks their files, and falls back to
-the next older one. A run's position is one integer, the step; everything else is computed again.
+published by one rename. `latest` is a hint for people and scripts: `newest` looks at the directories, checks their files,
+and falls back to the next older one. A run's position is one integer, the step; everything else is computed again.
 """
 
 import json
@@ -71,22 +71,29 @@ def load(path: Path, model: TrainedModel, optimizer: torch.optim.Optimizer) -> N
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
-def newest(directory: Path, say=print) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete checkpoint and its meta data, or None. `say` is told of every one that is passed over."""
+def complete(directory: Path, say=print) -> list[tuple[Path, dict[str, Any]]]:
+    """Complete checkpoints with their meta data, the newest first. `say` is told of every one that is passed over."""
+    found = []
     for path in sorted(directory.glob("step-????????"), reverse=True):
         fault = _fault(path)
         if fault is None:
-            return path, json.loads((path / "meta.json").read_text())
-        say(f"{path}: passed over: {fault}")
-    return None
+            found.append((path, json.loads((path / "meta.json").read_text())))
+        else:
+            say(f"{path}: passed over: {fault}")
+    return found
+
+
+def newest(directory: Path, say=print) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint and its meta data, or None."""
+    return next(iter(complete(directory, say)), None)
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Remove what is left of interrupted writes, and all but the newest `keep` checkpoints."""
-    for path in directory.glob("*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in sorted(directory.glob("step-????????"))[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what interrupted writes left, checkpoints that are not complete, and all but the newest `keep` of the others."""
+    kept = [path for path, _ in complete(directory, say=lambda line: None)[:keep]]
+    for path in (*directory.glob("step-????????"), *directory.glob("*.tmp")):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def export(model: TrainedModel, template: ChatTemplate, source: str, path: Path) -> None:
@@ -120,29 +127,37 @@ def _write_model(state: dict[str, torch.Tensor], template: ChatTemplate, source:
     dtype = config.dtype or torch.float32
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    prefix = "causal_lm."
+    prefix = "causal_lm."  # of TrainedModel
     weights = {name.removeprefix(prefix): tensor.to(dtype) for name, tensor in state.items()}
     causal_lm.load_state_dict(weights, strict=False, assign=True)
     causal_lm.tie_weights()
     tokenizer = template.tokenizer
-    causal_lm.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=template.stop_token_ids,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else template.stop_token_ids[0],
-    )
+    try:
+        generation = GenerationConfig.from_pretrained(source)
+    except OSError:  # the source has none
+        generation = GenerationConfig()
+    earlier = generation.eos_token_id
+    earlier = earlier if isinstance(earlier, list) else [] if earlier is None else [earlier]
+    stops = template.stop_token_ids
+    generation.eos_token_id = [*stops, *(i for i in earlier if i not in stops)]
+    generation.bos_token_id = tokenizer.bos_token_id
+    generation.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stops[0]
+    causal_lm.generation_config = generation
     causal_lm.save_pretrained(path)
     tokenizer.chat_template = template.source
     tokenizer.save_pretrained(path)
+    for file in path.iterdir():
+        _sync(file)
 
 
 def _publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
     """Everything durable, then the rename, then the hint."""
     files = {p.name: p.stat().st_size for p in sorted(partial.iterdir())}
     _write_durably(partial / "meta.json", json.dumps({**meta, "files": files}, indent=1))
-    _sync_directory(partial)
+    _sync(partial)
     shutil.rmtree(final, ignore_errors=True)  # an incomplete one of that name: `newest` has passed over it
     os.rename(partial, final)
-    _sync_directory(final.parent)
+    _sync(final.parent)
     hint = final.parent / "latest.tmp"
     _write_durably(hint, final.name + "\n")
     os.replace(hint, final.parent / "latest")
@@ -171,7 +186,8 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(out.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Make a file, or a directory's list of names, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

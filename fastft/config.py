@@ -7,6 +7,7 @@ type is one line that names the key and the nearest valid one.
 """
 
 import difflib
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Literal
@@ -86,16 +87,27 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("window", "epochs", "global_batch_size", "micro_batch_size", "log_every", "eval_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ValueError(f"max_steps: {self.max_steps} is less than 1")
-        if self.checkpoint.every < 0 or self.checkpoint.keep < 1:
-            raise ValueError("checkpoint: every must be 0 or more, keep 1 or more")
-        if not 0 <= self.schedule.warmup_ratio <= 1:
-            raise ValueError(f"schedule.warmup_ratio: {self.schedule.warmup_ratio} is not between 0 and 1")
-        if self.optimizer.lr <= 0 or self.max_grad_norm < 0:
-            raise ValueError("optimizer.lr must be above 0 and max_grad_norm not below 0")
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
+        _require(self.checkpoint.every >= 0, "checkpoint.every", self.checkpoint.every, "0 or more")
+        _require(self.checkpoint.keep >= 1, "checkpoint.keep", self.checkpoint.keep, "1 or more")
+        ratio, optimizer = self.schedule.warmup_ratio, self.optimizer
+        _require(0 <= ratio <= 1, "schedule.warmup_ratio", ratio, "between 0 and 1")
+        _require(0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "above 0 and finite")
+        _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
+        _require(
+            all(0 <= beta < 1 for beta in optimizer.betas),
+            "optimizer.betas",
+            optimizer.betas,
+            "from 0 up to, not with, 1",
+        )
+        _require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "0 or more and finite")
+
+
+def _require(holds: bool, key: str, value, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}: {value} is not {wanted}")
 
 
 def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
@@ -108,7 +120,7 @@ def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
     parser.add_class_arguments(TrainConfig)
     try:
         values = parser.instantiate(parser.parse_args(argv))
-    except jsonargparse.ArgumentError as error:
+    except (jsonargparse.ArgumentError, TypeError) as error:  # the latter for a group that is null
         raise ValueError(_one_line(str(error))) from None
     return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
 
@@ -138,6 +150,7 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>\w+)'"),
 )
+_WRONG_GROUP = re.compile(r"Unable to load config (?P<value>'.*?') - Parser key \"(?P<key>[\w.]+)\"")
 _WRONG_TYPE = re.compile(
     r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected .*?)\. Got value: (?P<value>.*)', re.DOTALL
 )
@@ -150,6 +163,9 @@ def _one_line(message: str) -> str:
             key = f"{group}.{found['key']}" if group else found["key"]
             nearest = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)[0]
             return f"unknown key {key!r}; the nearest valid one is {nearest!r}"
+    if found := _WRONG_GROUP.search(message):
+        keys = ", ".join(k for k in valid_keys() if k.startswith(found["key"] + "."))
+        return f"{found['key']}: {found['value']} is not a group of keys ({keys})"
     if found := _WRONG_TYPE.search(message):
         expected = re.sub(r"<class '(\w+)'>", r"\1", found["what"]).replace("typing.Literal", "one of ")
         return f"{found['key']}: {expected.replace('Expected a ', 'expected ')}, got {found['value'].strip()!r}"

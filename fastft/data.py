@@ -19,16 +19,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fastft.conversation import Conversation, read_conversations
+from fastft.conversation import Conversation, Message, read_conversations
 from fastft.packing import lower_bound, pack
 from fastft.template import ChatTemplate
 
-CACHE_VERSION = 1  # raise when the same key would have to hold other tokens
+CACHE_VERSION = 2  # raise when the same key would have to hold other tokens
 BATCH = 256  # conversations tokenised together, and rows of an Arrow record batch
 
 _SCHEMA = pa.schema(
     [
-        ("id", pa.string()),
         ("ids", pa.list_(pa.int32())),
         ("trained", pa.list_(pa.bool_())),
         ("merged_borders", pa.int32()),
@@ -38,14 +37,10 @@ _SCHEMA = pa.schema(
 
 @dataclass
 class TokenizedData:
-    """The conversations of a file as tokens. Arrays are views into a memory-mapped file.
+    """The C conversations of a file as tokens; the ids are views into a memory-mapped file."""
 
-    `offsets` [C + 1] int64 delimits conversation c in `ids` (int32) and `trained` (bool).
-    """
-
-    names: pa.ChunkedArray  # C conversation ids
-    ids: list[np.ndarray]
-    trained: list[np.ndarray]
+    ids: list[np.ndarray]  # C arrays, int32
+    trained: list[np.ndarray]  # C arrays, bool
     merged_borders: int
     fingerprint: str
 
@@ -61,7 +56,6 @@ class TokenizedData:
     def select(self, keep: np.ndarray) -> "TokenizedData":
         """The conversations at positions `keep` (int64)."""
         return TokenizedData(
-            self.names.take(pa.array(keep)),
             [self.ids[i] for i in keep],
             [self.trained[i] for i in keep],
             self.merged_borders,
@@ -76,8 +70,12 @@ def tokenized(path: str, template: ChatTemplate, progress=None) -> TokenizedData
     """
     fingerprint = _fingerprint(path, template)
     cached = cache_directory() / f"{fingerprint}.arrow"
-    if not cached.exists():
-        _tokenize(path, template, cached, progress)
+    if cached.exists():
+        try:
+            return _open(cached, fingerprint)
+        except pa.ArrowInvalid:  # damaged since it was written; the tokens can be made again
+            pass
+    _tokenize(path, template, cached, progress)
     return _open(cached, fingerprint)
 
 
@@ -162,8 +160,6 @@ class Batch:
     max_seqlen: int  # the window: a constant, so that nothing is compiled again for another longest conversation
     loss_index: Tensor  # [n] int64: positions whose next token is trained
     targets: Tensor  # [n] int64: those next tokens
-    tokens: int  # without padding
-    squared_lengths: int  # sum of length^2 over conversations, for counting attention's work
 
     def to(self, device: torch.device) -> dict[str, Tensor | int]:
         """The arguments of TrainedModel.forward on `device`."""
@@ -182,7 +178,7 @@ def build_batch(data: TokenizedData, rows: Sequence[np.ndarray], row_count: int,
     """Lay `rows` (and empty ones up to `row_count`) end to end. Padding is a document of its own and never trained."""
     total = row_count * window
     input_ids, position_ids = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    edges, loss_index, targets, squared, tokens = [0], [], [], 0, 0
+    edges, loss_index, targets = [0], [], []
     for r in range(row_count):
         at = r * window
         for conversation in rows[r] if r < len(rows) else ():
@@ -192,7 +188,7 @@ def build_batch(data: TokenizedData, rows: Sequence[np.ndarray], row_count: int,
             predicts = np.flatnonzero(trained[1:])
             loss_index.append(at + predicts)
             targets.append(ids[1:][predicts])
-            at, tokens, squared = at + length, tokens + length, squared + length * length
+            at += length
             edges.append(at)
         if at < (r + 1) * window:
             padding = (r + 1) * window - at
@@ -207,8 +203,6 @@ def build_batch(data: TokenizedData, rows: Sequence[np.ndarray], row_count: int,
         max_seqlen=window,
         loss_index=torch.from_numpy(np.concatenate(loss_index) if loss_index else np.zeros(0, np.int64)),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64) if targets else np.zeros(0, np.int64)),
-        tokens=tokens,
-        squared_lengths=squared,
     )
 
 
@@ -223,8 +217,13 @@ def rank_batches(data: TokenizedData, step: Step, rank: int, world: int, micro: 
 def _fingerprint(path: str, template: ChatTemplate) -> str:
     """Hash of everything that the tokens depend on: data, tokenizer, template, version."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([CACHE_VERSION, template.source]).encode())
-    digest.update(template.tokenizer.backend_tokenizer.to_str().encode())
+    tokenizer = template.tokenizer
+    rendered = template.render(
+        [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
+    )  # holds bos and eos
+    parts = [CACHE_VERSION, template.source, rendered, template.end_of_turn, tokenizer.special_tokens_map]
+    digest.update(json.dumps(parts, default=str, sort_keys=True).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
     try:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 22):
@@ -249,6 +248,8 @@ def _tokenize(path: str, template: ChatTemplate, cached: Path, progress) -> None
                 done += len(batch)
                 if progress:
                     progress(done)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(partial, cached)
     finally:
         partial.unlink(missing_ok=True)
@@ -265,7 +266,6 @@ def _record_batch(batch: list[Conversation], template: ChatTemplate, path: str) 
                 raise ValueError(f"{path}: conversation {conversation.id!r}: {error}") from None
         raise
     columns = [
-        [c.id for c in batch],
         [e.ids for e in encoded],
         [e.trained for e in encoded],
         [e.merged_borders for e in encoded],
@@ -282,4 +282,4 @@ def _open(cached: Path, fingerprint: str) -> TokenizedData:
         ids += [flat_ids[a:b] for a, b in zip(edges, edges[1:])]
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
     merged = sum(table["merged_borders"].to_pylist())
-    return TokenizedData(table["id"], ids, trained, merged, fingerprint)
+    return TokenizedData(ids, trained, merged, fingerprint)

@@ -5,6 +5,8 @@ runs inside the root FSDP unit's forward (read outside, its weight's gradient wo
 only on the positions that are trained.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -86,9 +88,13 @@ def load_model(model: str, attention: str, gradient_checkpointing: bool) -> Trai
 
     transformers_logging.disable_progress_bar()
     try:
-        causal_lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=attention)
-    except (OSError, ValueError, RuntimeError) as error:
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(
+            model, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        )
+    except Exception as error:  # a dozen kinds: files cut short, shapes that differ, architectures that are none
         raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+    if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
+        raise ValueError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
     if gradient_checkpointing:
         # One switch under two names: it was renamed during transformers 5. FSDP2's hooks stay outside the checkpoint.
         enable = getattr(causal_lm, "activation_checkpointing_enable", None) or causal_lm.gradient_checkpointing_enable
@@ -113,6 +119,50 @@ def shard(model: TrainedModel, mesh: DeviceMesh, compile_blocks: bool) -> Traine
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
     return model
+
+
+@torch.no_grad()
+def prove_isolation(model: TrainedModel, device: torch.device) -> None:
+    """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
+
+    Architectures that carry a state from token to token, or that pass over `cu_seqlens`, would train on a mixture of
+    conversations without a word. Raises ValueError naming the architecture.
+    """
+    name, words = model.causal_lm.config.model_type, model.causal_lm.config.vocab_size
+    length = 8
+    tokens = torch.arange(2 * length, device=device)
+    arguments = {
+        "position_ids": (tokens % length)[None],
+        "cu_seqlens": torch.tensor([0, length, 2 * length], dtype=torch.int32, device=device),
+        "max_seqlen": 2 * length,
+        "loss_index": tokens[length:-1],
+        "targets": tokens[length + 1 :] % words,
+    }
+    other = torch.where(tokens < length, tokens + length, tokens)
+    model.eval()
+    try:
+        loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)) for ids in (tokens, other))
+    except (KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
+    model.train()
+    model.reshard()  # without a backward pass the root would stay whole, and the optimiser would be given its whole weights
+    if abs(loss - changed) > 1e-5 * abs(loss):
+        raise ValueError(f"{name}: in models of this architecture, conversations that share a row see each other")
+
+
+def model_fingerprint(model: str, config) -> str:
+    """Tells one model from another by its config and by the names, sizes and first 64 KiB of its weight files.
+
+    (A safetensors file begins with the names, shapes and places of its tensors. For a Hub name: the commit.)
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(config.to_diff_dict(), sort_keys=True, default=str).encode())
+    for path in sorted(p for p in Path(model).glob("*") if p.suffix in (".safetensors", ".bin")):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 16))
+    digest.update(str(getattr(config, "_commit_hash", None)).encode())
+    return digest.hexdigest()
 
 
 def count_parameters(model: TrainedModel) -> tuple[int, int]:

@@ -27,6 +27,7 @@ import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -44,6 +45,10 @@ MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 # before it, so a dialogue of 10,000 turns would cost 5,000^2 / 2 turns; behind this many, a prompt is rendered only when
 # the template's text before the answer is not one that has been proven already.
 PROVE_EACH = 64
+
+
+# Some templates (Llama 3.1's) write today's date into the prompt. Tokens must not depend on the day on which a run is resumed.
+FIXED_DATE = datetime(2024, 7, 26)
 
 
 class TemplateError(ValueError):
@@ -89,6 +94,9 @@ class ChatTemplate:
         self._added = {token.content: token for token in added.values()}
         self._controls = {content for content, token in self._added.items() if token.special}
         self._skeletons: dict[tuple, _Skeleton] = {}
+        # More than white space that the template puts between its generation prompt and some answers, and that is trained
+        # with them (Qwen3 writes an empty thought before the last answer only). Worth telling the user.
+        self.written_before_answers: set[str] = set()
         self.end_of_turn = self._learn_end_of_turn()
         self.end_of_turn_id = tokenizer.backend_tokenizer.token_to_id(self.end_of_turn)
         self._rename()
@@ -114,6 +122,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
+                strftime_now=FIXED_DATE.strftime,
             )
         except (JinjaError, TypeError, IndexError, ValueError) as error:
             raise TemplateError(f"{self.name}: the template refuses the conversation: {error}") from None
@@ -129,11 +138,17 @@ class ChatTemplate:
         return [self._mask(text, borders, encoding) for (text, borders), encoding in zip(filled, encodings)]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of `messages` and the generation prompt: what a server feeds the model, texts kept harmless."""
-        messages = _repaired(messages)
-        skeleton = MARK.split(self._rename_controls(self.render(_marked(messages), generation_prompt=True)))
-        pieces = [_core(messages[int(p)].content) if i % 2 else p for i, p in enumerate(skeleton)]
-        return self._original_ids(self._backend.encode("".join(pieces), add_special_tokens=False).ids)
+        """Token ids of `messages` and the generation prompt: what a server feeds the model, typed control strings kept text.
+
+        The template sees the real texts (it may drop earlier thinking, say), but for a break inside typed control strings.
+        """
+        mark = f"{OPEN}{self._nonce}{CLOSE}"
+        broken = [Message(m.role, self._broken(m.content, mark), m.train) for m in _repaired(messages)]
+        text = self._rename_controls(self.render(broken, generation_prompt=True)).replace(mark, "")
+        return self._original_ids(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def _broken(self, text: str, mark: str) -> str:
+        return self._control_pattern.sub(lambda found: found.group()[0] + mark + found.group()[1:], text)
 
     # The template ----------------------------------------------------------------------------------------------------
 
@@ -144,7 +159,8 @@ class ChatTemplate:
         whole = self.render(_marked(probe))
         if not whole.startswith(prompt):
             raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)}")
-        tokens = re.compile("|".join(re.escape(t) for t in sorted(self._added, key=len, reverse=True)) or r"(?!)")
+        markers = [t for t, token in self._added.items() if token.special or _looks_like_a_marker(t)]
+        tokens = re.compile("|".join(re.escape(t) for t in sorted(markers, key=len, reverse=True)) or r"(?!)")
         answer = whole.find(_mark(1), len(prompt))
         ending = tokens.search(whole, answer) if answer >= 0 else None
         if answer < 0 or ending is None:
@@ -154,6 +170,7 @@ class ChatTemplate:
                 "never learn to stop; choose another --template or add the token to the tokenizer"
             )
         self._controls |= set(tokens.findall(prompt)) | {ending.group()}
+        self.separator = whole[len(prompt) : answer]
         return ending.group()
 
     def _skeleton(self, messages: list[Message]) -> _Skeleton:
@@ -176,6 +193,8 @@ class ChatTemplate:
         for i, message in enumerate(messages):
             if not message.train:
                 continue
+            if i == 0:
+                raise TemplateError(f"{self.name}: message 0 is an answer to no question")
             slots = self._slots_before(i, messages, skeleton)
             literal = skeleton.literals[slots]
             if len(skeleton.answers) < PROVE_EACH or literal not in proven:
@@ -185,6 +204,8 @@ class ChatTemplate:
                 prompt_pieces = MARK.split(prompt)
                 slots, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
             skeleton.answers.append(_Answer(slots, proven[literal]))
+            if literal[proven[literal] :].strip() and _core(message.content):
+                self.written_before_answers.add(literal[proven[literal] :])
             self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
         return skeleton
 
@@ -208,8 +229,9 @@ class ChatTemplate:
         """The conversation's text with control tokens renamed, and the position in it at which each answer begins."""
         skeleton = self._skeleton(messages)
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
-        if _join(skeleton.literals, texts) != self.render(messages):
-            culprit = self._changed_message(messages)
+        filled, rendered = _join(skeleton.literals, texts), self.render(messages)
+        if filled != rendered:
+            culprit = _message_at(_first_difference(filled, rendered), skeleton, texts)
             raise TemplateError(
                 f"{self.name}: the template changes the text of message {culprit}; its tokens cannot be placed"
             )
@@ -224,23 +246,14 @@ class ChatTemplate:
         ]
         return _join(skeleton.renamed, texts), borders
 
-    def _changed_message(self, messages: list[Message]) -> int | str:
-        """Which message's text the template changes, found by marking all others."""
-        for i, message in enumerate(messages):
-            marked = _marked(messages)
-            with_mark, marked[i] = self.render(marked), message
-            if with_mark.replace(_mark(i), _core(message.content)) != self.render(marked):
-                return i
-        return "(several together)"
-
     # The tokenizer ---------------------------------------------------------------------------------------------------
 
     def _rename(self) -> None:
         """Build the copies of the tokenizer that know the control tokens under other names."""
-        nonce = secrets.token_hex(8)  # no text can contain it; the ids do not depend on it
-        self._names = {c: f"{OPEN}{nonce}.{n}{CLOSE}" for n, c in enumerate(sorted(self._controls))}
+        self._nonce = secrets.token_hex(8)  # no text can contain it; the ids do not depend on it
+        self._names = {c: f"{OPEN}{self._nonce}.{n}{CLOSE}" for n, c in enumerate(sorted(self._controls))}
         self._control_pattern = re.compile("|".join(re.escape(c) for c in sorted(self._names, key=len, reverse=True)))
-        self._name_pattern = re.compile(f"{OPEN}{nonce}\\.\\d+{CLOSE}")
+        self._name_pattern = re.compile(f"{OPEN}{self._nonce}\\.\\d+{CLOSE}")
         specification = json.loads(self.tokenizer.backend_tokenizer.to_str())
         _rename_in(specification, self._names)
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(specification))
@@ -264,7 +277,8 @@ class ChatTemplate:
         control_tokens = [
             i for i, token in enumerate(ids) if token in self._renamed_ids and self._is_control(text, offsets[i])
         ]
-        assert len(controls) == len(control_tokens), "every renamed control token is one token"
+        if len(controls) != len(control_tokens):
+            raise TemplateError(f"{self.name}: the tokenizer does not make one token of each of its own control tokens")
         done, merged = 0, 0  # tokens of `ids` already taken over
         out_ids: list[int] = []
         trained: list[bool] = []
@@ -354,6 +368,11 @@ def chat_template(tokenizer, template: str | None = None, model: str = "tokenize
     raise ValueError(f"--template {template}: neither a file nor one of {', '.join(built_in_templates())}")
 
 
+def _looks_like_a_marker(token: str) -> bool:
+    """Whether an added token that is not flagged special can be a turn marker: "<|user|>" can, "\n\n" and "hello" cannot."""
+    return len(token) > 2 and not any(c.isspace() or c.isalnum() for c in (token[0], token[-1]))
+
+
 def _mark(i: int) -> str:
     return f"{OPEN}{i}{CLOSE}"
 
@@ -386,11 +405,26 @@ def _join(literals: list[str], texts: list[str]) -> str:
     return "".join(piece for pair in zip(literals, [*texts, ""]) for piece in pair)
 
 
+def _message_at(position: int, skeleton: _Skeleton, texts: list[str]) -> int:
+    """The message whose text stands at, or next before, a position of the filled skeleton."""
+    at, culprit = 0, skeleton.slots[0] if skeleton.slots else 0
+    for literal, text, slot in zip(skeleton.literals, texts, skeleton.slots):
+        if at + len(literal) > position:
+            break
+        at, culprit = at + len(literal) + len(text), slot
+    return culprit
+
+
+def _first_difference(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
 def _not_a_prefix(prompt: str, whole: str) -> str:
-    at = next((i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b), min(len(prompt), len(whole)))
+    prompt, whole = MARK.sub("…", prompt), MARK.sub("…", whole)
+    at = _first_difference(prompt, whole)
     return (
         "the prompt before an answer is not how the rendered conversation begins "
-        f"(prompt has {MARK.sub('…', prompt[at : at + 40])!r} where the conversation has {MARK.sub('…', whole[at : at + 40])!r})"
+        f"(prompt has {prompt[at : at + 40]!r} where the conversation has {whole[at : at + 40]!r})"
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 
 from fastft import checkpoint
@@ -24,7 +25,15 @@ from fastft.attention import choose_attention
 from fastft.config import TrainConfig, parse_config, save_config
 from fastft.data import Schedule, Step, TokenizedData, fit_to_window, rank_batches, tokenized
 from fastft.metrics import Reporter, peak_flops, training_flops
-from fastft.model import TrainedModel, count_parameters, load_config, load_model, shard
+from fastft.model import (
+    TrainedModel,
+    count_parameters,
+    load_config,
+    load_model,
+    model_fingerprint,
+    prove_isolation,
+    shard,
+)
 from fastft.template import ChatTemplate, load_template
 
 
@@ -55,9 +64,10 @@ def train(config: TrainConfig) -> Path:
 
     # Where an earlier start of this run left off.
     checkpoints = output_dir / "checkpoints"
-    identity = run_identity(config, template, data)
-    start = find_start(config, checkpoints, identity, say)
-    first = start[1]["step"] if start else 0
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    identity = run_identity(config, data, model_fingerprint(config.model, model_config))
+    starts = find_starts(config, checkpoints, identity, say)
+    first = starts[0][1]["step"] if starts else 0
     if first >= schedule.total and (output_dir / "model").is_dir():
         say(f"finished: step {first} of {schedule.total} is done; the model is in {output_dir / 'model'}")
         return output_dir / "model"
@@ -69,10 +79,9 @@ def train(config: TrainConfig) -> Path:
     check_vocabulary(model, template, config)
     body, head = count_parameters(model)
     model = shard(model, init_device_mesh(device.type, (world,)), config.compile)
+    prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
-    if start:
-        checkpoint.load(start[0], model, optimizer)
-        say(f"resumed: step {first} from {start[0]}")
+    first = resume(starts, model, optimizer, say)
     reporter = open_reporter(config, output_dir, first, schedule.total) if rank == 0 else None
     dist.barrier()
 
@@ -206,6 +215,7 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
         for batch in rank_batches(data, schedule.step(number), rank, world, config.micro_batch_size, config.window):
             total += model(**batch.to(device))
     model.train()
+    model.reshard()
     dist.all_reduce(total)
     return float(total) / int(data.trained_counts.sum())
 
@@ -248,9 +258,18 @@ def report_rows(
     return rows
 
 
+def require_finite(row: dict) -> None:
+    """Raise ValueError before a step that went wrong can be saved."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(row[name]):
+            raise ValueError(
+                f"step {row['step']}: the {name} is {row[name]}. Nothing was saved since; lower optimizer.lr or look at the data"
+            )
+
+
 def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
     """Tokens of `path`, made by the first process of each machine and shared by all of it."""
-    failure = [None]
+    failure = None
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:
             tokenized(
@@ -258,10 +277,10 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> To
                 template,
                 progress=lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None,
             )
-        except ValueError as error:
-            failure = [str(error)]
+        except (ValueError, OSError) as error:
+            failure = str(error)
     failures: list = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure[0])
+    dist.all_gather_object(failures, failure)
     if any(failures):
         raise ValueError(next(f for f in failures if f))
     data = tokenized(path, template)
@@ -272,18 +291,25 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> To
         f"{counts['nothing_to_train']} without an answer to learn; {data.merged_borders} borders where the answer's own "
         "tokens won"
     )
+    for written in sorted(template.written_before_answers):
+        say(f"note: the template writes {written!r} before some answers; it is trained with them")
     return kept
 
 
-def find_start(config: TrainConfig, checkpoints: Path, identity: dict, say) -> tuple[Path, dict] | None:
-    """The checkpoint to go on from, chosen by rank 0 for all. Raises ValueError when it belongs to another run."""
-    found = [checkpoint.newest(checkpoints, say) if dist.get_rank() == 0 else None]
+def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> list[tuple[Path, dict]]:
+    """Checkpoints to go on from, the newest first, as rank 0 sees them. Raises ValueError when they are another run's."""
+    found = [checkpoint.complete(checkpoints, say) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found)
-    if found[0] is None:
-        return None
+    starts, model = found[0], Path(config.output_dir) / "model"
+    if not starts and model.exists():
+        raise ValueError(
+            f"{model}: exists and is not this run's; choose another --output_dir, it would be written over"
+        )
+    if not starts:
+        return []
     if not config.resume:
         raise ValueError(f"{config.output_dir}: holds an earlier run; choose another --output_dir or remove it")
-    earlier = found[0][1]["identity"]
+    earlier = starts[0][1]["identity"]
     changed = [
         f"{key} was {earlier.get(key)!r} and is {value!r}"
         for key, value in identity.items()
@@ -294,10 +320,27 @@ def find_start(config: TrainConfig, checkpoints: Path, identity: dict, say) -> t
             f"{config.output_dir}: its checkpoints belong to another run ({'; '.join(changed)}); "
             "use another --output_dir, or the settings of that run"
         )
-    return found[0]
+    return starts
 
 
-def run_identity(config: TrainConfig, template: ChatTemplate, data: TokenizedData) -> dict:
+def resume(starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, say) -> int:
+    """Load the newest checkpoint that can be read; return its step, 0 without checkpoints."""
+    for path, meta in starts:
+        try:
+            checkpoint.load(path, model, optimizer)
+        except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
+            say(f"{path}: passed over: cannot be read ({type(error).__name__})")
+            continue
+        say(f"resumed: step {meta['step']} from {path}")
+        return meta["step"]
+    if starts:
+        raise ValueError(
+            f"{starts[0][0].parent}: none of its {len(starts)} checkpoints can be read; remove them to start again"
+        )
+    return 0
+
+
+def run_identity(config: TrainConfig, data: TokenizedData, model: str) -> dict:
     """What must not change under a run that is resumed, by name. Paths may move; their contents may not."""
     values = asdict(config)
     same = (
@@ -313,7 +356,7 @@ def run_identity(config: TrainConfig, template: ChatTemplate, data: TokenizedDat
     )
     identity = {key: values[key] for key in same}
     identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])
-    return {**identity, "data": data.fingerprint, "template": template.name.split(" of ")[0]}
+    return {**identity, "model": model, "data_and_template": data.fingerprint}
 
 
 def open_reporter(config: TrainConfig, output_dir: Path, first: int, total: int) -> Reporter:
@@ -341,7 +384,7 @@ def step_epoch(schedule: Schedule, step: Step) -> float:
 
 def hash_seed(seed: int, number: int, rank: int) -> int:
     """One seed for each step and rank."""
-    return (seed * 1_000_003 + number) * 1_000_003 + rank
+    return ((seed * 1_000_003 + number) * 1_000_003 + rank) % 2**63
 
 
 def join_ranks() -> torch.device:
@@ -360,6 +403,13 @@ def join_ranks() -> torch.device:
     return device
 
 
+def first_to_fail() -> bool:
+    """True on the rank that meets an error first: the others have the same one, or are its consequence."""
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", 0)) == 0
+    return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
     try:
@@ -370,7 +420,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
         train(config)
     except (ValueError, OSError) as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if first_to_fail():
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     finally:

@@ -37,7 +37,7 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--optimzer.lr", "1"], "the nearest valid one is 'optimizer.lr'"),
         (["--window", "big"], "window: expected int, got 'big'"),
         (["--schedule.name", "cos"], "schedule.name: expected one of ['cosine', 'linear', 'constant'], got 'cos'"),
-        (["--window", "0"], "window: 0 is less than 1"),
+        (["--window", "0"], "window: 0 is not 1 or more"),
         (["--config", "/nowhere.yaml"], "File does not exist: '/nowhere.yaml'"),
     ],
 )
