@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from fastft.conversation import Message
+from fastft.template import ChatTemplate, load_template
 
 
 class ChatModel:
@@ -20,7 +21,6 @@ class ChatModel:
         import torch
 
         from fastft.model import load_config
-        from fastft.template import load_template
 
         self.window = getattr(load_config(model), "max_position_embeddings", None) or 1 << 20
         self.template = load_template(model, template)
@@ -38,21 +38,18 @@ class ChatModel:
         import torch
 
         ids = self._fitting_prompt(messages, max_new_tokens)
-        stops, cache, produced, shown = set(self.template.stop_token_ids), None, [], ""
-        fed = torch.tensor([ids], device=self.device)
+        cache, fed = None, torch.tensor([ids], device=self.device)
+        text = _Decoder(self.template)
         with torch.inference_mode():
             for _ in range(min(max_new_tokens, self.window - len(ids))):
                 out = self.model(input_ids=fed, past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
                 token = _pick(out.logits[0, -1], temperature)
-                if token in stops:
-                    return
-                produced.append(token)
+                if token in self.template.stop_token_ids:
+                    break
                 fed = torch.tensor([[token]], device=self.device)
-                text = self.template.tokenizer.decode(produced, skip_special_tokens=True)
-                if not text.endswith("\ufffd"):  # a character whose bytes are still to come
-                    yield text[len(shown) :]
-                    shown = text
+                yield text.add(token)
+        yield text.rest()
 
     def _fitting_prompt(self, messages: list[Message], max_new_tokens: int) -> list[int]:
         system = [m for m in messages[:1] if m.role == "system"]
@@ -66,11 +63,49 @@ class ChatModel:
             turns = turns[2:]
 
 
+class _Decoder:
+    """Token ids to text, piece by piece, at a constant cost per token."""
+
+    def __init__(self, template: ChatTemplate):
+        self.decode, self.separator = template.tokenizer.decode, template.separator
+        self.shown, self.ids, self.begun = [], [], False  # tokens shown last (a context), tokens not shown yet
+
+    def add(self, token: int) -> str:
+        """The text that `token` completes; "" while a character's bytes are still to come."""
+        self.ids.append(token)
+        text = self._new_text()
+        if text.endswith("\ufffd") and len(self.ids) < 8:
+            return ""
+        self.shown, self.ids = self.ids, []
+        return self._without_separator(text)
+
+    def rest(self) -> str:
+        """What is left at the end, the stump of a character perhaps."""
+        return self._without_separator(self._new_text()) if self.ids else ""
+
+    def _new_text(self) -> str:
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return self.decode([*self.shown, *self.ids], **options)[len(self.decode(self.shown, **options)) :]
+
+    def _without_separator(self, text: str) -> str:
+        """The template's own space before an answer is no part of it: the template will put it there again."""
+        if not self.begun and text:
+            self.begun = True
+            return text.removeprefix(self.separator)
+        return text
+
+
 def printable(text: str) -> str:
-    """The text without what could command a terminal: a model can say anything, escape sequences too."""
-    return "".join(
-        c if c in "\n\t" or not unicodedata.category(c).startswith("C") else "\N{REPLACEMENT CHARACTER}" for c in text
-    )
+    """The text without what could command a terminal: a model can say anything, escape sequences too.
+
+    Joiners (in emoji and in Persian) stay; control characters, surrogates and changes of writing direction go.
+    """
+    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(c) else c for c in text)
+
+
+def _commands(character: str) -> bool:
+    changes_direction = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return changes_direction or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
 
 
 def _load_weights(model: str, dtype):
@@ -119,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         if line.strip() == "/reset":
             history.clear()
             print("(forgotten)")
-        elif line.strip().startswith("/"):
+        elif line.strip() in ("/", "/help"):
             print("(commands: /reset, /quit)")
         elif line.strip():
             _answer(model, system, history, line, options)

@@ -1,9 +1,9 @@
 """See and prove the mask: `fastft inspect DATA --model M [-n 3]`, `fastft inspect DATA --model M --check`.
 
 Without --check it prints conversations with trained tokens in one colour and the rest in another, one token beside the
-next. With --check it holds every conversation of the file against the library's own road (`apply_chat_template` with
-tokenize=True), which shares no code with fastft.template: prompts, the whole, the decoded answers, the control tokens.
-Exit code 1 when anything is off.
+next. With --check it holds the tokens of every conversation of the file against the library's own road
+(`apply_chat_template`, which knows nothing of how fastft.template finds its borders): prompts and the whole id by id, the
+trained text and the whole text letter by letter, the control tokens. Exit code 1 when anything is off.
 """
 
 import argparse
@@ -117,16 +117,43 @@ def check(conversation: Conversation, encoded: Encoded, template: ChatTemplate) 
     if len(spans) != len(answers):
         yield "number of answers", f"{len(answers)} answers to train, {len(spans)} trained spans"
         return
-    typed = any(control in m.content for m in messages for control in template.control_tokens)
-    if not typed:  # else the library's own road would turn text into control tokens
-        yield from _check_against_library(messages, encoded, template, list(zip(answers, spans)))
     for i, span in zip(answers, spans):
         if encoded.ids[span[1] - 1] != template.end_of_turn_id:
             yield "end of turn", f"message {i} does not end with {template.end_of_turn}"
-        text, expected = _decoded(encoded.ids, span, template), messages[i].content
-        if expected.strip() not in text or text.strip().removesuffix(template.end_of_turn).strip() != expected.strip():
-            yield "answer", f"message {i}: trained {text[:60]!r}, the answer is {expected[:60]!r}"
+        text, expected = (
+            _decoded(encoded.ids, span, template),
+            _read_back(_trained_text(messages, i, template), template),
+        )
+        if text not in (expected, " " + expected):  # SentencePiece marks a space behind a control token
+            yield "answer", f"message {i}: trained {text[:60]!r}, expected {expected[:60]!r}"
+    typed = any(control in m.content for m in messages for control in template.control_tokens)
+    if typed:  # the library's own road makes control tokens of such text, but the same text again of those
+        yield from _check_text(messages, encoded, template)
+    else:
+        yield from _check_against_library(messages, encoded, template, list(zip(answers, spans)))
     yield from _check_controls(messages, encoded, template)
+
+
+def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> str:
+    """What stands in the rendered conversation from the end of the prompt to the end of the answer's turn."""
+    rest = template.render(messages)[len(template.render(messages[:i], generation_prompt=True)) :]
+    core = messages[i].content.strip()
+    end = rest.index(template.end_of_turn, rest.index(core) + len(core))
+    return rest[: end + len(template.end_of_turn)]
+
+
+def _read_back(text: str, template: ChatTemplate) -> str:
+    """The text as the tokenizer gives it back: some change it (NFC, unknown characters)."""
+    return template.tokenizer.decode(
+        template.tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=False
+    )
+
+
+def _check_text(messages, encoded, template) -> Iterator[tuple[str, str]]:
+    decode = lambda ids: template.tokenizer.decode(ids, skip_special_tokens=False)  # noqa: E731
+    got, expected = decode(encoded.ids), decode(_library_ids(messages, template, generation_prompt=False))
+    if "".join(got.split()) != "".join(expected.split()):  # control tokens may swallow white space beside them
+        yield "whole", "the tokens do not spell the conversation"
 
 
 def _check_against_library(messages, encoded, template, answers_and_spans) -> Iterator[tuple[str, str]]:
@@ -137,6 +164,7 @@ def _check_against_library(messages, encoded, template, answers_and_spans) -> It
             if encoded.ids[: span[0]] != _library_ids(messages[:i], template, generation_prompt=True):
                 yield "prompt", f"the ids before message {i} are not what a server would feed"
         return
+    yield from _check_text(messages, encoded, template)
     for i, _ in answers_and_spans:  # one border at a time: earlier borders of its own do not stand in a server's prompt
         alone = template.encode([Message(m.role, m.content, m.train and j == i) for j, m in enumerate(messages)])
         prompt = _library_ids(messages[:i], template, generation_prompt=True)
@@ -157,7 +185,10 @@ def _check_controls(messages, encoded, template) -> Iterator[tuple[str, str]]:
 def _library_ids(messages: list[Message], template: ChatTemplate, generation_prompt: bool) -> list[int]:
     turns = [{"role": m.role, "content": m.content} for m in messages]
     return template.tokenizer.apply_chat_template(
-        turns, chat_template=template.source, add_generation_prompt=generation_prompt, return_dict=False
+        turns,
+        chat_template=template.dated_source,
+        add_generation_prompt=generation_prompt,
+        return_dict=False,
     )
 
 

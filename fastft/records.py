@@ -9,7 +9,6 @@ Containers: a JSON array, JSON Lines, one JSON object, each also as `.gz` or `.z
 
 import codecs
 import gzip
-import itertools
 import json
 import os
 import re
@@ -45,7 +44,9 @@ def read_records(path: str | os.PathLike) -> Iterator[Record]:
         raise ValueError(f"{path}: no such file")
     if path.is_dir():
         raise ValueError(f"{path}: is a directory; name the files in it, for example {path}/*.jsonl")
-    if path.suffix == ".parquet":
+    if not path.is_file():
+        raise ValueError(f"{path}: is not a regular file; save what comes out of it first")
+    if path.suffix.lower() == ".parquet":
         yield from _parquet_rows(path)
         return
     with _open(path) as stream:
@@ -161,9 +162,8 @@ def _parsed(where: str, text: bytes, end: int) -> Record:
     return Record(where, None, end, error, text.decode(errors="replace")[:RAW_LIMIT])
 
 
-# Where the next element of an array may begin after a broken one.
-_NEXT_ELEMENT = re.compile(r"\}\s*,\s*(?=\{)")
 _BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
+_FIRST_KEY = re.compile(r'[\s\[,]*\{\s*("(?:[^"\\]|\\.)*")')
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is not UTF-8
 _raw_decode = json.JSONDecoder().raw_decode
 
@@ -175,6 +175,11 @@ class _Window:
         self.path, self.stream, self.read_bytes, self.ended = path, stream, len(head), False
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at = self.decoder.decode(head), 0
+        # Objects of a dump begin with the same key, and other than those inside them: how to find the next one after a
+        # broken one. (Any "},{" would do for that if records did not hold lists of turns.)
+        while (key := _FIRST_KEY.match(self.text)) is None and len(self.text) < 4096 and self.grow():
+            pass
+        self.next_element = re.compile(r",\s*(?=\{\s*" + (re.escape(key[1]) + r"\s*:" if key else "") + ")")
 
     def grow(self) -> bool:
         """Drop what was read and double what is left (one record larger than the window costs O(n), not O(n^2))."""
@@ -200,30 +205,31 @@ class _Window:
                 if stop < len(self.text) or not self.grow():  # a number may go on in the next chunk
                     return value, stop, None
             except RecursionError:
-                return None, self.resume(self.at), "nested too deeply"
+                return None, self.resume(), "nested too deeply"
             except json.JSONDecodeError as error:
                 # At the end of the window the fault may be only that the record goes on.
                 cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
                 if not (cut and self.grow()):
-                    return None, self.resume(min(error.pos, len(self.text))), f"not JSON: {error.msg}"
+                    return None, self.resume(), f"not JSON: {error.msg}"
 
-    def resume(self, at: int) -> int:
-        found = _NEXT_ELEMENT.search(self.text, at)
-        return found.end() if found else len(self.text)
+    def resume(self) -> int:
+        """Where the next element begins behind a broken one; the end of the file if there is none."""
+        searched = self.at + 1
+        while (found := self.next_element.search(self.text, searched)) is None:
+            searched = max(len(self.text) - self.at - 1024, 1)  # of what the next window keeps
+            if not self.grow():
+                return len(self.text)
+        return found.end()
 
 
 def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[Record]:
-    """Elements of a JSON array, or JSON values one after the other."""
-    window = _Window(path, stream, head)
-    in_array = window.skip(re.compile(r"\s*")) == "["
-    window.at += in_array
-    for number in itertools.count(1):
-        following = window.skip(_BETWEEN_ELEMENTS)
-        if following == "" and in_array:
-            error = "the file ends inside its array: it was cut short"
-            yield Record(f"{path.name}: end of file", None, window.read_bytes, error, "")
-        if following == "" or (in_array and following == "]"):
-            return
+    """Elements of one or several JSON arrays, or JSON values one after the other."""
+    window, open_arrays, number = _Window(path, stream, head), 0, 0
+    while following := window.skip(_BETWEEN_ELEMENTS):
+        if following in "[]":  # a second array may follow the first: cat a.json b.json
+            open_arrays, window.at = max(open_arrays + (1 if following == "[" else -1), 0), window.at + 1
+            continue
+        number += 1
         value, stop, error = window.decode()
         raw = window.text[window.at : stop]
         window.at = stop
@@ -234,6 +240,9 @@ def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[Record]:
             yield Record(where, value, window.read_bytes)
         else:
             yield Record(where, None, window.read_bytes, error, repair_text(raw[:RAW_LIMIT]))
+    if open_arrays:
+        error = "the file ends inside its array: it was cut short"
+        yield Record(f"{path.name}: end of file", None, window.read_bytes, error, "")
 
 
 def _parquet_rows(path: Path) -> Iterator[Record]:

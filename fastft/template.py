@@ -90,6 +90,7 @@ class ChatTemplate:
         if not getattr(tokenizer, "is_fast", False):
             raise ValueError(f"{name}: the tokenizer has no fast version (tokenizer.json); fastft needs its offsets")
         self.tokenizer, self.source, self.name = tokenizer, source, name
+        self.dated_source = _with_fixed_date(source)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
         self._added = {token.content: token for token in added.values()}
         self._controls = {content for content, token in self._added.items() if token.special}
@@ -119,10 +120,9 @@ class ChatTemplate:
         try:
             return self.tokenizer.apply_chat_template(
                 [{"role": m.role, "content": m.content} for m in messages],
-                chat_template=self.source,
+                chat_template=self.dated_source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                strftime_now=FIXED_DATE.strftime,
             )
         except (JinjaError, TypeError, IndexError, ValueError) as error:
             raise TemplateError(f"{self.name}: the template refuses the conversation: {error}") from None
@@ -366,6 +366,13 @@ def chat_template(tokenizer, template: str | None = None, model: str = "tokenize
     if Path(template).is_file():
         return ChatTemplate(tokenizer, Path(template).read_text(), f"template {template}")
     raise ValueError(f"--template {template}: neither a file nor one of {', '.join(built_in_templates())}")
+
+
+def _with_fixed_date(source: str) -> str:
+    """The template with a `strftime_now` of its own that knows the formats used in it, always of FIXED_DATE."""
+    formats = sorted({found[2] for found in re.finditer(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", source)})
+    cases = "".join(f"{{%- if format == {f!r} -%}}{FIXED_DATE.strftime(f)}{{%- endif -%}}" for f in formats)
+    return f"{{%- macro strftime_now(format) -%}}{cases}{{%- endmacro -%}}{source}" if formats else source
 
 
 def _looks_like_a_marker(token: str) -> bool:

@@ -100,10 +100,7 @@ def train(config: TrainConfig) -> Path:
         if number % config.log_every == 0 or save_now or evaluate_now:
             rows = report_rows(pending, time.perf_counter() - began, model, (body, head), device)
             for row in rows:
-                if not math.isfinite(row["loss"]):
-                    raise ValueError(
-                        f"step {row['step']}: the loss is {row['loss']}; lower optimizer.lr or look at the data"
-                    )
+                require_finite(row)
                 if reporter:
                     reporter.step(row)
             pending.clear()

@@ -38,6 +38,9 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--window", "big"], "window: expected int, got 'big'"),
         (["--schedule.name", "cos"], "schedule.name: expected one of ['cosine', 'linear', 'constant'], got 'cos'"),
         (["--window", "0"], "window: 0 is not 1 or more"),
+        (["--optimizer.lr", ".inf"], "optimizer.lr: inf is not above 0 and finite"),
+        (["--optimizer.betas", "[0.9,1.5]"], "optimizer.betas: (0.9, 1.5) is not from 0 up to, not with, 1"),
+        (["--seed", "-1"], "seed: -1 is not between 0 and"),
         (["--config", "/nowhere.yaml"], "File does not exist: '/nowhere.yaml'"),
     ],
 )
@@ -48,7 +51,10 @@ def test_mistakes_are_one_line(flags, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["model: [a", "optimizer: {lrr: 1}", "optimzer: {lr: 1}", "window: {a: 1}"])
+@pytest.mark.parametrize(
+    "text",
+    ["model: [a", "optimizer: {lrr: 1}", "optimzer: {lr: 1}", "window: {a: 1}", "optimizer: null", "schedule: cosine"],
+)
 def test_mistakes_in_yaml_are_one_line(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(ValueError) as caught:

@@ -99,3 +99,47 @@ def test_repaired_text_is_text_and_good_text_is_untouched(text):
     repaired.encode()
     if all(not 0xD800 <= ord(c) <= 0xDFFF for c in text):
         assert repaired == text
+
+
+DAMAGE = [
+    '"a "quote" b"',
+    '"a raw\nline end"',
+    '"a bad \\x escape"',
+    "unquoted",
+    '"never closed',
+    '"closed twice""',
+    "}",
+]
+
+
+@given(st.integers(1, 9), st.integers(0, 9), st.sampled_from(DAMAGE), st.sampled_from([1, 7, 1 << 22]))
+def test_one_broken_record_of_an_array_costs_only_itself(tmp_path_factory, count, at, damage, chunk):
+    """Records hold lists of turns, whose ends look like ends of records."""
+    turns = [{"from": "human", "value": "a, b"}, {"from": "gpt", "value": "c } , { d"}]
+    good = [json.dumps({"id": str(i), "conversations": turns}) for i in range(count)]
+    broken = good[0].replace('"a, b"', damage, 1)
+    at = min(at, count)
+    path = tmp_path_factory.mktemp("damage") / "a.json"
+    path.write_text("[" + ",\n".join([*good[:at], broken, *good[at:]]) + "]")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "CHUNK", chunk)
+        read = list(read_records(path))
+    assert [json.dumps(r.value) for r in read if r.error is None] == good
+    assert sum(r.error is not None and r.raw != "" for r in read) == 1
+
+
+def test_nothing_behind_the_first_array_is_lost(tmp_path):
+    path = tmp_path / "a.json"
+    for text in ('[{"a": 1}]\n[{"a": 2}]', '[{"a": 1}]\n{"a": 2}\n', '[]\n[{"a": 1}]\n[{"a": 2}]'):
+        path.write_text(text)
+        assert [r.value for r in read_records(path)] == [{"a": 1}, {"a": 2}]
+    path.write_text('[{"a": 1}];')
+    assert [r.error is None for r in read_records(path)] == [True, False]
+
+
+def test_a_pipe_is_refused(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file"):
+        list(read_records(tmp_path / "pipe"))

@@ -228,6 +228,42 @@ def test_a_template_that_looks_ahead_is_refused():
         ChatTemplate(tiny.KINDS["gpt2"](), source, "template ahead")
 
 
+THINKER = """{%- for m in messages -%}
+{{- '<|im_start|>' + m.role + '\n' -}}
+{%- if m.role == 'assistant' and loop.last -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}
+{{- m.content + '<|im_end|>\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
+
+
+def test_what_a_template_writes_before_some_answers_is_told():
+    """Qwen3 puts an empty thought before the last answer only: trained with it, and reported."""
+    template = ChatTemplate(tiny.KINDS["gpt2"](), THINKER, "template thinker")
+    messages = [
+        Message("user", "a"),
+        Message("assistant", "b", True),
+        Message("user", "c"),
+        Message("assistant", "d", True),
+    ]
+    encoded = template.encode(messages)
+    said = [split_at_ends(template, encoded.ids, span) for span in spans(encoded.trained)]
+    assert said == ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]
+    assert template.written_before_answers == {"<think>\n\n</think>\n\n"}
+
+
+def test_a_template_without_end_token_is_refused_even_where_line_ends_are_tokens():
+    source = "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content + '\n\n' }}{% endfor %}"
+    source += "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+    with pytest.raises(TemplateError, match="never learn to stop"):
+        ChatTemplate(tiny.KINDS["newlines"](), source, "template plain")
+
+
+def test_a_prompt_is_what_the_template_says_today_but_for_the_date():
+    source = THINKER.replace("{%- for", "{{ strftime_now('%d %b %Y') }}{%- for", 1)
+    template = ChatTemplate(tiny.KINDS["gpt2"](), source, "template dated")
+    assert template.render([Message("user", "a")]).startswith("26 Jul 2024")
+
+
 def test_a_tokenizer_without_template_names_the_choices():
     with pytest.raises(ValueError, match=r"no chat template.*--template chatml\|gemma"):
         chat_template(tiny.KINDS["gpt2"](), None, "some/model")

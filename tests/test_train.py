@@ -345,6 +345,108 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_that_looks_whole(
     assert losses(out) == losses(whole_run)
 
 
+@pytest.mark.parametrize(
+    ("family", "options", "says"),
+    [
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "s_aux"),
+        ("bloom", {"n_layer": 2, "n_head": 4}, "bloom"),
+        ("mamba", {"intermediate_size": None}, "mamba"),
+    ],
+)
+def test_architectures_that_would_mix_conversations_are_refused(ground, tmp_path, family, options, says):
+    """Attention sinks, positions that do not restart, a state from token to token: each would train in silence."""
+    import shutil
+
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    sizes = {k: v for k, v in {**models.SIZES, **options}.items() if v is not None}
+    config = AutoConfig.for_model(family, vocab_size=len(load_template(str(ground / "model")).tokenizer), **sizes)
+    (model / "model.safetensors").unlink()
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    fails(_main(ground, tmp_path / "out", "--model", str(model)), says)
+
+
+def test_weights_that_are_missing_or_cut_short_are_one_clear_line(ground, tmp_path):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    fails(_main(ground, tmp_path / "out", "--model", str(model)), "1 weights are missing", "layers.1.mlp.down_proj")
+    whole = (ground / "model" / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    fails(_main(ground, tmp_path / "out", "--model", str(model)), "the model cannot be loaded")
+
+
+def test_the_model_that_a_run_starts_from_is_never_written_over(ground, tmp_path):
+    import shutil
+
+    shutil.copytree(ground / "model", tmp_path / "model")
+    fails(_main(ground, tmp_path, "--model", str(tmp_path / "model")), "exists and is not this run's")
+
+
+def test_another_model_in_the_same_place_is_not_this_run(ground, whole_run, tmp_path):
+    other = models.make_model(tmp_path / "other", intermediate_size=96)
+    fails(_main(ground, whole_run, "--model", str(other), "--checkpoint.every", "4"), "model was")
+
+
+def test_a_step_that_went_wrong_is_not_saved(ground, tmp_path):
+    out = tmp_path / "out"
+    done = _main(ground, out, "--optimizer.lr", "1e30", "--checkpoint.every", "1", "--checkpoint.keep", "9")
+    fails(done, "Nothing was saved since")
+    for path in (out / "checkpoints").glob("step-*"):  # the first step's weights are absurd but numbers
+        assert json.loads((path / "meta.json").read_text())["step"] < 3
+
+
+def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
+    from fastft.checkpoint import newest, prune
+
+    for step, content in ((10, "12345"), (16, "123")):
+        path = tmp_path / f"step-{step:08d}"
+        path.mkdir()
+        (path / "shard").write_text(content)
+        (path / "meta.json").write_text(json.dumps({"step": step, "files": {"shard": 5}}))
+    prune(tmp_path, keep=1)
+    assert newest(tmp_path)[1]["step"] == 10
+
+
+def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):
+    """Bytes changed, sizes right: the next older one is used."""
+    import shutil
+
+    out = shutil.copytree(whole_run, tmp_path / "out")
+    shutil.rmtree(out / "model")
+    last = sorted((out / "checkpoints").glob("step-*"))[-1]
+    metadata = last / ".metadata"
+    metadata.write_bytes(b"\0" * metadata.stat().st_size)
+    done = _main(ground, out, "--checkpoint.every", "4")
+    assert done.returncode == 0 and f"{last.name}: passed over: cannot be read" in done.stderr, done.stderr
+    assert losses(out) == losses(whole_run)
+
+
+def test_tokens_are_made_again_when_the_end_token_changes_or_the_cache_is_damaged(ground, tmp_path, monkeypatch):
+    import tiny
+
+    from fastft.data import cache_directory
+    from fastft.template import chat_template
+
+    monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
+    data, tokenizer = str(ground / "data.jsonl"), tiny.byte_level()
+    first = tokenized(data, chat_template(tokenizer, "vicuna"))
+    tokenizer.eos_token = "<|im_end|>"
+    other = tokenized(data, chat_template(tokenizer, "vicuna"))
+    assert first.fingerprint != other.fingerprint and first.ids[0][-1] != other.ids[0][-1]
+    expected = other.ids[0].tolist()  # a copy: the arrays are views of the file
+    for path in cache_directory().glob("*.arrow"):
+        path.rename(tmp_path / path.name)
+        path.write_bytes((tmp_path / path.name).read_bytes()[:100])
+    assert tokenized(data, chat_template(tokenizer, "vicuna")).ids[0].tolist() == expected
+
+
 def test_conversations_with_ten_thousand_turns_are_counted_not_cut(ground, tmp_path):
     turns = [{"role": role, "content": "x"} for _ in range(5000) for role in ("user", "assistant")]
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "messages": turns}))

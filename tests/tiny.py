@@ -69,6 +69,13 @@ def gpt2():
     return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
+def newlines():
+    """Runs of line ends as added tokens that are not special, as in Gemma."""
+    tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    tokenizer.add_tokens([AddedToken("\n" * n, normalized=False, special=False) for n in (1, 2, 3)])
+    return tokenizer
+
+
 def phi3():
     """Control tokens that swallow the white space behind them."""
     return _byte_level(
@@ -125,4 +132,4 @@ def _without_added_bytes(tokenizer: Tokenizer) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(specification))
 
 
-KINDS = {f.__name__: lru_cache(None)(f) for f in (byte_level, gpt2, phi3, sentencepiece, metaspace, unigram)}
+KINDS = {f.__name__: lru_cache(None)(f) for f in (byte_level, gpt2, newlines, phi3, sentencepiece, metaspace, unigram)}
