@@ -39,6 +39,11 @@ CODE_BLOCKS = {  # the page's five shapes and what a sanitiser left of one: (HTM
         + '</span></div><div class="p-4"><code class="hljs language-powershell">%s</code></div></div></pre>',
         "powershell",
     ),
+    "without a language, later pages": (
+        '<pre><div class="bg-black rounded-md mb-4"><div class="flex"><span>plaintext</span>' + BUTTON + "</div>"
+        '<div class="p-4"><code class="!whitespace-pre hljs language-plaintext">%s</code></div></div></pre>',
+        "",
+    ),
     "sanitised": ("<pre><div><div>pythonCopy code</div><div><code>%s</code></div></div></pre>", "python"),
     "plain": ("<pre><code>%s</code></pre>", ""),
 }
@@ -73,6 +78,8 @@ GOLDEN = {
     "sub and sup": ("<p>H<sub>2</sub>O m<sup>2</sup></p>", "H<sub>2</sub>O m<sup>2</sup>"),
     "code span with backticks": ("<p><code>x`y``z</code> <code>`x</code></p>", "```x`y``z``` `` `x ``"),
     "code span with spaces": ("<p><code>a  b</code></p>", "`a  b`"),
+    "line break in a code span": ("<p><code>a<br>b</code></p>", "`a b`"),
+    "space between marks": ("<p>a<sub> </sub>b</p>", "a b"),
     "headings": ("<h1>T</h1><h2>U <code>v</code></h2><p>x</p>", "# T\n\n## U `v`\n\nx"),
     "link": ('<p><a href="https://a.b/c_d?x=1&amp;y=2" target="_new">see</a></p>', "[see](https://a.b/c_d?x=1&y=2)"),
     "bare address": ('<p>at <a href="https://a.b/c_d">https://a.b/c_d</a>.</p>', "at https://a.b/c_d."),
@@ -115,6 +122,7 @@ GOLDEN = {
     "empty code block": ("<pre><code></code></pre>", "```\n```"),
     "code keeps blank lines": ("<pre><code>\n\n  a\n\n\nb\n\n</code></pre>", "```\n\n\n  a\n\n\nb\n\n```"),
     "pre with text beside its code": ("<pre>$ <code>ls</code>\nfile\n</pre>", "```\n$ ls\nfile\n```"),
+    "pre in pre": ("<pre>a\n<ol><li><pre>b\n</pre></li><li>c</li></ol></pre>", "```\na\nb\nc\n```"),
     "prompt beside code": ("<pre>$ <code>ls</code></pre>", "```\n$ ls\n```"),
     "table": (
         '<table><thead><tr><th>a</th><th style="text-align: right">b</th></tr></thead>'
@@ -129,6 +137,14 @@ GOLDEN = {
         "<table><tr><th>a</th></tr><tr><td><pre><code>x\ny\n</code></pre></td></tr></table>",
         "| a |\n| --- |\n| `x`<br>`y` |",
     ),
+    "pipes in a cell": (
+        f'<table><tr><th>{tex("|x|")}</th><th><a href="a|b">c</a></th></tr></table>',
+        "| $\\|x\\|$ | [c](a\\|b) |\n| --- | --- |",
+    ),
+    "code with backticks in a cell": (
+        "<table><tr><th><pre><code>a`b\n</code></pre></th></tr></table>",
+        "| ``a`b`` |\n| --- |",
+    ),
     "inline formula": (f'<p>so <span class="math math-inline">{tex("a_i < b*c")}</span>.</p>', "so $a_i < b*c$."),
     "display formula": (
         '<p>so</p><div class="math math-display"><span class="katex-display">'
@@ -140,6 +156,9 @@ GOLDEN = {
     "unescaped angle brackets": ("<p>a List<String> of <Item>x</Item></p>", "a List<String> of <Item>x</Item>"),
     "footer of an extension": ("<p>The end.</p>Copy123 chars / 20 words", "The end."),
     "footer in a span": ("<p>The end.</p><div><span>Copy1 chars / 2 words</span></div>", "The end."),
+    "footer after a control character": ("<p>a</p>\x1bCopy1 chars / 2 words", "a\n\n\x1bCopy1 chars / 2 words"),
+    "control character beside code": ("<pre><div>\x1b<code>x</code></div></pre>", "```\n\x1bx\n```"),
+    "control character in a language": ('<pre><code class="language-\x1b">x</code></pre>', "```\nx\n```"),
     "text without a wrapper": ("plain a < b &amp; c", "plain a < b & c"),
     "comment and script": ("<p>a<!-- b --></p><script>c</script>", "a"),
     "no-break and ideographic spaces": ("<p>a\xa0b</p><p>\u3000c</p>", "a\xa0b\n\n\u3000c"),
@@ -234,6 +253,7 @@ def test_long_inputs_take_linear_time():
     assert html_to_markdown(page("<ol>" + "<li>x</li>" * 10_000 + "</ol>")).endswith("10000. x")
     assert html_to_markdown(page("<div>x</div>" * 5_000)).count("x") == 5_000
     assert len(html_to_markdown(page("<p>" + "word " * 400_000 + "</p>"))) == 2_000_000 - 1
+    assert len(html_to_markdown(page("<p>x" + " " * 1_000_000 + "x\n</p>"))) == 1_000_002
     assert time.process_time() - begin < 20  # 2 s here
 
 
