@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cleaning.pipeline import Report, clean, print_ledger
+from cleaning.sources import ERAS, FORMATS
 
 SHOWN_WARNINGS = 3
 
@@ -32,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
             template=arguments.template,
             blocked_phrases=_phrases(arguments.blocked_phrases) if arguments.blocked_phrases else (),
             workers=arguments.workers,
+            format=arguments.format,
+            every_branch=arguments.branches == "all",
+            era=arguments.era,
         )
     except ValueError as error:
         return _fail(str(error), 1)
@@ -66,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="IN",
-        help="ShareGPT or OpenAI-style dumps: .json, .jsonl, .parquet, also .gz, .zst",
+        help="dumps and exports (.json, .jsonl, also .gz, .zst; .parquet), saved pages (.html), - for standard input, "
+        "or OWNER/NAME of a dataset on the Hub",
     )
     parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where the results go")
     parser.add_argument(
@@ -81,6 +86,27 @@ def _parser() -> argparse.ArgumentParser:
         "--blocked_phrases", metavar="FILE", help="reject conversations that hold one of these, a phrase a line"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        metavar="NAME",
+        help="what the records are (default: recognised one by one): "
+        + "; ".join(f"{name}: {each.description}" for name, each in FORMATS.items()),
+    )
+    parser.add_argument(
+        "--branches",
+        choices=("current", "all"),
+        default="current",
+        help="of a tree of messages, the branch shown last or ranked best, or every one (default: current)",
+    )
+    parser.add_argument(
+        "--era",
+        choices=ERAS,
+        default="auto",
+        help="what sharegpt.com had done to human text: before (2023-03-11: nothing but a branch counter in front), "
+        "escaped_pager (until 2023-04-01: entities and a counter), escaped (entities), none (leave it alone), "
+        "auto: from evidence (default)",
+    )
     return parser
 
 

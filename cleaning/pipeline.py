@@ -24,7 +24,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,24 +40,39 @@ import fastft
 from cleaning.duplicates import Fingerprint, find_duplicates, fingerprint
 from cleaning.filters import Settings, judge, repair
 from cleaning.markdown import html_to_markdown
-from cleaning.sources import RawConversation, Rejection, looks_like_html, read_conversation
+from cleaning.sources import (
+    ERAS,
+    FORMATS,
+    RawConversation,
+    Reading,
+    Rejection,
+    conversations_in,
+    looks_like_html,
+    survey_dump,
+)
+from cleaning.sources.inputs import Input, open_inputs
 from cleaning.split import CountTokens, rounds_of, split_conversation, token_counter
 from fastft.conversation import Conversation, Message, parse_conversation
-from fastft.records import Record, parse_json, read_records
+from fastft.records import Record, parse_json
 
 BATCH_BYTES = 1 << 18  # what goes to a worker at a time: 256 KiB of records is about 0.2 s of work
 BATCH_RECORDS = 256
 WAITING = 32  # batches handed out and not yet written: enough for every worker, at most a few MiB
 POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
+MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "report.json")  # in the order in which they are published
 
 
 @dataclass
 class Report:
-    """The ledger. `input` = `kept` + the sum of `rejected`; `rounds` likewise: in = kept + rejected."""
+    """The ledger. `input` = `kept` + the sum of `rejected`; `rounds` likewise: in = kept + rejected.
 
-    input: int = 0  # records
+    `input` counts conversations: those found in the dumps (a tree may give several), and as one each the records in
+    which none was found.
+    """
+
+    input: int = 0
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
@@ -65,7 +80,9 @@ class Report:
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
     warnings: list[str] = field(default_factory=list)
-    files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "bytes", "records"}
+    files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "bytes", "records", "input", "era"}
+    formats: dict[str, int] = field(default_factory=dict)  # conversations found, by format
+    notes: dict[str, int] = field(default_factory=dict)  # what readers left out or changed, in all conversations found
     settings: dict[str, Any] = field(default_factory=dict)
     version: str = fastft.__version__
 
@@ -73,7 +90,7 @@ class Report:
         """The books balance."""
         assert self.input == self.kept + sum(self.rejected.values()), self
         assert self.rounds["in"] == self.rounds["kept"] + self.rounds["rejected"], self
-        assert self.input == sum(file["records"] for file in self.files), self
+        assert self.input == sum(file["input"] for file in self.files), self
 
 
 @dataclass(slots=True)
@@ -81,6 +98,7 @@ class Item:
     """A record on its way to a worker."""
 
     where: str
+    source: int  # position among the inputs
     file: str
     fallback_id: str
     record: bytes  # JSON
@@ -93,7 +111,7 @@ class Outcome:
 
     id: str
     where: str
-    record: bytes = b""  # as it was read; a worker does not send it back
+    record: bytes = b""  # as it was read (a worker does not send it back); of a tree, this branch as `messages`
     reason: str = ""
     detail: str = ""
     conversation: bytes = b""
@@ -102,6 +120,8 @@ class Outcome:
     answers: int = 0
     html_answers: int = 0
     unmarked_html: int = 0  # answers left as they are that look like HTML
+    format: str = ""
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -124,9 +144,15 @@ def clean(
     template: str | None = None,
     blocked_phrases: Iterable[str] = (),
     workers: int | None = None,
+    format: str | None = None,
+    every_branch: bool = False,
+    era: str = "auto",
 ) -> Report:
     """Clean the dumps `inputs` into `output_dir`; see this module's docstring for the files.
 
+    `inputs` are files, "-" for standard input, or names of datasets on the Hub. `format` is one of
+    `cleaning.sources.FORMATS` (None: recognised), `era` one of `cleaning.sources.ERAS`; with `every_branch`, a tree of
+    messages gives a conversation for every leaf.
     With `max_tokens`, dialogues are split into parts of at most that many tokens of `model`'s tokenizer and chat
     template (or the template named). `workers` is the number of processes, by default one a core; the result does not
     depend on it. If no conversation is left, there is no conversations.jsonl and `kept` is 0.
@@ -134,9 +160,9 @@ def clean(
     Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
     outputs of an earlier run then stay as they were.
     """
-    paths, output_dir = [Path(path) for path in inputs], Path(output_dir)
+    output_dir = Path(output_dir)
     settings = Settings(blocked_phrases=tuple(p for p in (p.strip() for p in blocked_phrases) if p))
-    _check_arguments(paths, output_dir, max_tokens, model, workers)
+    _check_arguments(inputs, output_dir, max_tokens, model, workers, format, era)
     if max_tokens is not None:
         token_counter(model, template)  # a model that cannot be used is better known now than after the first pass
 
@@ -146,15 +172,38 @@ def clean(
             "model": None if model is None else str(model),
             "template": template,
             "blocked_phrases": list(settings.blocked_phrases),
+            "format": format,
+            "every_branch": every_branch,
+            "era": era,
         }
     )
+    with open_inputs(inputs) as sources:
+        reading = Reading(format, every_branch)
+        eras = [survey_dump(source.records(), reading, era) for source in sources]
+        report.files = [
+            {"name": source.name, "bytes": source.size, "records": 0, "input": 0, "era": each.to_dict()}
+            for source, each in zip(sources, eras)
+        ]
+        _run(sources, [replace(reading, era=each) for each in eras], output_dir, settings, report, workers)
+    return report
+
+
+def _run(
+    sources: list[Input],
+    readings: list[Reading],
+    output_dir: Path,
+    settings: Settings,
+    report: Report,
+    workers: int | None,
+) -> None:
+    max_tokens, model, template = (report.settings[key] for key in ("max_tokens", "model", "template"))
     work = output_dir / ".partial"
     output_dir.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
-        with _pool(paths, workers) as pool, _progress(paths) as bar:
-            ids, fingerprints = _first_pass(paths, work / "outcomes", settings, report, pool, bar)
+        with _pool(sources, workers) as pool, _progress(sources) as bar:
+            ids, fingerprints = _first_pass(sources, readings, work / "outcomes", settings, report, pool, bar)
             duplicates = find_duplicates(fingerprints)
             split = _whole_batch if max_tokens is None else partial(_split_batch, max_tokens, model, template)
             bar.begin("splitting" if max_tokens else "writing", len(ids))
@@ -164,13 +213,18 @@ def clean(
         _publish(work, output_dir, report)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return report
 
 
 def _check_arguments(
-    paths: list[Path], output_dir: Path, max_tokens: int | None, model: str | None, workers: int | None
+    inputs: Sequence[str | os.PathLike],
+    output_dir: Path,
+    max_tokens: int | None,
+    model: str | None,
+    workers: int | None,
+    format: str | None,
+    era: str,
 ) -> None:
-    if not paths:
+    if not inputs:
         raise ValueError("no input: name at least one file")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"--max_tokens is {max_tokens}; it must be at least 1")
@@ -178,8 +232,11 @@ def _check_arguments(
         raise ValueError("--max_tokens needs --model: tokens are counted with its tokenizer and chat template")
     if workers is not None and workers < 1:
         raise ValueError(f"--workers is {workers}; it must be at least 1")
-    for path in paths:
-        next(read_records(path), None)  # missing, empty and binary files are refused before any work
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"--format is {format!r}; the formats are {', '.join(FORMATS)}")
+    if era not in ERAS:
+        raise ValueError(f"--era is {era!r}; it is one of {', '.join(ERAS)}")
+    for path in map(Path, inputs):
         if path.resolve() in {(output_dir / name).resolve() for name in OUTPUTS}:
             raise ValueError(f"{path}: is an output of this run; choose another directory for -o")
 
@@ -188,7 +245,8 @@ def _check_arguments(
 
 
 def _first_pass(
-    paths: list[Path],
+    sources: list[Input],
+    readings: list[Reading],
     spool: Path,
     settings: Settings,
     report: Report,
@@ -197,29 +255,36 @@ def _first_pass(
 ) -> tuple[list[str], list[Fingerprint]]:
     """Write the outcome of every record to `spool`; return ids and fingerprints of the conversations among them."""
     ids, fingerprints, unmarked_html = [], [], 0
-    batches = _batches(_items(paths, report, bar))
+    formats, notes = collections.Counter(), collections.Counter()
+    batches = _batches(_items(sources, report, bar))
+    convert = partial(_convert_batch, settings, readings)
     with spool.open("wb") as out:
-        for batch, outcomes in _ordered_map(partial(_convert_batch, settings), batches, lambda batch: batch, pool):
-            assert len(outcomes) == len(batch)
-            for item, outcome in zip(batch, outcomes):
-                outcome.record = item.record
-                pickle.dump(outcome, out, protocol=pickle.HIGHEST_PROTOCOL)
-                unmarked_html += outcome.unmarked_html
-                if outcome.fingerprint is not None:
-                    ids.append(outcome.id)
-                    fingerprints.append(outcome.fingerprint)
-            bar.advance(0, len(outcomes))
+        for batch, found in _ordered_map(convert, batches, lambda batch: batch, pool):
+            assert len(found) == len(batch) and all(found)
+            for item, outcomes in zip(batch, found):
+                report.input += len(outcomes)
+                report.files[item.source]["input"] += len(outcomes)
+                for outcome in outcomes:
+                    outcome.record = outcome.record or item.record
+                    pickle.dump(outcome, out, protocol=pickle.HIGHEST_PROTOCOL)
+                    unmarked_html += outcome.unmarked_html
+                    formats[outcome.format] += bool(outcome.format)
+                    notes.update(outcome.notes)
+                    if outcome.fingerprint is not None:
+                        ids.append(outcome.id)
+                        fingerprints.append(outcome.fingerprint)
+                bar.advance(0, len(outcomes))
+    report.formats = dict(sorted((+formats).items()))
+    report.notes = dict(sorted(notes.most_common(MAX_NOTES)))
     if unmarked_html:
         report.warnings.append(f"{unmarked_html:,} answers look like HTML but not of the page; left as they are")
     return ids, fingerprints
 
 
-def _items(paths: list[Path], report: Report, bar: "_Bar") -> Iterator[Item]:
-    for path in paths:
-        file = {"name": path.name, "bytes": path.stat().st_size, "records": 0}
-        report.files.append(file)
+def _items(sources: list[Input], report: Report, bar: "_Bar") -> Iterator[Item]:
+    for position, (source, file) in enumerate(zip(sources, report.files)):
         done = 0
-        for record in read_records(path):
+        for record in source.records():
             bar.advance(record.end - done, 0)
             done = record.end
             remark = record.error is not None and not record.raw  # on the file (it was cut short), not a record
@@ -227,18 +292,17 @@ def _items(paths: list[Path], report: Report, bar: "_Bar") -> Iterator[Item]:
                 report.warnings.append(f"{record.where}: {record.error}")
             if remark:
                 continue
-            yield _item(record, path.name, file["records"])
+            yield _item(record, position, source.name, file["records"])
             file["records"] += 1
-            report.input += 1
 
 
-def _item(record: Record, file: str, number: int) -> Item:
+def _item(record: Record, source: int, file: str, number: int) -> Item:
     value, error = (record.value, None) if record.error is None else (record.raw, record.error)
     try:
         data = _to_json(value)
     except RecursionError:
         data, error = b"null", "nested too deeply"
-    return Item(record.where, file, f"{file}-{number}", data, error)
+    return Item(record.where, source, file, f"{file}-{number}", data, error)
 
 
 def _to_json(value: Any) -> bytes:
@@ -264,19 +328,40 @@ def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
         yield batch
 
 
-def _convert_batch(settings: Settings, batch: list[Item]) -> list[Outcome]:
-    return [_convert(item, settings) for item in batch]
+def _convert_batch(settings: Settings, readings: list[Reading], batch: list[Item]) -> list[list[Outcome]]:
+    return [_outcomes_of(item, settings, readings[item.source]) for item in batch]
 
 
-def _convert(item: Item, settings: Settings) -> Outcome:
-    """One record to its outcome. Whatever the record holds, this does not raise."""
-    outcome = Outcome(item.fallback_id, item.where)
+def _outcomes_of(item: Item, settings: Settings, reading: Reading) -> list[Outcome]:
+    """The outcomes of one record, at least one. Whatever the record holds, this does not raise."""
     try:
         if item.error is not None:
             raise Rejection("broken_record", item.error)
-        raw = read_conversation(parse_json(item.record))
-        outcome.id = raw.id or item.fallback_id
-        conversation = _to_conversation(raw, outcome.id, item.file)
+        found = conversations_in(parse_json(item.record), reading)
+    except Rejection as rejection:
+        return [Outcome(item.fallback_id, item.where, reason=rejection.reason, detail=rejection.detail)]
+    except RecursionError:
+        return [Outcome(item.fallback_id, item.where, reason="broken_record", detail="nested too deeply")]
+    outcomes = []
+    for number, raw in enumerate(found, start=1):
+        id, where = item.fallback_id, item.where
+        if number > 1:
+            id, where = f"{id}-{number}", f"{where}, branch {number}"
+        outcomes.append(_convert(raw, item.file, raw.id or id, where, settings))
+        if len(found) > 1:  # the whole tree with every branch would be quadratic in its size
+            outcomes[-1].record = _as_messages(raw)
+    return outcomes
+
+
+def _as_messages(raw: RawConversation) -> bytes:
+    messages = [{"role": turn.role, "content": turn.text} for turn in raw.turns]
+    return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
+
+
+def _convert(raw: RawConversation, file: str, id: str, where: str, settings: Settings) -> Outcome:
+    outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
+    try:
+        conversation = _to_conversation(raw, id, file)
         _reject_if(judge(conversation, settings, before_repairs=True))
         outcome.repairs = repair(conversation)
         _reject_if(judge(conversation, settings, before_repairs=False))
@@ -307,7 +392,7 @@ def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation
         except ValueError as error:
             raise Rejection("unreadable_html", f"turn {number}: {error}") from None
         messages.append(Message(turn.role, text, train=turn.role == "assistant"))
-    return Conversation(id, messages, source=source, model=raw.model)
+    return Conversation(id, messages, source=source, lang=raw.lang, model=raw.model)
 
 
 # --- second pass ------------------------------------------------------------------------------------------------------
@@ -456,10 +541,10 @@ def _publish(work: Path, output_dir: Path, report: Report) -> None:
 
 
 @contextmanager
-def _pool(paths: list[Path], workers: int | None) -> Iterator[ProcessPoolExecutor | None]:
+def _pool(sources: list[Input], workers: int | None) -> Iterator[ProcessPoolExecutor | None]:
     """Worker processes, or None where this process alone is as fast."""
     workers = workers or len(os.sched_getaffinity(0))
-    if workers == 1 or sum(path.stat().st_size for path in paths) < POOL_FROM:
+    if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
         return
     # "spawn": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. Ctrl-C is the
@@ -515,16 +600,16 @@ class _Bar:
 
 
 @contextmanager
-def _progress(paths: list[Path]) -> Iterator[_Bar]:
-    """A bar on stderr, drawn on a terminal if there is much to do. It begins with the bytes of `paths`."""
+def _progress(sources: list[Input]) -> Iterator[_Bar]:
+    """A bar on stderr, drawn on a terminal if there is much to do. It begins with the bytes of the inputs."""
     console = Console(stderr=True)
-    size = sum(path.stat().st_size for path in paths)
-    compressed = any(path.suffix in (".gz", ".zst", ".parquet") for path in paths)
+    size = sum(source.size for source in sources)
+    packed = any(source.packed for source in sources)
     columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
-    hidden = not console.is_terminal or size < POOL_FROM
+    hidden = not console.is_terminal or (size < POOL_FROM and not packed)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         bar = _Bar(progress)
-        bar.begin("cleaning", None if compressed else size)
+        bar.begin("cleaning", None if packed else size)
         yield bar
 
 

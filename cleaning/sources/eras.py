@@ -1,0 +1,264 @@
+"""The eras of sharegpt.com: what its server and its browser extension had done to a text before it was shared.
+
+    before 2023-03-11   every value verbatim: the page's HTML with its classes, the human's text as typed
+    from 2023-03-11     every value went through sanitize-html: unknown tags and most classes gone, and in what was text
+                        `&`, `<`, `>` are `&amp;`, `&lt;`, `&gt;`, human turns included
+    until 2023-04-01    human turns begin with the page's branch counter ("1 / 1"), glued to the text
+
+A string does not tell its era: `&lt;` may be what somebody typed. But the sanitiser is deterministic, so a conversation
+tells what cannot have happened to it: an answer with the page's own wrapper, a button or an image, a question with a
+bare `<` or `&`, was never sanitised. And the wrapper without its classes is what the sanitiser left. `survey` counts
+such evidence over the first records of a dump; `settle` applies the decision to one conversation. In real dumps that are
+verbatim, 0.4 to 11 % of human turns hold a bare `&`, `<` or `>`; of 4,600 such turns none held entities only. In doubt the
+text stays as it is, and that is counted too.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cleaning.sources.turns import RawConversation, Turn
+
+# `--era`: "auto", or what the user knows. "none": the text has been cleaned already, touch nothing.
+ERAS = ("auto", "before", "escaped", "escaped_pager", "none")
+
+SAMPLE_RECORDS = 5_000
+SAMPLE_BYTES = 16 << 20  # of the uncompressed file: about 1 s of reading
+
+# The page's own wrapper of an answer, 2022-12 to 2024. Nobody writes this class by hand.
+_PAGE_WRAPPER = re.compile(r'\s*<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\b[^"]{0,500}?\b(?:prose|break-words)\b')
+# What the sanitiser left of it: a bare <div> and, without a space, a block. People write <div> with line ends.
+_BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b[\s\S]*</div>\s*\Z")
+_FRAGMENT = re.compile(r"\s*<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)\b[^<>]*>[\s\S]*>\s*\Z")
+# The button's label in a code block, without its button.
+_BARE_COPY_LABEL = re.compile(
+    r"<pre>(?:<div[^<>]*>)+(?:[^<>]{0,40}</?(?:span|svg)\b[^<>]*>){0,8}[^<>]{0,40}?Copy code</div>"
+)
+
+_ENTITY = re.compile(r"&(amp|lt|gt);")
+_CHARACTERS = {"amp": "&", "lt": "<", "gt": ">"}
+_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)((?:\s+[a-zA-Z-]+(?:=\"[^\"<>]*\")?)*)\s*(/?)>")
+_NEVER_ESCAPED = re.compile(r"&(?!(?:amp|lt|gt);)|[<>]")
+# What sanitize-html lets through unless told otherwise, and `svg`, which sharegpt.com added.
+_ALLOWED_TAGS = frozenset(
+    """
+    a abbr address article aside b bdi bdo blockquote br caption cite code col colgroup data dd dfn div dl dt em
+    figcaption figure footer h1 h2 h3 h4 h5 h6 header hgroup hr i kbd li main mark nav ol p pre q rb rp rt rtc ruby s
+    samp section small span strong sub sup svg table tbody td tfoot th thead time tr u ul var wbr
+    """.split()
+)
+
+_PAGER = re.compile(r"\s*([1-9]\d{0,2}) / ([1-9]\d{0,2})")
+_NOT_A_QUESTION = re.compile(r"\s*(?:!?Too many requests|This content may violate)|\s*\Z")  # saved without a counter
+
+
+@dataclass
+class Evidence:
+    """Counts over the sample of one dump."""
+
+    conversations: int = 0
+    human_turns: int = 0
+    wrapped: int = 0  # conversations with the page's wrapper on an answer: never sanitised
+    sanitised: int = 0  # conversations whose answers are what the sanitiser leaves: bare wrappers, nothing forbidden
+    labels: int = 0  # … of these, "Copy code" without its button: certain
+    confirmed: int = 0  # … of these, questions hold entities and nothing that the sanitiser would have escaped
+    contradicted: int = 0  # … of these, a question that was never sanitised
+    plain_turns: int = 0  # human turns of conversations without an answer that looks like HTML
+    plain_bare: int = 0  # … of these, turns that were never sanitised
+    plain_escaped: int = 0  # … of these, turns with entities and nothing that the sanitiser would have escaped
+    pager_turns: int = 0  # human turns that begin like a branch counter
+    pager_conversations: int = 0  # with two or more questions, all of which begin so
+    pager_mixed: int = 0  # with two or more questions, some of which begin so
+
+
+@dataclass(frozen=True)
+class Era:
+    """What was decided for a dump. `reasons` says why, for people; `evidence` is what was counted."""
+
+    name: str = "auto"  # of ERAS
+    bare_is_sanitised: bool = False  # answers in bare wrappers mean that the questions are escaped
+    fragments_are_html: bool = False  # so are answers that begin with <p>, without a wrapper
+    all_escaped: bool = False  # questions are escaped also where the answers are not HTML
+    pager: bool = False  # the counter of a conversation's only question is the page's
+    reasons: tuple[str, ...] = ()
+    evidence: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For report.json."""
+        return asdict(self)
+
+
+UNDECIDED = Era()  # for a conversation without its dump
+
+
+def decide(evidence: Evidence, name: str = "auto") -> Era:
+    """The decision for a dump. The thresholds err towards leaving text alone."""
+    if name != "auto":
+        escaped = name.startswith("escaped")
+        pager = name in ("before", "escaped_pager")
+        said = (f"--era {name}: not decided from evidence",)
+        return Era(name, escaped, escaped, escaped, pager, said, asdict(evidence))
+    e = evidence
+    # Another tool than sharegpt.com may have dropped the classes; then some questions will hold a bare `<`.
+    bare = e.confirmed >= 3 and e.contradicted * 10 <= e.confirmed
+    fragments = bare and e.confirmed >= 10
+    all_escaped = e.plain_escaped >= 10 and e.plain_bare == 0
+    pager = e.pager_conversations >= 3 and e.pager_mixed * 10 <= e.pager_conversations
+    reasons = (
+        f"{e.wrapped:,} of {e.conversations:,} conversations have the page's wrapper: their text is verbatim",
+        f"{e.sanitised:,} have answers as the sanitiser left them; of these {e.labels:,} have a label without its button "
+        f"(certain), {e.confirmed:,} have questions with entities only, {e.contradicted:,} questions that were never "
+        f"sanitised: bare wrappers are {'taken' if bare else 'not taken'} as proof of escaped text",
+        f"of {e.plain_turns:,} human turns beside answers that are not HTML, {e.plain_escaped:,} hold entities and nothing "
+        f"unescaped, {e.plain_bare:,} a bare &, < or >: they are {'unescaped' if all_escaped else 'left alone'}",
+        f"in {e.pager_conversations:,} conversations every one of several questions begins with a branch counter, in "
+        f"{e.pager_mixed:,} only some: a single question's counter is {'removed' if pager else 'left alone'}",
+    )
+    return Era("auto", bare, fragments, all_escaped, pager, reasons, asdict(evidence))
+
+
+def survey(conversations: Iterable[RawConversation]) -> Evidence:
+    """Count the evidence in conversations as they were shared (not settled yet)."""
+    evidence = Evidence()
+    for conversation in conversations:
+        _count(conversation.turns, evidence)
+    return evidence
+
+
+def _count(turns: list[Turn], evidence: Evidence) -> None:
+    questions = [turn.text for turn in turns if turn.role == "user"]
+    answers = [turn.text for turn in turns if turn.role == "assistant" and turn.text.strip()]
+    bare = sum(map(never_sanitised, questions))
+    escaped = sum(bool(_ENTITY.search(text)) and not never_sanitised(text) for text in questions)
+    evidence.conversations += 1
+    evidence.human_turns += len(questions)
+    evidence.wrapped += any(map(_PAGE_WRAPPER.match, answers))
+    if not any(map(_FRAGMENT.match, answers)):
+        evidence.plain_turns += len(questions)
+        evidence.plain_bare += bare
+        evidence.plain_escaped += escaped
+    if looks_sanitised(answers, fragments=False):
+        evidence.sanitised += 1
+        evidence.labels += has_bare_label(answers)
+        evidence.confirmed += bool(escaped) and not bare
+        evidence.contradicted += bool(bare)
+    questions = [text for text in questions if not _NOT_A_QUESTION.match(text)]
+    begin = sum(after_pager(text) is not None for text in questions)
+    evidence.pager_turns += begin
+    if len(questions) > 1 and begin:
+        evidence.pager_conversations += have_pagers(questions)
+        evidence.pager_mixed += not have_pagers(questions)
+
+
+def settle(conversation: RawConversation, era: Era) -> None:
+    """Mark the answers that are HTML; take from the questions what sharegpt.com did to them. In place."""
+    turns = conversation.turns
+    # A saved page of sharegpt.com leaves no other tool that could have dropped the classes.
+    if _is_escaped(turns, era, conversation.format == "sharegpt_page"):
+        _mark_fragments(turns)
+        _unescape(conversation)
+    else:
+        mark_html(turns)
+        left = sum(turn.role == "user" and bool(_ENTITY.search(turn.text)) for turn in turns)
+        conversation.notes["questions with entities, left alone"] += left
+    _remove_pagers(conversation, era)
+
+
+def _is_escaped(turns: list[Turn], era: Era, from_sharegpt: bool) -> bool:
+    if era.name != "auto":
+        return era.name.startswith("escaped")
+    answers = [turn.text for turn in turns if turn.role == "assistant" and turn.text.strip()]
+    if looks_sanitised(answers, era.fragments_are_html):
+        escaped = era.bare_is_sanitised or from_sharegpt or has_bare_label(answers)
+    else:
+        escaped = era.all_escaped and not any(map(_FRAGMENT.match, answers))
+    return escaped and not any(turn.role == "user" and never_sanitised(turn.text) for turn in turns)
+
+
+def mark_html(turns: list[Turn]) -> None:
+    """Set `html` on the assistant turns that are HTML of the page.
+
+    Evidence: the page's own wrapper, which is certain; or a bare `<div>` that begins with a block, if every answer of
+    the conversation that is not empty has one of the two.
+    """
+    answers = [turn for turn in turns if turn.role == "assistant" and turn.text.strip()]
+    certain = [bool(_PAGE_WRAPPER.match(turn.text)) for turn in answers]
+    bare = [bool(_BARE_WRAPPER.match(turn.text)) for turn in answers]
+    bare_is_page = all(c or b for c, b in zip(certain, bare))
+    for turn, is_certain, is_bare in zip(answers, certain, bare):
+        turn.html = is_certain or (is_bare and bare_is_page)
+
+
+def _mark_fragments(turns: list[Turn]) -> None:
+    for turn in turns:
+        if turn.role == "assistant":
+            sanitised = _FRAGMENT.match(turn.text) is not None and not never_sanitised(turn.text)
+            turn.html = sanitised or bool(_PAGE_WRAPPER.match(turn.text))
+
+
+def _unescape(conversation: RawConversation) -> None:
+    """Once: `&amp;lt;` was typed as `&lt;`."""
+    for turn in conversation.turns:
+        if turn.role == "user":
+            text = _ENTITY.sub(lambda match: _CHARACTERS[match[1]], turn.text)
+            conversation.notes["unescaped questions"] += text != turn.text
+            turn.text = text
+
+
+def looks_sanitised(answers: list[str], fragments: bool) -> bool:
+    """Every answer is HTML that the sanitiser can have written, and one shows that it did (or `fragments` will do)."""
+    if not answers or not all(map(_FRAGMENT.match, answers)) or any(map(_PAGE_WRAPPER.match, answers)):
+        return False
+    shows = fragments or any(map(_BARE_WRAPPER.match, answers)) or has_bare_label(answers)
+    return shows and not any(map(never_sanitised, answers))
+
+
+def has_bare_label(answers: list[str]) -> bool:
+    return any(map(_BARE_COPY_LABEL.search, answers))
+
+
+def never_sanitised(text: str) -> bool:
+    """True if the sanitiser cannot have written `text`: a forbidden tag, or `&`, `<`, `>` that it would have escaped."""
+    if not _NEVER_ESCAPED.search(text):
+        return False
+    for closing, name, _, slash in _TAG.findall(text):
+        is_void = name in ("br", "hr")  # it writes <br />
+        if name not in _ALLOWED_TAGS or (is_void and not slash and not closing):
+            return True
+    return bool(_NEVER_ESCAPED.search(_TAG.sub("", text)))
+
+
+def after_pager(text: str) -> int | None:
+    """Where the text goes on after a branch counter, or None.
+
+    "1 / 15 apples" is the counter "1 / 1" and "5 apples": the text follows without a space, and the number of branches
+    is the shortest that is not less than the branch's own, because ten are rare.
+    """
+    match = _PAGER.match(text)
+    if match is None:
+        return None
+    branch, digits = int(match[1]), match[2]
+    length = next((n for n in range(1, len(digits) + 1) if int(digits[:n]) >= branch), None)
+    return None if length is None else match.start(2) + length
+
+
+def have_pagers(questions: list[str]) -> bool:
+    """Every question begins with a counter, and after most the text follows at once, as in none of "1 / 2 cups"."""
+    ends = [after_pager(text) for text in questions]
+    if not ends or None in ends:
+        return False
+    return 2 * sum(text[end : end + 1] != " " for text, end in zip(questions, ends)) >= len(ends)
+
+
+def _remove_pagers(conversation: RawConversation, era: Era) -> None:
+    """Only where every question begins with a counter; one question alone also needs the dump's evidence."""
+    questions = [t for t in conversation.turns if t.role == "user" and not _NOT_A_QUESTION.match(t.text)]
+    known = era.name in ("auto", "before", "escaped_pager") and (len(questions) > 1 or era.pager)
+    if known and have_pagers([turn.text for turn in questions]):
+        for turn in questions:
+            turn.text = turn.text[after_pager(turn.text) :]
+        conversation.notes["branch counters removed"] += len(questions)
+    else:
+        left = sum(after_pager(turn.text) is not None for turn in questions)
+        conversation.notes["questions that begin like a branch counter, left alone"] += left

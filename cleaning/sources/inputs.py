@@ -1,0 +1,112 @@
+"""What the command line names as input, opened: files, saved pages, standard input (`-`), datasets on the Hub.
+
+    with open_inputs(["dump.json.gz", "page.html", "-", "allenai/WildChat-1M"]) as inputs:
+        for record in inputs[0].records(): …
+
+An input can be read more than once: standard input is written to a temporary file first, a Hub dataset is streamed anew.
+"""
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastft.records import RAW_LIMIT, Record, read_records
+
+_HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html", ".htm", ".txt")
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
+
+
+@dataclass(frozen=True)
+class Input:
+    name: str  # as the ledger calls it
+    path: Path | None  # the file that is read; None for a dataset on the Hub
+    records: Callable[[], Iterator[Record]]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, 0 where there is no file."""
+        return self.path.stat().st_size if self.path else 0
+
+    @property
+    def packed(self) -> bool:
+        """True where `Record.end` is not a position among `size` bytes."""
+        return self.path is None or self.path.suffix in (".gz", ".zst", ".parquet")
+
+
+@contextmanager
+def open_inputs(names: Sequence[str | os.PathLike]) -> Iterator[list[Input]]:
+    """Raises ValueError for an input that is missing, empty or no data."""
+    with tempfile.TemporaryDirectory(prefix="cleaning-") as spool:
+        inputs = [_open(str(name), Path(spool)) for name in names]
+        for each in inputs:
+            next(each.records(), None)  # what cannot be read is refused before any work
+        yield inputs
+
+
+def _open(name: str, spool: Path) -> Input:
+    if name == "-":
+        path = _spool_stdin(spool)
+        return Input("stdin", path, lambda: _file_records(path))
+    path = Path(name)
+    is_file = path.exists() or path.parent.is_dir() or name.lower().endswith(_FILE_ENDINGS)
+    if not is_file and _HUB_NAME.fullmatch(name):
+        return Input(name, None, lambda: _hub_records(name))
+    return Input(path.name, path, lambda: _file_records(path))
+
+
+def _spool_stdin(spool: Path) -> Path:
+    plain = spool / "stdin"
+    if plain.exists() or list(spool.iterdir()):
+        raise ValueError("-: standard input can be read once only")
+    with plain.open("wb") as out:
+        shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
+    with plain.open("rb") as stream:
+        head = stream.read(4)
+    ending = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), "")
+    return plain.rename(spool / f"stdin{ending}")
+
+
+def _file_records(path: Path) -> Iterator[Record]:
+    return _page(path) if _is_page(path) else read_records(path)
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file() or path.suffix in (".gz", ".zst", ".parquet"):
+        return False
+    with path.open("rb") as stream:
+        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+
+
+def _page(path: Path) -> Iterator[Record]:
+    """A saved page is one record: its text."""
+    data = path.read_bytes()
+    try:
+        yield Record(path.name, data.decode("utf-8-sig"), len(data))
+    except UnicodeDecodeError:
+        raw = data.decode(errors="replace")[:RAW_LIMIT]
+        yield Record(path.name, None, len(data), "holds bytes that are not UTF-8", raw)
+
+
+def _hub_records(name: str) -> Iterator[Record]:
+    """Rows of the dataset's `train` split, or of its first one. Whatever fails on the way is one line."""
+    number = 0
+    try:
+        import datasets
+
+        splits = datasets.load_dataset(name, streaming=True)
+        split = "train" if "train" in splits else next(iter(splits))
+        for number, row in enumerate(splits[split], start=1):
+            yield Record(f"{name}: row {number}", row, number)
+    except GeneratorExit:
+        raise
+    except Exception as error:  # the Hub's clients raise dozens of kinds: network, permissions, formats
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        what = f"the Hub failed after {number:,} rows" if number else "no such file, and the Hub gave no such dataset"
+        raise ValueError(f"{name}: {what} ({line})") from None
