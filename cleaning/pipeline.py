@@ -10,7 +10,8 @@ where it stands, the files beside it are whole and belong to it.
     conversations.jsonl  the contract of fastft.conversation, one line a conversation or part
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}, `record` as it was read (the raw text
                          where it could not be read); `round` is null, or the number of the one round that was rejected
-                         while the rest of its conversation was kept
+                         while the rest of its conversation was kept (counted as `dropped_rounds:reason`, or by the
+                         splitter as over the window)
     report.json          the ledger (`Report`)
 """
 
@@ -24,7 +25,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,7 +39,7 @@ from rich.text import Text
 
 import fastft
 from cleaning.duplicates import Fingerprint, find_duplicates, fingerprint
-from cleaning.filters import Settings, judge, repair
+from cleaning.filters import Settings, apply_steps, check
 from cleaning.markdown import html_to_markdown
 from cleaning.sources import RawConversation, Rejection, looks_like_html, read_conversation
 from cleaning.split import CountTokens, rounds_of, split_conversation, token_counter
@@ -61,7 +62,7 @@ class Report:
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
-    repairs: dict[str, int] = field(default_factory=dict)  # turns changed in kept conversations
+    repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
     warnings: list[str] = field(default_factory=list)
@@ -99,6 +100,9 @@ class Outcome:
     conversation: bytes = b""
     fingerprint: Fingerprint | None = None
     repairs: dict[str, int] = field(default_factory=dict)
+    dropped: list[tuple[int, str, str, bytes]] = field(
+        default_factory=list
+    )  # (round, reason, detail, messages as JSON)
     answers: int = 0
     html_answers: int = 0
     unmarked_html: int = 0  # answers left as they are that look like HTML
@@ -123,20 +127,24 @@ def clean(
     model: str | None = None,
     template: str | None = None,
     blocked_phrases: Iterable[str] = (),
+    settings: Settings = Settings(),  # noqa: B008  frozen
     workers: int | None = None,
 ) -> Report:
     """Clean the dumps `inputs` into `output_dir`; see this module's docstring for the files.
 
     With `max_tokens`, dialogues are split into parts of at most that many tokens of `model`'s tokenizer and chat
-    template (or the template named). `workers` is the number of processes, by default one a core; the result does not
-    depend on it. If no conversation is left, there is no conversations.jsonl and `kept` is 0.
+    template (or the template named). `settings` are the filters'; `blocked_phrases` are added to its own. `workers` is
+    the number of processes, by default one a core; the result does not depend on it. If no conversation is left, there
+    is no conversations.jsonl and `kept` is 0.
 
     Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
     outputs of an earlier run then stay as they were.
     """
     paths, output_dir = [Path(path) for path in inputs], Path(output_dir)
-    settings = Settings(blocked_phrases=tuple(p for p in (p.strip() for p in blocked_phrases) if p))
+    phrases = tuple(p for p in (p.strip() for p in (*settings.blocked_phrases, *blocked_phrases)) if p)
+    settings = replace(settings, blocked_phrases=phrases)
     _check_arguments(paths, output_dir, max_tokens, model, workers)
+    check(settings)
     if max_tokens is not None:
         token_counter(model, template)  # a model that cannot be used is better known now than after the first pass
 
@@ -146,10 +154,13 @@ def clean(
             "model": None if model is None else str(model),
             "template": template,
             "blocked_phrases": list(settings.blocked_phrases),
+            **settings.chosen(),
         }
     )
     work = output_dir / ".partial"
     output_dir.mkdir(parents=True, exist_ok=True)
+    if settings.moderation and settings.moderation_cache is None:  # outlives an interrupted run
+        settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
@@ -265,11 +276,24 @@ def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
 
 
 def _convert_batch(settings: Settings, batch: list[Item]) -> list[Outcome]:
-    return [_convert(item, settings) for item in batch]
+    outcomes = [_convert(item, settings) for item in batch]
+    if settings.moderation:
+        _moderate([outcome for outcome in outcomes if not outcome.reason], settings)
+    return outcomes
+
+
+def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
+    from cleaning.filters.moderation import flagged  # sqlite and an HTTP client, for those who ask for it
+
+    conversations = [parse_conversation(orjson.loads(outcome.conversation)) for outcome in outcomes]
+    for outcome, complaint in zip(outcomes, flagged(conversations, settings)):
+        if complaint is not None:
+            outcome.reason, outcome.detail = "moderation", complaint
+            outcome.conversation, outcome.fingerprint, outcome.dropped = b"", None, []
 
 
 def _convert(item: Item, settings: Settings) -> Outcome:
-    """One record to its outcome. Whatever the record holds, this does not raise."""
+    """One record to its outcome. Whatever the record holds, this does not raise; a faulty filter of the user's does."""
     outcome = Outcome(item.fallback_id, item.where)
     try:
         if item.error is not None:
@@ -277,26 +301,23 @@ def _convert(item: Item, settings: Settings) -> Outcome:
         raw = read_conversation(parse_json(item.record))
         outcome.id = raw.id or item.fallback_id
         conversation = _to_conversation(raw, outcome.id, item.file)
-        _reject_if(judge(conversation, settings, before_repairs=True))
-        outcome.repairs = repair(conversation)
-        _reject_if(judge(conversation, settings, before_repairs=False))
+        verdict = apply_steps(conversation, settings)
+        if verdict.reason:
+            raise Rejection(verdict.reason, verdict.detail)
     except Rejection as rejection:
         outcome.reason, outcome.detail = rejection.reason, rejection.detail
         return outcome
     except RecursionError:
         outcome.reason, outcome.detail = "broken_record", "nested too deeply"
         return outcome
+    outcome.repairs = dict(verdict.repairs)
+    outcome.dropped = [(d.number, d.reason, d.detail, _messages_json(d.messages)) for d in verdict.dropped]
     outcome.conversation = conversation.to_json()
     outcome.fingerprint = fingerprint(conversation)
     answers = [turn for turn in raw.turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
     return outcome
-
-
-def _reject_if(verdict: tuple[str, str] | None) -> None:
-    if verdict is not None:
-        raise Rejection(*verdict)
 
 
 def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
@@ -367,6 +388,8 @@ def _second_pass(
                     rejected[outcome.reason] += 1
                     rejects.write(_rejected_line(outcome, outcome.reason, outcome.detail, None, outcome.record))
                     continue
+                for number, reason, detail, messages in outcome.dropped:
+                    rejects.write(_rejected_line(outcome, reason, detail, number, messages))
                 for number, detail, messages in result.over_window:
                     rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
                 conversations.writelines(result.lines)
@@ -422,7 +445,7 @@ def _split(conversation: Conversation, max_tokens: int, count_tokens: CountToken
         (
             each.number,
             f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}",
-            orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in each.messages]}),
+            _messages_json(each.messages),
         )
         for each in over
     ]
@@ -432,6 +455,10 @@ def _split(conversation: Conversation, max_tokens: int, count_tokens: CountToken
 
 def _count_rounds(conversations: list[Conversation]) -> int:
     return sum(len(rounds_of(conversation.messages)[1]) for conversation in conversations)
+
+
+def _messages_json(messages: list[Message]) -> bytes:
+    return orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in messages]})
 
 
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:
