@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, table_of_filters
 from cleaning.pipeline import Report, clean, print_ledger
 from cleaning.sources import ERAS, FORMATS
 
@@ -21,17 +22,25 @@ SHOWN_WARNINGS = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if not arguments.list_filters and (not arguments.inputs or arguments.output_dir is None):
+        parser.error("the following arguments are required: " + ("-o/--output_dir" if arguments.inputs else "IN"))
     if arguments.max_tokens is not None and arguments.model is None:
         return _fail("--max_tokens needs --model: tokens are counted with its tokenizer and chat template", 2)
     try:
+        settings = _settings(arguments)
+        if arguments.list_filters:
+            check(settings)
+            Console().print(table_of_filters(settings))
+            return 0
         report = clean(
             arguments.inputs,
             arguments.output_dir,
             max_tokens=arguments.max_tokens,
             model=arguments.model,
             template=arguments.template,
-            blocked_phrases=_phrases(arguments.blocked_phrases) if arguments.blocked_phrases else (),
+            settings=settings,
             workers=arguments.workers,
             format=arguments.format,
             every_branch=arguments.branches == "all",
@@ -68,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="IN",
         help="dumps and exports (.json, .jsonl, also .gz, .zst; .parquet), saved pages (.html), - for standard input, "
         "or OWNER/NAME of a dataset on the Hub",
     )
-    parser.add_argument("-o", "--output_dir", required=True, metavar="DIR", help="where the results go")
+    parser.add_argument("-o", "--output_dir", metavar="DIR", help="where the results go")
     parser.add_argument(
         "--max_tokens",
         type=int,
@@ -82,9 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", metavar="DIR_OR_NAME", help="whose tokenizer and chat template count the tokens")
     parser.add_argument("--template", metavar="NAME", help="a chat template by name, for a tokenizer that has none")
-    parser.add_argument(
-        "--blocked_phrases", metavar="FILE", help="reject conversations that hold one of these, a phrase a line"
-    )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument(
         "--format",
@@ -107,7 +113,63 @@ def _parser() -> argparse.ArgumentParser:
         "escaped_pager (until 2023-04-01: entities and a counter), escaped (entities), none (leave it alone), "
         "auto: from evidence (default)",
     )
+    _add_filters(parser.add_argument_group("filters", "--list_filters shows them all, with their defaults"))
     return parser
+
+
+def _add_filters(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--list_filters", "--list-filters", action="store_true", help="list them and stop")
+    group.add_argument("--with", dest="with_filters", type=_names, metavar="NAMES", help="switch on: a,b,c")
+    group.add_argument("--without", dest="without_filters", type=_names, metavar="NAMES", help="switch off: a,b,c")
+    group.add_argument(
+        "--filters",
+        type=_names,
+        metavar="FILE.py:FUNCTION",
+        help="your own: a function Conversation -> text or None in a file, which is run",
+    )
+    group.add_argument("--keep_refusals", action="store_true", help=f"the same as --without {','.join(REFUSALS)}")
+    group.add_argument("--mask_pii", action="store_true", help=f"the same as --with {','.join(MASKS)}")
+    group.add_argument(
+        "--consecutive", choices=("merge", "last"), default="merge", help="answers in a row: merge, or keep the last"
+    )
+    group.add_argument(
+        "--blocked_phrases", metavar="FILE", help="reject conversations that hold one of these, a phrase a line"
+    )
+    group.add_argument("--languages", type=_names, metavar="en,zh", help="keep these (ISO 639-1), and unknown ones")
+    group.add_argument("--models", type=_names, metavar="gpt-4*", help="keep answers of these models only")
+    group.add_argument("--min_turns", type=int, metavar="N", help="questions and answers, counted together")
+    group.add_argument("--max_turns", type=int, metavar="N")
+    group.add_argument("--max_chars", type=int, metavar="N", help="of all turns of a conversation")
+    group.add_argument(
+        "--moderation", metavar="URL", help="an OpenAI-compatible /v1/moderations; the key: $FASTFT_MODERATION_KEY"
+    )
+    group.add_argument("--moderation_model", metavar="NAME", help="the `model` that the endpoint is asked for")
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    off_by_option = {name for name in REFUSALS if _is_default(name)} if arguments.keep_refusals else set()
+    return Settings(
+        with_filters=(*(arguments.with_filters or ()), *(MASKS if arguments.mask_pii else ())),
+        without_filters=(*(arguments.without_filters or ()), *sorted(off_by_option)),
+        own_filters=arguments.filters or (),
+        blocked_phrases=tuple(_phrases(arguments.blocked_phrases)) if arguments.blocked_phrases else (),
+        consecutive=arguments.consecutive,
+        languages=arguments.languages or (),
+        models=arguments.models or (),
+        min_turns=arguments.min_turns,
+        max_turns=arguments.max_turns,
+        max_chars=arguments.max_chars,
+        moderation=arguments.moderation,
+        moderation_model=arguments.moderation_model,
+    )
+
+
+def _is_default(name: str) -> bool:
+    return next(step.default for step in STEPS if step.name == name)
+
+
+def _names(value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
 def _phrases(path: str) -> list[str]:

@@ -10,7 +10,8 @@ where it stands, the files beside it are whole and belong to it.
     conversations.jsonl  the contract of fastft.conversation, one line a conversation or part
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}, `record` as it was read (the raw text
                          where it could not be read); `round` is null, or the number of the one round that was rejected
-                         while the rest of its conversation was kept
+                         while the rest of its conversation was kept (counted as `dropped_rounds:reason`, or by the
+                         splitter as over the window)
     report.json          the ledger (`Report`)
 """
 
@@ -38,7 +39,7 @@ from rich.text import Text
 
 import fastft
 from cleaning.duplicates import Fingerprint, find_duplicates, fingerprint
-from cleaning.filters import Settings, judge, repair
+from cleaning.filters import Settings, apply_steps, check
 from cleaning.markdown import html_to_markdown
 from cleaning.sources import (
     ERAS,
@@ -76,7 +77,7 @@ class Report:
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
-    repairs: dict[str, int] = field(default_factory=dict)  # turns changed in kept conversations
+    repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
     warnings: list[str] = field(default_factory=list)
@@ -117,6 +118,9 @@ class Outcome:
     conversation: bytes = b""
     fingerprint: Fingerprint | None = None
     repairs: dict[str, int] = field(default_factory=dict)
+    dropped: list[tuple[int, str, str, bytes]] = field(
+        default_factory=list
+    )  # (round, reason, detail, messages as JSON)
     answers: int = 0
     html_answers: int = 0
     unmarked_html: int = 0  # answers left as they are that look like HTML
@@ -143,6 +147,7 @@ def clean(
     model: str | None = None,
     template: str | None = None,
     blocked_phrases: Iterable[str] = (),
+    settings: Settings = Settings(),  # noqa: B008  frozen
     workers: int | None = None,
     format: str | None = None,
     every_branch: bool = False,
@@ -154,15 +159,18 @@ def clean(
     `cleaning.sources.FORMATS` (None: recognised), `era` one of `cleaning.sources.ERAS`; with `every_branch`, a tree of
     messages gives a conversation for every leaf.
     With `max_tokens`, dialogues are split into parts of at most that many tokens of `model`'s tokenizer and chat
-    template (or the template named). `workers` is the number of processes, by default one a core; the result does not
-    depend on it. If no conversation is left, there is no conversations.jsonl and `kept` is 0.
+    template (or the template named). `settings` are the filters'; `blocked_phrases` are added to its own. `workers` is
+    the number of processes, by default one a core; the result does not depend on it. If no conversation is left, there
+    is no conversations.jsonl and `kept` is 0.
 
     Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
     outputs of an earlier run then stay as they were.
     """
     output_dir = Path(output_dir)
-    settings = Settings(blocked_phrases=tuple(p for p in (p.strip() for p in blocked_phrases) if p))
+    phrases = tuple(p for p in (p.strip() for p in (*settings.blocked_phrases, *blocked_phrases)) if p)
+    settings = replace(settings, blocked_phrases=phrases)
     _check_arguments(inputs, output_dir, max_tokens, model, workers, format, era)
+    check(settings)
     if max_tokens is not None:
         token_counter(model, template)  # a model that cannot be used is better known now than after the first pass
 
@@ -175,6 +183,7 @@ def clean(
             "format": format,
             "every_branch": every_branch,
             "era": era,
+            **settings.chosen(),
         }
     )
     with open_inputs(inputs) as sources:
@@ -199,6 +208,8 @@ def _run(
     max_tokens, model, template = (report.settings[key] for key in ("max_tokens", "model", "template"))
     work = output_dir / ".partial"
     output_dir.mkdir(parents=True, exist_ok=True)
+    if settings.moderation and settings.moderation_cache is None:  # outlives an interrupted run
+        settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
@@ -329,7 +340,20 @@ def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
 
 
 def _convert_batch(settings: Settings, readings: list[Reading], batch: list[Item]) -> list[list[Outcome]]:
-    return [_outcomes_of(item, settings, readings[item.source]) for item in batch]
+    outcomes = [_outcomes_of(item, settings, readings[item.source]) for item in batch]
+    if settings.moderation:
+        _moderate([outcome for each in outcomes for outcome in each if not outcome.reason], settings)
+    return outcomes
+
+
+def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
+    from cleaning.filters.moderation import flagged  # sqlite and an HTTP client, for those who ask for it
+
+    conversations = [parse_conversation(orjson.loads(outcome.conversation)) for outcome in outcomes]
+    for outcome, complaint in zip(outcomes, flagged(conversations, settings)):
+        if complaint is not None:
+            outcome.reason, outcome.detail = "moderation", complaint
+            outcome.conversation, outcome.fingerprint, outcome.dropped = b"", None, []
 
 
 def _outcomes_of(item: Item, settings: Settings, reading: Reading) -> list[Outcome]:
@@ -359,29 +383,27 @@ def _as_messages(raw: RawConversation) -> bytes:
 
 
 def _convert(raw: RawConversation, file: str, id: str, where: str, settings: Settings) -> Outcome:
+    """Whatever the conversation holds, this does not raise; a faulty filter of the user's does."""
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
         conversation = _to_conversation(raw, id, file)
-        _reject_if(judge(conversation, settings, before_repairs=True))
-        outcome.repairs = repair(conversation)
-        _reject_if(judge(conversation, settings, before_repairs=False))
+        verdict = apply_steps(conversation, settings)
+        if verdict.reason:
+            raise Rejection(verdict.reason, verdict.detail)
     except Rejection as rejection:
         outcome.reason, outcome.detail = rejection.reason, rejection.detail
         return outcome
     except RecursionError:
         outcome.reason, outcome.detail = "broken_record", "nested too deeply"
         return outcome
+    outcome.repairs = dict(verdict.repairs)
+    outcome.dropped = [(d.number, d.reason, d.detail, _messages_json(d.messages)) for d in verdict.dropped]
     outcome.conversation = conversation.to_json()
     outcome.fingerprint = fingerprint(conversation)
     answers = [turn for turn in raw.turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
     return outcome
-
-
-def _reject_if(verdict: tuple[str, str] | None) -> None:
-    if verdict is not None:
-        raise Rejection(*verdict)
 
 
 def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
@@ -452,6 +474,8 @@ def _second_pass(
                     rejected[outcome.reason] += 1
                     rejects.write(_rejected_line(outcome, outcome.reason, outcome.detail, None, outcome.record))
                     continue
+                for number, reason, detail, messages in outcome.dropped:
+                    rejects.write(_rejected_line(outcome, reason, detail, number, messages))
                 for number, detail, messages in result.over_window:
                     rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
                 conversations.writelines(result.lines)
@@ -507,7 +531,7 @@ def _split(conversation: Conversation, max_tokens: int, count_tokens: CountToken
         (
             each.number,
             f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}",
-            orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in each.messages]}),
+            _messages_json(each.messages),
         )
         for each in over
     ]
@@ -517,6 +541,10 @@ def _split(conversation: Conversation, max_tokens: int, count_tokens: CountToken
 
 def _count_rounds(conversations: list[Conversation]) -> int:
     return sum(len(rounds_of(conversation.messages)[1]) for conversation in conversations)
+
+
+def _messages_json(messages: list[Message]) -> bytes:
+    return orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in messages]})
 
 
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:

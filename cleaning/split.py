@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fastft.conversation import Conversation, Message
+from fastft.conversation import Conversation, Message, rounds_of
 
 CountTokens = Callable[[list[Message]], int]
 
@@ -90,17 +90,6 @@ def _largest_fit(fits: Callable[[int], bool], guess: int, limit: int) -> int:
         else:
             candidate = middle
     return fitting
-
-
-def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """(leading system messages, rounds); a round begins at each user message."""
-    first = next((i for i, message in enumerate(messages) if message.role == "user"), len(messages))
-    rounds: list[list[Message]] = []
-    for message in messages[first:]:
-        if message.role == "user":
-            rounds.append([])
-        rounds[-1].append(message)
-    return messages[:first], rounds
 
 
 def _joined(system: list[Message], rounds: list[list[Message]]) -> list[Message]:

@@ -110,6 +110,17 @@ def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
         yield conversation
 
 
+def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
+    """(what stands before the first question, rounds); a round begins at each user message."""
+    first = next((i for i, message in enumerate(messages) if message.role == "user"), len(messages))
+    rounds: list[list[Message]] = []
+    for message in messages[first:]:
+        if message.role == "user":
+            rounds.append([])
+        rounds[-1].append(message)
+    return messages[:first], rounds
+
+
 def write_conversations(conversations: Iterable[Conversation], path: str | os.PathLike) -> int:
     """Write JSON Lines (`.zst` compresses) beside, then rename: a file of that name is always whole. Return the count."""
     path = Path(path)

@@ -224,10 +224,10 @@ class _Window:
 
 def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[Record]:
     """Elements of one or several JSON arrays, or JSON values one after the other."""
-    window, open_arrays, number = _Window(path, stream, head), 0, 0
+    window, in_array, number = _Window(path, stream, head), False, 0
     while following := window.skip(_BETWEEN_ELEMENTS):
-        if following in "[]":  # a second array may follow the first: cat a.json b.json
-            open_arrays, window.at = max(open_arrays + (1 if following == "[" else -1), 0), window.at + 1
+        if following == "]" or (following == "[" and not in_array):  # a second array may follow: cat a.json b.json
+            in_array, window.at = following == "[", window.at + 1
             continue
         number += 1
         value, stop, error = window.decode()
@@ -240,7 +240,7 @@ def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[Record]:
             yield Record(where, value, window.read_bytes)
         else:
             yield Record(where, None, window.read_bytes, error, repair_text(raw[:RAW_LIMIT]))
-    if open_arrays:
+    if in_array:
         error = "the file ends inside its array: it was cut short"
         yield Record(f"{path.name}: end of file", None, window.read_bytes, error, "")
 

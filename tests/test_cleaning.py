@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import cleaning.pipeline
 from cleaning.__main__ import main
 from cleaning.duplicates import find_duplicates, fingerprint
-from cleaning.filters import FILTERS, REPAIRS, Settings, judge, repair
+from cleaning.filters import Settings, apply_steps
 from cleaning.pipeline import OUTPUTS, clean
 from fastft.conversation import Conversation, Message, read_conversations
 from fastft.records import parse_json
@@ -62,7 +62,7 @@ def test_a_dump_becomes_conversations(tmp_path):
         ("dump.json-2", "", ["s", "q", "*a*"]),
     ]
     assert [m.train for m in conversations[2].messages] == [False, False, True]
-    assert {(c.source, c.lang, c.part, c.parts) for c in conversations} == {("dump.json", "", 0, 1)}
+    assert {(c.source, c.part, c.parts) for c in conversations} == {("dump.json", 0, 1)}
     assert (report.input, report.kept, report.parts, rejected) == (3, 3, 3, [])
     assert report.answers == {"html": 2, "as_is": 1}
     assert report.rounds == {"in": 3, "kept": 3, "rejected": 0}
@@ -80,7 +80,8 @@ REJECTED = {
     "no role": ({"conversations": [{"value": "q"}]}, "unknown_role", "None"),
     "nothing": (share(), "too_short", "no turns"),
     "no answer": (share("q"), "too_short", "no answer"),
-    "empty answer": (share("q", "a", "q", " \n"), "empty_answer", "turn 4"),
+    "empty answer": (share("q", " \n"), "empty_answer", "turn 2"),
+    "empty answers": (share("q", " \n", "q", ""), "empty_answer", "turn 2"),
     "invisible answer": (share("q", "\u200b"), "empty_answer", "turn 2"),
     "null answer": (share("q", None), "empty_answer", "turn 2"),
     "empty HTML answer": (share("q", PAGE % "<p></p>"), "empty_answer", "turn 2"),
@@ -92,8 +93,8 @@ REJECTED = {
     ),
     "tool": (
         {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant", "tool", "assistant")]},
-        "wrong_role_order",
-        "tool",
+        "tool_session",
+        "turn 3",
     ),
     "banner": (share("q", "Too many requests in 1 hour. Try again later."), "error_banner", "turn 2"),
     "banner as HTML": (share("q", PAGE % "<p>network error</p>"), "error_banner", "turn 2"),
@@ -151,31 +152,30 @@ def talk(roles: str) -> Conversation:
         ("aaua", "u2 a3", {"dropped_leading_assistant": 2}),
         ("uaaua", "u0 a1\n\na2 u3 a4", {"merged_assistant_turns": 1}),
         ("uau", "u0 a1", {"trimmed_last_question": 1}),
-        ("aaauaau", "u3 a4\n\na5", dict.fromkeys(r.name for r in REPAIRS) | {"dropped_leading_assistant": 3}),
+        ("uauu", "u0 a1", {"trimmed_last_question": 2}),
+        (
+            "aaauaau",
+            "u3 a4\n\na5",
+            {"dropped_leading_assistant": 3, "merged_assistant_turns": 1, "trimmed_last_question": 1},
+        ),
         ("aaa", "", {"dropped_leading_assistant": 3}),
         ("u", "u0", {}),
     ],
 )
 def test_repairs_are_counted(shared, repaired, counts):
     conversation = talk(shared)
-    changed = repair(conversation)
+    changed = apply_steps(conversation, Settings()).repairs
     assert " ".join(texts(conversation)) == repaired
-    assert changed == {name: count or 1 for name, count in counts.items()}
+    assert changed == counts
 
 
 @given(st.text("suat", max_size=9))
 def test_what_passes_the_filters_alternates(roles):
     conversation = talk(roles)
-    repair(conversation)
-    if judge(conversation, Settings(), before_repairs=False) is None:
+    if not apply_steps(conversation, Settings()).reason:
         found = "".join(m.role[0] for m in conversation.messages).removeprefix("s")
         assert found == "ua" * (len(found) // 2) and found
     assert [m.train for m in conversation.messages] == [m.role == "assistant" for m in conversation.messages]
-
-
-def test_filters_and_repairs_are_listed_once():
-    names = [each.name for each in (*FILTERS, *REPAIRS)]
-    assert len(names) == len(set(names)) and all(each.description for each in (*FILTERS, *REPAIRS))
 
 
 def test_duplicates_name_their_keeper(tmp_path):
@@ -392,7 +392,10 @@ def test_the_books_balance_on_any_input(tmp_path_factory, records, tail):
     report, conversations, rejected = run(tmp_path_factory.mktemp("law"), dump)
     assert report.input - len(records) in (0, 1)
     assert report.kept == len(conversations) == len({c.id for c in conversations})
-    assert sum(report.rejected.values()) == len(rejected) == report.input - report.kept
+    rounds = [r["reason"] for r in rejected if r["round"] is not None]
+    assert sum(report.rejected.values()) == len(rejected) - len(rounds) == report.input - report.kept
+    dropped = {name: count for name, count in report.repairs.items() if name.startswith("dropped_rounds:")}
+    assert dropped == {f"dropped_rounds:{reason}": rounds.count(reason) for reason in rounds}
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), min_size=1, max_size=4))

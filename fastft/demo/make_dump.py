@@ -41,7 +41,6 @@ SOURCES = HERE / "sources"
 DIRT = {
     "empty-jam": "empty_answer",
     "empty-boat": "empty_answer",
-    "empty-second": "empty_answer",
     "empty-tags": "empty_answer",
     "order-two-humans": "wrong_role_order",
     "order-correction": "wrong_role_order",
@@ -51,7 +50,6 @@ DIRT = {
     "blocked-prize": "blocked_phrase",
     "banner-hour": "error_banner",
     "banner-network": "error_banner",
-    "banner-second": "error_banner",
     "only-question": "too_short",
     "only-answer": "too_short",
     "glossary": "over_window",
@@ -61,6 +59,8 @@ REPAIRED = {
     "order-assistant-first": "dropped_leading_assistant",
     "order-two-answers": "merged_assistant_turns",
     "order-last-question": "trimmed_last_question",
+    "empty-second": "dropped_rounds:empty_answer",
+    "banner-second": "dropped_rounds:error_banner",
 }
 
 # Copies of good conversations, (id, rounds): None is the whole dialogue, a number its first rounds only. The longest of
@@ -114,13 +114,13 @@ FOOTERS = ["jet-lag", "es-granada"]
 # What the cleaner should report. `over_window` is rejected only where the cleaner is told a window.
 EXPECTED = {
     "input": 210,
-    "kept": 179,
+    "kept": 181,
     "rejected": {
         "blocked_phrase": 3,
         "duplicate": 4,
         "duplicate_first_round": 3,
-        "empty_answer": 4,
-        "error_banner": 3,
+        "empty_answer": 3,
+        "error_banner": 2,
         "not_a_conversation": 6,
         "over_window": 1,
         "too_short": 3,

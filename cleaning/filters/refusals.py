@@ -1,0 +1,212 @@
+"""Refusals and self-descriptions of the model that gave the answers: habits that a new model should not take over.
+
+Four reasons, judged turn by turn; the round goes, the dialogue stays. Nine languages: en, de, es, fr, pt, zh, ja, ko, ru.
+
+    self_identification  "I am ChatGPT, made by OpenAI": untrue of any model trained on the dump
+    ai_boilerplate       an answer that opens with "As an AI language model, I …"
+    refusal              "I'm sorry, but I cannot open links": what that product could not do, yours may
+    policy_refusal       declines something harmful. Off by default: a model that never saw a "no" never says one
+
+A refusal opens its answer and is most of it: a sentence about refusals, a quoted one, or a long answer that is sorry
+first and helpful then, is kept. So only the opening is read, and a refusal must be short.
+"""
+
+import re
+
+from cleaning.filters.base import Settings
+from fastft.conversation import Message
+
+# Counted in UTF-8 bytes, as a Chinese sentence needs a third of the characters of an English one.
+SHORT = 800  # a refusal with its reason and an offer of help; longer answers have something to say
+OPENING = 240  # where an answer says what it is
+
+
+def _any(*patterns: str) -> re.Pattern:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+# "I" close behind it in English, else "As an AI language model, ChatGPT can …" would count, which is about the thing.
+_AS_AN_AI = _any(
+    r"(?<![\"“'«])\bas an? (?:ai\b|artificial intelligence|(?:large )?language model|(?:text|machine|virtual|digital)"
+    r"[\w -]{0,20}(?:model|assistant|ai)\b)[^.\n]{0,60}?\b(?:i|i'm|i've|my|me)\b",
+    r"\bi(?:'m| am) (?:just |only |merely )?an? (?:ai|artificial intelligence|(?:large )?language model)\b",
+    r"(?<![„\"»])\bals (?:ein(?:e|em)? )?(?:ki\b|künstliche intelligenz|(?:großes )?sprachmodell)",
+    r"\bich bin (?:nur |lediglich )?ein(?:e)? (?:ki\b|künstliche intelligenz|sprachmodell)",
+    r"(?<![«\"“])\bcomo (?:una? )?(?:ia\b|inteligencia artificial|modelo de (?:lenguaje|ia\b)|asistente (?:de ia|virtual))",
+    r"\bsoy (?:solo |sólo )?una? (?:ia\b|inteligencia artificial|modelo de lenguaje)",
+    r"(?<![«\"“])\ben tant (?:que |qu['’])(?:ia\b|intelligence artificielle|modèle (?:de langage|linguistique|d'ia)|"
+    r"assistant (?:ia|virtuel))",
+    r"\bje suis (?:juste |seulement )?une? (?:ia\b|intelligence artificielle|modèle (?:de langage|linguistique))",
+    r"(?<![«\"“])\bcomo (?:uma? )?(?:ia\b|inteligência artificial|modelo de (?:linguagem|ia\b)|assistente (?:de ia|virtual))",
+    r"\bsou (?:apenas )?uma? (?:ia\b|inteligência artificial|modelo de linguagem)",
+    r"(?<![“「《])作为(?:一[个名款种台位])?(?:基于[^，。]{1,12}的)?(?:大型|大|ai|人工智能)*"
+    r"(?:语言模型|人工智能|ai\b|ai助手|智能助手|聊天机器人|机器人)[^。\n]{0,12}我",
+    r"我(?:只)?是(?:一[个名款种台位])?(?:大型|大|ai|人工智能)*(?:语言模型|人工智能|ai\b|聊天机器人)",
+    r"(?<!「)(?:ai|人工知能)(?:の)?(?:言語モデル|アシスタント|チャットボット)?(?:である(?:私|ため)|として(?:、|の私)|なので|ですので)",
+    r"私は(?:ai|人工知能|(?:大規模)?言語モデル)",
+    r"(?<![«\"])\bкак (?:(?:большая )?языковая модель|ии\b|искусственный интеллект|ai\b)",
+    r"\bя (?:всего лишь |просто )?[-–—]? ?(?:языковая модель|искусственный интеллект|ии\b)",
+    r"(?:저는|나는)[^.\n]{0,20}(?:인공지능|언어 ?모델|ai)[^.\n]{0,10}(?:입니다|이라|이기|이므로|으로서|로서)",
+    r"(?:ai|인공지능)(?: ?언어 ?모델)?(?:로서|이기 때문에|이므로)",
+)
+
+_MAKERS = (
+    r"openai|chat ?gpt|gpt-?[345][\w.]*|anthropic|claude|google bard|\bbard\b|gemini|deepmind|microsoft bing|bing chat|"
+    r"文心一言|百度|通义千问|阿里(?:巴巴|云)|讯飞|yandex|яндекс"
+)
+# First person, or it is a text about the product.
+_IDENTITY = _any(
+    rf"\b(?:i am|i'm|i was|my name is|you can call me|this is)[^.\n]{{0,80}}?\b(?:{_MAKERS})",
+    r"\b(?:as|being) (?:chatgpt|gpt-?[345]|claude|bard|bing chat)\b[^.\n]{0,40}?\b(?:i|i'm|my)\b",
+    rf"\bas an? [\w -]{{2,40}}(?:developed|trained|created|made|built|designed) by (?:{_MAKERS})[^.\n]{{0,40}}?\bi\b",
+    r"\b(?:openai|anthropic) (?:has |have )?(?:created|trained|developed|designed|built) me\b",
+    rf"\bich (?:bin|wurde|heiße)\b[^.\n]{{0,80}}?\b(?:{_MAKERS})",
+    rf"\b(?:soy|me llamo|fui (?:creado|desarrollado|entrenado))\b[^.\n]{{0,80}}?\b(?:{_MAKERS})",
+    rf"\b(?:je suis|je m'appelle|j'ai été (?:créé|développé|entraîné))\b[^.\n]{{0,80}}?\b(?:{_MAKERS})",
+    rf"\b(?:eu sou|sou|fui (?:criado|desenvolvido|treinado))\b[^.\n]{{0,80}}?\b(?:{_MAKERS})",
+    rf"我(?:是|叫|的名字是|由|被)[^。\n]{{0,30}}?(?:{_MAKERS})",
+    rf"作为[^。，\n]{{0,30}}(?:{_MAKERS})[^。，\n]{{0,20}}，?我",
+    rf"(?:私|わたし|僕)は[^。\n]{{0,40}}?(?:{_MAKERS})",
+    rf"\b(?:я|меня (?:зовут|создал[аи]?|разработал[аи]?))\b[^.\n]{{0,60}}?(?:{_MAKERS})",
+    rf"저는[^.\n]{{0,40}}?(?:{_MAKERS})[^.\n]{{0,40}}(?:입니다|모델|이에요|예요|니다)",
+)
+
+_SORRY_EN = (
+    r"(?:(?:i'm|i am|we're) (?:really |very |so |truly |deeply )?sorry|sorry|i apologi[sz]e|my apologies|apologies|"
+    r"unfortunately|regrettably)[^.\n]{0,60}?[,.;:]?\s*(?:but |however,? |as [^,.\n]{2,60}, )*"
+)
+_CANNOT_EN = (
+    r"i(?:'m| am)? (?:still |currently |also )?(?:cannot|can't|can not|won't|will not|(?:currently )?unable to|"
+    r"not (?:able|capable|programmed|allowed|permitted|authorized|comfortable|equipped|designed)\b|"
+    r"(?:do not|don't) (?:currently )?have (?:the |any |direct |real-?time )*(?:ability|capability|capabilities|access|"
+    r"permission|means))"
+)
+_REFUSAL = _any(
+    rf"{_SORRY_EN}{_CANNOT_EN}",
+    rf"(?:^|[.!?\n]\s*){_CANNOT_EN} (?:to |directly |actually )*(?:assist|help (?:you )?with|fulfil|comply|provide|"
+    r"access|brows|open|generate|create|engage|support|endorse|condone|discuss|respond|answer|participate|promote|"
+    r"write|view|read the|perform)",
+    r"(?:es tut mir (?:wirklich )?leid|tut mir leid|entschuldig\w*|leider)[^.\n]{0,60}?"
+    r"\b(?:kann ich|ich kann|bin ich|ich bin|habe ich|ich habe|darf ich|ich darf)\b[^.\n]{0,80}?"
+    r"\b(?:nicht|kein\w*)\b(?! (?:ganz |genau )?(?:sicher|verstehe))",
+    r"(?:^|[.!?。！？\n]\s*)ich kann (?:dir|ihnen|euch)?[^.\n]{0,30}(?:nicht|keine?)[^.\n]{0,40}\b(?:helfen|weiterhelfen|"
+    r"unterstützen|anbieten|bereitstellen|zugreifen)",
+    r"(?:lo siento|lo lamento|disculpa|disculpe|lamentablemente|desafortunadamente|perdón)[^.\n]{0,60}?"
+    r"\bno (?:puedo|soy capaz|estoy en condiciones|tengo (?:acceso|la capacidad)|me es posible)",
+    r"(?:^|[.!?。！？\n]\s*)no puedo (?:ayudarte|ayudarle|asistir|proporcionar|cumplir|acceder|participar|crear|generar)",
+    r"(?:je suis (?:vraiment )?désolée?|désolée?|je m'excuse|malheureusement|je regrette)[^.\n]{0,60}?"
+    r"\bje (?:ne peux|ne suis|n'ai|ne saurais|ne dispose)\b[^.\n]{0,30}\b(?:pas|aucun)",
+    r"(?:^|[.!?。！？\n]\s*)je ne peux pas (?:vous |t')?(?:aider|assister|fournir|répondre|accéder|satisfaire|participer)",
+    r"(?:desculpe|sinto muito|lamento|infelizmente|peço desculpas)[^.\n]{0,60}?"
+    r"\bnão (?:posso|consigo|sou capaz|tenho (?:acesso|a capacidade)|me é possível)",
+    r"(?:^|[.!?。！？\n]\s*)não posso (?:ajudar|ajudá-l[oa]|fornecer|cumprir|acessar|atender|participar|criar|gerar)",
+    r"(?:很抱歉|非常抱歉|抱歉|对不起|不好意思|遗憾)[^。\n您你他她它]{0,40}?"
+    r"(?:无法|不能|不可以|没有能力|没有权限|不会(?:提供|协助)|不具备)",
+    r"(?:^|[.!?。！？\n]\s*)我(?:无法|不能)(?:提供|协助|帮助|满足|回答|访问|打开|浏览|生成|执行|完成|为您)",
+    r"(?:申し訳(?:ありません|ございません)|すみません|恐れ入りますが|残念ながら)[^。\n]{0,80}?"
+    r"(?:できません|できかね|お手伝いできません|いたしかねます|お答えできません|ことはできない)",
+    r"(?:к сожалению|извините|простите|прошу прощения|мне жаль)[^.\n]{0,60}?"
+    r"\b(?:я )?(?:не (?:могу|в состоянии|способ\w+|имею (?:доступа|возможности))|у меня нет (?:доступа|возможности))",
+    r"(?:^|[.!?。！？\n]\s*)я не могу (?:помочь|предоставить|выполнить|ответить|открыть|получить доступ|создать)",
+    r"(?:죄송(?:합니다|하지만|해요|스럽지만)|미안하지만|유감스럽게도|안타깝게도)[^.\n]{0,80}?"
+    r"(?:수 없습니다|수 없어요|수 없|불가능합니다|못합니다|어렵습니다)",
+)
+
+# The words of a refusal for what was asked, not for what the product cannot do.
+_HARM = _any(
+    r"\b(?:harm(?:ful|ing)?|illegal|unlawful|unethical|immoral|dangerous|violen(?:t|ce)|offensive|inappropriate|hateful|"
+    r"discriminat\w+|explicit|sexual|abusive|malicious|stereotypes?|against (?:my|our|the|openai's) [\w ]{0,20}"
+    r"(?:polic\w+|guidelines|principles|programming)|(?:content|use|usage) polic\w+|ethical guidelines)\b",
+    r"i(?:'m sorry,? but i)? (?:cannot|can't|can not|am (?:not able|unable) to|'m (?:not able|unable) to) (?:assist with|"
+    r"help (?:you )?with|fulfil\w*|comply with|engage in) (?:that|this|your|such)(?: (?:request|type of request))?\s*[.!]",
+    r"\b(?:illegal|schädlich|gefährlich|unethisch|gewalt\w*|anstößig|unangemessen)\w*",
+    r"\b(?:ilegal|dañin[oa]|peligros[oa]|poco étic[oa]|violen(?:to|cia)|ofensiv[oa]|inapropiad[oa])\w*",
+    r"\b(?:illéga(?:l|ux)|nuisible|dangereu(?:x|se)|contraire à l'éthique|violen(?:t|ce)|offensant|inapproprié)\w*",
+    r"\b(?:prejudicia(?:l|is)|perigos[oa]|antiétic[oa]|violência|ofensiv[oa]|inadequad[oa]|nociv[oa])\w*",
+    r"违法|非法|有害|危险|不道德|暴力|色情|歧视|不当|违反|伦理",
+    r"違法|有害|危険|非倫理|暴力|不適切|差別",
+    r"незаконн|вредн|опасн|неэтичн|насили|оскорбительн|неприемлем|противозаконн",
+    r"불법|유해|위험|비윤리|폭력|부적절|차별|윤리",
+)
+
+
+# Something of each text that the two patterns match, looked for first: 20 patterns in 240 characters take 60 µs.
+_AI_TRIGGER = re.compile(
+    r"(?<![a-zа-я])(?:ai|ia|ki|ии)(?![a-zа-я])|artificia|artificiel|künstlich|model|modèle|искусств|языков|人工|语言模型|机器人|助手"
+    r"|言語モデル|인공지능|언어|(?:text|machine|virtual|digital)[\w -]{0,20}assistant|asistente|assistente|assistant"
+)
+_MAKER_WORDS = (
+    "openai",
+    "gpt",
+    "anthropic",
+    "claude",
+    "bard",
+    "gemini",
+    "deepmind",
+    "bing",
+    "文心",
+    "百度",
+    "通义",
+    "阿里",
+)
+_MAKER_WORDS += ("讯飞", "yandex", "яндекс")
+
+
+def _opening(message: Message) -> str:
+    """The first words of an answer, in the form that the patterns expect; "" for other turns."""
+    if message.role != "assistant":
+        return ""
+    return message.content.lstrip(" \t\r\n*_#>")[:OPENING].replace("’", "'").lower()
+
+
+def _is_short(message: Message) -> bool:
+    return len(message.content) <= SHORT and len(message.content.encode("utf-8", "replace")) <= SHORT
+
+
+def self_identification(message: Message, settings: Settings) -> str | None:
+    opening = _opening(message)
+    found = any(word in opening for word in _MAKER_WORDS) and _IDENTITY.search(opening)
+    return f"says {_shown(found)}" if found and _own_words(message, found) else None
+
+
+def ai_boilerplate(message: Message, settings: Settings) -> str | None:
+    opening = _opening(message)
+    found = _AI_TRIGGER.search(opening) and _AS_AN_AI.search(opening)
+    if found and found.start() <= OPENING // 2 and _own_words(message, found) and not _declines_harm(message):
+        return f"opens with {_shown(found)}"
+    return None
+
+
+def refusal(message: Message, settings: Settings) -> str | None:
+    found = _refuses(message)
+    return f"refuses: {_shown(found)}" if found and not _declines_harm(message) else None
+
+
+def policy_refusal(message: Message, settings: Settings) -> str | None:
+    found = _refuses(message)
+    return f"declines: {_shown(found)}" if found and _declines_harm(message) else None
+
+
+def _refuses(message: Message) -> re.Match | None:
+    """The refusal at the start of the first or second sentence of a short answer."""
+    opening = _opening(message)
+    if not opening or not _is_short(message):
+        return None
+    found = _REFUSAL.search(opening)
+    return found if found and found.start() <= 80 and _own_words(message, found) else None
+
+
+def _declines_harm(message: Message) -> bool:
+    return _refuses(message) is not None and _HARM.search(message.content[:SHORT].replace("’", "'").lower()) is not None
+
+
+def _own_words(message: Message, found: re.Match) -> bool:
+    """Not inside a quotation or code, nor in a text that was asked for: a letter, a poem, somebody's line."""
+    before = found.string[: found.start()]
+    quoted = before.count('"') % 2 or before.count("`") % 2 or before.count("“") > before.count("”")
+    quoted = quoted or before.count("「") > before.count("」") or before.count("«") > before.count("»")
+    return not quoted and not re.search(r"(?:^|\n)[^\n.!?]{1,30}(?::\s|：)|(?:^|\n)dear |\n\n[\s\S]*\n\n", before)
+
+
+def _shown(found: re.Match) -> str:
+    return repr(found[0][:60].strip())

@@ -1,0 +1,324 @@
+"""The shape of a dialogue: who speaks when, error messages in the place of turns, answers in pieces, limits."""
+
+import fnmatch
+import re
+import unicodedata
+
+from cleaning.filters.base import Settings
+from fastft.conversation import Conversation, Message
+
+# --- whole conversations ----------------------------------------------------------------------------------------------
+
+
+def other_model(conversation: Conversation, settings: Settings) -> str | None:
+    """Dumps write `Model: GPT-4`, `gpt-4`, `GPT-4`: compared without the label and case. No model is no match."""
+    if not settings.models:
+        return None
+    model = conversation.model.casefold().removeprefix("model:").strip()
+    if any(fnmatch.fnmatchcase(model, pattern.casefold().strip()) for pattern in settings.models):
+        return None
+    return f"model is {conversation.model!r}" if model else "names no model"
+
+
+_PLUGIN_MODEL = re.compile(r"\b(?:plugins?|browsing|code[ _-]interpreter|advanced[ _-]data[ _-]analysis)\b", re.I)
+# What the page wrote above an answer that a plugin had a part in: "Used **Wolfram**", "Finished browsing".
+_PLUGIN_LINE = re.compile(r"(?:Used \*\*[^*\n]{2,40}\*\*|Finished (?:browsing|working)|Show work)\s*(?:\n|\Z)")
+
+
+def plugin_session(conversation: Conversation, settings: Settings) -> str | None:
+    """What the plugin returned is not in the dump, so the answer knows things from nowhere: it teaches to invent."""
+    if _PLUGIN_MODEL.search(conversation.model):
+        return f"model is {conversation.model!r}"
+    for number, message in enumerate(conversation.messages, start=1):
+        if message.role == "assistant" and (found := _PLUGIN_LINE.match(message.content)):
+            return f"turn {number} begins with {found[0].strip()!r}"
+    return None
+
+
+def tool_session(conversation: Conversation, settings: Settings) -> str | None:
+    for number, message in enumerate(conversation.messages, start=1):
+        if message.role == "tool":
+            return f"turn {number} is from a tool"
+    return None
+
+
+def too_short(conversation: Conversation, settings: Settings) -> str | None:
+    roles = [message.role for message in conversation.messages]
+    if "assistant" not in roles:
+        return "has no answer" if roles else "has no turns"
+    if "user" not in roles:
+        return "has no question"
+    return None
+
+
+def wrong_role_order(conversation: Conversation, settings: Settings) -> str | None:
+    """After an optional system message: user, assistant, user, assistant, …
+
+    Where tool sessions are let in, the answer of a round may be assistant, tool, assistant, …
+    """
+    messages = conversation.messages
+    start = 1 if messages and messages[0].role == "system" else 0
+    last = "assistant"
+    for number, message in enumerate(messages[start:], start=start + 1):
+        expected = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}[last]
+        if message.role not in expected or (message.role == "tool" and number == start + 1):
+            return f"turn {number} is from {message.role}, expected {expected[0]}"
+        last = message.role
+    if last == "tool":
+        return f"turn {len(messages)}, the last, is from tool, expected assistant"
+    return None
+
+
+def _turns(conversation: Conversation) -> int:
+    return sum(message.role in ("user", "assistant") for message in conversation.messages)
+
+
+def too_few_turns(conversation: Conversation, settings: Settings) -> str | None:
+    count = _turns(conversation)
+    if settings.min_turns is not None and count < settings.min_turns:
+        return f"{count} turns, at least {settings.min_turns} are wanted"
+    return None
+
+
+def too_many_turns(conversation: Conversation, settings: Settings) -> str | None:
+    count = _turns(conversation)
+    if settings.max_turns is not None and count > settings.max_turns:
+        return f"{count} turns, at most {settings.max_turns} are wanted"
+    return None
+
+
+def too_long(conversation: Conversation, settings: Settings) -> str | None:
+    if settings.max_chars is None:
+        return None
+    count = sum(len(message.content) for message in conversation.messages)
+    return f"{count:,} characters, at most {settings.max_chars:,} are wanted" if count > settings.max_chars else None
+
+
+# --- single turns -----------------------------------------------------------------------------------------------------
+
+# What the page showed instead of an answer, and the extension that shared pages saved as one. Whole turns only: an
+# answer may well speak of such messages.
+_BUSY = re.compile(r"!?Too many requests in 1 hour\. Try again later\.")
+_BANNERS = (
+    re.compile(r"!?Too many requests, please slow down\.?"),
+    re.compile(r"Our systems are a bit busy at the moment, please take a break and try again soon\."),
+    re.compile(
+        r"Only one message at a time\. Please allow any other responses to complete before sending another message.*"
+    ),
+    re.compile(r"network error\.?", re.IGNORECASE),
+    re.compile(r"Something went wrong\.?"),
+    re.compile(r"Something went wrong, please try reloading the conversation\."),
+    re.compile(r"(?:Something went wrong|An error occurred)\. .*\bhelp\.openai\.com\.?"),
+    re.compile(r"There was an error generating a response\.?"),
+    re.compile(r"Error in (?:message|body) stream\.?"),
+    re.compile(r"The server had an error while processing your request\. Sorry about that!"),
+    re.compile(r"You've reached the current usage cap for .{3,40}try again after .{3,20}"),
+    re.compile(r"(?:The|This) message you submitted was too long, please reload the conversation.*"),
+)
+
+
+def error_banner(message: Message, settings: Settings) -> str | None:
+    text = message.content.strip()
+    # The page put its "too many requests" in the place of either turn; the others are things a user may say.
+    banners = (_BUSY, *_BANNERS) if message.role == "assistant" else (_BUSY,)
+    if len(text) < 400 and any(banner.fullmatch(text) for banner in banners):
+        return f"is {text!r}"
+    return None
+
+
+def empty_turn(message: Message, settings: Settings) -> str | None:
+    return "is empty" if message.role == "user" and not _visible(message.content) else None
+
+
+def empty_answer(message: Message, settings: Settings) -> str | None:
+    return "is empty" if message.role == "assistant" and not _visible(message.content) else None
+
+
+def _visible(text: str) -> bool:
+    """False for white space and invisible format characters alone (the zero-width space of an answer not begun)."""
+    return any(not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf") for c in text)
+
+
+_FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^\n]*)")
+
+
+def open_fence(text: str) -> str:
+    """The code fence that is open where `text` ends, "" if none is.
+
+    Closed by a line that holds nothing but a fence of its kind, at least as long (CommonMark).
+    """
+    fence = ""
+    for line in text.split("\n"):
+        found = _FENCE.match(line) if "```" in line or "~~~" in line else None
+        if not found:
+            continue
+        marks, rest = found.groups()
+        if not fence:
+            fence = "" if "`" in rest and marks[0] == "`" else marks  # ```x``` is inline code
+        elif marks[0] == fence[0] and len(marks) >= len(fence) and not rest.strip():
+            fence = ""
+    return fence
+
+
+def unfinished_answer(message: Message, settings: Settings) -> str | None:
+    """Cut inside a code block. To learn it is to learn to stop there."""
+    return "ends inside a code block" if message.role == "assistant" and open_fence(message.content) else None
+
+
+def orphan_continue(message: Message, settings: Settings) -> str | None:
+    """A dialogue that opens with `continue` was cut off from what it continues; so is its answer."""
+    return f"only says {message.content.strip()!r}" if message.role == "user" and is_continue(message.content) else None
+
+
+# --- repairs ----------------------------------------------------------------------------------------------------------
+
+
+def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
+    """An answer to a question that is not there teaches nothing."""
+    start = 1 if messages and messages[0].role == "system" else 0
+    stop = start
+    while stop < len(messages) and messages[stop].role in ("assistant", "tool"):
+        stop += 1
+    del messages[start:stop]
+    return stop - start
+
+
+def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
+    """Answers in a row become one, a blank line between them: the page saved continued answers so.
+
+    With `consecutive` "last" the last one stays alone: other pages saved every regenerated answer.
+    """
+    merged: list[Message] = []
+    for message in messages:
+        if message.role == "assistant" and merged and merged[-1].role == "assistant":
+            if settings.consecutive == "last":
+                merged[-1] = message
+            else:
+                merged[-1].content = "\n\n".join(text for text in (merged[-1].content, message.content) if text)
+        else:
+            merged.append(message)
+    count = len(messages) - len(merged)
+    messages[:] = merged
+    return count
+
+
+def trim_last_question(messages: list[Message], settings: Settings) -> int:
+    """Last questions that were never answered; not the first, which is a conversation without an answer."""
+    count = 0
+    while messages and messages[-1].role == "user" and any(m.role == "assistant" for m in messages):
+        messages.pop()
+        count += 1
+    return count
+
+
+# A question that says nothing but "continue", in nine languages.
+_CONTINUE = re.compile(
+    r"(?:(?:please|pls|ok|okay|yes|and|now)[ ,]+)*"
+    r"(?:continue|go on|keep going|carry on|proceed|finish|continue (?:writing|from (?:where|there).{0,30})|"
+    r"keep writing|go ahead)(?:[ ,]+(?:please|pls))?"
+    r"|(?:bitte )?(?:mach )?(?:weiter|fortfahren|fortsetzen)(?: bitte)?|(?:bitte )?schreib(?:e)? weiter"
+    r"|(?:por favor[ ,]+)?(?:sigue|continúa|continua|continúe|continue|prossiga|prosigue|adelante)(?:[ ,]+por favor)?"
+    r"|(?:continue[rz]?|poursuis|poursuivez|vas-y|la suite)(?:[ ,]+(?:s'il (?:te|vous) pla[iî]t|stp|svp))?"
+    r"|(?:请|請|好的?[，,]?|那)*(?:继续|繼續|接着|接著|往下)(?:写|寫|说|說|写下去|下去|输出|輸出|吧)*"
+    r"|続けて(?:ください|下さい)?|続き(?:を(?:お願いします|書いて(?:ください)?))?"
+    r"|(?:пожалуйста[ ,]+)?(?:продолж(?:ай|айте|и|ить)|дальше|далее)(?:[ ,]+пожалуйста)?"
+    r"|계속(?:해 ?줘|해 ?주세요|하세요|해)?|이어서(?: ?(?:작성)?해 ?(?:줘|주세요))?",
+    re.IGNORECASE,
+)
+_RETRY = re.compile(
+    r"(?:please |pls )?(?:try (?:it )?again|again|retry|regenerate)(?: please)?"
+    r"|再试一次|重试|noch ?mal|reintenta|réessaie|もう一度|ещё раз|еще раз|다시",
+    re.IGNORECASE,
+)
+
+
+def is_continue(text: str) -> bool:
+    text = text.strip(" \t\r\n.,!?…。！？～~\"'“”")
+    return len(text) <= 60 and _CONTINUE.fullmatch(text) is not None
+
+
+def leans_on_the_answer_before(text: str) -> bool:
+    """`continue` and `try again` mean nothing once the round before them is gone."""
+    return is_continue(text) or _RETRY.fullmatch(text.strip(" \t\r\n.,!?…。！？")[:61]) is not None
+
+
+def merge_continued_answers(messages: list[Message], settings: Settings) -> int:
+    """answer, `continue`, its other half: one answer. Only where the first was cut and the second goes on from there.
+
+    A `continue` after an answer that had come to its end asks for more, and stays a round of its own.
+    """
+    merged: list[Message] = []
+    position = count = 0
+    while position < len(messages):
+        question, answer = messages[position], messages[position + 1 : position + 2]
+        if (
+            answer
+            and (question.role, answer[0].role) == ("user", "assistant")
+            and merged
+            and merged[-1].role == "assistant"
+            and is_continue(question.content)
+            and (whole := joined(merged[-1].content, answer[0].content)) is not None
+        ):
+            merged[-1].content = whole
+            position += 2
+            count += 1
+            continue
+        merged.append(question)
+        position += 1
+    messages[:] = merged
+    return count
+
+
+_REOPENED = re.compile(r"[ \t]*(?:`{3,}|~{3,})[^\n`]*\n")
+_LIST_ITEM = re.compile(r"^[ \t]*(\d{1,4})[.)][ \t]", re.MULTILINE)
+_LAST_WORD = re.compile(r"[^\W\d_]+\Z")
+_FIRST_WORD = re.compile(r"[^\W\d_]+")
+_NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff，、]")  # Chinese and Japanese
+
+
+def joined(first: str, second: str) -> str | None:
+    """The one answer that `first` and `second` are, or None where that is not certain.
+
+    The page does not say whether an answer was cut inside a word, after one, or at a line end. So only what can be
+    told is joined: code at a line that is complete, the next number of a list, a sentence that goes on in small letters
+    where the words around the cut are known from the rest of the text.
+    """
+    at_line_end = first.endswith("\n")
+    first, second = first.rstrip(), second.strip("\n")
+    if not first or not second.strip():
+        return None
+    if open_fence(first):
+        return _joined_code(first, second) if at_line_end or first[-1] in ";{}:,)]>" else None
+    items, next_item = _LIST_ITEM.findall(first[-4_000:]), _LIST_ITEM.match(second)
+    if items and next_item:
+        return first + "\n" + second if int(next_item[1]) == int(items[-1]) + 1 else None
+    return _joined_sentence(first, second.lstrip())
+
+
+def _joined_code(first: str, second: str) -> str | None:
+    if reopened := _REOPENED.match(second):
+        return first + "\n" + second[reopened.end() :]
+    # The code goes on without a fence of its own: then the second piece closes it.
+    whole = first + "\n" + second
+    return None if open_fence(whole) or not open_fence(second) else whole
+
+
+def _joined_sentence(first: str, second: str) -> str | None:
+    if first[-1] in "，、" or (_NO_SPACES.match(first[-1]) and len(first) - first.rfind("\n") > 20):
+        return first + second if _NO_SPACES.match(second) and not _begins_anew(second) else None
+    if not second[0].islower():
+        return None
+    if first[-1] in ",;":
+        return first + " " + second
+    last, start = _LAST_WORD.search(first), _FIRST_WORD.match(second)
+    if not last or not start:
+        return None
+    known = {word.lower() for word in _FIRST_WORD.findall(first[: last.start()] + " " + second[start.end() :])}
+    if (last[0] + start[0]).lower() in known:
+        return first + second  # cut inside a word: "Tw", "ain"
+    return first + " " + second if last[0].lower() in known and start[0].lower() in known else None
+
+
+def _begins_anew(text: str) -> bool:
+    """A second piece that does not begin in the middle of a sentence."""
+    return re.match(r"好的|当然|以下|抱歉|对不起|接下来|はい|申し訳|続き", text) is not None
