@@ -23,7 +23,7 @@ from fastft.conversation import Conversation, read_conversations
 from fastft.packing import lower_bound, pack
 from fastft.template import ChatTemplate
 
-CACHE_VERSION = 1  # raise when the same key would have to hold other tokens
+CACHE_VERSION = 2  # raise when the same key would have to hold other tokens
 BATCH = 256  # conversations tokenised together, and rows of an Arrow record batch
 
 _SCHEMA = pa.schema(
