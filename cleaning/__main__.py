@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cleaning.duplicates import NEAR
 from cleaning.pipeline import Report, clean, print_ledger
 
 SHOWN_WARNINGS = 3
@@ -30,7 +31,15 @@ def main(argv: list[str] | None = None) -> int:
             max_tokens=arguments.max_tokens,
             model=arguments.model,
             template=arguments.template,
+            overlap_rounds=arguments.overlap_rounds,
+            overlong=arguments.overlong,
             blocked_phrases=_phrases(arguments.blocked_phrases) if arguments.blocked_phrases else (),
+            near=arguments.near,
+            keep=arguments.keep,
+            against=arguments.against,
+            contaminated=arguments.contaminated,
+            holdout=arguments.holdout,
+            seed=arguments.seed,
             workers=arguments.workers,
         )
     except ValueError as error:
@@ -53,7 +62,9 @@ def _tell(report: Report, output_dir: str) -> int:
     directory = Path(output_dir)
     if not report.kept:
         return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
-    print(f"{directory / 'conversations.jsonl'}\n{directory / 'rejected.jsonl'}\n{directory / 'report.json'}")
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.json"):
+        if (directory / name).exists():
+            print(directory / name)
     return 0
 
 
@@ -80,6 +91,39 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--blocked_phrases", metavar="FILE", help="reject conversations that hold one of these, a phrase a line"
     )
+    parser.add_argument(
+        "--overlap_rounds", type=int, default=0, metavar="K", help="begin a part with the last K rounds as context"
+    )
+    parser.add_argument(
+        "--overlong", choices=("cut", "reject"), default="cut", help="what becomes of a round longer than N (cut)"
+    )
+    parser.add_argument(
+        "--near",
+        type=float,
+        default=NEAR,
+        metavar="S",
+        help=f"similarity from which conversations are duplicates (default {NEAR}; 0: only equal ones are)",
+    )
+    parser.add_argument(
+        "--keep", choices=("longest", "newest"), default="longest", help="which of several duplicates stays (longest)"
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=(), metavar="FILE", help="benchmark questions that must not be in the data"
+    )
+    parser.add_argument(
+        "--contaminated",
+        choices=("reject", "flag"),
+        default="reject",
+        help="what becomes of conversations that hold them (reject; flag: they are kept and reported)",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="set aside this share of the conversations, say 0.01",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which conversations are set aside (default 0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     return parser
 

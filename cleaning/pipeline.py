@@ -8,6 +8,7 @@ Order never depends on the workers. Everything is written under DIR/.partial and
 where it stands, the files beside it are whole and belong to it.
 
     conversations.jsonl  the contract of fastft.conversation, one line a conversation or part
+    conversations.holdout.jsonl  the same, of the conversations that were held out
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}, `record` as it was read (the raw text
                          where it could not be read); `round` is null, or the number of the one round that was rejected
                          while the rest of its conversation was kept
@@ -15,6 +16,7 @@ where it stands, the files beside it are whole and belong to it.
 """
 
 import collections
+import hashlib
 import itertools
 import json
 import os
@@ -23,7 +25,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -37,11 +39,12 @@ from rich.table import Table
 from rich.text import Text
 
 import fastft
-from cleaning.duplicates import Fingerprint, find_duplicates, fingerprint
+from cleaning.contamination import Account, Hit, load_benchmarks
+from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates, fingerprint
 from cleaning.filters import Settings, judge, repair
 from cleaning.markdown import html_to_markdown
 from cleaning.sources import RawConversation, Rejection, looks_like_html, read_conversation
-from cleaning.split import CountTokens, rounds_of, split_conversation, token_counter
+from cleaning.split import rounds_of, split_conversation, token_counter
 from fastft.conversation import Conversation, Message, parse_conversation
 from fastft.records import Record, parse_json, read_records
 
@@ -50,7 +53,9 @@ BATCH_RECORDS = 256
 WAITING = 32  # batches handed out and not yet written: enough for every worker, at most a few MiB
 POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
-OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "report.json")  # in the order in which they are published
+# In the order in which they are published.
+OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.json")
+SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
 
 
 @dataclass
@@ -61,6 +66,10 @@ class Report:
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
+    unfinished_parts: int = 0  # of those, parts that end before their answer does
+    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # conversations are kept
+    duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
+    contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
     repairs: dict[str, int] = field(default_factory=dict)  # turns changed in kept conversations
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
@@ -98,6 +107,8 @@ class Outcome:
     detail: str = ""
     conversation: bytes = b""
     fingerprint: Fingerprint | None = None
+    hits: list[Hit] = field(default_factory=list)
+    held_out: bool = False
     repairs: dict[str, int] = field(default_factory=dict)
     answers: int = 0
     html_answers: int = 0
@@ -112,6 +123,7 @@ class Split:
     over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
     rounds_in: int
     rounds_kept: int
+    unfinished: int = 0  # lines whose last answer goes on in the next
     refused: str = ""  # the template's reason for not rendering the conversation
 
 
@@ -122,13 +134,24 @@ def clean(
     max_tokens: int | None = None,
     model: str | None = None,
     template: str | None = None,
+    overlap_rounds: int = 0,
+    overlong: str = "cut",
     blocked_phrases: Iterable[str] = (),
+    near: float = NEAR,
+    keep: str = "longest",
+    against: Sequence[str | os.PathLike] = (),
+    contaminated: str = "reject",
+    holdout: float = 0.0,
+    seed: int = 0,
     workers: int | None = None,
 ) -> Report:
     """Clean the dumps `inputs` into `output_dir`; see this module's docstring for the files.
 
     With `max_tokens`, dialogues are split into parts of at most that many tokens of `model`'s tokenizer and chat
-    template (or the template named). `workers` is the number of processes, by default one a core; the result does not
+    template (or the template named); `overlap_rounds` and `overlong` as in cleaning.split. `near` and `keep` are explained
+    in cleaning.duplicates. Conversations that share text with the benchmark files `against` are rejected, or with
+    `contaminated` "flag" only reported. `holdout` is the share of conversations set aside, chosen by `seed` and their
+    ids, with all that is alike on the same side. `workers` is the number of processes, by default one a core; the result does not
     depend on it. If no conversation is left, there is no conversations.jsonl and `kept` is 0.
 
     Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
@@ -136,7 +159,10 @@ def clean(
     """
     paths, output_dir = [Path(path) for path in inputs], Path(output_dir)
     settings = Settings(blocked_phrases=tuple(p for p in (p.strip() for p in blocked_phrases) if p))
+    against = tuple(str(path) for path in against)
     _check_arguments(paths, output_dir, max_tokens, model, workers)
+    _check_choices(near, keep, contaminated, overlap_rounds, overlong, holdout)
+    account = Account(load_benchmarks(against).benchmarks) if against else None
     if max_tokens is not None:
         token_counter(model, template)  # a model that cannot be used is better known now than after the first pass
 
@@ -145,7 +171,15 @@ def clean(
             "max_tokens": max_tokens,
             "model": None if model is None else str(model),
             "template": template,
+            "overlap_rounds": overlap_rounds,
+            "overlong": overlong,
             "blocked_phrases": list(settings.blocked_phrases),
+            "near": near,
+            "keep": keep,
+            "against": list(against),
+            "contaminated": contaminated,
+            "holdout": holdout,
+            "seed": seed,
         }
     )
     work = output_dir / ".partial"
@@ -154,12 +188,19 @@ def clean(
     work.mkdir()
     try:
         with _pool(paths, workers) as pool, _progress(paths) as bar:
-            ids, fingerprints = _first_pass(paths, work / "outcomes", settings, report, pool, bar)
-            duplicates = find_duplicates(fingerprints)
-            split = _whole_batch if max_tokens is None else partial(_split_batch, max_tokens, model, template)
+            convert = partial(_convert_batch, settings, near > 0 or holdout > 0, against, contaminated == "reject")
+            ids, fingerprints = _first_pass(paths, work / "outcomes", convert, account, report, pool, bar)
+            duplicates = find_duplicates(fingerprints, near, keep)
+            unique_ids = _unique_ids(ids, duplicates)
+            held_out = _hold_out(fingerprints, unique_ids, holdout, seed)
+            split = _whole_batch
+            if max_tokens is not None:
+                split = partial(_split_batch, max_tokens, model, template, overlap_rounds, overlong)
             bar.begin("splitting" if max_tokens else "writing", len(ids))
             splitters = pool if max_tokens else None  # without a window there is nothing to share out
-            _second_pass(work, duplicates, _unique_ids(ids, duplicates), split, report, splitters, bar)
+            _second_pass(work, duplicates, unique_ids, held_out, split, report, splitters, bar)
+        report.duplicates = _about_duplicates(duplicates, ids, unique_ids)
+        report.contamination = account.to_report() if account else {}
         report.check()
         _publish(work, output_dir, report)
     finally:
@@ -184,13 +225,32 @@ def _check_arguments(
             raise ValueError(f"{path}: is an output of this run; choose another directory for -o")
 
 
+def _check_choices(
+    near: float, keep: str, contaminated: str, overlap_rounds: int, overlong: str, holdout: float
+) -> None:
+    for name, value, choices in (
+        ("keep", keep, ("longest", "newest")),
+        ("contaminated", contaminated, ("reject", "flag")),
+        ("overlong", overlong, ("cut", "reject")),
+    ):
+        if value not in choices:
+            raise ValueError(f"--{name} is {value}; it is {' or '.join(choices)}")
+    if not (near == 0 or 0.3 <= near < 1):
+        raise ValueError(f"--near is {near}; it is a similarity from 0.3 to 1, or 0 for none")
+    if not 0 <= holdout < 1:
+        raise ValueError(f"--holdout is {holdout}; it is a share from 0 to 1")
+    if overlap_rounds < 0:
+        raise ValueError(f"--overlap_rounds is {overlap_rounds}; it must be at least 0")
+
+
 # --- first pass -------------------------------------------------------------------------------------------------------
 
 
 def _first_pass(
     paths: list[Path],
     spool: Path,
-    settings: Settings,
+    convert: Callable[[list[Item]], list[Outcome]],
+    account: Account | None,
     report: Report,
     pool: ProcessPoolExecutor | None,
     bar: "_Bar",
@@ -199,12 +259,14 @@ def _first_pass(
     ids, fingerprints, unmarked_html = [], [], 0
     batches = _batches(_items(paths, report, bar))
     with spool.open("wb") as out:
-        for batch, outcomes in _ordered_map(partial(_convert_batch, settings), batches, lambda batch: batch, pool):
+        for batch, outcomes in _ordered_map(convert, batches, lambda batch: batch, pool):
             assert len(outcomes) == len(batch)
             for item, outcome in zip(batch, outcomes):
                 outcome.record = item.record
                 pickle.dump(outcome, out, protocol=pickle.HIGHEST_PROTOCOL)
                 unmarked_html += outcome.unmarked_html
+                if outcome.hits:
+                    account.add(outcome.id, outcome.hits)
                 if outcome.fingerprint is not None:
                     ids.append(outcome.id)
                     fingerprints.append(outcome.fingerprint)
@@ -264,11 +326,15 @@ def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
         yield batch
 
 
-def _convert_batch(settings: Settings, batch: list[Item]) -> list[Outcome]:
-    return [_convert(item, settings) for item in batch]
+def _convert_batch(
+    settings: Settings, near: bool, against: tuple[str, ...], reject_contaminated: bool, batch: list[Item]
+) -> list[Outcome]:
+    return [_convert(item, settings, near, against, reject_contaminated) for item in batch]
 
 
-def _convert(item: Item, settings: Settings) -> Outcome:
+def _convert(
+    item: Item, settings: Settings, near: bool, against: tuple[str, ...], reject_contaminated: bool
+) -> Outcome:
     """One record to its outcome. Whatever the record holds, this does not raise."""
     outcome = Outcome(item.fallback_id, item.where)
     try:
@@ -280,6 +346,9 @@ def _convert(item: Item, settings: Settings) -> Outcome:
         _reject_if(judge(conversation, settings, before_repairs=True))
         outcome.repairs = repair(conversation)
         _reject_if(judge(conversation, settings, before_repairs=False))
+        outcome.hits = load_benchmarks(against).hits(conversation) if against else []
+        if outcome.hits and reject_contaminated:
+            raise Rejection("contaminated", _about_hit(outcome.hits))
     except Rejection as rejection:
         outcome.reason, outcome.detail = rejection.reason, rejection.detail
         return outcome
@@ -287,11 +356,16 @@ def _convert(item: Item, settings: Settings) -> Outcome:
         outcome.reason, outcome.detail = "broken_record", "nested too deeply"
         return outcome
     outcome.conversation = conversation.to_json()
-    outcome.fingerprint = fingerprint(conversation)
+    outcome.fingerprint = fingerprint(conversation, near)
     answers = [turn for turn in raw.turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
     return outcome
+
+
+def _about_hit(hits: list[Hit]) -> str:
+    first, more = hits[0], f" and {len(hits) - 1} more" if len(hits) > 1 else ""
+    return f"turn {first.turn} ({first.role}) holds {first.rule} of {first.benchmark} {first.item}{more}: {first.excerpt!r}"
 
 
 def _reject_if(verdict: tuple[str, str] | None) -> None:
@@ -322,7 +396,36 @@ def _outcomes(spool: Path) -> Iterator[tuple[int | None, Outcome]]:
             yield (next(positions) if outcome.fingerprint is not None else None), outcome
 
 
-def _unique_ids(ids: list[str], duplicates: dict[int, tuple[str, int]]) -> dict[int, str]:
+def _hold_out(fingerprints: list[Fingerprint], ids: dict[int, str], share: float, seed: int) -> set[int]:
+    """Positions of the conversations that are set aside: whole families, chosen by the id of their first member."""
+    if not share:
+        return set()
+    positions = sorted(ids)
+    roots = families(fingerprints, positions)
+    return {p for p, root in zip(positions, roots) if _fraction(f"{seed}\0{ids[positions[root]]}") < share}
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / (1 << 48)
+
+
+def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str], unique_ids: dict[int, str]) -> dict[str, Any]:
+    found = clusters(duplicates)
+    shown = [
+        {
+            "kept": unique_ids[keeper],
+            "removed": len(positions),
+            "examples": [
+                {"id": ids[p], "reason": duplicates[p].reason, "similarity": duplicates[p].similarity}
+                for p in positions[:SHOWN_CLUSTERS]
+            ],
+        }
+        for keeper, positions in itertools.islice(found.items(), SHOWN_CLUSTERS)
+    ]
+    return {"sketches": SKETCHER, "clusters": len(found), "largest": shown}
+
+
+def _unique_ids(ids: list[str], duplicates: dict[int, Duplicate]) -> dict[int, str]:
     """{position: id} of the conversations that are no duplicates; the second `a` becomes `a-2`.
 
     An id that occurs in the dump is never given to another conversation.
@@ -342,16 +445,21 @@ def _unique_ids(ids: list[str], duplicates: dict[int, tuple[str, int]]) -> dict[
 
 def _second_pass(
     work: Path,
-    duplicates: dict[int, tuple[str, int]],
+    duplicates: dict[int, Duplicate],
     ids: dict[int, str],
+    held_out: set[int],
     split: Callable[[list[bytes]], list[Split]],
     report: Report,
     pool: ProcessPoolExecutor | None,
     bar: "_Bar",
 ) -> None:
-    judged = (_judged(position, outcome, duplicates, ids) for position, outcome in _outcomes(work / "outcomes"))
+    judged = (
+        _judged(position, outcome, duplicates, ids, position in held_out)
+        for position, outcome in _outcomes(work / "outcomes")
+    )
     rejected, repairs = collections.Counter(), collections.Counter()
-    with (work / OUTPUTS[0]).open("wb") as rejects, (work / OUTPUTS[1]).open("wb") as conversations:
+    with ExitStack() as files:
+        rejects, conversations, held = (files.enter_context((work / name).open("wb")) for name in OUTPUTS[:3])
         for batch, results in _ordered_map(split, _batches(judged), _kept, pool):
             splits = iter(results)
             for outcome in batch:
@@ -369,26 +477,34 @@ def _second_pass(
                     continue
                 for number, detail, messages in result.over_window:
                     rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
-                conversations.writelines(result.lines)
+                (held if outcome.held_out else conversations).writelines(result.lines)
                 repairs.update(outcome.repairs)
                 report.answers["html"] += outcome.html_answers
                 report.answers["as_is"] += outcome.answers - outcome.html_answers
                 report.kept += 1
-                report.parts += len(result.lines)
+                if outcome.held_out:
+                    report.held_out["conversations"] += 1
+                    report.held_out["parts"] += len(result.lines)
+                else:
+                    report.parts += len(result.lines)
+                    report.unfinished_parts += result.unfinished
             bar.advance(len(results), len(results))
     report.rejected = dict(sorted(rejected.items()))
     report.repairs = dict(sorted(repairs.items()))
 
 
 def _judged(
-    position: int | None, outcome: Outcome, duplicates: dict[int, tuple[str, int]], ids: dict[int, str]
+    position: int | None, outcome: Outcome, duplicates: dict[int, Duplicate], ids: dict[int, str], held_out: bool
 ) -> Outcome:
     """The outcome once duplicates are known."""
+    outcome.held_out = held_out
     if position is None:
         return outcome
     if position in duplicates:
-        outcome.reason, keeper = duplicates[position]
-        outcome.detail = f"kept as {ids[keeper]}"
+        found = duplicates[position]
+        outcome.reason, outcome.detail = found.reason, f"kept as {ids[found.keeper]}"
+        if found.similarity < 1 or found.reason == "near_duplicate":
+            outcome.detail += f", similarity {found.similarity:.2f}"
     elif ids[position] != outcome.id:
         outcome.id = ids[position]
         conversation = parse_conversation(orjson.loads(outcome.conversation))
@@ -408,30 +524,40 @@ def _whole_batch(conversations: list[bytes]) -> list[Split]:
     return [Split([line + b"\n"], [], count, count) for line, count in zip(conversations, counts)]
 
 
-def _split_batch(max_tokens: int, model: str, template: str | None, conversations: list[bytes]) -> list[Split]:
-    count_tokens = token_counter(model, template)
-    return [_split(parse_conversation(orjson.loads(line)), max_tokens, count_tokens) for line in conversations]
+def _split_batch(
+    max_tokens: int,
+    model: str,
+    template: str | None,
+    overlap_rounds: int,
+    overlong: str,
+    conversations: list[bytes],
+) -> list[Split]:
+    split = partial(
+        split_conversation,
+        max_tokens=max_tokens,
+        count_tokens=token_counter(model, template, max_tokens),
+        overlap_rounds=overlap_rounds,
+        overlong=overlong,
+    )
+    return [_split(parse_conversation(orjson.loads(line)), max_tokens, split) for line in conversations]
 
 
-def _split(conversation: Conversation, max_tokens: int, count_tokens: CountTokens) -> Split:
+def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Split:
     try:
-        parts, over = split_conversation(conversation, max_tokens, count_tokens)
+        parts, over = split(conversation)
     except ValueError as error:  # a template that cannot hold it, say one that knows no system message
         return Split([], [], 0, 0, refused=str(error))
     over_window = [
         (
             each.number,
-            f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}",
+            f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}"
+            + (", which leaves no room for what it goes on from" if each.tokens <= max_tokens else ""),
             orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in each.messages]}),
         )
         for each in over
     ]
-    rounds_in, rounds_kept = _count_rounds([conversation]), _count_rounds(parts)
-    return Split([part.to_json() + b"\n" for part in parts], over_window, rounds_in, rounds_kept)
-
-
-def _count_rounds(conversations: list[Conversation]) -> int:
-    return sum(len(rounds_of(conversation.messages)[1]) for conversation in conversations)
+    rounds, unfinished = len(rounds_of(conversation.messages)[1]), sum(not part.messages[-1].ends for part in parts)
+    return Split([part.to_json() + b"\n" for part in parts], over_window, rounds, rounds - len(over), unfinished)
 
 
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:
@@ -442,8 +568,9 @@ def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None
 def _publish(work: Path, output_dir: Path, report: Report) -> None:
     """Rename the finished files into place. An old report.json goes first: it must not stand beside new files."""
     (work / "report.json").write_bytes(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n")
-    if not report.kept:
-        (work / "conversations.jsonl").unlink()
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl"):
+        if not (work / name).stat().st_size:
+            (work / name).unlink()
     (output_dir / "report.json").unlink(missing_ok=True)
     for name in OUTPUTS:
         if (work / name).exists():
@@ -544,7 +671,14 @@ def print_ledger(report: Report, console: Console) -> None:
     table.add_row("conversations kept", f"{report.kept:,}", share(report.kept), style="bold green")
     if report.settings.get("max_tokens"):
         table.add_row(f"parts of at most {report.settings['max_tokens']:,} tokens", f"{report.parts:,}", "")
+        table.add_row("parts that end before their answer", f"{report.unfinished_parts:,}", "", style="dim")
         table.add_row("rounds over the window", f"{report.rounds['rejected']:,}", "")
+    if report.held_out["conversations"]:
+        count = report.held_out["conversations"]
+        table.add_row("conversations held out", f"{count:,}", share(count))
+    for name, found in report.contamination.items():
+        hit = f"benchmark {name}: {found['items_hit']:,} of {found['items']:,} items found, in conversations"
+        table.add_row(hit, f"{found['conversations']:,}", share(found["conversations"]))
     for name, count in report.repairs.items():
         table.add_row(f"turns repaired: {name}", f"{count:,}", "", style="dim")
     table.add_row("answers converted from HTML", f"{report.answers['html']:,}", "", style="dim")
