@@ -32,4 +32,4 @@ test-sky: .venv-sky/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-sky runs build *.egg-info
+	rm -rf .venv .venv-sky build *.egg-info

@@ -8,12 +8,15 @@
 """
 
 import argparse
+import signal
 import sys
+import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rich.console import Console
 
+from cleaning.duplicates import NEAR
 from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, table_of_filters
 from cleaning.pipeline import Report, clean, print_ledger
 from cleaning.sources import ERAS, FORMATS
@@ -28,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("the following arguments are required: " + ("-o/--output_dir" if arguments.inputs else "IN"))
     if arguments.max_tokens is not None and arguments.model is None:
         return _fail("--max_tokens needs --model: tokens are counted with its tokenizer and chat template", 2)
+    # An orderly end for SIGTERM too: the working directory goes, and so do the workers.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         settings = _settings(arguments)
         if arguments.list_filters:
@@ -41,6 +47,14 @@ def main(argv: list[str] | None = None) -> int:
             model=arguments.model,
             template=arguments.template,
             settings=settings,
+            overlap_rounds=arguments.overlap_rounds,
+            overlong=arguments.overlong,
+            near=arguments.near,
+            keep=arguments.keep,
+            against=arguments.against,
+            contaminated=arguments.contaminated,
+            holdout=arguments.holdout,
+            seed=arguments.seed,
             workers=arguments.workers,
             format=arguments.format,
             every_branch=arguments.branches == "all",
@@ -66,7 +80,9 @@ def _tell(report: Report, output_dir: str) -> int:
     directory = Path(output_dir)
     if not report.kept:
         return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
-    print(f"{directory / 'conversations.jsonl'}\n{directory / 'rejected.jsonl'}\n{directory / 'report.json'}")
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.json"):
+        if (directory / name).exists():
+            print(directory / name)
     return 0
 
 
@@ -91,6 +107,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", metavar="DIR_OR_NAME", help="whose tokenizer and chat template count the tokens")
     parser.add_argument("--template", metavar="NAME", help="a chat template by name, for a tokenizer that has none")
+    parser.add_argument(
+        "--overlap_rounds", type=int, default=0, metavar="K", help="begin a part with the last K rounds as context"
+    )
+    parser.add_argument(
+        "--overlong", choices=("cut", "reject"), default="cut", help="what becomes of a round longer than N (cut)"
+    )
+    parser.add_argument(
+        "--near",
+        type=float,
+        default=NEAR,
+        metavar="S",
+        help=f"similarity from which conversations are duplicates (default {NEAR}; 0: only equal ones are)",
+    )
+    parser.add_argument(
+        "--keep", choices=("longest", "newest"), default="longest", help="which of several duplicates stays (longest)"
+    )
+    parser.add_argument(
+        "--against", nargs="+", default=(), metavar="FILE", help="benchmark questions that must not be in the data"
+    )
+    parser.add_argument(
+        "--contaminated",
+        choices=("reject", "flag"),
+        default="reject",
+        help="what becomes of conversations that hold them (reject; flag: they are kept and reported)",
+    )
+    parser.add_argument(
+        "--holdout",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="set aside this share of the conversations, say 0.01",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which conversations are set aside (default 0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument(
         "--format",

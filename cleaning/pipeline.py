@@ -8,6 +8,7 @@ Order never depends on the workers. Everything is written under DIR/.partial and
 where it stands, the files beside it are whole and belong to it.
 
     conversations.jsonl  the contract of fastft.conversation, one line a conversation or part
+    conversations.holdout.jsonl  the same, of the conversations that were held out
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}, `record` as it was read (the raw text
                          where it could not be read); `round` is null, or the number of the one round that was rejected
                          while the rest of its conversation was kept (counted as `dropped_rounds:reason`, or by the
@@ -16,18 +17,21 @@ where it stands, the files beside it are whole and belong to it.
 """
 
 import collections
+import fcntl
+import hashlib
 import itertools
 import json
 import os
 import pickle
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,8 @@ from rich.table import Table
 from rich.text import Text
 
 import fastft
-from cleaning.duplicates import Fingerprint, find_duplicates, fingerprint
+from cleaning.contamination import Account, Hit, load_benchmarks
+from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates, fingerprint
 from cleaning.filters import Settings, apply_steps, check
 from cleaning.markdown import html_to_markdown
 from cleaning.sources import (
@@ -52,7 +57,7 @@ from cleaning.sources import (
     survey_dump,
 )
 from cleaning.sources.inputs import Input, open_inputs
-from cleaning.split import CountTokens, rounds_of, split_conversation, token_counter
+from cleaning.split import rounds_of, split_conversation, token_counter
 from fastft.conversation import Conversation, Message, parse_conversation
 from fastft.records import Record, parse_json
 
@@ -62,7 +67,9 @@ WAITING = 32  # batches handed out and not yet written: enough for every worker,
 POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
 MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
-OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "report.json")  # in the order in which they are published
+# In the order in which they are published.
+OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.json")
+SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
 
 
 @dataclass
@@ -77,6 +84,10 @@ class Report:
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
+    unfinished_parts: int = 0  # of those, parts that end before their answer does
+    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # conversations are kept
+    duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
+    contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
     repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
@@ -117,6 +128,8 @@ class Outcome:
     detail: str = ""
     conversation: bytes = b""
     fingerprint: Fingerprint | None = None
+    hits: list[Hit] = field(default_factory=list)
+    held_out: bool = False
     repairs: dict[str, int] = field(default_factory=dict)
     dropped: list[tuple[int, str, str, bytes]] = field(
         default_factory=list
@@ -136,7 +149,25 @@ class Split:
     over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
     rounds_in: int
     rounds_kept: int
+    unfinished: int = 0  # lines whose last answer goes on in the next
     refused: str = ""  # the template's reason for not rendering the conversation
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose beside the filters; see `clean`."""
+
+    max_tokens: int | None = None
+    model: str | None = None
+    template: str | None = None
+    overlap_rounds: int = 0
+    overlong: str = "cut"
+    near: float = NEAR
+    keep: str = "longest"
+    against: tuple[str, ...] = ()
+    contaminated: str = "reject"
+    holdout: float = 0.0
+    seed: int = 0
 
 
 def clean(
@@ -146,8 +177,16 @@ def clean(
     max_tokens: int | None = None,
     model: str | None = None,
     template: str | None = None,
+    overlap_rounds: int = 0,
+    overlong: str = "cut",
     blocked_phrases: Iterable[str] = (),
     settings: Settings = Settings(),  # noqa: B008  frozen
+    near: float = NEAR,
+    keep: str = "longest",
+    against: Sequence[str | os.PathLike] = (),
+    contaminated: str = "reject",
+    holdout: float = 0.0,
+    seed: int = 0,
     workers: int | None = None,
     format: str | None = None,
     every_branch: bool = False,
@@ -159,9 +198,12 @@ def clean(
     `cleaning.sources.FORMATS` (None: recognised), `era` one of `cleaning.sources.ERAS`; with `every_branch`, a tree of
     messages gives a conversation for every leaf.
     With `max_tokens`, dialogues are split into parts of at most that many tokens of `model`'s tokenizer and chat
-    template (or the template named). `settings` are the filters'; `blocked_phrases` are added to its own. `workers` is
-    the number of processes, by default one a core; the result does not depend on it. If no conversation is left, there
-    is no conversations.jsonl and `kept` is 0.
+    template (or the template named); `overlap_rounds` and `overlong` as in cleaning.split. `near` and `keep` are explained
+    in cleaning.duplicates. Conversations that share text with the benchmark files `against` are rejected, or with
+    `contaminated` "flag" only reported. `holdout` is the share of conversations set aside, chosen by `seed` and their
+    ids, with all that is alike on the same side. `settings` are the filters'; `blocked_phrases` are added to its own.
+    `workers` is the number of processes, by default one a core; the result does not depend on it. If no conversation is
+    left, there is no conversations.jsonl and `kept` is 0.
 
     Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
     outputs of an earlier run then stay as they were.
@@ -169,23 +211,29 @@ def clean(
     output_dir = Path(output_dir)
     phrases = tuple(p for p in (p.strip() for p in (*settings.blocked_phrases, *blocked_phrases)) if p)
     settings = replace(settings, blocked_phrases=phrases)
-    _check_arguments(inputs, output_dir, max_tokens, model, workers, format, era)
-    check(settings)
-    if max_tokens is not None:
-        token_counter(model, template)  # a model that cannot be used is better known now than after the first pass
-
-    report = Report(
-        settings={
-            "max_tokens": max_tokens,
-            "model": None if model is None else str(model),
-            "template": template,
-            "blocked_phrases": list(settings.blocked_phrases),
-            "format": format,
-            "every_branch": every_branch,
-            "era": era,
-            **settings.chosen(),
-        }
+    choices = Choices(
+        max_tokens=max_tokens,
+        model=None if model is None else str(model),
+        template=template,
+        overlap_rounds=overlap_rounds,
+        overlong=overlong,
+        near=near,
+        keep=keep,
+        against=tuple(str(path) for path in against),
+        contaminated=contaminated,
+        holdout=holdout,
+        seed=seed,
     )
+    _check_arguments(inputs, output_dir, workers, format, era)
+    _check_choices(choices)
+    check(settings)
+    if choices.against:
+        load_benchmarks(choices.against)  # files and models that cannot be used are better known now than later
+    if max_tokens is not None:
+        token_counter(choices.model, template, max_tokens)
+
+    chosen = {**asdict(choices), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
+    report = Report(settings={**chosen, "blocked_phrases": list(settings.blocked_phrases)})
     with open_inputs(inputs) as sources:
         reading = Reading(format, every_branch)
         eras = [survey_dump(source.records(), reading, era) for source in sources]
@@ -193,54 +241,67 @@ def clean(
             {"name": source.name, "bytes": source.size, "records": 0, "input": 0, "era": each.to_dict()}
             for source, each in zip(sources, eras)
         ]
-        _run(sources, [replace(reading, era=each) for each in eras], output_dir, settings, report, workers)
+        with _only_run_in(output_dir) as work:
+            readings = [replace(reading, era=each) for each in eras]
+            _run(sources, readings, work, output_dir, settings, choices, report, workers)
     return report
+
+
+@contextmanager
+def _only_run_in(output_dir: Path) -> Iterator[Path]:
+    """The run's working directory DIR/.partial, removed at the end. Raises ValueError while another run has it."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{output_dir}: another run is writing there; wait for it or choose another -o") from None
+    work = output_dir / ".partial"
+    shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _run(
     sources: list[Input],
     readings: list[Reading],
+    work: Path,
     output_dir: Path,
     settings: Settings,
+    choices: Choices,
     report: Report,
     workers: int | None,
 ) -> None:
-    max_tokens, model, template = (report.settings[key] for key in ("max_tokens", "model", "template"))
-    work = output_dir / ".partial"
-    output_dir.mkdir(parents=True, exist_ok=True)
     if settings.moderation and settings.moderation_cache is None:  # outlives an interrupted run
         settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
-        with _pool(sources, workers) as pool, _progress(sources) as bar:
-            ids, fingerprints = _first_pass(sources, readings, work / "outcomes", settings, report, pool, bar)
-            duplicates = find_duplicates(fingerprints)
-            split = _whole_batch if max_tokens is None else partial(_split_batch, max_tokens, model, template)
-            bar.begin("splitting" if max_tokens else "writing", len(ids))
-            splitters = pool if max_tokens else None  # without a window there is nothing to share out
-            _second_pass(work, duplicates, _unique_ids(ids, duplicates), split, report, splitters, bar)
-        report.check()
-        _publish(work, output_dir, report)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
+    with _pool(sources, workers) as pool, _progress(sources) as bar:
+        convert = partial(_convert_batch, Conversion(settings, readings, choices))
+        ids, fingerprints = _first_pass(sources, convert, work / "outcomes", account, report, pool, bar)
+        duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
+        unique_ids = _unique_ids(ids, duplicates)
+        held_out = _hold_out(fingerprints, unique_ids, choices.holdout, choices.seed)
+        splits = choices.max_tokens is not None
+        bar.begin("splitting" if splits else "writing", len(ids))
+        splitters = pool if splits else None  # without a window there is nothing to share out
+        split = partial(_split_batch, choices) if splits else _whole_batch
+        _second_pass(work, duplicates, unique_ids, held_out, split, report, splitters, bar)
+    report.duplicates = _about_duplicates(duplicates, ids, unique_ids)
+    report.contamination = account.to_report() if account else {}
+    report.check()
+    _publish(work, output_dir, report)
 
 
 def _check_arguments(
-    inputs: Sequence[str | os.PathLike],
-    output_dir: Path,
-    max_tokens: int | None,
-    model: str | None,
-    workers: int | None,
-    format: str | None,
-    era: str,
+    inputs: Sequence[str | os.PathLike], output_dir: Path, workers: int | None, format: str | None, era: str
 ) -> None:
     if not inputs:
         raise ValueError("no input: name at least one file")
-    if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"--max_tokens is {max_tokens}; it must be at least 1")
-    if max_tokens is not None and model is None:
-        raise ValueError("--max_tokens needs --model: tokens are counted with its tokenizer and chat template")
     if workers is not None and workers < 1:
         raise ValueError(f"--workers is {workers}; it must be at least 1")
     if format is not None and format not in FORMATS:
@@ -250,6 +311,28 @@ def _check_arguments(
     for path in map(Path, inputs):
         if path.resolve() in {(output_dir / name).resolve() for name in OUTPUTS}:
             raise ValueError(f"{path}: is an output of this run; choose another directory for -o")
+        if (output_dir / ".partial").resolve() in path.resolve().parents:
+            raise ValueError(f"{path}: lies where this run works; move it, or choose another directory for -o")
+
+
+def _check_choices(choices: Choices) -> None:
+    if choices.max_tokens is not None and choices.max_tokens < 1:
+        raise ValueError(f"--max_tokens is {choices.max_tokens}; it must be at least 1")
+    if choices.max_tokens is not None and choices.model is None:
+        raise ValueError("--max_tokens needs --model: tokens are counted with its tokenizer and chat template")
+    for name, values in (
+        ("keep", ("longest", "newest")),
+        ("contaminated", ("reject", "flag")),
+        ("overlong", ("cut", "reject")),
+    ):
+        if getattr(choices, name) not in values:
+            raise ValueError(f"--{name} is {getattr(choices, name)}; it is {' or '.join(values)}")
+    if not (choices.near == 0 or 0.3 <= choices.near < 1):
+        raise ValueError(f"--near is {choices.near}; it is a similarity from 0.3 to 1, or 0 for none")
+    if not 0 <= choices.holdout < 1:
+        raise ValueError(f"--holdout is {choices.holdout}; it is a share from 0 to 1")
+    if choices.overlap_rounds < 0:
+        raise ValueError(f"--overlap_rounds is {choices.overlap_rounds}; it must be at least 0")
 
 
 # --- first pass -------------------------------------------------------------------------------------------------------
@@ -257,9 +340,9 @@ def _check_arguments(
 
 def _first_pass(
     sources: list[Input],
-    readings: list[Reading],
+    convert: Callable[[list[Item]], list[list[Outcome]]],
     spool: Path,
-    settings: Settings,
+    account: Account | None,
     report: Report,
     pool: ProcessPoolExecutor | None,
     bar: "_Bar",
@@ -268,7 +351,6 @@ def _first_pass(
     ids, fingerprints, unmarked_html = [], [], 0
     formats, notes = collections.Counter(), collections.Counter()
     batches = _batches(_items(sources, report, bar))
-    convert = partial(_convert_batch, settings, readings)
     with spool.open("wb") as out:
         for batch, found in _ordered_map(convert, batches, lambda batch: batch, pool):
             assert len(found) == len(batch) and all(found)
@@ -279,6 +361,8 @@ def _first_pass(
                     outcome.record = outcome.record or item.record
                     pickle.dump(outcome, out, protocol=pickle.HIGHEST_PROTOCOL)
                     unmarked_html += outcome.unmarked_html
+                    if outcome.hits:
+                        account.add(outcome.id, outcome.hits)
                     formats[outcome.format] += bool(outcome.format)
                     notes.update(outcome.notes)
                     if outcome.fingerprint is not None:
@@ -339,10 +423,19 @@ def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
         yield batch
 
 
-def _convert_batch(settings: Settings, readings: list[Reading], batch: list[Item]) -> list[list[Outcome]]:
-    outcomes = [_outcomes_of(item, settings, readings[item.source]) for item in batch]
-    if settings.moderation:
-        _moderate([outcome for each in outcomes for outcome in each if not outcome.reason], settings)
+@dataclass(frozen=True)
+class Conversion:
+    """What a worker needs to know to turn records into outcomes."""
+
+    settings: Settings
+    readings: list[Reading]
+    choices: Choices
+
+
+def _convert_batch(conversion: Conversion, batch: list[Item]) -> list[list[Outcome]]:
+    outcomes = [_outcomes_of(item, conversion) for item in batch]
+    if conversion.settings.moderation:
+        _moderate([outcome for each in outcomes for outcome in each if not outcome.reason], conversion.settings)
     return outcomes
 
 
@@ -356,12 +449,12 @@ def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
             outcome.conversation, outcome.fingerprint, outcome.dropped = b"", None, []
 
 
-def _outcomes_of(item: Item, settings: Settings, reading: Reading) -> list[Outcome]:
+def _outcomes_of(item: Item, conversion: Conversion) -> list[Outcome]:
     """The outcomes of one record, at least one. Whatever the record holds, this does not raise."""
     try:
         if item.error is not None:
             raise Rejection("broken_record", item.error)
-        found = conversations_in(parse_json(item.record), reading)
+        found = conversations_in(parse_json(item.record), conversion.readings[item.source])
     except Rejection as rejection:
         return [Outcome(item.fallback_id, item.where, reason=rejection.reason, detail=rejection.detail)]
     except RecursionError:
@@ -371,7 +464,7 @@ def _outcomes_of(item: Item, settings: Settings, reading: Reading) -> list[Outco
         id, where = item.fallback_id, item.where
         if number > 1:
             id, where = f"{id}-{number}", f"{where}, branch {number}"
-        outcomes.append(_convert(raw, item.file, raw.id or id, where, settings))
+        outcomes.append(_convert(raw, item.file, raw.id or id, where, conversion))
         if len(found) > 1:  # the whole tree with every branch would be quadratic in its size
             outcomes[-1].record = _as_messages(raw)
     return outcomes
@@ -382,14 +475,18 @@ def _as_messages(raw: RawConversation) -> bytes:
     return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
 
 
-def _convert(raw: RawConversation, file: str, id: str, where: str, settings: Settings) -> Outcome:
+def _convert(raw: RawConversation, file: str, id: str, where: str, conversion: Conversion) -> Outcome:
     """Whatever the conversation holds, this does not raise; a faulty filter of the user's does."""
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
         conversation = _to_conversation(raw, id, file)
-        verdict = apply_steps(conversation, settings)
+        verdict = apply_steps(conversation, conversion.settings)
         if verdict.reason:
             raise Rejection(verdict.reason, verdict.detail)
+        against = conversion.choices.against
+        outcome.hits = load_benchmarks(against).hits(conversation) if against else []
+        if outcome.hits and conversion.choices.contaminated == "reject":
+            raise Rejection("contaminated", _about_hit(outcome.hits))
     except Rejection as rejection:
         outcome.reason, outcome.detail = rejection.reason, rejection.detail
         return outcome
@@ -399,11 +496,17 @@ def _convert(raw: RawConversation, file: str, id: str, where: str, settings: Set
     outcome.repairs = dict(verdict.repairs)
     outcome.dropped = [(d.number, d.reason, d.detail, _messages_json(d.messages)) for d in verdict.dropped]
     outcome.conversation = conversation.to_json()
-    outcome.fingerprint = fingerprint(conversation)
+    sketched = conversion.choices.near > 0 or conversion.choices.holdout > 0
+    outcome.fingerprint = fingerprint(conversation, sketched)
     answers = [turn for turn in raw.turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
     return outcome
+
+
+def _about_hit(hits: list[Hit]) -> str:
+    first, more = hits[0], f" and {len(hits) - 1} more" if len(hits) > 1 else ""
+    return f"turn {first.turn} ({first.role}) holds {first.rule} of {first.benchmark} {first.item}{more}: {first.excerpt!r}"
 
 
 def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
@@ -429,7 +532,36 @@ def _outcomes(spool: Path) -> Iterator[tuple[int | None, Outcome]]:
             yield (next(positions) if outcome.fingerprint is not None else None), outcome
 
 
-def _unique_ids(ids: list[str], duplicates: dict[int, tuple[str, int]]) -> dict[int, str]:
+def _hold_out(fingerprints: list[Fingerprint], ids: dict[int, str], share: float, seed: int) -> set[int]:
+    """Positions of the conversations that are set aside: whole families, chosen by the id of their first member."""
+    if not share:
+        return set()
+    positions = sorted(ids)
+    roots = families(fingerprints, positions)
+    return {p for p, root in zip(positions, roots) if _fraction(f"{seed}\0{ids[positions[root]]}") < share}
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / (1 << 48)
+
+
+def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str], unique_ids: dict[int, str]) -> dict[str, Any]:
+    found = clusters(duplicates)
+    shown = [
+        {
+            "kept": unique_ids[keeper],
+            "removed": len(positions),
+            "examples": [
+                {"id": ids[p], "reason": duplicates[p].reason, "similarity": duplicates[p].similarity}
+                for p in positions[:SHOWN_CLUSTERS]
+            ],
+        }
+        for keeper, positions in itertools.islice(found.items(), SHOWN_CLUSTERS)
+    ]
+    return {"sketches": SKETCHER, "clusters": len(found), "largest": shown}
+
+
+def _unique_ids(ids: list[str], duplicates: dict[int, Duplicate]) -> dict[int, str]:
     """{position: id} of the conversations that are no duplicates; the second `a` becomes `a-2`.
 
     An id that occurs in the dump is never given to another conversation.
@@ -449,16 +581,21 @@ def _unique_ids(ids: list[str], duplicates: dict[int, tuple[str, int]]) -> dict[
 
 def _second_pass(
     work: Path,
-    duplicates: dict[int, tuple[str, int]],
+    duplicates: dict[int, Duplicate],
     ids: dict[int, str],
+    held_out: set[int],
     split: Callable[[list[bytes]], list[Split]],
     report: Report,
     pool: ProcessPoolExecutor | None,
     bar: "_Bar",
 ) -> None:
-    judged = (_judged(position, outcome, duplicates, ids) for position, outcome in _outcomes(work / "outcomes"))
+    judged = (
+        _judged(position, outcome, duplicates, ids, position in held_out)
+        for position, outcome in _outcomes(work / "outcomes")
+    )
     rejected, repairs = collections.Counter(), collections.Counter()
-    with (work / OUTPUTS[0]).open("wb") as rejects, (work / OUTPUTS[1]).open("wb") as conversations:
+    with ExitStack() as files:
+        rejects, conversations, held = (files.enter_context((work / name).open("wb")) for name in OUTPUTS[:3])
         for batch, results in _ordered_map(split, _batches(judged), _kept, pool):
             splits = iter(results)
             for outcome in batch:
@@ -478,26 +615,34 @@ def _second_pass(
                     rejects.write(_rejected_line(outcome, reason, detail, number, messages))
                 for number, detail, messages in result.over_window:
                     rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
-                conversations.writelines(result.lines)
+                (held if outcome.held_out else conversations).writelines(result.lines)
                 repairs.update(outcome.repairs)
                 report.answers["html"] += outcome.html_answers
                 report.answers["as_is"] += outcome.answers - outcome.html_answers
                 report.kept += 1
-                report.parts += len(result.lines)
+                if outcome.held_out:
+                    report.held_out["conversations"] += 1
+                    report.held_out["parts"] += len(result.lines)
+                else:
+                    report.parts += len(result.lines)
+                    report.unfinished_parts += result.unfinished
             bar.advance(len(results), len(results))
     report.rejected = dict(sorted(rejected.items()))
     report.repairs = dict(sorted(repairs.items()))
 
 
 def _judged(
-    position: int | None, outcome: Outcome, duplicates: dict[int, tuple[str, int]], ids: dict[int, str]
+    position: int | None, outcome: Outcome, duplicates: dict[int, Duplicate], ids: dict[int, str], held_out: bool
 ) -> Outcome:
     """The outcome once duplicates are known."""
+    outcome.held_out = held_out
     if position is None:
         return outcome
     if position in duplicates:
-        outcome.reason, keeper = duplicates[position]
-        outcome.detail = f"kept as {ids[keeper]}"
+        found = duplicates[position]
+        outcome.reason, outcome.detail = found.reason, f"kept as {ids[found.keeper]}"
+        if found.similarity < 1 or found.reason == "near_duplicate":
+            outcome.detail += f", similarity {found.similarity:.2f}"
     elif ids[position] != outcome.id:
         outcome.id = ids[position]
         conversation = parse_conversation(orjson.loads(outcome.conversation))
@@ -517,30 +662,34 @@ def _whole_batch(conversations: list[bytes]) -> list[Split]:
     return [Split([line + b"\n"], [], count, count) for line, count in zip(conversations, counts)]
 
 
-def _split_batch(max_tokens: int, model: str, template: str | None, conversations: list[bytes]) -> list[Split]:
-    count_tokens = token_counter(model, template)
-    return [_split(parse_conversation(orjson.loads(line)), max_tokens, count_tokens) for line in conversations]
+def _split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
+    max_tokens = choices.max_tokens
+    split = partial(
+        split_conversation,
+        max_tokens=max_tokens,
+        count_tokens=token_counter(choices.model, choices.template, max_tokens),
+        overlap_rounds=choices.overlap_rounds,
+        overlong=choices.overlong,
+    )
+    return [_split(parse_conversation(orjson.loads(line)), max_tokens, split) for line in conversations]
 
 
-def _split(conversation: Conversation, max_tokens: int, count_tokens: CountTokens) -> Split:
+def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Split:
     try:
-        parts, over = split_conversation(conversation, max_tokens, count_tokens)
+        parts, over = split(conversation)
     except ValueError as error:  # a template that cannot hold it, say one that knows no system message
         return Split([], [], 0, 0, refused=str(error))
     over_window = [
         (
             each.number,
-            f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}",
+            f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}"
+            + (", which leaves no room for what it goes on from" if each.tokens <= max_tokens else ""),
             _messages_json(each.messages),
         )
         for each in over
     ]
-    rounds_in, rounds_kept = _count_rounds([conversation]), _count_rounds(parts)
-    return Split([part.to_json() + b"\n" for part in parts], over_window, rounds_in, rounds_kept)
-
-
-def _count_rounds(conversations: list[Conversation]) -> int:
-    return sum(len(rounds_of(conversation.messages)[1]) for conversation in conversations)
+    rounds, unfinished = len(rounds_of(conversation.messages)[1]), sum(not part.messages[-1].ends for part in parts)
+    return Split([part.to_json() + b"\n" for part in parts], over_window, rounds, rounds - len(over), unfinished)
 
 
 def _messages_json(messages: list[Message]) -> bytes:
@@ -555,8 +704,9 @@ def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None
 def _publish(work: Path, output_dir: Path, report: Report) -> None:
     """Rename the finished files into place. An old report.json goes first: it must not stand beside new files."""
     (work / "report.json").write_bytes(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n")
-    if not report.kept:
-        (work / "conversations.jsonl").unlink()
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl"):
+        if not (work / name).stat().st_size:
+            (work / name).unlink()
     (output_dir / "report.json").unlink(missing_ok=True)
     for name in OUTPUTS:
         if (work / name).exists():
@@ -577,13 +727,22 @@ def _pool(sources: list[Input], workers: int | None) -> Iterator[ProcessPoolExec
         return
     # "spawn": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. Ctrl-C is the
     # parent's to handle.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def end_with_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _ordered_map(
@@ -651,13 +810,20 @@ def print_ledger(report: Report, console: Console) -> None:
     def share(count: int) -> str:
         return f"{100 * count / report.input:.1f} %" if report.input else ""
 
-    table.add_row("records in", f"{report.input:,}", "")
+    table.add_row("conversations in", f"{report.input:,}", "")
     for reason, count in sorted(report.rejected.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(f"  - {reason}", f"{count:,}", share(count), style="yellow")
     table.add_row("conversations kept", f"{report.kept:,}", share(report.kept), style="bold green")
     if report.settings.get("max_tokens"):
         table.add_row(f"parts of at most {report.settings['max_tokens']:,} tokens", f"{report.parts:,}", "")
+        table.add_row("parts that end before their answer", f"{report.unfinished_parts:,}", "", style="dim")
         table.add_row("rounds over the window", f"{report.rounds['rejected']:,}", "")
+    if report.held_out["conversations"]:
+        count = report.held_out["conversations"]
+        table.add_row("conversations held out", f"{count:,}", share(count))
+    for name, found in report.contamination.items():
+        hit = f"benchmark {name}: {found['items_hit']:,} of {found['items']:,} items found, in conversations"
+        table.add_row(hit, f"{found['conversations']:,}", share(found["conversations"]))
     for name, count in report.repairs.items():
         table.add_row(f"turns repaired: {name}", f"{count:,}", "", style="dim")
     table.add_row("answers converted from HTML", f"{report.answers['html']:,}", "", style="dim")

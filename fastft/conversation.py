@@ -1,11 +1,12 @@
 """The one data type of the project, a conversation, and its file: JSON Lines with a fixed schema.
 
     {"id": str, "source": str, "lang": str, "model": str, "part": 0, "parts": 1,
-     "messages": [{"role": "system|user|assistant|tool", "content": str, "train": bool}]}
+     "messages": [{"role": "system|user|assistant|tool", "content": str, "train": bool, "ends": bool}]}
 
 The cleaner writes it, everything else reads it. `read_conversations` also takes plain `messages` (role, content) and
 ShareGPT `conversations` (from, value), so that a file from elsewhere can be trained on as it is. `train` marks the
-assistant messages to learn from. Imports nothing heavy.
+assistant messages to learn from. `ends` is false for an answer that goes on elsewhere (the cleaner cut it to fit the
+window): its text is learned, that it ends there is not. Imports nothing heavy.
 """
 
 import os
@@ -43,6 +44,7 @@ class Message:
     role: str
     content: str
     train: bool = False
+    ends: bool = True
 
 
 @dataclass(slots=True)
@@ -67,7 +69,9 @@ class Conversation:
                 "model": self.model,
                 "part": self.part,
                 "parts": self.parts,
-                "messages": [{"role": m.role, "content": m.content, "train": m.train} for m in self.messages],
+                "messages": [
+                    {"role": m.role, "content": m.content, "train": m.train, "ends": m.ends} for m in self.messages
+                ],
             }
         )
 
@@ -75,7 +79,8 @@ class Conversation:
 def parse_conversation(record: Any, where: str = "record") -> Conversation:
     """Build a Conversation from the project's own schema, `messages`, or ShareGPT `conversations`.
 
-    Text is repaired (`repair_text`), otherwise untouched. A missing `train` means true for assistant messages.
+    Text is repaired (`repair_text`), otherwise untouched. A missing `train` means true for assistant messages,
+    a missing `ends` true.
     Raises ValueError saying `where` and what is wrong.
     """
     if not isinstance(record, dict):
@@ -155,7 +160,10 @@ def _parse_message(turn: Any, where: str) -> Message:
     train = turn.get("train")
     if train not in (True, False, None) or (train and role != "assistant"):
         raise ValueError(f"{where}: 'train' is {train!r}; it is true or false, and true for assistant messages only")
-    return Message(role, repair_text(content), role == "assistant" if train is None else train)
+    ends = turn.get("ends")
+    if ends not in (True, False, None) or (ends is False and role != "assistant"):
+        raise ValueError(f"{where}: 'ends' is {ends!r}; it is true or false, and false for assistant messages only")
+    return Message(role, repair_text(content), role == "assistant" if train is None else train, ends is not False)
 
 
 def _text(value: Any, default: str) -> str:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from fastft.conversation import Conversation, Message, read_conversations
@@ -93,6 +94,8 @@ def check_file(path: str, template: ChatTemplate) -> int:
             counts["tokens"] += len(encoded.ids)
             counts["trained tokens"] += sum(encoded.trained)
             counts["answers trained"] += sum(m.train for m in conversation.messages)
+            unfinished = sum(m.train and not m.ends for m in conversation.messages)
+            counts["answers trained without their end of turn"] += unfinished
             counts["borders where the answer's own tokens won"] += encoded.merged_borders
             found = list(check(conversation, encoded, template))
         for kind, detail in found:
@@ -113,13 +116,15 @@ def check(conversation: Conversation, encoded: Encoded, template: ChatTemplate) 
     """Yield (kind, detail) for everything about a conversation's tokens that is not as it must be."""
     messages = conversation.messages
     spans = _spans(encoded.trained)
-    answers = [i for i, m in enumerate(messages) if m.train]
+    answers = [i for i, m in enumerate(messages) if m.train and (m.ends or m.content.strip())]
     if len(spans) != len(answers):
         yield "number of answers", f"{len(answers)} answers to train, {len(spans)} trained spans"
         return
     for i, span in zip(answers, spans):
-        if encoded.ids[span[1] - 1] != template.end_of_turn_id:
+        if messages[i].ends and encoded.ids[span[1] - 1] != template.end_of_turn_id:
             yield "end of turn", f"message {i} does not end with {template.end_of_turn}"
+        if not messages[i].ends and template.end_of_turn_id in encoded.ids[span[0] : span[1]]:
+            yield "end of turn", f"message {i} goes on elsewhere, but {template.end_of_turn} is trained"
         text, expected = (
             _decoded(encoded.ids, span, template),
             _read_back(_trained_text(messages, i, template), template),
@@ -166,7 +171,7 @@ def _check_against_library(messages, encoded, template, answers_and_spans) -> It
         return
     yield from _check_text(messages, encoded, template)
     for i, _ in answers_and_spans:  # one border at a time: earlier borders of its own do not stand in a server's prompt
-        alone = template.encode([Message(m.role, m.content, m.train and j == i) for j, m in enumerate(messages)])
+        alone = template.encode([replace(m, train=m.train and j == i) for j, m in enumerate(messages)])
         prompt = _library_ids(messages[:i], template, generation_prompt=True)
         if alone.ids[: alone.trained.index(True)] != prompt:
             yield "prompt", f"the ids before message {i} are not what a server would feed"
@@ -176,7 +181,7 @@ def _check_controls(messages, encoded, template) -> Iterator[tuple[str, str]]:
     """Texts emptied of everything special must leave exactly the same control tokens."""
     control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
     control.discard(template.tokenizer.unk_token_id)  # also what unknown text becomes
-    harmless = [Message(m.role, "x" if m.content.strip() else m.content, m.train) for m in messages]
+    harmless = [replace(m, content="x" if m.content.strip() else m.content) for m in messages]
     expected = [i for i in _library_ids(harmless, template, generation_prompt=False) if i in control]
     if [i for i in encoded.ids if i in control] != expected:
         yield "control tokens", "text became control tokens, or the template's own are missing"

@@ -5,7 +5,8 @@ What is trained is what the model will be asked for. For every answer marked `tr
 - the prompt before it is tokenised exactly as a server will feed it (the chat template's own rendering with the
   generation prompt), and the answer begins a new token there: the border;
 - trained are the separator that the template puts after its generation prompt (Vicuna's space), the answer, and the
-  end-of-turn token; never headers, never padding.
+  end-of-turn token; never headers, never padding. Of an answer that does not end there (`ends` false) only the separator
+  and the text are trained: the end of turn stands in its place, and nobody learns it.
 
 Everywhere else the ids equal the tokenizer's rendering of the whole conversation. Tokenising the whole string merges
 across some borders (Qwen and GPT-2 make one token of "assistant\\n" + "\\nhello"'s newlines): there the border wins, and
@@ -26,7 +27,7 @@ import re
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from importlib import resources
@@ -68,8 +69,17 @@ class Encoded:
 class _Answer:
     """Where a trained answer stands in a skeleton: behind `slots` marks, `offset` characters into the next literal."""
 
+    message: int
     slots: int
     offset: int
+
+
+@dataclass(slots=True)
+class _Border:
+    """Where the tokens of a trained answer begin in the text, and, if they stop before its end of turn, where."""
+
+    at: int
+    stop: int | None
 
 
 @dataclass(slots=True)
@@ -137,6 +147,22 @@ class ChatTemplate:
         encodings = self._backend.encode_batch([text for text, _ in filled], add_special_tokens=False)
         return [self._mask(text, borders, encoding) for (text, borders), encoding in zip(filled, encodings)]
 
+    def token_bound(self, messages: Sequence[Message]) -> int | None:
+        """`encode` gives at most so many tokens; None where nothing is proven. Renders, but does not tokenise.
+
+        The tokens of a byte-level BPE tile the bytes of a text, so there are no more of them than bytes. `encode` cuts
+        the rendered text at control tokens (one token each) and at the answers' borders, and tokenises every piece of
+        it once; cutting adds no bytes, except that some tokenizers put a space before each piece. A normaliser may:
+        NFC writes at most three bytes for one (Unicode's FAQ on normalization), and leaves ASCII as it is. With any
+        other normaliser, or another kind of tokenizer, there is no bound here. Raises TemplateError as `encode` does.
+        """
+        if self._bytes_per_byte is None:
+            return None
+        text, borders = self._fill(_repaired(messages))
+        text, controls = self._name_pattern.subn("", text)
+        pieces = controls + 2 * len(borders) + 1
+        return controls + pieces + len(text.encode()) * (1 if text.isascii() else self._bytes_per_byte)
+
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `messages` and the generation prompt: what a server feeds the model, typed control strings kept text.
 
@@ -203,7 +229,7 @@ class ChatTemplate:
                     raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i})")
                 prompt_pieces = MARK.split(prompt)
                 slots, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
-            skeleton.answers.append(_Answer(slots, proven[literal]))
+            skeleton.answers.append(_Answer(i, slots, proven[literal]))
             if literal[proven[literal] :].strip() and _core(message.content):
                 self.written_before_answers.add(literal[proven[literal] :])
             self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
@@ -225,8 +251,8 @@ class ChatTemplate:
         if found is None or found.group() != self.end_of_turn or (has_text and literal[: found.start()].strip()):
             raise TemplateError(f"{self.name}: {self.end_of_turn!r} does not follow the answer in message {i}")
 
-    def _fill(self, messages: list[Message]) -> tuple[str, list[int]]:
-        """The conversation's text with control tokens renamed, and the position in it at which each answer begins."""
+    def _fill(self, messages: list[Message]) -> tuple[str, list[_Border]]:
+        """The conversation's text with control tokens renamed, and where in it each trained answer begins."""
         skeleton = self._skeleton(messages)
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
         filled, rendered = _join(skeleton.literals, texts), self.render(messages)
@@ -240,10 +266,12 @@ class ChatTemplate:
             starts.append(at)
             at += len(literal) + len(text)
         # A border's offset counts characters of the literal before renaming.
-        borders = [
-            starts[a.slots] + len(self._rename_controls(skeleton.literals[a.slots][: a.offset]))
-            for a in skeleton.answers
-        ]
+        borders = []
+        for a in skeleton.answers:
+            at = starts[a.slots] + len(self._rename_controls(skeleton.literals[a.slots][: a.offset]))
+            text_end = starts[a.slots] + len(skeleton.renamed[a.slots]) + len(_core(messages[a.message].content))
+            blank = not _core(messages[a.message].content)
+            borders.append(_Border(at, None if messages[a.message].ends else at if blank else text_end))
         return _join(skeleton.renamed, texts), borders
 
     # The tokenizer ---------------------------------------------------------------------------------------------------
@@ -257,6 +285,7 @@ class ChatTemplate:
         specification = json.loads(self.tokenizer.backend_tokenizer.to_str())
         _rename_in(specification, self._names)
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(specification))
+        self._bytes_per_byte = _bytes_per_byte(specification)
         _remove_prefix_space(specification)
         self._continuation = tokenizers.Tokenizer.from_str(json.dumps(specification))
         original = self.tokenizer.backend_tokenizer.token_to_id
@@ -269,7 +298,7 @@ class ChatTemplate:
     def _original_ids(self, ids: list[int]) -> list[int]:
         return ids if self._ids_agree else [self._renamed_ids.get(i, i) for i in ids]
 
-    def _mask(self, text: str, borders: list[int], encoding: tokenizers.Encoding) -> Encoded:
+    def _mask(self, text: str, borders: list[_Border], encoding: tokenizers.Encoding) -> Encoded:
         """Put the borders into the tokens of the whole text, and mark what lies between border and end of turn."""
         ids, offsets = encoding.ids, encoding.offsets
         starts = [start for start, _ in offsets]
@@ -283,22 +312,23 @@ class ChatTemplate:
         out_ids: list[int] = []
         trained: list[bool] = []
         for border in borders:
-            end = bisect_left(
-                controls, (border, border)
-            )  # the answer's end of turn is the first control token behind it
+            at = border.at
+            end = bisect_left(controls, (at, at))  # the answer's end of turn is the first control token behind it
             first = control_tokens[end - 1] if end else 0
-            left_text = text[controls[end - 1][0] if end else 0 : border]
+            left_text = text[controls[end - 1][0] if end else 0 : at]
             left_ids = self._tokens(left_text)
-            split = bisect_left(starts, border)
+            split = bisect_left(starts, at)
             out_ids += ids[done:first]
             out_ids += left_ids[max(done - first, 0) :]  # the last answer's end of turn stands before this prompt: once
             trained += [False] * (len(out_ids) - len(trained))
-            if offsets[split - 1][1] <= border and ids[first:split] == left_ids:
-                out_ids += ids[split : control_tokens[end] + 1]
+            if offsets[split - 1][1] <= at and ids[first:split] == left_ids:
+                answer, answer_starts = ids[split : control_tokens[end] + 1], starts[split : control_tokens[end] + 1]
             else:
                 merged += 1
-                out_ids += self._continuation.encode(text[border : controls[end][1]], add_special_tokens=False).ids
-            trained += [True] * (len(out_ids) - len(trained))
+                alone = self._continuation.encode(text[at : controls[end][1]], add_special_tokens=False)
+                answer, answer_starts = alone.ids, [at + start for start, _ in alone.offsets]
+            out_ids += answer
+            trained += [border.stop is None or start < border.stop for start in answer_starts]
             done = control_tokens[end] + 1
         out_ids += ids[done:]
         trained += [False] * (len(out_ids) - len(trained))
@@ -399,13 +429,13 @@ def _margins(text: str) -> tuple[str, str] | tuple[str]:
 def _marked(messages: Iterable[Message]) -> list[Message]:
     """The messages with a mark for each text, its outer white space kept: what a template trims of it then shows."""
     return [
-        Message(m.role, _mark(i).join(_margins(m.content)) if _core(m.content) else m.content, m.train)
+        replace(m, content=_mark(i).join(_margins(m.content)) if _core(m.content) else m.content)
         for i, m in enumerate(messages)
     ]
 
 
 def _repaired(messages: Sequence[Message]) -> list[Message]:
-    return [Message(m.role, repair_text(m.content), m.train) for m in messages]
+    return [replace(m, content=repair_text(m.content)) for m in messages]
 
 
 def _join(literals: list[str], texts: list[str]) -> str:
@@ -447,6 +477,16 @@ def _rename_in(specification: dict, names: dict[str, str]) -> None:
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
+
+
+def _bytes_per_byte(specification: dict) -> int | None:
+    """How many bytes of text a byte-level BPE may see for one that it is given; None for other tokenizers."""
+    before = specification.get("pre_tokenizer") or {}
+    steps = before.get("pretokenizers", [before])
+    byte_level = [step["type"] for step in steps if step.get("type") in ("ByteLevel", "Split")]
+    if specification["model"]["type"] != "BPE" or "ByteLevel" not in byte_level or len(byte_level) != len(steps):
+        return None
+    return {None: 1, "NFC": 3}.get((specification.get("normalizer") or {}).get("type"))
 
 
 def _remove_prefix_space(part) -> None:

@@ -2,11 +2,12 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cleaning.pipeline import clean
-from cleaning.split import rounds_of, split_conversation
+from cleaning.split import Fenced, is_bare_continue, rounds_of, split_conversation
 from fastft.conversation import Conversation, Message, read_conversations
 
 
@@ -31,7 +32,7 @@ LENGTHS = st.integers(0, 60)
 )
 def test_no_round_is_lost_and_every_part_fits(lengths, system, window):
     conversation = dialogue(lengths, system)
-    parts, over = split_conversation(conversation, window, by_words)
+    parts, over = split_conversation(conversation, window, by_words, overlong="reject")
     lead, rounds = rounds_of(conversation.messages)
     found = {each.number: each.messages for each in over}
     kept = iter([r for part in parts for r in rounds_of(part.messages)[1]])
@@ -48,7 +49,7 @@ def test_no_round_is_lost_and_every_part_fits(lengths, system, window):
 @given(st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=30), st.integers(80, 300))
 def test_parts_are_as_long_as_possible(lengths, window):
     conversation = dialogue(lengths)
-    parts, over = split_conversation(conversation, window, by_words)
+    parts, over = split_conversation(conversation, window, by_words, overlong="reject")
     missing = {each.number - 1 for each in over}
     _, rounds = rounds_of(conversation.messages)
     next_round = 0
@@ -61,7 +62,7 @@ def test_parts_are_as_long_as_possible(lengths, window):
 
 
 def test_a_part_never_reaches_across_a_missing_round():
-    parts, over = split_conversation(dialogue([(1, 1), (500, 1), (1, 1)]), 100, by_words)
+    parts, over = split_conversation(dialogue([(1, 1), (500, 1), (1, 1)]), 100, by_words, overlong="reject")
     assert [p.messages[0].content.split()[0] for p in parts] == ["q0", "q2"]
     assert [(each.number, each.rounds) for each in over] == [(2, 3)]
 
@@ -84,6 +85,179 @@ def test_a_very_long_dialogue_costs_a_few_times_its_length():
     parts, over = split_conversation(conversation, 2048, count)
     assert not over and len(parts) > 100
     assert counted < 12 * by_words(conversation.messages)
+
+
+# --- overlap and "continue" -------------------------------------------------------------------------------------------
+
+
+def trained_rounds(part: Conversation) -> list[list[Message]]:
+    return [r for r in rounds_of(part.messages)[1] if any(m.train for m in r)]
+
+
+QUESTIONS = st.sampled_from(["q " * 5, "q " * 30, "continue", "Please continue.", "继续", "Go on!"])
+
+
+@given(
+    st.lists(st.tuples(QUESTIONS, st.integers(1, 60)), min_size=1, max_size=25),
+    st.integers(0, 3),
+    st.integers(20, 300),
+    st.sampled_from(["cut", "reject"]),
+)
+def test_with_context_every_round_is_still_taught_once(lengths, overlap, window, overlong):
+    messages = []
+    for i, (question, answer) in enumerate(lengths):
+        messages += [Message("user", question), Message("assistant", f"a{i}\n" + "w w w\n\n" * answer, True)]
+    conversation = Conversation("id", messages)
+    parts, over = split_conversation(conversation, window, by_words, overlap_rounds=overlap, overlong=overlong)
+    taught, unfinished = [], False
+    for i, part in enumerate(parts):
+        assert by_words(part.messages) <= window and (part.part, part.parts) == (i, len(parts))
+        answers = [m for m in part.messages if m.train]
+        assert part.messages[-1] is answers[-1] and all(m.role == "assistant" for m in answers)
+        assert [m.train for m in part.messages if m.role == "assistant"] == sorted(m.train for m in part.messages)[
+            -len(part.messages) // 2 :
+        ]  # context stands before what is taught, and nowhere else
+        bare = is_bare_continue(part.messages[0])
+        assert not bare or part.messages[0] is messages[0] or is_bare_continue(messages[0])
+        for answer in answers:
+            taught[-1:] = [taught[-1] + answer.content] if unfinished else [*taught[-1:], answer.content]
+            unfinished = not answer.ends
+    missing = {each.number for each in over}
+    assert taught == [m.content for i, m in enumerate(messages[1::2], start=1) if i not in missing]
+
+
+def test_overlap_is_the_last_rounds_as_context():
+    parts, _ = split_conversation(dialogue([(1, 3)] * 10), 64, by_words, overlap_rounds=2)
+    assert [[m.content.split()[0] for m in p.messages if not m.train and m.role == "user"] for p in parts][1][:2] != []
+    for before, part in zip(parts, parts[1:]):
+        context = [r for r in rounds_of(part.messages)[1] if not any(m.train for m in r)]
+        assert [[m.content for m in r] for r in context] == [
+            [m.content for m in r] for r in rounds_of(before.messages)[1][-len(context) :]
+        ]
+        assert 1 <= len(context) <= 2
+
+
+def test_a_bare_continue_brings_its_round_along():
+    messages = []
+    for question in ("Tell a story", "continue", "Continue please!", "Another", "go on"):
+        messages += [Message("user", question), Message("assistant", "w " * 20, True)]
+    parts, over = split_conversation(Conversation("id", messages), 64, by_words)
+    assert not over
+    shown = [[(m.content, m.train) for m in p.messages if m.role == "user"] for p in parts]
+    assert [[q for q, _ in part] for part in shown] == [
+        ["Tell a story", "continue"],
+        ["Tell a story", "Continue please!"],  # the story's question, and the tail of the answer that goes on
+        ["Another", "go on"],
+    ]
+    assert [sum(m.train for m in p.messages) for p in parts] == [2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "text, bare",
+    [
+        ("continue", True), ("Continue.", True), (" please CONTINUE!! ", True), ("go on…", True), ("继续。", True),
+        ("続けてください", True), ("Продолжай", True), ("continúa", True), ("weiter", True), ("계속", True),
+        ("continue the story with a dragon", False), ("and then?", False), ("", False), ("go", False),
+    ],
+)  # fmt: skip
+def test_what_a_bare_continue_is(text, bare):
+    assert is_bare_continue(Message("user", text)) == bare
+
+
+# --- cutting ----------------------------------------------------------------------------------------------------------
+
+
+def joined(pieces: list[str]) -> str:
+    """An answer from its pieces: a fence without a line end behind it was closed by the cut, and is opened again."""
+    text = pieces[0]
+    for piece in pieces[1:]:
+        body, _, last = text.rpartition("\n")
+        if last.strip(" \t>").strip("`~") == "" and last.strip():
+            text, piece = body + "\n", piece.partition("\n")[2]
+        text += piece
+    return text
+
+
+PARAGRAPHS = st.lists(
+    st.sampled_from(
+        ["one two three four five six\n", "\n", "a b c\n", "- item\n", "x = 1\n    y = 2\n", "# heading\n"]
+    ),
+    min_size=1,
+    max_size=12,
+).map("".join)
+FENCED = st.builds(
+    lambda indent, marks, info, body: "".join(
+        f"{indent}{line}\n" for line in [f"{marks}{info}", *body.splitlines(), marks]
+    ),
+    st.sampled_from(["", "   "]), st.sampled_from(["```", "````", "~~~"]), st.sampled_from(["", "python"]), PARAGRAPHS,
+)  # fmt: skip
+ANSWERS = st.lists(st.one_of(PARAGRAPHS, FENCED), min_size=1, max_size=6).map("".join)
+
+
+@given(ANSWERS, st.integers(40, 120))
+def test_cut_pieces_joined_are_the_answer(answer, window):
+    conversation = Conversation("id", [Message("user", "Question?"), Message("assistant", answer, True)])
+    parts, over = split_conversation(conversation, window, by_words)
+    assert not over
+    taught = [p.messages[-1] for p in parts]
+    assert joined([m.content for m in taught]) == answer
+    assert [m.ends for m in taught] == [False] * (len(taught) - 1) + [True]
+    for i, part in enumerate(parts):
+        assert by_words(part.messages) <= window
+        assert [m.train for m in part.messages] == [False] * (len(part.messages) - 1) + [True]
+        assert [m.role for m in part.messages] == ["user", "assistant"] * (2 if i else 1)
+        if i:
+            assert part.messages[0].content == "Question?" and part.messages[2].content == "Continue"
+        fences = [line for line in part.messages[-1].content.splitlines() if line.strip()[:3] in ("```", "~~~")]
+        assert len(fences) % 2 == 0  # what is opened is closed
+
+
+@given(st.text(max_size=120), st.data())
+def test_a_text_can_be_cut_anywhere(text, data):
+    text = data.draw(st.sampled_from(["", "```py\ncode\n```\n", "~~~\n"])) + text
+    fenced = Fenced(text)
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(text) - 1, 1)), max_size=4)) - {len(text)})
+    edges = [0, *cuts, len(text)] if text else [0, 0]
+    whole = ""
+    for a, b in zip(edges, edges[1:]):
+        before, after = fenced.around(a, b) if b > a else ("", "")
+        piece = fenced.piece(a, b) if b > a else ""
+        assert piece.startswith(before) and piece.endswith(after)
+        whole += piece[len(before) : len(piece) - len(after)]
+    assert whole == text
+
+
+def test_a_cut_prefers_paragraphs_to_lines_and_prose_to_code():
+    prose = "word " * 20 + "\n"
+    answer = prose + prose + "\n" + prose + "```py\n" + "code = 1\n" * 10 + "```\n" + prose * 3
+    parts, _ = split_conversation(
+        Conversation("id", [Message("user", "q"), Message("assistant", answer, True)]), 100, by_words
+    )
+    pieces = [p.messages[-1].content for p in parts]
+    assert pieces[0] == prose + prose + "\n" and joined(pieces) == answer
+    assert all(piece.count("```") % 2 == 0 for piece in pieces)
+
+
+def test_one_long_line_and_one_long_word():
+    for answer in ("word " * 400, "x" * 3000):
+        count = lambda messages: sum(5 + len(m.content) // 4 for m in messages)  # noqa: E731
+        parts, over = split_conversation(
+            Conversation("id", [Message("user", "q"), Message("assistant", answer, True)]), 128, count
+        )
+        assert not over and "".join(p.messages[-1].content for p in parts) == answer
+        assert answer[0] == "x" or all(p.messages[-1].content.endswith(" ") for p in parts)
+
+
+def test_a_question_that_leaves_no_room_is_given_back():
+    parts, over = split_conversation(dialogue([(1, 1), (90, 50), (1, 1)]), 100, by_words)
+    assert [each.number for each in over] == [2] and len(parts) == 2
+
+
+def test_rejecting_instead_of_cutting():
+    parts, over = split_conversation(dialogue([(1, 500), (1, 1)]), 100, by_words, overlong="reject")
+    assert [each.number for each in over] == [1] and len(parts) == 1
+    parts, over = split_conversation(dialogue([(1, 500), (1, 1)]), 100, by_words)
+    assert not over and len(parts) > 5
 
 
 def test_the_real_template_counts(tmp_path):

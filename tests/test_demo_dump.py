@@ -112,7 +112,7 @@ def test_pages_of_all_eras(shape):
 
 def test_dirt_is_what_the_table_says():
     reasons = Counter([*make_dump.DIRT.values(), *(reason for _, reason in make_dump.BROKEN)])
-    reasons += Counter("duplicate_first_round" if rounds else "duplicate" for _, rounds in make_dump.COPIES)
+    reasons += Counter("duplicate_beginning" if rounds else "duplicate" for _, rounds in make_dump.COPIES)
     kept = len(GOOD) + len(make_dump.REPAIRED)
     expected = make_dump.EXPECTED
     assert (expected["kept"], expected["rejected"]) == (kept, dict(reasons))

@@ -5,11 +5,13 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastft.conversation import Message
+from fastft.conversation import Conversation, Message
+from fastft.inspection import check
 from fastft.template import ChatTemplate, TemplateError, built_in_templates, chat_template
 
 PAIRS = [(kind, name) for kind in tiny.KINDS for name in built_in_templates()]
 LOSSLESS = [pair for pair in PAIRS if pair[0] != "unigram"]  # unigram turns unknown characters into <unk>
+BYTE_LEVEL = ("byte_level", "gpt2", "newlines", "phi3")
 MARKS_SPACES = ("sentencepiece", "metaspace", "unigram")  # put a space mark before text that follows a control token
 
 PIECES = [
@@ -144,6 +146,57 @@ def test_typed_control_strings_stay_text_and_change_nothing_else(pair, messages,
 def _stretches(ids, places):
     edges = [-1, *places, len(ids)]
     return [ids[a + 1 : b] for a, b in zip(edges, edges[1:])]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@settings(max_examples=25)
+@given(messages=conversations(), data=st.data())
+def test_an_unfinished_answer_is_its_text_without_the_end_of_turn(pair, messages, data):
+    template = template_of(pair)
+    at = data.draw(st.sampled_from([i for i, m in enumerate(messages) if m.role == "assistant"]))
+    messages[at].train = True
+    whole = template.encode(messages)
+    span = spans(whole.trained)[sum(m.train for m in messages[:at])]
+    messages[at].ends = False
+    encoded = template.encode(messages)
+    assert encoded.ids == whole.ids and encoded.merged_borders == whole.merged_borders
+    assert encoded.trained[: span[0]] == whole.trained[: span[0]]
+    assert encoded.trained[span[1] :] == whole.trained[span[1] :]
+    learned = encoded.trained[span[0] : span[1]]
+    count = sum(learned)
+    assert learned == [True] * count + [False] * (len(learned) - count)
+    assert template.end_of_turn_id not in encoded.ids[span[0] : span[0] + count]
+    text = messages[at].content
+    assert bool(count) == bool(text.strip())
+    if pair in LOSSLESS and count:
+        decoded = split_at_ends(template, encoded.ids, (span[0], span[0] + count))
+        assert decoded.strip() == text.strip()
+    faults = {kind for kind, _ in check(Conversation("x", messages), encoded, template)}
+    assert not faults & {"end of turn", "number of answers", "prompt", "whole"}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@settings(max_examples=25)
+@given(messages=conversations())
+def test_the_bound_on_tokens_holds(pair, messages):
+    template = template_of(pair)
+    bound = template.token_bound(messages)
+    assert (bound is not None) == (pair[0] in BYTE_LEVEL)
+    assert bound is None or len(template.encode(messages).ids) <= bound
+
+
+def test_the_bound_holds_where_normalising_makes_text_longer():
+    from tokenizers import normalizers
+
+    tokenizer = tiny.byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    template = chat_template(tokenizer, "chatml")
+    messages = [Message("user", "\u0958\U0001d160\ufb2c" * 50), Message("assistant", "x", True)]  # NFC takes them apart
+    encoded = template.encode(messages)
+    assert len(encoded.ids) <= template.token_bound(messages)
+    assert len(encoded.ids) > sum(len(m.content.encode()) for m in messages)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    assert chat_template(tokenizer, "chatml").token_bound(messages) is None
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

@@ -60,6 +60,7 @@ MADE_BY_DEMO = ".demo"  # a file that says the directory may be replaced
 def run(output_dir: Path) -> None:
     """Every stage in order, into `output_dir`, which is made anew."""
     began = time.time()
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait in a loop slow a busy machine down fivefold
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir(parents=True)
     (output_dir / MADE_BY_DEMO).touch()
@@ -117,7 +118,8 @@ def clean_dump(output_dir: Path):
     clean([dump], whole, blocked_phrases=phrases)
     make_base_model(read_conversations(whole / "conversations.jsonl"), output_dir / "base")
     shutil.rmtree(whole)
-    report = clean([dump], output_dir, blocked_phrases=phrases, max_tokens=WINDOW, model=str(output_dir / "base"))
+    base = str(output_dir / "base")
+    report = clean([dump], output_dir, blocked_phrases=phrases, max_tokens=WINDOW, model=base, overlong="reject")
     print_ledger(report, Console())
     return report
 

@@ -111,14 +111,14 @@ EMPTY_PAGES = {"empty-jam": "", "empty-tags": '<div class="markdown prose w-full
 # Answers below which another browser extension wrote their length.
 FOOTERS = ["jet-lag", "es-granada"]
 
-# What the cleaner should report. `over_window` is rejected only where the cleaner is told a window.
+# What the cleaner should report. `over_window` is rejected only where the cleaner is told a window and --overlong reject.
 EXPECTED = {
     "input": 210,
     "kept": 181,
     "rejected": {
         "blocked_phrase": 3,
         "duplicate": 4,
-        "duplicate_first_round": 3,
+        "duplicate_beginning": 3,
         "empty_answer": 3,
         "error_banner": 2,
         "not_a_conversation": 6,
