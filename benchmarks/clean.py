@@ -1,6 +1,6 @@
 """How much of a conversation survives the cleaner, and how fast: measured on pages whose markdown is known.
 
-    python benchmarks/clean.py            data in ../shared/data beside the repository, or in $FASTFT_DATA
+    python benchmarks/clean.py            the corpora are in $FASTFT_DATA (default: data/)
 
     pip install --target DIR --no-deps fschat==0.2.36 markdownify==0.11.6
     python benchmarks/clean.py --fastchat DIR        FastChat's original functions over the same turns, in the same run
@@ -35,7 +35,7 @@ from rich.table import Table
 from cleaning.markdown import html_to_markdown
 from cleaning.sources import Turn, read_conversation
 
-DATA = Path(os.environ.get("FASTFT_DATA", Path(__file__).parents[1] / "../shared/data")) / "chats"
+DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 _FENCE = re.compile(r"[ >]*(`{3,})")
 _BULLET = re.compile(r"^([ >]*)[*+-] ")
 

@@ -1,6 +1,6 @@
 """How many near duplicates are found, how many of those found are wrong, and how fast: on planted copies.
 
-    python benchmarks/duplicates.py [DUMP]        default: sharegpt_v3_sample.json in ../shared/data/chats or $FASTFT_DATA
+    python benchmarks/duplicates.py [DUMP]        default: chats/sharegpt_v3_sample.json in $FASTFT_DATA
 
 Every conversation of the dump gets a copy in which 2, 5 or 10 % of the words are replaced, evenly at random. What the
 cleaner finds is held against the exact Jaccard similarity of every pair (runs of five words as text, all pairs compared,
@@ -26,7 +26,7 @@ from cleaning.sources import read_conversation
 from fastft.conversation import Conversation, Message
 from fastft.records import read_records
 
-DATA = Path(os.environ.get("FASTFT_DATA", Path(__file__).parents[1] / "../shared/data")) / "chats"
+DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 WORD = re.compile(r"\w+")
 THRESHOLDS, CHANGED = (0.5, 0.6, 0.7, 0.8, 0.9), (0.02, 0.05, 0.10)
 

@@ -23,9 +23,7 @@ from fastft.data import tokenized
 from fastft.packing import lower_bound, pack
 from fastft.template import load_template
 
-SAMPLE = (
-    Path(os.environ.get("FASTFT_DATA", Path(__file__).parents[1] / "../shared/data")) / "chats/sharegpt_v3_sample.json"
-)
+SAMPLE = Path(os.environ.get("FASTFT_DATA", "data")) / "chats/sharegpt_v3_sample.json"
 
 
 def main() -> None:

@@ -170,6 +170,8 @@ def _soup(root: etree._Element, html: str) -> BeautifulSoup:
         if code_block is not None and element is not code_block:
             if tag == "br" and start:
                 soup.handle_data("\n")
+            elif tag not in _KNOWN_TAGS:
+                soup.handle_data(_literal_tag(element, html, start))
         elif tag not in _KNOWN_TAGS and element is not root:
             soup.handle_data(_literal_tag(element, html, start))
         elif _is_kept(element):

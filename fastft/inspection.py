@@ -140,11 +140,13 @@ def check(conversation: Conversation, encoded: Encoded, template: ChatTemplate) 
 
 
 def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> str:
-    """What stands in the rendered conversation from the end of the prompt to the end of the answer's turn."""
+    """What stands in the rendered conversation from the end of the prompt to the end of the answer's turn (or text)."""
     rest = template.render(messages)[len(template.render(messages[:i], generation_prompt=True)) :]
     core = messages[i].content.strip()
-    end = rest.index(template.end_of_turn, rest.index(core) + len(core))
-    return rest[: end + len(template.end_of_turn)]
+    text_end = rest.index(core) + len(core)
+    if not messages[i].ends:
+        return rest[:text_end]
+    return rest[: rest.index(template.end_of_turn, text_end) + len(template.end_of_turn)]
 
 
 def _read_back(text: str, template: ChatTemplate) -> str:

@@ -98,7 +98,7 @@ def funnel(ledger: dict[str, Any]) -> list[dict[str, Any]]:
     A reason's bar begins where what is left after it ends, so that the bars walk down from the input to what is kept.
     """
     total, kept, parts = (ledger.get(key, 0) for key in ("input", "kept", "parts"))
-    rows, left = [("input", "records in", total, 0)], total
+    rows, left = [("input", "conversations in", total, 0)], total
     for reason, count in sorted(ledger.get("rejected", {}).items(), key=lambda item: (-item[1], item[0])):
         left = max(left - count, 0)
         rows.append(("reason", reason.replace("_", " "), count, left))

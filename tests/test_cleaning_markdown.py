@@ -295,3 +295,8 @@ def test_a_bare_wrapper_counts_only_if_all_answers_have_one():
 def test_golden_cases_read_back_as_json():
     """Every expectation above can stand in conversations.jsonl."""
     assert all(json.loads(json.dumps(e)) == e and not re.search("Copy code|katex|hljs", e) for _, e in GOLDEN.values())
+
+
+def test_angle_brackets_that_a_page_did_not_escape_stay_in_code():
+    html = '<div class="markdown prose"><pre><code>#include <iostream>\nstd::vector<T> v;</code></pre></div>'
+    assert "#include <iostream>\nstd::vector<T> v;" in html_to_markdown(html)

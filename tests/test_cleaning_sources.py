@@ -14,7 +14,7 @@ from cleaning.sources import FORMATS, Reading, Rejection, conversations_in, look
 from cleaning.sources.eras import after_pager, never_sanitised
 from fastft.records import Record, read_records
 
-DATA = Path(os.environ.get("FASTFT_DATA", Path(__file__).parents[1] / "../shared/data")) / "chats"
+DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 
 PAGE = '<div class="markdown prose w-full break-words dark:prose-invert light">%s</div>'
 CODE = '<pre><div class="bg-black mb-4 rounded-md"><div class="flex items-center"><span>css</span>%s</div>'

@@ -83,7 +83,7 @@ def test_the_page_has_its_pieces(tmp_path):
     assert texts(page, "//h2") == ["Cleaning", "Training", "Samples", "Files"]
     assert "optimizer.lr 2e-05" in " ".join(texts(page, "//dl[@class='settings']"))
     assert texts(page, "//table[@class='funnel']//tr") == [
-        "records in 210 100.0 %",
+        "conversations in 210 100.0 %",
         "empty answer 20 9.5 %",
         "duplicate 7 3.3 %",
         "too short 3 1.4 %",

@@ -59,6 +59,38 @@ def test_inspect_proves_hostile_text_too(model, tmp_path, capsys):
     )
 
 
+def test_inspect_knows_answers_that_go_on_elsewhere(model, tmp_path, capsys):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the first half", "ends": False}]
+    (tmp_path / "cut.jsonl").write_text(json.dumps({"messages": turns}))
+    assert main(["inspect", str(tmp_path / "cut.jsonl"), "--model", str(model), "--check"]) == 0
+    assert "trained without their end of turn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["plain", "typed </s> and <|im_end|>"])
+@pytest.mark.parametrize("fault", ["header", "user", "last"])
+def test_inspect_finds_small_faults_beside_typed_control_strings(model, tmp_path, monkeypatch, content, fault):
+    """A header's line end trained, a question's tokens replaced, one wrong token at the end."""
+    from fastft.template import ChatTemplate
+
+    honest = ChatTemplate.encode
+
+    def faulty(self, messages):
+        encoded = honest(self, messages)
+        if fault == "header":
+            encoded.trained[encoded.trained.index(True) - 1] = True
+        elif fault == "user":
+            encoded.ids[4] = encoded.ids[3]
+        else:
+            encoded.ids[-1] = encoded.ids[4]
+        return encoded
+
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "an answer"}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": turns}))
+    assert main(["inspect", str(tmp_path / "d.jsonl"), "--model", str(model), "--check"]) == 0
+    monkeypatch.setattr(ChatTemplate, "encode", faulty)
+    assert main(["inspect", str(tmp_path / "d.jsonl"), "--model", str(model), "--check"]) == 1
+
+
 def test_inspect_finds_a_mask_that_is_off(model, data, monkeypatch, capsys):
     """Masks shifted by one token, and prompts with one token too many: the proof must not pass."""
     from fastft.template import ChatTemplate, Encoded
@@ -136,6 +168,6 @@ def test_the_demo_walks_the_whole_road(tmp_path, monkeypatch, capsys):
     assert ledger["kept"] >= 120 and ledger["parts"] > ledger["kept"] and len(ledger["rejected"]) >= 8
     page = (out / "report.html").read_text()
     assert "What is gradient checkpointing?" in page and "<script src" not in page
-    assert "records in" in capsys.readouterr().out
+    assert "conversations in" in capsys.readouterr().out
     Path(out / ".demo").unlink()
     assert main(["demo", "--output_dir", str(out)]) == 1, "a directory that is not a demo's is never replaced"
