@@ -152,7 +152,7 @@ def _code(pre: etree._Element) -> str:
         return (pre.text or "") + (pre[0].text or "") + (pre[0].tail or "")
     parts = []
     for event, element in etree.iterwalk(pre, events=("start", "end")):
-        if element.tag not in ("pre", "code", "br", "b", "i", "em", "strong", "a"):
+        if element.tag not in _CONVERTERS:
             raise _NotOurs  # `#include <iostream>` where a page did not escape it
         if event == "start" and element.tag == "br":
             parts.append("\n")

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from fastft.attention import choose_attention
+from fastft.cli import leave
 from fastft.config import parse_config
 from fastft.data import Schedule, tokenized
 from fastft.model import load_model, shard
@@ -37,3 +38,4 @@ if __name__ == "__main__":
     if dist.get_rank() == 0:
         torch.save(result, sys.argv[1])
     dist.destroy_process_group()
+    leave(0)
