@@ -18,7 +18,8 @@ from rich.console import Console
 
 from cleaning.duplicates import NEAR
 from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, table_of_filters
-from cleaning.pipeline import Report, clean, print_ledger
+from cleaning.ledger import Report, print_ledger
+from cleaning.pipeline import clean
 from cleaning.sources import ERAS, FORMATS
 
 SHOWN_WARNINGS = 3

@@ -24,121 +24,40 @@ import json
 import os
 import pickle
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
-import fastft
-from cleaning.contamination import Account, Hit, load_benchmarks
-from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates, fingerprint
-from cleaning.filters import Settings, apply_steps, check
-from cleaning.markdown import html_to_markdown
+from cleaning.contamination import Account, load_benchmarks
+from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates
+from cleaning.filters import Settings, check
+from cleaning.ledger import Report
+from cleaning.outcomes import Choices, Conversion, Item, Outcome, convert_batch, messages_json
 from cleaning.sources import (
     ERAS,
     FORMATS,
-    RawConversation,
     Reading,
-    Rejection,
-    conversations_in,
-    looks_like_html,
     survey_dump,
 )
 from cleaning.sources.inputs import Input, open_inputs
 from cleaning.split import rounds_of, split_conversation, token_counter
-from fastft.conversation import Conversation, Message, parse_conversation
-from fastft.records import Record, parse_json
+from cleaning.workers import Bar, ordered_map, progress_bar, worker_pool
+from fastft.conversation import Conversation, parse_conversation
+from fastft.records import Record
 
 BATCH_BYTES = 1 << 18  # what goes to a worker at a time: 256 KiB of records is about 0.2 s of work
 BATCH_RECORDS = 256
-WAITING = 32  # batches handed out and not yet written: enough for every worker, at most a few MiB
-POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
 MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
 # In the order in which they are published.
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.json")
 SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
-
-
-@dataclass
-class Report:
-    """The ledger. `input` = `kept` + the sum of `rejected`; `rounds` likewise: in = kept + rejected.
-
-    `input` counts conversations: those found in the dumps (a tree may give several), and as one each the records in
-    which none was found.
-    """
-
-    input: int = 0
-    kept: int = 0  # conversations
-    rejected: dict[str, int] = field(default_factory=dict)  # by reason
-    parts: int = 0  # lines of conversations.jsonl
-    unfinished_parts: int = 0  # of those, parts that end before their answer does
-    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # conversations are kept
-    duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
-    contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
-    repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
-    rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
-    answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
-    warnings: list[str] = field(default_factory=list)
-    files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "bytes", "records", "input", "era"}
-    formats: dict[str, int] = field(default_factory=dict)  # conversations found, by format
-    notes: dict[str, int] = field(default_factory=dict)  # what readers left out or changed, in all conversations found
-    settings: dict[str, Any] = field(default_factory=dict)
-    version: str = fastft.__version__
-
-    def check(self) -> None:
-        """The books balance."""
-        assert self.input == self.kept + sum(self.rejected.values()), self
-        assert self.rounds["in"] == self.rounds["kept"] + self.rounds["rejected"], self
-        assert self.input == sum(file["input"] for file in self.files), self
-
-
-@dataclass(slots=True)
-class Item:
-    """A record on its way to a worker."""
-
-    where: str
-    source: int  # position among the inputs
-    file: str
-    fallback_id: str
-    record: bytes  # JSON
-    error: str | None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """A record after the first pass: rejected with a reason, or a conversation."""
-
-    id: str
-    where: str
-    record: bytes = b""  # as it was read (a worker does not send it back); of a tree, this branch as `messages`
-    reason: str = ""
-    detail: str = ""
-    conversation: bytes = b""
-    fingerprint: Fingerprint | None = None
-    hits: list[Hit] = field(default_factory=list)
-    held_out: bool = False
-    repairs: dict[str, int] = field(default_factory=dict)
-    dropped: list[tuple[int, str, str, bytes]] = field(
-        default_factory=list
-    )  # (round, reason, detail, messages as JSON)
-    answers: int = 0
-    html_answers: int = 0
-    unmarked_html: int = 0  # answers left as they are that look like HTML
-    format: str = ""
-    notes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -151,23 +70,6 @@ class Split:
     rounds_kept: int
     unfinished: int = 0  # lines whose last answer goes on in the next
     refused: str = ""  # the template's reason for not rendering the conversation
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the user chose beside the filters; see `clean`."""
-
-    max_tokens: int | None = None
-    model: str | None = None
-    template: str | None = None
-    overlap_rounds: int = 0
-    overlong: str = "cut"
-    near: float = NEAR
-    keep: str = "longest"
-    against: tuple[str, ...] = ()
-    contaminated: str = "reject"
-    holdout: float = 0.0
-    seed: int = 0
 
 
 def clean(
@@ -280,8 +182,8 @@ def _run(
     if settings.moderation and settings.moderation_cache is None:  # outlives an interrupted run
         settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
     account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
-    with _pool(sources, workers) as pool, _progress(sources) as bar:
-        convert = partial(_convert_batch, Conversion(settings, readings, choices))
+    with worker_pool(sources, workers) as pool, progress_bar(sources) as bar:
+        convert = partial(convert_batch, Conversion(settings, readings, choices))
         ids, fingerprints = _first_pass(sources, convert, work / "outcomes", account, report, pool, bar)
         duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
         unique_ids = _unique_ids(ids, duplicates)
@@ -345,14 +247,14 @@ def _first_pass(
     account: Account | None,
     report: Report,
     pool: ProcessPoolExecutor | None,
-    bar: "_Bar",
+    bar: Bar,
 ) -> tuple[list[str], list[Fingerprint]]:
     """Write the outcome of every record to `spool`; return ids and fingerprints of the conversations among them."""
     ids, fingerprints, unmarked_html = [], [], 0
     formats, notes = collections.Counter(), collections.Counter()
     batches = _batches(_items(sources, report, bar))
     with spool.open("wb") as out:
-        for batch, found in _ordered_map(convert, batches, lambda batch: batch, pool):
+        for batch, found in ordered_map(convert, batches, lambda batch: batch, pool):
             assert len(found) == len(batch) and all(found)
             for item, outcomes in zip(batch, found):
                 report.input += len(outcomes)
@@ -376,7 +278,7 @@ def _first_pass(
     return ids, fingerprints
 
 
-def _items(sources: list[Input], report: Report, bar: "_Bar") -> Iterator[Item]:
+def _items(sources: list[Input], report: Report, bar: Bar) -> Iterator[Item]:
     for position, (source, file) in enumerate(zip(sources, report.files)):
         done = 0
         for record in source.records():
@@ -421,103 +323,6 @@ def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a worker needs to know to turn records into outcomes."""
-
-    settings: Settings
-    readings: list[Reading]
-    choices: Choices
-
-
-def _convert_batch(conversion: Conversion, batch: list[Item]) -> list[list[Outcome]]:
-    outcomes = [_outcomes_of(item, conversion) for item in batch]
-    if conversion.settings.moderation:
-        _moderate([outcome for each in outcomes for outcome in each if not outcome.reason], conversion.settings)
-    return outcomes
-
-
-def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
-    from cleaning.filters.moderation import flagged  # sqlite and an HTTP client, for those who ask for it
-
-    conversations = [parse_conversation(orjson.loads(outcome.conversation)) for outcome in outcomes]
-    for outcome, complaint in zip(outcomes, flagged(conversations, settings)):
-        if complaint is not None:
-            outcome.reason, outcome.detail = "moderation", complaint
-            outcome.conversation, outcome.fingerprint, outcome.dropped = b"", None, []
-
-
-def _outcomes_of(item: Item, conversion: Conversion) -> list[Outcome]:
-    """The outcomes of one record, at least one. Whatever the record holds, this does not raise."""
-    try:
-        if item.error is not None:
-            raise Rejection("broken_record", item.error)
-        found = conversations_in(parse_json(item.record), conversion.readings[item.source])
-    except Rejection as rejection:
-        return [Outcome(item.fallback_id, item.where, reason=rejection.reason, detail=rejection.detail)]
-    except RecursionError:
-        return [Outcome(item.fallback_id, item.where, reason="broken_record", detail="nested too deeply")]
-    outcomes = []
-    for number, raw in enumerate(found, start=1):
-        id, where = item.fallback_id, item.where
-        if number > 1:
-            id, where = f"{id}-{number}", f"{where}, branch {number}"
-        outcomes.append(_convert(raw, item.file, raw.id or id, where, conversion))
-        if len(found) > 1:  # the whole tree with every branch would be quadratic in its size
-            outcomes[-1].record = _as_messages(raw)
-    return outcomes
-
-
-def _as_messages(raw: RawConversation) -> bytes:
-    messages = [{"role": turn.role, "content": turn.text} for turn in raw.turns]
-    return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
-
-
-def _convert(raw: RawConversation, file: str, id: str, where: str, conversion: Conversion) -> Outcome:
-    """Whatever the conversation holds, this does not raise; a faulty filter of the user's does."""
-    outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
-    try:
-        conversation = _to_conversation(raw, id, file)
-        verdict = apply_steps(conversation, conversion.settings)
-        if verdict.reason:
-            raise Rejection(verdict.reason, verdict.detail)
-        against = conversion.choices.against
-        outcome.hits = load_benchmarks(against).hits(conversation) if against else []
-        if outcome.hits and conversion.choices.contaminated == "reject":
-            raise Rejection("contaminated", _about_hit(outcome.hits))
-    except Rejection as rejection:
-        outcome.reason, outcome.detail = rejection.reason, rejection.detail
-        return outcome
-    except RecursionError:
-        outcome.reason, outcome.detail = "broken_record", "nested too deeply"
-        return outcome
-    outcome.repairs = dict(verdict.repairs)
-    outcome.dropped = [(d.number, d.reason, d.detail, _messages_json(d.messages)) for d in verdict.dropped]
-    outcome.conversation = conversation.to_json()
-    sketched = conversion.choices.near > 0 or conversion.choices.holdout > 0
-    outcome.fingerprint = fingerprint(conversation, sketched)
-    answers = [turn for turn in raw.turns if turn.role == "assistant"]
-    outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
-    outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
-    return outcome
-
-
-def _about_hit(hits: list[Hit]) -> str:
-    first, more = hits[0], f" and {len(hits) - 1} more" if len(hits) > 1 else ""
-    return f"turn {first.turn} ({first.role}) holds {first.rule} of {first.benchmark} {first.item}{more}: {first.excerpt!r}"
-
-
-def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
-    messages = []
-    for number, turn in enumerate(raw.turns, start=1):
-        try:
-            text = html_to_markdown(turn.text) if turn.html else turn.text
-        except ValueError as error:
-            raise Rejection("unreadable_html", f"turn {number}: {error}") from None
-        messages.append(Message(turn.role, text, train=turn.role == "assistant"))
-    return Conversation(id, messages, source=source, lang=raw.lang, model=raw.model)
 
 
 # --- second pass ------------------------------------------------------------------------------------------------------
@@ -587,7 +392,7 @@ def _second_pass(
     split: Callable[[list[bytes]], list[Split]],
     report: Report,
     pool: ProcessPoolExecutor | None,
-    bar: "_Bar",
+    bar: Bar,
 ) -> None:
     judged = (
         _judged(position, outcome, duplicates, ids, position in held_out)
@@ -596,7 +401,7 @@ def _second_pass(
     rejected, repairs = collections.Counter(), collections.Counter()
     with ExitStack() as files:
         rejects, conversations, held = (files.enter_context((work / name).open("wb")) for name in OUTPUTS[:3])
-        for batch, results in _ordered_map(split, _batches(judged), _kept, pool):
+        for batch, results in ordered_map(split, _batches(judged), _kept, pool):
             splits = iter(results)
             for outcome in batch:
                 result = Split([], [], 0, 0) if outcome.reason else next(splits)
@@ -684,16 +489,12 @@ def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Spli
             each.number,
             f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}"
             + (", which leaves no room for what it goes on from" if each.tokens <= max_tokens else ""),
-            _messages_json(each.messages),
+            messages_json(each.messages),
         )
         for each in over
     ]
     rounds, unfinished = len(rounds_of(conversation.messages)[1]), sum(not part.messages[-1].ends for part in parts)
     return Split([part.to_json() + b"\n" for part in parts], over_window, rounds, rounds - len(over), unfinished)
-
-
-def _messages_json(messages: list[Message]) -> bytes:
-    return orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in messages]})
 
 
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:
@@ -713,119 +514,3 @@ def _publish(work: Path, output_dir: Path, report: Report) -> None:
             os.replace(work / name, output_dir / name)
         else:
             (output_dir / name).unlink(missing_ok=True)
-
-
-# --- workers and progress ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _pool(sources: list[Input], workers: int | None) -> Iterator[ProcessPoolExecutor | None]:
-    """Worker processes, or None where this process alone is as fast."""
-    workers = workers or len(os.sched_getaffinity(0))
-    if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
-        yield None
-        return
-    # "spawn": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. Ctrl-C is the
-    # parent's to handle.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for work for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def end_with_parent() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _ordered_map(
-    function: Callable, batches: Iterable[list], payload: Callable, pool: ProcessPoolExecutor | None
-) -> Iterator[tuple[list, list]]:
-    """(batch, function(payload(batch))) in order; at most WAITING batches are under way, so memory stays small."""
-    if pool is None:
-        for batch in batches:
-            yield batch, function(payload(batch))
-        return
-    waiting: collections.deque = collections.deque()
-    for batch in batches:
-        waiting.append((batch, pool.submit(function, payload(batch))))
-        if len(waiting) >= WAITING:
-            batch, future = waiting.popleft()
-            yield batch, future.result()
-    while waiting:
-        batch, future = waiting.popleft()
-        yield batch, future.result()
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        count = task.fields["conversations"]
-        return Text(f"{count:,} conversations, {count / task.elapsed:,.0f}/s" if task.elapsed else "")
-
-
-class _Bar:
-    """The progress bar of one pass after the other."""
-
-    def __init__(self, progress: Progress):
-        self.progress, self.task, self.conversations = progress, None, 0
-
-    def begin(self, label: str, total: int | None) -> None:
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-        self.task, self.conversations = self.progress.add_task(label, total=total, conversations=0), 0
-
-    def advance(self, amount: int, conversations: int) -> None:
-        self.conversations += conversations
-        self.progress.update(self.task, advance=amount, conversations=self.conversations)
-
-
-@contextmanager
-def _progress(sources: list[Input]) -> Iterator[_Bar]:
-    """A bar on stderr, drawn on a terminal if there is much to do. It begins with the bytes of the inputs."""
-    console = Console(stderr=True)
-    size = sum(source.size for source in sources)
-    packed = any(source.packed for source in sources)
-    columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
-    hidden = not console.is_terminal or (size < POOL_FROM and not packed)
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        bar = _Bar(progress)
-        bar.begin("cleaning", None if packed else size)
-        yield bar
-
-
-def print_ledger(report: Report, console: Console) -> None:
-    """The funnel as a table: what came in, what went for which reason, what is kept."""
-    table = Table(title="Cleaning", title_justify="left", show_header=False, title_style="bold")
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-
-    def share(count: int) -> str:
-        return f"{100 * count / report.input:.1f} %" if report.input else ""
-
-    table.add_row("conversations in", f"{report.input:,}", "")
-    for reason, count in sorted(report.rejected.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(f"  - {reason}", f"{count:,}", share(count), style="yellow")
-    table.add_row("conversations kept", f"{report.kept:,}", share(report.kept), style="bold green")
-    if report.settings.get("max_tokens"):
-        table.add_row(f"parts of at most {report.settings['max_tokens']:,} tokens", f"{report.parts:,}", "")
-        table.add_row("parts that end before their answer", f"{report.unfinished_parts:,}", "", style="dim")
-        table.add_row("rounds over the window", f"{report.rounds['rejected']:,}", "")
-    if report.held_out["conversations"]:
-        count = report.held_out["conversations"]
-        table.add_row("conversations held out", f"{count:,}", share(count))
-    for name, found in report.contamination.items():
-        hit = f"benchmark {name}: {found['items_hit']:,} of {found['items']:,} items found, in conversations"
-        table.add_row(hit, f"{found['conversations']:,}", share(found["conversations"]))
-    for name, count in report.repairs.items():
-        table.add_row(f"turns repaired: {name}", f"{count:,}", "", style="dim")
-    table.add_row("answers converted from HTML", f"{report.answers['html']:,}", "", style="dim")
-    table.add_row("answers left as they were", f"{report.answers['as_is']:,}", "", style="dim")
-    console.print(table)

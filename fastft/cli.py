@@ -9,7 +9,7 @@ import os
 import sys
 
 VERBS = {
-    "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about three minutes"),
+    "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about two minutes"),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
     "inspect": ("fastft.inspection", "show which tokens are trained, or prove the mask over a whole file"),
     "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cleaning.pipeline
+import cleaning.workers
 from cleaning.__main__ import main
 from cleaning.filters import Settings, apply_steps
 from cleaning.pipeline import OUTPUTS, clean
@@ -391,7 +392,7 @@ def test_human_text_is_untouched(tmp_path_factory, questions):
 
 
 def test_workers_do_not_change_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.pipeline, "POOL_FROM", 0)
+    monkeypatch.setattr(cleaning.workers, "POOL_FROM", 0)
     monkeypatch.setattr(cleaning.pipeline, "BATCH_BYTES", 2_000)
     records = [share(f"question {i % 70}", PAGE % f"<p>{'x' * (i % 50)}</p>", id=str(i % 40)) for i in range(200)]
     (tmp_path / "d.json").write_text(json.dumps([*records, 3, share("q")]))

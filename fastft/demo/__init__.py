@@ -112,7 +112,8 @@ def clean_dump(output_dir: Path):
     """
     from rich.console import Console
 
-    from cleaning.pipeline import clean, print_ledger
+    from cleaning.ledger import print_ledger
+    from cleaning.pipeline import clean
 
     dump, phrases = HERE / "dump.json", (HERE / "blocked_phrases.txt").read_text().splitlines()
     whole = output_dir / "unsplit"

@@ -1,0 +1,73 @@
+"""The account of a run: what came in, what went for which reason, what is kept. Written as report.json, printed as a table."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+import fastft
+
+
+@dataclass
+class Report:
+    """The ledger. `input` = `kept` + the sum of `rejected`; `rounds` likewise: in = kept + rejected.
+
+    `input` counts conversations: those found in the dumps (a tree may give several), and as one each the records in
+    which none was found.
+    """
+
+    input: int = 0
+    kept: int = 0  # conversations
+    rejected: dict[str, int] = field(default_factory=dict)  # by reason
+    parts: int = 0  # lines of conversations.jsonl
+    unfinished_parts: int = 0  # of those, parts that end before their answer does
+    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # conversations are kept
+    duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
+    contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
+    repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
+    rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
+    answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
+    warnings: list[str] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "bytes", "records", "input", "era"}
+    formats: dict[str, int] = field(default_factory=dict)  # conversations found, by format
+    notes: dict[str, int] = field(default_factory=dict)  # what readers left out or changed, in all conversations found
+    settings: dict[str, Any] = field(default_factory=dict)
+    version: str = fastft.__version__
+
+    def check(self) -> None:
+        """The books balance."""
+        assert self.input == self.kept + sum(self.rejected.values()), self
+        assert self.rounds["in"] == self.rounds["kept"] + self.rounds["rejected"], self
+        assert self.input == sum(file["input"] for file in self.files), self
+
+
+def print_ledger(report: Report, console: Console) -> None:
+    """The funnel as a table: what came in, what went for which reason, what is kept."""
+    table = Table(title="Cleaning", title_justify="left", show_header=False, title_style="bold")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+
+    def share(count: int) -> str:
+        return f"{100 * count / report.input:.1f} %" if report.input else ""
+
+    table.add_row("conversations in", f"{report.input:,}", "")
+    for reason, count in sorted(report.rejected.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(f"  - {reason}", f"{count:,}", share(count), style="yellow")
+    table.add_row("conversations kept", f"{report.kept:,}", share(report.kept), style="bold green")
+    if report.settings.get("max_tokens"):
+        table.add_row(f"parts of at most {report.settings['max_tokens']:,} tokens", f"{report.parts:,}", "")
+        table.add_row("parts that end before their answer", f"{report.unfinished_parts:,}", "", style="dim")
+        table.add_row("rounds over the window", f"{report.rounds['rejected']:,}", "")
+    if report.held_out["conversations"]:
+        count = report.held_out["conversations"]
+        table.add_row("conversations held out", f"{count:,}", share(count))
+    for name, found in report.contamination.items():
+        hit = f"benchmark {name}: {found['items_hit']:,} of {found['items']:,} items found, in conversations"
+        table.add_row(hit, f"{found['conversations']:,}", share(found["conversations"]))
+    for name, count in report.repairs.items():
+        table.add_row(f"turns repaired: {name}", f"{count:,}", "", style="dim")
+    table.add_row("answers converted from HTML", f"{report.answers['html']:,}", "", style="dim")
+    table.add_row("answers left as they were", f"{report.answers['as_is']:,}", "", style="dim")
+    console.print(table)
