@@ -10,7 +10,7 @@ window): its text is learned, that it ends there is not. Imports nothing heavy.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,27 +124,6 @@ def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message
             rounds.append([])
         rounds[-1].append(message)
     return messages[:first], rounds
-
-
-def write_conversations(conversations: Iterable[Conversation], path: str | os.PathLike) -> int:
-    """Write JSON Lines (`.zst` compresses) beside, then rename: a file of that name is always whole. Return the count."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    count = 0
-    with _open_for_writing(partial, compress=path.suffix == ".zst") as out:
-        for conversation in conversations:
-            out.write(conversation.to_json() + b"\n")
-            count += 1
-    os.replace(partial, path)
-    return count
-
-
-def _open_for_writing(path: Path, compress: bool):
-    if compress:
-        import zstandard
-
-        return zstandard.open(path, "wb")
-    return path.open("wb")
 
 
 def _parse_message(turn: Any, where: str) -> Message:
