@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("the following arguments are required: " + ("-o/--output_dir" if arguments.inputs else "IN"))
     if arguments.max_tokens is not None and arguments.model is None:
         return _fail("--max_tokens needs --model: tokens are counted with its tokenizer and chat template", 2)
-    # An orderly end for SIGTERM too: the working directory goes, and so do the workers.
+    # An orderly end for SIGTERM too: the workers go.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             format=arguments.format,
             every_branch=arguments.branches == "all",
             era=arguments.era,
+            ray=arguments.ray,
         )
     except ValueError as error:
         return _fail(str(error), 1)
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenProcessPool:
         return _fail("a worker process was killed, most likely for memory: use fewer --workers", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; the same command goes on from here", 130)
     return _tell(report, arguments.output_dir)
 
 
@@ -142,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="which conversations are set aside (default 0)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="work on a Ray cluster: `auto` or ray://HOST:PORT; without an address, one is started here",
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,

@@ -1,6 +1,9 @@
 """The account of a run: what came in, what went for which reason, what is kept. Written as report.json, printed as a table."""
 
+import contextlib
+import platform
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from rich.console import Console
@@ -33,13 +36,32 @@ class Report:
     formats: dict[str, int] = field(default_factory=dict)  # conversations found, by format
     notes: dict[str, int] = field(default_factory=dict)  # what readers left out or changed, in all conversations found
     settings: dict[str, Any] = field(default_factory=dict)
-    version: str = fastft.__version__
+    versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def check(self) -> None:
         """The books balance."""
         assert self.input == self.kept + sum(self.rejected.values()), self
         assert self.rounds["in"] == self.rounds["kept"] + self.rounds["rejected"], self
         assert self.input == sum(file["input"] for file in self.files), self
+
+
+def versions() -> dict[str, str]:
+    """Of everything that the result depends on."""
+    packages = (
+        "lxml",
+        "beautifulsoup4",
+        "markdownify",
+        "rensa",
+        "pycld2",
+        "ahocorasick_rs",
+        "tokenizers",
+        "transformers",
+    )
+    installed = {}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return {"fastft": fastft.__version__, "python": platform.python_version(), **installed}
 
 
 def print_ledger(report: Report, console: Console) -> None:

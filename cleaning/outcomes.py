@@ -1,6 +1,8 @@
-"""The first pass's work on records, done in worker processes: convert, repair, filter, fingerprint.
+"""The first pass's work on records, done in worker processes: parse, convert, repair, filter, fingerprint.
 
-A record becomes one or several outcomes: a conversation, or a rejection with its reason.
+A record becomes one or several outcomes: a conversation, or a rejection with its reason. `convert_shard` does so for a
+shard of a dump, its records as they stand in the file, and returns the outcomes as bytes (`pack`): they go through a pipe
+and into a file unopened, and no object of Python is ever loaded from there.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +15,7 @@ from cleaning.filters import Settings, apply_steps
 from cleaning.markdown import html_to_markdown
 from cleaning.sources import RawConversation, Reading, Rejection, conversations_in, looks_like_html
 from fastft.conversation import Conversation, Message, parse_conversation
-from fastft.records import parse_json
+from fastft.records import RawRecord, parsed, to_json
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,13 @@ class Choices:
 
 
 @dataclass(slots=True)
-class Item:
-    """A record on its way to a worker."""
+class Shard:
+    """Records that stand together in an input, on their way to a worker."""
 
-    where: str
     source: int  # position among the inputs
-    file: str
-    fallback_id: str
-    record: bytes  # JSON
-    error: str | None
+    file: str  # its name
+    first: int  # how many records of the input stand before
+    records: list[RawRecord]
 
 
 @dataclass(slots=True)
@@ -51,7 +51,8 @@ class Outcome:
 
     id: str
     where: str
-    record: bytes = b""  # as it was read (a worker does not send it back); of a tree, this branch as `messages`
+    source: int = 0  # position among the inputs
+    record: bytes = b""  # as it was read, JSON in one line; of a tree, this branch as `messages`
     reason: str = ""
     detail: str = ""
     conversation: bytes = b""
@@ -78,11 +79,15 @@ class Conversion:
     choices: Choices
 
 
-def convert_batch(conversion: Conversion, batch: list[Item]) -> list[list[Outcome]]:
-    outcomes = [_outcomes_of(item, conversion) for item in batch]
+def convert_shard(conversion: Conversion, shard: Shard) -> bytes:
+    outcomes = [
+        outcome
+        for number, record in enumerate(shard.records, start=shard.first)
+        for outcome in outcomes_of(record, f"{shard.file}-{number}", shard, conversion)
+    ]
     if conversion.settings.moderation:
-        _moderate([outcome for each in outcomes for outcome in each if not outcome.reason], conversion.settings)
-    return outcomes
+        _moderate([outcome for outcome in outcomes if not outcome.reason], conversion.settings)
+    return pack(outcomes)
 
 
 def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
@@ -95,24 +100,28 @@ def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
             outcome.conversation, outcome.fingerprint, outcome.dropped = b"", None, []
 
 
-def _outcomes_of(item: Item, conversion: Conversion) -> list[Outcome]:
+def outcomes_of(record: RawRecord, fallback_id: str, shard: Shard, conversion: Conversion) -> list[Outcome]:
     """The outcomes of one record, at least one. Whatever the record holds, this does not raise."""
+    read = parsed(record)
+    line = b"null"
     try:
-        if item.error is not None:
-            raise Rejection("broken_record", item.error)
-        found = conversations_in(parse_json(item.record), conversion.readings[item.source])
+        line = to_json(read.value if read.error is None else read.raw)
+        if read.error is not None:
+            raise Rejection("broken_record", read.error)
+        found = conversations_in(read.value, conversion.readings[shard.source])
     except Rejection as rejection:
-        return [Outcome(item.fallback_id, item.where, reason=rejection.reason, detail=rejection.detail)]
+        outcomes = [Outcome(fallback_id, record.where, reason=rejection.reason, detail=rejection.detail)]
     except RecursionError:
-        return [Outcome(item.fallback_id, item.where, reason="broken_record", detail="nested too deeply")]
-    outcomes = []
-    for number, raw in enumerate(found, start=1):
-        id, where = item.fallback_id, item.where
-        if number > 1:
-            id, where = f"{id}-{number}", f"{where}, branch {number}"
-        outcomes.append(_convert(raw, item.file, raw.id or id, where, conversion))
-        if len(found) > 1:  # the whole tree with every branch would be quadratic in its size
-            outcomes[-1].record = _as_messages(raw)
+        outcomes = [Outcome(fallback_id, record.where, reason="broken_record", detail="nested too deeply")]
+    else:
+        outcomes = [
+            _convert(raw, shard.file, fallback_id, record.where, number, conversion)
+            for number, raw in enumerate(found, start=1)
+        ]
+    for position, outcome in enumerate(outcomes):
+        outcome.source = shard.source
+        # The whole tree with every branch would be quadratic in its size.
+        outcome.record = _as_messages(found[position]) if len(outcomes) > 1 else line
     return outcomes
 
 
@@ -121,8 +130,13 @@ def _as_messages(raw: RawConversation) -> bytes:
     return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
 
 
-def _convert(raw: RawConversation, file: str, id: str, where: str, conversion: Conversion) -> Outcome:
+def _convert(
+    raw: RawConversation, file: str, fallback_id: str, where: str, branch: int, conversion: Conversion
+) -> Outcome:
     """Whatever the conversation holds, this does not raise; a faulty filter of the user's does."""
+    if branch > 1:
+        fallback_id, where = f"{fallback_id}-{branch}", f"{where}, branch {branch}"
+    id = raw.id or fallback_id
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
         conversation = _to_conversation(raw, id, file)
@@ -168,3 +182,46 @@ def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation
 
 def messages_json(messages: list[Message]) -> bytes:
     return orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in messages]})
+
+
+# --- as bytes ---------------------------------------------------------------------------------------------------------
+
+
+def pack(outcomes: list[Outcome]) -> bytes:
+    """The length of a JSON list, the list (a row an outcome, its texts by their lengths), and the texts."""
+    rows, texts = [], []
+    for each in outcomes:
+        mark = each.fingerprint
+        own = [
+            each.record,
+            each.conversation,
+            *((mark.beginnings, mark.sketch) if mark else ()),
+            *(d[3] for d in each.dropped),
+        ]
+        fields = [each.id, each.where, each.source, each.reason, each.detail, each.hits, each.repairs, each.answers,
+                  each.html_answers, each.unmarked_html, each.format, each.notes]  # fmt: skip
+        rows.append([fields, mark and [mark.length, mark.time], [d[:3] for d in each.dropped], [len(t) for t in own]])
+        texts += own
+    head = orjson.dumps(rows)
+    return b"".join([len(head).to_bytes(8, "little"), head, *texts])
+
+
+def unpack(data: bytes) -> list[Outcome]:
+    """What was packed. Raises nothing for what `pack` made; never runs anything."""
+    size = int.from_bytes(data[:8], "little")
+    at, outcomes = 8 + size, []
+    for fields, mark, dropped, sizes in orjson.loads(data[8:at]):
+        texts = []
+        for length in sizes:
+            texts.append(data[at : at + length])
+            at += length
+        id, where, source, reason, detail, hits, repairs, answers, html_answers, unmarked_html, format, notes = fields
+        outcome = Outcome(id, where, source, texts[0], reason, detail, texts[1], repairs=repairs, answers=answers,
+                          html_answers=html_answers, unmarked_html=unmarked_html, format=format, notes=notes)  # fmt: skip
+        outcome.hits = [Hit(**hit) for hit in hits]
+        if mark:
+            outcome.fingerprint = Fingerprint(texts[2], mark[0], texts[3], mark[1])
+        dropped_texts = texts[4:] if mark else texts[2:]
+        outcome.dropped = [(*each, text) for each, text in zip(dropped, dropped_texts)]
+        outcomes.append(outcome)
+    return outcomes

@@ -2,10 +2,11 @@
 
     read ──▶ convert, repair, filter (workers) ──▶ duplicates ──▶ split (workers) ──▶ write
 
-Two passes. The first reads the dumps as a stream and leaves each record's outcome in a temporary file, keeping in
-memory only the ids and fingerprints that duplicates need. The second goes through the outcomes in order and writes.
-Order never depends on the workers. Everything is written under DIR/.partial and renamed at the end, report.json last:
-where it stands, the files beside it are whole and belong to it.
+Two passes. The first reads the dumps as a stream and leaves the outcomes of each shard of records in a log, keeping in
+memory only the ids and fingerprints that duplicates need. The second goes through the log in order and writes. Shards are
+cut from the inputs alone, so the result depends neither on the workers nor on interruptions: killed at any moment, a run
+goes on where it was when the same command is given again (cleaning.workdir). Everything is written under DIR/.partial and
+renamed at the end, report.json last: where it stands, the files beside it are whole and belong to it.
 
     conversations.jsonl  the contract of fastft.conversation, one line a conversation or part
     conversations.holdout.jsonl  the same, of the conversations that were held out
@@ -17,46 +18,45 @@ where it stands, the files beside it are whole and belong to it.
 """
 
 import collections
-import fcntl
 import hashlib
 import itertools
-import json
 import os
-import pickle
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
 from cleaning.contamination import Account, load_benchmarks
 from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates
 from cleaning.filters import Settings, check
-from cleaning.ledger import Report
-from cleaning.outcomes import Choices, Conversion, Item, Outcome, convert_batch, messages_json
-from cleaning.sources import (
-    ERAS,
-    FORMATS,
-    Reading,
-    survey_dump,
-)
+from cleaning.ledger import Report, versions
+from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, messages_json, unpack
+from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
 from cleaning.split import rounds_of, split_conversation, token_counter
-from cleaning.workers import Bar, ordered_map, progress_bar, worker_pool
+from cleaning.workdir import (
+    OUTPUTS,
+    Log,
+    file_identity,
+    load_progress,
+    open_output,
+    publish,
+    working_directory,
+    write_whole,
+)
+from cleaning.workers import Bar, Pool, ordered_map, progress_bar, worker_pool
 from fastft.conversation import Conversation, parse_conversation
-from fastft.records import Record
+from fastft.records import parsed
 
-BATCH_BYTES = 1 << 18  # what goes to a worker at a time: 256 KiB of records is about 0.2 s of work
-BATCH_RECORDS = 256
+# What goes to a worker at a time, and what an interruption costs at most for each: 1 MiB is about 0.2 s of work.
+SHARD_BYTES = 1 << 20
+SHARD_RECORDS = 1024
 MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
-# In the order in which they are published.
-OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.json")
 SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
 
 
@@ -93,6 +93,7 @@ def clean(
     format: str | None = None,
     every_branch: bool = False,
     era: str = "auto",
+    ray: str | None = None,
 ) -> Report:
     """Clean the dumps `inputs` into `output_dir`; see this module's docstring for the files.
 
@@ -104,11 +105,12 @@ def clean(
     in cleaning.duplicates. Conversations that share text with the benchmark files `against` are rejected, or with
     `contaminated` "flag" only reported. `holdout` is the share of conversations set aside, chosen by `seed` and their
     ids, with all that is alike on the same side. `settings` are the filters'; `blocked_phrases` are added to its own.
-    `workers` is the number of processes, by default one a core; the result does not depend on it. If no conversation is
-    left, there is no conversations.jsonl and `kept` is 0.
+    `workers` is the number of processes, by default one a core; with `ray`, a Ray cluster's address ("" starts one on this
+    machine), its cores do the work. The result depends on neither. If no conversation is left, there is no
+    conversations.jsonl and `kept` is 0.
 
     Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
-    outputs of an earlier run then stay as they were.
+    outputs of an earlier run then stay as they were. Interrupted in any way, the same call goes on where it was.
     """
     output_dir = Path(output_dir)
     phrases = tuple(p for p in (p.strip() for p in (*settings.blocked_phrases, *blocked_phrases)) if p)
@@ -135,68 +137,66 @@ def clean(
         token_counter(choices.model, template, max_tokens)
 
     chosen = {**asdict(choices), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
-    report = Report(settings={**chosen, "blocked_phrases": list(settings.blocked_phrases)})
-    with open_inputs(inputs) as sources:
-        reading = Reading(format, every_branch)
-        eras = [survey_dump(source.records(), reading, era) for source in sources]
-        report.files = [
-            {"name": source.name, "bytes": source.size, "records": 0, "input": 0, "era": each.to_dict()}
-            for source, each in zip(sources, eras)
-        ]
-        with _only_run_in(output_dir) as work:
-            readings = [replace(reading, era=each) for each in eras]
-            _run(sources, readings, work, output_dir, settings, choices, report, workers)
+    chosen["blocked_phrases"] = list(settings.blocked_phrases)
+    report = Report(settings=chosen)
+    with open_inputs(inputs) as sources, working_directory(output_dir, _identity(sources, report)) as (work, changed):
+        if not (work / "report.json").exists():
+            reading = Reading(format, every_branch)
+            eras = [survey_dump(map(parsed, source.records()), reading, era) for source in sources]
+            report.files = [
+                {"name": source.name, "bytes": source.size, "records": 0, "input": 0, "era": each.to_dict()}
+                for source, each in zip(sources, eras)
+            ]
+            if settings.moderation and settings.moderation_cache is None:
+                settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
+            conversion = Conversion(settings, [replace(reading, era=each) for each in eras], choices)
+            with worker_pool(sources, workers, ray) as pool, progress_bar(sources) as bar:
+                if changed:
+                    bar.say(f"{work}: an interrupted run with other {', '.join(changed)} was there; begun anew")
+                elif changed == []:
+                    bar.say(f"{output_dir}: going on with an interrupted run")
+                _run(sources, conversion, work, report, pool, bar)
+            write_whole(work / "report.json", orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n")
+        else:  # interrupted while it was published
+            report = Report(**orjson.loads((work / "report.json").read_bytes()))
+        publish(work, output_dir, _empty_outputs(report))
     return report
 
 
-@contextmanager
-def _only_run_in(output_dir: Path) -> Iterator[Path]:
-    """The run's working directory DIR/.partial, removed at the end. Raises ValueError while another run has it."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output_dir, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"{output_dir}: another run is writing there; wait for it or choose another -o") from None
-    work = output_dir / ".partial"
-    shutil.rmtree(work, ignore_errors=True)  # what a killed run left
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(descriptor)
+def _identity(sources: list[Input], report: Report) -> dict[str, Any]:
+    """What a run depends on: with all of it the same, an interrupted run goes on."""
+    chosen = report.settings
+    own = [spec.rpartition(":")[0] for spec in chosen.get("own_filters", ())]
+    files = [path for path in (*own, *chosen["against"], chosen["model"], chosen["template"]) if path]
+    return {
+        "inputs": [source.identity() for source in sources],
+        "settings": chosen,
+        "files": [file_identity(Path(path)) for path in files if Path(path).exists()],
+        "versions": versions(),
+        "shards": [SHARD_BYTES, SHARD_RECORDS],
+    }
 
 
-def _run(
-    sources: list[Input],
-    readings: list[Reading],
-    work: Path,
-    output_dir: Path,
-    settings: Settings,
-    choices: Choices,
-    report: Report,
-    workers: int | None,
-) -> None:
-    if settings.moderation and settings.moderation_cache is None:  # outlives an interrupted run
-        settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
+def _empty_outputs(report: Report) -> set[str]:
+    empty = {"conversations.jsonl"} if not report.parts else set()
+    return empty | ({"conversations.holdout.jsonl"} if not report.held_out["parts"] else set())
+
+
+def _run(sources: list[Input], conversion: Conversion, work: Path, report: Report, pool: Pool | None, bar: Bar) -> None:
+    choices = conversion.choices
     account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
-    with worker_pool(sources, workers) as pool, progress_bar(sources) as bar:
-        convert = partial(convert_batch, Conversion(settings, readings, choices))
-        ids, fingerprints = _first_pass(sources, convert, work / "outcomes", account, report, pool, bar)
-        duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
-        unique_ids = _unique_ids(ids, duplicates)
-        held_out = _hold_out(fingerprints, unique_ids, choices.holdout, choices.seed)
-        splits = choices.max_tokens is not None
-        bar.begin("splitting" if splits else "writing", len(ids))
-        splitters = pool if splits else None  # without a window there is nothing to share out
-        split = partial(_split_batch, choices) if splits else _whole_batch
-        _second_pass(work, duplicates, unique_ids, held_out, split, report, splitters, bar)
+    ids, fingerprints = _first_pass(sources, conversion, work, account, report, pool, bar)
+    duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
+    unique_ids = _unique_ids(ids, duplicates)
+    held_out = _hold_out(fingerprints, unique_ids, choices.holdout, choices.seed)
     report.duplicates = _about_duplicates(duplicates, ids, unique_ids)
     report.contamination = account.to_report() if account else {}
+    splits = choices.max_tokens is not None
+    bar.begin("splitting" if splits else "writing", report.input)
+    split = partial(_split_batch, choices) if splits else _whole_batch
+    splitters = pool if splits else None  # without a window there is nothing to share out
+    _second_pass(work, duplicates, unique_ids, held_out, split, report, splitters, bar)
     report.check()
-    _publish(work, output_dir, report)
 
 
 def _check_arguments(
@@ -242,99 +242,86 @@ def _check_choices(choices: Choices) -> None:
 
 def _first_pass(
     sources: list[Input],
-    convert: Callable[[list[Item]], list[list[Outcome]]],
-    spool: Path,
+    conversion: Conversion,
+    work: Path,
     account: Account | None,
     report: Report,
-    pool: ProcessPoolExecutor | None,
+    pool: Pool | None,
     bar: Bar,
 ) -> tuple[list[str], list[Fingerprint]]:
-    """Write the outcome of every record to `spool`; return ids and fingerprints of the conversations among them."""
-    ids, fingerprints, unmarked_html = [], [], 0
-    formats, notes = collections.Counter(), collections.Counter()
-    batches = _batches(_items(sources, report, bar))
-    with spool.open("wb") as out:
-        for batch, found in ordered_map(convert, batches, lambda batch: batch, pool):
-            assert len(found) == len(batch) and all(found)
-            for item, outcomes in zip(batch, found):
-                report.input += len(outcomes)
-                report.files[item.source]["input"] += len(outcomes)
-                for outcome in outcomes:
-                    outcome.record = outcome.record or item.record
-                    pickle.dump(outcome, out, protocol=pickle.HIGHEST_PROTOCOL)
-                    unmarked_html += outcome.unmarked_html
-                    if outcome.hits:
-                        account.add(outcome.id, outcome.hits)
-                    formats[outcome.format] += bool(outcome.format)
-                    notes.update(outcome.notes)
-                    if outcome.fingerprint is not None:
-                        ids.append(outcome.id)
-                        fingerprints.append(outcome.fingerprint)
-                bar.advance(0, len(outcomes))
-    report.formats = dict(sorted((+formats).items()))
-    report.notes = dict(sorted(notes.most_common(MAX_NOTES)))
-    if unmarked_html:
-        report.warnings.append(f"{unmarked_html:,} answers look like HTML but not of the page; left as they are")
-    return ids, fingerprints
+    """Log the outcomes of every shard; return ids and fingerprints of the conversations among them."""
+    tally, remarks = _Tally(report, account), []
+    shards = _shards(sources, report, remarks, bar)
+    with Log(work / "outcomes") as log:
+        for frame in log.recover():
+            bar.advance(0, tally.add(unpack(frame)))
+            next(shards, None)  # reads what is done already again, which costs little: 100 MB/s
+        for frame in ordered_map(partial(convert_shard, conversion), shards, pool):
+            log.append(frame)
+            bar.advance(0, tally.add(unpack(frame)))
+    tally.finish(remarks)
+    return tally.ids, tally.fingerprints
 
 
-def _items(sources: list[Input], report: Report, bar: Bar) -> Iterator[Item]:
+class _Tally:
+    """What the first pass finds, summed up in the report, and what is remembered of each conversation."""
+
+    def __init__(self, report: Report, account: Account | None):
+        self.report, self.account = report, account
+        self.ids: list[str] = []
+        self.fingerprints: list[Fingerprint] = []
+        self.unmarked_html = 0
+        self.formats, self.notes = collections.Counter(), collections.Counter()
+
+    def add(self, outcomes: list[Outcome]) -> int:
+        """Returns their number."""
+        report = self.report
+        report.input += len(outcomes)
+        for outcome in outcomes:
+            report.files[outcome.source]["input"] += 1
+            if outcome.reason == "broken_record" and len(report.warnings) < MAX_WARNINGS:
+                report.warnings.append(f"{outcome.where}: {outcome.detail}")
+            if outcome.hits:
+                self.account.add(outcome.id, outcome.hits)
+            self.unmarked_html += outcome.unmarked_html
+            self.formats[outcome.format] += bool(outcome.format)
+            self.notes.update(outcome.notes)
+            if outcome.fingerprint is not None:
+                self.ids.append(outcome.id)
+                self.fingerprints.append(outcome.fingerprint)
+        return len(outcomes)
+
+    def finish(self, remarks: list[str]) -> None:
+        self.report.formats = dict(sorted((+self.formats).items()))
+        self.report.notes = dict(sorted(self.notes.most_common(MAX_NOTES)))
+        self.report.warnings += remarks
+        if self.unmarked_html:
+            self.report.warnings.append(
+                f"{self.unmarked_html:,} answers look like HTML but not of the page; left as they are"
+            )
+
+
+def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator[Shard]:
+    """The inputs in pieces of SHARD_BYTES, each of one input; cut by what they hold and nothing else."""
     for position, (source, file) in enumerate(zip(sources, report.files)):
-        done = 0
+        shard, size, done = Shard(position, source.name, 0, []), 0, 0
         for record in source.records():
             bar.advance(record.end - done, 0)
             done = record.end
-            remark = record.error is not None and not record.raw  # on the file (it was cut short), not a record
-            if remark or (record.error is not None and len(report.warnings) < MAX_WARNINGS):
-                report.warnings.append(f"{record.where}: {record.error}")
-            if remark:
+            if record.error is not None and not record.text:
+                remarks.append(f"{record.where}: {record.error}")
                 continue
-            yield _item(record, position, source.name, file["records"])
+            shard.records.append(record)
             file["records"] += 1
-
-
-def _item(record: Record, source: int, file: str, number: int) -> Item:
-    value, error = (record.value, None) if record.error is None else (record.raw, record.error)
-    try:
-        data = _to_json(value)
-    except RecursionError:
-        data, error = b"null", "nested too deeply"
-    return Item(record.where, source, file, f"{file}-{number}", data, error)
-
-
-def _to_json(value: Any) -> bytes:
-    """JSON of anything that `parse_json` returns; lone surrogates stay as escapes, NaN becomes null."""
-    try:
-        return orjson.dumps(value, default=str)  # str: dates, decimals and bytes of a Parquet file
-    except TypeError:
-        text = json.dumps(value, default=str)
-        if "NaN" in text or "Infinity" in text:
-            text = json.dumps(json.loads(text, parse_constant=lambda name: None))
-        return text.encode()
-
-
-def _batches(items: Iterable[Item | Outcome]) -> Iterator[list]:
-    batch, size = [], 0
-    for item in items:
-        batch.append(item)
-        size += len(item.record)
-        if size >= BATCH_BYTES or len(batch) >= BATCH_RECORDS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+            size += len(record.text)
+            if size >= SHARD_BYTES or len(shard.records) >= SHARD_RECORDS:
+                yield shard
+                shard, size = Shard(position, source.name, file["records"], []), 0
+        if shard.records:
+            yield shard
 
 
 # --- second pass ------------------------------------------------------------------------------------------------------
-
-
-def _outcomes(spool: Path) -> Iterator[tuple[int | None, Outcome]]:
-    """(position among the conversations or None, outcome), in the order of the input."""
-    positions = itertools.count()
-    with spool.open("rb") as stream:
-        while stream.peek(1):
-            outcome = pickle.load(stream)
-            yield (next(positions) if outcome.fingerprint is not None else None), outcome
 
 
 def _hold_out(fingerprints: list[Fingerprint], ids: dict[int, str], share: float, seed: int) -> set[int]:
@@ -391,58 +378,100 @@ def _second_pass(
     held_out: set[int],
     split: Callable[[list[bytes]], list[Split]],
     report: Report,
-    pool: ProcessPoolExecutor | None,
+    pool: Pool | None,
     bar: Bar,
 ) -> None:
-    judged = (
-        _judged(position, outcome, duplicates, ids, position in held_out)
-        for position, outcome in _outcomes(work / "outcomes")
-    )
-    rejected, repairs = collections.Counter(), collections.Counter()
-    with ExitStack() as files:
-        rejects, conversations, held = (files.enter_context((work / name).open("wb")) for name in OUTPUTS[:3])
-        for batch, results in ordered_map(split, _batches(judged), _kept, pool):
-            splits = iter(results)
-            for outcome in batch:
-                result = Split([], [], 0, 0) if outcome.reason else next(splits)
-                report.rounds["in"] += result.rounds_in
-                report.rounds["kept"] += result.rounds_kept
-                report.rounds["rejected"] += len(result.over_window)
-                if result.over_window and not result.lines:
-                    outcome.reason, outcome.detail = "over_window", result.over_window[0][1]
-                if result.refused:
-                    outcome.reason, outcome.detail = "refused_by_template", result.refused
-                if outcome.reason:
-                    rejected[outcome.reason] += 1
-                    rejects.write(_rejected_line(outcome, outcome.reason, outcome.detail, None, outcome.record))
+    """Split and write the outcomes in the log, shard by shard."""
+    progress = load_progress(work) or {"shards": 0, "sizes": dict.fromkeys(OUTPUTS[:3], 0), "ledger": {}}
+    for name, value in progress["ledger"].items():
+        setattr(report, name, value)
+    with ExitStack() as files, Log(work / "outcomes") as log:
+        outputs = [files.enter_context(open_output(work / name, size)) for name, size in progress["sizes"].items()]
+        judged: collections.deque[list[Outcome]] = collections.deque()  # handed out, and not yet written
+
+        def batches() -> Iterator[list[bytes]]:
+            positions = itertools.count()
+            for number, frame in enumerate(log.frames()):
+                batch = [_judged(each, positions, duplicates, ids, held_out) for each in unpack(frame)]
+                if number < progress["shards"]:
+                    bar.advance(len(batch), len(batch))
                     continue
-                for number, reason, detail, messages in outcome.dropped:
-                    rejects.write(_rejected_line(outcome, reason, detail, number, messages))
-                for number, detail, messages in result.over_window:
-                    rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
-                (held if outcome.held_out else conversations).writelines(result.lines)
-                repairs.update(outcome.repairs)
-                report.answers["html"] += outcome.html_answers
-                report.answers["as_is"] += outcome.answers - outcome.html_answers
-                report.kept += 1
-                if outcome.held_out:
-                    report.held_out["conversations"] += 1
-                    report.held_out["parts"] += len(result.lines)
-                else:
-                    report.parts += len(result.lines)
-                    report.unfinished_parts += result.unfinished
-            bar.advance(len(results), len(results))
-    report.rejected = dict(sorted(rejected.items()))
-    report.repairs = dict(sorted(repairs.items()))
+                judged.append(batch)
+                yield [outcome.conversation for outcome in batch if not outcome.reason]
+
+        for shards, splits in enumerate(ordered_map(split, batches(), pool), start=progress["shards"] + 1):
+            batch = judged.popleft()
+            _write(batch, splits, report, *outputs)
+            for output in outputs:
+                output.flush()
+            sizes = {name: output.tell() for name, output in zip(OUTPUTS, outputs)}
+            ledger = {name: getattr(report, name) for name in _COUNTED}
+            write_whole(work / "progress.json", orjson.dumps({"shards": shards, "sizes": sizes, "ledger": ledger}))
+            bar.advance(len(batch), len(batch))
+    report.rejected = dict(sorted(report.rejected.items()))
+    report.repairs = dict(sorted(report.repairs.items()))
+
+
+# What the second pass counts in the report.
+_COUNTED = ("kept", "rejected", "parts", "unfinished_parts", "held_out", "repairs", "rounds", "answers")
+
+
+def _write(
+    batch: list[Outcome],
+    splits: list[Split],
+    report: Report,
+    rejects: BinaryIO,
+    conversations: BinaryIO,
+    held: BinaryIO,
+) -> None:
+    results = iter(splits)
+    for outcome in batch:
+        result = Split([], [], 0, 0) if outcome.reason else next(results)
+        report.rounds["in"] += result.rounds_in
+        report.rounds["kept"] += result.rounds_kept
+        report.rounds["rejected"] += len(result.over_window)
+        if result.over_window and not result.lines:
+            outcome.reason, outcome.detail = "over_window", result.over_window[0][1]
+        if result.refused:
+            outcome.reason, outcome.detail = "refused_by_template", result.refused
+        if outcome.reason:
+            _count(report.rejected, outcome.reason)
+            rejects.write(_rejected_line(outcome, outcome.reason, outcome.detail, None, outcome.record))
+            continue
+        for number, reason, detail, messages in outcome.dropped:
+            rejects.write(_rejected_line(outcome, reason, detail, number, messages))
+        for number, detail, messages in result.over_window:
+            rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
+        (held if outcome.held_out else conversations).writelines(result.lines)
+        for name, count in outcome.repairs.items():
+            _count(report.repairs, name, count)
+        report.answers["html"] += outcome.html_answers
+        report.answers["as_is"] += outcome.answers - outcome.html_answers
+        report.kept += 1
+        if outcome.held_out:
+            report.held_out["conversations"] += 1
+            report.held_out["parts"] += len(result.lines)
+        else:
+            report.parts += len(result.lines)
+            report.unfinished_parts += result.unfinished
+
+
+def _count(counts: dict[str, int], name: str, count: int = 1) -> None:
+    counts[name] = counts.get(name, 0) + count
 
 
 def _judged(
-    position: int | None, outcome: Outcome, duplicates: dict[int, Duplicate], ids: dict[int, str], held_out: bool
+    outcome: Outcome,
+    positions: Iterator[int],
+    duplicates: dict[int, Duplicate],
+    ids: dict[int, str],
+    held_out: set[int],
 ) -> Outcome:
-    """The outcome once duplicates are known."""
-    outcome.held_out = held_out
-    if position is None:
+    """The outcome once duplicates are known. `positions` numbers the conversations."""
+    if outcome.fingerprint is None:
         return outcome
+    position = next(positions)
+    outcome.held_out = position in held_out
     if position in duplicates:
         found = duplicates[position]
         outcome.reason, outcome.detail = found.reason, f"kept as {ids[found.keeper]}"
@@ -454,10 +483,6 @@ def _judged(
         conversation.id = outcome.id
         outcome.conversation = conversation.to_json()
     return outcome
-
-
-def _kept(batch: list[Outcome]) -> list[bytes]:
-    return [outcome.conversation for outcome in batch if not outcome.reason]
 
 
 def _whole_batch(conversations: list[bytes]) -> list[Split]:
@@ -500,17 +525,3 @@ def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Spli
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:
     fields = {"id": outcome.id, "where": outcome.where, "reason": reason, "detail": detail, "round": round}
     return orjson.dumps({**fields, "record": orjson.Fragment(record)}) + b"\n"
-
-
-def _publish(work: Path, output_dir: Path, report: Report) -> None:
-    """Rename the finished files into place. An old report.json goes first: it must not stand beside new files."""
-    (work / "report.json").write_bytes(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n")
-    for name in ("conversations.jsonl", "conversations.holdout.jsonl"):
-        if not (work / name).stat().st_size:
-            (work / name).unlink()
-    (output_dir / "report.json").unlink(missing_ok=True)
-    for name in OUTPUTS:
-        if (work / name).exists():
-            os.replace(work / name, output_dir / name)
-        else:
-            (output_dir / name).unlink(missing_ok=True)

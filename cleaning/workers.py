@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent, batches in order, and the progress bar."""
+"""Worker processes that end with their parent, shards in order, and the progress bar."""
 
 import collections
 import os
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -15,13 +16,27 @@ from rich.text import Text
 
 from cleaning.sources.inputs import Input
 
-WAITING = 32  # batches handed out and not yet written: enough for every worker, at most a few MiB
 POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
 
 
+class Pool(Protocol):
+    """Where shards are worked on."""
+
+    ahead: int  # shards that may be handed out and not yet taken back: enough for every worker, a few MiB each
+
+    def submit(self, function: Callable, batch: Any) -> Any:
+        """function(batch), later: the return value's `result()` waits for it."""
+
+
 @contextmanager
-def worker_pool(sources: list[Input], workers: int | None) -> Iterator[ProcessPoolExecutor | None]:
-    """Worker processes, or None where this process alone is as fast."""
+def worker_pool(sources: list[Input], workers: int | None, ray: str | None = None) -> Iterator[Pool | None]:
+    """Worker processes, a Ray cluster's at the address `ray`, or None where this process alone is as fast."""
+    if ray is not None:
+        from cleaning.cluster import ray_pool
+
+        with ray_pool(ray, workers) as pool:
+            yield pool
+        return
     workers = workers or len(os.sched_getaffinity(0))
     if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
@@ -29,6 +44,7 @@ def worker_pool(sources: list[Input], workers: int | None) -> Iterator[ProcessPo
     # "spawn": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. Ctrl-C is the
     # parent's to handle.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
+    pool.ahead = 2 * workers
     try:
         yield pool
     finally:
@@ -46,23 +62,18 @@ def begin_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def ordered_map(
-    function: Callable, batches: Iterable[list], payload: Callable, pool: ProcessPoolExecutor | None
-) -> Iterator[tuple[list, list]]:
-    """(batch, function(payload(batch))) in order; at most WAITING batches are under way, so memory stays small."""
+def ordered_map(function: Callable, batches: Iterable, pool: Pool | None) -> Iterator:
+    """function(batch) for each batch, in order; few batches are under way at a time, so memory stays small."""
     if pool is None:
-        for batch in batches:
-            yield batch, function(payload(batch))
+        yield from map(function, batches)
         return
     waiting: collections.deque = collections.deque()
     for batch in batches:
-        waiting.append((batch, pool.submit(function, payload(batch))))
-        if len(waiting) >= WAITING:
-            batch, future = waiting.popleft()
-            yield batch, future.result()
+        waiting.append(pool.submit(function, batch))
+        if len(waiting) > pool.ahead:
+            yield waiting.popleft().result()
     while waiting:
-        batch, future = waiting.popleft()
-        yield batch, future.result()
+        yield waiting.popleft().result()
 
 
 class _Speed(ProgressColumn):
@@ -76,6 +87,9 @@ class Bar:
 
     def __init__(self, progress: Progress):
         self.progress, self.task, self.conversations = progress, None, 0
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def begin(self, label: str, total: int | None) -> None:
         if self.task is not None:

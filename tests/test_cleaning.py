@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cleaning.pipeline
+import cleaning.workdir
 import cleaning.workers
 from cleaning.__main__ import main
 from cleaning.filters import Settings, apply_steps
@@ -346,7 +347,7 @@ def test_disk_full(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cleaning.pipeline.pickle, "dump", full)
+    monkeypatch.setattr(cleaning.workdir.Log, "append", full)
     out = tmp_path / "out"
     assert main([dump_in(tmp_path), "-o", str(out)]) == 1
     assert capsys.readouterr().err == f"error: {out}: No space left on device\n"
@@ -393,7 +394,7 @@ def test_human_text_is_untouched(tmp_path_factory, questions):
 
 def test_workers_do_not_change_the_result(tmp_path, monkeypatch):
     monkeypatch.setattr(cleaning.workers, "POOL_FROM", 0)
-    monkeypatch.setattr(cleaning.pipeline, "BATCH_BYTES", 2_000)
+    monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 2_000)
     records = [share(f"question {i % 70}", PAGE % f"<p>{'x' * (i % 50)}</p>", id=str(i % 40)) for i in range(200)]
     (tmp_path / "d.json").write_text(json.dumps([*records, 3, share("q")]))
     for workers in (1, 2):

@@ -215,7 +215,7 @@ def test_hold_out_by_conversation_and_family(tmp_path):
 
 def test_workers_do_not_change_what_is_near(tmp_path, monkeypatch):
     monkeypatch.setattr(cleaning.workers, "POOL_FROM", 0)
-    monkeypatch.setattr(cleaning.pipeline, "BATCH_BYTES", 4_000)
+    monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 4_000)
     conversations = [talk("q", changed(prose(i % 7), 0.01 * (i % 4), seed=i)) for i in range(40)]
     path = dump(tmp_path / "d.jsonl", conversations)
     for workers in (1, 2):

@@ -6,6 +6,7 @@
 An input can be read more than once: standard input is written to a temporary file first, a Hub dataset is streamed anew.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -16,7 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastft.records import RAW_LIMIT, Record, read_records
+import orjson
+
+from fastft.records import RAW_LIMIT, RawRecord, read_raw, to_json
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html", ".htm", ".txt")
@@ -27,12 +30,20 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
 class Input:
     name: str  # as the ledger calls it
     path: Path | None  # the file that is read; None for a dataset on the Hub
-    records: Callable[[], Iterator[Record]]
+    records: Callable[[], Iterator[RawRecord]]
+    content: str = ""  # a digest, where the file is a copy that each run makes anew
 
     @property
     def size(self) -> int:
         """Bytes on disk, 0 where there is no file."""
         return self.path.stat().st_size if self.path else 0
+
+    def identity(self) -> list:
+        """Tells whether the input changed since: by place, size and time, or by its content."""
+        if self.content or self.path is None:
+            return [self.name, self.content]
+        status = self.path.stat()
+        return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
     @property
     def packed(self) -> bool:
@@ -53,7 +64,11 @@ def open_inputs(names: Sequence[str | os.PathLike]) -> Iterator[list[Input]]:
 def _open(name: str, spool: Path) -> Input:
     if name == "-":
         path = _spool_stdin(spool)
-        return Input("stdin", path, lambda: _file_records(path))
+        content = hashlib.blake2b()
+        with path.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                content.update(chunk)
+        return Input("stdin", path, lambda: _file_records(path), content.hexdigest())
     path = Path(name)
     is_file = path.exists() or path.parent.is_dir() or name.lower().endswith(_FILE_ENDINGS)
     if not is_file and _HUB_NAME.fullmatch(name):
@@ -73,8 +88,8 @@ def _spool_stdin(spool: Path) -> Path:
     return plain.rename(spool / f"stdin{ending}")
 
 
-def _file_records(path: Path) -> Iterator[Record]:
-    return _page(path) if _is_page(path) else read_records(path)
+def _file_records(path: Path) -> Iterator[RawRecord]:
+    return _page(path) if _is_page(path) else read_raw(path)
 
 
 def _is_page(path: Path) -> bool:
@@ -84,17 +99,16 @@ def _is_page(path: Path) -> bool:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
-def _page(path: Path) -> Iterator[Record]:
+def _page(path: Path) -> Iterator[RawRecord]:
     """A saved page is one record: its text."""
     data = path.read_bytes()
     try:
-        yield Record(path.name, data.decode("utf-8-sig"), len(data))
+        yield RawRecord(path.name, orjson.dumps(data.decode("utf-8-sig")), len(data))
     except UnicodeDecodeError:
-        raw = data.decode(errors="replace")[:RAW_LIMIT]
-        yield Record(path.name, None, len(data), "holds bytes that are not UTF-8", raw)
+        yield RawRecord(path.name, data[:RAW_LIMIT], len(data), "holds bytes that are not UTF-8")
 
 
-def _hub_records(name: str) -> Iterator[Record]:
+def _hub_records(name: str) -> Iterator[RawRecord]:
     """Rows of the dataset's `train` split, or of its first one. Whatever fails on the way is one line."""
     number = 0
     try:
@@ -103,7 +117,7 @@ def _hub_records(name: str) -> Iterator[Record]:
         splits = datasets.load_dataset(name, streaming=True)
         split = "train" if "train" in splits else next(iter(splits))
         for number, row in enumerate(splits[split], start=1):
-            yield Record(f"{name}: row {number}", row, number)
+            yield RawRecord(f"{name}: row {number}", to_json(row), number)
     except GeneratorExit:
         raise
     except Exception as error:  # the Hub's clients raise dozens of kinds: network, permissions, formats

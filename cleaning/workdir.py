@@ -1,0 +1,166 @@
+"""A run's working directory DIR/.partial: what an interrupted run has done, so that the same command goes on from there.
+
+    run.json        what the run depends on; another command, or changed inputs, begin anew
+    outcomes        the first pass's log: a frame a shard, in order (`Log`)
+    progress.json   the second pass: shards done, sizes of the outputs behind them, the ledger so far
+    rejected.jsonl, conversations.jsonl, …    the outputs, cut back to those sizes on the way on
+    report.json     both passes are done; what is left is to rename
+
+Every state that SIGKILL can leave is one of these, and the result of going on is byte for byte that of a run in one go:
+shards are cut from the inputs alone, and each is a pure function of its records and the settings. A power cut can take
+what the system had not written yet: frames carry digests, and outputs shorter than progress.json says begin anew.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+# In the order in which they are published.
+OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.json")
+_FRAME = struct.Struct("<Q16s")  # bytes of the payload, its BLAKE2b digest
+
+
+@contextmanager
+def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tuple[Path, list[str] | None]]:
+    """(DIR/.partial, None or what makes the interrupted run found there another one, so that it was removed).
+
+    [] is a run that goes on. The directory stays when the run is interrupted, and goes when nothing is worth keeping.
+    Raises ValueError while another run has the output directory.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{output_dir}: another run is writing there; wait for it or choose another -o") from None
+    work = output_dir / ".partial"
+    try:
+        changed = _changes(work, identity)
+        if changed != []:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            write_whole(work / "run.json", orjson.dumps(identity))
+        yield work, changed
+        shutil.rmtree(work)
+    except BaseException:
+        if not _holds_work(work):
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _changes(work: Path, identity: dict[str, Any]) -> list[str] | None:
+    """Names of what differs from the run that was interrupted here; None if there was none."""
+    if not _holds_work(work):
+        return None
+    try:
+        earlier = orjson.loads((work / "run.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return ["run.json"]
+    now = orjson.loads(orjson.dumps(identity))
+    return sorted(key for key in {*earlier, *now} if earlier.get(key) != now.get(key))
+
+
+def _holds_work(work: Path) -> bool:
+    log = work / "outcomes"
+    return log.exists() and log.stat().st_size > 0
+
+
+def file_identity(path: Path) -> list:
+    """Tells whether a file, or the files of a directory, changed: names, sizes, times."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+
+
+class Log:
+    """A file of frames that is only appended to."""
+
+    def __init__(self, path: Path):
+        self.path, self.file = path, path.open("ab")
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+    def recover(self) -> Iterator[bytes]:
+        """The frames of an interrupted run; what follows its last whole one is cut off."""
+        end = 0
+        for payload in self.frames():
+            yield payload
+            end += _FRAME.size + len(payload)
+        os.truncate(self.path, end)
+
+    def append(self, payload: bytes) -> None:
+        self.file.write(_FRAME.pack(len(payload), hashlib.blake2b(payload, digest_size=16).digest()))
+        self.file.write(payload)
+        self.file.flush()  # to the system: a killed process loses nothing
+
+    def frames(self) -> Iterator[bytes]:
+        """Every whole frame."""
+        with self.path.open("rb") as stream:
+            while len(head := stream.read(_FRAME.size)) == _FRAME.size:
+                size, digest = _FRAME.unpack(head)
+                payload = stream.read(size) if size <= self.path.stat().st_size else b""
+                if len(payload) != size or hashlib.blake2b(payload, digest_size=16).digest() != digest:
+                    return
+                yield payload
+
+
+def load_progress(work: Path) -> dict[str, Any] | None:
+    """What the second pass had done when it was interrupted; None: nothing, or nothing that can be relied on."""
+    try:
+        progress = orjson.loads((work / "progress.json").read_bytes())
+        whole = all((work / name).stat().st_size >= size for name, size in progress["sizes"].items())
+    except (OSError, orjson.JSONDecodeError):
+        return None
+    return progress if whole else None
+
+
+def open_output(path: Path, size: int) -> BinaryIO:
+    """Open for appending behind the first `size` bytes."""
+    file = path.open("ab")
+    file.truncate(size)
+    return file
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside, then rename: nobody sees half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_bytes(data)
+    os.replace(beside, path)
+
+
+def publish(work: Path, output_dir: Path, empty: set[str]) -> None:
+    """Rename the finished outputs into place; those that are `empty` are not published.
+
+    An old report.json goes first: it must not stand beside new files. Interrupted, it can be called again.
+    """
+    (output_dir / "report.json").unlink(missing_ok=True)
+    for name in OUTPUTS:
+        if name in empty:
+            (output_dir / name).unlink(missing_ok=True)
+        elif (work / name).exists():  # else it was renamed before an interruption
+            _sync(work / name)
+            os.replace(work / name, output_dir / name)
+    _sync(output_dir)
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a directory's list of names, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
