@@ -35,7 +35,7 @@ import numpy as np
 from rensa import RMinHash
 
 from cleaning.split import rounds_of
-from cleaning.words import Runs, Words, slices
+from cleaning.words import Runs, Words, fold, slices
 from fastft.conversation import Conversation, Message
 
 NEAR = 0.8
@@ -194,18 +194,30 @@ def _in_order_of_preference(
 
 
 def _sketch(messages: Sequence[Message]) -> bytes:
-    words = [np.concatenate([Words(part).hashes for _, part in slices(m.content)]) for m in messages]
-    everything = np.concatenate([*words, np.zeros(0, np.uint64)])[:MAX_WORDS]
+    everything, spoken_by = _words(messages)
     if len(everything) < MIN_WORDS:
         return b""
-    answers = [each for each, m in zip(words, messages) if m.role == "assistant"]
-    answers = np.concatenate([*answers, np.zeros(0, np.uint64)])[:MAX_WORDS]
+    of_assistant = np.array([m.role == "assistant" for m in messages])
+    answers = everything[of_assistant[spoken_by]][:MAX_WORDS]
+    everything = everything[:MAX_WORDS]
     sets = [Runs(each).of(min(RUN, max(len(each), 1))) for each in (everything, answers)]
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(sets), np.array([0, len(sets[0]), len(sets[0]) + len(sets[1])], np.uint64), VALUES, SEED
     )
     values = np.array(matrix.to_rows(), np.uint32) * np.uint32(0x9E3779B1)  # a minimum's high bits are mostly zero
     return (values >> np.uint32(24)).astype(np.uint8).tobytes()
+
+
+def _words(messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
+    """The hashes of all words (uint64[W]) and the positions of the messages that they stand in (int64[W])."""
+    folded = [fold(m.content) for m in messages]
+    ends = np.cumsum([len(text) + 1 for text in folded])
+    hashes, spoken_by = [], []
+    for start, part in slices("\n".join(folded)):  # all messages at once: most are too short for numpy one by one
+        words = Words(part, folded=True)
+        hashes.append(words.hashes)
+        spoken_by.append(np.searchsorted(ends, words.starts + start, side="right"))
+    return np.concatenate(hashes), np.concatenate(spoken_by)
 
 
 def _sketches(fingerprints: Sequence[Fingerprint]) -> tuple[list[int], np.ndarray]:

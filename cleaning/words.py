@@ -35,6 +35,8 @@ _UNSPACED = (
     (0xFF66, 0xFF9F),
     (0x20000, 0x3FFFF),
 )
+# Where letters, digits and marks can be; asking for all 1.1 million code points takes every worker a second.
+_ASSIGNED = ((0, 0x3FFFF), (0xE0000, 0xE0FFF))
 
 
 class Runs:
@@ -61,8 +63,8 @@ class Words:
 
     __slots__ = ("_values", "characters", "ends", "hashes", "starts", "text", "wide")
 
-    def __init__(self, text: str):
-        self.text = text = fold(text)
+    def __init__(self, text: str, folded: bool = False):
+        self.text = text = text if folded else fold(text)
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         kinds = _kinds()[points]
         # A border stands wherever the kind changes, and on both sides of a wide character.
@@ -120,12 +122,10 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
     """What each code point is, uint8[0x110000]."""
-    kinds = np.fromiter(
+    kinds = np.zeros(sys.maxunicode + 1, np.uint8)
+    for first, last in _ASSIGNED:
         # Marks (Mn, Mc) belong to the word they stand in: Hindi vowels, decomposed accents.
-        (unicodedata.category(chr(point))[0] in "LNM" for point in range(sys.maxunicode + 1)),
-        np.uint8,
-        sys.maxunicode + 1,
-    )
+        kinds[first : last + 1] = [unicodedata.category(chr(p))[0] in "LNM" for p in range(first, last + 1)]
     for first, last in _UNSPACED:
         kinds[first : last + 1] *= _WIDE
     kinds[ord(SEPARATOR)] = _WIDE

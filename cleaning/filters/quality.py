@@ -15,6 +15,7 @@ from fastft.conversation import Conversation, Message
 LOOP_CHARS = 400  # a loop at the end of an answer is at least that long …
 LOOP_TIMES = 8  # … and says its piece that often
 LOOP_UNIT = 250  # the longest piece looked for
+PROBE = 16  # characters of the end whose earlier places are looked at
 # zlib makes prose 2 to 3 times smaller, code and tables 3 to 6, an answer that runs in circles 20 and more.
 MOST_COMPRESSIBLE = 16
 # Letters and digits: rows of - = _ * # . are rulers, tables, forms and banners.
@@ -43,13 +44,17 @@ def repetition(message: Message, settings: Settings) -> str | None:
 def _loop_at_end(text: str) -> tuple[int, int] | None:
     """(length, times) of the piece that `text` ends with again and again."""
     window = text[-(LOOP_UNIT * LOOP_TIMES + LOOP_CHARS) :]
-    # An answer is cut somewhere inside the last piece; a text of period p is equal to itself moved by p.
-    for period in range(1, min(LOOP_UNIT, len(window) // LOOP_TIMES) + 1):
+    # An answer is cut somewhere inside the last piece; a text of period p is equal to itself moved by p. So its last
+    # characters stand p before its end, too, and few other distances need a look.
+    probe = window[-PROBE:]
+    at = len(window) - PROBE
+    while (at := window.rfind(probe, 0, at + PROBE - 1)) >= 0:
+        period = len(window) - PROBE - at
         needed = max(LOOP_CHARS, period * LOOP_TIMES)
-        if needed > len(window):
+        if period > LOOP_UNIT or needed > len(window):
             break
         tail = window[-needed:]
-        if tail[-1] == tail[-1 - period] and tail[period:] == tail[:-period]:
+        if tail[period:] == tail[:-period]:
             unit = tail[-period:]
             return (period, needed // period) if any(c.isalnum() for c in unit) else None
     return None
