@@ -80,8 +80,8 @@ class OverWindow:
 def token_counter(model: str, template: str | None, enough: int = 0) -> CountTokens:
     """Count with the tokenizer of `model` and its chat template, or the named `template`.
 
-    Messages whose tokens are proven to be no more than `enough` are not tokenised; the bound is returned. It costs a
-    fifth of tokenising, and settled 17 % of 500 ShareGPT conversations at 2,048 (3 % of their text).
+    By words, where that is proven to be the same (`ChatTemplate.count`). Elsewhere messages whose tokens are proven to be
+    no more than `enough` are not tokenised: the bound is returned.
 
     The only place where the cleaner needs the tokenizer, so the only one that imports it. Raises ValueError as
     `load_template` does.
@@ -90,14 +90,12 @@ def token_counter(model: str, template: str | None, enough: int = 0) -> CountTok
 
     loaded = load_template(model, template)
 
-    def count(messages: list[Message]) -> int:
-        if sum(len(m.content) for m in messages) < enough:
-            bound = loaded.token_bound(messages)
-            if bound is not None and bound <= enough:
-                return bound
-        return len(loaded.encode(messages).ids)
+    def bounded_count(messages: list[Message]) -> int:
+        short = sum(len(m.content) for m in messages) < enough
+        bound = loaded.token_bound(messages) if short else None
+        return bound if bound is not None and bound <= enough else loaded.count(messages)
 
-    return count
+    return loaded.count if loaded.counts_by_words else bounded_count
 
 
 def split_conversation(

@@ -36,6 +36,7 @@ from pathlib import Path
 import tokenizers
 
 from fastft.conversation import Message
+from fastft.counting import counter_for
 from fastft.records import repair_text
 
 # Private noncharacters open and close every mark and every renamed control token.
@@ -118,6 +119,11 @@ class ChatTemplate:
         return self._controls
 
     @property
+    def counts_by_words(self) -> bool:
+        """Whether `count` needs the tokenizer for few texts only."""
+        return self._counter is not None
+
+    @property
     def stop_token_ids(self) -> list[int]:
         """Ids at which generation stops: the end of turn, and the end of text where it is another token."""
         ids = [self.end_of_turn_id, self.tokenizer.eos_token_id]
@@ -146,6 +152,25 @@ class ChatTemplate:
         filled = [self._fill(_repaired(messages)) for messages in conversations]
         encodings = self._backend.encode_batch([text for text, _ in filled], add_special_tokens=False)
         return [self._mask(text, borders, encoding) for (text, borders), encoding in zip(filled, encodings)]
+
+    def count(self, messages: Sequence[Message]) -> int:
+        """How many ids `encode` gives, found by words where that is proven to be the same. Raises TemplateError."""
+        messages = _repaired(messages)
+        text, borders = self._fill(messages)
+        counted = self._counted(text, borders) if self._counter else None
+        return len(self.encode(messages).ids) if counted is None else counted
+
+    def _counted(self, text: str, borders: list[_Border]) -> int | None:
+        """Control tokens stand for themselves and cut the text; so do borders, where the tokens do so anyway."""
+        count, at, waiting = 0, 0, [border.at for border in borders]
+        ends = [found.span() for found in self._name_pattern.finditer(text)] + [(len(text), len(text))]
+        for start, end in ends:
+            border = waiting.pop(0) - at if waiting and waiting[0] <= start else None
+            tokens = self._counter.count(text[at:start], border) if start > at else 0
+            if tokens is None or (waiting and waiting[0] <= start):
+                return None
+            count, at = count + tokens, end
+        return count + len(ends) - 1
 
     def token_bound(self, messages: Sequence[Message]) -> int | None:
         """`encode` gives at most so many tokens; None where nothing is proven. Renders, but does not tokenise.
@@ -286,6 +311,7 @@ class ChatTemplate:
         _rename_in(specification, self._names)
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(specification))
         self._bytes_per_byte = _bytes_per_byte(specification)
+        self._counter = counter_for(specification, self._backend)
         _remove_prefix_space(specification)
         self._continuation = tokenizers.Tokenizer.from_str(json.dumps(specification))
         original = self.tokenizer.backend_tokenizer.token_to_id

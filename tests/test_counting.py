@@ -1,0 +1,108 @@
+"""Counting by words gives what the tokenizer gives, on any text, or says that it does not know."""
+
+import json
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import CONTROL_TOKENS, KINDS
+
+from fastft import counting
+from fastft.conversation import Message
+from fastft.template import chat_template
+
+BY_WORDS = ("byte_level", "gpt2", "sentencepiece")
+TEMPLATES = {"byte_level": "chatml", "gpt2": "vicuna", "sentencepiece": "llama2"}
+
+SNIPPETS = ["I'll", "'S", "a'ſb", "  ", " \n", "\n\n ", "\t", "don't", "x1 22,333", "é", "e\u0301", "你好", "ﬁ", "\u2329", "\u00a0",
+            "\x1c", "😀", "🦩", "▁", " ▁x", "word " * 9, "</s>", "<|im_end|>", "ß", "Å", "\u212b", "한국", "\u2028"]  # fmt: skip
+TEXT = st.lists(st.sampled_from(SNIPPETS) | st.text(max_size=6), max_size=12).map("".join)
+
+
+@pytest.fixture(scope="module")
+def counters():
+    made = {}
+    for name in BY_WORDS:
+        backend = KINDS[name]().backend_tokenizer
+        specification = json.loads(backend.to_str())
+        made[name] = counting.counter_for(specification, backend), backend
+        assert made[name][0] is not None, name
+    return made
+
+
+@pytest.mark.parametrize("name", BY_WORDS)
+@given(text=TEXT)
+def test_a_count_is_the_tokenizers(counters, name, text):
+    counter, backend = counters[name]
+    counter.to_check = 0  # nothing is hidden by the guard
+    count = counter.count(text)
+    assert count is None or count == len(backend.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("name", BY_WORDS)
+def test_plain_text_is_counted(counters, name):
+    counter, _ = counters[name]
+    assert counter.count("The quick brown fox; 12 dogs — naïve, 你好\n\n\tand so on.") is not None
+
+
+@pytest.mark.parametrize("name", BY_WORDS)
+def test_every_stable_character_is_cut_alike(counters, name):
+    """Each beside letters, digits, spaces and itself: the pattern's engine and the tokenizer's agree on what it is."""
+    counter, backend = counters[name]
+    stable = [c for c in map(chr, range(sys.maxunicode + 1)) if counting._STABLE.fullmatch(c)]
+    assert 30_000 < len(stable) < 60_000
+    assert all(unicodedata.normalize("NFC", c) == c and unicodedata.category(c)[0] != "M" for c in stable)
+    counter.to_check = 0
+    for first in range(0, len(stable), 100):
+        text = "".join(f"a{c}a 1{c}1 {c}{c} {c}\n{c}'s " for c in stable[first : first + 100])
+        assert counter.count(text) == len(backend.encode(text, add_special_tokens=False).ids), text
+
+
+TURNS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", BY_WORDS)
+@given(turns=TURNS, system=st.none() | TEXT)
+def test_a_conversation_has_as_many_tokens_as_its_encoding(name, turns, system):
+    template = loaded(name)
+    messages = [] if system is None else [Message("system", system)]
+    for question, answer in turns:
+        messages += [Message("user", question), Message("assistant", answer, train=True)]
+    template._counter.to_check = 0
+    assert template.count(messages) == len(template.encode(messages).ids)
+
+
+_LOADED: dict = {}
+
+
+def loaded(name: str):
+    if name not in _LOADED:
+        _LOADED[name] = chat_template(KINDS[name](), TEMPLATES[name])
+    return _LOADED[name]
+
+
+def test_a_counter_that_errs_is_not_asked_again(counters, monkeypatch):
+    counter, backend = counters["gpt2"]
+    broken = counting.Counter(backend, str.split, str, list(CONTROL_TOKENS))
+    assert broken.count("some words, and more") is None and broken.to_check < 0
+    assert broken.count("a") is None
+
+
+@pytest.mark.parametrize("name", sorted(set(KINDS) - set(BY_WORDS)))
+def test_other_tokenizers_are_asked(name):
+    backend = KINDS[name]().backend_tokenizer
+    specification = json.loads(backend.to_str())
+    counter = counting.counter_for(specification, backend)
+    if counter is not None:
+        text = "Hello there,\n\n you 12 "
+        assert counter.count(text) in (None, len(backend.encode(text, add_special_tokens=False).ids))
+
+
+def test_pieces_that_go_on_behind_a_mark_are_not_words(counters):
+    backend = KINDS["sentencepiece"]().backend_tokenizer
+    specification = json.loads(backend.to_str())
+    assert counting.counter_for(specification, backend)
+    specification["model"]["vocab"]["of▁the"] = len(specification["model"]["vocab"])
+    assert counting.counter_for(specification, backend) is None
