@@ -1,17 +1,23 @@
 """The whole cleaning pass beside FastChat's, on the same dump and the same cores: convert, filter, deduplicate, split.
 
-    pip install --target DIR --no-deps fschat==0.2.36 markdownify==0.11.6
-    python benchmarks/clean_pass.py --fastchat DIR [--copies 8] [--window 2048]
+    python3 -m venv FASTCHAT
+    FASTCHAT/bin/pip install transformers==4.34.1 sentencepiece "numpy<2" "protobuf<5" tqdm pycld2 beautifulsoup4 six
+    FASTCHAT/bin/pip install --no-deps fschat==0.2.36 markdownify==0.11.6
+    python benchmarks/clean_pass.py --fastchat FASTCHAT [--copies 8] [--window 2048]
+
+FastChat has an environment of its time, because its pass asks for a slow tokenizer, which is what Llama's was then. The
+tokenizer is Llama's kind, SentencePiece BPE of 32,000 with byte fallback, trained on the dump; ours is the same as
+tokenizer.json, with Vicuna's template.
 
 The dump is made of the pages in $FASTFT_DATA (default: data/): several copies of each, three words in ten replaced, so that
-they are no near duplicates; as a JSON array. The tokenizer (byte-level BPE of 32,000) is trained on it, its template is Vicuna's.
+they are no near duplicates; as a JSON array.
 
 FastChat's pass is its own commands one after the other, as its documentation chains them: clean_sharegpt, optional_clean
 --keep-lang en, split_long_conversation. Its optional_clean asks polyglot for the language, which asks pycld2; polyglot
 needs ICU's headers to build, so that pycld2 is asked directly here, which is in FastChat's favour. Its near duplicates
 are none: it compares ids and first rounds. Ours runs with near duplicates and the language filter on.
 
-Contestants take turns, each in processes of its own; the best of three passes counts. Rounds are counted in what comes out.
+Contestants take turns, each in processes of its own; the best of the passes counts. Answers are counted in what comes out.
 """
 
 import argparse
@@ -77,21 +83,28 @@ def _words(html: str) -> list[str]:
     return re.findall(r"\b[a-z]{4,12}\b", re.sub("<[^>]*>", " ", html))
 
 
-def train_tokenizer(dump: Path, directory: Path) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+TRAIN = """
+import sys
+import sentencepiece
+from transformers import LlamaTokenizer, LlamaTokenizerFast
+text, out = sys.argv[1:]
+sentencepiece.SentencePieceTrainer.train(
+    input=text, model_prefix=out + "/tokenizer", model_type="bpe", vocab_size=32000, byte_fallback=True, split_digits=True,
+    add_dummy_prefix=True, normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+    max_sentence_length=1000000, num_threads=2, minloglevel=2)
+LlamaTokenizer(out + "/tokenizer.model", legacy=False).save_pretrained(out)
+LlamaTokenizerFast.from_pretrained(out).save_pretrained(out + "/fast")
+"""
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    texts = (
-        re.sub("<[^>]*>", " ", t["value"]) for record in json.loads(dump.read_text()) for t in record["conversations"]
-    )
-    special = ["<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=32_000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=special
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(directory)
+
+def train_tokenizer(python: Path, dump: Path, directory: Path) -> None:
+    """Writes Llama's slow tokenizer, and the same as tokenizer.json in its folder `fast`."""
+    directory.mkdir()
+    records = json.loads(dump.read_text(encoding="utf-8"))
+    texts = (re.sub("<[^>]*>", " ", turn["value"]) for record in records for turn in record["conversations"])
+    (directory / "text").write_text("\n".join(texts), encoding="utf-8")
+    command = [python, "-c", TRAIN, directory / "text", directory]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def fastft(dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
@@ -107,13 +120,13 @@ def fastft(dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
         "--max_tokens",
         str(window),
         "--model",
-        tokenizer,
+        tokenizer / "fast",
     ]
     subprocess.run([*command, "--template", "vicuna"], check=True, stdout=subprocess.DEVNULL)
     return out / "conversations.jsonl"
 
 
-def fastchat(package: Path, dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
+def fastchat(python: Path, dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
     out.mkdir()
     stub = out / "stub/polyglot"
     stub.mkdir(parents=True)
@@ -121,7 +134,6 @@ def fastchat(package: Path, dump: Path, tokenizer: Path, out: Path, window: int)
     (stub / "detect").mkdir()
     (stub / "detect/__init__.py").write_text("from . import base\nfrom .base import Detector, UnknownLanguage\n")
     (stub / "detect/base.py").write_text(POLYGLOT)
-    path = os.pathsep.join([str(package), str(stub.parent)])
     last = dump
     for module, options in (
         ("clean_sharegpt", ()),
@@ -129,9 +141,9 @@ def fastchat(package: Path, dump: Path, tokenizer: Path, out: Path, window: int)
         ("split_long_conversation", ("--model-name-or-path", tokenizer, "--max-length", str(window))),
     ):
         made = out / f"{module}.json"
-        command = [sys.executable, "-m", f"fastchat.data.{module}", "--in-file", last, "--out-file", made, *options]
+        command = [python, "-m", f"fastchat.data.{module}", "--in-file", last, "--out-file", made, *options]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path}, **quiet)
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(stub.parent)}, **quiet)
         last = made
     return last
 
@@ -157,9 +169,10 @@ def main() -> int:
         work = Path(name)
         dump, tokenizer = work / "dump.json", work / "tokenizer"
         count = make_dump(dump, arguments.copies)
-        train_tokenizer(dump, tokenizer)
+        python = arguments.fastchat.absolute() / "bin/python"
+        train_tokenizer(python, dump, tokenizer)
         contestants: dict[str, Callable[[Path], Path]] = {
-            "FastChat": lambda out: fastchat(arguments.fastchat.resolve(), dump, tokenizer, out, arguments.window),
+            "FastChat": lambda out: fastchat(python, dump, tokenizer, out, arguments.window),
             "fastft": lambda out: fastft(dump, tokenizer, out, arguments.window),
         }
         seconds, kept = dict.fromkeys(contestants, float("inf")), {}

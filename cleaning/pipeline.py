@@ -150,7 +150,8 @@ def clean(
             if settings.moderation and settings.moderation_cache is None:
                 settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
             conversion = Conversion(settings, [replace(reading, era=each) for each in eras], choices)
-            with worker_pool(sources, workers, ray) as pool, progress_bar(sources) as bar:
+            needed = ("fastft.template", "transformers") if max_tokens is not None else ()
+            with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
                 if changed:
                     bar.say(f"{work}: an interrupted run with other {', '.join(changed)} was there; begun anew")
                 elif changed == []:

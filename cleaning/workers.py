@@ -4,7 +4,7 @@ import collections
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
@@ -29,8 +29,13 @@ class Pool(Protocol):
 
 
 @contextmanager
-def worker_pool(sources: list[Input], workers: int | None, ray: str | None = None) -> Iterator[Pool | None]:
-    """Worker processes, a Ray cluster's at the address `ray`, or None where this process alone is as fast."""
+def worker_pool(
+    sources: list[Input], workers: int | None, ray: str | None = None, needed: Sequence[str] = ()
+) -> Iterator[Pool | None]:
+    """Worker processes, a Ray cluster's at the address `ray`, or None where this process alone is as fast.
+
+    `needed` are modules that the work will import.
+    """
     if ray is not None:
         from cleaning.cluster import ray_pool
 
@@ -41,9 +46,11 @@ def worker_pool(sources: list[Input], workers: int | None, ray: str | None = Non
     if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
         return
-    # "spawn": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. Ctrl-C is the
-    # parent's to handle.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
+    # Not "fork": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. The server has
+    # none, and imports once for all workers what they need (transformers: 2 s). Ctrl-C is the parent's to handle.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["cleaning.outcomes", *needed])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
     pool.ahead = 2 * workers
     try:
         yield pool

@@ -14,6 +14,7 @@ texts are counted both ways, and a counter that errs once is not asked again.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 import tokenizers
 
@@ -54,39 +55,47 @@ class _Counts(dict[str, int]):
 
 
 class Counter:
-    """`words` cuts a text into words, `spelled` writes a word as the vocabulary does."""
+    """`words` cuts a text (saying whether it stands first) into words, `spelled` writes a word as the vocabulary does."""
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        words: Callable[[str], list[str]],
+        words: Callable[[str, bool], list[str]],
         spelled: Callable[[str], str],
         added: list[str],
     ):
         self.backend, self.words, self.counts = backend, words, _Counts(backend.model, spelled)
-        self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))) or "(?!)")
+        self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        self.control = added[0]
         self.to_check = CHECKED
+        self.count_again = lru_cache(maxsize=256)(
+            self.count
+        )  # the candidates of one dialogue share most of their pieces
 
-    def count(self, text: str, border: int | None = None) -> int | None:
-        """The tokens of `text`, or None.
+    def count(self, text: str, first: bool = True, border: int | None = None) -> int | None:
+        """The tokens of `text`, or None. `first`: it stands at the beginning; otherwise behind an added token.
 
         With a `border`, a position in the text, only where a token ends there and those before are the tokens of
         text[:border] on its own.
         """
         if self.to_check < 0 or not _STABLE.fullmatch(text) or self.added.search(text):
             return None
-        words = self.words(text)
+        words = self.words(text, first)
         if border is not None:
-            before = self.words(text[:border])
+            before = self.words(text[:border], first)
             if words[: len(before)] != before:
                 return None
         count = sum(map(self.counts.__getitem__, words))
         if self.to_check:
             self.to_check -= 1
-            if count != len(self.backend.encode(text, add_special_tokens=False).ids):
+            if count != self._asked(text, first):
                 self.to_check = -1
                 return None
         return count
+
+    def _asked(self, text: str, first: bool) -> int:
+        before = "" if first else self.control
+        return len(self.backend.encode(before + text, add_special_tokens=False).ids) - (not first)
 
 
 def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> Counter | None:
@@ -96,7 +105,8 @@ def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> Counter |
         model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     )
     # Tokens that take white space along would change the texts beside them.
-    if not plain_model or any(t["lstrip"] or t["rstrip"] or t["single_word"] or t["normalized"] for t in added):
+    strange = any(t["lstrip"] or t["rstrip"] or t["single_word"] or t["normalized"] for t in added)
+    if not plain_model or not added or strange:
         return None
     cut = _byte_level(specification) or _by_space_marks(specification)
     return cut and Counter(backend, *cut, [token["content"] for token in added])
@@ -124,7 +134,7 @@ def _byte_level(specification: dict) -> tuple[Callable, Callable] | None:
 
     words, ascii_words, spelling = regex.compile(pattern).findall, re.compile(_for_ascii(pattern)).findall, _spelling()
     return (
-        lambda text: ascii_words(text) if text.isascii() else words(text),
+        lambda text, first: ascii_words(text) if text.isascii() else words(text),
         lambda word: "".join(map(spelling.__getitem__, word.encode())),
     )
 
@@ -150,17 +160,36 @@ def _spelling() -> list[str]:
 
 
 def _by_space_marks(specification: dict) -> tuple[Callable, Callable] | None:
-    """(words, spelled) of a BPE in SentencePiece's way: spaces are marks (U+2581), and there is one before the text."""
+    """(words, spelled) of a BPE in SentencePiece's way: spaces are marks (U+2581), with one more before the text."""
+    model = specification["model"]
+    prefix = _prefix(specification)
+    if prefix is None or not (model.get("byte_fallback") or not model.get("fuse_unk")):
+        return None
+    if any(re.search("[^▁]▁", piece) for piece in model["vocab"]):
+        return None  # a piece goes on behind a mark: words are not apart
+    find = re.compile("▁*[^▁]+|▁+").findall
+
+    def words(text: str, first: bool) -> list[str]:
+        marked = text.replace(" ", "▁")
+        return find(prefix(marked, first) + marked) if text else []
+
+    return words, str
+
+
+def _prefix(specification: dict) -> Callable[[str, bool], str] | None:
+    """What is put before a marked text; None where the tokenizer does not work by marks, or in another way."""
+    before = specification.get("pre_tokenizer")
+    if specification.get("normalizer") is None and before and before.get("type") == "Metaspace":
+        scheme = before["prepend_scheme"]
+        if before["replacement"] != "▁" or before["split"]:
+            return None
+        return lambda text, first: (
+            "▁" if text[0] != "▁" and (scheme == "always" or (scheme == "first" and first)) else ""
+        )
     prepend, replace = (
         {"type": "Prepend", "prepend": "▁"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
     )
-    model = specification["model"]
-    if specification.get("normalizer") != {"type": "Sequence", "normalizers": [prepend, replace]}:
-        return None
-    if specification.get("pre_tokenizer") is not None or not (model.get("byte_fallback") or not model.get("fuse_unk")):
-        return None
-    if any(re.search("[^▁]▁", piece) for piece in model["vocab"]):
-        return None  # a piece goes on behind a mark: words are not apart
-    words = re.compile("▁*[^▁]+|▁+").findall
-    return (lambda text: words("▁" + text.replace(" ", "▁")) if text else []), str
+    if before is None and specification.get("normalizer") == {"type": "Sequence", "normalizers": [prepend, replace]}:
+        return lambda text, first: "▁"
+    return None

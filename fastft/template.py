@@ -166,7 +166,7 @@ class ChatTemplate:
         ends = [found.span() for found in self._name_pattern.finditer(text)] + [(len(text), len(text))]
         for start, end in ends:
             border = waiting.pop(0) - at if waiting and waiting[0] <= start else None
-            tokens = self._counter.count(text[at:start], border) if start > at else 0
+            tokens = self._counter.count_again(text[at:start], at == 0, border) if start > at else 0
             if tokens is None or (waiting and waiting[0] <= start):
                 return None
             count, at = count + tokens, end

@@ -130,10 +130,14 @@ _HARM = _any(
 )
 
 
-# Something of each text that the two patterns match, looked for first: 20 patterns in 240 characters take 60 µs.
+# Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs.
 _AI_TRIGGER = re.compile(
     r"(?<![a-zа-я])(?:ai|ia|ki|ии)(?![a-zа-я])|artificia|artificiel|künstlich|model|modèle|искусств|языков|人工|语言模型|机器人|助手"
     r"|言語モデル|인공지능|언어|(?:text|machine|virtual|digital)[\w -]{0,20}assistant|asistente|assistente|assistant"
+)
+_NEGATION = re.compile(
+    r"n't|not|unable|nicht|kein|\bno\b|\bne |\bn'|não|无法|不|没有|できません|できかね|いたしかねます|не |нет |없|불가능"
+    r"|못합|어렵"
 )
 _MAKER_WORDS = (
     "openai",
@@ -192,7 +196,7 @@ def _refuses(message: Message) -> re.Match | None:
     opening = _opening(message)
     if not opening or not _is_short(message):
         return None
-    found = _REFUSAL.search(opening)
+    found = _NEGATION.search(opening) and _REFUSAL.search(opening)
     return found if found and found.start() <= 80 and _own_words(message, found) else None
 
 
