@@ -29,7 +29,9 @@ class Report:
     duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
     contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
     repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
-    rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0})  # at the splitter
+    rounds: dict[str, int] = field(  # at the splitter; those with a shortened question are kept
+        default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0, "shortened": 0}
+    )
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
     warnings: list[str] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "bytes", "records", "input", "era"}
@@ -81,6 +83,7 @@ def print_ledger(report: Report, console: Console) -> None:
     if report.settings.get("max_tokens"):
         table.add_row(f"parts of at most {report.settings['max_tokens']:,} tokens", f"{report.parts:,}", "")
         table.add_row("parts that end before their answer", f"{report.unfinished_parts:,}", "", style="dim")
+        table.add_row("rounds with a shortened question", f"{report.rounds['shortened']:,}", "", style="dim")
         table.add_row("rounds over the window", f"{report.rounds['rejected']:,}", "")
     if report.held_out["conversations"]:
         count = report.held_out["conversations"]

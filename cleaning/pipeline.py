@@ -13,7 +13,7 @@ renamed at the end, report.json last: where it stands, the files beside it are w
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}, `record` as it was read (the raw text
                          where it could not be read); `round` is null, or the number of the one round that was rejected
                          while the rest of its conversation was kept (counted as `dropped_rounds:reason`, or by the
-                         splitter as over the window)
+                         splitter as over the window), or of which the middle of the question was left out
     report.json          the ledger (`Report`)
 """
 
@@ -66,6 +66,7 @@ class Split:
 
     lines: list[bytes]  # of conversations.jsonl
     over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
+    shortened: list[tuple[int, str, bytes]]  # the same for what was left out of questions
     rounds_in: int
     rounds_kept: int
     unfinished: int = 0  # lines whose last answer goes on in the next
@@ -133,8 +134,6 @@ def clean(
     check(settings)
     if choices.against:
         load_benchmarks(choices.against)  # files and models that cannot be used are better known now than later
-    if max_tokens is not None:
-        token_counter(choices.model, template, max_tokens)
 
     chosen = {**asdict(choices), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
     chosen["blocked_phrases"] = list(settings.blocked_phrases)
@@ -156,6 +155,8 @@ def clean(
                     bar.say(f"{work}: an interrupted run with other {', '.join(changed)} was there; begun anew")
                 elif changed == []:
                     bar.say(f"{output_dir}: going on with an interrupted run")
+                if max_tokens is not None:  # a tokenizer that cannot be used is better known now than later
+                    next(ordered_map(_load_tokenizer, [choices], pool))
                 _run(sources, conversion, work, report, pool, bar)
             write_whole(work / "report.json", orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n")
         else:  # interrupted while it was published
@@ -427,7 +428,7 @@ def _write(
 ) -> None:
     results = iter(splits)
     for outcome in batch:
-        result = Split([], [], 0, 0) if outcome.reason else next(results)
+        result = Split([], [], [], 0, 0) if outcome.reason else next(results)
         report.rounds["in"] += result.rounds_in
         report.rounds["kept"] += result.rounds_kept
         report.rounds["rejected"] += len(result.over_window)
@@ -443,6 +444,9 @@ def _write(
             rejects.write(_rejected_line(outcome, reason, detail, number, messages))
         for number, detail, messages in result.over_window:
             rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
+        for number, detail, messages in result.shortened:
+            rejects.write(_rejected_line(outcome, "shortened_question", detail, number, messages))
+        report.rounds["shortened"] += len(result.shortened)
         (held if outcome.held_out else conversations).writelines(result.lines)
         for name, count in outcome.repairs.items():
             _count(report.repairs, name, count)
@@ -490,7 +494,11 @@ def _whole_batch(conversations: list[bytes]) -> list[Split]:
     """Without a window: each conversation is one part."""
     messages = (orjson.loads(line)["messages"] for line in conversations)
     counts = (sum(message["role"] == "user" for message in each) for each in messages)
-    return [Split([line + b"\n"], [], count, count) for line, count in zip(conversations, counts)]
+    return [Split([line + b"\n"], [], [], count, count) for line, count in zip(conversations, counts)]
+
+
+def _load_tokenizer(choices: Choices) -> None:
+    token_counter(choices.model, choices.template, choices.max_tokens)
 
 
 def _split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
@@ -507,9 +515,9 @@ def _split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
 
 def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Split:
     try:
-        parts, over = split(conversation)
+        parts, over, shortened = split(conversation)
     except ValueError as error:  # a template that cannot hold it, say one that knows no system message
-        return Split([], [], 0, 0, refused=str(error))
+        return Split([], [], [], 0, 0, refused=str(error))
     over_window = [
         (
             each.number,
@@ -519,8 +527,17 @@ def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Spli
         )
         for each in over
     ]
+    left_out = [
+        (
+            each.number,
+            f"{len(each.message.content):,} of the question's {each.characters:,} characters are left out",
+            messages_json([each.message]),
+        )
+        for each in shortened
+    ]
+    lines = [part.to_json() + b"\n" for part in parts]
     rounds, unfinished = len(rounds_of(conversation.messages)[1]), sum(not part.messages[-1].ends for part in parts)
-    return Split([part.to_json() + b"\n" for part in parts], over_window, rounds, rounds - len(over), unfinished)
+    return Split(lines, over_window, left_out, rounds, rounds - len(over), unfinished)
 
 
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:

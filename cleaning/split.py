@@ -23,8 +23,13 @@ A round that is longer than the window on its own is, by `overlong`,
 - "reject": given back as OverWindow.
 
 Cutting is the default because nothing is lost, and nothing wrong is learned: every token of a piece is what the model
-should write behind what stands before it. A round whose question leaves less than an eighth of the window for its answer is
-given back either way: an answer to half a question would teach to make things up.
+should write behind what stands before it.
+
+A question that leaves less than an eighth of the window for its answer is shortened before that: its beginning and its end
+stay (people write what they want before or behind what they paste), with `[…]` on a line of its own between them. It keeps
+what the answer leaves, at least half of the window. What is left out is given back as Shortened, so that it is on record.
+Of 1,762 rounds of ShareGPT V3 this is 11 at 2,048 tokens and 79 at 512; to give them up would lose 0.6 % and 4.5 % of what
+people asked, and no server can show a model more of such a question than its window.
 """
 
 import bisect
@@ -40,6 +45,7 @@ CountTokens = Callable[[list[Message]], int]
 
 # Where to look first for a border. Too low or too high costs a few more counts, never a wrong border.
 BYTES_PER_TOKEN = 3
+GAP = "\n\n[…]\n\n"  # where the middle of a question was
 SMALLEST_PIECE = 16  # characters; a window that holds fewer beside the question holds no answer
 
 # People's ways to ask for the rest of an answer, folded and without punctuation. Whole turns only.
@@ -76,6 +82,16 @@ class OverWindow:
     messages: list[Message]
 
 
+@dataclass(slots=True)
+class Shortened:
+    """The middle of a question, left out of its round."""
+
+    number: int  # of the round, from 1
+    rounds: int
+    characters: int  # of the whole question
+    message: Message  # what was left out
+
+
 @functools.lru_cache(maxsize=1)
 def token_counter(model: str, template: str | None, enough: int = 0) -> CountTokens:
     """Count with the tokenizer of `model` and its chat template, or the named `template`.
@@ -105,8 +121,9 @@ def split_conversation(
     *,
     overlap_rounds: int = 0,
     overlong: str = "cut",
-) -> tuple[list[Conversation], list[OverWindow]]:
-    """The parts of `conversation`, each of at most `max_tokens` tokens, and the rounds that no part can hold.
+) -> tuple[list[Conversation], list[OverWindow], list[Shortened]]:
+    """The parts of `conversation`, each of at most `max_tokens` tokens, the rounds that no part can hold, and what was left
+    out of questions.
 
     `count_tokens` must not fall when rounds are added. Parts share the id and say which they are (`part`, `parts`). A
     part never reaches across a missing round: an answer would follow a question it does not belong to.
@@ -114,7 +131,7 @@ def split_conversation(
     splitter = _Splitter(conversation.messages, max_tokens, count_tokens, overlap_rounds, overlong == "cut")
     parts, over = splitter.split()
     parts = [replace(conversation, messages=part, part=i, parts=len(parts)) for i, part in enumerate(parts)]
-    return parts, over
+    return parts, over, splitter.shortened
 
 
 class _Splitter:
@@ -125,6 +142,7 @@ class _Splitter:
         self.max_tokens, self.count, self.overlap_rounds, self.may_cut = max_tokens, count_tokens, overlap_rounds, cut
         self.ends = list(itertools.accumulate(sum(len(m.content.encode()) for m in each) for each in self.rounds))
         self.whole_since = 0  # no round from here on was cut or is missing
+        self.shortened: list[Shortened] = []
 
     def split(self) -> tuple[list[list[Message]], list[OverWindow]]:
         parts, over = [], []
@@ -218,9 +236,16 @@ class _Splitter:
             context = self._shortened(
                 self._origin(number), number, lambda short: self._fits([*self.system, *short, question], 0.5)
             )
+            if not context:  # nothing to go on from
+                return []
         text, head = Fenced(answer.content), [*self.system, *context, question]
         if not self._fits(head, 7 / 8):
-            return []
+            short, left_out = (None, question) if bare else self._short_question(question, answer)
+            if short is None:
+                return []
+            self.shortened.append(Shortened(number + 1, len(self.rounds), len(question.content), left_out))
+            question = origin = short
+            head = [*self.system, short]
         parts, start = [], 0
         while start < len(text):
             end = self._piece_end(head, text, start)
@@ -243,6 +268,24 @@ class _Splitter:
                     return []
                 head = [*self.system, *head, ask_on]
         return parts
+
+    def _short_question(self, question: Message, answer: Message) -> tuple[Message | None, Message]:
+        """(`question` without its middle, the middle); None where not even its ends leave room for an answer."""
+        text = Fenced(question.content)
+
+        def fits(size: int, *answers: Message, share: float = 1.0) -> bool:
+            short = replace(question, content=text.without_middle(size)[0])
+            return self._fits([*self.system, short, *answers], share)
+
+        sizes = range(0, len(text), max(self.max_tokens // 16, SMALLEST_PIECE))
+        for share, answers in ((1.0, [answer]), (0.5, [])):
+            guess, limit = BYTES_PER_TOKEN * self.max_tokens // 2 // sizes.step, len(sizes) - 1
+            count = _largest_fit(lambda n: n == 0 or fits(sizes[n], *answers, share=share), guess, limit)  # noqa: B023
+            # Beside a long answer too little would be left of the question: that answer is cut.
+            if count and (not answers or not fits(sizes[count], share=0.5)):
+                short, left_out = text.without_middle(sizes[count])
+                return replace(question, content=short), replace(question, content=left_out)
+        return None, question
 
     def _piece_end(self, head: list[Message], text: "Fenced", start: int) -> int | None:
         """Where the piece that begins at `start` ends: the best border among those that fit; None if there is none."""
@@ -306,6 +349,17 @@ class Fenced:
         start = max(visible - size, 0)
         line = self.text.find("\n", start, visible) + 1
         return line if start and line else start
+
+    def without_middle(self, size: int) -> tuple[str, str]:
+        """(at most `size` characters of the beginning and the end, with GAP between; what is left out).
+
+        The beginning stops at a line's end where its second half has one, and the end starts at a line's beginning.
+        """
+        first = size - size // 2
+        line = self.text.rfind("\n", first // 2, first) + 1
+        stop = line or first
+        start = max(self.tail(len(self.text), size // 2), stop) if size > 1 else len(self.text)
+        return f"{self.piece(0, stop)}{GAP}{self.piece(start, len(self.text))}", self.text[stop:start]
 
     def line_ends(self, start: int) -> list[int]:
         """Behind each line end after `start`; the last is the end of the text."""

@@ -66,7 +66,7 @@ def test_a_dump_becomes_conversations(tmp_path):
     assert {(c.source, c.part, c.parts) for c in conversations} == {("dump.json", 0, 1)}
     assert (report.input, report.kept, report.parts, rejected) == (3, 3, 3, [])
     assert report.answers == {"html": 2, "as_is": 1}
-    assert report.rounds == {"in": 3, "kept": 3, "rejected": 0}
+    assert report.rounds == {"in": 3, "kept": 3, "rejected": 0, "shortened": 0}
 
 
 # Each record, the reason it must be rejected for, and what the detail must say.
@@ -220,7 +220,7 @@ def test_rounds_over_the_window_are_rejected_one_by_one(tmp_path, monkeypatch):
         ("a", 1, 2, ["q3", "a3"]),
     ]
     assert (report.kept, report.parts, report.rejected) == (1, 2, {"over_window": 1})
-    assert report.rounds == {"in": 4, "kept": 2, "rejected": 2}
+    assert report.rounds == {"in": 4, "kept": 2, "rejected": 2, "shortened": 0}
     assert [(r["id"], r["round"], r["detail"]) for r in rejected] == [
         ("a", 2, "round 2 of 3 has 102 tokens, the window 40"),
         ("b", None, "round 1 of 1 has 102 tokens, the window 40"),

@@ -32,7 +32,7 @@ LENGTHS = st.integers(0, 60)
 )
 def test_no_round_is_lost_and_every_part_fits(lengths, system, window):
     conversation = dialogue(lengths, system)
-    parts, over = split_conversation(conversation, window, by_words, overlong="reject")
+    parts, over, _ = split_conversation(conversation, window, by_words, overlong="reject")
     lead, rounds = rounds_of(conversation.messages)
     found = {each.number: each.messages for each in over}
     kept = iter([r for part in parts for r in rounds_of(part.messages)[1]])
@@ -49,7 +49,7 @@ def test_no_round_is_lost_and_every_part_fits(lengths, system, window):
 @given(st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=30), st.integers(80, 300))
 def test_parts_are_as_long_as_possible(lengths, window):
     conversation = dialogue(lengths)
-    parts, over = split_conversation(conversation, window, by_words, overlong="reject")
+    parts, over, _ = split_conversation(conversation, window, by_words, overlong="reject")
     missing = {each.number - 1 for each in over}
     _, rounds = rounds_of(conversation.messages)
     next_round = 0
@@ -62,14 +62,14 @@ def test_parts_are_as_long_as_possible(lengths, window):
 
 
 def test_a_part_never_reaches_across_a_missing_round():
-    parts, over = split_conversation(dialogue([(1, 1), (500, 1), (1, 1)]), 100, by_words, overlong="reject")
+    parts, over, _ = split_conversation(dialogue([(1, 1), (500, 1), (1, 1)]), 100, by_words, overlong="reject")
     assert [p.messages[0].content.split()[0] for p in parts] == ["q0", "q2"]
     assert [(each.number, each.rounds) for each in over] == [(2, 3)]
 
 
 def test_a_short_conversation_is_one_part():
     conversation = dialogue([(1, 1)])
-    assert split_conversation(conversation, 1000, by_words) == ([conversation], [])
+    assert split_conversation(conversation, 1000, by_words) == ([conversation], [], [])
 
 
 def test_a_very_long_dialogue_costs_a_few_times_its_length():
@@ -82,7 +82,7 @@ def test_a_very_long_dialogue_costs_a_few_times_its_length():
         assert tokens <= 3 * 2048  # no candidate much longer than the window
         return tokens
 
-    parts, over = split_conversation(conversation, 2048, count)
+    parts, over, _ = split_conversation(conversation, 2048, count)
     assert not over and len(parts) > 100
     assert counted < 12 * by_words(conversation.messages)
 
@@ -108,7 +108,7 @@ def test_with_context_every_round_is_still_taught_once(lengths, overlap, window,
     for i, (question, answer) in enumerate(lengths):
         messages += [Message("user", question), Message("assistant", f"a{i}\n" + "w w w\n\n" * answer, True)]
     conversation = Conversation("id", messages)
-    parts, over = split_conversation(conversation, window, by_words, overlap_rounds=overlap, overlong=overlong)
+    parts, over, _ = split_conversation(conversation, window, by_words, overlap_rounds=overlap, overlong=overlong)
     taught, unfinished = [], False
     for i, part in enumerate(parts):
         assert by_words(part.messages) <= window and (part.part, part.parts) == (i, len(parts))
@@ -127,7 +127,7 @@ def test_with_context_every_round_is_still_taught_once(lengths, overlap, window,
 
 
 def test_overlap_is_the_last_rounds_as_context():
-    parts, _ = split_conversation(dialogue([(1, 3)] * 10), 64, by_words, overlap_rounds=2)
+    parts, _, _ = split_conversation(dialogue([(1, 3)] * 10), 64, by_words, overlap_rounds=2)
     assert [[m.content.split()[0] for m in p.messages if not m.train and m.role == "user"] for p in parts][1][:2] != []
     for before, part in zip(parts, parts[1:]):
         context = [r for r in rounds_of(part.messages)[1] if not any(m.train for m in r)]
@@ -141,7 +141,7 @@ def test_a_bare_continue_brings_its_round_along():
     messages = []
     for question in ("Tell a story", "continue", "Continue please!", "Another", "go on"):
         messages += [Message("user", question), Message("assistant", "w " * 20, True)]
-    parts, over = split_conversation(Conversation("id", messages), 64, by_words)
+    parts, over, _ = split_conversation(Conversation("id", messages), 64, by_words)
     assert not over
     shown = [[(m.content, m.train) for m in p.messages if m.role == "user"] for p in parts]
     assert [[q for q, _ in part] for part in shown] == [
@@ -197,7 +197,7 @@ ANSWERS = st.lists(st.one_of(PARAGRAPHS, FENCED), min_size=1, max_size=6).map(""
 @given(ANSWERS, st.integers(40, 120))
 def test_cut_pieces_joined_are_the_answer(answer, window):
     conversation = Conversation("id", [Message("user", "Question?"), Message("assistant", answer, True)])
-    parts, over = split_conversation(conversation, window, by_words)
+    parts, over, _ = split_conversation(conversation, window, by_words)
     assert not over
     taught = [p.messages[-1] for p in parts]
     assert joined([m.content for m in taught]) == answer
@@ -230,7 +230,7 @@ def test_a_text_can_be_cut_anywhere(text, data):
 def test_a_cut_prefers_paragraphs_to_lines_and_prose_to_code():
     prose = "word " * 20 + "\n"
     answer = prose + prose + "\n" + prose + "```py\n" + "code = 1\n" * 10 + "```\n" + prose * 3
-    parts, _ = split_conversation(
+    parts, _, _ = split_conversation(
         Conversation("id", [Message("user", "q"), Message("assistant", answer, True)]), 100, by_words
     )
     pieces = [p.messages[-1].content for p in parts]
@@ -241,22 +241,67 @@ def test_a_cut_prefers_paragraphs_to_lines_and_prose_to_code():
 def test_one_long_line_and_one_long_word():
     for answer in ("word " * 400, "x" * 3000):
         count = lambda messages: sum(5 + len(m.content) // 4 for m in messages)  # noqa: E731
-        parts, over = split_conversation(
+        parts, over, _ = split_conversation(
             Conversation("id", [Message("user", "q"), Message("assistant", answer, True)]), 128, count
         )
         assert not over and "".join(p.messages[-1].content for p in parts) == answer
         assert answer[0] == "x" or all(p.messages[-1].content.endswith(" ") for p in parts)
 
 
-def test_a_question_that_leaves_no_room_is_given_back():
-    parts, over = split_conversation(dialogue([(1, 1), (90, 50), (1, 1)]), 100, by_words)
-    assert [each.number for each in over] == [2] and len(parts) == 2
+def test_a_question_that_leaves_no_room_is_shortened():
+    parts, over, shortened = split_conversation(dialogue([(1, 1), (90, 30), (1, 1)]), 100, by_words)
+    assert not over and len(parts) == 3 and [(each.number, each.rounds) for each in shortened] == [(2, 3)]
+    question, answer = parts[1].messages
+    first, last = question.content.split("\n\n[…]\n\n")
+    assert first.startswith("q1 w w") and last.endswith("w ") and len(last) > 20
+    assert first + shortened[0].message.content + last == "q1 " + "w " * 90
+    assert answer.content == "a1 " + "w " * 30 and answer.train
+    assert 80 < by_words(parts[1].messages) <= 100  # as much of the question as the answer leaves
+
+
+def test_beside_a_long_answer_half_of_the_window_is_the_questions():
+    parts, over, shortened = split_conversation(dialogue([(900, 300)]), 100, by_words)
+    assert not over and len(shortened) == 1 and len(parts) > 4
+    assert 35 < by_words(parts[0].messages[:1]) <= 50
+    assert "".join(p.messages[-1].content for p in parts) == "a0 " + "w " * 300
+
+
+def test_a_fence_around_the_gap_is_closed_and_opened():
+    code = "Fix this:\n\n```python\n" + "x = 1\n" * 400 + "```\n\nIt does not run."
+    messages = [Message("user", code), Message("assistant", "Like so.", True)]
+    parts, _, shortened = split_conversation(Conversation("id", messages), 100, by_words)
+    assert "x = 1\n```\n\n[…]\n\n```python\nx = 1\n" in parts[0].messages[0].content
+    assert parts[0].messages[0].content.endswith("```\n\nIt does not run.") and "x = 1" in shortened[0].message.content
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 60)), min_size=1, max_size=6),
+    st.integers(64, 200),
+    st.sampled_from(["w ", "w\n", "ww. w\n\n"]),
+)
+def test_no_round_is_lost_for_a_long_question(lengths, window, unit):
+    messages = []
+    for i, (question, answer) in enumerate(lengths):
+        messages += [Message("user", f"q{i} " + unit * question), Message("assistant", f"a{i} " + "w " * answer, True)]
+    parts, over, shortened = split_conversation(Conversation("id", messages), window, by_words)
+    assert not over
+    assert all(by_words(part.messages) <= window for part in parts)
+    taught = "".join(m.content for part in parts for m in part.messages if m.train)
+    assert taught == "".join(m.content for m in messages if m.role == "assistant")
+    middles = {each.number: each.message.content for each in shortened}
+    for i, (question, _) in enumerate(lengths):
+        shown = next(
+            m.content for p in parts for m in p.messages if m.role == "user" and m.content.startswith(f"q{i} ")
+        )
+        if i + 1 in middles:
+            shown = middles[i + 1].join(shown.split("\n\n[…]\n\n"))
+        assert shown == f"q{i} " + unit * question
 
 
 def test_rejecting_instead_of_cutting():
-    parts, over = split_conversation(dialogue([(1, 500), (1, 1)]), 100, by_words, overlong="reject")
+    parts, over, _ = split_conversation(dialogue([(1, 500), (1, 1)]), 100, by_words, overlong="reject")
     assert [each.number for each in over] == [1] and len(parts) == 1
-    parts, over = split_conversation(dialogue([(1, 500), (1, 1)]), 100, by_words)
+    parts, over, _ = split_conversation(dialogue([(1, 500), (1, 1)]), 100, by_words)
     assert not over and len(parts) > 5
 
 
@@ -276,7 +321,7 @@ def test_the_real_template_counts(tmp_path):
     assert report.kept == 1 and report.parts == len(parts) > 3
     assert [m.content for p in parts for m in p.messages] == [t["value"] for t in turns]
     assert all(len(template.encode(p.messages).ids) <= 200 for p in parts)
-    assert report.rounds == {"in": 30, "kept": 30, "rejected": 0}
+    assert report.rounds == {"in": 30, "kept": 30, "rejected": 0, "shortened": 0}
 
 
 def test_a_conversation_that_the_template_refuses_is_a_ledger_line(tmp_path):
