@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-sky lint clean
+.PHONY: demo test test-cluster test-sky lint clean
 
 demo: .venv/ready
 	$(BIN)/fastft demo
@@ -20,6 +20,11 @@ lint: .venv/ready
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[test]" --constraint constraints.txt
 	touch $@
+
+# The cleaner on a real Ray, of one machine.
+test-cluster: .venv/ready
+	$(BIN)/python -m pip install --quiet --editable ".[cluster]" --constraint constraints.txt
+	$(BIN)/python -m pytest tests/test_cleaning_cluster.py
 
 # The real SkyPilot over sky_yamls/. In its own environment: it pins click < 8.2, which transformers cannot live with.
 test-sky: .venv-sky/ready
