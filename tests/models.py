@@ -41,7 +41,8 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = chat_template(tokenizer, template).source
     options = {**SIZES, **FAMILIES[family], **sizes}
-    config = AutoConfig.for_model(family.removesuffix("_tied"), vocab_size=len(tokenizer), dtype="float32", **options)
+    rows = len(tokenizer) + 3  # as in published models; Qwen2's tokenizer adds a token of its own when it is loaded
+    config = AutoConfig.for_model(family.removesuffix("_tied"), **{"vocab_size": rows, "dtype": "float32", **options})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():  # norms start at exactly one or zero, where a missing gradient could hide
