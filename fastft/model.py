@@ -121,8 +121,9 @@ def prepare_model(
     if getattr(plain, "max_position_embeddings", None) != getattr(model_config, "max_position_embeddings", None):
         require_scaled(causal_lm, plain)
         say(f"positions: {plain.max_position_embeddings} extended to {config.window} ({config.extend})")
-    source = weights.open_weights(config.model, causal_lm, say)
     model = TrainedModel(causal_lm)
+    blocks = model.blocks
+    source = weights.open_weights(config.model, causal_lm, say)
 
     def read(name: str) -> weights.Rows:
         name = name.removeprefix("causal_lm.")
@@ -133,10 +134,13 @@ def prepare_model(
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
     quantised: set[nn.Parameter] = set()
     if config.lora.r:
-        lora.add_adapters(causal_lm, model.blocks, config.lora, config.model, low)
+        lora.add_adapters(causal_lm, blocks, config.lora, config.model, low)
+    weights.fill_buffers(model, read)
     if config.lora.quantize != "none":
         quantised = lora.load_quantised(causal_lm, read, device)
-    for block in model.blocks:
+    if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
+        say("note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing")
+    for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
             block.compile()

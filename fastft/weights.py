@@ -171,9 +171,16 @@ def _load_whole(model: str) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in causal_lm.state_dict().items()}
 
 
+def fill_buffers(model: nn.Module, read: Read) -> None:
+    """Read the buffers that files hold, on CPU; collective. (Sharding moves them to its device.)"""
+    for name, empty in list(model.named_buffers()):
+        if empty.is_meta:
+            setattr(*_owner(model, name), read(name)[...].to(empty.dtype))
+
+
 @torch.no_grad()
 def fill(model: nn.Module, read: Read, device: torch.device, dtype: Callable[[nn.Parameter], torch.dtype]) -> None:
-    """Give every parameter and buffer that is on the meta device its values, or this process's rows of them; collective.
+    """Give every parameter that is on the meta device its values, or this process's rows of them; collective.
 
     `read` is called once for each, in the same order everywhere; ties are kept. Rows past those of the file (an embedding
     that grew) are the mean of all of its rows.
@@ -187,9 +194,6 @@ def fill(model: nn.Module, read: Read, device: torch.device, dtype: Callable[[nn
             values = nn.Parameter(_own_rows(empty, read(name), device, dtype(empty)), requires_grad=empty.requires_grad)
             for module, attribute in places[empty]:
                 setattr(module, attribute, values)
-    for name, empty in list(model.named_buffers()):
-        if empty.is_meta:
-            setattr(*_owner(model, name), read(name)[...].to(device, empty.dtype))
 
 
 def _own_rows(empty: Tensor, rows: Rows, device: torch.device, dtype: torch.dtype) -> Tensor:
