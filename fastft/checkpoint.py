@@ -16,13 +16,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
+from fastft import lora
 from fastft.model import TrainedModel
 from fastft.template import ChatTemplate
 
@@ -41,8 +37,7 @@ def save(
     dist.barrier()
     failure = None
     try:
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial)
+        dcp.save(_state(model, optimizer), checkpoint_id=partial)
     except (Exception, CheckpointException) as error:  # the latter is no Exception; all ranks must hear of either
         failure = _root_cause(error)
     if dist.get_rank() == 0 and failure is None:
@@ -64,11 +59,16 @@ def save(
 
 
 def load(path: Path, model: TrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Restore weights and optimiser in place; collective; any number of ranks."""
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state}
-    dcp.load(state, checkpoint_id=path)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    """Restore trained weights and optimiser in place; collective; any number of ranks."""
+    state = _state(model, optimizer)
+    dcp.load(state, checkpoint_id=path)  # into the weights themselves
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def _state(model: TrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What training changes. Frozen weights are where they came from."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {"model": trained, "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def complete(directory: Path, say=print) -> list[tuple[Path, dict[str, Any]]]:
@@ -96,39 +96,65 @@ def prune(directory: Path, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def export(model: TrainedModel, template: ChatTemplate, source: str, path: Path) -> None:
+def export(model: TrainedModel, template: ChatTemplate, source: str, config, path: Path) -> None:
     """Write `path` as a Hugging Face model directory; collective. It is written beside and renamed.
 
-    Weights keep the data type of the model at `source`, from which the run started. The generation config stops at the
-    template's end of turn, and the tokenizer carries the chat template.
+    `config` is the transformers config that the model was built from; weights get the data type that it names, that of the
+    model at `source`, from which the run started. Adapters are merged, and written alone to `path`/../adapter first. The
+    generation config stops at the template's end of turn, and the tokenizer carries the chat template.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)  # whole on rank 0, empty elsewhere
+    causal_lm, first = model.causal_lm, dist.get_rank() == 0
+    weights, adapters = _gathered(causal_lm, config.dtype or torch.float32)
     failure = [None]
-    if dist.get_rank() == 0:
-        partial = path.with_name(path.name + ".tmp")
+    if first:
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            _write_model(state, template, source, partial)
-            shutil.rmtree(path, ignore_errors=True)
-            os.rename(partial, path)
+            if adapters:
+                _replace(path.with_name("adapter"), lambda partial: lora.write_adapter(adapters, causal_lm, partial))
+            _replace(path, lambda partial: _write_model(weights, template, source, config, partial))
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             failure = [str(error)]
     dist.broadcast_object_list(failure)
     if failure[0]:
         raise ValueError(f"{path}: the model could not be written ({failure[0]}); start the same command again")
 
 
-def _write_model(state: dict[str, torch.Tensor], template: ChatTemplate, source: str, path: Path) -> None:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+@torch.no_grad()
+def _gathered(
+    causal_lm: torch.nn.Module, dtype: torch.dtype
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Whole weights in `dtype`, and whole adapters in fp32, on the CPU of rank 0; one tensor is gathered at a time."""
+    weights, adapters = {}, {}
+    kept = causal_lm.state_dict(keep_vars=True).keys()
+    persistent = [(name, buffer) for name, buffer in causal_lm.named_buffers() if name in kept]
+    for name, tensor in [*causal_lm.named_parameters(), *persistent]:
+        whole = lora.merged(causal_lm, name, tensor)
+        if dist.get_rank() == 0:
+            adapter = lora.is_adapter(name)
+            whole = whole.to("cpu", whole.dtype if adapter or not whole.is_floating_point() else dtype)
+            (adapters if adapter else weights)[lora.plain_name(name)] = whole
+    return weights, adapters
 
-    config = AutoConfig.from_pretrained(source)
-    dtype = config.dtype or torch.float32
+
+def _replace(path: Path, write) -> None:
+    """Have `write` fill a directory beside `path`, and put it there once it is durable. Leaves nothing half-written."""
+    partial = path.with_name(path.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        for file in partial.iterdir():
+            _sync(file)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(path, ignore_errors=True)
+    os.rename(partial, path)
+
+
+def _write_model(weights: dict[str, torch.Tensor], template: ChatTemplate, source: str, config, path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
     with torch.device("meta"):
-        causal_lm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    prefix = "causal_lm."  # of TrainedModel
-    weights = {name.removeprefix(prefix): tensor.to(dtype) for name, tensor in state.items()}
+        causal_lm = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     causal_lm.load_state_dict(weights, strict=False, assign=True)
     causal_lm.tie_weights()
     tokenizer = template.tokenizer
@@ -146,8 +172,6 @@ def _write_model(state: dict[str, torch.Tensor], template: ChatTemplate, source:
     causal_lm.save_pretrained(path)
     tokenizer.chat_template = template.source
     tokenizer.save_pretrained(path)
-    for file in path.iterdir():
-        _sync(file)
 
 
 def _publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:

@@ -35,6 +35,25 @@ class ScheduleConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Low-rank adapters over frozen weights (Hu et al., 2021), over 4-bit ones as QLoRA (Dettmers et al., 2023).
+
+    Needs peft: pip install "fastft[lora]". The adapter is exported to OUTPUT_DIR/adapter, and merged into OUTPUT_DIR/model.
+    """
+
+    r: int = 0
+    """Rank of the adapters; 0 trains the whole model. Adapters want about ten times its optimizer.lr."""
+    alpha: float = 32.0
+    """What an adapter adds is scaled by alpha / r."""
+    dropout: float = 0.0
+    """On the adapters' input."""
+    targets: str = "all-linear"
+    """Linear layers that get an adapter, by their last name, separated by commas; by default all but the head."""
+    quantize: Literal["none", "nf4"] = "none"
+    """nf4 keeps the blocks' frozen matrices in 4 bits, whole on every process; needs bitsandbytes."""
+
+
+@dataclass
 class CheckpointConfig:
     """Checkpoints in OUTPUT_DIR/checkpoints; one is always written at the end."""
 
@@ -60,6 +79,9 @@ class TrainConfig:
     """Chat template: a built-in name or a .jinja file; by default the tokenizer's own."""
     window: int = 2048
     """Tokens in a packed row; no conversation may be longer."""
+    extend: Literal["none", "linear", "yarn"] = "none"
+    """What to do with a window above the model's positions: stop, or scale its rotary positions by position interpolation
+    (linear) or YaRN. The exported config holds the scaling."""
     overlong: Literal["refuse", "drop"] = "refuse"
     """What to do with conversations longer than the window: stop with their number, or leave them out and count them."""
     epochs: int = 3
@@ -74,10 +96,18 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Literal["none", "selective", "full", True, False] = "full"
+    """What the backward pass computes again: nothing, all but attention and every second matrix product, or whole blocks."""
     attention: Literal["auto", "flash_attn", "varlen", "documents"] = "auto"
     compile: bool = False
     """torch.compile each block."""
+    resize_embeddings: bool = False
+    """Give tokens that the model has no embedding for a new one, the mean of the old; the rows become a multiple of 64."""
+    replicas: int = 1
+    """Copies of the sharded model (HSDP): parameters are gathered within a copy only, say within a machine."""
+    offload: bool = False
+    """Keep weights, gradients and optimiser in the memory of the CPU; the GPU holds one block at a time."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: bool = True
     """Go on from the newest complete checkpoint in OUTPUT_DIR; false refuses to write over an earlier run."""
@@ -86,12 +116,33 @@ class TrainConfig:
     eval_every: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("window", "epochs", "global_batch_size", "micro_batch_size", "log_every", "eval_every"):
+        if isinstance(self.gradient_checkpointing, bool):
+            self.gradient_checkpointing = "full" if self.gradient_checkpointing else "none"
+        for name in (
+            "window",
+            "epochs",
+            "global_batch_size",
+            "micro_batch_size",
+            "log_every",
+            "eval_every",
+            "replicas",
+        ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
         _require(self.checkpoint.every >= 0, "checkpoint.every", self.checkpoint.every, "0 or more")
         _require(self.checkpoint.keep >= 1, "checkpoint.keep", self.checkpoint.keep, "1 or more")
+        lora = self.lora
+        _require(lora.r >= 0, "lora.r", lora.r, "0 or more")
+        _require(0 < lora.alpha < math.inf, "lora.alpha", lora.alpha, "above 0 and finite")
+        _require(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 up to, not with, 1")
+        _require(lora.targets.strip(", ") != "", "lora.targets", repr(lora.targets), "a list of layers")
+        if lora.quantize != "none" and not lora.r:
+            raise ValueError(f"lora.quantize: {lora.quantize} weights are frozen; give adapters a rank, say lora.r 16")
+        if lora.r and self.resize_embeddings:
+            raise ValueError(
+                "resize_embeddings: lora freezes the embeddings, new ones would never be learned; lora.r 0"
+            )
         ratio, optimizer = self.schedule.warmup_ratio, self.optimizer
         _require(0 <= ratio <= 1, "schedule.warmup_ratio", ratio, "between 0 and 1")
         _require(0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "above 0 and finite")
@@ -168,5 +219,7 @@ def _one_line(message: str) -> str:
         return f"{found['key']}: {found['value']} is not a group of keys ({keys})"
     if found := _WRONG_TYPE.search(message):
         expected = re.sub(r"<class '(\w+)'>", r"\1", found["what"]).replace("typing.Literal", "one of ")
+        if found["key"] == "gradient_checkpointing":  # jsonargparse speaks of the last kind of value only
+            expected = "expected one of ['none', 'selective', 'full']"
         return f"{found['key']}: {expected.replace('Expected a ', 'expected ')}, got {found['value'].strip()!r}"
     return " ".join(message.split())

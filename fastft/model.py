@@ -1,20 +1,28 @@
-"""The model in training: load, attention backend, gradient checkpointing, compile, shard.
+"""The model in training: built without values, checkpointed, compiled, sharded, then filled.
 
 `TrainedModel` wraps a transformers causal LM so that one forward maps a packed micro-batch to its summed loss: the head
 runs inside the root FSDP unit's forward (read outside, its weight's gradient would silently be one rank's only) and
 only on the positions that are trained.
 """
 
+import copy
 import hashlib
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from fastft import lora, weights
+from fastft.config import TrainConfig
 from fastft.loss import summed_cross_entropy
+from fastft.positions import fit_window, require_scaled
+from fastft.recompute import recompute
 
 
 class TrainedModel(nn.Module):
@@ -81,44 +89,115 @@ def load_config(model: str):
         raise ValueError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
 
 
-def load_model(model: str, attention: str, gradient_checkpointing: bool) -> TrainedModel:
-    """Weights in fp32 on CPU (the master copy), ready to shard. `attention` is transformers' name of the backend."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    try:
-        causal_lm, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+def fit_config(model_config, config: TrainConfig, words: int):
+    """The config of the model to train, for `config.window` positions and `words` tokens of the tokenizer: the one at
+    `config.model`, or a changed copy where the configuration asks for it. Raises ValueError where it does not fit.
+    """
+    fitted = fit_window(model_config, config.window, config.extend, config.model)
+    rows = getattr(fitted, "vocab_size", words)
+    if words <= rows:
+        return fitted
+    if not config.resize_embeddings:
+        raise ValueError(
+            f"{config.model}: the tokenizer knows {words} tokens, the model has embeddings for {rows}; "
+            "--resize_embeddings true adds some"
         )
-    except Exception as error:  # a dozen kinds: files cut short, shapes that differ, architectures that are none
-        raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
-    if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
-        raise ValueError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
-    if gradient_checkpointing:
-        # One switch under two names: it was renamed during transformers 5. FSDP2's hooks stay outside the checkpoint.
-        enable = getattr(causal_lm, "activation_checkpointing_enable", None) or causal_lm.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    return TrainedModel(causal_lm).train()
+    fitted = copy.deepcopy(fitted)
+    fitted.vocab_size = -(-words // 64) * 64
+    return fitted
 
 
-def shard(model: TrainedModel, mesh: DeviceMesh, compile_blocks: bool) -> TrainedModel:
-    """FSDP2 over `mesh`: each block a unit, the rest (embeddings, norm, head) the root. Order: compile, then shard.
+def prepare_model(
+    config: TrainConfig, model_config, attention: str, device: torch.device, say: Callable[[str], None]
+) -> TrainedModel:
+    """The sharded model with its weights, fp32 to be trained, in training mode; collective.
+
+    `model_config` is `fit_config`'s, `attention` transformers' name of the backend. Raises ValueError with one line for a
+    model that cannot be built or read.
+    """
+    mesh = make_mesh(device, config.replicas)
+    causal_lm = build(model_config, attention, config.model)
+    plain = load_config(config.model)
+    if getattr(plain, "max_position_embeddings", None) != getattr(model_config, "max_position_embeddings", None):
+        require_scaled(causal_lm, plain)
+        say(f"positions: {plain.max_position_embeddings} extended to {config.window} ({config.extend})")
+    model = TrainedModel(causal_lm)
+    blocks = model.blocks
+    source = weights.open_weights(config.model, causal_lm, say)
+
+    def read(name: str) -> weights.Rows:
+        name = name.removeprefix("causal_lm.")
+        if lora.is_adapter(name):
+            return lora.start(name, causal_lm.get_parameter(name).shape, config.seed)
+        return source(lora.plain_name(name))
+
+    low = torch.bfloat16 if device.type == "cuda" else torch.float32
+    quantised: set[nn.Parameter] = set()
+    if config.lora.r:
+        lora.add_adapters(causal_lm, blocks, config.lora, config.model, low)
+    weights.fill_buffers(model, read)
+    if config.lora.quantize != "none":
+        quantised = lora.load_quantised(causal_lm, read, device)
+    if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
+        say("note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing")
+    for block in blocks:
+        recompute(block, config.gradient_checkpointing)
+        if config.compile:
+            block.compile()
+    shard(model, mesh, config.offload, quantised)
+    home = torch.device("cpu") if config.offload else device
+    weights.fill(model, read, home, lambda parameter: torch.float32 if parameter.requires_grad else low)
+    return model.train()
+
+
+def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """One dimension over all processes, or [replicas, shards]: neighbours, on one machine, share a replica."""
+    world = dist.get_world_size()
+    if world % replicas:
+        raise ValueError(f"replicas {replicas} does not divide the {world} processes")
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,))
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def build(model_config, attention: str, name: str) -> nn.Module:
+    """transformers' causal LM of this config, its parameters on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    if getattr(model_config, "quantization_config", None):
+        raise ValueError(
+            f"{name}: its weights are quantised; train the original ones, with lora.quantize nf4 to save memory"
+        )
+    try:
+        with torch.device("meta"):
+            causal_lm = AutoModelForCausalLM.from_config(
+                model_config, dtype=torch.float32, attn_implementation=attention
+            )
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise ValueError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
+    weights.compute_buffers(causal_lm)
+    return causal_lm
+
+
+def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:
+    """FSDP2 over `mesh`: each block a unit, the rest (embeddings, norm, head) the root; `whole` stays on every process.
 
     bf16 for the computation and fp32 for the reduction on GPU; fp32 throughout on CPU. Gradients are summed, not
     averaged: the trainer has divided by the global token count already.
     """
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    options = {"mesh": mesh, "mp_policy": mixed if mesh.device_type == "cuda" else MixedPrecisionPolicy()}
+    options = {
+        "mesh": mesh,
+        "mp_policy": mixed if mesh.device_type == "cuda" else MixedPrecisionPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy(),
+        "ignored_params": whole,
+    }
     for block in model.blocks:
-        if compile_blocks:
-            block.compile()
         fully_shard(block, **options)
     fully_shard(model, **options)
     for module in (model, *model.blocks):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
-    return model
 
 
 @torch.no_grad()
@@ -167,5 +246,6 @@ def model_fingerprint(model: str, config) -> str:
 
 def count_parameters(model: TrainedModel) -> tuple[int, int]:
     """(parameters in the blocks, parameters in the output head), whole, whatever the sharding."""
-    body = sum(p.numel() for p in model.blocks.parameters())
+    sizes = (p.quant_state.shape if hasattr(p, "quant_state") else p.shape for p in model.blocks.parameters())
+    body = sum(math.prod(size) for size in sizes)
     return body, model.causal_lm.get_output_embeddings().weight.numel()

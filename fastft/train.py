@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import init_device_mesh
 
 from fastft import checkpoint
 from fastft.attention import choose_attention
@@ -28,11 +27,11 @@ from fastft.metrics import Reporter, peak_flops, training_flops
 from fastft.model import (
     TrainedModel,
     count_parameters,
+    fit_config,
     load_config,
-    load_model,
     model_fingerprint,
+    prepare_model,
     prove_isolation,
-    shard,
 )
 from fastft.template import ChatTemplate, load_template
 
@@ -50,9 +49,9 @@ def train(config: TrainConfig) -> Path:
         )
 
     # Data: the same tokens, plan and steps on every rank.
-    model_config = load_config(config.model)
-    check_window(config, model_config)
+    source_config = load_config(config.model)
     template = load_template(config.model, config.template)
+    model_config = fit_config(source_config, config, len(template.tokenizer))
     data = load_data(config.data, template, config, say)
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
     schedule = Schedule(data, config.window, config.seed, config.epochs, config.global_batch_size, config.max_steps)
@@ -65,7 +64,7 @@ def train(config: TrainConfig) -> Path:
     # Where an earlier start of this run left off.
     checkpoints = output_dir / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    identity = run_identity(config, data, model_fingerprint(config.model, model_config))
+    identity = run_identity(config, data, model_fingerprint(config.model, source_config))
     starts = find_starts(config, checkpoints, identity, say)
     first = starts[0][1]["step"] if starts else 0
     if first >= schedule.total and (output_dir / "model").is_dir():
@@ -75,10 +74,8 @@ def train(config: TrainConfig) -> Path:
     # Model and optimiser.
     attention, why = choose_attention(config.attention, device)
     say(why)
-    model = load_model(config.model, attention, config.gradient_checkpointing)
-    check_vocabulary(model, template, config)
+    model = prepare_model(config, model_config, attention, device, say)
     body, head = count_parameters(model)
-    model = shard(model, init_device_mesh(device.type, (world,)), config.compile)
     prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
     first = resume(starts, model, optimizer, say)
@@ -120,7 +117,7 @@ def train(config: TrainConfig) -> Path:
 
     if reporter:
         reporter.close()
-    checkpoint.export(model, template, config.model, output_dir / "model")
+    checkpoint.export(model, template, config.model, model_config, output_dir / "model")
     say(f"done: {schedule.total} steps; the model is in {output_dir / 'model'}")
     return output_dir / "model"
 
@@ -343,6 +340,9 @@ def run_identity(config: TrainConfig, data: TokenizedData, model: str) -> dict:
     same = (
         "window",
         "overlong",
+        "extend",
+        "resize_embeddings",
+        "lora",
         "epochs",
         "max_steps",
         "global_batch_size",
@@ -359,18 +359,6 @@ def run_identity(config: TrainConfig, data: TokenizedData, model: str) -> dict:
 def open_reporter(config: TrainConfig, output_dir: Path, first: int, total: int) -> Reporter:
     save_config(config, output_dir / "config.yaml")
     return Reporter(output_dir, first, total)
-
-
-def check_window(config: TrainConfig, model_config) -> None:
-    longest = getattr(model_config, "max_position_embeddings", None)
-    if longest and config.window > longest:
-        raise ValueError(f"window {config.window} is longer than the {longest} positions that {config.model} knows")
-
-
-def check_vocabulary(model: TrainedModel, template: ChatTemplate, config: TrainConfig) -> None:
-    rows, words = model.causal_lm.get_input_embeddings().num_embeddings, len(template.tokenizer)
-    if words > rows:
-        raise ValueError(f"{config.model}: the tokenizer knows {words} tokens, the model has embeddings for {rows}")
 
 
 def step_epoch(schedule: Schedule, step: Step) -> float:

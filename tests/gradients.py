@@ -7,13 +7,12 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from fastft.attention import choose_attention
 from fastft.cli import leave
 from fastft.config import parse_config
 from fastft.data import Schedule, tokenized
-from fastft.model import load_model, shard
+from fastft.model import fit_config, load_config, prepare_model
 from fastft.template import load_template
 from fastft.train import accumulate_gradients, join_ranks
 
@@ -21,15 +20,17 @@ from fastft.train import accumulate_gradients, join_ranks
 def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     """Parameter name -> gradient, and "loss" -> the step's loss, after the first step's backward passes."""
     config, device = parse_config(argv), join_ranks()
-    data = tokenized(config.data, load_template(config.model, config.template))
+    template = load_template(config.model, config.template)
+    data = tokenized(config.data, template)
     schedule = Schedule(data, config.window, config.seed, 1, config.global_batch_size, None)
-    model = load_model(config.model, choose_attention(config.attention, device)[0], config.gradient_checkpointing)
-    model = shard(model, init_device_mesh("cpu", (dist.get_world_size(),)), config.compile)
+    model_config = fit_config(load_config(config.model), config, len(template.tokenizer))
+    attention, _ = choose_attention(config.attention, device)
+    model = prepare_model(config, model_config, attention, device, say=lambda line: None)
     step = schedule.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
     loss = accumulate_gradients(model, data, step, trained, config, device)
     dist.all_reduce(loss)
-    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad}
     return {"loss": loss, **gradients}
 
 

@@ -29,6 +29,13 @@ FAMILIES = {
         "attn_logit_softcapping": 5.0,
         "query_pre_attn_scalar": 8,
     },
+    "gemma3_text": {
+        "sliding_window": 24,
+        "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi": {"pad_token_id": 0},
+    "phi3": {"pad_token_id": 0},
 }
 
 
@@ -40,8 +47,9 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
 
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = chat_template(tokenizer, template).source
-    options = {**SIZES, **FAMILIES[family], **sizes}
-    config = AutoConfig.for_model(family.removesuffix("_tied"), vocab_size=len(tokenizer), dtype="float32", **options)
+    options = {**SIZES, **FAMILIES.get(family, {}), **sizes}
+    rows = len(tokenizer) + 3  # as in published models; Qwen2's tokenizer adds a token of its own when it is loaded
+    config = AutoConfig.for_model(family.removesuffix("_tied"), **{"vocab_size": rows, "dtype": "float32", **options})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():  # norms start at exactly one or zero, where a missing gradient could hide

@@ -1,0 +1,76 @@
+"""Windows longer than a model's positions: rotary scaling, written into the config before the model is built.
+
+(Set later it would do nothing, the rotary modules are built already; without its `rope_theta` transformers would take
+10,000.) Linear is position interpolation (Chen et al., 2023), with which LongChat and Vicuna-16k were made: all
+frequencies are divided by the factor. YaRN (Peng et al., 2023) divides the slow ones only, and needs fewer steps.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def fit_window(model_config, window: int, extend: str, model: str):
+    """The config to build and export: the model's own where it knows `window` positions, else scaled as `extend` says.
+
+    Raises ValueError when the window does not fit, or the model's positions cannot be scaled.
+    """
+    longest = getattr(model_config, "max_position_embeddings", None)
+    for rope in _scaled_layers(model_config):
+        short = rope.get("original_max_position_embeddings", longest)
+        if rope.get("rope_type") == "longrope" and window > short:
+            raise ValueError(
+                f"window {window}: {model} chooses its positions (longrope) by the longest conversation of a row; "
+                f"packed rows are exact up to {short} tokens"
+            )
+    if not longest or window <= longest:
+        return model_config
+    too_long = f"window {window} is longer than the {longest} positions that {model} knows"
+    if extend == "none":
+        raise ValueError(f"{too_long}; --extend yarn or --extend linear scales them to fit")
+    config = copy.deepcopy(model_config)
+    layers = _scaled_layers(config)
+    if not layers:
+        raise ValueError(f"{too_long}, and they are not rotary: they cannot be scaled")
+    for rope in layers:
+        _scale(rope, extend, window / longest, longest, too_long)
+    config.max_position_embeddings = window
+    config.validate_rope()
+    return config
+
+
+def _scaled_layers(config) -> list[dict]:
+    """The rotary parameters of the layers that see the whole window (those with a sliding one need no scaling)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [layer for layer in rope.values() if isinstance(layer, dict)]
+    if not nested:
+        return [rope] if rope else []
+    return [rope["full_attention"]] if rope.get("full_attention") else nested
+
+
+def _scale(rope: dict, extend: str, factor: float, longest: int, too_long: str) -> None:
+    earlier = rope.get("rope_type", "default")
+    if earlier == "linear" and extend == "linear":
+        rope["factor"] *= factor
+    elif earlier == "default":
+        rope.update(rope_type=extend, factor=factor)
+        if extend == "yarn":
+            rope["original_max_position_embeddings"] = longest
+    else:
+        raise ValueError(f"{too_long}, and {earlier} scales them already: {extend} cannot be put on top")
+
+
+@torch.no_grad()
+def require_scaled(causal_lm: nn.Module, plain_config) -> None:
+    """Assert that the built model's rotary frequencies are those of `plain_config`, but slower."""
+    factors = set()
+    for module in causal_lm.modules():
+        if "RotaryEmbedding" not in type(module).__name__:
+            continue
+        plain = dict(type(module)(config=plain_config).named_buffers())
+        for name, scaled in module.named_buffers():
+            factors.update((plain[name] / scaled).flatten().tolist())
+    assert factors and min(factors) > 1 - 1e-5 and max(factors) > 1 + 1e-5, (
+        f"rotary frequencies were not scaled: {factors}"
+    )

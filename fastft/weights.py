@@ -1,0 +1,309 @@
+"""Weights from files into a sharded model, and back, without a process that holds the whole of it.
+
+A model is built on the meta device, sharded, and then filled: `open_weights` finds its tensors, and `fill` has every
+process read its own rows of each from the memory-mapped safetensors files. Where the files do not hold the tensors one to
+one (fused experts, older names, .bin), transformers loads the model on the first process, which sends tensor by tensor.
+`gather` brings a trained model together again, one tensor at a time.
+
+(torch's HuggingFaceStorageReader reads every *.safetensors beside the model, whatever the index says, knows neither ties
+nor embeddings that grow, and its errors name neither file nor tensor.)
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+
+
+class Rows(Protocol):
+    """A tensor, or one that is still in its file: slices of its first dimension can be taken."""
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+Read = Callable[[str], Rows]  # a parameter's name in transformers' model -> its values; called on every process alike
+
+
+def compute_buffers(causal_lm: nn.Module) -> None:
+    """Give a model built on the meta device the buffers that no file holds (rotary frequencies, scales), on CPU.
+
+    transformers' own initialisation computes them, as in from_pretrained; the parameters, still without values, are not
+    touched. It runs over two different fillings: what it leaves as it was would have been garbage. Raises ValueError.
+    """
+    kept = causal_lm.state_dict().keys()
+    computed = [name for name, _ in causal_lm.named_buffers() if name not in kept]
+    results = []
+    for filling in (0, 1):
+        for module in causal_lm.modules():
+            module._is_hf_initialized = False
+        for name in computed:
+            owner, attribute = _owner(causal_lm, name)
+            setattr(owner, attribute, torch.full_like(getattr(owner, attribute), filling, device="cpu"))
+        causal_lm.initialize_weights()
+        results.append([causal_lm.get_buffer(name) for name in computed])
+    for name, once, again in zip(computed, *results):
+        if not torch.equal(once, again):
+            raise ValueError(f"{causal_lm.config.model_type}: transformers does not compute its buffer {name}")
+
+
+def open_weights(model: str, causal_lm: nn.Module, say: Callable[[str], None]) -> Read:
+    """How to read the weights of `causal_lm`, which is on the meta device, from a directory or Hub name; collective.
+
+    An embedding may have more rows than its file. Raises ValueError naming file and tensor.
+    """
+    files = _safetensors_files(model)
+    if files is None:
+        say(f"weights: {model} has no safetensors files; {_WHOLE}")
+        return FirstProcess(model)
+    source = SafetensorsFiles(files)
+    if _renamed(causal_lm, source.files):
+        say(f"weights: {model} holds them under other names or shapes than transformers' model; {_WHOLE}")
+        return FirstProcess(model)
+    source.require(causal_lm, model, say)
+    return source
+
+
+_WHOLE = "the first process loads the whole model and sends it to the others"
+
+
+class SafetensorsFiles:
+    """Tensors in safetensors files, memory-mapped. Raises ValueError for a file that is missing, cut short or damaged."""
+
+    def __init__(self, files: dict[Path, list[str]]):
+        """`files` -> the tensors that the index promises of each, none without an index."""
+        from safetensors import SafetensorError, safe_open
+
+        self.handles, self.files, self.promised, self.names = {}, {}, {}, {}
+        for path, promised in files.items():
+            self.promised.update(dict.fromkeys(promised, path))
+            if not path.exists():
+                raise ValueError(f"{path}: is missing; the model's index says that it holds {promised[0]}")
+            try:
+                handle = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{path}: {_damage(path) or error}") from None
+            for name in handle.keys():  # noqa: SIM118 (a handle is no dictionary)
+                self.handles[name], self.files[name] = handle, path
+
+    def __call__(self, name: str) -> Rows:
+        held = self.names.get(name, name)
+        return self.handles[held].get_slice(held)
+
+    def shape(self, name: str) -> list[int]:
+        return self(name).get_shape()
+
+    def require(self, causal_lm: nn.Module, model: str, say: Callable[[str], None]) -> None:
+        """Every tensor of `causal_lm` is here, with its shape; ties hold. Surplus tensors are only told of."""
+        surplus = {name: path for name, path in self.files.items() if not name.endswith("rotary_emb.inv_freq")}
+        growing = _embedding_names(causal_lm)
+        for names, tensor in _tensors(causal_lm):
+            held = [name for name in names if name in self.files]
+            if not held:
+                path = next((self.promised[n] for n in names if n in self.promised), next(iter(self.files.values())))
+                raise ValueError(f"{path}: the weight {names[0]} is missing")
+            for name in held:
+                self._require_shape(name, tensor.shape, name in growing)
+                surplus.pop(name, None)
+            for name in held[1:]:
+                self._require_equal(held[0], name, model)
+            self.names[names[0]] = held[0]  # tied weights are in the file under one of their names
+        if surplus:
+            name, path = next(iter(surplus.items()))
+            say(f"note: {path}: {name} has no place in the model ({len(surplus)} such tensors); it is left out")
+
+    def _require_shape(self, name: str, wanted: torch.Size, may_grow: bool) -> None:
+        shape = self.shape(name)
+        grows = may_grow and shape[0] <= wanted[0] and shape[1:] == list(wanted[1:])
+        if shape != list(wanted) and not grows:
+            raise ValueError(f"{self.files[name]}: {name} is {shape}, the model's config makes it {list(wanted)}")
+
+    def _require_equal(self, name: str, other: str, model: str) -> None:
+        same = self.shape(name) == self.shape(other) and all(
+            torch.equal(a, b) for a, b in zip(_in_parts(self(name)), _in_parts(self(other)))
+        )
+        if not same:
+            raise ValueError(
+                f"{self.files[other]}: {other} differs from {name}, though {model}/config.json ties them; "
+                'put "tie_word_embeddings": false there'
+            )
+
+
+class FirstProcess:
+    """transformers' own loading on the first process, in fp32; each tensor is sent to all when it is asked for."""
+
+    def __init__(self, model: str):
+        self.state, told = {}, [None]
+        if dist.get_rank() == 0:
+            try:
+                self.state = _load_whole(model)
+                told = [{name: tensor.shape for name, tensor in self.state.items()}]
+            except ValueError as error:
+                told = [str(error)]
+        dist.broadcast_object_list(told)
+        if isinstance(told[0], str):
+            raise ValueError(told[0])
+        self.shapes = told[0]
+
+    def __call__(self, name: str) -> Rows:
+        mine = self.state.pop(name, None)  # asked for once: what is sent need not be kept
+        tensor = torch.empty(self.shapes[name]) if mine is None else mine.contiguous()
+        dist.broadcast(tensor, 0)
+        return tensor
+
+
+def _load_whole(model: str) -> dict[str, Tensor]:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        causal_lm, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # a dozen kinds: files cut short, shapes that differ, architectures that are none
+        raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+    if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
+        raise ValueError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
+    return {name: tensor.detach() for name, tensor in causal_lm.state_dict().items()}
+
+
+def fill_buffers(model: nn.Module, read: Read) -> None:
+    """Read the buffers that files hold, on CPU; collective. (Sharding moves them to its device.)"""
+    for name, empty in list(model.named_buffers()):
+        if empty.is_meta:
+            setattr(*_owner(model, name), read(name)[...].to(empty.dtype))
+
+
+@torch.no_grad()
+def fill(model: nn.Module, read: Read, device: torch.device, dtype: Callable[[nn.Parameter], torch.dtype]) -> None:
+    """Give every parameter that is on the meta device its values, or this process's rows of them; collective.
+
+    `read` is called once for each, in the same order everywhere; ties are kept. Rows past those of the file (an embedding
+    that grew) are the mean of all of its rows.
+    """
+    places = defaultdict(list)
+    for module in model.modules():
+        for attribute, parameter in module._parameters.items():
+            places[parameter].append((module, attribute))
+    for name, empty in list(model.named_parameters()):
+        if empty.is_meta:
+            values = nn.Parameter(_own_rows(empty, read(name), device, dtype(empty)), requires_grad=empty.requires_grad)
+            for module, attribute in places[empty]:
+                setattr(module, attribute, values)
+
+
+def _own_rows(empty: Tensor, rows: Rows, device: torch.device, dtype: torch.dtype) -> Tensor:
+    values = torch.empty_like(empty, dtype=dtype, device=device)
+    if not isinstance(values, DTensor):
+        return values.copy_(_take(rows, 0, len(values)))
+    assert values.placements[-1] == Shard(0), values.placements
+    dimension = values.device_mesh.ndim - 1
+    each = -(-len(values) // values.device_mesh.size(dimension))  # as torch.chunk cuts
+    begin = min(each * values.device_mesh.get_local_rank(dimension), len(values))
+    own = values.to_local()
+    own.copy_(_take(rows, begin, begin + len(own)))
+    return values
+
+
+def _take(rows: Rows, begin: int, end: int) -> Tensor:
+    held = _length(rows)
+    if end <= held:
+        return rows[begin:end]
+    total = sum(part.double().sum(0) for part in _in_parts(rows))
+    new = (total / held).to(rows[:1].dtype).expand(end - max(begin, held), *total.shape)
+    return torch.cat([rows[begin:held], new]) if begin < held else new
+
+
+def _in_parts(rows: Rows, size: int = 4096) -> Iterator[Tensor]:
+    length = _length(rows)
+    return (rows[begin : min(begin + size, length)] for begin in range(0, length, size))
+
+
+def _length(rows: Rows) -> int:
+    return len(rows) if isinstance(rows, Tensor) else rows.get_shape()[0]
+
+
+def gather(parameter: Tensor) -> Tensor:
+    """The whole of a parameter; collective if it is sharded."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
+    """The model's safetensors files, with the tensors that its index says each holds; None where it has none."""
+    from transformers.utils import cached_file
+
+    def locate(name: str) -> Path | None:
+        if Path(model).is_dir():
+            return Path(model, name)
+        try:
+            return Path(cached_file(model, name))
+        except OSError:  # the repository has no such file
+            return None
+
+    single, index = locate("model.safetensors"), locate("model.safetensors.index.json")
+    if single and single.exists():
+        return {single: []}
+    if not index or not index.exists():
+        return None
+    files = defaultdict(list)
+    try:
+        for tensor, file in json.loads(index.read_text())["weight_map"].items():
+            files[file].append(tensor)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise ValueError(f"{index}: is damaged; it should map weights to files") from None
+    return {locate(file) or Path(model, file): tensors for file, tensors in files.items()}
+
+
+def _renamed(causal_lm: nn.Module, names) -> bool:
+    """Whether transformers, when it loads these tensors, changes any, or finds them under names that its model lacks."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError:  # it has moved: only transformers itself can know
+        return True
+    for conversion in get_model_conversion_mapping(causal_lm):
+        for name in names:
+            renamed, matched = conversion.rename_source_key(name)
+            if matched and (renamed != name or hasattr(conversion, "operations")):
+                return True
+    wanted = {name for group, _ in _tensors(causal_lm) for name in group}
+    missing = any(not any(name in names for name in group) for group, _ in _tensors(causal_lm))
+    return missing and any(name not in wanted for name in names)
+
+
+def _tensors(causal_lm: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """What a file should hold: each tensor with its name, or names if it is tied."""
+    names = defaultdict(list)
+    for name, tensor in causal_lm.state_dict(keep_vars=True).items():
+        names[tensor].append(name)
+    return [(group, tensor) for tensor, group in names.items()]
+
+
+def _embedding_names(causal_lm: nn.Module) -> set[str]:
+    owners = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
+    tensors = {p for owner in owners if owner is not None for p in owner.parameters()}
+    return {name for name, p in causal_lm.named_parameters(remove_duplicate=False) if p in tensors}
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, attribute = name.rpartition(".")
+    return model.get_submodule(owner), attribute
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a safetensors file: 8 bytes for the length of a JSON header, which says where each tensor lies."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length:
+            return f"is cut short or no safetensors file: {size} bytes do not hold its header"
+        try:
+            header = json.loads(file.read(length))
+            ends = {name: 8 + length + t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+            return "is damaged: its header is not safetensors'"
+    cut = sorted((end, name) for name, end in ends.items() if end > size)
+    return f"is cut short: {cut[0][1]} ends at byte {cut[0][0]}, the file at {size}" if cut else None
