@@ -17,11 +17,14 @@ from typing import Literal
 class OptimizerConfig:
     """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit keeps the moments in 8 bits: 2 bytes a parameter instead of 8. Needs torchao: pip install "fastft[torchao]"."""
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of adamw's moments between two steps; bfloat16 takes 4 bytes a parameter instead of 8 (torch >= 2.13 on GPUs)."""
     lr: float = 2e-5
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Applied to matrices only, never to norms and biases."""
+    """Applied to matrices, embeddings among them, never to norms and biases."""
     betas: tuple[float, float] = (0.9, 0.999)
 
 
@@ -29,9 +32,14 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate over the run, as a function of the step alone."""
 
-    name: Literal["cosine", "linear", "constant"] = "cosine"
+    name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How it falls behind the warm-up; wsd (warm-up, stable, decay) stays at the peak until `decay_ratio` of the steps is left."""
     warmup_ratio: float = 0.03
     """Share of all steps over which the learning rate rises linearly from 0."""
+    decay_ratio: float = 0.2
+    """Share of all steps over which wsd decays, as 1 - sqrt (Hägele et al., 2024)."""
+    min_ratio: float = 0.0
+    """Where the decay ends, as a share of the peak."""
 
 
 @dataclass
@@ -96,6 +104,12 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
+    z_loss: float = 0.0
+    """Weight of logsumexp(logits)^2 in the loss, which keeps logits from drifting; PaLM took 1e-4."""
+    max_bad_steps: int = 3
+    """A step whose loss or gradient is no finite number is left out; this many in a row end the run."""
+    float8: bool = False
+    """Matrix products of the blocks in 8-bit floats: Hopper GPUs or newer, torchao (pip install "fastft[torchao]"), compile."""
     gradient_checkpointing: Literal["none", "selective", "full", True, False] = "full"
     """What the backward pass computes again: nothing, all but attention and every second matrix product, or whole blocks."""
     attention: Literal["auto", "flash_attn", "varlen", "documents"] = "auto"
@@ -123,6 +137,7 @@ class TrainConfig:
             "epochs",
             "global_batch_size",
             "micro_batch_size",
+            "max_bad_steps",
             "log_every",
             "eval_every",
             "replicas",
@@ -143,8 +158,9 @@ class TrainConfig:
             raise ValueError(
                 "resize_embeddings: lora freezes the embeddings, new ones would never be learned; lora.r 0"
             )
-        ratio, optimizer = self.schedule.warmup_ratio, self.optimizer
-        _require(0 <= ratio <= 1, "schedule.warmup_ratio", ratio, "between 0 and 1")
+        schedule, optimizer = self.schedule, self.optimizer
+        for name in ("warmup_ratio", "decay_ratio", "min_ratio"):
+            _require(0 <= getattr(schedule, name) <= 1, f"schedule.{name}", getattr(schedule, name), "between 0 and 1")
         _require(0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "above 0 and finite")
         _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
         _require(
@@ -153,7 +169,12 @@ class TrainConfig:
             optimizer.betas,
             "from 0 up to, not with, 1",
         )
-        _require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "0 or more and finite")
+        for name in ("max_grad_norm", "z_loss"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more and finite")
+        if optimizer.name == "adamw_8bit" and optimizer.state_dtype != "float32":
+            raise ValueError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
+        if self.float8 and not self.compile:
+            raise ValueError("float8: without compile it is slower than bf16; add --compile true")
 
 
 def _require(holds: bool, key: str, value, wanted: str) -> None:

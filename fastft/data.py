@@ -41,6 +41,7 @@ class TokenizedData:
 
     ids: list[np.ndarray]  # C arrays, int32
     trained: list[np.ndarray]  # C arrays, bool
+    positions: np.ndarray  # [C] int64: which record of the file each one is
     merged_borders: int
     fingerprint: str
 
@@ -58,6 +59,7 @@ class TokenizedData:
         return TokenizedData(
             [self.ids[i] for i in keep],
             [self.trained[i] for i in keep],
+            self.positions[keep],
             self.merged_borders,
             self.fingerprint,
         )
@@ -105,6 +107,21 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
             f"{window}, {empty.sum()} without a trained token)"
         )
     return kept, {"conversations": len(kept.ids), "overlong": int(long.sum()), "nothing_to_train": int(empty.sum())}
+
+
+def conversation_names(path: str, positions: Sequence[int]) -> list[str]:
+    """What the conversations at `positions` (numbers from 0) of a file are called there: "ID", or "ID (part 2 of 3)".
+
+    Tokens carry no ids, so the file is read again: seconds for gigabytes, and only after something went wrong.
+    """
+    wanted, names = set(map(int, positions)), {}
+    for number, conversation in enumerate(read_conversations(path)):
+        if number in wanted:
+            part = f" (part {conversation.part + 1} of {conversation.parts})" if conversation.parts > 1 else ""
+            names[number] = conversation.id + part
+            if len(names) == len(wanted):
+                break
+    return [names[int(position)] for position in positions]
 
 
 @dataclass(frozen=True)
@@ -282,4 +299,4 @@ def _open(cached: Path, fingerprint: str) -> TokenizedData:
         ids += [flat_ids[a:b] for a, b in zip(edges, edges[1:])]
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
     merged = sum(table["merged_borders"].to_pylist())
-    return TokenizedData(ids, trained, merged, fingerprint)
+    return TokenizedData(ids, trained, np.arange(len(ids)), merged, fingerprint)

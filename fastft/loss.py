@@ -1,35 +1,107 @@
-"""Token-exact cross entropy over the trained positions, without ever holding [tokens, vocabulary] in fp32.
+"""Token-exact cross entropy over the trained positions, without ever holding [tokens, vocabulary].
 
-The sum is returned, not a mean: the trainer divides by the step's trained tokens over all ranks and micro-batches, so
-the loss does not depend on how a step is cut up.
+The head, the softmax and their gradients are computed together, some positions at a time, in the forward pass: logits are
+made once (making them again in the backward pass would cost a fourth matrix product beside the three that are needed)
+and never outlive their chunk. In fp32 on one CPU core, 2,048 positions x 512 x 16,384 words take 1.4 s this way, 3.5 s
+with the whole logits or with checkpointed chunks, and the gradients are equally exact.
+
+Why not a library's: `torch.nn.functional.linear_cross_entropy` (torch 2.13) works the same way, but returns the sum of a
+bf16 model in bf16 (wrong by up to 0.4 %), and has neither logit soft-capping nor the z-loss; the tests use it as a second
+opinion. Liger's fused kernel (0.8.5) waits for the device in every call, to count ignored rows. There are none here: only
+positions that are trained come this far, so what Liger gets wrong about ignored rows under torch.compile (its pull
+request 1338) has nothing to get wrong.
 """
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
-CHUNK = 1024  # positions whose logits exist at a time: 128k words x 1024 x fp32 = 0.5 GiB
+CHUNK_BYTES = 256 << 20
 
 
-def summed_cross_entropy(hidden_ND: Tensor, targets_N: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sum over N of the cross entropy of `head(hidden)` against `targets`, a scalar in fp32 (fp64 for fp64 input).
+def chunk_positions(vocabulary: int) -> int:
+    """Positions whose logits exist at a time: 256 MiB of them in fp32, and 128 to 8,192 positions.
 
-    `head` maps [n, D] to logits [n, V]. Logits are made again in the backward pass, chunk by chunk. N may be 0: the sum
-    is then 0 and still has a gradient of zeros, so that a rank without trained tokens takes part in every collective.
+    32k words: 2,048 positions; 128k: 512; 256k: 256. Each product then has enough rows to keep a GPU busy, and beside it
+    stand one or two copies in bf16: half a GiB at most, where 4,096 whole rows of 128k words take 2 GiB each.
     """
-    if not len(targets_N):
-        return head(hidden_ND.sum(0, keepdim=True)).sum() * 0.0
-    parts = [
-        checkpoint(_chunk, hidden_nD, targets_n, head, use_reentrant=False)
-        for hidden_nD, targets_n in zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK))
-    ]
-    return torch.stack(parts).sum()
+    return min(max(CHUNK_BYTES // (4 * vocabulary), 128), 8192)
 
 
-def _chunk(hidden_nD: Tensor, targets_n: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    logits_nV = head(hidden_nD)
-    wide = torch.float64 if logits_nV.dtype == torch.float64 else torch.float32
-    return F.cross_entropy(logits_nV.to(wide), targets_n, reduction="sum")
+def summed_cross_entropy(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    head: nn.Linear,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    z_weight: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(loss, z-loss): scalars in fp32 (fp64 for fp64 input), both times `scale`. Only the first can be differentiated.
+
+    The loss is the sum over N of the cross entropy of `head(hidden)` against `targets` (int64), plus the z-loss, the sum
+    of `z_weight` x logsumexp(logits)^2 (PaLM, Chowdhery et al. 2022, section 5: 1e-4). With `softcap` c, logits are
+    c tanh(logits / c) (Gemma 2). `scale` is applied before gradients are rounded to the data type of the model, so that
+    1 / (trained tokens) costs no precision. `chunk` is the number of positions at a time, by default `chunk_positions`.
+
+    N may be 0: the sum is 0 with gradients of zeros, so that a rank without trained tokens takes part in every collective.
+    """
+    chunk = chunk or chunk_positions(head.out_features)
+    options = (scale, softcap, z_weight, chunk, torch.is_grad_enabled())
+    return _SummedCrossEntropy.apply(hidden_ND, targets_N, head.weight, head.bias, *options)
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, targets_N, weight_VD, bias_V, scale, softcap, z_weight, chunk, differentiable):
+        needed = ctx.needs_input_grad
+        zeros = lambda tensor, wanted: torch.zeros_like(tensor) if wanted and differentiable else None  # noqa: E731
+        d_hidden_ND, d_weight_VD = zeros(hidden_ND, needed[0]), zeros(weight_VD, needed[2])
+        d_bias_V = zeros(bias_V, needed[3])
+        wide = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
+        sums = torch.zeros(2, dtype=wide, device=hidden_ND.device)  # loss, z-loss
+        for start in range(0, len(targets_N), chunk):
+            hidden_nD = hidden_ND[start : start + chunk]
+            logits_nV = nn.functional.linear(hidden_nD, weight_VD, bias_V)
+            *parts, d_logits_nV = _softmax_loss(
+                logits_nV.to(wide), targets_N[start : start + chunk], scale, softcap, z_weight
+            )
+            sums += torch.stack(parts)
+            d_logits_nV = d_logits_nV.to(hidden_ND.dtype)
+            if d_hidden_ND is not None:
+                torch.mm(d_logits_nV, weight_VD, out=d_hidden_ND[start : start + chunk])
+            if d_weight_VD is not None:
+                d_weight_VD.addmm_(d_logits_nV.T, hidden_nD)
+            if d_bias_V is not None:
+                d_bias_V += d_logits_nV.sum(0)
+        ctx.gradients = (d_hidden_ND, d_weight_VD, d_bias_V)
+        loss, z_loss = sums[0].clone(), sums[1].clone()  # views would lose FSDP's hooks to an in-place operation
+        ctx.mark_non_differentiable(z_loss)
+        return loss, z_loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_loss, _):
+        gradients, ctx.gradients = ctx.gradients, None  # used up: scaled in place
+        d_hidden_ND, d_weight_VD, d_bias_V = (None if g is None else g.mul_(d_loss) for g in gradients)
+        return d_hidden_ND, None, d_weight_VD, d_bias_V, None, None, None, None, None
+
+
+def _softmax_loss(
+    logits_nV: Tensor, targets_n: Tensor, scale: float, softcap: float | None, z_weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, z-loss, d loss / d logits [n, V]); `logits` are overwritten."""
+    if softcap:
+        tanh_nV = logits_nV.div_(softcap).tanh_()
+        logits_nV = tanh_nV * softcap
+    largest_n1 = logits_nV.amax(1, keepdim=True)
+    target_n1 = logits_nV.sub_(largest_n1).gather(1, targets_n[:, None])
+    total_n1 = logits_nV.exp_().sum(1, keepdim=True)
+    log_total_n1 = total_n1.log()
+    logsumexp_n1 = log_total_n1 + largest_n1
+    z_loss = logsumexp_n1.square().sum() * (z_weight * scale)
+    loss = (log_total_n1 - target_n1).sum() * scale + z_loss
+    d_logits_nV = logits_nV.mul_(scale * (1 + 2 * z_weight * logsumexp_n1) / total_n1)
+    d_logits_nV.scatter_add_(1, targets_n[:, None], torch.full_like(target_n1, -scale))
+    if softcap:
+        d_logits_nV.mul_(tanh_nV.square_().neg_().add_(1))
+    return loss, z_loss, d_logits_nV

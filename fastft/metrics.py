@@ -4,6 +4,7 @@ Only rank 0 writes. After a resume, rows behind the checkpoint are cut off, so t
 """
 
 import json
+import math
 import os
 import sys
 import time
@@ -64,6 +65,8 @@ class Reporter:
     def step(self, row: dict[str, Any]) -> None:
         """One optimiser step's row."""
         self._write(row)
+        if not math.isfinite(row["loss"] + row["grad_norm"]):
+            self.say(f"step {row['step']}: left out: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
         if self.live or row["step"] % max(1, self.total // 20) == 0 or row["step"] == self.total:
             elapsed, done = time.time() - self.began, row["step"] - self.start_step
             remaining = elapsed / done * (self.total - row["step"])
@@ -94,7 +97,8 @@ class Reporter:
         self.tensorboard.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.file.write(json.dumps(numbers) + "\n")  # JSON knows no NaN
         for name, value in row.items():
             if name != "step" and value is not None:
                 self.tensorboard.add_scalar(name, value, row["step"])

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from fastft import lora, weights
 from fastft.config import TrainConfig
+from fastft.float8 import use_float8
 from fastft.loss import summed_cross_entropy
 from fastft.positions import fit_window, require_scaled
 from fastft.recompute import recompute
@@ -33,7 +34,15 @@ class TrainedModel(nn.Module):
         config = causal_lm.config
         if getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", 1) != 1:
             raise ValueError(f"{config.model_type}: models that scale their logits are not supported")
+        if (
+            type(causal_lm.get_output_embeddings()) is not nn.Linear
+        ):  # the loss computes with its weight, not through it
+            raise ValueError(
+                f"{config.model_type}: models whose output head is no plain linear layer are not supported"
+            )
         self.causal_lm = causal_lm
+        self.z_loss = 0.0
+        """Weight of the z-loss (see fastft.loss); left out in evaluation mode."""
         self.logit_softcap = getattr(config, "final_logit_softcapping", None)
 
     def forward(
@@ -44,9 +53,11 @@ class TrainedModel(nn.Module):
         max_seqlen: int,
         loss_index: Tensor,
         targets: Tensor,
-    ) -> Tensor:
+        scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
         """Shapes for a flat row of N tokens, n of them predicting a trained one: input_ids, position_ids [1, N] int64;
-        cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns a scalar in fp32.
+        cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns the loss and the z-loss in it, scalars in
+        fp32, both times `scale`.
         """
         hidden_1ND = self.causal_lm.base_model(
             input_ids=input_ids,
@@ -55,13 +66,8 @@ class TrainedModel(nn.Module):
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
         ).last_hidden_state
-        return summed_cross_entropy(hidden_1ND[0, loss_index], targets, self.head)
-
-    def head(self, hidden_nD: Tensor) -> Tensor:
-        logits_nV = self.causal_lm.get_output_embeddings()(hidden_nD)
-        if self.logit_softcap:
-            logits_nV = self.logit_softcap * torch.tanh(logits_nV / self.logit_softcap)
-        return logits_nV
+        head, z_weight = self.causal_lm.get_output_embeddings(), self.z_loss if self.training else 0.0
+        return summed_cross_entropy(hidden_1ND[0, loss_index], targets, head, scale, self.logit_softcap, z_weight)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -122,6 +128,7 @@ def prepare_model(
         require_scaled(causal_lm, plain)
         say(f"positions: {plain.max_position_embeddings} extended to {config.window} ({config.extend})")
     model = TrainedModel(causal_lm)
+    model.z_loss = config.z_loss
     blocks = model.blocks
     source = weights.open_weights(config.model, causal_lm, say)
 
@@ -140,6 +147,8 @@ def prepare_model(
         quantised = lora.load_quantised(causal_lm, read, device)
     if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
         say("note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing")
+    if config.float8:
+        say(use_float8(blocks, device))
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
@@ -220,7 +229,7 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     other = torch.where(tokens < length, tokens + length, tokens)
     model.eval()
     try:
-        loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)) for ids in (tokens, other))
+        loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
     model.train()

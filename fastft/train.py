@@ -8,7 +8,6 @@ CPU the result is bit for bit that of an uninterrupted run. The loss of a step i
 their global number, so it does not depend on ranks, micro-batches or packing.
 """
 
-import math
 import os
 import sys
 import time
@@ -22,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from fastft import checkpoint
 from fastft.attention import choose_attention
 from fastft.config import TrainConfig, parse_config, save_config
-from fastft.data import Schedule, Step, TokenizedData, fit_to_window, rank_batches, tokenized
+from fastft.data import Schedule, Step, TokenizedData, conversation_names, fit_to_window, rank_batches, tokenized
 from fastft.metrics import Reporter, peak_flops, training_flops
 from fastft.model import (
     TrainedModel,
@@ -33,7 +32,10 @@ from fastft.model import (
     prepare_model,
     prove_isolation,
 )
+from fastft.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
 from fastft.template import ChatTemplate, load_template
+
+SHOWN_NAMES = 20  # conversations in an error's one line; the rest goes to a file
 
 
 def train(config: TrainConfig) -> Path:
@@ -78,11 +80,13 @@ def train(config: TrainConfig) -> Path:
     body, head = count_parameters(model)
     prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
-    first = resume(starts, model, optimizer, say)
+    start = resume(starts, model, optimizer, say)
+    first, skipped = start["step"], SkippedSteps(**start["skipped"])
     reporter = open_reporter(config, output_dir, first, schedule.total) if rank == 0 else None
     dist.barrier()
 
-    # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device.
+    # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
+    # step was left out is heard of there, too.
     pending: list[dict] = []
     began = time.perf_counter()
     for number in range(first + 1, schedule.total + 1):
@@ -97,9 +101,13 @@ def train(config: TrainConfig) -> Path:
         if number % config.log_every == 0 or save_now or evaluate_now:
             rows = report_rows(pending, time.perf_counter() - began, model, (body, head), device)
             for row in rows:
-                require_finite(row)
+                skipped.count(row)
                 if reporter:
                     reporter.step(row)
+                if skipped.in_a_row >= config.max_bad_steps:
+                    if reporter:
+                        reporter.flush()
+                    give_up(row["step"], skipped.in_a_row, schedule, data, config)
             pending.clear()
             began = time.perf_counter()
         if evaluate_now:
@@ -110,7 +118,7 @@ def train(config: TrainConfig) -> Path:
         if save_now:
             if reporter:
                 reporter.flush()
-            checkpoint.save(checkpoints, number, model, optimizer, {"identity": identity})
+            checkpoint.save(checkpoints, number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
             if rank == 0:
                 checkpoint.prune(checkpoints, config.checkpoint.keep)
             began = time.perf_counter()
@@ -131,21 +139,20 @@ def train_step(
     lr: float,
     device: torch.device,
 ) -> dict:
-    """One optimiser step. Returns its numbers; `loss` is this rank's share and, like `grad_norm`, still on the device."""
-    # Every rank knows every row, so the global count needs no communication.
+    """One optimiser step, or none if its loss or gradient is no finite number. Returns its numbers; `measured` holds the
+    loss, the z-loss and the norm of the gradient, the same on every rank, and is still on the device.
+    """
+    # Every rank knows every row: the global count is exact, and there is nothing to communicate or to wait for.
     conversations = [c for row in step.rows for c in row]
     trained = sum(int(data.trained[c][1:].sum()) for c in conversations)
-    loss = accumulate_gradients(model, data, step, trained, config, device)
-    grad_norm = clip_gradients(model, config.max_grad_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()
+    losses = accumulate_gradients(model, data, step, trained, config, device)
+    dist.all_reduce(losses)
+    measured = torch.cat([losses, clip_gradients(model, config.max_grad_norm).to(device)[None]])
+    update(optimizer, lr, measured.isfinite().all())
     lengths = [len(data.ids[c]) for c in conversations]
     tokens = sum(lengths)
     return {
-        "loss": loss,
-        "grad_norm": grad_norm,
+        "measured": measured,
         "lr": lr,
         "tokens": tokens,
         "trained_tokens": trained,
@@ -157,45 +164,18 @@ def train_step(
 def accumulate_gradients(
     model: TrainedModel, data: TokenizedData, step: Step, trained: int, config: TrainConfig, device: torch.device
 ) -> torch.Tensor:
-    """Forward and backward over this rank's share of a step with `trained` tokens in all. Returns its share of the loss."""
+    """Forward and backward over this rank's share of a step with `trained` tokens in all.
+
+    Returns its share of the loss and of the z-loss [2], fp32.
+    """
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(hash_seed(config.seed, step.number, rank))  # dropout, where a model has it, survives a resume
-    loss = torch.zeros((), device=device)
+    losses = torch.zeros(2, device=device)
     for batch in rank_batches(data, step, rank, world, config.micro_batch_size, config.window):
-        part = model(**batch.to(device)) / trained
-        part.backward()
-        loss += part.detach()
-    return loss
-
-
-def clip_gradients(model: TrainedModel, max_norm: float) -> torch.Tensor:
-    """Scale the gradients of all shards to a global norm of at most `max_norm` (0: only measure). Returns the norm."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
-    return norm.full_tensor()
-
-
-def learning_rate(config: TrainConfig, number: int, total: int) -> float:
-    """Of step `number` in 1..total: linear warm-up to the peak, then cosine or linear towards 0 (which step total + 1 would
-    reach: no step is wasted), or constant.
-    """
-    warmup = math.ceil(config.schedule.warmup_ratio * total)
-    if number <= warmup:
-        return config.optimizer.lr * number / warmup
-    done = (number - warmup) / (total + 1 - warmup)
-    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
-    return config.optimizer.lr * factor[config.schedule.name]
-
-
-def build_optimizer(model: TrainedModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.optimizer.lr, betas=config.optimizer.betas, fused=True
-    )
+        loss, z_loss = model(**batch.to(device), scale=1 / trained)
+        loss.backward()
+        losses += torch.stack([loss.detach() - z_loss, z_loss])
+    return losses
 
 
 @torch.no_grad()
@@ -207,7 +187,7 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
     model.eval()
     for number in range(1, schedule.total + 1):
         for batch in rank_batches(data, schedule.step(number), rank, world, config.micro_batch_size, config.window):
-            total += model(**batch.to(device))
+            total += model(**batch.to(device))[0]
     model.train()
     model.reshard()
     dist.all_reduce(total)
@@ -217,12 +197,8 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
 def report_rows(
     pending: list[dict], seconds: float, model: TrainedModel, parameters: tuple[int, int], device
 ) -> list[dict]:
-    """The rows of metrics.jsonl for the steps since the last report. Here the host waits for the device, and the ranks
-    for each other: once for all of them.
-    """
-    losses = torch.stack([p["loss"] for p in pending])
-    dist.all_reduce(losses)
-    norms = torch.stack([p["grad_norm"] for p in pending]).tolist()
+    """The rows of metrics.jsonl for the steps since the last report. Here the host waits for the device, once for all."""
+    measured = torch.stack([p["measured"] for p in pending]).tolist()
     config = model.causal_lm.config
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -230,7 +206,7 @@ def report_rows(
     step_time = seconds / len(pending)
     peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     rows = []
-    for p, loss, norm in zip(pending, losses.tolist(), norms):
+    for p, (loss, z_loss, norm) in zip(pending, measured):
         flops = training_flops(
             p["tokens"], p["trained_tokens"], p["squared_lengths"], *parameters, config.num_hidden_layers, width
         )
@@ -239,6 +215,7 @@ def report_rows(
                 "step": p["number"],
                 "epoch": p["epoch"],
                 "loss": loss,
+                **({"z_loss": z_loss} if model.z_loss else {}),
                 "lr": p["lr"],
                 "grad_norm": norm,
                 "tokens": p["tokens"],
@@ -252,13 +229,22 @@ def report_rows(
     return rows
 
 
-def require_finite(row: dict) -> None:
-    """Raise ValueError before a step that went wrong can be saved."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(row[name]):
-            raise ValueError(
-                f"step {row['step']}: the {name} is {row[name]}. Nothing was saved since; lower optimizer.lr or look at the data"
-            )
+def give_up(last: int, count: int, schedule: Schedule, data: TokenizedData, config: TrainConfig) -> None:
+    """Raise ValueError for `count` bad steps in a row that ended with step `last`, naming their conversations."""
+    first = last - count + 1
+    rows = [row for number in range(first, last + 1) for row in schedule.step(number).rows]
+    conversations = dict.fromkeys(int(c) for row in rows for c in row)
+    names = conversation_names(config.data, data.positions[list(conversations)])
+    more = ""
+    if len(names) > SHOWN_NAMES:
+        path = Path(config.output_dir) / "bad_conversations.txt"
+        if dist.get_rank() == 0:
+            path.write_text("".join(f"{name}\n" for name in names))
+        more = f" and {len(names) - SHOWN_NAMES} more, all in {path}"
+    raise ValueError(
+        f"steps {first} to {last}: the loss or the gradient was not a finite number, so nothing was learned from them. "
+        f"Lower optimizer.lr, or look at their conversations: {', '.join(names[:SHOWN_NAMES])}{more}"
+    )
 
 
 def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
@@ -317,8 +303,8 @@ def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> 
     return starts
 
 
-def resume(starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, say) -> int:
-    """Load the newest checkpoint that can be read; return its step, 0 without checkpoints."""
+def resume(starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, say) -> dict:
+    """Load the newest checkpoint that can be read; return what it says of itself, the beginning's without checkpoints."""
     for path, meta in starts:
         try:
             checkpoint.load(path, model, optimizer)
@@ -326,12 +312,12 @@ def resume(starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torc
             say(f"{path}: passed over: cannot be read ({type(error).__name__})")
             continue
         say(f"resumed: step {meta['step']} from {path}")
-        return meta["step"]
+        return meta
     if starts:
         raise ValueError(
             f"{starts[0][0].parent}: none of its {len(starts)} checkpoints can be read; remove them to start again"
         )
-    return 0
+    return {"step": 0, "skipped": {}}
 
 
 def run_identity(config: TrainConfig, data: TokenizedData, model: str) -> dict:
@@ -348,6 +334,8 @@ def run_identity(config: TrainConfig, data: TokenizedData, model: str) -> dict:
         "global_batch_size",
         "seed",
         "max_grad_norm",
+        "z_loss",
+        "float8",
         "schedule",
         "optimizer",
     )

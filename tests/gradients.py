@@ -28,7 +28,7 @@ def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     model = prepare_model(config, model_config, attention, device, say=lambda line: None)
     step = schedule.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
-    loss = accumulate_gradients(model, data, step, trained, config, device)
+    loss, _ = accumulate_gradients(model, data, step, trained, config, device)
     dist.all_reduce(loss)
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad}
     return {"loss": loss, **gradients}

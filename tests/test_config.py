@@ -36,11 +36,22 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--optimizer.learning_rate", "1"], "unknown key 'optimizer.learning_rate'"),
         (["--optimzer.lr", "1"], "the nearest valid one is 'optimizer.lr'"),
         (["--window", "big"], "window: expected int, got 'big'"),
-        (["--schedule.name", "cos"], "schedule.name: expected one of ['cosine', 'linear', 'constant'], got 'cos'"),
+        (
+            ["--schedule.name", "cos"],
+            "schedule.name: expected one of ['cosine', 'linear', 'constant', 'wsd'], got 'cos'",
+        ),
         (["--window", "0"], "window: 0 is not 1 or more"),
         (["--optimizer.lr", ".inf"], "optimizer.lr: inf is not above 0 and finite"),
         (["--optimizer.betas", "[0.9,1.5]"], "optimizer.betas: (0.9, 1.5) is not from 0 up to, not with, 1"),
         (["--seed", "-1"], "seed: -1 is not between 0 and"),
+        (["--schedule.min_ratio", "2"], "schedule.min_ratio: 2.0 is not between 0 and 1"),
+        (["--z_loss", "-1"], "z_loss: -1.0 is not 0 or more and finite"),
+        (["--max_bad_steps", "0"], "max_bad_steps: 0 is not 1 or more"),
+        (["--float8", "true"], "float8: without compile it is slower than bf16; add --compile true"),
+        (
+            ["--optimizer.name", "adamw_8bit", "--optimizer.state_dtype", "bfloat16"],
+            "optimizer.state_dtype: adamw_8bit has moments of its own",
+        ),
         (["--config", "/nowhere.yaml"], "File does not exist: '/nowhere.yaml'"),
     ],
 )
@@ -69,6 +80,7 @@ def test_missing_required_keys_are_named():
 
 def test_keys_are_the_fields_names():
     named = """model data eval_data output_dir template window epochs max_steps global_batch_size micro_batch_size seed
-    optimizer.name optimizer.lr optimizer.weight_decay optimizer.betas schedule.name schedule.warmup_ratio max_grad_norm
+    optimizer.name optimizer.state_dtype optimizer.lr optimizer.weight_decay optimizer.betas schedule.name
+    schedule.warmup_ratio schedule.decay_ratio schedule.min_ratio max_grad_norm z_loss max_bad_steps float8
     gradient_checkpointing attention compile checkpoint.every checkpoint.keep log_every eval_every""".split()
     assert set(named) <= set(valid_keys(TrainConfig))

@@ -30,7 +30,7 @@ def test_rows_behind_the_checkpoint_are_cut_and_a_torn_last_line_too(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo')
     assert read_metrics(path) == rows
     reporter = Reporter(tmp_path, 4, 10)
-    row = {"step": 5, "epoch": 0.5, "loss": 0.5, "lr": 0.1, "tokens_per_s": 1.0, "mfu": None}
+    row = {"step": 5, "epoch": 0.5, "loss": 0.5, "grad_norm": 1.0, "lr": 0.1, "tokens_per_s": 1.0, "mfu": None}
     reporter.step(row)
     reporter.close()
     assert read_metrics(path) == [*rows[:4], row]

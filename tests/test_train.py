@@ -394,14 +394,6 @@ def test_another_model_in_the_same_place_is_not_this_run(ground, whole_run, tmp_
     fails(_main(ground, whole_run, "--model", str(other), "--checkpoint.every", "4"), "model was")
 
 
-def test_a_step_that_went_wrong_is_not_saved(ground, tmp_path):
-    out = tmp_path / "out"
-    done = _main(ground, out, "--optimizer.lr", "1e30", "--checkpoint.every", "1", "--checkpoint.keep", "9")
-    fails(done, "Nothing was saved since")
-    for path in (out / "checkpoints").glob("step-*"):  # the first step's weights are absurd but numbers
-        assert json.loads((path / "meta.json").read_text())["step"] < 3
-
-
 def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
     from fastft.checkpoint import newest, prune
 

@@ -1,0 +1,177 @@
+"""From gradients to an update: the optimiser, its learning rate, clipping, and steps that are left out.
+
+    norm = clip_gradients(model, config.max_grad_norm)
+    update(optimizer, learning_rate(config, number, total), finite=norm.isfinite())
+
+Nothing here waits for the device, except where it says so. The learning rate is a function of the step's number, so that
+a checkpoint has nothing to save but the weights, the optimiser's moments, and how many steps were left out.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from fastft.config import TrainConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW as `config.optimizer` says: PyTorch's fused one, with moments in fp32 or bf16, or torchao's with 8-bit moments.
+
+    Raises ValueError when something that was asked for is not there.
+    """
+    groups = parameter_groups(model, config.optimizer.weight_decay)
+    if config.optimizer.name == "adamw_8bit":
+        return _adamw_8bit(groups, config.optimizer.betas)
+    optimizer = torch.optim.AdamW(groups, lr=config.optimizer.lr, betas=config.optimizer.betas, fused=True)
+    if config.optimizer.state_dtype == "bfloat16":
+        _keep_moments_in_bf16(optimizer)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trained parameters in at most two groups: matrices, embeddings among them, decay; norms and biases do not.
+
+    The line that Hugging Face's Trainer, nanoGPT and Megatron-LM draw. (OLMo 2 spares the embeddings, too.)
+    """
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decays = lambda name, p: p.ndim >= 2 and not name.endswith("bias")  # noqa: E731
+    groups = [
+        {"params": [p for name, p in trained if decays(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in trained if not decays(name, p)], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate(config: TrainConfig, number: int, total: int) -> float:
+    """Of step `number` in 1..total: a linear warm-up to the peak, the peak, a decay to `schedule.min_ratio` of it.
+
+    cosine and linear decay from the end of the warm-up, constant never, wsd (warm-up, stable, decay) over the last
+    `schedule.decay_ratio` of all steps as 1 - sqrt(share done), which Hägele et al. (2024, arXiv 2405.18392) found better
+    than a linear decay, and level with cosine from 10 to 20 % of the steps on. Step total + 1 would be the one at the
+    minimum: no step is wasted on a learning rate of 0.
+    """
+    schedule = config.schedule
+    warmup = math.ceil(schedule.warmup_ratio * total)
+    if number <= warmup:
+        return config.optimizer.lr * number / warmup
+    decay = total - warmup
+    if schedule.name == "wsd":
+        decay = min(decay, math.ceil(schedule.decay_ratio * total))
+    done = (number - (total - decay)) / (decay + 1)
+    if schedule.name == "constant" or done <= 0:
+        return config.optimizer.lr
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - math.sqrt(done)}
+    return config.optimizer.lr * (schedule.min_ratio + (1 - schedule.min_ratio) * shape[schedule.name])
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients of all shards to a total norm of at most `max_norm` (0: only measure); collective.
+
+    Returns the norm before, a scalar that is the same on every rank, on the device.
+    """
+    trained = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if max_norm:
+        torch.nn.utils.clip_grads_with_norm_(trained, max_norm, norm)
+    return norm
+
+
+def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
+    """One step at `lr`, and the gradients are gone. Where `finite` (a bool scalar) is false, the weights, the moments and
+    the count of steps stay as they are.
+
+    The fused kernels decide on the device, by what mixed precision has given them (`found_inf`). torchao's 8-bit kernel
+    knows nothing like it: there the host waits for the answer, once a step.
+    """
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.found_inf = 1.0 - finite.float()
+        optimizer.step()
+        del optimizer.found_inf
+    elif finite:
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+@dataclass
+class SkippedSteps:
+    """Steps that were left out because their loss or gradient was no finite number, as far as the host has heard."""
+
+    total: int = 0
+    in_a_row: int = 0
+
+    def count(self, row: dict) -> None:
+        """Take in a step's row of metrics, and add `skipped_steps` to it: how many so far."""
+        finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
+        self.total += not finite
+        self.in_a_row = 0 if finite else self.in_a_row + 1
+        row["skipped_steps"] = self.total
+
+
+def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
+    """Half the memory of the moments; the weights and the arithmetic stay fp32 (DeepSeek-V3, arXiv 2412.19437, 3.3.2).
+
+    On GPUs PyTorch's fused kernel does it (torch >= 2.13: fp32 weights and gradients with bf16 moments), once it finds
+    such moments. The CPU's kernel knows one data type only, so that there they are widened around each step: the same
+    numbers, and nothing saved while it lasts. Loading a checkpoint widens them as well, until the next step.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    if version < (2, 13) and any(p.device.type == "cuda" for p in parameters):
+        raise ValueError(
+            f"optimizer.state_dtype: bfloat16 needs torch 2.13 or newer on a GPU, this is {torch.__version__}; use float32"
+        )
+
+    def before(optimizer: torch.optim.AdamW, args, kwargs) -> None:
+        for p in parameters:
+            state, dtype = optimizer.state[p], torch.bfloat16 if p.device.type == "cuda" else torch.float32
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+                state.update({name: torch.zeros_like(p, dtype=dtype) for name in MOMENTS})
+            state.update({name: state[name].to(dtype) for name in MOMENTS})
+
+    def after(optimizer: torch.optim.AdamW, args, kwargs) -> None:
+        for p in parameters:
+            state = optimizer.state[p]
+            state.update({name: state[name].to(torch.bfloat16) for name in MOMENTS})
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
+
+
+def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """torchao's AdamW with moments in 8 bits, blocks of 256 with a scale each (Dettmers et al., 2022); shards of fewer than
+    4,096 entries, or not a multiple of 256, keep fp32.
+
+    Its first step, here with gradients and a learning rate of 0, makes the moments and compiles a kernel for each shape.
+    """
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise ValueError(
+            'optimizer.name: adamw_8bit needs torchao, which is not installed (pip install "fastft[torchao]"); use adamw'
+        ) from None
+    optimizer = AdamW8bit(groups, lr=0.0, betas=betas)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    try:
+        optimizer.step()
+    except Exception as error:  # torch.compile without a C++ compiler, or without Triton
+        raise ValueError(
+            f"optimizer.name: adamw_8bit cannot be compiled here ({str(error).strip().splitlines()[0]}); use adamw"
+        ) from None
+    for state in optimizer.state.values():
+        state["step"].zero_()
+    optimizer.zero_grad()
+    return optimizer
