@@ -24,6 +24,7 @@ def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     data = tokenized(config.data, load_template(config.model, config.template))
     schedule = Schedule(data, config.window, config.seed, 1, config.global_batch_size, None)
     model = load_model(config.model, choose_attention(config.attention, device)[0], config.gradient_checkpointing)
+    model.z_loss = config.z_loss
     model = shard(model, init_device_mesh("cpu", (dist.get_world_size(),)), config.compile)
     step = schedule.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
