@@ -33,7 +33,7 @@ class ScheduleConfig:
     """Learning rate over the run, as a function of the step alone."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """How it falls behind the warm-up; wsd (warm-up, stable, decay) stays at the peak until `decay_ratio` of the steps is left."""
+    """Its course after the warm-up; wsd (warm-up, stable, decay) keeps the peak until `decay_ratio` of the steps is left."""
     warmup_ratio: float = 0.03
     """Share of all steps over which the learning rate rises linearly from 0."""
     decay_ratio: float = 0.2

@@ -35,7 +35,7 @@ from fastft.model import (
 from fastft.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
 from fastft.template import ChatTemplate, load_template
 
-SHOWN_NAMES = 20  # conversations in an error's one line; the rest goes to a file
+SHOWN_NAMES = 10  # conversations in an error's one line; the rest goes to a file
 
 
 def train(config: TrainConfig) -> Path:
@@ -80,7 +80,7 @@ def train(config: TrainConfig) -> Path:
     body, head = count_parameters(model)
     prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
-    start = resume(starts, model, optimizer, say)
+    start = resume(starts, model, optimizer, config, say)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
     reporter = open_reporter(config, output_dir, first, schedule.total) if rank == 0 else None
     dist.barrier()
@@ -303,12 +303,19 @@ def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> 
     return starts
 
 
-def resume(starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, say) -> dict:
+def resume(
+    starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, config: TrainConfig, say
+) -> dict:
     """Load the newest checkpoint that can be read; return what it says of itself, the beginning's without checkpoints."""
     for path, meta in starts:
         try:
             checkpoint.load(path, model, optimizer)
         except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
+            if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
+                raise ValueError(
+                    f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
+                    f"go on with {meta['world_size']}"
+                ) from None
             say(f"{path}: passed over: cannot be read ({type(error).__name__})")
             continue
         say(f"resumed: step {meta['step']} from {path}")

@@ -76,8 +76,11 @@ def assert_gradients_agree(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor
 # Gradients ---------------------------------------------------------------------------------------------------------------
 
 
-def plain_gradients(model_dir: Path, data_file: Path, window: int) -> dict[str, torch.Tensor]:
-    """transformers' own unpacked forward and backward in fp64, one conversation at a time, over the same first step."""
+def plain_gradients(model_dir: Path, data_file: Path, window: int, z_loss: float = 0.0) -> dict[str, torch.Tensor]:
+    """transformers' own unpacked forward and backward in fp64, one conversation at a time, over the same first step.
+
+    "loss" is the cross entropy alone, gradients are those of cross entropy and z-loss.
+    """
     from transformers import AutoModelForCausalLM
 
     data = tokenized(str(data_file), load_template(str(model_dir)))
@@ -91,7 +94,7 @@ def plain_gradients(model_dir: Path, data_file: Path, window: int) -> dict[str, 
         logits = model(input_ids=ids).logits[0, :-1]
         wanted = torch.from_numpy(data.trained[c][1:].copy())
         loss = torch.nn.functional.cross_entropy(logits[wanted], ids[0, 1:][wanted], reduction="sum") / trained
-        loss.backward()
+        (loss + z_loss * logits[wanted].logsumexp(-1).square().sum() / trained).backward()
         total += loss.item()
     named = {f"causal_lm.{name}": p.grad for name, p in model.named_parameters()}
     return {"loss": torch.tensor(total), **named}
@@ -105,6 +108,30 @@ def test_packed_gradients_equal_plain_transformers(family, tmp_path):
     packed = gradients.first_gradients(flags(tmp_path, tmp_path / "out"))
     plain = plain_gradients(tmp_path / "model", tmp_path / "data.jsonl", 160)
     assert_gradients_agree({k: v.float() for k, v in plain.items()}, packed)
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gemma2"])
+def test_the_z_loss_adds_its_gradient_to_every_weight(family, tmp_path):
+    models.make_model(tmp_path / "model", family)
+    models.make_data(tmp_path / "data.jsonl")
+    packed = gradients.first_gradients(flags(tmp_path, tmp_path / "out", "--z_loss", "0.01"))
+    plain = plain_gradients(tmp_path / "model", tmp_path / "data.jsonl", 160, z_loss=0.01)
+    assert_gradients_agree({k: v.float() for k, v in plain.items()}, packed)
+    without = plain_gradients(tmp_path / "model", tmp_path / "data.jsonl", 160)
+    assert any((without[k] - plain[k]).abs().max() > 1e-3 * plain[k].abs().max() for k in plain)
+
+
+def test_the_z_loss_is_reported_beside_the_loss_and_not_held_out(ground, tmp_path):
+    more = ["--max_steps", "2", "--optimizer.lr", "1e-9", "--eval_data", str(ground / "data.jsonl")]
+    rows = {}
+    for weight in ("0", "0.01"):
+        out = tmp_path / weight
+        assert _main(ground, out, *more, "--z_loss", weight).returncode == 0
+        rows[weight] = read_metrics(out / "metrics.jsonl")
+    for plain, with_z in zip(rows["0"], rows["0.01"], strict=True):
+        for key in ("loss", "eval_loss"):
+            assert plain.get(key, 0) == pytest.approx(with_z.get(key, 0), rel=1e-5)
+        assert "z_loss" not in plain and ("loss" not in with_z or 0.1 < with_z["z_loss"] < 1)
 
 
 def test_gradients_do_not_depend_on_packing_checkpointing_or_micro_batches(ground, tmp_path, monkeypatch):
