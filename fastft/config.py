@@ -9,7 +9,7 @@ type is one line that names the key and the nearest valid one.
 import difflib
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
 
@@ -62,6 +62,28 @@ class LoraConfig:
 
 
 @dataclass
+class SourceConfig:
+    """A file of conversations in a mixture."""
+
+    path: str
+    weight: float = 1.0
+    """Times that a conversation comes in an epoch; of 2.3, three in ten come a third time, others in every epoch."""
+    epochs: int | None = None
+    """It takes part in so many epochs, the first; by default in all."""
+
+
+@dataclass
+class StageConfig:
+    """A part of a run with data of its own; what is not said is as it is for the run."""
+
+    data: str | list[SourceConfig]
+    epochs: int | None = None
+    max_steps: int | None = None
+    lr: float | None = None
+    schedule: ScheduleConfig | None = None
+
+
+@dataclass
 class CheckpointConfig:
     """Checkpoints in OUTPUT_DIR/checkpoints; one is always written at the end."""
 
@@ -73,14 +95,17 @@ class CheckpointConfig:
 
 @dataclass
 class TrainConfig:
-    """A training run. Required: model, data, output_dir."""
+    """A training run. Required: model, output_dir, and data or stages."""
 
     model: str
     """Directory (or Hub name) of a causal language model with its tokenizer."""
-    data: str
-    """Conversations: a file that `fastft clean` wrote, or any JSON(L) with messages or ShareGPT conversations."""
     output_dir: str
     """Where checkpoints, metrics and the trained model go."""
+    data: str | list[SourceConfig] | None = None
+    """Conversations: a file that `fastft clean` wrote, or any JSON(L) with messages or ShareGPT conversations. In YAML also a
+    list of files, each with path, weight (times an epoch) and epochs."""
+    stages: list[StageConfig] = field(default_factory=list)
+    """In YAML: sets that are trained on one after the other, each with data, epochs, max_steps, lr and schedule."""
     eval_data: str | None = None
     """Held-out conversations; their loss is measured every `eval_every` steps."""
     template: str | None = None
@@ -90,8 +115,9 @@ class TrainConfig:
     extend: Literal["none", "linear", "yarn"] = "none"
     """What to do with a window above the model's positions: stop, or scale its rotary positions by position interpolation
     (linear) or YaRN. The exported config holds the scaling."""
-    overlong: Literal["refuse", "drop"] = "refuse"
-    """What to do with conversations longer than the window: stop with their number, or leave them out and count them."""
+    overlong: Literal["refuse", "drop", "split"] = "refuse"
+    """What to do with conversations longer than the window: stop with their number, leave them out and count them, or split
+    them at whole rounds."""
     epochs: int = 3
     max_steps: int | None = None
     """Stop after this many optimiser steps; the schedule is laid over them."""
@@ -125,13 +151,22 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: bool = True
     """Go on from the newest complete checkpoint in OUTPUT_DIR; false refuses to write over an earlier run."""
+    allow_change: bool = False
+    """Go on from a checkpoint although data or settings are not what they were; what changed is said."""
     log_every: int = 1
     """Optimiser steps between two reports."""
     eval_every: int = 100
 
     def __post_init__(self) -> None:
+        if (self.data is None) == (not self.stages):
+            raise ValueError("data: name the conversations with --data, or in stages, not both")
         if isinstance(self.gradient_checkpointing, bool):
             self.gradient_checkpointing = "full" if self.gradient_checkpointing else "none"
+        for source in self.data if isinstance(self.data, list) else ():
+            _require(0 < source.weight < math.inf, f"data: {source.path}: weight", source.weight, "above 0 and finite")
+            _require(
+                source.epochs is None or source.epochs >= 1, f"data: {source.path}: epochs", source.epochs, "1 or more"
+            )
         for name in (
             "window",
             "epochs",
@@ -175,6 +210,31 @@ class TrainConfig:
             raise ValueError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
         if self.float8 and not self.compile:
             raise ValueError("float8: without compile it is slower than bf16; add --compile true")
+
+
+def stages_of(config: TrainConfig) -> list[TrainConfig]:
+    """The run's stages, each as the configuration of a run of its own; a run without stages is one."""
+    if not config.stages:
+        return [config]
+    found = []
+    for stage in config.stages:
+        lr = config.optimizer.lr if stage.lr is None else stage.lr
+        found.append(
+            replace(
+                config,
+                stages=[],
+                data=stage.data,
+                epochs=config.epochs if stage.epochs is None else stage.epochs,
+                max_steps=stage.max_steps,
+                optimizer=replace(config.optimizer, lr=lr),
+                schedule=stage.schedule or config.schedule,
+            )
+        )
+    return found
+
+
+def sources_of(data: str | list[SourceConfig]) -> list[SourceConfig]:
+    return [SourceConfig(data)] if isinstance(data, str) else data
 
 
 def _require(holds: bool, key: str, value, wanted: str) -> None:

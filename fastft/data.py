@@ -1,15 +1,18 @@
 """Conversations -> token cache -> batches: pure functions of (data, seed, epoch, step).
 
 `tokenized(...)` tokenises a file once into an Arrow file, keyed by what it depends on, and memory-maps it: the ranks of
-a machine share it, and a second run starts at once. `Schedule` turns the packing plan of each epoch into optimiser steps;
-`build_batch` turns rows into tensors. Nothing here has a state to save: step number in, batch out.
+a machine share it, and a second run starts at once. `mixed(...)` makes one set of several files. `Schedule` turns the packing
+plan of each epoch into optimiser steps, `Course` puts the stages of a run one behind the other; `build_batch` turns rows
+into tensors, `ahead` does so for the steps to come. Nothing here has a state to save: step number in, batch out.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -23,7 +26,7 @@ from fastft.conversation import Conversation, Message, read_conversations
 from fastft.packing import lower_bound, pack
 from fastft.template import ChatTemplate
 
-CACHE_VERSION = 2  # raise when the same key would have to hold other tokens
+CACHE_VERSION = 3  # raise when the same key would have to hold other tokens
 BATCH = 256  # conversations tokenised together, and rows of an Arrow record batch
 
 _SCHEMA = pa.schema(
@@ -31,6 +34,8 @@ _SCHEMA = pa.schema(
         ("ids", pa.list_(pa.int32())),
         ("trained", pa.list_(pa.bool_())),
         ("merged_borders", pa.int32()),
+        ("position", pa.int64()),
+        ("lost_rounds", pa.int32()),
     ]
 )
 
@@ -41,9 +46,11 @@ class TokenizedData:
 
     ids: list[np.ndarray]  # C arrays, int32
     trained: list[np.ndarray]  # C arrays, bool
-    positions: np.ndarray  # [C] int64: which record of the file each one is
+    positions: np.ndarray  # [C] int64: which record of its file each one is
     merged_borders: int
+    lost_rounds: int  # that no part of the window's size could hold, where conversations were split
     fingerprint: str
+    sources: list["Source"]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -61,24 +68,53 @@ class TokenizedData:
             [self.trained[i] for i in keep],
             self.positions[keep],
             self.merged_borders,
+            self.lost_rounds,
             self.fingerprint,
+            [replace(self.sources[0], count=len(keep))],
         )
 
 
-def tokenized(path: str, template: ChatTemplate, progress=None) -> TokenizedData:
+@dataclass(frozen=True)
+class Source:
+    """A file's conversations in a mixture: `count` in a row, and how often they come."""
+
+    path: str
+    count: int
+    weight: float = 1.0  # times an epoch; of 2.3, three in ten come a third time, others in every epoch
+    epochs: int | None = None  # the first epochs only
+
+
+def tokenized(path: str, template: ChatTemplate, split_to: int | None = None, progress=None) -> TokenizedData:
     """Tokenise `path` into the cache, or open what is there. `progress(done)` is called with conversations so far.
 
-    Raises ValueError naming the conversation when the file is no data or a mask cannot be derived.
+    With `split_to`, conversations longer than so many tokens are split at whole rounds, as the cleaner does. Raises
+    ValueError naming the conversation when the file is no data or a mask cannot be derived.
     """
-    fingerprint = _fingerprint(path, template)
+    fingerprint = _fingerprint(path, template, split_to)
     cached = cache_directory() / f"{fingerprint}.arrow"
     if cached.exists():
         try:
-            return _open(cached, fingerprint)
+            return _open(cached, fingerprint, path)
         except pa.ArrowInvalid:  # damaged since it was written; the tokens can be made again
             pass
-    _tokenize(path, template, cached, progress)
-    return _open(cached, fingerprint)
+    _tokenize(path, template, split_to, cached, progress)
+    return _open(cached, fingerprint, path)
+
+
+def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequence[int | None]) -> TokenizedData:
+    """One set of several files, each with its weight and its number of epochs (None: all)."""
+    sources = [replace(part.sources[0], weight=w, epochs=e) for part, w, e in zip(parts, weights, epochs)]
+    said = [(part.fingerprint, s.weight, s.epochs) for part, s in zip(parts, sources)]
+    plain = len(parts) == 1 and sources[0] == parts[0].sources[0]
+    return TokenizedData(
+        [ids for part in parts for ids in part.ids],
+        [trained for part in parts for trained in part.trained],
+        np.concatenate([part.positions for part in parts]),
+        sum(part.merged_borders for part in parts),
+        sum(part.lost_rounds for part in parts),
+        parts[0].fingerprint if plain else hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest(),
+        sources,
+    )
 
 
 def cache_directory() -> Path:
@@ -96,8 +132,8 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
     if long.any() and overlong == "refuse":
         raise ValueError(
             f"{path}: {long.sum()} of {len(lengths)} conversations are longer than the window of {window} tokens (longest: "
-            f"{lengths.max()}). Split them (python -m cleaning {path} -o DIR --max_tokens {window} --model MODEL), or leave "
-            "them out: --overlong drop"
+            f"{lengths.max()}). Split them (python -m cleaning {path} -o DIR --max_tokens {window} --model MODEL), or say "
+            "--overlong split (the same on the way) or --overlong drop"
         )
     empty = (trained == 0) & ~long
     kept = data.select(np.flatnonzero(~long & ~empty))
@@ -109,62 +145,118 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
     return kept, {"conversations": len(kept.ids), "overlong": int(long.sum()), "nothing_to_train": int(empty.sum())}
 
 
-def conversation_names(path: str, positions: Sequence[int]) -> list[str]:
-    """What the conversations at `positions` (numbers from 0) of a file are called there: "ID", or "ID (part 2 of 3)".
+def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> list[str]:
+    """What some of the conversations are called in their files: "ID", or "ID (part 2 of 3)".
 
-    Tokens carry no ids, so the file is read again: seconds for gigabytes, and only after something went wrong.
+    Tokens carry no ids, so the files are read again: seconds for gigabytes, and only after something went wrong.
     """
-    wanted, names = set(map(int, positions)), {}
-    for number, conversation in enumerate(read_conversations(path)):
-        if number in wanted:
-            part = f" (part {conversation.part + 1} of {conversation.parts})" if conversation.parts > 1 else ""
-            names[number] = conversation.id + part
-            if len(names) == len(wanted):
-                break
-    return [names[int(position)] for position in positions]
+    firsts = np.cumsum([0] + [source.count for source in data.sources])
+    wanted: dict[str, set[int]] = {}
+    places = []
+    for conversation in conversations:
+        path = data.sources[int(np.searchsorted(firsts, conversation, side="right")) - 1].path
+        places.append((path, int(data.positions[conversation])))
+        wanted.setdefault(path, set()).add(places[-1][1])
+    names: dict[tuple[str, int], str] = {}
+    for path, positions in wanted.items():
+        for number, conversation in enumerate(islice(read_conversations(path), max(positions) + 1)):
+            if number in positions:
+                part = f" (part {conversation.part + 1} of {conversation.parts})" if conversation.parts > 1 else ""
+                names[path, number] = conversation.id + part
+    return [names[place] for place in places]
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimiser step: the rows of its global batch, the same for every number of ranks."""
 
-    number: int  # from 1
-    epoch: int  # from 0
+    number: int  # from 1, in its stage
+    epoch: int  # from 0, in its stage
     rows: list[np.ndarray]
+    data: TokenizedData
+    stage: int = 0
 
 
 class Schedule:
     """The packing plans of all epochs, cut into optimiser steps of `global_batch_size` rows.
 
-    The last step of an epoch may hold fewer rows; every conversation is seen once per epoch.
+    The last step of an epoch may hold fewer rows; every conversation is seen once per epoch, or as its source says.
     """
 
     def __init__(
         self, data: TokenizedData, window: int, seed: int, epochs: int, global_batch_size: int, max_steps: int | None
     ):
-        self.lengths, self.window, self.seed, self.batch = data.lengths, window, seed, global_batch_size
+        self.data, self.lengths, self.window, self.seed, self.batch = (
+            data,
+            data.lengths,
+            window,
+            seed,
+            global_batch_size,
+        )
+        self.most_in_a_row = 0  # conversations
         self.starts = [0]  # number of steps before each epoch
         for epoch in range(epochs):
-            self.starts.append(self.starts[-1] + -(-len(self.plan(epoch)) // global_batch_size))
+            plan = self.plan(epoch)
+            self.most_in_a_row = max([self.most_in_a_row, *map(len, plan)])
+            self.starts.append(self.starts[-1] + -(-len(plan) // global_batch_size))
             if max_steps and self.starts[-1] >= max_steps:
                 break
         self.total = min(self.starts[-1], max_steps or self.starts[-1])
 
-    @lru_cache(maxsize=2)  # noqa: B019  one schedule per run
+    @lru_cache(maxsize=2)  # noqa: B019  one schedule per stage
     def plan(self, epoch: int) -> list[np.ndarray]:
-        return pack(self.lengths, self.window, self.seed, epoch)
+        chosen = self.chosen(epoch)
+        return [chosen[row] for row in pack(self.lengths[chosen], self.window, self.seed, epoch)]
+
+    def chosen(self, epoch: int) -> np.ndarray:
+        """The conversations of an epoch (int64), some several times or not at all where sources have weights."""
+        first, found = 0, []
+        for number, source in enumerate(self.data.sources):
+            if source.epochs is None or epoch < source.epochs:
+                found.append(first + _times(source, np.random.default_rng([self.seed, number]), epoch))
+            first += source.count
+        return np.concatenate([*found, np.zeros(0, np.int64)])
 
     def step(self, number: int) -> Step:
         """Step `number` in 1..total."""
         epoch = max(e for e, start in enumerate(self.starts) if start < number)
         first = (number - self.starts[epoch] - 1) * self.batch
-        return Step(number, epoch, self.plan(epoch)[first : first + self.batch])
+        return Step(number, epoch, self.plan(epoch)[first : first + self.batch], self.data)
 
     def describe(self) -> dict[str, float]:
-        """Rows of the first epoch, the lower bound for these lengths, and how full the rows are."""
-        rows = len(self.plan(0))
-        fill = float(self.lengths.sum() / (rows * self.window))
-        return {"rows": rows, "lower_bound": lower_bound(self.lengths, self.window), "fill": fill, "steps": self.total}
+        """Rows of the first epoch, the lower bound for its lengths, and how full the rows are."""
+        rows, lengths = len(self.plan(0)), self.lengths[self.chosen(0)]
+        fill = float(lengths.sum() / (rows * self.window))
+        return {"rows": rows, "lower_bound": lower_bound(lengths, self.window), "fill": fill, "steps": self.total}
+
+
+def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarray:
+    """Positions in a source, each as often as its weight says. What a fraction leaves out has its turn in a later epoch."""
+    whole, part = int(source.weight), source.weight - int(source.weight)
+    count = round(part * source.count)
+    turns = random.permutation(source.count)[(epoch * count + np.arange(count)) % source.count]
+    return np.concatenate([np.tile(np.arange(source.count), whole), np.sort(turns)])
+
+
+class Course:
+    """The stages of a run one behind the other, their steps numbered through."""
+
+    def __init__(self, stages: Sequence[Schedule]):
+        self.stages = stages
+        self.ends = np.cumsum([stage.total for stage in stages]).tolist()
+
+    @property
+    def total(self) -> int:
+        return self.ends[-1]
+
+    @property
+    def most_in_a_row(self) -> int:
+        return max(stage.most_in_a_row for stage in self.stages)
+
+    def step(self, number: int) -> Step:
+        """Step `number` in 1..total of the run."""
+        stage = next(i for i, end in enumerate(self.ends) if number <= end)
+        return replace(self.stages[stage].step(number - (self.ends[stage - 1] if stage else 0)), stage=stage)
 
 
 @dataclass
@@ -177,6 +269,11 @@ class Batch:
     max_seqlen: int  # the window: a constant, so that nothing is compiled again for another longest conversation
     loss_index: Tensor  # [n] int64: positions whose next token is trained
     targets: Tensor  # [n] int64: those next tokens
+
+    def pinned(self) -> "Batch":
+        """The same in memory that a GPU copies from without the host's help."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     def to(self, device: torch.device) -> dict[str, Tensor | int]:
         """The arguments of TrainedModel.forward on `device`."""
@@ -191,8 +288,14 @@ class Batch:
         }
 
 
-def build_batch(data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, window: int) -> Batch:
-    """Lay `rows` (and empty ones up to `row_count`) end to end. Padding is a document of its own and never trained."""
+def build_batch(
+    data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, window: int, most_in_a_row: int
+) -> Batch:
+    """Lay `rows` (and empty ones up to `row_count`) end to end. Padding is a document of its own and never trained.
+
+    No row holds more than `most_in_a_row` conversations: that gives `cu_seqlens` one size for the whole run, so that nothing
+    is compiled again.
+    """
     total = row_count * window
     input_ids, position_ids = np.zeros(total, np.int64), np.zeros(total, np.int64)
     edges, loss_index, targets = [0], [], []
@@ -211,7 +314,7 @@ def build_batch(data: TokenizedData, rows: Sequence[np.ndarray], row_count: int,
             padding = (r + 1) * window - at
             position_ids[at : at + padding] = np.arange(padding)
             edges.append((r + 1) * window)
-    size = -(-len(edges) // 64) * 64  # few sizes, so that few kernels are compiled
+    size = row_count * (most_in_a_row + 1) + 1
     edges += [total] * (size - len(edges))
     return Batch(
         input_ids=torch.from_numpy(input_ids)[None],
@@ -223,15 +326,29 @@ def build_batch(data: TokenizedData, rows: Sequence[np.ndarray], row_count: int,
     )
 
 
-def rank_batches(data: TokenizedData, step: Step, rank: int, world: int, micro: int, window: int) -> Iterator[Batch]:
+def rank_batches(step: Step, rank: int, world: int, micro: int, window: int, most_in_a_row: int) -> Iterator[Batch]:
     """This rank's micro-batches of a step: rows rank, rank + world, ...; as many on every rank."""
     mine = step.rows[rank::world]
     count = -(-len(step.rows) // (world * micro))
     for i in range(count):
-        yield build_batch(data, mine[i * micro : (i + 1) * micro], micro, window)
+        yield build_batch(step.data, mine[i * micro : (i + 1) * micro], micro, window, most_in_a_row)
 
 
-def _fingerprint(path: str, template: ChatTemplate) -> str:
+def ahead(steps: Iterator[Step], batches: Callable[[Step], list[Batch]]) -> Iterator[tuple[Step, list[Batch]]]:
+    """Each step with its batches, built by a thread while the steps before it run.
+
+    Two steps ahead: building takes a few milliseconds a row, and no step is that short twice.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        waiting = deque((step, worker.submit(batches, step)) for step in islice(steps, 2))
+        while waiting:
+            step, built = waiting.popleft()
+            found = built.result()
+            waiting.extend((later, worker.submit(batches, later)) for later in islice(steps, 1))
+            yield step, found
+
+
+def _fingerprint(path: str, template: ChatTemplate, split_to: int | None) -> str:
     """Hash of everything that the tokens depend on: data, tokenizer, template, version."""
     digest = hashlib.blake2b(digest_size=16)
     tokenizer = template.tokenizer
@@ -239,6 +356,7 @@ def _fingerprint(path: str, template: ChatTemplate) -> str:
         [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     )  # holds bos and eos
     parts = [CACHE_VERSION, template.source, rendered, template.end_of_turn, tokenizer.special_tokens_map]
+    parts += [split_to] if split_to else []
     digest.update(json.dumps(parts, default=str, sort_keys=True).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     try:
@@ -252,16 +370,23 @@ def _fingerprint(path: str, template: ChatTemplate) -> str:
     return digest.hexdigest()
 
 
-def _tokenize(path: str, template: ChatTemplate, cached: Path, progress) -> None:
+def _tokenize(path: str, template: ChatTemplate, split_to: int | None, cached: Path, progress) -> None:
     """Write the Arrow file beside, then rename: two runs that tokenise the same data do no harm to each other."""
     cached.parent.mkdir(parents=True, exist_ok=True)
     partial = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-    done = 0
+    done = lost = 0
     try:
         with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
             conversations = read_conversations(path)
             while batch := list(islice(conversations, BATCH)):
-                writer.write_batch(_record_batch(batch, template, path))
+                whole = [([conversation], 0) for conversation in batch]
+                split = [_split(c, template, split_to) for c in batch] if split_to else whole
+                positions = [done + i for i, (parts, _) in enumerate(split) for _ in parts]
+                lost += sum(count for _, count in split)
+                parts = [part for parts, _ in split for part in parts]
+                if parts:
+                    writer.write_batch(_record_batch(parts, positions, lost, template, path))
+                    lost = 0
                 done += len(batch)
                 if progress:
                     progress(done)
@@ -272,7 +397,17 @@ def _tokenize(path: str, template: ChatTemplate, cached: Path, progress) -> None
         partial.unlink(missing_ok=True)
 
 
-def _record_batch(batch: list[Conversation], template: ChatTemplate, path: str) -> pa.RecordBatch:
+def _split(conversation: Conversation, template: ChatTemplate, window: int) -> tuple[list[Conversation], int]:
+    """(parts of at most `window` tokens, rounds that none can hold)."""
+    from cleaning.split import split_conversation  # the cleaner's splitter needs nothing else of the cleaner
+
+    parts, over, _ = split_conversation(conversation, window, template.count)
+    return parts, len(over)
+
+
+def _record_batch(
+    batch: list[Conversation], positions: list[int], lost: int, template: ChatTemplate, path: str
+) -> pa.RecordBatch:
     try:
         encoded = template.encode_many([c.messages for c in batch])
     except ValueError:
@@ -286,11 +421,13 @@ def _record_batch(batch: list[Conversation], template: ChatTemplate, path: str) 
         [e.ids for e in encoded],
         [e.trained for e in encoded],
         [e.merged_borders for e in encoded],
+        positions,
+        [lost, *[0] * (len(batch) - 1)],
     ]
     return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA)], schema=_SCHEMA)
 
 
-def _open(cached: Path, fingerprint: str) -> TokenizedData:
+def _open(cached: Path, fingerprint: str, path: str) -> TokenizedData:
     table = pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
     ids, trained = [], []
     for batch in table.to_batches():
@@ -298,5 +435,6 @@ def _open(cached: Path, fingerprint: str) -> TokenizedData:
         flat_ids, flat_trained = batch["ids"].values.to_numpy(), batch["trained"].values.to_numpy(zero_copy_only=False)
         ids += [flat_ids[a:b] for a, b in zip(edges, edges[1:])]
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
-    merged = sum(table["merged_borders"].to_pylist())
-    return TokenizedData(ids, trained, np.arange(len(ids)), merged, fingerprint)
+    merged, lost = (sum(table[name].to_pylist()) for name in ("merged_borders", "lost_rounds"))
+    positions = table["position"].to_numpy()
+    return TokenizedData(ids, trained, positions, merged, lost, fingerprint, [Source(path, len(ids))])

@@ -12,16 +12,28 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
 from fastft import checkpoint
 from fastft.attention import choose_attention
-from fastft.config import TrainConfig, parse_config, save_config
-from fastft.data import Schedule, Step, TokenizedData, conversation_names, fit_to_window, rank_batches, tokenized
+from fastft.config import TrainConfig, parse_config, save_config, sources_of, stages_of
+from fastft.data import (
+    Batch,
+    Course,
+    Schedule,
+    Step,
+    TokenizedData,
+    ahead,
+    conversation_names,
+    fit_to_window,
+    mixed,
+    rank_batches,
+    tokenized,
+)
 from fastft.metrics import Reporter, peak_flops, training_flops
 from fastft.model import (
     TrainedModel,
@@ -33,6 +45,7 @@ from fastft.model import (
     prove_isolation,
 )
 from fastft.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
+from fastft.resume import find_starts, resume, run_identity
 from fastft.template import ChatTemplate, load_template
 
 SHOWN_NAMES = 10  # conversations in an error's one line; the rest goes to a file
@@ -54,23 +67,18 @@ def train(config: TrainConfig) -> Path:
     source_config = load_config(config.model)
     template = load_template(config.model, config.template)
     model_config = fit_config(source_config, config, len(template.tokenizer))
-    data = load_data(config.data, template, config, say)
+    stages = stages_of(config)
+    course = Course([plan_stage(stage, template, say) for stage in stages])
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
-    schedule = Schedule(data, config.window, config.seed, config.epochs, config.global_batch_size, config.max_steps)
-    plan = schedule.describe()
-    say(
-        f"plan: {plan['rows']} rows of {config.window} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
-        f"{schedule.total} steps of {config.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
-    )
 
     # Where an earlier start of this run left off.
     checkpoints = output_dir / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    identity = run_identity(config, data, model_fingerprint(config.model, source_config))
+    identity = run_identity(config, course, model_fingerprint(config.model, source_config))
     starts = find_starts(config, checkpoints, identity, say)
     first = starts[0][1]["step"] if starts else 0
-    if first >= schedule.total and (output_dir / "model").is_dir():
-        say(f"finished: step {first} of {schedule.total} is done; the model is in {output_dir / 'model'}")
+    if first >= course.total and (output_dir / "model").is_dir():
+        say(f"finished: step {first} of {course.total} is done; the model is in {output_dir / 'model'}")
         return output_dir / "model"
 
     # Model and optimiser.
@@ -82,22 +90,23 @@ def train(config: TrainConfig) -> Path:
     optimizer = build_optimizer(model, config)
     start = resume(starts, model, optimizer, config, say)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
-    reporter = open_reporter(config, output_dir, first, schedule.total) if rank == 0 else None
+    reporter = open_reporter(config, output_dir, first, course.total) if rank == 0 else None
     dist.barrier()
 
     # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
     # step was left out is heard of there, too.
     pending: list[dict] = []
     began = time.perf_counter()
-    for number in range(first + 1, schedule.total + 1):
-        step = schedule.step(number)
-        numbers = train_step(
-            model, optimizer, data, step, config, learning_rate(config, number, schedule.total), device
-        )
-        pending.append({**numbers, "number": number, "epoch": step_epoch(schedule, step)})
+    steps = map(course.step, range(first + 1, course.total + 1))
+    for number, (step, batches) in enumerate(ahead(steps, partial(build_batches, course, config, device)), first + 1):
+        stage = course.stages[step.stage]
+        lr = learning_rate(stages[step.stage], step.number, stage.total)
+        numbers = train_step(model, optimizer, step, batches, config, number, lr, device)
+        where = {"stage": step.stage + 1} if config.stages else {}
+        pending.append({**numbers, "number": number, **where, "epoch": step_epoch(stage, step)})
 
-        save_now = number == schedule.total or (config.checkpoint.every and number % config.checkpoint.every == 0)
-        evaluate_now = eval_data is not None and (number % config.eval_every == 0 or number == schedule.total)
+        save_now = number == course.total or (config.checkpoint.every and number % config.checkpoint.every == 0)
+        evaluate_now = eval_data is not None and (number % config.eval_every == 0 or number == course.total)
         if number % config.log_every == 0 or save_now or evaluate_now:
             rows = report_rows(pending, time.perf_counter() - began, model, (body, head), device)
             for row in rows:
@@ -107,7 +116,7 @@ def train(config: TrainConfig) -> Path:
                 if skipped.in_a_row >= config.max_bad_steps:
                     if reporter:
                         reporter.flush()
-                    give_up(row["step"], skipped.in_a_row, schedule, data, config)
+                    give_up(row["step"], skipped.in_a_row, course, config)
             pending.clear()
             began = time.perf_counter()
         if evaluate_now:
@@ -126,30 +135,34 @@ def train(config: TrainConfig) -> Path:
     if reporter:
         reporter.close()
     checkpoint.export(model, template, config.model, model_config, output_dir / "model")
-    say(f"done: {schedule.total} steps; the model is in {output_dir / 'model'}")
+    say(f"done: {course.total} steps; the model is in {output_dir / 'model'}")
     return output_dir / "model"
 
 
 def train_step(
     model: TrainedModel,
     optimizer: torch.optim.Optimizer,
-    data: TokenizedData,
     step: Step,
+    batches: list[Batch],
     config: TrainConfig,
+    number: int,
     lr: float,
     device: torch.device,
 ) -> dict:
-    """One optimiser step, or none if its loss or gradient is no finite number. Returns its numbers; `measured` holds the
-    loss, the z-loss and the norm of the gradient, the same on every rank, and is still on the device.
+    """Optimiser step `number`, or none if its loss or gradient is no finite number. Returns its numbers; `measured` holds
+    the loss, the z-loss and the norm of the gradient, the same on every rank, and is still on the device.
     """
     # Every rank knows every row: the global count is exact, and there is nothing to communicate or to wait for.
     conversations = [c for row in step.rows for c in row]
-    trained = sum(int(data.trained[c][1:].sum()) for c in conversations)
-    losses = accumulate_gradients(model, data, step, trained, config, device)
+    trained = sum(int(step.data.trained[c][1:].sum()) for c in conversations)
+    torch.manual_seed(
+        hash_seed(config.seed, number, dist.get_rank())
+    )  # dropout, where a model has it, survives a resume
+    losses = accumulate_gradients(model, batches, trained, device)
     dist.all_reduce(losses)
     measured = torch.cat([losses, clip_gradients(model, config.max_grad_norm).to(device)[None]])
     update(optimizer, lr, measured.isfinite().all())
-    lengths = [len(data.ids[c]) for c in conversations]
+    lengths = [len(step.data.ids[c]) for c in conversations]
     tokens = sum(lengths)
     return {
         "measured": measured,
@@ -161,32 +174,35 @@ def train_step(
     }
 
 
-def accumulate_gradients(
-    model: TrainedModel, data: TokenizedData, step: Step, trained: int, config: TrainConfig, device: torch.device
-) -> torch.Tensor:
+def accumulate_gradients(model: TrainedModel, batches: list[Batch], trained: int, device: torch.device) -> torch.Tensor:
     """Forward and backward over this rank's share of a step with `trained` tokens in all.
 
     Returns its share of the loss and of the z-loss [2], fp32.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    torch.manual_seed(hash_seed(config.seed, step.number, rank))  # dropout, where a model has it, survives a resume
     losses = torch.zeros(2, device=device)
-    for batch in rank_batches(data, step, rank, world, config.micro_batch_size, config.window):
+    for batch in batches:
         loss, z_loss = model(**batch.to(device), scale=1 / trained)
         loss.backward()
         losses += torch.stack([loss.detach() - z_loss, z_loss])
     return losses
 
 
+def build_batches(course: Course, config: TrainConfig, device: torch.device, step: Step) -> list[Batch]:
+    """This rank's micro-batches of a step, where the device can fetch them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    batches = rank_batches(step, rank, world, config.micro_batch_size, config.window, course.most_in_a_row)
+    return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
+
+
 @torch.no_grad()
 def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, device: torch.device) -> float:
     """Mean loss per trained token over the held-out conversations; collective."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    schedule = Schedule(data, config.window, config.seed, 1, world * config.micro_batch_size, None)
+    rows = dist.get_world_size() * config.micro_batch_size
+    course = Course([Schedule(data, config.window, config.seed, 1, rows, None)])
     total = torch.zeros((), device=device, dtype=torch.float64)
     model.eval()
-    for number in range(1, schedule.total + 1):
-        for batch in rank_batches(data, schedule.step(number), rank, world, config.micro_batch_size, config.window):
+    for number in range(1, course.total + 1):
+        for batch in build_batches(course, config, device, course.step(number)):
             total += model(**batch.to(device))[0]
     model.train()
     model.reshard()
@@ -213,6 +229,7 @@ def report_rows(
         rows.append(
             {
                 "step": p["number"],
+                **({"stage": p["stage"]} if "stage" in p else {}),
                 "epoch": p["epoch"],
                 "loss": loss,
                 **({"z_loss": z_loss} if model.z_loss else {}),
@@ -229,12 +246,13 @@ def report_rows(
     return rows
 
 
-def give_up(last: int, count: int, schedule: Schedule, data: TokenizedData, config: TrainConfig) -> None:
+def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
     """Raise ValueError for `count` bad steps in a row that ended with step `last`, naming their conversations."""
     first = last - count + 1
-    rows = [row for number in range(first, last + 1) for row in schedule.step(number).rows]
-    conversations = dict.fromkeys(int(c) for row in rows for c in row)
-    names = conversation_names(config.data, data.positions[list(conversations)])
+    names = []
+    for step in map(course.step, range(first, last + 1)):
+        names += conversation_names(step.data, [int(c) for row in step.rows for c in row])
+    names = list(dict.fromkeys(names))
     more = ""
     if len(names) > SHOWN_NAMES:
         path = Path(config.output_dir) / "bad_conversations.txt"
@@ -247,108 +265,46 @@ def give_up(last: int, count: int, schedule: Schedule, data: TokenizedData, conf
     )
 
 
+def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> Schedule:
+    """The steps of one stage, from all its files."""
+    sources = sources_of(stage.data)
+    parts = [load_data(source.path, template, stage, say) for source in sources]
+    data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])
+    schedule = Schedule(data, stage.window, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
+    plan, world = schedule.describe(), dist.get_world_size()
+    say(
+        f"plan: {plan['rows']} rows of {stage.window} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
+        f"{schedule.total} steps of {stage.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
+    )
+    return schedule
+
+
 def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
     """Tokens of `path`, made by the first process of each machine and shared by all of it."""
     failure = None
+    split_to = config.window if config.overlong == "split" else None
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         try:
-            tokenized(
-                path,
-                template,
-                progress=lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None,
-            )
+            progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
+            tokenized(path, template, split_to, progress)
         except (ValueError, OSError) as error:
             failure = str(error)
     failures: list = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
     if any(failures):
         raise ValueError(next(f for f in failures if f))
-    data = tokenized(path, template)
+    data = tokenized(path, template, split_to)
     kept, counts = fit_to_window(data, config.window, config.overlong, path)
+    lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
     say(
         f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
         f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} over the window, "
-        f"{counts['nothing_to_train']} without an answer to learn; {data.merged_borders} borders where the answer's own "
-        "tokens won"
+        f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_borders} borders where the answer's "
+        "own tokens won"
     )
     for written in sorted(template.written_before_answers):
         say(f"note: the template writes {written!r} before some answers; it is trained with them")
     return kept
-
-
-def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> list[tuple[Path, dict]]:
-    """Checkpoints to go on from, the newest first, as rank 0 sees them. Raises ValueError when they are another run's."""
-    found = [checkpoint.complete(checkpoints, say) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    starts, model = found[0], Path(config.output_dir) / "model"
-    if not starts and model.exists():
-        raise ValueError(
-            f"{model}: exists and is not this run's; choose another --output_dir, it would be written over"
-        )
-    if not starts:
-        return []
-    if not config.resume:
-        raise ValueError(f"{config.output_dir}: holds an earlier run; choose another --output_dir or remove it")
-    earlier = starts[0][1]["identity"]
-    changed = [
-        f"{key} was {earlier.get(key)!r} and is {value!r}"
-        for key, value in identity.items()
-        if earlier.get(key) != value
-    ]
-    if changed:
-        raise ValueError(
-            f"{config.output_dir}: its checkpoints belong to another run ({'; '.join(changed)}); "
-            "use another --output_dir, or the settings of that run"
-        )
-    return starts
-
-
-def resume(
-    starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, config: TrainConfig, say
-) -> dict:
-    """Load the newest checkpoint that can be read; return what it says of itself, the beginning's without checkpoints."""
-    for path, meta in starts:
-        try:
-            checkpoint.load(path, model, optimizer)
-        except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
-            if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
-                raise ValueError(
-                    f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
-                    f"go on with {meta['world_size']}"
-                ) from None
-            say(f"{path}: passed over: cannot be read ({type(error).__name__})")
-            continue
-        say(f"resumed: step {meta['step']} from {path}")
-        return meta
-    if starts:
-        raise ValueError(
-            f"{starts[0][0].parent}: none of its {len(starts)} checkpoints can be read; remove them to start again"
-        )
-    return {"step": 0, "skipped": {}}
-
-
-def run_identity(config: TrainConfig, data: TokenizedData, model: str) -> dict:
-    """What must not change under a run that is resumed, by name. Paths may move; their contents may not."""
-    values = asdict(config)
-    same = (
-        "window",
-        "overlong",
-        "extend",
-        "resize_embeddings",
-        "lora",
-        "epochs",
-        "max_steps",
-        "global_batch_size",
-        "seed",
-        "max_grad_norm",
-        "z_loss",
-        "float8",
-        "schedule",
-        "optimizer",
-    )
-    identity = {key: values[key] for key in same}
-    identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])
-    return {**identity, "model": model, "data_and_template": data.fingerprint}
 
 
 def open_reporter(config: TrainConfig, output_dir: Path, first: int, total: int) -> Reporter:

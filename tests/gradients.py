@@ -11,10 +11,10 @@ import torch.distributed as dist
 from fastft.attention import choose_attention
 from fastft.cli import leave
 from fastft.config import parse_config
-from fastft.data import Schedule, tokenized
+from fastft.data import Course, Schedule, tokenized
 from fastft.model import fit_config, load_config, prepare_model
 from fastft.template import load_template
-from fastft.train import accumulate_gradients, join_ranks
+from fastft.train import accumulate_gradients, build_batches, join_ranks
 
 
 def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
@@ -28,7 +28,7 @@ def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     model = prepare_model(config, model_config, attention, device, say=lambda line: None)
     step = schedule.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
-    loss, _ = accumulate_gradients(model, data, step, trained, config, device)
+    loss, _ = accumulate_gradients(model, build_batches(Course([schedule]), config, device, step), trained, device)
     dist.all_reduce(loss)
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad}
     return {"loss": loss, **gradients}

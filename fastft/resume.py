@@ -1,0 +1,111 @@
+"""Where a run goes on: the newest checkpoint of the same run that can be read.
+
+What must be the same is named (`run_identity`), and saved with every checkpoint; a difference is an error that says what was
+and what is, unless --allow_change says that it is meant. Everything else may change: processes, micro-batches, paths.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from fastft import checkpoint
+from fastft.config import TrainConfig, stages_of
+from fastft.data import Course
+from fastft.model import TrainedModel
+
+
+def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> list[tuple[Path, dict]]:
+    """Checkpoints to go on from, the newest first, as rank 0 sees them. Raises ValueError when they are another run's."""
+    found = [checkpoint.complete(checkpoints, say) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    starts, model = found[0], Path(config.output_dir) / "model"
+    if not starts and model.exists():
+        raise ValueError(
+            f"{model}: exists and is not this run's; choose another --output_dir, it would be written over"
+        )
+    if not starts:
+        return []
+    if not config.resume:
+        raise ValueError(f"{config.output_dir}: holds an earlier run; choose another --output_dir or remove it")
+    earlier = starts[0][1]["identity"]
+    changed = list(_differences("", earlier, identity))
+    if changed and not config.allow_change:
+        raise ValueError(
+            f"{config.output_dir}: its checkpoints belong to another run ({'; '.join(changed)}); use another --output_dir, or "
+            "the settings of that run, or --allow_change true to go on with these"
+        )
+    for difference in changed:
+        say(f"changed: {difference}")
+    return starts
+
+
+def resume(
+    starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, config: TrainConfig, say
+) -> dict:
+    """Load the newest checkpoint that can be read; return what it says of itself, the beginning's without checkpoints."""
+    for path, meta in starts:
+        try:
+            checkpoint.load(path, model, optimizer)
+        except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
+            if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
+                raise ValueError(
+                    f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
+                    f"go on with {meta['world_size']}"
+                ) from None
+            say(f"{path}: passed over: cannot be read ({type(error).__name__})")
+            continue
+        say(f"resumed: step {meta['step']} from {path}")
+        return meta
+    if starts:
+        raise ValueError(
+            f"{starts[0][0].parent}: none of its {len(starts)} checkpoints can be read; remove them to start again"
+        )
+    return {"step": 0, "skipped": {}}
+
+
+def run_identity(config: TrainConfig, course: Course, model: str) -> dict:
+    """What must not change under a run that is resumed, by name. Paths may move; their contents may not."""
+    values = asdict(config)
+    same = (
+        "window",
+        "overlong",
+        "extend",
+        "resize_embeddings",
+        "lora",
+        "global_batch_size",
+        "seed",
+        "max_grad_norm",
+        "z_loss",
+        "float8",
+        "optimizer",
+    )
+    identity = {key: values[key] for key in same}
+    identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])
+    del identity["optimizer"]["lr"]  # a stage's own
+    identity["stages"] = [
+        {
+            "data_and_template": schedule.data.fingerprint,
+            "epochs": stage.epochs,
+            "max_steps": stage.max_steps,
+            "lr": stage.optimizer.lr,
+            "schedule": asdict(stage.schedule),
+        }
+        for stage, schedule in zip(stages_of(config), course.stages)
+    ]
+    return {**identity, "model": model}
+
+
+def _differences(where: str, earlier: Any, now: Any) -> Iterator[str]:
+    """A line for each value that is another: "stages.0.lr was 1e-05 and is 2e-05"."""
+    if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
+        earlier, now = dict(enumerate(earlier)), dict(enumerate(now))
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for key in now:
+            yield from _differences(f"{where}.{key}" if where else str(key), earlier.get(key), now[key])
+    elif earlier != now:
+        yield f"{where} was {earlier!r} and is {now!r}"
