@@ -1,14 +1,16 @@
 """Checkpoints that are whole or not there, and the export to Hugging Face's format.
 
 A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100: PyTorch's distributed checkpoint (every rank writes its
-shards and syncs them to disk) and `meta.json`, which lists every file with its size. It is written as `….tmp` and
-published by one rename. `latest` is a hint for people and scripts: `newest` looks at the directories, checks their files,
-and falls back to the next older one. A run's position is one integer, the step; everything else is computed again.
+shards and syncs them to disk) and `meta.json`, which lists every file with its size. A step waits only while the state is
+copied to the host's memory; a thread writes the copy as `….tmp` and publishes it by one rename. `latest` is a hint for
+people and scripts: `newest` looks at the directories, checks their files, and falls back to the next older one. A run's
+position is one integer, the step; everything else is computed again.
 """
 
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from fastft import lora
@@ -23,39 +26,64 @@ from fastft.model import TrainedModel
 from fastft.template import ChatTemplate
 
 
-def save(
-    directory: Path, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]
-) -> Path:
-    """Write and publish the checkpoint of `step`; collective. Returns its path.
+class Writer:
+    """Writes checkpoints into `directory` while training goes on, one at a time, and removes those that are not to be kept."""
 
-    Raises ValueError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.
-    """
-    final = directory / f"step-{step:08d}"
-    partial = final.with_name(final.name + ".tmp")
-    if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
-    failure = None
-    try:
-        dcp.save(_state(model, optimizer), checkpoint_id=partial)
-    except (Exception, CheckpointException) as error:  # the latter is no Exception; all ranks must hear of either
-        failure = _root_cause(error)
-    if dist.get_rank() == 0 and failure is None:
-        try:
-            _publish(partial, final, {**meta, "step": step, "world_size": dist.get_world_size()})
-        except OSError as error:
-            failure = str(error)
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    if any(failures):
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        reason = next(f for f in failures if f)
-        raise ValueError(
-            f"{final}: the checkpoint could not be written ({reason}). Earlier checkpoints are untouched: make room and "
-            "start the same command again"
+    def __init__(self, directory: Path, keep: int, keep_every: int = 0):
+        self.directory, self.keep, self.keep_every = directory, keep, keep_every
+        self.group = dist.new_group(backend="gloo")  # the thread's own: its messages must not meet the trainer's
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        pinned = torch.cuda.is_available()
+        options = StagingOptions(
+            use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
         )
-    return final
+        self.stager = DefaultStager(options)
+        self.under_way: tuple[Path, Future[str | None]] | None = None
+
+    def save(self, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
+        """Copy the state and leave the rest to the thread; collective. Raises ValueError as `wait` does."""
+        self.wait()
+        final = self.directory / f"step-{step:08d}"
+        staged = self.stager.stage(_state(model, optimizer))
+        meta = {**meta, "step": step, "world_size": dist.get_world_size()}
+        self.under_way = final, self.thread.submit(self._write, staged, final, meta)
+
+    def wait(self) -> None:
+        """Return when the checkpoint under way is published; collective.
+
+        Raises ValueError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.
+        """
+        if self.under_way is None:
+            return
+        (final, written), self.under_way = self.under_way, None
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, written.result())
+        if any(failures):
+            if dist.get_rank() == 0:
+                shutil.rmtree(_partial(final), ignore_errors=True)
+            reason = next(f for f in failures if f)
+            raise ValueError(
+                f"{final}: the checkpoint could not be written ({reason}). Earlier checkpoints are untouched: make room "
+                "and start the same command again"
+            )
+
+    def _write(self, state: dict[str, Any], final: Path, meta: dict[str, Any]) -> str | None:
+        """Runs in the thread, on every rank; returns what went wrong."""
+        try:
+            if dist.get_rank() == 0:
+                shutil.rmtree(_partial(final), ignore_errors=True)
+            dist.barrier(self.group)
+            dcp.save(state, checkpoint_id=_partial(final), process_group=self.group)
+            if dist.get_rank() == 0:  # all ranks have written: the last thing that rank 0 does there is to hear so
+                _publish(_partial(final), final, meta)
+                prune(self.directory, self.keep, self.keep_every)
+        except (Exception, CheckpointException) as error:  # the latter is no Exception; all ranks must hear of either
+            return _root_cause(error)
+        return None
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(final.name + ".tmp")
 
 
 def load(path: Path, model: TrainedModel, optimizer: torch.optim.Optimizer) -> None:
@@ -88,9 +116,12 @@ def newest(directory: Path, say=print) -> tuple[Path, dict[str, Any]] | None:
     return next(iter(complete(directory, say)), None)
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Remove what interrupted writes left, checkpoints that are not complete, and all but the newest `keep` of the others."""
-    kept = [path for path, _ in complete(directory, say=lambda line: None)[:keep]]
+def prune(directory: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove what interrupted writes left, checkpoints that are not complete, and of the others all but the newest `keep`
+    and those whose step is a multiple of `keep_every` (0: none).
+    """
+    found = complete(directory, say=lambda line: None)
+    kept = [path for i, (path, meta) in enumerate(found) if i < keep or (keep_every and meta["step"] % keep_every == 0)]
     for path in (*directory.glob("step-????????"), *directory.glob("*.tmp")):
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)

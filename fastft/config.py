@@ -91,6 +91,8 @@ class CheckpointConfig:
     """Steps between two checkpoints; 0 writes only the last."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_every: int = 0
+    """Keep those whose step is a multiple of this, too; 0: none."""
 
 
 @dataclass
@@ -181,6 +183,7 @@ class TrainConfig:
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
         _require(self.checkpoint.every >= 0, "checkpoint.every", self.checkpoint.every, "0 or more")
+        _require(self.checkpoint.keep_every >= 0, "checkpoint.keep_every", self.checkpoint.keep_every, "0 or more")
         _require(self.checkpoint.keep >= 1, "checkpoint.keep", self.checkpoint.keep, "1 or more")
         lora = self.lora
         _require(lora.r >= 0, "lora.r", lora.r, "0 or more")

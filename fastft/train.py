@@ -91,6 +91,7 @@ def train(config: TrainConfig) -> Path:
     start = resume(starts, model, optimizer, config, say)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
     reporter = open_reporter(config, output_dir, first, course.total) if rank == 0 else None
+    writer = checkpoint.Writer(checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
     dist.barrier()
 
     # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
@@ -127,11 +128,10 @@ def train(config: TrainConfig) -> Path:
         if save_now:
             if reporter:
                 reporter.flush()
-            checkpoint.save(checkpoints, number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
-            if rank == 0:
-                checkpoint.prune(checkpoints, config.checkpoint.keep)
+            writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
             began = time.perf_counter()
 
+    writer.wait()
     if reporter:
         reporter.close()
     checkpoint.export(model, template, config.model, model_config, output_dir / "model")

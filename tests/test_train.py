@@ -347,13 +347,13 @@ def test_a_model_without_tokenizer_or_template_is_one_clear_line(ground, tmp_pat
 FULL_AFTER_THE_FIRST_CHECKPOINT = """
 import resource, signal, sys
 import fastft.checkpoint, fastft.train
-save = fastft.checkpoint.save
-def save_then_fill(*arguments):
-    path = save(*arguments)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-    return path
-fastft.checkpoint.save = save_then_fill
+class Filling(fastft.checkpoint.Writer):
+    def save(self, *arguments):
+        super().save(*arguments)
+        self.wait()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+fastft.checkpoint.Writer = Filling
 sys.exit(fastft.train.main(sys.argv[1:]))
 """
 

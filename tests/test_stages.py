@@ -1,0 +1,128 @@
+"""Several files in one run: mixtures by weight, stages one behind the other, conversations split on the way."""
+
+import json
+import shutil
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+from test_train import flags, losses
+
+from fastft.data import Course, Schedule, Source, TokenizedData, ahead, mixed, rank_batches, tokenized
+from fastft.template import load_template
+from fastft.train import main
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A directory with a tiny Llama and some conversations."""
+    path = tmp_path_factory.mktemp("ground")
+    models.make_model(path / "model")
+    models.make_data(path / "data.jsonl")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def counted(data: TokenizedData, epochs: int) -> list[list[int]]:
+    """How often each conversation comes, by epoch."""
+    schedule = Schedule(data, 64, 0, epochs, 4, None)
+    rows = [[int(c) for row in schedule.plan(epoch) for c in row] for epoch in range(epochs)]
+    return [[row.count(c) for c in range(len(data.ids))] for row in rows]
+
+
+def some(count: int, path: str) -> TokenizedData:
+    ids = [np.arange(5 + i, dtype=np.int32) for i in range(count)]
+    trained = [np.ones(len(each), bool) for each in ids]
+    return TokenizedData(ids, trained, np.arange(count), 0, 0, path, [Source(path, count)])
+
+
+def test_weights_are_times_an_epoch_and_fractions_take_turns():
+    data = mixed([some(10, "a"), some(8, "b"), some(4, "c")], [1.0, 2.25, 1.0], [None, None, 2])
+    epochs = counted(data, 4)
+    assert all(row[:10] == [1] * 10 for row in epochs)
+    assert all(sorted(row[10:18]) == [2] * 6 + [3] * 2 for row in epochs)
+    assert np.sum(epochs, axis=0)[10:18].tolist() == [9] * 8  # in four epochs each had its turn
+    assert [row[18:] for row in epochs] == [[1] * 4, [1] * 4, [0] * 4, [0] * 4]
+
+
+def test_a_single_file_is_no_mixture():
+    data = some(10, "a")
+    assert mixed([data], [1.0], [None]).fingerprint == data.fingerprint
+    assert mixed([data], [2.0], [None]).fingerprint != data.fingerprint
+
+
+def test_stages_are_numbered_through():
+    stages = [Schedule(some(30, "a"), 64, 0, 2, 3, None), Schedule(some(40, "b"), 64, 0, 1, 3, 2)]
+    course = Course(stages)
+    found = [(s.stage, s.number, s.epoch, s.data.sources[0].path) for s in map(course.step, range(1, course.total + 1))]
+    assert [(stage, number) for stage, number, _, _ in found] == [
+        (stage, n) for stage, schedule in enumerate(stages) for n in range(1, schedule.total + 1)
+    ]
+    assert found[-1] == (1, 2, 0, "b") and stages[1].total == 2
+
+
+def staged(ground: Path, tmp_path: Path) -> list[str]:
+    """Flags of a run of two stages, the second a mixture."""
+    data = ground / "data.jsonl"
+    (tmp_path / "stages.yaml").write_text(
+        f"stages:\n  - {{data: {data}, epochs: 1, max_steps: 3}}\n"
+        f"  - {{data: [{{path: {data}, weight: 0.5}}], max_steps: 4, lr: 1.0e-3, schedule: {{name: wsd}}}}\n"
+    )
+    return ["--config", str(tmp_path / "stages.yaml")]
+
+
+def test_a_run_of_stages_resumes_inside_any_of_them(ground, tmp_path):
+    def flags_for(out: Path, *more: str) -> list[str]:
+        plain = flags(ground, out, *staged(ground, tmp_path), *more)
+        at = plain.index("--data")
+        return plain[:at] + plain[at + 2 :]
+
+    whole = tmp_path / "whole"
+    assert main(flags_for(whole, "--checkpoint.every", "1", "--checkpoint.keep", "9")) == 0
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
+    assert [(r["step"], r["stage"]) for r in rows if "loss" in r] == [(n, 1 if n <= 3 else 2) for n in range(1, 8)]
+    for cut in (2, 3, 5):
+        part = tmp_path / f"cut{cut}"
+        shutil.copytree(whole / "checkpoints" / f"step-{cut:08d}", part / "checkpoints" / f"step-{cut:08d}")
+        assert main(flags_for(part)) == 0
+        assert losses(part) == [row for row in losses(whole) if row[0] > cut]
+        assert (part / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+
+
+def test_a_change_is_named_and_can_be_meant(ground, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(flags(ground, out, "--max_steps", "2")) == 0
+    arguments = flags(ground, out, "--optimizer.lr", "3e-4", "--max_steps", "3")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "stages.0.lr was" in (error := capsys.readouterr().err) and "--allow_change true" in error
+    assert main([*arguments, "--allow_change", "true"]) == 0
+    assert "changed: stages.0.lr was" in capsys.readouterr().err
+
+
+def test_longer_conversations_are_split_on_the_way(ground):
+    template = load_template(str(ground / "model"))
+    data = tokenized(str(ground / "data.jsonl"), template)
+    window = int(np.sort(data.lengths)[-3]) - 1
+    split = tokenized(str(ground / "data.jsonl"), template, window)
+    assert split.lengths.max() <= window < data.lengths.max()
+    assert split.trained_counts.sum() >= data.trained_counts.sum() - 3 and split.lost_rounds == 0
+    assert set(split.positions) == set(range(len(data.ids)))
+
+
+def test_batches_built_ahead_are_those_of_the_steps():
+    course = Course([Schedule(some(30, "a"), 64, 0, 2, 3, None)])
+    steps = [course.step(n) for n in range(1, course.total + 1)]
+    make = lambda step: list(rank_batches(step, 0, 1, 3, 64, course.most_in_a_row))  # noqa: E731
+    found = list(ahead(iter(steps), make))
+    assert [step.number for step, _ in found] == [step.number for step in steps]
+    for step, batches in found:
+        for mine, theirs in zip(batches, make(step)):
+            assert torch.equal(mine.input_ids, theirs.input_ids) and torch.equal(mine.cu_seqlens, theirs.cu_seqlens)
+    assert len({batch.cu_seqlens.shape for _, batches in found for batch in batches}) == 1
