@@ -214,8 +214,8 @@ def _take(rows: Rows, begin: int, end: int) -> Tensor:
     if end <= held:
         return rows[begin:end]
     total = sum(part.double().sum(0) for part in _in_parts(rows))
-    new = (total / held).to(rows[:1].dtype).expand(end - max(begin, held), *total.shape)
-    return torch.cat([rows[begin:held], new]) if begin < held else new
+    new = (total / held).float().expand(end - max(begin, held), *total.shape)
+    return torch.cat([rows[begin:held].float(), new]) if begin < held else new
 
 
 def _in_parts(rows: Rows, size: int = 4096) -> Iterator[Tensor]:
@@ -236,18 +236,19 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
     """The model's safetensors files, with the tensors that its index says each holds; None where it has none."""
     from transformers.utils import cached_file
 
-    def locate(name: str) -> Path | None:
+    def locate(name: str) -> Path:
         if Path(model).is_dir():
             return Path(model, name)
         try:
             return Path(cached_file(model, name))
         except OSError:  # the repository has no such file
-            return None
+            return Path(model, name)
 
-    single, index = locate("model.safetensors"), locate("model.safetensors.index.json")
-    if single and single.exists():
+    single = locate("model.safetensors")
+    if single.exists():
         return {single: []}
-    if not index or not index.exists():
+    index = locate("model.safetensors.index.json")
+    if not index.exists():
         return None
     files = defaultdict(list)
     try:
@@ -255,7 +256,7 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
             files[file].append(tensor)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{index}: is damaged; it should map weights to files") from None
-    return {locate(file) or Path(model, file): tensors for file, tensors in files.items()}
+    return {locate(file): tensors for file, tensors in files.items()}
 
 
 def _renamed(causal_lm: nn.Module, names) -> bool:
