@@ -123,10 +123,8 @@ def prepare_model(
     """
     mesh = make_mesh(device, config.replicas)
     causal_lm = build(model_config, attention, config.model)
-    plain = load_config(config.model)
-    if getattr(plain, "max_position_embeddings", None) != getattr(model_config, "max_position_embeddings", None):
-        require_scaled(causal_lm, plain)
-        say(f"positions: {plain.max_position_embeddings} extended to {config.window} ({config.extend})")
+    if config.extend != "none":
+        require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
     model.z_loss = config.z_loss
     blocks = model.blocks

@@ -67,6 +67,10 @@ def train(config: TrainConfig) -> Path:
     source_config = load_config(config.model)
     template = load_template(config.model, config.template)
     model_config = fit_config(source_config, config, len(template.tokenizer))
+    if model_config is not source_config:
+        say(
+            f"model: extended to {model_config.max_position_embeddings} positions, {model_config.vocab_size} embeddings"
+        )
     stages = stages_of(config)
     course = Course([plan_stage(stage, template, say) for stage in stages])
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None

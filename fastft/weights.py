@@ -57,19 +57,16 @@ def open_weights(model: str, causal_lm: nn.Module, say: Callable[[str], None]) -
 
     An embedding may have more rows than its file. Raises ValueError naming file and tensor.
     """
+    if Path(model, "adapter_config.json").exists():
+        raise ValueError(f"{model}: holds an adapter; merge it into its model first")
     files = _safetensors_files(model)
-    if files is None:
-        say(f"weights: {model} has no safetensors files; {_WHOLE}")
-        return FirstProcess(model)
-    source = SafetensorsFiles(files)
-    if _renamed(causal_lm, source.files):
-        say(f"weights: {model} holds them under other names or shapes than transformers' model; {_WHOLE}")
-        return FirstProcess(model)
-    source.require(causal_lm, model, say)
-    return source
-
-
-_WHOLE = "the first process loads the whole model and sends it to the others"
+    source = SafetensorsFiles(files) if files else None
+    if source and not _renamed(causal_lm, source.files):
+        source.require(causal_lm, model, say)
+        return source
+    why = "their names or shapes are not those of transformers' model" if files else "they are not in safetensors files"
+    say(f"weights: {model}: {why}; the first process loads the whole model and sends it to the others")
+    return FirstProcess(model, causal_lm)
 
 
 class SafetensorsFiles:
@@ -128,20 +125,23 @@ class SafetensorsFiles:
             torch.equal(a, b) for a, b in zip(_in_parts(self(name)), _in_parts(self(other)))
         )
         if not same:
-            raise ValueError(
-                f"{self.files[other]}: {other} differs from {name}, though {model}/config.json ties them; "
-                'put "tie_word_embeddings": false there'
-            )
+            raise ValueError(_UNTIED.format(self.files[other], other, model))
+
+
+_UNTIED = '{}: {} differs from the weight that {}/config.json ties it to; put "tie_word_embeddings": false there'
 
 
 class FirstProcess:
     """transformers' own loading on the first process, in fp32; each tensor is sent to all when it is asked for."""
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, causal_lm: nn.Module):
         self.state, told = {}, [None]
         if dist.get_rank() == 0:
             try:
                 self.state = _load_whole(model)
+                for names, _ in _tensors(causal_lm):
+                    if any(self.state[name] is not self.state[names[0]] for name in names):
+                        raise ValueError(_UNTIED.format(model, names[0], model))
                 told = [{name: tensor.shape for name, tensor in self.state.items()}]
             except ValueError as error:
                 told = [str(error)]
@@ -152,7 +152,7 @@ class FirstProcess:
 
     def __call__(self, name: str) -> Rows:
         mine = self.state.pop(name, None)  # asked for once: what is sent need not be kept
-        tensor = torch.empty(self.shapes[name]) if mine is None else mine.contiguous()
+        tensor = torch.empty(self.shapes[name]) if mine is None else mine.detach().contiguous()
         dist.broadcast(tensor, 0)
         return tensor
 
@@ -168,7 +168,7 @@ def _load_whole(model: str) -> dict[str, Tensor]:
         raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
         raise ValueError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
-    return {name: tensor.detach() for name, tensor in causal_lm.state_dict().items()}
+    return causal_lm.state_dict(keep_vars=True)
 
 
 def fill_buffers(model: nn.Module, read: Read) -> None:
@@ -214,8 +214,8 @@ def _take(rows: Rows, begin: int, end: int) -> Tensor:
     if end <= held:
         return rows[begin:end]
     total = sum(part.double().sum(0) for part in _in_parts(rows))
-    new = (total / held).to(rows[:1].dtype).expand(end - max(begin, held), *total.shape)
-    return torch.cat([rows[begin:held], new]) if begin < held else new
+    new = (total / held).float().expand(end - max(begin, held), *total.shape)
+    return torch.cat([rows[begin:held].float(), new]) if begin < held else new
 
 
 def _in_parts(rows: Rows, size: int = 4096) -> Iterator[Tensor]:
@@ -236,18 +236,19 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
     """The model's safetensors files, with the tensors that its index says each holds; None where it has none."""
     from transformers.utils import cached_file
 
-    def locate(name: str) -> Path | None:
+    def locate(name: str) -> Path:
         if Path(model).is_dir():
             return Path(model, name)
         try:
             return Path(cached_file(model, name))
         except OSError:  # the repository has no such file
-            return None
+            return Path(model, name)
 
-    single, index = locate("model.safetensors"), locate("model.safetensors.index.json")
-    if single and single.exists():
+    single = locate("model.safetensors")
+    if single.exists():
         return {single: []}
-    if not index or not index.exists():
+    index = locate("model.safetensors.index.json")
+    if not index.exists():
         return None
     files = defaultdict(list)
     try:
@@ -255,7 +256,7 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
             files[file].append(tensor)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{index}: is damaged; it should map weights to files") from None
-    return {locate(file) or Path(model, file): tensors for file, tensors in files.items()}
+    return {locate(file): tensors for file, tensors in files.items()}
 
 
 def _renamed(causal_lm: nn.Module, names) -> bool:

@@ -137,7 +137,7 @@ def test_adapters_fit_other_architectures(ground, tmp_path, family):
     )
 
 
-def test_targets_dropout_and_compile(ground, tmp_path):
+def test_targets_and_dropout(ground, tmp_path):
     run(ground, tmp_path / "out", "--max_steps", "2", "--lora.targets", "q_proj, v_proj", "--lora.dropout", "0.1")
     names = adapter(tmp_path / "out")
     assert len(names) == 2 * 2 * 2 and all("q_proj" in name or "v_proj" in name for name in names)

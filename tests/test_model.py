@@ -135,7 +135,11 @@ def test_tied_weights_are_found_under_either_name(tmp_path):
         assert_same(ours, expected)
     state["lm_head.weight"] += 1
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lm_head\.weight differs from .*ties them"):
+    with pytest.raises(ValueError, match=r"safetensors: .* differs from .*ties it"):
+        loaded(path)
+    torch.save(state, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"differs from .*ties it"):
         loaded(path)
 
 
@@ -146,12 +150,12 @@ def test_a_checkpoint_of_the_bare_model_or_without_safetensors_goes_through_tran
     save_file({name.removeprefix("model."): tensor for name, tensor in state.items()}, path / "model.safetensors")
     ours, said = loaded(path)
     assert_same(ours, expected)
-    assert "under other names" in said[0]
+    assert "names or shapes are not those" in said[0]
     (path / "model.safetensors").unlink()
     torch.save(state, path / "pytorch_model.bin")
     ours, said = loaded(path)
     assert_same(ours, expected)
-    assert "no safetensors files; the first process loads the whole model" in said[0]
+    assert "not in safetensors files; the first process loads the whole model" in said[0]
 
 
 class Bomb:
@@ -214,6 +218,11 @@ def test_tensors_without_a_place_are_told_of(model):
     assert len(said) == 1 and "model.safetensors: mtp.head has no place in the model (1 such tensors)" in said[0]
 
 
+def test_an_adapter_is_no_model(ground, model):
+    (model / "adapter_config.json").write_text("{}")
+    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), "holds an adapter")
+
+
 @pytest.mark.parametrize(
     ("family", "says"),
     [("bert", "cannot tell its decoder layers"), ("t5", "cannot be built"), ("vit", "cannot be built")],
@@ -243,17 +252,24 @@ def ranks(processes: int, out: Path, flags: list[str]) -> dict[str, torch.Tensor
 
 
 def test_two_replicas_of_two_shards_are_one_process(ground, tmp_path):
-    """HSDP: summed within a replica and over the replicas, divided by nothing."""
-    one = gradients.first_gradients(runs.flags(ground, tmp_path))
-    runs.assert_gradients_agree(one, ranks(4, tmp_path / "4.pt", runs.flags(ground, tmp_path, "--replicas", "2")))
-
-
-def test_weights_sent_by_the_first_process_are_sharded_like_those_from_files(ground, tmp_path):
-    """Four processes and three experts: one of the processes holds no row of the router, and of the experts."""
-    models.make_model(tmp_path / "model", "mixtral", num_local_experts=3, router_aux_loss_coef=0.0)
+    """HSDP: summed within a replica and over the replicas, divided by nothing; one tensor for both ends of the model."""
+    models.make_model(tmp_path / "model", "llama_tied")
     (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
-    one = gradients.first_gradients(runs.flags(tmp_path, tmp_path / "out"))
-    runs.assert_gradients_agree(one, ranks(4, tmp_path / "4.pt", runs.flags(tmp_path, tmp_path / "out")))
+    one = gradients.first_gradients(runs.flags(tmp_path, tmp_path))
+    runs.assert_gradients_agree(one, ranks(4, tmp_path / "4.pt", runs.flags(tmp_path, tmp_path, "--replicas", "2")))
+
+
+def test_weights_sent_by_the_first_process_and_grown_are_sharded_as_on_one(ground, tmp_path):
+    """One expert on two processes: the second holds no row of the router and of the expert."""
+    options = {"num_local_experts": 1, "num_experts_per_tok": 1, "vocab_size": 500}
+    models.make_model(tmp_path / "model", "mixtral", **options)
+    (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
+    flags = runs.flags(tmp_path, tmp_path / "out", "--resize_embeddings", "true")
+    one, two = gradients.first_gradients(flags), ranks(2, tmp_path / "2.pt", flags)
+    for values in (one, two):  # a choice of one out of one has no gradient
+        for name in [name for name in values if name.endswith("mlp.gate.weight")]:
+            assert not values.pop(name).any()
+    runs.assert_gradients_agree(one, two)
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused(ground, tmp_path):
@@ -423,6 +439,11 @@ def test_a_longer_window_is_trained_and_exported(short, tmp_path, extend):
     assert_exported_as_trained(short, tmp_path / "out", "--extend", extend)
 
 
+def test_a_window_that_fits_is_not_scaled(short, tmp_path):
+    one_step(short, tmp_path / "out", "--extend", "yarn", "--window", "64", "--overlong", "drop")
+    assert load_config(str(tmp_path / "out" / "model")).rope_parameters["rope_type"] == "default"
+
+
 def test_scaling_goes_on_top_of_linear_only(short):
     from fastft.positions import fit_window
 
@@ -480,10 +501,3 @@ def test_new_tokens_get_the_mean_embedding(ground, tmp_path, family):
         before, after = old.get_parameter(name), new.get_parameter(name)
         assert torch.equal(after[:500], before)
         torch.testing.assert_close(after[500:], before.mean(0, keepdim=True).expand_as(after[500:]))
-
-
-def test_embeddings_grow_on_two_processes_as_on_one(ground, tmp_path):
-    models.make_model(tmp_path / "model", vocab_size=500)
-    (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
-    flags = runs.flags(tmp_path, tmp_path / "out", "--resize_embeddings", "true")
-    runs.assert_gradients_agree(gradients.first_gradients(flags), ranks(2, tmp_path / "2.pt", flags))
