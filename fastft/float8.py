@@ -7,6 +7,8 @@ before the first step holds. The head, the embeddings and the norms stay in bf16
 Checkpoints and the exported model know nothing of it: only the arithmetic changes, not the parameters.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -33,8 +35,6 @@ def convert(blocks: nn.ModuleList, emulate: bool = False) -> str:
         raise ValueError(
             'float8: needs torchao, which is not installed (pip install "fastft[torchao]"); leave it out'
         ) from None
-    from dataclasses import replace
-
     config = replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=emulate)
     linears = [m for m in blocks.modules() if isinstance(m, nn.Linear)]
     fits = lambda linear: linear.in_features % 16 == 0 == linear.out_features % 16  # noqa: E731  of the kernels

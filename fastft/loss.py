@@ -2,14 +2,14 @@
 
 The head, the softmax and their gradients are computed together, some positions at a time, in the forward pass: logits are
 made once (making them again in the backward pass would cost a fourth matrix product beside the three that are needed)
-and never outlive their chunk. In fp32 on one CPU core, 2,048 positions x 512 x 16,384 words take 1.4 s this way, 3.5 s
-with the whole logits or with checkpointed chunks, and the gradients are equally exact.
+and never outlive their chunk. On a CPU that takes two thirds of the time of checkpointed chunks, with equal errors
+(benchmarks/loss.py).
 
-Why not a library's: `torch.nn.functional.linear_cross_entropy` (torch 2.13) works the same way, but returns the sum of a
-bf16 model in bf16 (wrong by up to 0.4 %), and has neither logit soft-capping nor the z-loss; the tests use it as a second
-opinion. Liger's fused kernel (0.8.5) waits for the device in every call, to count ignored rows. There are none here: only
-positions that are trained come this far, so what Liger gets wrong about ignored rows under torch.compile (its pull
-request 1338) has nothing to get wrong.
+Why not a library's: `torch.nn.functional.linear_cross_entropy` (torch 2.13) works the same way, but sums the loss of a
+bf16 model in bf16 (wrong by 1 % in that benchmark), and has neither logit soft-capping nor the z-loss; the tests use it as
+a second opinion. Liger's fused kernel (0.8.5) waits for the device in every call, to count ignored rows. There are none
+here: only positions that are trained come this far, so what it gets wrong about ignored rows under torch.compile (its
+pull request 1338) would not matter.
 """
 
 import torch
@@ -19,12 +19,13 @@ CHUNK_BYTES = 256 << 20
 
 
 def chunk_positions(vocabulary: int) -> int:
-    """Positions whose logits exist at a time: 256 MiB of them in fp32, and 128 to 8,192 positions.
+    """Positions whose logits exist at a time: 256 MiB of them in fp32, in whole tiles of 128 rows, at most 8,192.
 
-    32k words: 2,048 positions; 128k: 512; 256k: 256. Each product then has enough rows to keep a GPU busy, and beside it
-    stand one or two copies in bf16: half a GiB at most, where 4,096 whole rows of 128k words take 2 GiB each.
+    32k words: 2,048 positions; 128k: 512; 256k: 256. Products of so many rows keep a GPU busy, and with the copies in bf16
+    before and behind the softmax a chunk takes half a GiB (three quarters with soft-capping). All logits of 4,096 positions
+    and 128k words would take 2 GiB for each copy in fp32.
     """
-    return min(max(CHUNK_BYTES // (4 * vocabulary), 128), 8192)
+    return min(max(CHUNK_BYTES // (4 * vocabulary * 128), 1), 64) * 128
 
 
 def summed_cross_entropy(

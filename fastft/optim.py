@@ -168,9 +168,8 @@ def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.O
     try:
         optimizer.step()
     except Exception as error:  # torch.compile without a C++ compiler, or without Triton
-        raise ValueError(
-            f"optimizer.name: adamw_8bit cannot be compiled here ({str(error).strip().splitlines()[0]}); use adamw"
-        ) from None
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"optimizer.name: adamw_8bit cannot be compiled here ({reason}); use adamw") from None
     for state in optimizer.state.values():
         state["step"].zero_()
     optimizer.zero_grad()
