@@ -11,20 +11,8 @@ import pytest
 from lxml import etree
 from lxml import html as lxml_html
 
-from fastft.report import (
-    Training,
-    code_and_prose,
-    compact,
-    duration,
-    flatten,
-    funnel,
-    precise,
-    sha256,
-    thin,
-    ticks,
-    visible,
-    write_report,
-)
+from fastft.page import code_and_prose, compact, duration, flatten, funnel, precise, sha256, ticks, visible
+from fastft.report import Training, thin, write_report
 
 LEDGER = {
     "input": 210,
