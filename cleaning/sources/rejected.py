@@ -17,28 +17,32 @@ from cleaning.sources.turns import Rejection, text_of
 from fastft.records import parse_json
 
 _KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
+_RECORD = b',"record":'  # the key: inside a text, the quotes would be escaped
 # Of what the cleaner itself wrote in the place of a record: a branch of a tree, a round.
 _BRANCH, _ROUND = frozenset(("id", "model", "lang", "messages")), frozenset(("messages",))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of rejected.jsonl; `record` is still JSON."""
+    """A line of rejected.jsonl."""
 
     id: str
     where: str
     reason: str
     detail: str
     round: int | None
-    record: bytes
+    line: bytes
+
+    @property
+    def record(self) -> bytes:
+        """JSON."""
+        return self.line.rstrip(b"\n").partition(_RECORD)[2][:-1]
 
 
 def read_row(line: bytes) -> Row:
-    """A line that the cleaner wrote. The record, most of the line, is not parsed (1 GB/s). Raises ValueError for others."""
-    # Inside a text the quote would be escaped, so this is the key.
-    head, _, record = line.rstrip(b"\n").partition(b',"record":')
+    """A line that the cleaner wrote. The record, most of it, is left alone. Raises ValueError for other lines."""
     try:
-        return Row(**orjson.loads(head + b"}"), record=record[:-1])
+        return Row(**orjson.loads(line[: line.find(_RECORD)] + b"}"), line=line)
     except TypeError as error:
         raise ValueError(f"not a row of rejected.jsonl: {error}") from None
 
