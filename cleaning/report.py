@@ -36,7 +36,7 @@ LONGEST_PAGE = 200_000  # characters of an answer beyond which its HTML is shown
 LONGEST_VALUE = 300  # characters of a setting
 SHOWN_NAMES = 10  # languages, models, sources
 MOST_NAMES = 10_000  # that are told apart: a dump chooses them
-ROUND_EDGES = (1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101)
+ROUND_EDGES = (1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 100)
 LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 8) for digit in (1, 2, 5)))
 
 # What rejects beside the filters.
@@ -65,9 +65,10 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None) -> Path:
     ledger = read_ledger(directory) if ledger is None else ledger
     largest = ledger["duplicates"].get("largest", [])
     kept, rejected = Kept(directory, {cluster["kept"] for cluster in largest}), Rejected(directory)
+    reasons, rounds = (rejected.reasons(ledger, of_rounds) for of_rounds in (False, True))
     clusters = [{**_masked(cluster), "text": kept.beginnings.get(cluster["kept"], "")} for cluster in largest]
     ledger = {name: _masked(value) if name != "versions" else value for name, value in ledger.items()}
-    files, reasons = ledger["files"], rejected.reasons(ledger, rounds=False)
+    files = ledger["files"]
     write_page(
         directory / "report.html",
         "cleaning",
@@ -77,7 +78,7 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None) -> Path:
         funnel=_funnel(ledger, reasons),
         about_parts=_about_parts(ledger),
         reasons=reasons,
-        rounds=rejected.reasons(ledger, rounds=True),
+        rounds=rounds,
         plots=kept.plots(),
         charts=kept.charts(ledger),
         repairs=_repairs(ledger),
@@ -138,32 +139,19 @@ def _funnel(ledger: dict[str, Any], reasons: list[dict[str, Any]]) -> list[dict[
     return [{**row, "anchor": anchors.get(row["label"]) if row["kind"] == "reason" else None} for row in rows]
 
 
-def _about_parts(ledger: dict[str, Any]) -> list[str]:
-    """Sentences on what became of what is kept."""
-    rounds, held = ledger["rounds"], ledger["held_out"]
-    sentences = []
-    if ledger["settings"]["max_tokens"] is not None:
-        sentences += [
-            f"The parts hold {rounds['kept']:,} of {rounds['in']:,} rounds.",
-            _few(rounds["rejected"], "1 round is longer than the window.", "{:,} rounds are longer than the window."),
-            _few(
-                rounds["shortened"], "1 question lost its middle, to fit.", "{:,} questions lost their middle, to fit."
-            ),
-            _few(
-                ledger["unfinished_parts"],
-                "1 part ends before its answer does.",
-                "{:,} parts end before their answer does.",
-            ),
-        ]
-    one, many = "1 conversation is", "{:,} conversations are"
-    sentences.append(
-        _few(held["conversations"], *(f"{n} set aside in conversations.holdout.jsonl." for n in (one, many)))
-    )
-    return [sentence for sentence in sentences if sentence]
-
-
-def _few(count: int, one: str, many: str) -> str:
-    return many.format(count) if count > 1 else one if count else ""
+def _about_parts(ledger: dict[str, Any]) -> list[tuple[str, str]]:
+    """What became of the conversations that are kept: (what, how many), without zeros."""
+    rounds = ledger["rounds"]
+    counts = [
+        ("rounds longer than the window", rounds["rejected"]),
+        ("questions that lost their middle, to fit", rounds["shortened"]),
+        ("parts that end before their answer does", ledger["unfinished_parts"]),
+        ("conversations set aside in conversations.holdout.jsonl", ledger["held_out"]["conversations"]),
+    ]
+    of_parts = [("rounds in the parts", f"{rounds['kept']:,} of {rounds['in']:,}")]
+    if ledger["settings"]["max_tokens"] is None:
+        of_parts = []
+    return of_parts + [(what, f"{count:,}") for what, count in counts if count]
 
 
 def _repairs(ledger: dict[str, Any]) -> list[tuple[str, str, int]]:
@@ -365,11 +353,13 @@ def taught(messages: list[dict[str, Any]]) -> tuple[list[int], list[int], int]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, text in enumerate(stream, start=1):
             try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise ValueError(f"{path.name}: line {number}: is damaged ({error})") from None
+                line = orjson.loads(text)
+                line["messages"], line["id"], line["part"]
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                raise ValueError(f"{path}: line {number}: is no line that the cleaner wrote") from None
+            yield line
 
 
 # --- what is rejected -------------------------------------------------------------------------------------------------
@@ -400,19 +390,22 @@ class Rejected:
             raise ValueError(f"{self.path}: no such file; the page is made from all outputs of a run")
         chance, offset = random.Random(0), 0
         with self.path.open("rb") as stream:
-            for line in stream:
-                row = read_row(line)
+            for number, line in enumerate(stream, start=1):
+                try:
+                    row = read_row(line)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}: line {number}: {error}") from None
                 self.samples[row.reason, row.round is not None].offer(offset, len(line), chance)
                 offset += len(line)
 
-    def reasons(self, ledger: dict[str, Any], rounds: bool) -> list[dict[str, Any]]:
+    def reasons(self, ledger: dict[str, Any], of_rounds: bool) -> list[dict[str, Any]]:
         """The most frequent first; `share` is of the input, for rounds None."""
-        found = [(name, sample) for (name, of_round), sample in self.samples.items() if of_round == rounds]
-        total = None if rounds else ledger["input"]
+        found = [(name, sample) for (name, of_round), sample in self.samples.items() if of_round == of_rounds]
+        total = None if of_rounds else ledger["input"]
         return [
             {
                 "label": mask_text(name).replace("_", " "),
-                "anchor": f"{'round' if rounds else 'reason'}-{number}",
+                "anchor": f"{'round' if of_rounds else 'reason'}-{number}",
                 "description": _DESCRIPTIONS.get(name, "a filter of one's own"),
                 "count": sample.count,
                 "share": sample.count / total if total else None,

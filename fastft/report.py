@@ -35,6 +35,7 @@ KNOWN_FILES = {
     "conversations.jsonl": "what was kept, one conversation or part a line",
     "rejected.jsonl": "what was rejected, with the reason and the record as it was",
     "report.json": "the account of the cleaning",
+    "cleaning.html": "the same with examples, on a page",
     "metrics.jsonl": "the numbers of every step",
     "tensorboard": "the same numbers for TensorBoard",
     "checkpoints": "where training goes on after an interruption",

@@ -43,8 +43,8 @@ def read_row(line: bytes) -> Row:
     """A line that the cleaner wrote. The record, most of it, is left alone. Raises ValueError for other lines."""
     try:
         return Row(**orjson.loads(line[: line.find(_RECORD)] + b"}"), line=line)
-    except TypeError as error:
-        raise ValueError(f"not a row of rejected.jsonl: {error}") from None
+    except (orjson.JSONDecodeError, TypeError):
+        raise ValueError("is no line that the cleaner wrote") from None
 
 
 @dataclass(frozen=True, slots=True)
