@@ -82,7 +82,7 @@ def _tell(report: Report, output_dir: str) -> int:
     directory = Path(output_dir)
     if not report.kept:
         return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
-    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.json"):
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.html", "report.json"):
         if (directory / name).exists():
             print(directory / name)
     return 0

@@ -297,7 +297,7 @@ def test_nothing_left(tmp_path, capsys):
     (tmp_path / "d.json").write_text(json.dumps([share("q")]))
     assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 1
     assert "error: no conversation is left" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rejected.jsonl", "report.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rejected.jsonl", "report.html", "report.json"]
 
 
 def dump_in(tmp_path: Path) -> str:

@@ -46,6 +46,13 @@ class Input:
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
     @property
+    def place(self) -> str | None:
+        """Where the input can be found again: a path, or a name on the Hub; None for standard input."""
+        if self.content:
+            return None
+        return str(self.path.absolute()) if self.path else self.name
+
+    @property
     def packed(self) -> bool:
         """True where `Record.end` is not a position among `size` bytes."""
         return self.path is None or self.path.suffix in (".gz", ".zst", ".parquet")
