@@ -10,6 +10,7 @@ asked for. `cleaning.sources.eras` says how they are told apart, and what shareg
 text stays as it is. All other formats hold text, except pages saved from the browser.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -69,6 +70,11 @@ def conversations_in(record: Any, reading: Reading | None = None) -> list[RawCon
         if FORMATS[conversation.format].of_sharegpt:
             settle(conversation, reading.era)
         conversation.notes = +conversation.notes  # without the zeros
+    if len(conversations) > 1:
+        shown_first = "\0".join([conversations[0].id, *(turn.text for turn in conversations[0].turns)])
+        tree = hashlib.blake2b(shown_first.encode(), digest_size=8).digest()
+        for conversation in conversations:
+            conversation.tree = tree
     return conversations
 
 
