@@ -11,6 +11,7 @@ text stays as it is. All other formats hold text, except pages saved from the br
 rejected.jsonl is read as the record in it (`cleaning.sources.rejected`).
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ def conversations_in(record: Any, reading: Reading | None = None) -> list[RawCon
         if FORMATS[conversation.format].of_sharegpt:
             settle(conversation, reading.era)
         conversation.notes = +conversation.notes  # without the zeros
+    if len(conversations) > 1:
+        shown_first = "\0".join([conversations[0].id, *(turn.text for turn in conversations[0].turns)])
+        tree = hashlib.blake2b(shown_first.encode(), digest_size=8).digest()
+        for conversation in conversations:
+            conversation.tree = tree
     return conversations
 
 
