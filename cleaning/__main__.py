@@ -73,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename or arguments.output_dir}: {error.strerror or error}", 1)
     except BrokenProcessPool:
         return _fail("a worker process was killed, most likely for memory: use fewer --workers", 1)
+    except MemoryError:
+        return _fail("not enough memory; is one record of the input that large?", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from here", 130)
     return _tell(report, output_dir)

@@ -96,7 +96,10 @@ def _spool_stdin(spool: Path) -> Path:
 
 
 def _file_records(path: Path) -> Iterator[RawRecord]:
-    return _page(path) if _is_page(path) else read_raw(path)
+    try:
+        yield from _page(path) if _is_page(path) else read_raw(path)
+    except OSError as error:  # a disk that fails names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _is_page(path: Path) -> bool:
