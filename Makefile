@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cluster test-sky lint clean
+.PHONY: demo test test-cluster test-sky fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/fastft demo
@@ -36,5 +36,9 @@ test-sky: .venv-sky/ready
 	.venv-sky/bin/python -m pip install --quiet skypilot==0.14.1
 	touch $@
 
+# The HTML converter, fuzzed with coverage as the guide, FUZZ_SECONDS (60) long.
+fuzz:
+	PYTHON=$(PYTHON) tests/fuzz/run
+
 clean:
-	rm -rf .venv .venv-sky build *.egg-info
+	rm -rf .venv .venv-sky .venv-fuzz build *.egg-info

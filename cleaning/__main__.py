@@ -8,11 +8,13 @@
 """
 
 import argparse
+import difflib
 import signal
 import sys
 import threading
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -41,9 +43,12 @@ def main(argv: list[str] | None = None) -> int:
             check(settings)
             Console().print(table_of_filters(settings))
             return 0
+        output_dir = Path(arguments.output_dir)
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing")
         report = clean(
             arguments.inputs,
-            arguments.output_dir,
+            output_dir,
             max_tokens=arguments.max_tokens,
             model=arguments.model,
             template=arguments.template,
@@ -68,28 +73,50 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename or arguments.output_dir}: {error.strerror or error}", 1)
     except BrokenProcessPool:
         return _fail("a worker process was killed, most likely for memory: use fewer --workers", 1)
+    except MemoryError:
+        return _fail("not enough memory; is one record of the input that large?", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from here", 130)
-    return _tell(report, arguments.output_dir)
+    return _tell(report, output_dir)
 
 
-def _tell(report: Report, output_dir: str) -> int:
+def _tell(report: Report, directory: Path) -> int:
     for warning in report.warnings[:SHOWN_WARNINGS]:
         print(f"warning: {warning}", file=sys.stderr)
     if len(report.warnings) > SHOWN_WARNINGS:
         print(f"warning: {len(report.warnings) - SHOWN_WARNINGS} more of that kind, see report.json", file=sys.stderr)
     print_ledger(report, Console())
-    directory = Path(output_dir)
     if not report.kept:
         return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
-    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.json"):
+    if not report.parts:
+        held = f"all {report.kept:,} that were kept are in {directory / 'conversations.holdout.jsonl'}"
+        return _fail(f"--holdout {report.settings['holdout']} leaves no conversation to train on; {held}", 1)
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.html", "report.json"):
         if (directory / name).exists():
             print(directory / name)
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line: argparse would print 30 lines of usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message} (--help shows all)", 2))
+
+    def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            option = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
+            near = difflib.get_close_matches(option.replace("-", "_"), self._names())
+            self.error(f"unknown option {option}" + (f"; did you mean {self._names()[near[0]]}?" if near else ""))
+        return arguments
+
+    def _names(self) -> dict[str, str]:
+        return {name.replace("-", "_"): name for action in self._actions for name in action.option_strings}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m cleaning",
         description="Raw dumps of shared chats in, markdown conversations out; every input accounted for.",
     )

@@ -6,7 +6,8 @@ Three kinds, all compared on folded text (case and white space do not count):
     duplicate_beginning  all its rounds are the first rounds of another: people share a dialogue, go on and share it again
     near_duplicate       `near` (0.8) of the runs of five words are common to both, and hardly fewer (0.7) of those of
                          the answers alone: two questions about one long pasted text are no duplicates. Runs of five
-                         characters where a script writes no spaces
+                         characters where a script writes no spaces. Branches of one tree are no near duplicates of
+                         each other: they share all but their end, and who asked for them wants the ends
 
 Similarity is Jaccard's, |common| / |either|, estimated from MinHash sketches (rensa, 128 values: standard error 0.035 at
 0.8). Changing one word changes five runs: 2 % of words changed leave 0.83, 5 % leave 0.63, 10 % leave 0.42. Pairs to
@@ -62,6 +63,7 @@ class Fingerprint:
     length: int  # characters, folded
     sketch: bytes = b""  # of all turns and of the answers, 2 x VALUES bytes; empty where near duplicates do not apply
     time: float = 0.0  # when it took place, where the dump says so
+    tree: bytes = b""  # the same for the branches of one tree that were asked for (`--branches all`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Duplicate:
     similarity: float  # 1 for what is wholly in its keeper
 
 
-def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0) -> Fingerprint:
+def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0, tree: bytes = b"") -> Fingerprint:
     """`near`: sketch the conversation, too (most of the work)."""
     lead, rounds = rounds_of(conversation.messages)
     digest, length, beginnings = hashlib.blake2b(digest_size=KEY), 0, []
@@ -84,7 +86,7 @@ def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0
             length += len(folded)
         beginnings.append(digest.digest())
     beginnings = beginnings[1:] or beginnings  # the system message alone is no beginning
-    return Fingerprint(b"".join(beginnings), length, _sketch(conversation.messages) if near else b"", time)
+    return Fingerprint(b"".join(beginnings), length, _sketch(conversation.messages) if near else b"", time, tree)
 
 
 def find_duplicates(
@@ -269,6 +271,7 @@ class _Nearby:
             _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
             shared[:, band] = counts[inverse] > 1
         busy = np.flatnonzero(shared.any(axis=1))
+        self.trees = [fingerprints[sketched[i]].tree for i in busy.tolist()]
         self.row = {sketched[i]: row for row, i in enumerate(busy.tolist())}
         self.sketches = sketches[busy]
         self.keys = np.stack(list(_band_keys(self.sketches[:, 0], threshold)), axis=1)
@@ -280,8 +283,9 @@ class _Nearby:
         row = self.row.get(position)
         if row is None:
             return None
-        keys = self.keys[row].tolist()
-        candidates = sorted({kept for table, key in zip(self.tables, keys) for kept in table.get(key, ())})
+        keys, tree = self.keys[row].tolist(), self.trees[row]
+        found = {kept for table, key in zip(self.tables, keys) for kept in table.get(key, ())}
+        candidates = sorted(kept for kept in found if not tree or self.trees[kept] != tree)
         if not candidates:
             return None
         similarities = _similarity(self.sketches[candidates], self.sketches[row])

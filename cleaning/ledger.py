@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fastft
+from cleaning.sources import Era, Reading
 
 
 @dataclass
@@ -34,7 +35,10 @@ class Report:
     )
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
     warnings: list[str] = field(default_factory=list)
-    files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "bytes", "records", "input", "era"}
+    examples: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # turns before and after conversion (cleaning.examples)
+    files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "path", "bytes", "records", "input", "era"}
     formats: dict[str, int] = field(default_factory=dict)  # conversations found, by format
     notes: dict[str, int] = field(default_factory=dict)  # what readers left out or changed, in all conversations found
     settings: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +68,14 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
     return {"fastft": fastft.__version__, "python": platform.python_version(), **installed}
+
+
+def reading_of(ledger: dict[str, Any], where: str) -> Reading:
+    """How the record at `where` was read, from report.json."""
+    files = [file for file in ledger["files"] if where == file["name"] or where.startswith(file["name"] + ": ")]
+    era = max(files, key=lambda file: len(file["name"]))["era"] if files else Era().to_dict()
+    settings = ledger["settings"]
+    return Reading(settings["format"], settings["every_branch"], Era(**{**era, "reasons": tuple(era["reasons"])}))
 
 
 def print_ledger(report: Report, console: Console) -> None:

@@ -157,7 +157,7 @@ def _convert(
     outcome.dropped = [(d.number, d.reason, d.detail, messages_json(d.messages)) for d in verdict.dropped]
     outcome.conversation = conversation.to_json()
     sketched = conversion.choices.near > 0 or conversion.choices.holdout > 0
-    outcome.fingerprint = fingerprint(conversation, sketched)
+    outcome.fingerprint = fingerprint(conversation, sketched, time=raw.time, tree=raw.tree)
     answers = [turn for turn in raw.turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)

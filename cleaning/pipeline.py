@@ -14,6 +14,7 @@ renamed at the end, report.json last: where it stands, the files beside it are w
                          where it could not be read); `round` is null, or the number of the one round that was rejected
                          while the rest of its conversation was kept (counted as `dropped_rounds:reason`, or by the
                          splitter as over the window), or of which the middle of the question was left out
+    report.html          a page for people, made from the others (cleaning.report)
     report.json          the ledger (`Report`)
 """
 
@@ -32,9 +33,11 @@ import orjson
 
 from cleaning.contamination import Account, load_benchmarks
 from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates
+from cleaning.examples import pick_examples
 from cleaning.filters import Settings, check
 from cleaning.ledger import Report, versions
 from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, messages_json, unpack
+from cleaning.report import write_report
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
 from cleaning.split import rounds_of, split_conversation, token_counter
@@ -143,7 +146,8 @@ def clean(
             reading = Reading(format, every_branch)
             eras = [survey_dump(map(parsed, source.records()), reading, era) for source in sources]
             report.files = [
-                {"name": source.name, "bytes": source.size, "records": 0, "input": 0, "era": each.to_dict()}
+                {"name": source.name, "path": source.place, "bytes": source.size}
+                | {"records": 0, "input": 0, "era": each.to_dict()}
                 for source, each in zip(sources, eras)
             ]
             if settings.moderation and settings.moderation_cache is None:
@@ -158,7 +162,10 @@ def clean(
                 if max_tokens is not None:  # a tokenizer that cannot be used is better known now than later
                     next(ordered_map(_load_tokenizer, [choices], pool))
                 _run(sources, conversion, work, report, pool, bar)
-            write_whole(work / "report.json", orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n")
+                ledger = orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n"
+                bar.begin("report", None)
+                write_report(work, orjson.loads(ledger))
+            write_whole(work / "report.json", ledger)
         else:  # interrupted while it was published
             report = Report(**orjson.loads((work / "report.json").read_bytes()))
         publish(work, output_dir, _empty_outputs(report))
@@ -197,7 +204,7 @@ def _run(sources: list[Input], conversion: Conversion, work: Path, report: Repor
     bar.begin("splitting" if splits else "writing", report.input)
     split = partial(_split_batch, choices) if splits else _whole_batch
     splitters = pool if splits else None  # without a window there is nothing to share out
-    _second_pass(work, duplicates, unique_ids, held_out, split, report, splitters, bar)
+    _second_pass(work, duplicates, unique_ids, held_out, split, conversion.readings, report, splitters, bar)
     report.check()
 
 
@@ -379,6 +386,7 @@ def _second_pass(
     ids: dict[int, str],
     held_out: set[int],
     split: Callable[[list[bytes]], list[Split]],
+    readings: list[Reading],
     report: Report,
     pool: Pool | None,
     bar: Bar,
@@ -403,7 +411,7 @@ def _second_pass(
 
         for shards, splits in enumerate(ordered_map(split, batches(), pool), start=progress["shards"] + 1):
             batch = judged.popleft()
-            _write(batch, splits, report, *outputs)
+            _write(batch, splits, readings, report, *outputs)
             for output in outputs:
                 output.flush()
             sizes = {name: output.tell() for name, output in zip(OUTPUTS, outputs)}
@@ -415,12 +423,13 @@ def _second_pass(
 
 
 # What the second pass counts in the report.
-_COUNTED = ("kept", "rejected", "parts", "unfinished_parts", "held_out", "repairs", "rounds", "answers")
+_COUNTED = ("kept", "rejected", "parts", "unfinished_parts", "held_out", "repairs", "rounds", "answers", "examples")
 
 
 def _write(
     batch: list[Outcome],
     splits: list[Split],
+    readings: list[Reading],
     report: Report,
     rejects: BinaryIO,
     conversations: BinaryIO,
@@ -453,6 +462,7 @@ def _write(
         report.answers["html"] += outcome.html_answers
         report.answers["as_is"] += outcome.answers - outcome.html_answers
         report.kept += 1
+        pick_examples(report, outcome, readings[outcome.source])
         if outcome.held_out:
             report.held_out["conversations"] += 1
             report.held_out["parts"] += len(result.lines)

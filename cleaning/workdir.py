@@ -4,6 +4,7 @@
     outcomes        the first pass's log: a frame a shard, in order (`Log`)
     progress.json   the second pass: shards done, sizes of the outputs behind them, the ledger so far
     rejected.jsonl, conversations.jsonl, …    the outputs, cut back to those sizes on the way on
+    report.html     the page made from them
     report.json     both passes are done; what is left is to rename
 
 Every state that SIGKILL can leave is one of these, and the result of going on is byte for byte that of a run in one go:
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO
 import orjson
 
 # In the order in which they are published.
-OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.json")
+OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.html", "report.json")
 _FRAME = struct.Struct("<Q16s")  # bytes of the payload, its BLAKE2b digest
 
 

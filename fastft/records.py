@@ -22,6 +22,7 @@ import orjson
 
 CHUNK = 1 << 22  # bytes read at a time: 4 MiB keeps the array scanner within 10 % of json.loads on whole files
 RAW_LIMIT = 1 << 20  # characters of a broken record that are kept with it
+TOO_LONG_A_NUMBER = "a number of more than 4,300 digits"  # Python's limit: longer ones take quadratic time
 
 
 @dataclass(slots=True)
@@ -85,6 +86,9 @@ def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
         head = _read(stream, CHUNK, path)
         if not head.strip():
             raise ValueError(f"{path}: is empty")
+        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" * 3 in (head[:6:2], head[1:6:2]):
+            utf8 = f"{path.stem}.utf8{path.suffix}"
+            raise ValueError(f"{path}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {path} > {utf8}")
         if b"\0" in head[:4096]:
             raise ValueError(f"{path}: is a binary file; expected JSON, JSON Lines or Parquet")
         head = head.removeprefix(b"\xef\xbb\xbf")
@@ -115,8 +119,12 @@ def parse_json(text: bytes) -> Any:
         pass
     try:
         return json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except ValueError:  # what Python has to say here is for programmers
+        raise ValueError(TOO_LONG_A_NUMBER) from None
 
 
 def to_json(value: Any) -> bytes:
@@ -199,7 +207,7 @@ def _lines(path: Path, stream: BinaryIO, pending: bytes) -> Iterator[RawRecord]:
                 yield RawRecord(f"{path.name}: line {number}", line, end)
 
 
-_BETWEEN_ELEMENTS = re.compile(r"[\s,]*")
+_BETWEEN_ELEMENTS = re.compile(r"[\s,\ufeff]*")  # `cat a.json b.json` leaves a byte order mark in the middle
 _FIRST_KEY = re.compile(r'[\s\[,]*\{\s*("(?:[^"\\]|\\.)*")')
 _raw_decode = json.JSONDecoder().raw_decode
 
@@ -247,6 +255,8 @@ class _Window:
                 cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
                 if not (cut and self.grow()):
                     return self.resume(), f"not JSON: {error.msg}"
+            except ValueError:
+                return self.resume(), f"not JSON: {TOO_LONG_A_NUMBER}"
 
     def resume(self) -> int:
         """Where the next element begins behind a broken one; the end of the file if there is none."""
@@ -278,15 +288,20 @@ def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[RawRecord]:
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRecord]:
+    number = 0
+    for batch in _parquet_batches(path):
+        for row in batch:
+            number += 1
+            yield RawRecord(f"{path.name}: row {number}", to_json(row), number)
+
+
+def _parquet_batches(path: Path) -> Iterator[list[dict]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: is not a readable Parquet file ({error})") from None
-    number = 0
-    for batch in file.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield RawRecord(f"{path.name}: row {number}", to_json(row), number)
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=1024):
+            yield batch.to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: is not a readable Parquet file ({reason})") from None

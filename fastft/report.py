@@ -10,38 +10,32 @@
         files={"trained model": "runs/demo/model"},
     )
 
-Here the numbers are prepared; how they look is in report.html.jinja. The page loads nothing and its security policy
-forbids it to. Everything on it is data that others wrote, so every value goes through `visible` and jinja's
-autoescape, samples and file names included. A piece that is missing becomes a sentence.
+Here the numbers are prepared; how they look is in report.html.jinja and, for all pages, in `fastft.page`. A piece that is
+missing becomes a sentence.
 """
 
-import base64
-import hashlib
 import itertools
-import math
 import os
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
+from fastft.page import Plot, compact, flatten, funnel, precise, ticks, write_page
 
 LINE_BUCKETS = 800  # stretches of a plotted line: about a pixel each, 20 KB
 TREND_BUCKETS = 60  # stretches of the mean that is drawn over a noisy line
 NOISY = 2 * TREND_BUCKETS  # steps from which there is such a mean
 HOVER_COLUMNS = 150  # stretches that tell their values under the pointer
 MOST_DOTS = 30  # held-out measurements that are marked one by one
-LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop should not fill the page
 
 KNOWN_FILES = {
     "conversations.jsonl": "what was kept, one conversation or part a line",
     "rejected.jsonl": "what was rejected, with the reason and the record as it was",
     "report.json": "the account of the cleaning",
+    "cleaning.html": "the same with examples, on a page",
     "metrics.jsonl": "the numbers of every step",
     "tensorboard": "the same numbers for TensorBoard",
     "checkpoints": "where training goes on after an interruption",
@@ -71,8 +65,9 @@ def write_report(
     (None or missing: not asked), `settings` may be nested, `files` goes from a name to a path.
     """
     path = Path(path)
-    page = _environment().get_template("report.html.jinja")
-    text = page.render(
+    write_page(
+        path,
+        "fastft",
         title=title,
         now=datetime.now().astimezone(),
         ledger=ledger,
@@ -84,31 +79,12 @@ def write_report(
             (name, str(file), KNOWN_FILES.get(Path(file).name, ""), _link(file, path)) for name, file in files.items()
         ],
     )
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text.strip() + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
-# --- cleaning ---------------------------------------------------------------------------------------------------------
-
-
-def funnel(ledger: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bars from input to parts: each has `left` (what is still there) and `bar` (what this row is about), in percent.
-
-    A reason's bar begins where what is left after it ends, so that the bars walk down from the input to what is kept.
-    """
-    total, kept, parts = (ledger.get(key, 0) for key in ("input", "kept", "parts"))
-    rows, left = [("input", "conversations in", total, 0)], total
-    for reason, count in sorted(ledger.get("rejected", {}).items(), key=lambda item: (-item[1], item[0])):
-        left = max(left - count, 0)
-        rows.append(("reason", reason.replace("_", " "), count, left))
-    rows += [("kept", "conversations kept", kept, 0), ("parts", "parts to train on", parts, 0)]
-    scale = 100 / max(total, kept, parts, 1)
-    return [
-        {"kind": kind, "label": label, "count": count, "left": left * scale, "bar": count * scale}
-        | {"share": count / total if total and kind != "parts" else None}
-        for kind, label, count, left in rows
-    ]
+def _link(file: str, page: Path) -> str | None:
+    """A relative address for a file that lies beside or below the page, so that the folder can be moved whole."""
+    relative = os.path.relpath(file, page.parent)
+    return None if relative.startswith("..") else "./" + quote(relative, errors="replace")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -139,18 +115,6 @@ class Training:
         self.mfu = _mean(mfu) if mfu else None
         self.best_held_out = min(self.held_out, key=itemgetter(1), default=None)
         self.broken = [row["step"] for row in rows for key in ("loss", "eval_loss") if _number(row.get(key, 0)) is None]
-
-
-@dataclass
-class Plot:
-    """A plot in percent of its width and height (from the top), for the template to draw at any size."""
-
-    title: str
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    lines: list[tuple[str, str]]  # (class, path)
-    hovers: list[tuple[float, float, str]]  # (left, width, text)
-    legend: list[tuple[str, str, str]]  # (class, name, last value)
 
 
 def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool = True) -> Plot | None:
@@ -234,17 +198,6 @@ def thin(points: list[Point], count: int) -> list[Point]:
     return sorted(extremes)
 
 
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Three to seven round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
-    if high - low <= 1e-9 * abs(high):
-        margin = abs(high) / 10 or 1.0
-        low, high = (low - margin, high + margin) if low else (0.0, margin)
-    magnitude = 10.0 ** math.floor(math.log10(high - low))
-    step = next(magnitude * f for f in (0.2, 0.5, 1, 2) if (high - low) / (magnitude * f) <= 5)
-    step = max(step, 1.0) if whole else step
-    return [n * step for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
-
-
 def _series(rows: list[dict[str, Any]], key: str) -> list[Point]:
     points = ((row["step"], _number(row[key])) for row in rows if key in row)
     return sorted((float(step), value) for step, value in points if value is not None)
@@ -258,89 +211,3 @@ def _number(value: Any) -> float | None:
 
 def _mean(points: list[Point]) -> float:
     return sum(value for _, value in points) / len(points)
-
-
-# --- how things are written -------------------------------------------------------------------------------------------
-
-# Characters without a look of their own, or that change how their neighbours look: controls but tab and newline, line
-# separators, directional marks, zero-width ones but the joiners that scripts and emoji need, tags, lone surrogates.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-
-
-def visible(text: str) -> str:
-    """The text with every invisible character spelled out, as \\x1b or \\u202e, so that none can act."""
-    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
-
-
-def code_and_prose(text: str) -> list[tuple[bool, str]]:
-    """The text in pieces (is it a fenced code block?, piece), nothing added or left out but a tail that is too long."""
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[:LONGEST_TEXT]}\n[… {len(text) - LONGEST_TEXT:,} more characters]"
-    pieces = re.split(r"(^```.*?(?:^```[ \t]*(?:\n|\Z)|\Z))", text, flags=re.MULTILINE | re.DOTALL)
-    return [(i % 2 == 1, piece) for i, piece in enumerate(pieces) if piece]
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Settings as (dotted name, text), in their order."""
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _plain(value)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "–"
-    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def precise(value: float) -> str:
-    """Four significant digits: 0.4213, 12.5, 2e-5."""
-    return re.sub(r"e([+-])0*", lambda e: "e-" if e[1] == "-" else "e", f"{value:.4g}")
-
-
-def compact(value: float) -> str:
-    """Three significant digits and a unit, as models are spoken of: 950, 12.3k, 1.2M, 3B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:  # 999.6 would be written 1e+03
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """9.5 s, 2 min 41 s, 3 h 05 min, on one line."""
-    minutes, rest = divmod(round(seconds), 60)
-    short = f"{seconds:.1f} s" if seconds < 60 else f"{minutes} min {rest:02d} s"
-    return (short if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min").replace(" ", "\u00a0")
-
-
-def _link(file: str, page: Path) -> str | None:
-    """A relative address for a file that lies beside or below the page, so that the folder can be moved whole."""
-    relative = os.path.relpath(file, page.parent)
-    return None if relative.startswith("..") else "./" + quote(relative, errors="replace")
-
-
-def sha256(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fastft", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (precise, compact, percent, duration, code_and_prose, sha256)
-    environment.filters |= {filter.__name__: filter for filter in filters}
-    return environment

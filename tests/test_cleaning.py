@@ -297,7 +297,7 @@ def test_nothing_left(tmp_path, capsys):
     (tmp_path / "d.json").write_text(json.dumps([share("q")]))
     assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 1
     assert "error: no conversation is left" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rejected.jsonl", "report.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rejected.jsonl", "report.html", "report.json"]
 
 
 def dump_in(tmp_path: Path) -> str:
@@ -341,6 +341,41 @@ def test_one_line_and_an_exit_code(tmp_path, capsys, monkeypatch, arguments, cod
 def test_output_directory_that_cannot_be(tmp_path, capsys):
     assert main([dump_in(tmp_path), "-o", "/dev/null/out"]) == 1
     assert capsys.readouterr().err == "error: /dev/null/out: Not a directory\n"
+
+
+def test_the_output_is_a_directory(tmp_path, capsys):
+    (tmp_path / "afile").write_text("x")
+    assert main([dump_in(tmp_path), "-o", str(tmp_path / "afile")]) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: -o {tmp_path / 'afile'}: is a file; name a directory, which is made if it is missing\n"
+
+
+def test_everything_held_out_is_an_error(tmp_path, capsys):
+    assert main([dump_in(tmp_path), "-o", str(tmp_path / "out"), "--holdout", "0.999"]) == 1
+    assert "error: --holdout 0.999 leaves no conversation to train on; all 1 that were" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jsonl")) == [
+        "conversations.holdout.jsonl",
+        "rejected.jsonl",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--max-tokens", "9"], "unknown option --max-tokens; did you mean --max_tokens?"),
+        (["--max_token_=9"], "unknown option --max_token_; did you mean --max_tokens?"),
+        (["--zzz"], "unknown option --zzz (--help shows all)"),
+        (["--near", "x"], "argument --near: invalid float value: 'x' (--help shows all)"),
+        (["--keep", "oldest"], "invalid choice: 'oldest'"),
+        (["--with"], "expected one argument"),
+        ([], "the following arguments are required: IN"),
+    ],
+)
+def test_a_wrong_command_is_one_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
 def test_disk_full(tmp_path, capsys, monkeypatch):

@@ -62,6 +62,46 @@ def test_near_duplicates_name_their_keeper_and_similarity():
     assert clusters(find_duplicates(prints)) == {1: [0]}
 
 
+def test_branches_of_one_tree_are_no_near_duplicates_of_each_other(tmp_path):
+    """They differ in the last answer only; a copy in another tree, and what is wholly in another branch, still goes."""
+    story = [prose(i, 150) for i in range(5)]
+    first, second = talk(*story, "It rises."), talk(*story, "It falls, then rises.")
+    assert removed([first, second]) == {0: ("near_duplicate", 1)}
+    trees = [(first, b"1"), (second, b"1"), (first, b"2"), (second, b"2"), (talk(*story[:4]), b"1"), (first, b"1")]
+    found = find_duplicates([fingerprint(c, tree=tree) for c, tree in trees])
+    assert {p: (d.reason, d.keeper) for p, d in found.items()} == {
+        2: ("duplicate", 0),
+        3: ("duplicate", 1),
+        4: ("duplicate_beginning", 1),
+        5: ("duplicate", 0),
+    }
+    near = [(first, b"1"), (second, b"1"), (talk(*story, "It falls."), b"2")]
+    found = find_duplicates([fingerprint(c, tree=tree) for c, tree in near])
+    assert list(found) == [2] and found[2].reason == "near_duplicate"
+
+    replies: list = [{"text": text, "role": "assistant"} for text in ("It rises.", "It falls, then rises.")]
+    for number, text in reversed(list(enumerate(story))):
+        replies = [{"text": text, "role": ("prompter", "assistant")[number % 2], "replies": replies}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": replies[0]}))
+    assert clean([tmp_path / "a.jsonl"], tmp_path / "out", every_branch=True, workers=1).kept == 2
+
+
+def test_the_newest_is_known_by_the_dumps_times(tmp_path):
+    text, times = prose(1, 300), ("2023-03-01T00:00:00Z", "2024-03-01T00:00:00Z", 1690000000)
+    records = [
+        {
+            "id": str(i),
+            "timestamp": time,
+            "messages": [{"role": "user", "content": "q"}, {"role": "gpt", "content": answer}],
+        }
+        for i, (time, answer) in enumerate(zip(times, (text + " and more", text, text + " more")))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    for keep, kept in (("newest", "1"), ("longest", "0")):
+        clean([tmp_path / "a.json"], tmp_path / keep, keep=keep, workers=1)
+        assert [c.id for c in read_conversations(tmp_path / keep / "conversations.jsonl")] == [kept]
+
+
 def test_two_questions_about_one_long_text_are_no_duplicates():
     pasted = prose(3, 2000)
     assert removed([talk(f"Sum up: {pasted}", prose(4, 40)), talk(f"Translate: {pasted}", prose(5, 40))]) == {}

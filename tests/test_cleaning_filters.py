@@ -304,6 +304,28 @@ def test_sessions():
     assert not apply_steps(tools, Settings(without_filters=("tool_session",))).reason and len(tools.messages) == 4
 
 
+def test_what_a_record_says_of_its_session():
+    said = {"plugin_session": "its 'plugins' are a list of 2"}
+    assert apply_steps(talk("q", "a"), Settings(), said).detail == said["plugin_session"]
+    assert not apply_steps(talk("q", "a"), Settings(without_filters=("plugin_session",)), said).reason
+
+
+@pytest.mark.parametrize(
+    "roles, left",
+    [
+        ("user assistant tool", "user assistant"),
+        ("user assistant tool assistant user assistant tool user", "user assistant tool assistant user assistant"),
+        ("user tool assistant", ""),  # a result that nobody asked for
+        ("user assistant tool tool assistant", "user assistant tool tool assistant"),
+    ],
+)
+def test_the_order_of_turns_with_tools(roles, left):
+    conversation = Conversation("x", [Message(role, f"{i}") for i, role in enumerate(roles.split())])
+    verdict = apply_steps(conversation, Settings(without_filters=("tool_session",)))
+    assert verdict.reason == ("" if left else "wrong_role_order")
+    assert not left or [message.role for message in conversation.messages] == left.split()
+
+
 SAMPLES = {
     "en": "How do I keep bread fresh for longer without putting it into the fridge?",
     "de": "Wie bleibt Brot länger frisch, ohne dass ich es in den Kühlschrank lege?",
@@ -317,6 +339,14 @@ SAMPLES = {
     "he": "איך אפשר לשמור על לחם טרי לאורך זמן בלי להכניס אותו למקרר?",
     "unknown": "```python\nfor line in open(name):\n    print(line)\n```",
 }
+
+
+def test_languages_that_dumps_name_in_their_own_way():
+    for lang, wanted in (("pt-br", "pt"), ("no", "nb"), ("nb", "no"), ("iw", "he"), ("zh-hant", "zh")):
+        conversation = talk("q", "a")
+        conversation.lang = lang
+        assert not apply_steps(conversation, Settings(languages=(wanted,))).reason
+        assert apply_steps(conversation, Settings(languages=("fr",))).reason == "other_language"
 
 
 @pytest.mark.parametrize("code", SAMPLES)
@@ -563,7 +593,12 @@ def test_list_filters(capsys, monkeypatch):
         (["--with", "nonsense"], "no filter is called 'nonsense'"),
         (["--without", "too_short"], "cannot be switched off"),
         (["--with", "refusal", "--without", "refusal"], "both switched on and off"),
-        (["--languages", "English"], "no language code"),
+        (["--languages", "English"], "no language code; near are en (English)\n"),
+        (["--languages", "xx1"], "no language code; near are en (English), zh (Chinese), de (German)\n"),
+        (["--languages", "klingon"], "no language code"),
+        (["--languages", "en,cn"], "'cn' is no language code; near are zh (Chinese)\n"),
+        (["--languages", "pt-BR"], "near are pt (Portuguese)\n"),
+        (["--languages", "germn"], "de (German)"),
         (["--min_turns", "0"], "at least 1"),
         (["--filters", "nowhere.py:f"], "no such file"),
         (["--filters", "f"], "expected FILE.py:FUNCTION"),

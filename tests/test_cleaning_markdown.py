@@ -103,6 +103,11 @@ GOLDEN = {
         '<ol><li>a</li></ol><pre><code>x\n</code></pre><ol start="2"><li>b</li></ol>',
         "1. a\n\n```\nx\n```\n\n2. b",
     ),
+    # Early pages lost the number and showed "1." again; whether it was "2." or a new list, they do not say.
+    "interrupted list without its number": (
+        "<ol><li>a</li></ol><pre><code>x\n</code></pre><ol><li>b</li></ol>",
+        "1. a\n\n```\nx\n```\n\n1. b",
+    ),
     "item in a wrapper": ("<ol><span><li>a</li></span><x-y><li>b</li></x-y></ol>", "1. a\n<x-y>\n2. b\n</x-y>"),
     "wide numbers indent": ('<ol start="10"><li><p>a</p><p>b</p></li></ol>', "10. a\n\n    b"),
     "task list": (

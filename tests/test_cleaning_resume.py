@@ -71,7 +71,7 @@ def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch, small_shards, st
     source = dump(tmp_path / "d.json")
     clean([source], tmp_path / "whole", **OPTIONS)
     whole = contents(tmp_path / "whole")
-    assert len(whole) == 4
+    assert len(whole) == 5
     owner, name = STEPS[step]
     original = getattr(owner, name)
     for stop in range(1, 1_000):

@@ -248,6 +248,92 @@ def test_every_branch_of_an_oasst_tree():
     assert [c.id for c in found] == ["t", "t-w", "t-3"]
 
 
+def test_branches_of_one_tree_know_it():
+    first, second = conversations_in(EXPORT, Reading(every_branch=True))
+    other, *_ = conversations_in({**EXPORT, "conversation_id": "other"}, Reading(every_branch=True))
+    assert first.tree == second.tree != other.tree and first.tree and not conversations_in(EXPORT)[0].tree
+
+
+def called(*functions: dict, **turn) -> dict:
+    """A conversation in which an assistant's turn calls `functions` as OpenAI writes it."""
+    calls = [{"id": "1", "type": "function", "function": each} for each in functions]
+    return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls, **turn}]}
+
+
+@pytest.mark.parametrize(
+    "record, text",
+    [
+        (called({"name": "f", "arguments": '{"a": "é\\ud83d"}'}), '{"name": "f", "arguments": {"a": "é\ufffd"}}'),
+        (called({"name": "f", "arguments": "no JSON"}), '{"name": "f", "arguments": "no JSON"}'),
+        (
+            called({"name": "f", "arguments": {}}, {"name": "g"}, content="Wait."),
+            'Wait.\n{"name": "f", "arguments": {}}\n{"name": "g", "arguments": null}',
+        ),
+        (called(function_call={"name": "h", "arguments": "1"}), '{"name": "h", "arguments": 1}'),
+        ({"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "{}"}]}, "{}"),
+    ],
+)
+def test_calls_of_tools_are_answers(record, text):
+    conversation = conversations_in(record)[0]
+    assert (conversation.turns[1].role, conversation.turns[1].text) == ("assistant", text)
+    assert conversation.sessions == {"tool_session": "turn 2 calls a tool"}
+
+
+def test_what_is_no_call():
+    for nothing in (called(content="a"), called({}, content="a"), called({"name": ""}, content="a")):
+        conversation = conversations_in(nothing)[0]
+        assert conversation.turns[1].text == "a" and not conversation.sessions
+    (said,) = conversations_in({**called(content="a"), "tools": "[]"})
+    assert not said.notes
+    (said,) = conversations_in({**called(content="a"), "tools": "[{}]"})
+    assert said.notes == {"dropped definitions of tools": 1}
+
+
+def test_plugins_that_a_record_names():
+    assert conversations_in({**shared("q", "a"), "plugins": ["x"]})[0].sessions.keys() == {"plugin_session"}
+    for none in (None, [], ""):
+        assert not conversations_in({**shared("q", "a"), "plugins": none})[0].sessions
+    # An export says which were switched on; whether one had a part, the tools' messages tell.
+    assert conversations_in({**EXPORT, "plugin_ids": ["x"]})[0].sessions.keys() == {"plugin_session"}
+    silent = {id: each for id, each in EXPORT["mapping"].items() if id not in ("search", "tool")}
+    silent["a"] = {**silent["a"], "parent": "q"}
+    assert not conversations_in({**EXPORT, "mapping": silent, "plugin_ids": ["x"]})[0].sessions
+
+
+@pytest.mark.parametrize(
+    "value, seconds",
+    [
+        (1686324267.5, 1686324267.5),
+        (1686324267500, 1686324267.5),  # milliseconds
+        ("2023-06-09T15:24:27.5Z", 1686324267.5),
+        ("2023-06-09T15:24:27.500000+00:00", 1686324267.5),
+        ("2023-06-09 17:24:27.5+0200", 1686324267.5),
+        ("2023-06-09 15:24:27.5 UTC", 1686324267.5),
+        ("2023-06-09T15:24:27.5", 1686324267.5),
+        ("2023-06-09", 1686268800.0),
+        *(
+            (wrong, 0.0)
+            for wrong in ("2023-02-31", "0000-01-01", "soon", "", -1, 0, True, None, float("nan"), 10**400, [1])
+        ),
+        ("0001-01-01T00:00:00+23:59", 0.0),
+        ("2023-06-09T15:24:27+99:99", 0.0),
+    ],
+)
+def test_times(value, seconds):
+    record = {**shared("q", "a"), "timestamp": value, "created_at": "nonsense"}
+    assert conversations_in(record)[0].time == pytest.approx(seconds, abs=1e-3)
+
+
+def test_every_dump_that_says_when_is_understood():
+    when, seconds = "2023-06-09T15:24:27Z", 1686324267
+    export = {**EXPORT, "create_time": 1.0, "update_time": seconds}
+    claude = {**OBJECTS["claude_export"], "created_at": "2020-01-01T00:00:00Z", "updated_at": when}
+    log = {**OBJECTS["chat_log"], "timestamp": when}
+    tree = {"prompt": {**OASST["prompt"], "created_date": when}}
+    assert {conversations_in(record)[0].time for record in (export, claude, log, tree)} == {seconds}
+    assert conversations_in(SHARED)[0].time == 0
+
+
 def mapping(**parents: str | None) -> dict:
     roles = {"q": "user", "a": "assistant", "b": "assistant"}
     return {id: node(id, parent, roles.get(id[0]), id) for id, parent in parents.items()}
@@ -351,6 +437,37 @@ def test_fragments_without_wrapper_are_html_where_the_dump_shows_the_sanitiser()
     assert [c.turns[1].html for c in read_dump(*[BARE] * 9, fragment)[0]] == [True] * 9 + [False]
     assert [c.turns[1].html for c in read_dump(*[BARE] * 10, fragment)[0]] == [True] * 11
     assert read_dump(fragment, era="escaped")[0][0].turns[1].html
+
+
+def bare(count: int, question: str = "q", answer: str = "<p>yes</p><ol><li>a</li></ol>") -> list[dict]:
+    return [shared(f"{question} {i} &lt;", answer) for i in range(count)]
+
+
+def test_blocks_without_wrapper_are_html_where_nearly_all_answers_are_such():
+    conversations, era = read_dump(*bare(18), *[shared("q", "**yes**")] * 2)
+    assert era.blocks_are_html and "converted" in era.reasons[-1]
+    assert [c.turns[1].html for c in conversations] == [True] * 18 + [False] * 2
+    assert questions(conversations)[0] == "q 0 &lt;"  # it says nothing of the questions
+    assert conversations_in(shared("q", "<p>a</p>"), Reading(era=era))[0].turns[1].html
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        bare(9),  # too few
+        bare(17) + [shared("q", "**yes**")] * 3,  # too many others
+        bare(20, "Write me a web page about trees"),
+        bare(20, answer='<p>yes</p><form><input name="a"></form><p>x</p>'),
+        bare(20, answer='<h1 style="color: red">Trees</h1>'),
+        bare(20, answer="<div>yes</div>"),
+        bare(20, answer="<p>yes</p> and more"),
+        bare(20, answer="<!DOCTYPE html><p>yes</p>"),
+    ],
+)
+def test_html_that_somebody_asked_for_is_left_alone(records):
+    conversations, era = read_dump(*records)
+    assert not era.blocks_are_html and "left alone" in era.reasons[-1]
+    assert not any(c.turns[1].html for c in conversations)
 
 
 def test_escaped_questions_beside_answers_in_markdown():

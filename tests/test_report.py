@@ -11,20 +11,8 @@ import pytest
 from lxml import etree
 from lxml import html as lxml_html
 
-from fastft.report import (
-    Training,
-    code_and_prose,
-    compact,
-    duration,
-    flatten,
-    funnel,
-    precise,
-    sha256,
-    thin,
-    ticks,
-    visible,
-    write_report,
-)
+from fastft.page import code_and_prose, compact, duration, flatten, funnel, precise, sha256, ticks, visible
+from fastft.report import Training, thin, write_report
 
 LEDGER = {
     "input": 210,
@@ -274,7 +262,7 @@ def test_numbers_are_written_for_people():
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-def browse(tmp_path, page: str) -> tuple[str, list[str]]:
+def browse(tmp_path, page: str, fragment: str = "") -> tuple[str, list[str]]:
     """The page's DOM after its script has run, and what the browser complained about."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += [
@@ -283,7 +271,7 @@ def browse(tmp_path, page: str) -> tuple[str, list[str]]:
         f"--user-data-dir={tmp_path / 'profile'}",
     ]
     (tmp_path / "page.html").write_text(page, encoding="utf-8")
-    command = [CHROMIUM, *flags, "--enable-logging=stderr", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    command = [CHROMIUM, *flags, "--enable-logging=stderr", "--dump-dom", (tmp_path / "page.html").as_uri() + fragment]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -15,9 +15,10 @@ change here: `--filters my.py:too_polite` takes a function Conversation -> str |
 import collections
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.table import Table
 
@@ -36,7 +37,7 @@ STEPS: Sequence[Step] = (
     Filter(
         "plugin_session", structure.plugin_session, "a plugin had a part in it, and what it said is not in the dump"
     ),
-    Filter("tool_session", structure.tool_session, "has turns of a tool"),
+    Filter("tool_session", structure.tool_session, "calls a tool, or has turns of one"),
     Repair(
         "dropped_leading_assistant",
         structure.drop_leading_assistant,
@@ -49,7 +50,11 @@ STEPS: Sequence[Step] = (
         structure.merge_assistant_turns,
         "answers in a row become one, or the last is kept (--consecutive last)",
     ),
-    Repair("trimmed_last_question", structure.trim_last_question, "last questions without an answer are dropped"),
+    Repair(
+        "trimmed_last_question",
+        structure.trim_last_question,
+        "last questions (and tools' results) without an answer are dropped",
+    ),
     TurnFilter(
         "orphan_continue",
         structure.orphan_continue,
@@ -126,8 +131,13 @@ class Verdict:
     dropped: list[DroppedRound] = field(default_factory=list)
 
 
-def apply_steps(conversation: Conversation, settings: Settings) -> Verdict:
-    """Repair `conversation` in place, drop rounds, and say whether it stays. Sets its `lang` if it does."""
+def apply_steps(
+    conversation: Conversation, settings: Settings, said: Mapping[str, str] = MappingProxyType({})
+) -> Verdict:
+    """Repair `conversation` in place, drop rounds, and say whether it stays. Sets its `lang` if it does.
+
+    `said` are complaints that its record makes itself, by the name of the filter (`RawConversation.sessions`).
+    """
     verdict = Verdict()
     # Turns are named by their place in the dump, whatever went before them.
     as_shared = list(conversation.messages)  # keeps the ids alive
@@ -141,7 +151,7 @@ def apply_steps(conversation: Conversation, settings: Settings) -> Verdict:
         elif isinstance(step, TurnFilter):
             detail = _drop_rounds(conversation, step, settings, numbers, verdict)
         else:
-            detail = step.complaint(conversation, settings)
+            detail = said.get(step.name) or step.complaint(conversation, settings)
         if detail is not None:
             verdict.reason, verdict.detail = step.name, detail
             break
@@ -211,8 +221,7 @@ def check(settings: Settings) -> None:
     needs_language = settings.languages or "unknown_language" in settings.with_filters
     if needs_language and not language.available():
         raise ValueError("--languages needs pycld2, which has no wheel for this platform: pip install pycld2")
-    if strange := [code for code in settings.languages if not (code.isascii() and code.islower() and len(code) < 4)]:
-        raise ValueError(f"--languages: {strange[0]!r} is no language code such as en, zh, de")
+    language.check_codes(settings.languages)
     if settings.moderation:
         from cleaning.filters import moderation
 

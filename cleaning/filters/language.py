@@ -5,6 +5,8 @@ any detector. What CLD2 is not sure of is "unknown", which is not "other": `--la
 code and dialogues of a few words; `--with unknown_language` rejects it.
 """
 
+import difflib
+import functools
 import re
 
 from cleaning.filters.base import Settings
@@ -17,7 +19,8 @@ except ImportError:  # no wheel for this platform: `lang` stays empty, and --lan
 
 UNKNOWN = "unknown"
 ENOUGH = 50_000  # characters; the rest of a long dialogue changes nothing
-_OLD_CODES = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "sh": "sr", "no": "nb", "un": UNKNOWN}
+_OLD_CODES = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "sh": "sr", "no": "nb", "mo": "ro", "un": UNKNOWN}
+_OF_COUNTRIES = {"cn": "zh", "jp": "ja", "kr": "ko"}  # often taken for their languages' codes
 _CODE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,200}>", re.M)
 # CLD2 refuses text that holds these (bytes that are no interchange-valid UTF-8).
 _INVALID = re.compile(
@@ -27,6 +30,40 @@ _INVALID = re.compile(
 
 def available() -> bool:
     return pycld2 is not None
+
+
+@functools.cache
+def known() -> dict[str, str]:
+    """{code: English name} of the languages that CLD2 can tell, without its jokes (Klingon, Pig Latin) and scripts."""
+    if pycld2 is None:
+        return {}
+    codes = dict(pycld2.LANGUAGES)
+    names = [name for name in pycld2.DETECTED_LANGUAGES if not name.startswith("X_") and "-" not in codes[name]]
+    return {code_of(codes[name]): name.title().replace("_", " ") for name in names}
+
+
+def code_of(lang: str) -> str:
+    """The code under which languages are compared: zh for zh-Hant (a script), pt for pt-BR, he for iw."""
+    code = lang.strip().lower().split("-")[0]
+    return _OLD_CODES.get(code, code)
+
+
+def check_codes(codes: tuple[str, ...]) -> None:
+    """Raises ValueError for the first code that no language has, naming near ones."""
+    for code in codes:
+        if "-" in code or code_of(code) not in known():
+            near = ", ".join(f"{each} ({known()[each]})" for each in _near(code.lower()))
+            raise ValueError(f"--languages: {code!r} is no language code; near are {near}")
+
+
+def _near(code: str) -> list[str]:
+    """Codes of languages that may be meant by a code, a region or a name."""
+    base = _OF_COUNTRIES.get(code) or code_of(code.replace("_", "-"))
+    by_name = {name.lower(): each for each, name in known().items()}
+    if base in known() or code in by_name:
+        return [by_name.get(code, base)]
+    words = {each: each for each in known()} if len(code) < 4 else by_name
+    return [words[word] for word in difflib.get_close_matches(code, words, n=3)] or ["en", "zh", "de"]
 
 
 def detect_language(conversation: Conversation) -> str:
@@ -49,12 +86,11 @@ def language_of(text: str) -> str:
         return UNKNOWN
     if not reliable or percent < 50:
         return UNKNOWN
-    code = code.split("-")[0]  # zh-Hant is zh: a script, not a language
-    return _OLD_CODES.get(code, code)
+    return code_of(code)
 
 
 def other_language(conversation: Conversation, settings: Settings) -> str | None:
-    if not settings.languages or conversation.lang in ("", UNKNOWN, *settings.languages):
+    if not settings.languages or code_of(conversation.lang) in ("", UNKNOWN, *map(code_of, settings.languages)):
         return None
     return f"is in {conversation.lang!r}"
 

@@ -19,7 +19,7 @@ PROBE = 16  # characters of the end whose earlier places are looked at
 # zlib makes prose 2 to 3 times smaller, code and tables 3 to 6, an answer that runs in circles 20 and more.
 MOST_COMPRESSIBLE = 16
 # Letters and digits: rows of - = _ * # . are rulers, tables, forms and banners.
-_SAME_CHARACTER = re.compile(r"([^\W_])\1{49,}")
+_SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # not `{49,}`: the pattern's stack takes 80 bytes a character
 _PERHAPS_SAME = re.compile(r"([^\W_])\1{3}")  # in every twelfth character: the same question, ten times faster
 _DIGITS = re.compile(r"\d{60,}")
 _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)
@@ -31,7 +31,7 @@ def repetition(message: Message, settings: Settings) -> str | None:
     if message.role != "assistant" or len(text) < 50:
         return None
     if _PERHAPS_SAME.search(text[::12]) and (found := _SAME_CHARACTER.search(_prose(text))):
-        return f"one character {len(found[0])} times"
+        return f"one character {_run_length(found.string, found.start())} times"
     if len(text) < LOOP_CHARS:
         return None
     if looping := _loop_at_end(text.rstrip()):
@@ -39,6 +39,10 @@ def repetition(message: Message, settings: Settings) -> str | None:
     data = text[-6_000:].encode("utf-8", "replace")
     ratio = len(data) / len(zlib.compress(data, 1)) if len(data) > 2_000 else 0
     return f"compresses {ratio:.0f} times" if ratio > MOST_COMPRESSIBLE else None
+
+
+def _run_length(text: str, start: int) -> int:
+    return len(text) - start - len(text[start:].lstrip(text[start]))
 
 
 def _loop_at_end(text: str) -> tuple[int, int] | None:

@@ -203,9 +203,12 @@ def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
 
 
 def trim_last_question(messages: list[Message], settings: Settings) -> int:
-    """Last questions that were never answered; not the first, which is a conversation without an answer."""
+    """Last questions that were never answered; not the first, which is a conversation without an answer.
+
+    A tool's last result that no answer follows goes too: what is left ends with the call.
+    """
     count = 0
-    while messages and messages[-1].role == "user" and any(m.role == "assistant" for m in messages):
+    while messages and messages[-1].role in ("user", "tool") and any(m.role == "assistant" for m in messages):
         messages.pop()
         count += 1
     return count

@@ -7,9 +7,11 @@
 text is converted by role: a human turn never passes an HTML parser (one would eat `vector<int>`). Not every dump that
 looks like ShareGPT still holds HTML: many are markdown already, and an answer may itself be a piece of HTML that was
 asked for. `cleaning.sources.eras` says how they are told apart, and what sharegpt.com did to human turns; in doubt the
-text stays as it is. All other formats hold text, except pages saved from the browser.
+text stays as it is. All other formats hold text, except pages saved from the browser. A row of the cleaner's own
+rejected.jsonl is read as the record in it (`cleaning.sources.rejected`).
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ from typing import Any
 
 from cleaning.sources import lists, pages, trees
 from cleaning.sources.eras import ERAS, SAMPLE_BYTES, SAMPLE_RECORDS, UNDECIDED, Era, decide, mark_html, settle, survey
+from cleaning.sources.rejected import is_row, unwrap
 from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, first, keys_of, shown
 from fastft.records import Record
 
 __all__ = [
-    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "conversations_in",
+    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in",
     "looks_like_html", "mark_html", "read_conversation", "recognise", "survey_dump",
 ]  # fmt: skip
 
@@ -64,11 +67,16 @@ class Reading:
 def conversations_in(record: Any, reading: Reading | None = None) -> list[RawConversation]:
     """At least one conversation. Raises Rejection (`not_a_conversation`, `unknown_role`) for a record that has none."""
     reading = reading or Reading()
-    conversations = _as_shared(record, reading)
+    conversations = as_shared(record, reading)
     for conversation in conversations:
         if FORMATS[conversation.format].of_sharegpt:
             settle(conversation, reading.era)
         conversation.notes = +conversation.notes  # without the zeros
+    if len(conversations) > 1:
+        shown_first = "\0".join([conversations[0].id, *(turn.text for turn in conversations[0].turns)])
+        tree = hashlib.blake2b(shown_first.encode(), digest_size=8).digest()
+        for conversation in conversations:
+            conversation.tree = tree
     return conversations
 
 
@@ -88,7 +96,7 @@ def _sample(records: Iterable[Record], reading: Reading) -> Iterator[RawConversa
         if number >= SAMPLE_RECORDS or record.end > SAMPLE_BYTES or (number >= 100 and not seen):
             return
         try:
-            found = _as_shared(record.value, reading) if record.error is None else []
+            found = as_shared(record.value, reading) if record.error is None else []
         except (Rejection, RecursionError):
             continue
         for conversation in found:
@@ -97,13 +105,20 @@ def _sample(records: Iterable[Record], reading: Reading) -> Iterator[RawConversa
                 yield conversation
 
 
-def _as_shared(record: Any, reading: Reading) -> list[RawConversation]:
-    name = reading.format or recognise(record)
+def as_shared(record: Any, reading: Reading) -> list[RawConversation]:
+    """As `conversations_in`, but nothing is decided yet about what sharegpt.com did to the text."""
+    row = unwrap(record) if is_row(record) else None
+    record = row.record if row else record
+    named = None if row and row.written_here else reading.format
+    name = named or recognise(record)
     if not isinstance(record, str if name.endswith("_page") else dict):
         raise Rejection("not_a_conversation", f"expected an object, found {shown(record)}")
     conversations = FORMATS[name].read(record, reading.every_branch)
-    for conversation in conversations:
+    for number, conversation in enumerate(conversations, start=1):
         conversation.format = name
+        if row:
+            conversation.id = conversation.id or (row.id if number == 1 else f"{row.id}-{number}")
+            conversation.notes["single rounds of rejected conversations"] += row.single_round
     return conversations
 
 

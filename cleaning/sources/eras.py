@@ -7,10 +7,11 @@
 
 A string does not tell its era: `&lt;` may be what somebody typed. But the sanitiser is deterministic, so a conversation
 tells what cannot have happened to it: an answer with the page's own wrapper, a button or an image, a question with a
-bare `<` or `&`, was never sanitised. And the wrapper without its classes is what the sanitiser left. `survey` counts
-such evidence over the first records of a dump; `settle` applies the decision to one conversation. In real dumps that are
-verbatim, 0.4 to 11 % of human turns hold a bare `&`, `<` or `>`; of 4,600 such turns none held entities only. In doubt the
-text stays as it is, and that is counted too.
+bare `<` or `&`, was never sanitised. And the wrapper without its classes is what the sanitiser left. Some tools saved
+what is inside the wrapper (`<p>…</p><pre>…`); that such answers are a page's is told by the dump, where nearly all of
+them are so and nearly nobody asked for HTML. `survey` counts such evidence over the first records of a dump; `settle`
+applies the decision to one conversation. In real dumps that are verbatim, 0.4 to 11 % of human turns hold a bare `&`,
+`<` or `>`; of 4,600 such turns none held entities only. In doubt the text stays as it is, and that is counted too.
 """
 
 import re
@@ -31,6 +32,18 @@ _PAGE_WRAPPER = re.compile(r'\s*<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\
 # What the sanitiser left of it: a bare <div> and, without a space, a block. People write <div> with line ends.
 _BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b[\s\S]*</div>\s*\Z")
 _FRAGMENT = re.compile(r"\s*<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)\b[^<>]*>[\s\S]*>\s*\Z")
+# What is inside the wrapper: it begins and ends with a block that markdown has, and the block says nothing of its looks.
+_BLOCKS = re.compile(
+    r"\s*<(?:p|pre|ul|ol(?: start=\"\d+\")?|h[1-6]|table|blockquote)>[\s\S]*"
+    r"</(?:p|pre|ol|ul|h[1-6]|table|blockquote|div)>\s*\Z"
+)
+# Tags that no markdown becomes, and that are in no code block's header: somebody's own HTML.
+_OWN_HTML = re.compile(
+    r"<(?:!doctype|html|head|body|style|script|form|input|textarea|select|label|section|article|header|footer|nav|main|"
+    r"aside|figure|iframe|video|audio|canvas|link|meta)\b|<[a-z][^<>]*\s(?:style|on[a-z]+)=(?!\"text-align)",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"html|web ?(?:site|page)|</?[a-z][a-z0-9]*[ >/]|网页|网站", re.IGNORECASE)
 # The button's label in a code block, without its button.
 _BARE_COPY_LABEL = re.compile(
     r"<pre>(?:<div[^<>]*>)+(?:[^<>]{0,40}</?(?:span|svg)\b[^<>]*>){0,8}[^<>]{0,40}?Copy code</div>"
@@ -70,6 +83,10 @@ class Evidence:
     pager_turns: int = 0  # human turns that begin like a branch counter
     pager_conversations: int = 0  # with two or more questions, all of which begin so
     pager_mixed: int = 0  # with two or more questions, some of which begin so
+    unwrapped: int = 0  # answers without a wrapper
+    block_answers: int = 0  # … of these, what is inside the page's wrapper: markdown's blocks
+    block_conversations: int = 0  # with such an answer
+    block_asked: int = 0  # … of these, a question speaks of HTML
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,7 @@ class Era:
     name: str = "auto"  # of ERAS
     bare_is_sanitised: bool = False  # answers in bare wrappers mean that the questions are escaped
     fragments_are_html: bool = False  # so are answers that begin with <p>, without a wrapper
+    blocks_are_html: bool = False  # answers that are a wrapper's inside are HTML; it says nothing of the questions
     all_escaped: bool = False  # questions are escaped also where the answers are not HTML
     pager: bool = False  # the counter of a conversation's only question is the page's
     reasons: tuple[str, ...] = ()
@@ -98,13 +116,16 @@ def decide(evidence: Evidence, name: str = "auto") -> Era:
         escaped = name.startswith("escaped")
         pager = name in ("before", "escaped_pager")
         said = (f"--era {name}: not decided from evidence",)
-        return Era(name, escaped, escaped, escaped, pager, said, asdict(evidence))
+        return Era(name, escaped, escaped, False, escaped, pager, said, asdict(evidence))
     e = evidence
     # Another tool than sharegpt.com may have dropped the classes; then some questions will hold a bare `<`.
     bare = e.confirmed >= 3 and e.contradicted * 10 <= e.confirmed
     fragments = bare and e.confirmed >= 10
     all_escaped = e.plain_escaped >= 10 and e.plain_bare == 0
     pager = e.pager_conversations >= 3 and e.pager_mixed * 10 <= e.pager_conversations
+    # HTML is spoken of in 5 to 11 % of ordinary conversations, in nearly all where it is what the answers are to be.
+    blocks = e.block_conversations >= 10 and e.block_answers >= 0.9 * e.unwrapped
+    blocks = blocks and e.block_asked <= 0.25 * e.block_conversations
     reasons = (
         f"{e.wrapped:,} of {e.conversations:,} conversations have the page's wrapper: their text is verbatim",
         f"{e.sanitised:,} have answers as the sanitiser left them; of these {e.labels:,} have a label without its button "
@@ -114,8 +135,11 @@ def decide(evidence: Evidence, name: str = "auto") -> Era:
         f"unescaped, {e.plain_bare:,} a bare &, < or >: they are {'unescaped' if all_escaped else 'left alone'}",
         f"in {e.pager_conversations:,} conversations every one of several questions begins with a branch counter, in "
         f"{e.pager_mixed:,} only some: a single question's counter is {'removed' if pager else 'left alone'}",
+        f"{e.block_answers:,} of {e.unwrapped:,} answers without the page's wrapper are its blocks all the same, in "
+        f"{e.block_conversations:,} conversations, of which {e.block_asked:,} speak of HTML: such answers are "
+        f"{'converted' if blocks else 'left alone'}",
     )
-    return Era("auto", bare, fragments, all_escaped, pager, reasons, asdict(evidence))
+    return Era("auto", bare, fragments, blocks, all_escaped, pager, reasons, asdict(evidence))
 
 
 def survey(conversations: Iterable[RawConversation]) -> Evidence:
@@ -134,6 +158,11 @@ def _count(turns: list[Turn], evidence: Evidence) -> None:
     evidence.conversations += 1
     evidence.human_turns += len(questions)
     evidence.wrapped += any(map(_PAGE_WRAPPER.match, answers))
+    evidence.unwrapped += sum(not (_PAGE_WRAPPER.match(text) or _BARE_WRAPPER.match(text)) for text in answers)
+    if blocks := sum(map(is_inside_of_wrapper, answers)):
+        evidence.block_answers += blocks
+        evidence.block_conversations += 1
+        evidence.block_asked += any(map(_ASKED.search, questions))
     if not any(map(_FRAGMENT.match, answers)):
         evidence.plain_turns += len(questions)
         evidence.plain_bare += bare
@@ -160,6 +189,8 @@ def settle(conversation: RawConversation, era: Era) -> None:
         _unescape(conversation)
     else:
         mark_html(turns)
+        if era.blocks_are_html:
+            _mark_blocks(turns)
         left = sum(turn.role == "user" and bool(_ENTITY.search(turn.text)) for turn in turns)
         conversation.notes["questions with entities, left alone"] += left
     _remove_pagers(conversation, era)
@@ -195,6 +226,16 @@ def _mark_fragments(turns: list[Turn]) -> None:
         if turn.role == "assistant":
             sanitised = _FRAGMENT.match(turn.text) is not None and not never_sanitised(turn.text)
             turn.html = sanitised or bool(_PAGE_WRAPPER.match(turn.text))
+
+
+def _mark_blocks(turns: list[Turn]) -> None:
+    for turn in turns:
+        turn.html = turn.html or (turn.role == "assistant" and is_inside_of_wrapper(turn.text))
+
+
+def is_inside_of_wrapper(text: str) -> bool:
+    """True for blocks that markdown has, from the first character to the last, and nothing that it has not."""
+    return _BLOCKS.match(text) is not None and not _OWN_HTML.search(text)
 
 
 def _unescape(conversation: RawConversation) -> None:

@@ -46,6 +46,13 @@ class Input:
         return [str(self.path.resolve()), status.st_size, status.st_mtime_ns]
 
     @property
+    def place(self) -> str | None:
+        """Where the input can be found again: a path, or a name on the Hub; None for standard input."""
+        if self.content:
+            return None
+        return str(self.path.absolute()) if self.path else self.name
+
+    @property
     def packed(self) -> bool:
         """True where `Record.end` is not a position among `size` bytes."""
         return self.path is None or self.path.suffix in (".gz", ".zst", ".parquet")
@@ -89,7 +96,10 @@ def _spool_stdin(spool: Path) -> Path:
 
 
 def _file_records(path: Path) -> Iterator[RawRecord]:
-    return _page(path) if _is_page(path) else read_raw(path)
+    try:
+        yield from _page(path) if _is_page(path) else read_raw(path)
+    except OSError as error:  # a disk that fails names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _is_page(path: Path) -> bool:

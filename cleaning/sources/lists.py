@@ -21,6 +21,7 @@ from cleaning.sources.turns import (
     role_of,
     shown,
     text_of,
+    time_in,
 )
 from fastft.records import repair_text
 
@@ -29,7 +30,7 @@ LANGUAGES = {
     "arabic": "ar", "bengali": "bn", "catalan": "ca", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl",
     "english": "en", "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi",
     "hungarian": "hu", "indonesian": "id", "italian": "it", "japanese": "ja", "korean": "ko", "latin": "la",
-    "malay": "ms", "norwegian": "no", "persian": "fa", "polish": "pl", "portuguese": "pt", "romanian": "ro",
+    "malay": "ms", "norwegian": "nb", "persian": "fa", "polish": "pl", "portuguese": "pt", "romanian": "ro",
     "russian": "ru", "spanish": "es", "swedish": "sv", "tagalog": "tl", "thai": "th", "turkish": "tr",
     "ukrainian": "uk", "urdu": "ur", "vietnamese": "vi",
 }  # fmt: skip
@@ -52,6 +53,9 @@ def _turns_of(record: dict, *keys: str) -> RawConversation:
     conversation = _conversation(record)
     turns = enumerate(as_list(turns, "turns"), start=1)
     conversation.turns = [read_turn(turn, number, conversation.notes) for number, turn in turns]
+    call = next((number for number, turn in enumerate(conversation.turns, start=1) if turn.calls), None)
+    if call is not None:
+        conversation.sessions["tool_session"] = f"turn {call} calls a tool"
     return conversation
 
 
@@ -141,6 +145,10 @@ def _conversation(record: dict) -> RawConversation:
     """An empty one, with what the record says about itself."""
     id = first(record, "id", "conversation_id", "conversation_hash", "uuid")
     lang = text_of(first(record, "lang", "language")).strip().lower()
-    return RawConversation(
-        text_of(id), text_of(record.get("model")), [], LANGUAGES.get(lang, label(lang) if lang else "")
-    )
+    lang = LANGUAGES.get(lang, label(lang) if lang else "")
+    conversation = RawConversation(text_of(id), text_of(record.get("model")), [], lang, time=time_in(record))
+    if plugins := record.get("plugins"):
+        conversation.sessions["plugin_session"] = f"its 'plugins' are {shown(plugins)}"
+    # The contract has no place for them; a chat template would need them as an argument of its own.
+    conversation.notes["dropped definitions of tools"] += record.get("tools") not in (None, "", "[]", [])
+    return conversation

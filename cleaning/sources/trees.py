@@ -20,7 +20,9 @@ from cleaning.sources.turns import (
     number_of,
     read_content,
     role_of,
+    shown,
     text_of,
+    time_in,
 )
 
 # A tree of n messages can have n/2 leaves at depth n/2; a hostile megabyte would give 10^9 turns.
@@ -137,7 +139,10 @@ def _conversation_on(path: list[str], nodes: dict[str, Any], id: str, record: di
         metadata = message.get("metadata")
         if isinstance(metadata, dict) and metadata.get("model_slug"):
             model = text_of(metadata["model_slug"])
-    return RawConversation(id, model, turns, notes=notes)
+    conversation = RawConversation(id, model, turns, time=time_in(record), notes=notes)
+    if record.get("plugin_ids") and any(name.startswith("dropped tool ") for name in notes):
+        conversation.sessions["plugin_session"] = f"its 'plugin_ids' are {shown(record['plugin_ids'])}"
+    return conversation
 
 
 def read_oasst(record: dict, every_branch: bool = False) -> list[RawConversation]:
@@ -192,4 +197,6 @@ def _oasst_conversation(path: list[dict], id: str) -> RawConversation:
         for number, message in enumerate(path, start=1)
     ]
     lang = text_of(path[0].get("lang")).strip().lower()
-    return RawConversation(id, text_of(path[-1].get("model_name")), turns, LANGUAGES.get(lang, lang[:40]), notes=notes)
+    lang = LANGUAGES.get(lang, lang[:40])
+    time = max(map(time_in, path))
+    return RawConversation(id, text_of(path[-1].get("model_name")), turns, lang, time=time, notes=notes)

@@ -97,6 +97,7 @@ FILES = {
     "conversations.jsonl": "the clean conversations",
     "rejected.jsonl": "what was rejected, and why",
     "report.json": "the ledger: input = kept + rejected",
+    "cleaning.html": "the same with examples, on a page",
     "metrics.jsonl": "loss, learning rate, tokens/s of every step",
     "tensorboard/": "the same for TensorBoard",
     "config.yaml": "the training's configuration",
@@ -122,6 +123,7 @@ def clean_dump(output_dir: Path):
     shutil.rmtree(whole)
     base = str(output_dir / "base")
     report = clean([dump], output_dir, blocked_phrases=phrases, max_tokens=WINDOW, model=base, overlong="reject")
+    (output_dir / "report.html").rename(output_dir / "cleaning.html")  # the demo's own page takes its name
     print_ledger(report, Console())
     return report
 

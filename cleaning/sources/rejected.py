@@ -1,0 +1,88 @@
+"""Rows of the cleaner's own rejected.jsonl, whose `record` is a record as it was read: such a file is an input too.
+
+    python -m cleaning out/rejected.jsonl -o again --without refusal
+
+Each row is unwrapped and its record read as if it stood in its own dump, under the id that it had. A row of a single round
+(`round` is not null) becomes a conversation of that round, `ID-round-N`: its dialogue was kept without it. What was no
+JSON is parsed again, and rejected again for the same reason unless it has become readable. A row that was rejected
+twice is wrapped twice.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from cleaning.sources.turns import Rejection, text_of
+from fastft.records import parse_json
+
+_KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
+_RECORD = b',"record":'  # the key: inside a text, the quotes would be escaped
+# Of what the cleaner itself wrote in the place of a record: a branch of a tree, a round.
+_BRANCH, _ROUND = frozenset(("id", "model", "lang", "messages")), frozenset(("messages",))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of rejected.jsonl."""
+
+    id: str
+    where: str
+    reason: str
+    detail: str
+    round: int | None
+    line: bytes
+
+    @property
+    def record(self) -> bytes:
+        """JSON."""
+        return self.line.rstrip(b"\n").partition(_RECORD)[2][:-1]
+
+
+def read_row(line: bytes) -> Row:
+    """A line that the cleaner wrote. The record, most of it, is left alone. Raises ValueError for other lines."""
+    try:
+        return Row(**orjson.loads(line[: line.find(_RECORD)] + b"}"), line=line)
+    except (orjson.JSONDecodeError, TypeError):
+        raise ValueError("is no line that the cleaner wrote") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Unwrapped:
+    """What a row holds."""
+
+    record: Any
+    id: str
+    single_round: bool
+    written_here: bool  # `messages`, whatever the format of the dump
+
+
+def is_row(record: Any) -> bool:
+    return isinstance(record, dict) and record.keys() == _KEYS
+
+
+def unwrap(row: dict) -> Unwrapped:
+    """Raises Rejection (`broken_record`) for a record that still cannot be read."""
+    record = row["record"]
+    while is_row(record):
+        row, record = record, record["record"]
+    if row["reason"] == "broken_record":
+        record = _read_again(record, text_of(row["detail"]))
+    id, round = text_of(row["id"]), row["round"]
+    written_here = isinstance(record, dict) and record.keys() in (_BRANCH, _ROUND)
+    if round is None:
+        return Unwrapped(record, id, False, written_here)
+    return Unwrapped(record, f"{id}-round-{text_of(round)}", True, written_here)
+
+
+def _read_again(record: Any, detail: str) -> Any:
+    if not isinstance(record, str):
+        if record is None:  # what was nested too deeply to be written down
+            raise Rejection("broken_record", detail)
+        return record
+    try:
+        return parse_json(record.encode("utf-8", "surrogatepass"))
+    except ValueError:
+        if record.lstrip("\ufeff \t\r\n").startswith("<"):  # a page with bytes that are not UTF-8: replaced by now
+            return record
+        raise Rejection("broken_record", detail) from None
