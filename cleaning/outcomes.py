@@ -140,7 +140,7 @@ def _convert(
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
         conversation = _to_conversation(raw, id, file)
-        verdict = apply_steps(conversation, conversion.settings)
+        verdict = apply_steps(conversation, conversion.settings, raw.sessions)
         if verdict.reason:
             raise Rejection(verdict.reason, verdict.detail)
         against = conversion.choices.against
