@@ -8,8 +8,8 @@ encoding looks at one piece at a time. Words come again and again, so each is to
 
 What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
 pieces of which none goes on behind a space mark (Llama 2, Mistral). Texts with characters outside of blocks that all
-versions of Unicode agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the first
-texts are counted both ways, and a counter that errs once is not asked again.
+versions of Unicode agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the
+first texts are counted both ways, and a counter that errs once is not asked again.
 """
 
 import re
