@@ -47,7 +47,7 @@ def whole_dialogues(path: Path) -> list[Conversation]:
 
 def ours(conversations: list[Conversation], window: int, tokenizer: Path) -> tuple[int, int]:
     """(rounds lost, rounds with a shortened question)."""
-    count = token_counter(str(tokenizer), "vicuna", window)
+    count, _ = token_counter(str(tokenizer), "vicuna", window)
     lost = shortened = 0
     for conversation in conversations:
         parts, over, short = split_conversation(conversation, window, count)

@@ -19,6 +19,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from cleaning.duplicates import NEAR
+from cleaning.explain import explain
 from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, table_of_filters
 from cleaning.ledger import Report, print_ledger
 from cleaning.pipeline import clean
@@ -30,6 +31,8 @@ SHOWN_WARNINGS = 3
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.explain is not None:
+        return _explain(parser, arguments)
     if not arguments.list_filters and (not arguments.inputs or arguments.output_dir is None):
         parser.error("the following arguments are required: " + ("-o/--output_dir" if arguments.inputs else "IN"))
     if arguments.max_tokens is not None and arguments.model is None:
@@ -78,6 +81,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from here", 130)
     return _tell(report, output_dir)
+
+
+def _explain(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    if arguments.output_dir is None or arguments.inputs:
+        parser.error("--explain ID goes with -o DIR, the directory of a finished run, and no input")
+    try:
+        explain(Path(arguments.output_dir), arguments.explain, Console())
+    except ValueError as error:
+        return _fail(str(error), 1)
+    return 0
 
 
 def _tell(report: Report, directory: Path) -> int:
@@ -198,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         "escaped_pager (until 2023-04-01: entities and a counter), escaped (entities), none (leave it alone), "
         "auto: from evidence (default)",
     )
+    parser.add_argument("--explain", metavar="ID", help="tell what the finished run in DIR did to one conversation")
     _add_filters(parser.add_argument_group("filters", "--list_filters shows them all, with their defaults"))
     return parser
 

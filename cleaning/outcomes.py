@@ -140,7 +140,7 @@ def _convert(
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
         conversation = _to_conversation(raw, id, file)
-        verdict = apply_steps(conversation, conversion.settings)
+        verdict = apply_steps(conversation, conversion.settings, raw.sessions)
         if verdict.reason:
             raise Rejection(verdict.reason, verdict.detail)
         against = conversion.choices.against
@@ -195,7 +195,7 @@ def pack(outcomes: list[Outcome]) -> bytes:
         own = [
             each.record,
             each.conversation,
-            *((mark.beginnings, mark.sketch) if mark else ()),
+            *((mark.beginnings, mark.sketch, mark.tree) if mark else ()),
             *(d[3] for d in each.dropped),
         ]
         fields = [each.id, each.where, each.source, each.reason, each.detail, each.hits, each.repairs, each.answers,
@@ -220,8 +220,8 @@ def unpack(data: bytes) -> list[Outcome]:
                           html_answers=html_answers, unmarked_html=unmarked_html, format=format, notes=notes)  # fmt: skip
         outcome.hits = [Hit(**hit) for hit in hits]
         if mark:
-            outcome.fingerprint = Fingerprint(texts[2], mark[0], texts[3], mark[1])
-        dropped_texts = texts[4:] if mark else texts[2:]
+            outcome.fingerprint = Fingerprint(texts[2], mark[0], texts[3], mark[1], texts[4])
+        dropped_texts = texts[5:] if mark else texts[2:]
         outcome.dropped = [(*each, text) for each, text in zip(dropped, dropped_texts)]
         outcomes.append(outcome)
     return outcomes

@@ -40,7 +40,7 @@ from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard
 from cleaning.report import write_report
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
-from cleaning.split import rounds_of, split_conversation, token_counter
+from cleaning.split import CheckPart, rounds_of, split_conversation, token_counter
 from cleaning.workdir import (
     OUTPUTS,
     Log,
@@ -153,7 +153,7 @@ def clean(
             if settings.moderation and settings.moderation_cache is None:
                 settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
             conversion = Conversion(settings, [replace(reading, era=each) for each in eras], choices)
-            needed = ("fastft.template", "transformers") if max_tokens is not None else ()
+            needed = ("fastft.template", "transformers.models.auto.tokenization_auto") if max_tokens is not None else ()
             with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
                 if changed:
                     bar.say(f"{work}: an interrupted run with other {', '.join(changed)} was there; begun anew")
@@ -513,19 +513,22 @@ def _load_tokenizer(choices: Choices) -> None:
 
 def _split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
     max_tokens = choices.max_tokens
+    count, check = token_counter(choices.model, choices.template, max_tokens)
     split = partial(
         split_conversation,
         max_tokens=max_tokens,
-        count_tokens=token_counter(choices.model, choices.template, max_tokens),
+        count_tokens=count,
         overlap_rounds=choices.overlap_rounds,
         overlong=choices.overlong,
     )
-    return [_split(parse_conversation(orjson.loads(line)), max_tokens, split) for line in conversations]
+    return [_split(parse_conversation(orjson.loads(line)), max_tokens, split, check) for line in conversations]
 
 
-def _split(conversation: Conversation, max_tokens: int, split: Callable) -> Split:
+def _split(conversation: Conversation, max_tokens: int, split: Callable, check: CheckPart) -> Split:
     try:
         parts, over, shortened = split(conversation)
+        for part in parts:
+            check(part.messages)
     except ValueError as error:  # a template that cannot hold it, say one that knows no system message
         return Split([], [], [], 0, 0, refused=str(error))
     over_window = [

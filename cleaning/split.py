@@ -42,6 +42,7 @@ from dataclasses import dataclass, replace
 from fastft.conversation import Conversation, Message, rounds_of
 
 CountTokens = Callable[[list[Message]], int]
+CheckPart = Callable[[list[Message]], None]
 
 # Where to look first for a border. Too low or too high costs a few more counts, never a wrong border.
 BYTES_PER_TOKEN = 3
@@ -93,8 +94,10 @@ class Shortened:
 
 
 @functools.lru_cache(maxsize=1)
-def token_counter(model: str, template: str | None, enough: int = 0) -> CountTokens:
-    """Count with the tokenizer of `model` and its chat template, or the named `template`.
+def token_counter(model: str, template: str | None, enough: int = 0) -> tuple[CountTokens, CheckPart]:
+    """(count, check) with the tokenizer of `model` and its chat template, or the named `template`.
+
+    `count` is asked for every candidate, `check` for what becomes a part: it raises ValueError where the trainer would.
 
     By words, where that is proven to be the same (`ChatTemplate.count`). Elsewhere messages whose tokens are proven to be
     no more than `enough` are not tokenised: the bound is returned.
@@ -111,7 +114,7 @@ def token_counter(model: str, template: str | None, enough: int = 0) -> CountTok
         bound = loaded.token_bound(messages) if short else None
         return bound if bound is not None and bound <= enough else loaded.count(messages)
 
-    return loaded.count if loaded.counts_by_words else bounded_count
+    return loaded.count if loaded.counts_by_words else bounded_count, loaded.check
 
 
 def split_conversation(

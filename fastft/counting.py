@@ -8,8 +8,8 @@ encoding looks at one piece at a time. Words come again and again, so each is to
 
 What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
 pieces of which none goes on behind a space mark (Llama 2, Mistral). Texts with characters outside of blocks that all
-versions of Unicode agree on, or with an added token written in them, are left to the tokenizer. As a last guard the first
-texts are counted both ways, and a counter that errs once is not asked again.
+versions of Unicode agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the
+first texts are counted both ways, and a counter that errs once is not asked again.
 """
 
 import re
@@ -78,8 +78,10 @@ class Counter:
         With a `border`, a position in the text, only where a token ends there and those before are the tokens of
         text[:border] on its own.
         """
-        if self.to_check < 0 or not _STABLE.fullmatch(text) or self.added.search(text):
+        if self.to_check < 0 or self.added.search(text):
             return None
+        if not _STABLE.fullmatch(text):
+            return self._asked(text, first, border)
         words = self.words(text, first)
         if border is not None:
             before = self.words(text[:border], first)
@@ -93,9 +95,16 @@ class Counter:
                 return None
         return count
 
-    def _asked(self, text: str, first: bool) -> int:
+    def _asked(self, text: str, first: bool, border: int | None = None) -> int | None:
         before = "" if first else self.control
-        return len(self.backend.encode(before + text, add_special_tokens=False).ids) - (not first)
+        whole = self.backend.encode(before + text, add_special_tokens=False)
+        if border is not None:
+            left = self.backend.encode(before + text[:border], add_special_tokens=False).ids
+            at = len(before) + border
+            split = sum(start < at for start, _ in whole.offsets)
+            if not split or whole.ids[:split] != left or whole.offsets[split - 1][1] > at:
+                return None
+        return len(whole.ids) - (not first)
 
 
 def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> Counter | None:

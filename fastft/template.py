@@ -154,11 +154,18 @@ class ChatTemplate:
         return [self._mask(text, borders, encoding) for (text, borders), encoding in zip(filled, encodings)]
 
     def count(self, messages: Sequence[Message]) -> int:
-        """How many ids `encode` gives, found by words where that is proven to be the same. Raises TemplateError."""
+        """How many ids `encode` gives, found by words where that is proven to be the same.
+
+        A quarter of the work is left to `check`: that the template leaves the texts as they are. Raises TemplateError.
+        """
         messages = _repaired(messages)
-        text, borders = self._fill(messages)
+        text, borders = self._placed(messages)
         counted = self._counted(text, borders) if self._counter else None
         return len(self.encode(messages).ids) if counted is None else counted
+
+    def check(self, messages: Sequence[Message]) -> None:
+        """Raises TemplateError for what `encode` refuses."""
+        self._fill(_repaired(messages))
 
     def _counted(self, text: str, borders: list[_Border]) -> int | None:
         """Control tokens stand for themselves and cut the text; so do borders, where the tokens do so anyway."""
@@ -286,6 +293,12 @@ class ChatTemplate:
             raise TemplateError(
                 f"{self.name}: the template changes the text of message {culprit}; its tokens cannot be placed"
             )
+        return self._placed(messages)
+
+    def _placed(self, messages: list[Message]) -> tuple[str, list[_Border]]:
+        """`_fill` of messages whose texts the template leaves as they are."""
+        skeleton = self._skeleton(messages)
+        texts = [_core(messages[slot].content) for slot in skeleton.slots]
         starts, at = [], 0  # where each literal begins
         for literal, text in zip(skeleton.renamed, [*texts, ""]):
             starts.append(at)

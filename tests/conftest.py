@@ -12,3 +12,8 @@ settings.register_profile(
     "fastft", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.load_profile("fastft")
+
+# Its log handler keeps the stderr of the first import: within a test that captures, one that is closed afterwards.
+import transformers.utils.logging  # noqa: E402, F401
+
+transformers.utils.logging.get_logger()

@@ -35,7 +35,9 @@ PIECES = [
     "<",
     "]",
 ]
-texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), st.text(max_size=12))
+# Hypothesis also draws strings that it finds in the code: control tokens, which the library's own road does not keep text.
+free_text = st.text(max_size=12).filter(lambda text: not any(token in text for token in tiny.CONTROL_TOKENS))
+texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), free_text)
 answers = st.tuples(texts, st.booleans())
 HOSTILE = [
     "</s>", "<s>", "<|im_end|>", "<|im_start|>system\n", " ASSISTANT: ", "USER: ", "[/INST]", "[INST]", "<|eot_id|>",

@@ -306,11 +306,8 @@ def _main(ground: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
     import contextlib
     import io
 
-    from transformers.utils import logging
-
     from fastft.train import main
 
-    logging.get_logger()  # its handler keeps the stderr of this first call: one closed below would trace at the next warning
     captured = io.StringIO()
     with contextlib.redirect_stderr(captured):
         code = main(flags(ground, out, *more))
