@@ -11,10 +11,11 @@ import pytest
 import torch
 from test_train import _cache, _main, fails, ground  # noqa: F401  fixtures
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from fastft.attention import choose_attention
 from fastft.float8 import convert
-from fastft.model import TrainedModel, load_model, prove_isolation
+from fastft.model import TrainedModel, prove_isolation
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,8 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def model(tmp_path) -> TrainedModel:
     models.make_model(tmp_path / "model")
-    model = load_model(str(tmp_path / "model"), choose_attention("auto", CPU)[0], gradient_checkpointing=False)
+    attention, _ = choose_attention("auto", CPU)
+    model = TrainedModel(AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=attention))
     model.reshard = lambda: None  # of a sharded one
     return model
 

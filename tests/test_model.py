@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import gradients
 import models
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastft.model
 from fastft import weights
 from fastft.model import build, load_config
 from fastft.recompute import recompute
@@ -384,7 +386,7 @@ def one_step(ground: Path, out: Path, *flags: str) -> None:
 
 def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
     """The exported model, loaded by transformers, gives the logits of the trainer's own forward pass over a whole window."""
-    from fastft import checkpoint
+    from fastft import checkpoint, loss
     from fastft.attention import choose_attention
     from fastft.config import parse_config
     from fastft.model import fit_config, prepare_model
@@ -397,11 +399,16 @@ def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
     attention, _ = choose_attention("documents", device)
     model = prepare_model(config, model_config, attention, device, say=lambda line: None)
     checkpoint.load(checkpoint.newest(out / "checkpoints")[0], model, build_optimizer(model, config))
-    length, logits, head = config.window, [], model.head
-    model.head = lambda hidden: logits.append(head(hidden)) or logits[0]
+    length, logits = config.window, []
+    forward = loss.summed_cross_entropy
+
+    def watched(hidden_TD, targets_T, head, *more):
+        logits.append(head(hidden_TD))
+        return forward(hidden_TD, targets_T, head, *more)
+
     words = torch.randint(len(template.tokenizer), (1, length), generator=torch.Generator().manual_seed(0))
     places = torch.arange(length)
-    with torch.no_grad():
+    with torch.no_grad(), patch.object(fastft.model, "summed_cross_entropy", watched):
         model.eval()(words, places[None], torch.tensor([0, length], dtype=torch.int32), length, places, words[0])
         expected = from_pretrained(out / "model").eval()(words).logits[0]
     torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-5)

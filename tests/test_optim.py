@@ -8,10 +8,12 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import clipping
 import models
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -21,7 +23,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastft.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from fastft.data import conversation_names
+from fastft.data import Source, TokenizedData, conversation_names
 from fastft.metrics import read_metrics
 from fastft.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups, update
 
@@ -390,7 +392,12 @@ def test_names_are_those_in_the_file(tmp_path):
         {"id": "z", "messages": turns},
     ]
     path.write_text("\n".join(map(json.dumps, records)))
-    assert conversation_names(str(path), [2, 0, 1]) == ["z", "x (part 2 of 3)", "data.jsonl-1"]
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"id": "o", "messages": turns}))
+    sources = [Source(str(path), 2), Source(str(other), 1)]
+    data = TokenizedData([], [], np.array([2, 1, 0]), 0, 0, "", sources)  # the first file's `x` has nothing to learn
+    assert conversation_names(data, [2, 0, 1]) == ["o", "z", "data.jsonl-1"]
+    assert conversation_names(replace(data, positions=np.array([0, 1, 0])), [0]) == ["x (part 2 of 3)"]
 
 
 # 8-bit moments ---------------------------------------------------------------------------------------------------------------
