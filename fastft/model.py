@@ -206,8 +206,9 @@ def build(model_config, attention: str, name: str) -> nn.Module:
         )
     try:
         with torch.device("meta"):
+            # A copy: transformers writes its data type into the config, and the export reads there what the files had.
             causal_lm = AutoModelForCausalLM.from_config(
-                model_config, dtype=torch.float32, attn_implementation=attention
+                copy.deepcopy(model_config), dtype=torch.float32, attn_implementation=attention
             )
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise ValueError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None

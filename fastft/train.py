@@ -71,7 +71,6 @@ def train(config: TrainConfig) -> Path | None:
             f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
             f"x {world} processes"
         )
-
     trackers = tracker_names(config.trackers)
 
     # Data: the same tokens, plan and steps on every rank.
@@ -85,7 +84,6 @@ def train(config: TrainConfig) -> Path | None:
     stages = stages_of(config)
     course = Course([plan_stage(stage, template, say) for stage in stages])
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
-
     sampler = Sampler(config, template)
 
     # Where an earlier start of this run left off.
@@ -114,10 +112,11 @@ def train(config: TrainConfig) -> Path | None:
     writer = checkpoint.Writer(checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
     dist.barrier()
 
-    # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
-    # step was left out is heard of there, too.
     if first == 0 and sampler.prompts:
         sampler.ask(model, 0, device)
+
+    # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
+    # step was left out is heard of there, too.
     pending: list[dict] = []
     began = time.perf_counter()
     steps = map(course.step, range(first + 1, course.total + 1))
@@ -158,8 +157,12 @@ def train(config: TrainConfig) -> Path | None:
             began = time.perf_counter()
 
     writer.wait()
-    card = close_reporter(reporter, output_dir, course.total, say) if reporter else ""
+    if reporter:
+        reporter.close()
+    card = model_card(read_run(output_dir), course.total) if reporter else ""
     checkpoint.export(model, template, config.model, model_config, output_dir / "model", card, output_dir / "adapter")
+    if reporter:
+        refresh_page(output_dir, say)
     say(f"done: {course.total} steps; the model is in {output_dir / 'model'}")
     return output_dir / "model"
 
@@ -305,13 +308,6 @@ def open_reporter(
     run_id = write_facts(output_dir, facts)
     trackers = Trackers(names, output_dir, run_id, first, asdict(config), lambda line: print(line, file=sys.stderr))
     return Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
-
-
-def close_reporter(reporter: Reporter, output_dir: Path, step: int, say) -> str:
-    """The last word on the run: its page, and the card of its model, which is returned."""
-    reporter.close()
-    refresh_page(output_dir, say)
-    return model_card(read_run(output_dir), step)
 
 
 def rehearse(
