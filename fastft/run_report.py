@@ -79,7 +79,7 @@ def _settings(run: Run) -> dict[str, Any]:
     for part in (values, *values["stages"]):
         data = part["data"] or []
         part["data"] = short_name(data) if isinstance(data, str) else [short_name(source["path"]) for source in data]
-    values["stages"] = {str(number): stage for number, stage in enumerate(values["stages"], 1)}
+    values["stages"] = {str(number): stage for number, stage in enumerate(values["stages"], 1)} or None
     return values
 
 
