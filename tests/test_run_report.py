@@ -116,6 +116,7 @@ def test_the_verb_makes_it_again_from_a_real_run(tmp_path, monkeypatch, capsys):
         "data.jsonl stage 1 21",
         "data.jsonl stage 2 21",
     ]
+    assert str(tmp_path) not in written
     (run / "report.html").unlink()
     capsys.readouterr()
     assert main(["report", str(run)]) == 0
