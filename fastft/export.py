@@ -20,6 +20,7 @@ from fastft.config import TrainConfig
 from fastft.model import TrainedModel, assemble, fit_config, load_config, model_fingerprint
 from fastft.run_directory import read_run
 from fastft.template import load_template
+from fastft.trackers import first_line
 
 
 def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], hub_name: str | None = None) -> None:
@@ -108,7 +109,7 @@ def make_repository(name: str) -> None:
     try:
         HfApi().create_repo(name, private=True, exist_ok=True)
     except Exception as error:  # names that are none, nobody logged in, no network: a dozen kinds
-        raise ValueError(f"--push_to_hub {name}: {_first_line(error)}") from None
+        raise ValueError(f"--push_to_hub {name}: {first_line(error)}") from None
 
 
 def push(directory: Path, name: str) -> str:
@@ -119,13 +120,8 @@ def push(directory: Path, name: str) -> str:
         return str(HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message="fastft export"))
     except Exception as error:
         raise ValueError(
-            f"--push_to_hub {name}: {_first_line(error)}. The model is whole in {directory}: hf upload {name} {directory}"
+            f"--push_to_hub {name}: {first_line(error)}. The model is whole in {directory}: hf upload {name} {directory}"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,11 +9,10 @@ shown here. A tracker that fails while training goes on is given up with a line;
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
-
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
 class Tracker(Protocol):
@@ -24,12 +23,12 @@ class Tracker(Protocol):
 
 
 def tracker_names(trackers: str) -> list[str]:
-    """ "tensorboard, wandb" -> its names; none stands for none. Raises ValueError where a package is missing."""
+    """The names in a list with commas; none stands for none. Raises ValueError where a package is missing."""
     names = [name for name in dict.fromkeys(each.strip() for each in trackers.split(",")) if name != "none"]
     for name in names:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:  # each is its package's name
             raise ValueError(
-                f"trackers: {name} is not installed (pip install {PACKAGES[name]}); leave it out, or say --trackers none"
+                f"trackers: {name} is not installed (pip install {name}); leave it out, or say --trackers none"
             )
     return names
 
@@ -37,23 +36,15 @@ def tracker_names(trackers: str) -> list[str]:
 class Trackers:
     """All of a run's trackers. `start_step` is the step of the checkpoint from which the run goes on."""
 
-    def __init__(
-        self,
-        names: list[str],
-        output_dir: Path,
-        run_id: str,
-        start_step: int,
-        settings: dict[str, Any],
-        say: Callable[[str], None],
-    ):
+    def __init__(self, names: list[str], output_dir: Path, run_id: str, start_step: int, settings: dict[str, Any]):
         """Raises ValueError where a tracker does not start, because nobody is logged in, say."""
         kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
-        self.say, self.open = say, {}
+        self.open: dict[str, Tracker] = {}
         for name in names:
             try:
                 self.open[name] = kinds[name](output_dir, run_id, start_step, settings)
             except Exception as error:  # the libraries' own kinds
-                raise ValueError(f"trackers: {name} did not start ({_first_line(error)})") from None
+                raise ValueError(f"trackers: {name} did not start ({first_line(error)})") from None
 
     def log(self, row: dict[str, Any]) -> None:
         numbers = {name: value for name, value in row.items() if value is not None}
@@ -67,7 +58,11 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:  # a full disk, a server that is away: no reason to end a run
-                self.say(f"trackers: {name} failed ({_first_line(error)}); the run goes on without it")
+                print(
+                    f"trackers: {name} failed ({first_line(error)}); the run goes on without it",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 del self.open[name]
 
 
@@ -124,6 +119,7 @@ class _Trackio:
         self.run.finish()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -31,12 +31,11 @@ from fastft.data import (
     ahead,
     conversation_names,
     fit_to_window,
-    fullest_step,
     mixed,
     rank_batches,
     tokenized,
 )
-from fastft.metrics import Reporter, peak_memory_gib, step_rows
+from fastft.metrics import Reporter, step_rows
 from fastft.model import (
     TrainedModel,
     count_parameters,
@@ -47,6 +46,7 @@ from fastft.model import (
     prove_isolation,
 )
 from fastft.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
+from fastft.rehearsal import rehearse
 from fastft.resume import find_starts, resume, run_identity
 from fastft.run_directory import describe, read_run, write_facts
 from fastft.run_report import refresh_page
@@ -103,11 +103,13 @@ def train(config: TrainConfig) -> Path | None:
     prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
     if config.dry_run:
-        return rehearse(model, optimizer, course, config, device, say)
+        batches = partial(build_batches, course, config, device)
+        take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
+        return rehearse(take, course, config, device, say)
     start = resume(starts, model, optimizer, config, say)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
     facts = describe(config, template, course, eval_data, device, world)
-    reporter = open_reporter(config, trackers, facts, first, course.total, started) if rank == 0 else None
+    reporter = open_reporter(config, trackers, facts, first, course.total, started)
     sampler.go_on(output_dir, first)
     writer = checkpoint.Writer(checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
     dist.barrier()
@@ -301,43 +303,21 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> To
 
 def open_reporter(
     config: TrainConfig, names: list[str], facts: dict, first: int, total: int, started: float
-) -> Reporter:
-    """The run's files and trackers, opened by the first process."""
-    output_dir = Path(config.output_dir)
-    save_config(config, output_dir / "config.yaml")
-    run_id = write_facts(output_dir, facts)
-    trackers = Trackers(names, output_dir, run_id, first, asdict(config), lambda line: print(line, file=sys.stderr))
-    return Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
-
-
-def rehearse(
-    model: TrainedModel,
-    optimizer: torch.optim.Optimizer,
-    course: Course,
-    config: TrainConfig,
-    device: torch.device,
-    say,
-) -> None:
-    """Two steps with the fullest rows of the run, and what they took; nothing is written."""
-    for number in (1, 2):
-        began = time.perf_counter()
-        step = fullest_step(course, config.global_batch_size)
-        batches = build_batches(course, config, device, step)
-        numbers = train_step(model, optimizer, step, batches, config, number, config.optimizer.lr, device)
-        loss = float(numbers["measured"][0])
-        seconds = time.perf_counter() - began
-        say(
-            f"dry run: step {number} of 2, the {len(step.rows)} fullest rows: {numbers['tokens']:,} tokens, "
-            f"{numbers['trained_tokens']:,} trained, loss {loss:.4f}, {seconds:.2f} s"
-        )
-    memory = torch.tensor(peak_memory_gib(device), device=device)
-    dist.all_reduce(memory, dist.ReduceOp.MAX)
-    hours = course.total * seconds / 3600
-    money = "" if config.price_per_hour is None else f", ${hours * config.price_per_hour:,.2f}"
-    say(
-        f"dry run: largest memory of a process {float(memory):.2f} GiB; {course.total} steps like the second take "
-        f"{hours:.2f} hours{money}; nothing was written"
-    )
+) -> Reporter | None:
+    """The run's files and trackers, which the first process has; collective. Raises ValueError where one does not open."""
+    reporter, failure, output_dir = None, [None], Path(config.output_dir)
+    if dist.get_rank() == 0:
+        try:
+            save_config(config, output_dir / "config.yaml")
+            run_id = write_facts(output_dir, facts)
+            trackers = Trackers(names, output_dir, run_id, first, asdict(config))
+            reporter = Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
+        except (ValueError, OSError) as error:
+            failure = [str(error)]
+    dist.broadcast_object_list(failure)
+    if failure[0]:
+        raise ValueError(failure[0])
+    return reporter
 
 
 def step_epoch(schedule: Schedule, step: Step) -> float:

@@ -41,8 +41,7 @@ ROW = {"step": 5, "epoch": 0.5, "loss": 0.5, "grad_norm": 1.0, "lr": 0.1, "token
 
 
 def report(directory, start_step: int, *rows: dict, **options) -> None:
-    names = options.pop("names", [])
-    trackers = Trackers(names, directory, "id", start_step, {}, say=print)
+    trackers = Trackers([], directory, "id", start_step, {})
     reporter = Reporter(directory, start_step, 10, trackers, **options)
     for row in rows:
         reporter.step(row)

@@ -53,15 +53,21 @@ def test_without_trackers_there_is_metrics_jsonl_only(ground, tmp_path):
     assert (tmp_path / "out" / "metrics.jsonl").exists() and not (tmp_path / "out" / "tensorboard").exists()
 
 
-def test_a_tracker_that_fails_is_given_up_with_a_line(tmp_path):
-    said = []
-    trackers = Trackers(["tensorboard"], tmp_path, "id", 0, {}, said.append)
+def test_a_tracker_that_does_not_start_is_one_clear_line(ground, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tensorboard").write_text("a file in the way")
+    runs.fails(runs._main(ground, tmp_path / "out"), "trackers: tensorboard did not start (")
+
+
+def test_a_tracker_that_fails_is_given_up_with_a_line(tmp_path, capsys):
+    trackers = Trackers(["tensorboard"], tmp_path, "id", 0, {})
     trackers.open["tensorboard"].close()
     trackers.open["tensorboard"].writer.add_scalar = None  # whatever it is that breaks
     trackers.log({"step": 1, "loss": 1.0})
     trackers.log({"step": 2, "loss": 1.0})
     trackers.close()
-    assert len(said) == 1 and said[0].startswith("trackers: tensorboard failed (") and not trackers.open
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("trackers: tensorboard failed (") and not trackers.open
 
 
 def test_tensorboard_shows_the_rows(ground, tmp_path):
