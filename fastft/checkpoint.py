@@ -10,6 +10,7 @@ position is one integer, the step; everything else is computed again.
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -31,6 +33,7 @@ class Writer:
 
     def __init__(self, directory: Path, keep: int, keep_every: int = 0):
         self.directory, self.keep, self.keep_every = directory, keep, keep_every
+        directory.mkdir(parents=True, exist_ok=True)
         self.group = dist.new_group(backend="gloo")  # the thread's own: its messages must not meet the trainer's
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         pinned = torch.cuda.is_available()
@@ -103,12 +106,17 @@ def complete(directory: Path, say=print) -> list[tuple[Path, dict[str, Any]]]:
     """Complete checkpoints with their meta data, the newest first. `say` is told of every one that is passed over."""
     found = []
     for path in sorted(directory.glob("step-????????"), reverse=True):
-        fault = _fault(path)
+        fault = fault_of(path)
         if fault is None:
-            found.append((path, json.loads((path / "meta.json").read_text())))
+            found.append((path, read_meta(path)))
         else:
             say(f"{path}: passed over: {fault}")
     return found
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What a complete checkpoint says of itself."""
+    return json.loads((path / "meta.json").read_text())
 
 
 def newest(directory: Path, say=print) -> tuple[Path, dict[str, Any]] | None:
@@ -127,11 +135,32 @@ def prune(directory: Path, keep: int, keep_every: int = 0) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def export(model: TrainedModel, template: ChatTemplate, source: str, config, path: Path) -> None:
-    """Write `path` as a Hugging Face model directory; collective. It is written beside and renamed.
+def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.dtype]) -> dict[str, torch.Tensor]:
+    """The weights that a checkpoint holds among the parameters `names`, whole, on the CPU, each in dtype(name).
+
+    Any number of processes may have written it. Raises ValueError where it cannot be read.
+    """
+    try:
+        saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        found = {
+            name: torch.empty(saved[f"model.{name}"].size, dtype=dtype(name))
+            for name in names
+            if f"model.{name}" in saved
+        }
+        dcp.load({"model": found}, checkpoint_id=path)
+    except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
+        raise ValueError(f"{path}: the checkpoint cannot be read ({_root_cause(error)})") from None
+    return found
+
+
+def export(
+    model: TrainedModel, template: ChatTemplate, source: str, config, path: Path, card: str, adapter: Path | None = None
+) -> None:
+    """Write `path` as a Hugging Face model directory with `card` as its README.md; collective. It is written beside and
+    renamed.
 
     `config` is the transformers config that the model was built from; weights get the data type that it names, that of the
-    model at `source`, from which the run started. Adapters are merged, and written alone to `path`/../adapter first. The
+    model at `source`, from which the run started. Adapters are merged, and written alone to `adapter` first. The
     generation config stops at the template's end of turn, and the tokenizer carries the chat template.
     """
     causal_lm, first = model.causal_lm, dist.get_rank() == 0
@@ -139,10 +168,10 @@ def export(model: TrainedModel, template: ChatTemplate, source: str, config, pat
     failure = [None]
     if first:
         try:
-            if adapters:
-                _replace(path.with_name("adapter"), lambda partial: lora.write_adapter(adapters, causal_lm, partial))
-            _replace(path, lambda partial: _write_model(weights, template, source, config, partial))
-        except OSError as error:
+            if adapters and adapter:
+                _replace(adapter, lambda partial: lora.write_adapter(adapters, causal_lm, partial))
+            _replace(path, lambda partial: _write_model(weights, template, source, config, card, partial))
+        except (OSError, SafetensorError) as error:
             failure = [str(error)]
     dist.broadcast_object_list(failure)
     if failure[0]:
@@ -168,22 +197,26 @@ def _gathered(
 
 def _replace(path: Path, write) -> None:
     """Have `write` fill a directory beside `path`, and put it there once it is durable. Leaves nothing half-written."""
-    partial = path.with_name(path.name + ".tmp")
+    partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         write(partial)
         for file in partial.iterdir():
             _sync(file)
-    except OSError:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(path, ignore_errors=True)
     os.rename(partial, path)
 
 
-def _write_model(weights: dict[str, torch.Tensor], template: ChatTemplate, source: str, config, path: Path) -> None:
+def _write_model(
+    weights: dict[str, torch.Tensor], template: ChatTemplate, source: str, config, card: str, path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     with torch.device("meta"):
         causal_lm = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     causal_lm.load_state_dict(weights, strict=False, assign=True)
@@ -203,6 +236,7 @@ def _write_model(weights: dict[str, torch.Tensor], template: ChatTemplate, sourc
     causal_lm.save_pretrained(path)
     tokenizer.chat_template = template.source
     tokenizer.save_pretrained(path)
+    (path / "README.md").write_text(card, encoding="utf-8")
 
 
 def _publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
@@ -218,7 +252,7 @@ def _publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
     os.replace(hint, final.parent / "latest")
 
 
-def _fault(path: Path) -> str | None:
+def fault_of(path: Path) -> str | None:
     """What is wrong with a published checkpoint, None if it is complete."""
     try:
         meta = json.loads((path / "meta.json").read_text())

@@ -13,6 +13,8 @@ VERBS = {
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
     "inspect": ("fastft.inspection", "show which tokens are trained, or prove the mask over a whole file"),
     "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
+    "report": ("fastft.run_report", "write the page of a run: curves, answers, data, settings"),
+    "export": ("fastft.export", "write a checkpoint as a Hugging Face model with its card"),
     "chat": ("fastft.chat", "talk to a model in the terminal"),
 }
 

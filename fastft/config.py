@@ -12,6 +12,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
+
 
 @dataclass
 class OptimizerConfig:
@@ -96,6 +98,18 @@ class CheckpointConfig:
 
 
 @dataclass
+class SamplesConfig:
+    """Answers to fixed prompts while the model learns, in OUTPUT_DIR/samples.jsonl and on the report's page."""
+
+    prompts: str | None = None
+    """A file with a prompt a line: its text, or a JSON object with prompt or messages. By default nothing is asked."""
+    every: int = 200
+    """Steps between two times; they are also asked before the first step and after the last."""
+    max_new_tokens: int = 128
+    """Length of an answer. Each token costs a forward pass over all prompts, without a cache."""
+
+
+@dataclass
 class TrainConfig:
     """A training run. Required: model, output_dir, and data or stages."""
 
@@ -158,6 +172,13 @@ class TrainConfig:
     log_every: int = 1
     """Optimiser steps between two reports."""
     eval_every: int = 100
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+    trackers: str = "tensorboard"
+    """Where curves go besides metrics.jsonl, separated by commas: tensorboard, wandb, trackio; none for nowhere."""
+    price_per_hour: float | None = None
+    """Of all machines of the run together; what it has cost so far is then shown and kept."""
+    dry_run: bool = False
+    """Show the plan and take two steps with its fullest rows, for the largest memory and the time; write nothing."""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (not self.stages):
@@ -182,6 +203,12 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
+        for tracker in self.trackers.split(","):
+            _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")
+        price = self.price_per_hour
+        _require(price is None or 0 <= price < math.inf, "price_per_hour", price, "0 or more and finite")
+        for name in ("every", "max_new_tokens"):
+            _require(getattr(self.samples, name) >= 1, f"samples.{name}", getattr(self.samples, name), "1 or more")
         _require(self.checkpoint.every >= 0, "checkpoint.every", self.checkpoint.every, "0 or more")
         _require(self.checkpoint.keep_every >= 0, "checkpoint.keep_every", self.checkpoint.keep_every, "0 or more")
         _require(self.checkpoint.keep >= 1, "checkpoint.keep", self.checkpoint.keep, "1 or more")

@@ -259,6 +259,18 @@ class Course:
         return replace(self.stages[stage].step(number - (self.ends[stage - 1] if stage else 0)), stage=stage)
 
 
+def fullest_step(course: Course, rows: int) -> Step:
+    """A step of the `rows` rows that hold the most tokens in a stage's first epoch, of the stage where that is most."""
+    best, most = None, -1
+    for number, stage in enumerate(course.stages):
+        trained = stage.data.trained_counts
+        plan = sorted(stage.plan(0), key=lambda row: (-stage.lengths[row].sum(), -trained[row].sum()))[:rows]
+        tokens = sum(int(stage.lengths[row].sum()) for row in plan)
+        if tokens > most:
+            best, most = Step(1, 0, plan, stage.data, number), tokens
+    return best
+
+
 @dataclass
 class Batch:
     """A micro-batch: R packed rows laid end to end, N = R x window tokens, n of them predicting a trained token."""

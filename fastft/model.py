@@ -16,7 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 
 from fastft import lora, weights
 from fastft.config import TrainConfig
@@ -59,6 +65,22 @@ class TrainedModel(nn.Module):
         cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns the loss and the z-loss in it, scalars in
         fp32, both times `scale`.
         """
+        hidden_nD = self._hidden(loss_index, input_ids, position_ids, cu_seqlens, max_seqlen)
+        head, z_weight = self.causal_lm.get_output_embeddings(), self.z_loss if self.training else 0.0
+        return summed_cross_entropy(hidden_nD, targets, head, scale, self.logit_softcap, z_weight)
+
+    def likeliest(
+        self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """The likeliest next tokens [n] int64 at the positions `index` [n] of a packed row; shapes as in `forward`, and
+        collective like it. (A soft cap of the logits, which rises with them, chooses no other.)
+        """
+        hidden_nD = self._hidden(index, input_ids, position_ids, cu_seqlens, max_seqlen)
+        return self.causal_lm.get_output_embeddings()(hidden_nD).argmax(-1)
+
+    def _hidden(
+        self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
         hidden_1ND = self.causal_lm.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -66,8 +88,7 @@ class TrainedModel(nn.Module):
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
         ).last_hidden_state
-        head, z_weight = self.causal_lm.get_output_embeddings(), self.z_loss if self.training else 0.0
-        return summed_cross_entropy(hidden_1ND[0, loss_index], targets, head, scale, self.logit_softcap, z_weight)
+        return hidden_1ND[0, index]
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -122,24 +143,11 @@ def prepare_model(
     model that cannot be built or read.
     """
     mesh = make_mesh(device, config.replicas)
-    causal_lm = build(model_config, attention, config.model)
-    if config.extend != "none":
-        require_scaled(causal_lm, load_config(config.model))
-    model = TrainedModel(causal_lm)
-    model.z_loss = config.z_loss
-    blocks = model.blocks
-    source = weights.open_weights(config.model, causal_lm, say)
-
-    def read(name: str) -> weights.Rows:
-        name = name.removeprefix("causal_lm.")
-        if lora.is_adapter(name):
-            return lora.start(name, causal_lm.get_parameter(name).shape, config.seed)
-        return source(lora.plain_name(name))
-
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model, read = assemble(config, model_config, attention, low, say)
+    causal_lm, blocks = model.causal_lm, model.blocks
+    model.z_loss = config.z_loss
     quantised: set[nn.Parameter] = set()
-    if config.lora.r:
-        lora.add_adapters(causal_lm, blocks, config.lora, config.model, low)
     weights.fill_buffers(model, read)
     if config.lora.quantize != "none":
         quantised = lora.load_quantised(causal_lm, read, device)
@@ -155,6 +163,27 @@ def prepare_model(
     home = torch.device("cpu") if config.offload else device
     weights.fill(model, read, home, lambda parameter: torch.float32 if parameter.requires_grad else low)
     return model.train()
+
+
+def assemble(
+    config: TrainConfig, model_config, attention: str, low: torch.dtype, say: Callable[[str], None]
+) -> tuple[TrainedModel, weights.Read]:
+    """The model on the meta device with its adapters, which compute in `low`, and where its weights are read; collective."""
+    causal_lm = build(model_config, attention, config.model)
+    if config.extend != "none":
+        require_scaled(causal_lm, load_config(config.model))
+    model = TrainedModel(causal_lm)
+    source = weights.open_weights(config.model, causal_lm, say)
+
+    def read(name: str) -> weights.Rows:
+        name = name.removeprefix("causal_lm.")
+        if lora.is_adapter(name):
+            return lora.start(name, causal_lm.get_parameter(name).shape, config.seed)
+        return source(lora.plain_name(name))
+
+    if config.lora.r:
+        lora.add_adapters(causal_lm, model.blocks, config.lora, config.model, low)
+    return model, read
 
 
 def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
@@ -177,8 +206,9 @@ def build(model_config, attention: str, name: str) -> nn.Module:
         )
     try:
         with torch.device("meta"):
+            # A copy: transformers writes its data type into the config, and the export reads there what the files had.
             causal_lm = AutoModelForCausalLM.from_config(
-                model_config, dtype=torch.float32, attn_implementation=attention
+                copy.deepcopy(model_config), dtype=torch.float32, attn_implementation=attention
             )
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise ValueError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
@@ -202,6 +232,7 @@ def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Pa
     for block in model.blocks:
         fully_shard(block, **options)
     fully_shard(model, **options)
+    register_fsdp_forward_method(model, "likeliest")
     for module in (model, *model.blocks):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13

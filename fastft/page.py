@@ -2,8 +2,9 @@
 
     write_page(Path("out/report.html"), "cleaning", title="A page", …)
 
-`fastft.report` shows a training run, `cleaning.report` a cleaning run. A page loads nothing and its security policy
-forbids it to. Everything on it is data that others wrote, so every value goes through `visible` and jinja's autoescape.
+`fastft.run_report` shows a training run, `cleaning.report` a cleaning run, `fastft.report` both in one. A page loads
+nothing and its security policy forbids it to. Everything on it is data that others wrote, so every value goes through
+`visible` and jinja's autoescape.
 """
 
 import base64
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop should not fill the page
 
 
-def write_page(path: Path, package: str, **values: Any) -> None:
-    """Write `package`'s report.html.jinja with `values` to `path`; an older page is replaced only by a whole new one."""
-    text = _environment(package).get_template("report.html.jinja").render(values)
+def write_page(path: Path, package: str, template: str = "report.html.jinja", **values: Any) -> None:
+    """Write `package`'s `template` with `values` to `path`; an older page is replaced only by a whole new one."""
+    text = _environment(package).get_template(template).render(values)
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text.strip() + "\n", encoding="utf-8")
     os.replace(beside, path)

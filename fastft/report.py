@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastft.page import Plot, compact, flatten, funnel, precise, ticks, write_page
+from fastft.page import Plot, compact, flatten, funnel, percent, precise, ticks, write_page
 
 LINE_BUCKETS = 800  # stretches of a plotted line: about a pixel each, 20 KB
 TREND_BUCKETS = 60  # stretches of the mean that is drawn over a noisy line
@@ -40,6 +40,8 @@ KNOWN_FILES = {
     "tensorboard": "the same numbers for TensorBoard",
     "checkpoints": "where training goes on after an interruption",
     "config.yaml": "the settings, to run it again",
+    "run.json": "data, devices and versions",
+    "samples.jsonl": "the answers, all of them",
     "model": "the trained model, for transformers and vLLM",
     "report.html": "this page",
 }
@@ -75,10 +77,13 @@ def write_report(
         training=Training(metrics) if metrics else None,
         samples=samples,
         settings=list(flatten(settings)),
-        files=[
-            (name, str(file), KNOWN_FILES.get(Path(file).name, ""), _link(file, path)) for name, file in files.items()
-        ],
+        files=file_rows(files, path),
     )
+
+
+def file_rows(files: dict[str, str], page: Path) -> list[tuple[str, str, str, str | None]]:
+    """(name, file, what it is, link from `page`) of files by their names, for the table of files."""
+    return [(name, str(file), KNOWN_FILES.get(Path(file).name, ""), _link(file, page)) for name, file in files.items()]
 
 
 def _link(file: str, page: Path) -> str | None:
@@ -98,12 +103,21 @@ class Training:
         self.steps = [row for row in rows if "eval_loss" not in row]
         self.loss, self.held_out = _series(rows, "loss"), _series(rows, "eval_loss")
         self.plot = draw("Loss", {"train": self.loss, "held": self.held_out}, precise, from_zero=False)
+        series = {key: _series(rows, key) for key in ("lr", "grad_norm", "tokens_per_s", "mfu", "fill", "memory_gib")}
+        series["fill"] = [
+            (row["step"], row["tokens"] / (row["tokens"] + row["padding_tokens"]))
+            for row in self.steps
+            if _number(row.get("tokens")) and _number(row.get("padding_tokens")) is not None
+        ]
         small = [
             ("Learning rate", "lr", precise),
             ("Gradient norm", "grad_norm", precise),
             ("Tokens/s", "tokens_per_s", compact),
+            ("MFU", "mfu", percent),
+            ("Rows full", "fill", percent),
+            ("Memory of a process, GiB", "memory_gib", precise),
         ]
-        plots = [draw(name, {"train": _series(rows, key)}, show) for name, key, show in small]
+        plots = [draw(name, {"train": series[key]}, show) for name, key, show in small]
         self.small_plots = [plot for plot in plots if plot]
         self.noisy = len(self.loss) > NOISY
         self.epochs = max((epoch for _, epoch in _series(rows, "epoch")), default=None)
@@ -111,9 +125,12 @@ class Training:
             sum(value for _, value in _series(self.steps, key))
             for key in ("tokens", "trained_tokens", "padding_tokens", "step_time_s")
         )
-        mfu = _series(rows, "mfu")
-        self.mfu = _mean(mfu) if mfu else None
+        self.mfu = _mean(series["mfu"]) if series["mfu"] else None
+        self.memory = max((gib for _, gib in series["memory_gib"]), default=None)
+        self.elapsed = max((seconds for _, seconds in _series(rows, "elapsed_s")), default=None)
+        self.cost = max((money for _, money in _series(rows, "cost")), default=None)
         self.best_held_out = min(self.held_out, key=itemgetter(1), default=None)
+        self.left_out = sum(any(row.get(key, 0) is None for key in ("loss", "grad_norm")) for row in self.steps)
         self.broken = [row["step"] for row in rows for key in ("loss", "eval_loss") if _number(row.get(key, 0)) is None]
 
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from fastft import checkpoint
 from fastft.attention import choose_attention
+from fastft.card import model_card
 from fastft.config import TrainConfig, parse_config, save_config, sources_of, stages_of
 from fastft.data import (
     Batch,
@@ -34,7 +35,7 @@ from fastft.data import (
     rank_batches,
     tokenized,
 )
-from fastft.metrics import Reporter, peak_flops, training_flops
+from fastft.metrics import Reporter, step_rows
 from fastft.model import (
     TrainedModel,
     count_parameters,
@@ -45,15 +46,23 @@ from fastft.model import (
     prove_isolation,
 )
 from fastft.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
+from fastft.rehearsal import rehearse
 from fastft.resume import find_starts, resume, run_identity
+from fastft.run_directory import describe, read_run, write_facts
+from fastft.run_report import refresh_page
+from fastft.samples import Sampler
 from fastft.template import ChatTemplate, load_template
+from fastft.trackers import Trackers, tracker_names
 
 SHOWN_NAMES = 10  # conversations in an error's one line; the rest goes to a file
 
 
-def train(config: TrainConfig) -> Path:
-    """Run to the end and return the directory of the exported model. Raises ValueError for the user's mistakes."""
-    device = join_ranks()
+def train(config: TrainConfig) -> Path | None:
+    """Run to the end and return the directory of the exported model, None after a dry run.
+
+    Raises ValueError for the user's mistakes.
+    """
+    started, device = time.time(), join_ranks()
     rank, world = dist.get_rank(), dist.get_world_size()
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if rank == 0 else (lambda line: None)
     output_dir = Path(config.output_dir)
@@ -62,6 +71,7 @@ def train(config: TrainConfig) -> Path:
             f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
             f"x {world} processes"
         )
+    trackers = tracker_names(config.trackers)
 
     # Data: the same tokens, plan and steps on every rank.
     source_config = load_config(config.model)
@@ -74,12 +84,12 @@ def train(config: TrainConfig) -> Path:
     stages = stages_of(config)
     course = Course([plan_stage(stage, template, say) for stage in stages])
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
+    sampler = Sampler(config, template)
 
     # Where an earlier start of this run left off.
     checkpoints = output_dir / "checkpoints"
-    checkpoints.mkdir(parents=True, exist_ok=True)
     identity = run_identity(config, course, model_fingerprint(config.model, source_config))
-    starts = find_starts(config, checkpoints, identity, say)
+    starts = [] if config.dry_run else find_starts(config, checkpoints, identity, say)
     first = starts[0][1]["step"] if starts else 0
     if first >= course.total and (output_dir / "model").is_dir():
         say(f"finished: step {first} of {course.total} is done; the model is in {output_dir / 'model'}")
@@ -92,11 +102,20 @@ def train(config: TrainConfig) -> Path:
     body, head = count_parameters(model)
     prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
+    if config.dry_run:
+        batches = partial(build_batches, course, config, device)
+        take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
+        return rehearse(take, course, config, device, say)
     start = resume(starts, model, optimizer, config, say)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
-    reporter = open_reporter(config, output_dir, first, course.total) if rank == 0 else None
+    facts = describe(config, template, course, eval_data, device, world)
+    reporter = open_reporter(config, trackers, facts, first, course.total, started)
+    sampler.go_on(output_dir, first)
     writer = checkpoint.Writer(checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
     dist.barrier()
+
+    if first == 0 and sampler.prompts:
+        sampler.ask(model, 0, device)
 
     # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
     # step was left out is heard of there, too.
@@ -112,8 +131,9 @@ def train(config: TrainConfig) -> Path:
 
         save_now = number == course.total or (config.checkpoint.every and number % config.checkpoint.every == 0)
         evaluate_now = eval_data is not None and (number % config.eval_every == 0 or number == course.total)
-        if number % config.log_every == 0 or save_now or evaluate_now:
-            rows = report_rows(pending, time.perf_counter() - began, model, (body, head), device)
+        ask_now = sampler.is_due(number, course.total)
+        if number % config.log_every == 0 or save_now or evaluate_now or ask_now:
+            rows = step_rows(pending, time.perf_counter() - began, model, (body, head), device)
             for row in rows:
                 skipped.count(row)
                 if reporter:
@@ -128,17 +148,23 @@ def train(config: TrainConfig) -> Path:
             eval_loss = evaluate(model, eval_data, config, device)
             if reporter:
                 reporter.evaluation({"step": number, "eval_loss": eval_loss})
-            began = time.perf_counter()
+        if ask_now:
+            sampler.ask(model, number, device)
+        if reporter and (save_now or evaluate_now or ask_now):
+            reporter.flush()
+            refresh_page(output_dir, say)
         if save_now:
-            if reporter:
-                reporter.flush()
             writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
+        if save_now or evaluate_now or ask_now:
             began = time.perf_counter()
 
     writer.wait()
     if reporter:
         reporter.close()
-    checkpoint.export(model, template, config.model, model_config, output_dir / "model")
+    card = model_card(read_run(output_dir), course.total) if reporter else ""
+    checkpoint.export(model, template, config.model, model_config, output_dir / "model", card, output_dir / "adapter")
+    if reporter:
+        refresh_page(output_dir, say)
     say(f"done: {course.total} steps; the model is in {output_dir / 'model'}")
     return output_dir / "model"
 
@@ -214,42 +240,6 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
     return float(total) / int(data.trained_counts.sum())
 
 
-def report_rows(
-    pending: list[dict], seconds: float, model: TrainedModel, parameters: tuple[int, int], device
-) -> list[dict]:
-    """The rows of metrics.jsonl for the steps since the last report. Here the host waits for the device, once for all."""
-    measured = torch.stack([p["measured"] for p in pending]).tolist()
-    config = model.causal_lm.config
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    step_time = seconds / len(pending)
-    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    rows = []
-    for p, (loss, z_loss, norm) in zip(pending, measured):
-        flops = training_flops(
-            p["tokens"], p["trained_tokens"], p["squared_lengths"], *parameters, config.num_hidden_layers, width
-        )
-        rows.append(
-            {
-                "step": p["number"],
-                **({"stage": p["stage"]} if "stage" in p else {}),
-                "epoch": p["epoch"],
-                "loss": loss,
-                **({"z_loss": z_loss} if model.z_loss else {}),
-                "lr": p["lr"],
-                "grad_norm": norm,
-                "tokens": p["tokens"],
-                "trained_tokens": p["trained_tokens"],
-                "padding_tokens": p["padding_tokens"],
-                "tokens_per_s": p["tokens"] / step_time,
-                "step_time_s": step_time,
-                "mfu": flops / step_time / (peak * dist.get_world_size()) if peak else None,
-            }
-        )
-    return rows
-
-
 def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
     """Raise ValueError for `count` bad steps in a row that ended with step `last`, naming their conversations."""
     first = last - count + 1
@@ -311,9 +301,23 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> To
     return kept
 
 
-def open_reporter(config: TrainConfig, output_dir: Path, first: int, total: int) -> Reporter:
-    save_config(config, output_dir / "config.yaml")
-    return Reporter(output_dir, first, total)
+def open_reporter(
+    config: TrainConfig, names: list[str], facts: dict, first: int, total: int, started: float
+) -> Reporter | None:
+    """The run's files and trackers, which the first process has; collective. Raises ValueError where one does not open."""
+    reporter, failure, output_dir = None, [None], Path(config.output_dir)
+    if dist.get_rank() == 0:
+        try:
+            save_config(config, output_dir / "config.yaml")
+            run_id = write_facts(output_dir, facts)
+            trackers = Trackers(names, output_dir, run_id, first, asdict(config))
+            reporter = Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
+        except (ValueError, OSError) as error:
+            failure = [str(error)]
+    dist.broadcast_object_list(failure)
+    if failure[0]:
+        raise ValueError(failure[0])
+    return reporter
 
 
 def step_epoch(schedule: Schedule, step: Step) -> float:
@@ -355,7 +359,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv)
         try:
-            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+            if not config.dry_run:
+                Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
         train(config)

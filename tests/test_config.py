@@ -46,6 +46,9 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--seed", "-1"], "seed: -1 is not between 0 and"),
         (["--schedule.min_ratio", "2"], "schedule.min_ratio: 2.0 is not between 0 and 1"),
         (["--z_loss", "-1"], "z_loss: -1.0 is not 0 or more and finite"),
+        (["--trackers", "tensorboard,wandbb"], "trackers: 'wandbb' is not one of tensorboard, wandb, trackio, none"),
+        (["--price_per_hour", "-1"], "price_per_hour: -1.0 is not 0 or more and finite"),
+        (["--samples.every", "0"], "samples.every: 0 is not 1 or more"),
         (["--max_bad_steps", "0"], "max_bad_steps: 0 is not 1 or more"),
         (["--float8", "true"], "float8: without compile it is slower than bf16; add --compile true"),
         (

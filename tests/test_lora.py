@@ -109,6 +109,28 @@ def test_a_resumed_run_is_bit_identical(ground, whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground, whole_run, tmp_path, quantize):
+    from fastft.export import main as export
+
+    out = whole_run
+    if quantize == "nf4":
+        pytest.importorskip("bitsandbytes")
+        out = tmp_path / "run"
+        run(ground, out, "--lora.quantize", "nf4")
+    first, *_, last = sorted((out / "checkpoints").glob("step-*"))
+    for path in (first, last):
+        assert export([str(path), str(tmp_path / path.name)]) == 0
+    trained = runs.weights(out)
+    exported, earlier = (load_file(tmp_path / path.name / "model.safetensors") for path in (last, first))
+    assert exported.keys() == earlier.keys() == trained.keys()
+    assert all(torch.equal(exported[name], trained[name]) for name in trained)
+    assert all(torch.equal(earlier[name], trained[name]) == ("_proj" not in name) for name in trained)
+    assert not (tmp_path / "adapter").exists()
+    card = (tmp_path / last.name / "README.md").read_text()
+    assert "LoRA of rank 8 on all-linear" in card and "- lora" in card
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_two_processes_train_like_one(ground, whole_run, tmp_path, quantize):
     one = whole_run
     if quantize == "nf4":

@@ -78,7 +78,13 @@ def test_the_page_has_its_pieces(tmp_path):
         "conversations kept 180 85.7 %",
         "parts to train on 201",
     ]
-    assert texts(page, "//figure//*[@class='name']") == ["Loss", "Learning rate", "Gradient norm", "Tokens/s"]
+    assert texts(page, "//figure//*[@class='name']") == [
+        "Loss",
+        "Learning rate",
+        "Gradient norm",
+        "Tokens/s",
+        "Rows full",
+    ]
     assert len(lxml_html.fromstring(page).xpath("//figure[1]//*[contains(@class, 'line held')]")) == 2  # line and dots
     totals = " ".join(texts(page, "//dl[@class='totals']"))
     for total in ("40 3 epochs", "4.0 s 9k tokens/s", "36k", "66.7 % of tokens", "10.0 % of positions", "at step 40"):
