@@ -298,7 +298,9 @@ def _selected_bytes(shape: Shape, setup: Setup) -> tuple[int, int]:
     Kept are the output of attention, its logsumexp, and the first, third, ... matrix product; an adapter brings two.
     """
     low, r, adapted = setup.low, setup.lora_r, setup.adapters(shape)
-    products = [n for line in shape.linears for n in ([line.outputs, r, line.outputs] if line in adapted else [line.outputs])]
+    products = [
+        n for line in shape.linears for n in ([line.outputs, r, line.outputs] if line in adapted else [line.outputs])
+    ]
     attention = low * shape.heads * shape.head_dim + FP32 * shape.heads
     shared = attention
     if not r and len(shape.linears) == 7:  # of query, key, value, output, gate, up, down: value and gate
@@ -325,8 +327,13 @@ def _block_backward(shape: Shape, setup: Setup) -> float:
     low, hidden = setup.low, shape.hidden
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     trained = setup.adapters(shape) or shape.linears
-    of_weights = lambda linears: low * sum(  # noqa: E731
-        setup.lora_r * (line.inputs + line.outputs) if setup.lora_r else line.weights for line in linears if line in trained
+    of_weights = lambda linears: (
+        low
+        * sum(  # noqa: E731
+            setup.lora_r * (line.inputs + line.outputs) if setup.lora_r else line.weights
+            for line in linears
+            if line in trained
+        )
     )
     of_mlp = [line for line in shape.linears if not line.in_attention]
     of_attention = [line for line in shape.linears if line.in_attention]
