@@ -35,8 +35,7 @@ make no copy in fp32.)
 selective keeps, beside the input, the output of attention and of every second matrix product.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from fastft.config import TrainConfig
@@ -316,6 +315,14 @@ def kept_bytes(shape: Shape, setup: Setup) -> int:
     return setup.low * shape.hidden + selected
 
 
+def _gradients_of(linears: Sequence[Linear], shape: Shape, setup: Setup) -> int:
+    """Gradients of some linear layers' weights, as computed."""
+    if not setup.lora_r:
+        return setup.low * sum(linear.weights for linear in linears)
+    adapted = setup.adapters(shape)
+    return setup.low * setup.lora_r * sum(line.inputs + line.outputs for line in linears if line in adapted)
+
+
 def _block_backward(shape: Shape, setup: Setup) -> float:
     """The most that a block's backward pass holds beyond what it has kept: what it computes again, gradients of its
     activations, gradients of its weights in the data type of the computation.
@@ -326,15 +333,6 @@ def _block_backward(shape: Shape, setup: Setup) -> float:
     """
     low, hidden = setup.low, shape.hidden
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    trained = setup.adapters(shape) or shape.linears
-    of_weights = lambda linears: (
-        low
-        * sum(  # noqa: E731
-            setup.lora_r * (line.inputs + line.outputs) if setup.lora_r else line.weights
-            for line in linears
-            if line in trained
-        )
-    )
     of_mlp = [line for line in shape.linears if not line.in_attention]
     of_attention = [line for line in shape.linears if line.in_attention]
 
@@ -344,10 +342,11 @@ def _block_backward(shape: Shape, setup: Setup) -> float:
     in_attention = low * (2 * queries + 2 * keys) + FP32 * queries + (2 * low * queries if keys < queries else 0)
     inside_mlp = block_bytes(shape, setup) + 2 * low * shape.mlp
     most = max(
-        setup.tokens * (inside_mlp + residual) + of_weights(of_mlp[-1:]),
-        setup.tokens * (2 * norms + attention + in_norm + residual) + of_weights(of_mlp),
-        setup.tokens * (norms + attention + in_attention + residual) + of_weights(of_mlp + of_attention[-1:]),
-        setup.tokens * (norms + in_norm + residual) + of_weights(shape.linears),
+        setup.tokens * (inside_mlp + residual) + _gradients_of(of_mlp[-1:], shape, setup),
+        setup.tokens * (2 * norms + attention + in_norm + residual) + _gradients_of(of_mlp, shape, setup),
+        setup.tokens * (norms + attention + in_attention + residual)
+        + _gradients_of(of_mlp + of_attention[-1:], shape, setup),
+        setup.tokens * (norms + in_norm + residual) + _gradients_of(shape.linears, shape, setup),
     )
     if setup.quantized:
         most += low * max(line.weights for line in shape.linears)  # one matrix, its 4 bits made numbers again
