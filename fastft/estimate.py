@@ -127,7 +127,7 @@ class Estimate:
     memory: Memory | None
     """At the peak, of each GPU; None where the run would be refused."""
     fits: str
-    """yes; tight, within the margin of the estimate; no; or why the run would be refused."""
+    """yes; tight, within the margin of the estimate; no; or no with the key for which the run would be refused."""
     tokens_per_s: float
     hours: float
     flops: float
@@ -182,9 +182,9 @@ def estimates(
 def _refusal(config: TrainConfig, count: int) -> str | None:
     """Why fastft.train would refuse so many processes."""
     if count % config.replicas:
-        return f"replicas {config.replicas}"
+        return "no: replicas"
     if config.global_batch_size % (count * config.micro_batch_size):
-        return f"batch {config.global_batch_size}"
+        return "no: global_batch_size"
     return None
 
 
@@ -203,7 +203,7 @@ def choose(found: Sequence[Estimate]) -> Estimate | None:
 # The work ------------------------------------------------------------------------------------------------------------------
 
 
-def planned_work(config: TrainConfig, model_config, say) -> tuple[Work, int]:
+def planned_work(config: TrainConfig, say) -> tuple[Work, int]:
     """(the work of the run's own packing plan, tokens that the tokenizer knows). Fills the token cache.
 
     Raises ValueError as training would, for the data, the tokenizer or the template.
@@ -245,41 +245,45 @@ def assumed_work(config: TrainConfig, tokens: int) -> Work:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        options, config = _parse(argv)
-        gpus, counts, prices = options.kinds, options.numbers, options.prices
-        _show(config, options, gpus, counts, prices)
+        _estimate(*_parse(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parse(argv: list[str]) -> tuple[EstimateConfig, TrainConfig]:
-    # Keys that training needs and an estimate does not; the user's own come later and win. With --tokens no data is read.
+def _parse(argv: list[str]) -> list:
+    """[EstimateConfig, TrainConfig]; no output_dir is asked for, and with --tokens no data. What the user says comes later and
+    wins.
+    """
     argv = ["--output_dir", "none", *argv]
-    if any(argument == "--tokens" or argument.startswith("--tokens=") for argument in argv):
+    if any(argument.split("=")[0] == "--tokens" for argument in argv):
         argv = ["--data", "none", *argv, "--stages", "[]"]
     description = "What a run would cost, before it is launched."
-    options, config = parse_classes(argv, "fastft estimate", description, EstimateConfig, TrainConfig)
-    return options, config
+    try:
+        return parse_classes(argv, "fastft estimate", description, EstimateConfig, TrainConfig)
+    except ValueError as error:
+        if str(error).startswith("data: name the conversations"):
+            raise ValueError(f"{error}; without any yet, say --tokens 10000000") from None
+        raise
 
 
-def _show(config: TrainConfig, options: EstimateConfig, gpus: list[Gpu], counts: list[int], prices: dict[str, float]):
+def _estimate(options: EstimateConfig, config: TrainConfig) -> None:
     """Estimate and print."""
     from rich.console import Console
 
     from fastft.model import fit_config, load_config
 
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    gpus, counts, prices = options.kinds, options.numbers, options.prices  # before the work that may take minutes
     model_config = load_config(config.model)
     if options.tokens:
         work, words = assumed_work(config, options.tokens), 0
     else:
-        work, words = planned_work(config, model_config, say)
+        work, words = planned_work(config, lambda line: print(line, file=sys.stderr, flush=True))
     shape = load_shape(fit_config(model_config, config, words), config.model)
     found = estimates(config, shape, work, gpus, counts, options.mfu, prices)
+    _require_one(config, found)
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(
@@ -287,8 +291,7 @@ def _show(config: TrainConfig, options: EstimateConfig, gpus: list[Gpu], counts:
         f"steps; {found[0].flops / 1e18:,.3g} exaFLOPs at {options.mfu:.0%} of the peak"
     )
     console.print(_table(found))
-    chosen = choose(found)
-    if chosen:
+    if chosen := choose(found):
         console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.moment}):")
         console.print(_breakdown(chosen.memory))
     else:
@@ -297,6 +300,14 @@ def _show(config: TrainConfig, options: EstimateConfig, gpus: list[Gpu], counts:
         "Energy: the GPUs' design power x hours, nothing for hosts and cooling. Hours: steps alone, at the stated efficiency. "
         f"Fits: with {RESERVED / GIB:.1f} GiB for CUDA and NCCL; tight: within the estimate's 10 %."
     )
+
+
+def _require_one(config: TrainConfig, found: list[Estimate]) -> None:
+    if all(e.memory is None for e in found):
+        raise ValueError(
+            f"counts: none of these numbers of processes divides into replicas {config.replicas} and global_batch_size "
+            f"{config.global_batch_size} at micro_batch_size {config.micro_batch_size}"
+        )
 
 
 def _table(found: list[Estimate]):
@@ -338,9 +349,6 @@ def _breakdown(memory: Memory):
 
 def _print_relief(console, config: TrainConfig, shape: Shape, found: list[Estimate]) -> None:
     """What helps where nothing fits, for the combination that lacks least."""
-    refused = [e for e in found if e.memory is None]
-    if len(refused) == len(found):
-        raise ValueError(f"counts: no number of GPUs is one that the run could use ({refused[0].fits})")
     nearest = min((e for e in found if e.memory), key=lambda e: e.memory.total - e.gpu.gib * GIB)
     console.print(f"Nothing fits. {nearest.count} x {nearest.gpu.name} lacks least; each of these alone would make it:")
     for r in relief(shape, setup_of(config, nearest.count)):
