@@ -291,27 +291,22 @@ def block_bytes(shape: Shape, setup: Setup) -> int:
     return 2 * _norms_bytes(shape, setup) + _attention_bytes(shape, setup) + mlp + adapters
 
 
-def _selected_bytes(shape: Shape, setup: Setup) -> tuple[int, int]:
-    """(what selective recomputation keeps of a block for a token beside its input, how much of that the block itself keeps).
-
-    Kept are the output of attention, its logsumexp, and the first, third, ... matrix product; an adapter brings two.
+def _selected_bytes(shape: Shape, setup: Setup) -> int:
+    """What selective recomputation keeps of a block for a token beside its input: the output of attention, its logsumexp, and
+    the first, third, ... matrix product; an adapter brings two.
     """
-    low, r, adapted = setup.low, setup.lora_r, setup.adapters(shape)
-    products = [
-        n for line in shape.linears for n in ([line.outputs, r, line.outputs] if line in adapted else [line.outputs])
-    ]
-    attention = low * shape.heads * shape.head_dim + FP32 * shape.heads
-    shared = attention
-    if not r and len(shape.linears) == 7:  # of query, key, value, output, gate, up, down: value and gate
-        shared += low * (shape.kv_heads * shape.head_dim + shape.mlp)
-    return attention + low * sum(products[::2]), shared
+    r, adapted = setup.lora_r, setup.adapters(shape)
+    products = []
+    for linear in shape.linears:
+        products += [linear.outputs, r, linear.outputs] if linear in adapted else [linear.outputs]
+    return setup.low * (shape.heads * shape.head_dim + sum(products[::2])) + FP32 * shape.heads
 
 
 def kept_bytes(shape: Shape, setup: Setup) -> int:
     """What a block keeps for a token from its forward to its backward pass."""
     if setup.checkpointing == "none":
         return block_bytes(shape, setup)
-    selected = _selected_bytes(shape, setup)[0] if setup.checkpointing == "selective" else 0
+    selected = _selected_bytes(shape, setup) if setup.checkpointing == "selective" else 0
     return setup.low * shape.hidden + selected
 
 
@@ -350,7 +345,8 @@ def _block_backward(shape: Shape, setup: Setup) -> float:
     )
     if setup.quantized:
         most += low * max(line.weights for line in shape.linears)  # one matrix, its 4 bits made numbers again
-    at_hand = {"none": block_bytes(shape, setup), "selective": _selected_bytes(shape, setup)[1], "full": 0}
+    # What has been kept is used up, whether the block itself would keep it or not.
+    at_hand = {"none": block_bytes(shape, setup), "selective": _selected_bytes(shape, setup), "full": 0}
     return most - setup.tokens * at_hand[setup.checkpointing]
 
 
@@ -399,6 +395,10 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Memory]:
         alone = FP32 * count if setup.shards == 1 else 0
         return FP32 * count + max(low * count, alone + FP32 * count / setup.shards)
 
+    if setup.shards > 1:
+        yield Memory(
+            "gathering of the embeddings", **always, gradients=gradients(0), gathered=2 * outside + ahead
+        )  # in one buffer, then copied out of it
     last_norm = tokens * _norm_bytes(shape, setup, shape.hidden, feeds_linear=True)
     yield Memory(
         "loss",

@@ -154,7 +154,10 @@ def test_laws(llama_7b, setup):
         setup.gpus == 1 and (setup.lora_r or setup.offload)
     )  # sharing brings the next block
     assert total() <= total(window=2 * setup.window)
-    assert total(checkpointing="full") <= total(checkpointing="selective") <= total(checkpointing="none")
+    slack = 2 * setup.tokens * 4096  # the last block's input, which is kept beside what is made of it
+    assert (
+        total(checkpointing="full") - slack <= total(checkpointing="selective") <= total(checkpointing="none") + slack
+    )
     assert total(offload=True) <= total(offload=False)
     helps = relief(llama_7b, setup)
     peaks = [r.peak.total for r in helps]
