@@ -39,7 +39,7 @@ SHAPES = {
                               "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4096}),
     "small-qwen3": ("qwen3", {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
                               "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 8192, "tie_word_embeddings": True}),
-    # Llama-2-7B, Llama-3.1-8B, Qwen3-4B.
+    # Llama-2-7B, Llama-3.1-8B, Qwen3-4B, Phi-3-mini, and Gemma-2-2B without the soft-capping of attention.
     "llama-7b": ("llama", {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
                            "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 32000}),
     "llama-8b": ("llama", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -47,6 +47,11 @@ SHAPES = {
     "qwen3-4b": ("qwen3", {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
                            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
                            "tie_word_embeddings": True}),
+    "phi3-mini": ("phi3", {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
+                           "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064}),
+    "gemma2-2b": ("gemma2", {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+                             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000,
+                             "attn_logit_softcapping": None}),
 }  # fmt: skip
 
 

@@ -367,7 +367,4 @@ def _items(text: str) -> list[str]:
 
 def _known_gpu(key: str, name: str) -> None:
     if name not in GPUS:
-        import difflib
-
-        nearest = difflib.get_close_matches(name.upper(), GPUS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{key}: no GPU {name!r} is known; did you mean {nearest}? Known: {', '.join(GPUS)}")
+        raise ValueError(f"{key}: no GPU {name!r} is known; known are {', '.join(GPUS)}")

@@ -121,11 +121,11 @@ def test_where_nothing_fits_it_says_what_helps(ground, capsys):
     [
         (["--model", "no/such-model"], "no/such-model: the model's config cannot be read"),
         (["--model", "./nowhere"], "./nowhere: no such directory"),
-        (["--gpus", "H100"], "gpus: no GPU 'H100' is known; did you mean H100-80GB?"),
+        (["--gpus", "H100"], "gpus: no GPU 'H100' is known; known are A100-40GB, "),
         (["--gpus", ","], "gpus: names no GPU"),
         (["--mfu", "0"], "mfu: 0.0 is not above 0 and at most 1"),
         (["--mfu", "1.5"], "mfu: 1.5 is not"),
-        (["--mfu", "nan"], "mfu: nan is not"),
+        (["--mfu", "nan"], "mfu: expected float, got 'nan'"),
         (["--counts", "0"], "counts: '0' is not a list of numbers from 1 on"),
         (["--counts", "1,x"], "counts: '1,x' is not"),
         (["--counts", ""], "counts: '' is not"),
