@@ -22,7 +22,8 @@ torch.compile keeps less.
 - Norms of query and key (Qwen 3, Gemma 3): the same over (H + K) d entries, again without the result.
 - Flash attention: query and key behind their rotation, value, output: b d (2 H + 2 K), and a logsumexp, 4 H. The
   rotation keeps nothing but cosine and sine, which all blocks share. Phi-3 projects query, key and value in one: the
-  value is a view that keeps all of it, b d (H + K) more.
+  value is a view that keeps all of it, b d (H + K) more, and its rotation leaves the heads in an order in which the
+  output has to be copied for the projection behind it, b d H more.
 - Attention per document (`documents`): the parts are joined to a tensor of their own, b d H more.
 - SwiGLU and GeGLU: gate, activated gate, up, and their product: 4 b F.
 - LoRA freezes norms and linear layers: a norm needs no normalised x, but every adapter keeps its r inner values (b r).
@@ -103,11 +104,12 @@ def load_shape(model_config, model: str) -> Shape:
         raise ValueError(f"{model}: the memory of mixtures of experts cannot be estimated")
     trained = TrainedModel(build(model_config, "eager", model))
     modules = list(trained.blocks[0].named_modules())
-    linears = tuple(
+    linears = [
         Linear(name.rpartition(".")[2], module.in_features, module.out_features, "attn" in name)
         for name, module in modules
         if isinstance(module, nn.Linear)
-    )
+    ]
+    linears.sort(key=lambda linear: (not linear.in_attention, linear.name == "o_proj"))  # Phi-3 declares it first
     norms = [(name.rpartition(".")[2], type(m).__name__) for name, m in modules if type(m).__name__.endswith("Norm")]
     of_heads = [name for name, _ in norms if name in ("q_norm", "k_norm")]
     in_blocks = sum(p.numel() for p in trained.blocks.parameters())
@@ -124,7 +126,7 @@ def load_shape(model_config, model: str) -> Shape:
         block=in_blocks // len(trained.blocks),
         outside=sum(p.numel() for p in trained.parameters()) - in_blocks,
         tied=head.weight is trained.causal_lm.get_input_embeddings().weight,
-        linears=linears,
+        linears=tuple(linears),
         norms_behind=len(norms) - len(of_heads) > 2,
         norms_of_heads=bool(of_heads),
         wide_norms=any(kind.startswith("Gemma") for _, kind in norms),
@@ -278,7 +280,7 @@ def _attention_bytes(shape: Shape, setup: Setup) -> int:
     if not setup.flash:
         kept += setup.low * queries
     if sum(linear.in_attention for linear in shape.linears) == 2:  # one projection for query, key and value
-        kept += setup.low * (queries + keys)
+        kept += setup.low * (queries + keys) + (setup.low * queries if setup.flash else 0)
     if shape.norms_of_heads:
         kept += _norm_bytes(shape, setup, queries + keys, feeds_linear=False)
     return kept
