@@ -12,6 +12,7 @@ VERBS = {
     "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about two minutes"),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
     "inspect": ("fastft.inspection", "show which tokens are trained, or prove the mask over a whole file"),
+    "estimate": ("fastft.estimate", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
     "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
     "report": ("fastft.run_report", "write the page of a run: curves, answers, data, settings"),
     "export": ("fastft.export", "write a checkpoint as a Hugging Face model with its card"),

@@ -274,17 +274,23 @@ def _require(holds: bool, key: str, value, wanted: str) -> None:
 
 def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
     """Read the command line (and the YAML file it names). Raises ValueError with one line; `--help` exits."""
+    return parse_classes(argv, prog, "Fine-tune a chat model.", TrainConfig)[0]
+
+
+def parse_classes(argv: list[str], prog: str, description: str, *classes: type) -> list:
+    """One instance of each dataclass, whose fields are the keys. Raises ValueError with one line; `--help` exits."""
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, description="Fine-tune a chat model.", exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(prog=prog, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="a YAML file with the keys below")
-    parser.add_class_arguments(TrainConfig)
+    for cls in classes:
+        parser.add_class_arguments(cls)
     try:
         values = parser.instantiate(parser.parse_args(argv))
     except (jsonargparse.ArgumentError, TypeError) as error:  # the latter for a group that is null
-        raise ValueError(_one_line(str(error))) from None
-    return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
+        raise ValueError(_one_line(str(error), [key for cls in classes for key in valid_keys(cls)])) from None
+    return [cls(**{f.name: values[f.name] for f in fields(cls)}) for cls in classes]
 
 
 def save_config(config: TrainConfig, path) -> None:
@@ -318,15 +324,15 @@ _WRONG_TYPE = re.compile(
 )
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, valid: list[str]) -> str:
     for pattern in _UNKNOWN:
         if found := pattern.search(message):
             group = found.groupdict().get("group")
             key = f"{group}.{found['key']}" if group else found["key"]
-            nearest = difflib.get_close_matches(key, valid_keys(), n=1, cutoff=0.0)[0]
+            nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
             return f"unknown key {key!r}; the nearest valid one is {nearest!r}"
     if found := _WRONG_GROUP.search(message):
-        keys = ", ".join(k for k in valid_keys() if k.startswith(found["key"] + "."))
+        keys = ", ".join(k for k in valid if k.startswith(found["key"] + "."))
         return f"{found['key']}: {found['value']} is not a group of keys ({keys})"
     if found := _WRONG_TYPE.search(message):
         expected = re.sub(r"<class '(\w+)'>", r"\1", found["what"]).replace("typing.Literal", "one of ")

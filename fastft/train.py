@@ -35,6 +35,7 @@ from fastft.data import (
     rank_batches,
     tokenized,
 )
+from fastft.memory import out_of_memory_line
 from fastft.metrics import Reporter, step_rows
 from fastft.model import (
     TrainedModel,
@@ -363,7 +364,10 @@ def main(argv: list[str] | None = None) -> int:
                 Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
-        train(config)
+        try:
+            train(config)
+        except torch.OutOfMemoryError:
+            raise ValueError(out_of_memory_line(config, dist.get_world_size())) from None
     except (ValueError, OSError) as error:
         if first_to_fail():
             print(f"error: {error}", file=sys.stderr, flush=True)
