@@ -1,9 +1,9 @@
 """Conversations -> token cache -> batches: pure functions of (data, seed, epoch, step).
 
-`tokenized(...)` tokenises a file once into an Arrow file, keyed by what it depends on, and memory-maps it: the ranks of
-a machine share it, and a second run starts at once. `mixed(...)` makes one set of several files. `Schedule` turns the packing
-plan of each epoch into optimiser steps, `Course` puts the stages of a run one behind the other; `build_batch` turns rows
-into tensors, `ahead` does so for the steps to come. Nothing here has a state to save: step number in, batch out.
+`tokenized(...)` tokenises a file once into an Arrow file (`fastft.tokenizing`), keyed by what it depends on, and memory-maps it:
+the ranks of a machine share it, and a second run starts at once. `mixed(...)` makes one set of several files. `Schedule` turns
+the packing plan of each epoch into optimiser steps, `Course` puts the stages of a run one behind the other; `build_batch`
+turns rows into tensors, `ahead` does so for the steps to come. Nothing here has a state to save: step number in, batch out.
 """
 
 import hashlib
@@ -22,22 +22,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from fastft.conversation import Conversation, Message, read_conversations
+from fastft.conversation import Message, read_conversations
 from fastft.packing import lower_bound, pack
 from fastft.template import ChatTemplate
+from fastft.tokenizing import write_tokens
 
-CACHE_VERSION = 3  # raise when the same key would have to hold other tokens
-BATCH = 256  # conversations tokenised together, and rows of an Arrow record batch
-
-_SCHEMA = pa.schema(
-    [
-        ("ids", pa.list_(pa.int32())),
-        ("trained", pa.list_(pa.bool_())),
-        ("merged_borders", pa.int32()),
-        ("position", pa.int64()),
-        ("lost_rounds", pa.int32()),
-    ]
-)
+CACHE_VERSION = 4  # raise when the same key would have to hold other tokens
 
 
 @dataclass
@@ -97,7 +87,7 @@ def tokenized(path: str, template: ChatTemplate, split_to: int | None = None, pr
             return _open(cached, fingerprint, path)
         except pa.ArrowInvalid:  # damaged since it was written; the tokens can be made again
             pass
-    _tokenize(path, template, split_to, cached, progress)
+    write_tokens(path, template, split_to, cached, progress)
     return _open(cached, fingerprint, path)
 
 
@@ -380,63 +370,6 @@ def _fingerprint(path: str, template: ChatTemplate, split_to: int | None) -> str
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
-
-
-def _tokenize(path: str, template: ChatTemplate, split_to: int | None, cached: Path, progress) -> None:
-    """Write the Arrow file beside, then rename: two runs that tokenise the same data do no harm to each other."""
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
-    done = lost = 0
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            conversations = read_conversations(path)
-            while batch := list(islice(conversations, BATCH)):
-                whole = [([conversation], 0) for conversation in batch]
-                split = [_split(c, template, split_to) for c in batch] if split_to else whole
-                positions = [done + i for i, (parts, _) in enumerate(split) for _ in parts]
-                lost += sum(count for _, count in split)
-                parts = [part for parts, _ in split for part in parts]
-                if parts:
-                    writer.write_batch(_record_batch(parts, positions, lost, template, path))
-                    lost = 0
-                done += len(batch)
-                if progress:
-                    progress(done)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, cached)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _split(conversation: Conversation, template: ChatTemplate, window: int) -> tuple[list[Conversation], int]:
-    """(parts of at most `window` tokens, rounds that none can hold)."""
-    from cleaning.split import split_conversation  # the cleaner's splitter needs nothing else of the cleaner
-
-    parts, over, _ = split_conversation(conversation, window, template.count)
-    return parts, len(over)
-
-
-def _record_batch(
-    batch: list[Conversation], positions: list[int], lost: int, template: ChatTemplate, path: str
-) -> pa.RecordBatch:
-    try:
-        encoded = template.encode_many([c.messages for c in batch])
-    except ValueError:
-        for conversation in batch:  # one by one, to name the one that failed
-            try:
-                template.encode(conversation.messages)
-            except ValueError as error:
-                raise ValueError(f"{path}: conversation {conversation.id!r}: {error}") from None
-        raise
-    columns = [
-        [e.ids for e in encoded],
-        [e.trained for e in encoded],
-        [e.merged_borders for e in encoded],
-        positions,
-        [lost, *[0] * (len(batch) - 1)],
-    ]
-    return pa.record_batch([pa.array(column, field.type) for column, field in zip(columns, _SCHEMA)], schema=_SCHEMA)
 
 
 def _open(cached: Path, fingerprint: str, path: str) -> TokenizedData:
