@@ -173,6 +173,7 @@ def assemble(
     if config.extend != "none":
         require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
+    blocks = model.blocks  # what has none is no causal language model: said before its weights are missed
     source = weights.open_weights(config.model, causal_lm, say)
 
     def read(name: str) -> weights.Rows:
@@ -182,7 +183,7 @@ def assemble(
         return source(lora.plain_name(name))
 
     if config.lora.r:
-        lora.add_adapters(causal_lm, model.blocks, config.lora, config.model, low)
+        lora.add_adapters(causal_lm, blocks, config.lora, config.model, low)
     return model, read
 
 
