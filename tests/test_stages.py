@@ -68,31 +68,31 @@ def test_stages_are_numbered_through():
 
 
 def staged(ground: Path, tmp_path: Path) -> list[str]:
-    """Flags of a run of two stages, the second a mixture."""
+    """Flags of a run of two stages, the second a mixture: epochs end behind steps 3, 5 (the stage), 7, 9 and 11."""
     data = ground / "data.jsonl"
     (tmp_path / "stages.yaml").write_text(
-        f"stages:\n  - {{data: {data}, epochs: 1, max_steps: 3}}\n"
-        f"  - {{data: [{{path: {data}, weight: 0.5}}], max_steps: 4, lr: 1.0e-3, schedule: {{name: wsd}}}}\n"
+        f"stages:\n  - {{data: {data}, epochs: 2, max_steps: 5}}\n"
+        f"  - {{data: [{{path: {data}, weight: 0.5}}], epochs: 4, max_steps: 7, lr: 1.0e-3, schedule: {{name: wsd}}}}\n"
     )
     return ["--config", str(tmp_path / "stages.yaml")]
 
 
-def test_a_run_of_stages_resumes_inside_any_of_them(ground, tmp_path):
+def test_cut_at_any_step_a_run_of_stages_goes_on_bit_for_bit(ground, tmp_path):
     def flags_for(out: Path, *more: str) -> list[str]:
         plain = flags(ground, out, *staged(ground, tmp_path), *more)
         at = plain.index("--data")
         return plain[:at] + plain[at + 2 :]
 
     whole = tmp_path / "whole"
-    assert main(flags_for(whole, "--checkpoint.every", "1", "--checkpoint.keep", "9")) == 0
+    assert main(flags_for(whole, "--checkpoint.every", "1", "--checkpoint.keep", "99")) == 0
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
-    assert [(r["step"], r["stage"]) for r in rows if "loss" in r] == [(n, 1 if n <= 3 else 2) for n in range(1, 8)]
-    for cut in (2, 3, 5):
+    assert [(r["step"], r["stage"]) for r in rows if "loss" in r] == [(n, 1 if n <= 5 else 2) for n in range(1, 13)]
+    for cut in range(1, 12):
         part = tmp_path / f"cut{cut}"
         shutil.copytree(whole / "checkpoints" / f"step-{cut:08d}", part / "checkpoints" / f"step-{cut:08d}")
-        assert main(flags_for(part)) == 0
-        assert losses(part) == [row for row in losses(whole) if row[0] > cut]
-        assert (part / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+        assert main(flags_for(part, "--checkpoint.every", "0")) == 0
+        assert losses(part) == [row for row in losses(whole) if row[0] > cut], cut
+        assert (part / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes(), cut
 
 
 def test_a_change_is_named_and_can_be_meant(ground, tmp_path, capsys):

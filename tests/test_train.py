@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,6 +242,22 @@ def test_two_processes_train_like_one(ground, whole_run, tmp_path):
     assert done.returncode == 0, done.stderr
     for (_, loss, norm), (_, other_loss, other_norm) in zip(losses(whole_run), losses(tmp_path / "out"), strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-3)
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(ground, whole_run, tmp_path):
+    """Two, then one, then four: the same global batches, losses equal to fp32's tolerance."""
+    expected, before = losses(whole_run), None
+    for processes, steps in ((2, range(1, 4)), (1, range(4, 7)), (4, range(7, 10))):
+        out = tmp_path / f"on{processes}"
+        if before:
+            last = f"checkpoints/step-{steps[0] - 1:08d}"
+            shutil.copytree(before / last, out / last)
+        done = train(ground, out, "--checkpoint.every", "3", "--checkpoint.keep", "9", processes=processes)
+        assert done.returncode == 0, done.stderr
+        found = {step: (loss, norm) for step, loss, norm in losses(out)}
+        for step, loss, norm in expected[steps[0] - 1 : steps[-1]]:
+            assert found[step] == (pytest.approx(loss, rel=1e-4), pytest.approx(norm, rel=1e-3)), (processes, step)
+        before = out
 
 
 def test_a_finished_run_exits_at_once(ground, whole_run):
