@@ -1,6 +1,6 @@
 """What a run would cost, before anything is launched: `fastft estimate`, with the configuration of `fastft train`.
 
-    fastft estimate --config run.yaml --counts 1,2,4,8 --mfu 0.4 --price_per_hour A100-80GB=1.5,H100-80GB=2.5
+    fastft estimate --config run.yaml --counts 1,2,4,8 --mfu 0.4 --price_per_gpu A100-80GB=1.5,H100-80GB=2.5
     fastft estimate --model Qwen/Qwen2.5-7B --tokens 50000000
 
 For kinds and numbers of GPUs: the peak memory of each GPU and whether it fits (fastft.memory), tokens a second, hours, the
@@ -60,7 +60,7 @@ class EstimateConfig:
     """Numbers of GPUs, separated by commas."""
     mfu: float = 0.4
     """Share of a GPU's bf16 peak that training reaches, as metrics.jsonl reports it; lower across machines."""
-    price_per_hour: str | None = None
+    price_per_gpu: str | None = None
     """Dollars a GPU and hour: one number, or KIND=NUMBER separated by commas."""
     tokens: int | None = None
     """Tokens of an epoch where there is no data yet: taken as full windows, every token trained."""
@@ -92,16 +92,16 @@ class EstimateConfig:
     def prices(self) -> dict[str, float]:
         """Dollars an hour by the kind of GPU; not every kind need have one."""
         found = {}
-        for item in _items(self.price_per_hour or ""):
+        for item in _items(self.price_per_gpu or ""):
             name, equals, price = item.rpartition("=")
             try:
                 dollars = float(price)
             except ValueError:
                 dollars = -1.0
             if not 0 <= dollars < float("inf"):
-                raise ValueError(f"price_per_hour: {item!r} is neither a price nor KIND=PRICE, such as H100-80GB=2.50")
+                raise ValueError(f"price_per_gpu: {item!r} is neither a price nor KIND=PRICE, such as H100-80GB=2.50")
             if equals:
-                _known_gpu("price_per_hour", name)
+                _known_gpu("price_per_gpu", name)
             found.update({name: dollars} if equals else dict.fromkeys(GPUS, dollars))
         return found
 

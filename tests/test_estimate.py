@@ -91,7 +91,7 @@ def test_every_gpu_has_a_peak():
 
 def test_the_command_with_data(ground, capsys):
     flags = ["--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--window", "160"]
-    rows = table(capsys, *flags, "--gpus", "H200,L40S", "--counts", "1,8", "--price_per_hour", "2")
+    rows = table(capsys, *flags, "--gpus", "H200,L40S", "--counts", "1,8", "--price_per_gpu", "2")
     assert [row[:2] for row in rows] == [["H200", "1"], ["H200", "8"], ["L40S", "1"], ["L40S", "8"]]
     assert all(row[4] == "yes" and len(row) == 9 for row in rows)
 
@@ -101,7 +101,7 @@ def test_the_command_without_data(ground, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(
         f"model: {ground / '7b'}\nstages:\n- data: nowhere.jsonl\nglobal_batch_size: 64\n"
     )
-    arguments = ["--config", str(tmp_path / "run.yaml"), "--tokens", "1000000", "--price_per_hour", "H200=3,A10G=1"]
+    arguments = ["--config", str(tmp_path / "run.yaml"), "--tokens", "1000000", "--price_per_gpu", "H200=3,A10G=1"]
     rows = table(capsys, *arguments)
     assert {row[0] for row in rows} == set(GPUS) and {row[1] for row in rows} == {"1", "2", "4", "8"}
     assert {row[0] for row in rows if row[-1] != "-"} == {"H200", "A10G"}
@@ -131,8 +131,8 @@ def test_where_nothing_fits_it_says_what_helps(ground, capsys):
         (["--counts", ""], "counts: '' is not"),
         (["--counts", "3,7"], "counts: none of these numbers"),
         (["--tokens", "0"], "tokens: 0 is not 1 or more"),
-        (["--price_per_hour", "H100-80GB=dear"], "price_per_hour: 'H100-80GB=dear' is neither a price"),
-        (["--price_per_hour", "H300=1"], "price_per_hour: no GPU 'H300' is known"),
+        (["--price_per_gpu", "H100-80GB=dear"], "price_per_gpu: 'H100-80GB=dear' is neither a price"),
+        (["--price_per_gpu", "H300=1"], "price_per_gpu: no GPU 'H300' is known"),
         (["--window", "0"], "window: 0 is not 1 or more"),
         (["--windoww", "1"], "unknown key 'windoww'; the nearest valid one is 'window'"),
         (["--mfuu", "1"], "unknown key 'mfuu'; the nearest valid one is 'mfu'"),
@@ -154,4 +154,4 @@ def test_help_lists_both_kinds_of_keys(capsys):
     with pytest.raises(SystemExit):
         estimate.main(["--help"])
     out = capsys.readouterr().out
-    assert "--price_per_hour" in out and "--window" in out
+    assert "--price_per_gpu" in out and "--window" in out
