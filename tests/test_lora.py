@@ -183,4 +183,4 @@ def test_mistakes_are_one_clear_line(ground, tmp_path, monkeypatch, flags, absen
 
 def test_another_rank_is_another_run(ground, whole_run):
     options = ("--eval_data", str(ground / "data.jsonl"), "--epochs", "4", *LORA)
-    runs.fails(runs._main(ground, whole_run, *options, "--lora.r", "4"), "lora was")
+    runs.fails(runs._main(ground, whole_run, *options, "--lora.r", "4"), "lora.r was 8 and is 4")
