@@ -7,8 +7,8 @@
 Data: --data, conversations as `python -m cleaning --max_tokens WINDOW` writes them; by default conversations of random words
 with the lengths of a sample of ShareGPT V3 (log-normal, median 700 tokens, cut at the window). Contestants run one after the
 other, each in a process of its own, so many optimiser steps of --rows x window positions; a step's time is the median of
-all but the first quarter. Counted are tokens that are not padding. MFU counts the products of matrices that the model
-needs for these tokens, attention over each conversation alone (fastft.metrics.training_flops), for all alike.
+all but the first quarter. Counted are tokens that are not padding. MFU is ours, on a GPU: products of
+matrices that the model needs for these tokens, attention over each conversation alone (fastft.metrics).
 
     padded       FastChat's way: every conversation padded to the window, plain transformers, AdamW
     trl          SFTTrainer as it comes, only max_length set to the window
@@ -104,7 +104,9 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
         return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
     rows = [json.loads(line) for line in (out / "metrics.jsonl").open()]
     steps = [(r["tokens"], r["step_time_s"], r.get("memory_gib")) for r in rows if "loss" in r]
-    return summary([s[0] for s in steps], [s[1] for s in steps], max((s[2] or 0 for s in steps), default=0))
+    found = summary([s[0] for s in steps], [s[1] for s in steps], max((s[2] or 0 for s in steps), default=0))
+    shares = [r["mfu"] for r in rows if r.get("mfu") is not None]
+    return found | ({"mfu": statistics.median(shares)} if shares else {})
 
 
 def run_padded(options: argparse.Namespace) -> dict:
@@ -212,7 +214,7 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
 
     base = results.get("padded", {}).get("tokens_per_s")
     table = Table(title=f"{options.shape}, window {options.window}, {options.rows} rows a step", title_justify="left")
-    for column in ("", "real tokens/s", "ratio", "step", "memory"):
+    for column in ("", "real tokens/s", "ratio", "step", "memory", "MFU"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in results.items():
         if "error" in found:
@@ -220,7 +222,8 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
             continue
         ratio = f"{found['tokens_per_s'] / base:.2f}x" if base else ""
         memory = f"{found['memory_gib']:.1f} GiB" if found["memory_gib"] else ""
-        table.add_row(name, f"{found['tokens_per_s']:,.0f}", ratio, f"{found['step_s']:.2f} s", memory)
+        share = f"{found['mfu']:.1%}" if "mfu" in found else ""
+        table.add_row(name, f"{found['tokens_per_s']:,.0f}", ratio, f"{found['step_s']:.2f} s", memory, share)
     Console().print(table)
 
 
