@@ -209,15 +209,21 @@ def planned_work(config: TrainConfig, say) -> tuple[Work, int]:
     Raises ValueError as training would, for the data, the tokenizer or the template.
     """
     import numpy as np
+    import torch.distributed as dist
 
     from fastft.config import stages_of
     from fastft.data import Course
     from fastft.template import load_template
     from fastft.train import join_ranks, plan_stage
 
+    alone = not dist.is_initialized()
     join_ranks()
-    template = load_template(config.model, config.template)
-    course = Course([plan_stage(stage, template, say) for stage in stages_of(config)])
+    try:
+        template = load_template(config.model, config.template)
+        course = Course([plan_stage(stage, template, say) for stage in stages_of(config)])
+    finally:
+        if alone:
+            dist.destroy_process_group()
     tokens = trained = squared = 0
     counts = [stage.data.trained_counts for stage in course.stages]
     for number in range(1, course.total + 1):
