@@ -1,8 +1,8 @@
 """Conversations -> the Arrow file of their tokens: encoded in parallel, every mask proven before it is written.
 
 `write_tokens(...)` is the slow part of `fastft.data.tokenized`. What it writes has passed `fastft.inspection.check`: the ids are
-those of the library's own road, and what is trained is each answer. So the cache is the proof, and no step is taken on a
-mask that was not held against the tokenizer's own rendering.
+those of the library's own road, and what is trained is each answer (of long dialogues, the prompts of eight are compared).
+So the cache is the proof, and no step is taken on a mask that was not held against the tokenizer's own rendering.
 """
 
 import io
@@ -23,6 +23,7 @@ from fastft.template import ChatTemplate
 
 BATCH = 256  # conversations of an Arrow record batch, and of a worker's turn
 PARALLEL_FROM = 4 * BATCH  # below, the work is done sooner than worker processes start
+ANSWERS = 8  # of a conversation whose prompts are held against the library's; `fastft inspect --check` does so for all
 
 SCHEMA = pa.schema(
     [
@@ -155,7 +156,7 @@ def _proven(conversations: list[Conversation], path: str) -> list:
                 raise ValueError(f"{path}: conversation {conversation.id!r}: {error}") from None
         raise
     for conversation, tokens in zip(conversations, encoded):
-        for kind, detail in check(conversation, tokens, _template):
+        for kind, detail in check(conversation, tokens, _template, ANSWERS):
             raise ValueError(
                 f"{path}: conversation {conversation.id!r}: the mask is off: {kind}: {detail} "
                 "(`fastft inspect DATA --model MODEL --check` lists all such conversations)"
