@@ -1,1 +1,1 @@
-"""The judge: questions are answered by models, answers are compared by a stronger model, and the figures say how sure they are."""
+"""The judge: models answer questions, a stronger model compares the answers, figures say how sure that is."""
