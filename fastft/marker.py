@@ -1,0 +1,86 @@
+"""The marker of a checkpoint: the file that makes a directory a checkpoint, on disks and in object storage.
+
+It is written last and names every file with its size and SHA-256. What has no marker was never finished, what does not
+agree with its marker is damaged; neither is ever loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1  # of the marker and of what it stands for
+NAME = "meta.json"
+KEYS = ("step", "world_size", "machines", "files", "identity")
+AT_ONCE = 8  # files that are read at the same time; hashing leaves Python's lock alone
+
+
+class DamagedError(Exception):
+    """The text of a marker is none."""
+
+
+def dumps(meta: dict[str, Any]) -> str:
+    return json.dumps({"format": FORMAT, **meta}, indent=1)
+
+
+def loads(text: str | bytes, where: str) -> dict[str, Any]:
+    """Raises DamagedError for what is no marker, ValueError for one that a newer version wrote."""
+    try:
+        meta = json.loads(text)
+        version, complete = meta["format"], all(key in meta for key in KEYS)
+    except (ValueError, KeyError, TypeError):
+        raise DamagedError(f"{NAME} is damaged") from None
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"{where}: was written by a newer fastft (format {version}, this one reads {FORMAT}); update fastft")
+    if version != FORMAT or not complete:
+        raise DamagedError(f"{NAME} is damaged")
+    return meta
+
+
+def read(directory: Path) -> dict[str, Any]:
+    """The marker of a directory; raises as `loads` does."""
+    try:
+        return loads((directory / NAME).read_bytes(), str(directory))
+    except FileNotFoundError:
+        raise DamagedError(f"{NAME} is missing") from None
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """What a marker says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def sha256(path: Path) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(1 << 20)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+    return digest.hexdigest()
+
+
+def faults(directory: Path, meta: dict[str, Any], contents: bool = False) -> dict[str, str]:
+    """File name -> what is wrong with it, for those that are missing, of another size, or with `contents` of other bytes."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        found = pool.map(lambda item: _fault(directory / item[0], item[1], contents), meta["files"].items())
+        return {name: fault for name, fault in zip(meta["files"], found) if fault}
+
+
+def _fault(path: Path, entry: dict[str, Any], contents: bool) -> str | None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    if size != entry["bytes"]:
+        return f"{path.name} holds {size} bytes instead of {entry['bytes']}"
+    if contents and sha256(path) != entry["sha256"]:
+        return f"{path.name} does not hold what was written"
+    return None
+
+
+def kept(steps: Iterable[int], keep: int, keep_every: int) -> set[int]:
+    """Which of the steps retention keeps: the newest `keep`, and multiples of `keep_every` (0: none)."""
+    newest_first = sorted(set(steps), reverse=True)
+    return {step for i, step in enumerate(newest_first) if i < keep or (keep_every and step % keep_every == 0)}

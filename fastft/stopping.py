@@ -1,0 +1,93 @@
+"""Leaving a machine that is about to be taken away: signals and notices set a flag, all ranks hear of it after the same step.
+
+The first SIGTERM or SIGINT, or a cloud's notice (`fastft.notices`), asks for a stop: the run saves, publishes what the
+time allows, writes OUTPUT_DIR/preempted and leaves with code 75, which says "start me again" (EX_TEMPFAIL of sysexits.h).
+torchrun returns 1 whatever its workers return, so a run script looks for that file. A second signal stops at once.
+
+The ranks agree in a small all-reduce between the hosts, every so many steps that it takes place about ten times in a notice's
+window; the devices are not waited for.
+"""
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+EXIT_CODE = 75
+MARK = "preempted"
+NOTICE_S = 30.0  # the shortest notice of the clouds (GCP, Azure), and what torchrun gives its workers after SIGTERM
+MARGIN_S = 3.0  # for leaving: the process group's end, and torchrun's own
+SAME_SIGNAL_S = 1.0  # Ctrl-C reaches a worker twice, from the terminal and from torchrun
+
+
+class Preempted(BaseException):
+    """The run leaves, to be started again. No Exception: nobody who tries something may take it for a failure of that."""
+
+
+class Stopping:
+    """This process's wish to leave, and the ranks' agreement about it."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.deadline = float("inf")  # time.monotonic()
+        self.save_soon = False
+        self._heard_at: float | None = None
+        self._in_loop = False
+        self._next_check = 0
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def request(self, reason: str, seconds: float) -> None:
+        """Ask for a stop; the machine goes in so many seconds."""
+        self.deadline = min(self.deadline, time.monotonic() + max(0.0, seconds - MARGIN_S))
+        self.reason = self.reason or reason
+
+    def _on_signal(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if self._heard_at is not None:
+            if now - self._heard_at > SAME_SIGNAL_S:
+                os._exit(EXIT_CODE)
+            return
+        self._heard_at = now
+        self.request(signal.Signals(number).name, float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", NOTICE_S)))
+        if not self._in_loop:  # there is nothing to save that is not saved
+            raise Preempted(self.reason)
+
+    @contextmanager
+    def after_a_step(self):
+        """Within, a stop waits until `agreed` says so; without, it is an exception on the spot."""
+        self._in_loop = True
+        self.group = dist.new_group(backend="gloo")
+        try:
+            yield
+        finally:
+            self._in_loop = False
+
+    def agreed(self, step: int, step_s: float, save: bool) -> tuple[bool, bool]:
+        """(stop, save) after `step`, the same on every rank; collective, and most of the time nothing but a comparison.
+
+        `step_s` is how long a step takes here, `save` whether this rank wants a checkpoint.
+        """
+        if step < self._next_check:
+            return False, False
+        remaining = self.deadline - time.monotonic()
+        wishes = torch.tensor([self.reason is not None, save or self.save_soon, step_s, -remaining], dtype=torch.float64)
+        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.group)
+        stop, save_agreed, slowest_s, remaining = wishes.tolist()
+        self.save_soon = False
+        self._next_check = step + max(1, int(NOTICE_S / 10 / max(slowest_s, 1e-3)))
+        if stop:
+            self.request("another machine is taken away", -remaining + MARGIN_S)
+        return bool(stop), bool(save_agreed)
+
+    def remaining_s(self) -> float:
+        return max(0.0, self.deadline - time.monotonic())
+
+
+def mark(output_dir: Path, reason: str) -> None:
+    """Tell the run script why torchrun returns 1."""
+    (output_dir / MARK).write_text(reason + "\n")
