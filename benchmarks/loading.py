@@ -58,7 +58,7 @@ def worker(way: str, model: str) -> None:
     from fastft.attention import choose_attention
     from fastft.config import TrainConfig
     from fastft.model import fit_config, load_config, make_mesh, prepare_model
-    from fastft.train import join_ranks
+    from fastft.ranks import join_ranks
 
     device = join_ranks()
     config = TrainConfig(model=model, data="", output_dir="", window=512)

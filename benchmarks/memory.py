@@ -31,8 +31,9 @@ from fastft import attention, lora, model, weights
 from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
 from fastft.memory import GIB, Memory, load_shape, peak_memory, setup_of
 from fastft.optim import build_optimizer, clip_gradients, update
+from fastft.ranks import join_ranks
 from fastft.recompute import recompute
-from fastft.train import accumulate_gradients, join_ranks
+from fastft.train import accumulate_gradients
 
 SHAPES = {
     "small-llama": ("llama", {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4,

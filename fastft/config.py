@@ -12,6 +12,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
+from fastft.spot.interval import HOURS_BETWEEN_PREEMPTIONS
+
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 
 
@@ -89,12 +91,18 @@ class StageConfig:
 class CheckpointConfig:
     """Checkpoints in OUTPUT_DIR/checkpoints; one is always written at the end."""
 
-    every: int = 200
-    """Steps between two checkpoints; 0 writes only the last."""
+    every: int | Literal["auto"] = "auto"
+    """Steps between two checkpoints; 0 writes only the last. auto weighs what one costs against the work that a lost machine
+    takes with it (Young, 1974)."""
+    preemption_hours: float = HOURS_BETWEEN_PREEMPTIONS
+    """For auto: mean time that a machine is kept."""
     keep: int = 2
     """Newest checkpoints to keep."""
     keep_every: int = 0
     """Keep those whose step is a multiple of this, too; 0: none."""
+    remote: str | None = None
+    """Address that checkpoints and the model are copied to while training goes on, and where a run on an empty disk finds
+    them: s3://bucket/run, gs://, az://, hf://buckets/…, file:///…. One for each run. Needs pip install "fastft[cloud]"."""
 
 
 @dataclass
@@ -209,7 +217,9 @@ class TrainConfig:
         _require(price is None or 0 <= price < math.inf, "price_per_hour", price, "0 or more and finite")
         for name in ("every", "max_new_tokens"):
             _require(getattr(self.samples, name) >= 1, f"samples.{name}", getattr(self.samples, name), "1 or more")
-        _require(self.checkpoint.every >= 0, "checkpoint.every", self.checkpoint.every, "0 or more")
+        every, hours = self.checkpoint.every, self.checkpoint.preemption_hours
+        _require(every == "auto" or every >= 0, "checkpoint.every", every, "0 or more")
+        _require(0 < hours < math.inf, "checkpoint.preemption_hours", hours, "above 0 and finite")
         _require(self.checkpoint.keep_every >= 0, "checkpoint.keep_every", self.checkpoint.keep_every, "0 or more")
         _require(self.checkpoint.keep >= 1, "checkpoint.keep", self.checkpoint.keep, "1 or more")
         lora = self.lora

@@ -213,8 +213,9 @@ def planned_work(config: TrainConfig, say) -> tuple[Work, int]:
 
     from fastft.config import stages_of
     from fastft.data import Course
+    from fastft.ranks import join_ranks
     from fastft.template import load_template
-    from fastft.train import join_ranks, plan_stage
+    from fastft.train import plan_stage
 
     alone = not dist.is_initialized()
     join_ranks()

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastft import checkpoint, lora, weights
+from fastft import checkpoint, hugging_face, lora, marker, weights
 from fastft.card import model_card
 from fastft.config import TrainConfig
 from fastft.model import TrainedModel, assemble, fit_config, load_config, model_fingerprint
@@ -32,7 +32,7 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory}: exists; choose a directory that does not, nothing is written over")
     step_directory, run_directory = find_checkpoint(place, say)
-    run, meta = read_run(run_directory), checkpoint.read_meta(step_directory)
+    run, meta = read_run(run_directory), marker.read(step_directory)
     config = run.config
     source_config = load_config(config.model)
     if model_fingerprint(config.model, source_config) != meta["identity"]["model"]:
@@ -46,7 +46,7 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
         model = load_model(config, model_config, step_directory, say)
         card = model_card(run, meta["step"], hub_name or directory.name)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.export(model, template, config.model, model_config, directory, card)
+        hugging_face.export(model, template, config.model, model_config, directory, card)
     say(f"exported: step {meta['step']} of {run.name} to {directory}")
 
 

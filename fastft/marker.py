@@ -33,7 +33,9 @@ def loads(text: str | bytes, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{NAME} is damaged") from None
     if isinstance(version, int) and version > FORMAT:
-        raise ValueError(f"{where}: was written by a newer fastft (format {version}, this one reads {FORMAT}); update fastft")
+        raise ValueError(
+            f"{where}: was written by a newer fastft (format {version}, this one reads {FORMAT}); update fastft"
+        )
     if version != FORMAT or not complete:
         raise DamagedError(f"{NAME} is damaged")
     return meta

@@ -17,26 +17,27 @@ from fastft import checkpoint
 from fastft.config import TrainConfig, stages_of
 from fastft.data import Course
 from fastft.model import TrainedModel
+from fastft.store import Store
 
 
-def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> list[tuple[Path, dict]]:
-    """Checkpoints to go on from, the newest first, as rank 0 sees them. Raises ValueError when they are another run's."""
-    found = [checkpoint.complete(checkpoints, say) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    starts, model = found[0], Path(config.output_dir) / "model"
+def find_starts(
+    config: TrainConfig, disk: checkpoint.Disk, store: Store | None, identity: dict, say
+) -> list[checkpoint.Candidate]:
+    """Checkpoints to go on from, the newest first; collective. Raises ValueError when they are another run's."""
+    starts, model = checkpoint.candidates(disk, store, say), Path(config.output_dir) / "model"
     if not starts and model.exists():
         raise ValueError(
             f"{model}: exists and is not this run's; choose another --output_dir, it would be written over"
         )
     if not starts:
         return []
+    where = store.url if store and starts[0].remote else config.output_dir
     if not config.resume:
-        raise ValueError(f"{config.output_dir}: holds an earlier run; choose another --output_dir or remove it")
-    earlier = starts[0][1]["identity"]
-    changed = list(_differences("", earlier, identity))
+        raise ValueError(f"{where}: holds an earlier run; choose another --output_dir or remove it")
+    changed = list(_differences("", starts[0].meta["identity"], identity))
     if changed and not config.allow_change:
         raise ValueError(
-            f"{config.output_dir}: its checkpoints belong to another run ({'; '.join(changed)}); use another --output_dir, or "
+            f"{where}: its checkpoints belong to another run ({'; '.join(changed)}); use another --output_dir, or "
             "the settings of that run, or --allow_change true to go on with these"
         )
     for difference in changed:
@@ -45,13 +46,23 @@ def find_starts(config: TrainConfig, checkpoints: Path, identity: dict, say) -> 
 
 
 def resume(
-    starts: list[tuple[Path, dict]], model: TrainedModel, optimizer: torch.optim.Optimizer, config: TrainConfig, say
+    starts: list[checkpoint.Candidate],
+    disk: checkpoint.Disk,
+    store: Store | None,
+    model: TrainedModel,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    say,
 ) -> dict:
-    """Load the newest checkpoint that can be read; return what it says of itself, the beginning's without checkpoints."""
-    for path, meta in starts:
+    """Load the newest checkpoint whose files are proven; return what it says of itself, the beginning's without any."""
+    for start in starts:
+        path, meta = disk.directory / start.name, start.meta
+        if fault := checkpoint.fetch(start, disk, store, say):
+            say(f"{path}: passed over: {fault}")
+            continue
         try:
             checkpoint.load(path, model, optimizer)
-        except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
+        except (Exception, CheckpointException) as error:  # its bytes are right, but not for this model
             if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
                 raise ValueError(
                     f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
@@ -60,11 +71,11 @@ def resume(
             say(f"{path}: passed over: cannot be read ({type(error).__name__})")
             continue
         say(f"resumed: step {meta['step']} from {path}")
+        if disk.is_holder:
+            checkpoint.restore_run_files(path, disk.directory.parent)
         return meta
     if starts:
-        raise ValueError(
-            f"{starts[0][0].parent}: none of its {len(starts)} checkpoints can be read; remove them to start again"
-        )
+        raise ValueError(f"{disk.directory}: none of its checkpoints can be read; remove them to start again")
     return {"step": 0, "skipped": {}}
 
 

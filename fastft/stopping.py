@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -37,14 +36,19 @@ class Stopping:
         self.save_soon = False
         self._heard_at: float | None = None
         self._in_loop = False
-        self._next_check = 0
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        self._checked = self._next_check = 0
+        self._checked_at = time.monotonic()
+        self._earlier = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def request(self, reason: str, seconds: float) -> None:
         """Ask for a stop; the machine goes in so many seconds."""
         self.deadline = min(self.deadline, time.monotonic() + max(0.0, seconds - MARGIN_S))
         self.reason = self.reason or reason
+
+    def forget(self) -> None:
+        """Leave signals to those who had them before."""
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame) -> None:
         now = time.monotonic()
@@ -58,36 +62,34 @@ class Stopping:
             raise Preempted(self.reason)
 
     @contextmanager
-    def after_a_step(self):
-        """Within, a stop waits until `agreed` says so; without, it is an exception on the spot."""
-        self._in_loop = True
+    def between_steps(self, first: int):
+        """Within, a stop waits until `agreed` says so; without, it is an exception on the spot. Collective."""
         self.group = dist.new_group(backend="gloo")
+        self._checked, self._next_check, self._checked_at = first, first + 1, time.monotonic()
+        self._in_loop = True
         try:
             yield
         finally:
             self._in_loop = False
 
-    def agreed(self, step: int, step_s: float, save: bool) -> tuple[bool, bool]:
+    def agreed(self, step: int, save: bool) -> tuple[bool, bool]:
         """(stop, save) after `step`, the same on every rank; collective, and most of the time nothing but a comparison.
 
-        `step_s` is how long a step takes here, `save` whether this rank wants a checkpoint.
+        `save` says whether this rank wants a checkpoint.
         """
         if step < self._next_check:
             return False, False
-        remaining = self.deadline - time.monotonic()
-        wishes = torch.tensor([self.reason is not None, save or self.save_soon, step_s, -remaining], dtype=torch.float64)
+        now = time.monotonic()
+        step_s = (now - self._checked_at) / (step - self._checked)
+        stop, save = self.reason is not None, save or self.save_soon
+        wishes = torch.tensor([stop, save, step_s, now - self.deadline], dtype=torch.float64)
         dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.group)
-        stop, save_agreed, slowest_s, remaining = wishes.tolist()
-        self.save_soon = False
+        stop, save, slowest_s, beyond = wishes.tolist()
+        self.save_soon, self._checked, self._checked_at = False, step, now
         self._next_check = step + max(1, int(NOTICE_S / 10 / max(slowest_s, 1e-3)))
         if stop:
-            self.request("another machine is taken away", -remaining + MARGIN_S)
-        return bool(stop), bool(save_agreed)
+            self.request("another machine is taken away", MARGIN_S - beyond)
+        return bool(stop), bool(save)
 
     def remaining_s(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
-
-
-def mark(output_dir: Path, reason: str) -> None:
-    """Tell the run script why torchrun returns 1."""
-    (output_dir / MARK).write_text(reason + "\n")

@@ -9,6 +9,7 @@ Only single objects are ever put, which storage does atomically; nothing is rena
 that is not confirmed by a marker. Every request is tried again after 1, 2, 4, 8 and 16 seconds.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 from fastft import marker
 
 COMMITTED = "COMMITTED"
+MODEL = "model"
 DELAYS_S = (1, 2, 4, 8, 16)
 LEASE_S = 120.0  # after its holder was last heard of
 RENEW_S = 20.0
@@ -42,6 +44,8 @@ class Store:
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme == "file":
             options["auto_mkdir"] = True
+        if scheme in ("s3", "s3a"):  # one policy of trying again: theirs under ours would be four minutes
+            options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10}
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError:
@@ -51,6 +55,8 @@ class Store:
         except ValueError as error:  # fsspec: unknown protocol
             raise ValueError(f"checkpoint.remote: {url}: {error}") from None
         self.root = self.root.rstrip("/")
+        if hasattr(self.fs, "retries"):
+            self.fs.retries = 1
 
     def put(self, source: Path, name: str) -> None:
         """Copy a file there. Its size is asked for afterwards."""
@@ -101,10 +107,8 @@ class Store:
 
         def delete() -> None:
             for path in (f"{self.root}/{name}/{COMMITTED}", f"{self.root}/{name}"):
-                try:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     self.fs.rm(path, recursive=True)
-                except FileNotFoundError:
-                    pass
             self.fs.invalidate_cache()
 
         self._try(delete, name)
@@ -114,7 +118,11 @@ class Store:
             try:
                 return action()
             except Exception as error:  # each storage has a family of its own
-                if delay is None or isinstance(error, (*FINAL, NotImplementedError)) or "credential" in str(error).lower():
+                if (
+                    delay is None
+                    or isinstance(error, (*FINAL, NotImplementedError))
+                    or "credential" in str(error).lower()
+                ):
                     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                     raise ValueError(
                         f"{self.url}/{name}: {reason}; look at the bucket's name, its permissions and the credentials"
@@ -136,8 +144,13 @@ def checkpoints(store: Store, say: Callable[[str], None]) -> list[tuple[str, dic
     return sorted(found, key=lambda item: (item[1]["step"], item[0]), reverse=True)
 
 
-def finished(store: Store) -> bool:
-    return store.read(f"model/{COMMITTED}") is not None
+def trained_model(store: Store) -> dict[str, Any] | None:
+    """The marker of the trained model, None where none is whole."""
+    text = store.read(f"{MODEL}/{COMMITTED}")
+    try:
+        return marker.loads(text, f"{store.url}/{MODEL}") if text else None
+    except marker.DamagedError:
+        return None
 
 
 class Lease:
@@ -172,6 +185,7 @@ class Lease:
     def release(self) -> None:
         """Say that the next start need not wait."""
         self._ended.set()
+        self.thread.join(5)  # or what it is about to write would come after the removal
         if self.is_mine():
             self.store.remove("lease.json")
 
@@ -215,7 +229,9 @@ class Lease:
         if age > LEASE_S:
             return True
         wait = LEASE_S - max(0.0, age)
-        say(f"{self.store.url}: {held.get('host')} may still be writing there; watching for {wait:.0f} s whether it does")
+        say(
+            f"{self.store.url}: {held.get('host')} may still be writing there; watching for {wait:.0f} s whether it does"
+        )
         until = time.monotonic() + wait
         while time.monotonic() < until:
             time.sleep(min(RENEW_S / 2, max(0.0, until - time.monotonic())))

@@ -4,13 +4,14 @@
     fastft train --model MODEL --data conversations.jsonl --output_dir runs/first        # one process
 
 Started again with the same command, a run goes on from its newest complete checkpoint; a finished one exits at once. On
-CPU the result is bit for bit that of an uninterrupted run. The loss of a step is the sum over its trained tokens by
-their global number, so it does not depend on ranks, micro-batches or packing.
+CPU the result is bit for bit that of an uninterrupted run. Asked to leave (SIGTERM, a cloud's notice) it saves and exits
+with code 75. The loss of a step is the sum over its trained tokens by their global number, so it does not depend on ranks,
+micro-batches or packing.
 """
 
-import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastft import checkpoint
+from fastft import checkpoint, hugging_face, notices, stopping
 from fastft.attention import choose_attention
+from fastft.cadence import Cadence
 from fastft.card import model_card
 from fastft.config import TrainConfig, parse_config, save_config, sources_of, stages_of
 from fastft.data import (
@@ -47,23 +49,43 @@ from fastft.model import (
     prove_isolation,
 )
 from fastft.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
+from fastft.ranks import (
+    SET_UP_LIMIT,
+    STEP_LIMIT,
+    everywhere,
+    first_to_fail,
+    join_ranks,
+    limit_waiting,
+    local_rank,
+    on_first,
+)
 from fastft.rehearsal import rehearse
 from fastft.resume import find_starts, resume, run_identity
 from fastft.run_directory import describe, read_run, write_facts
 from fastft.run_report import refresh_page
 from fastft.samples import Sampler
+from fastft.stopping import Preempted, Stopping
+from fastft.store import Lease, Store, trained_model
 from fastft.template import ChatTemplate, load_template
 from fastft.trackers import Trackers, tracker_names
+from fastft.upload import Uploader, upload_model
 
 SHOWN_NAMES = 10  # conversations in an error's one line; the rest goes to a file
 
 
 def train(config: TrainConfig) -> Path | None:
+    """A run with its lease on the storage, which ends with it; see `run_to_the_end`."""
+    with ExitStack() as at_exit:
+        return run_to_the_end(config, at_exit)
+
+
+def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     """Run to the end and return the directory of the exported model, None after a dry run.
 
-    Raises ValueError for the user's mistakes.
+    Raises ValueError for the user's mistakes, Preempted when it was asked to leave.
     """
-    started, device = time.time(), join_ranks()
+    started, device, stop = time.time(), join_ranks(), Stopping()
+    at_exit.callback(stop.forget)
     rank, world = dist.get_rank(), dist.get_world_size()
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if rank == 0 else (lambda line: None)
     output_dir = Path(config.output_dir)
@@ -88,13 +110,15 @@ def train(config: TrainConfig) -> Path | None:
     sampler = Sampler(config, template)
 
     # Where an earlier start of this run left off.
-    checkpoints = output_dir / "checkpoints"
     identity = run_identity(config, course, model_fingerprint(config.model, source_config))
-    starts = [] if config.dry_run else find_starts(config, checkpoints, identity, say)
-    first = starts[0][1]["step"] if starts else 0
-    if first >= course.total and (output_dir / "model").is_dir():
-        say(f"finished: step {first} of {course.total} is done; the model is in {output_dir / 'model'}")
-        return output_dir / "model"
+    if not config.dry_run:
+        disk = checkpoint.Disk(output_dir / "checkpoints")
+        store, lease = open_store(config.checkpoint.remote, disk, at_exit, say)
+        starts = find_starts(config, disk, store, identity, say)
+        first = starts[0].meta["step"] if starts else 0
+        if first >= course.total and (place := finished_model(output_dir, store, identity)):
+            say(f"finished: step {first} of {course.total} is done; the model is in {place}")
+            return output_dir / "model"
 
     # Model and optimiser.
     attention, why = choose_attention(config.attention, device)
@@ -107,12 +131,17 @@ def train(config: TrainConfig) -> Path | None:
         batches = partial(build_batches, course, config, device)
         take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
         return rehearse(take, course, config, device, say)
-    start = resume(starts, model, optimizer, config, say)
+    start = resume(starts, disk, store, model, optimizer, config, say)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
     facts = describe(config, template, course, eval_data, device, world)
     reporter = open_reporter(config, trackers, facts, first, course.total, started)
     sampler.go_on(output_dir, first)
-    writer = checkpoint.Writer(checkpoints, config.checkpoint.keep, config.checkpoint.keep_every)
+    retention = config.checkpoint.keep, config.checkpoint.keep_every
+    uploader = Uploader(store, lease, disk.holders, *retention) if store else None
+    writer = checkpoint.Writer(disk, *retention, uploader)
+    cadence = Cadence(config.checkpoint, len(disk.holders), writer, say)
+    if disk.is_holder:
+        notices.watch(stop, say)
     dist.barrier()
 
     if first == 0 and sampler.prompts:
@@ -123,51 +152,80 @@ def train(config: TrainConfig) -> Path | None:
     pending: list[dict] = []
     began = time.perf_counter()
     steps = map(course.step, range(first + 1, course.total + 1))
-    for number, (step, batches) in enumerate(ahead(steps, partial(build_batches, course, config, device)), first + 1):
-        stage = course.stages[step.stage]
-        lr = learning_rate(stages[step.stage], step.number, stage.total)
-        numbers = train_step(model, optimizer, step, batches, config, number, lr, device)
-        where = {"stage": step.stage + 1} if config.stages else {}
-        pending.append({**numbers, "number": number, **where, "epoch": step_epoch(stage, step)})
+    with stop.between_steps(first):
+        for number, (step, batches) in enumerate(
+            ahead(steps, partial(build_batches, course, config, device)), first + 1
+        ):
+            stage, last = course.stages[step.stage], number == course.total
+            lr = learning_rate(stages[step.stage], step.number, stage.total)
+            numbers = train_step(model, optimizer, step, batches, config, number, lr, device)
+            where = {"stage": step.stage + 1} if config.stages else {}
+            pending.append({**numbers, "number": number, **where, "epoch": step_epoch(stage, step)})
 
-        save_now = number == course.total or (config.checkpoint.every and number % config.checkpoint.every == 0)
-        evaluate_now = eval_data is not None and (number % config.eval_every == 0 or number == course.total)
-        ask_now = sampler.is_due(number, course.total)
-        if number % config.log_every == 0 or save_now or evaluate_now or ask_now:
-            rows = step_rows(pending, time.perf_counter() - began, model, (body, head), device)
-            for row in rows:
-                skipped.count(row)
-                if reporter:
-                    reporter.step(row)
-                if skipped.in_a_row >= config.max_bad_steps:
+            stop_now, save_agreed = stop.agreed(number, cadence.wants_one())
+            save_now = last or stop_now or save_agreed or cadence.is_due(number)
+            evaluate_now = eval_data is not None and (number % config.eval_every == 0 or last) and not stop_now
+            ask_now = sampler.is_due(number, course.total) and not stop_now
+            if number % config.log_every == 0 or save_now or evaluate_now or ask_now:
+                rows = step_rows(pending, time.perf_counter() - began, model, (body, head), device)
+                for row in rows:
+                    skipped.count(row)
                     if reporter:
-                        reporter.flush()
-                    give_up(row["step"], skipped.in_a_row, course, config)
-            pending.clear()
-            began = time.perf_counter()
-        if evaluate_now:
-            eval_loss = evaluate(model, eval_data, config, device)
-            if reporter:
-                reporter.evaluation({"step": number, "eval_loss": eval_loss})
-        if ask_now:
-            sampler.ask(model, number, device)
-        if reporter and (save_now or evaluate_now or ask_now):
-            reporter.flush()
-            refresh_page(output_dir, say)
-        if save_now:
-            writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
-        if save_now or evaluate_now or ask_now:
-            began = time.perf_counter()
+                        reporter.step(row)
+                    if skipped.in_a_row >= config.max_bad_steps:
+                        if reporter:
+                            reporter.flush()
+                        give_up(row["step"], skipped.in_a_row, course, config)
+                pending.clear()
+                began = time.perf_counter()
+            if evaluate_now:
+                eval_loss = evaluate(model, eval_data, config, device)
+                if reporter:
+                    reporter.evaluation({"step": number, "eval_loss": eval_loss})
+            if ask_now:
+                sampler.ask(model, number, device)
+            if reporter and (save_now or evaluate_now or ask_now):
+                reporter.flush()
+                refresh_page(output_dir, say)
+            if save_now:
+                writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
+                cadence.saved()
+            if stop_now:
+                leave_early(number, stop, writer, say)
+            if save_now or evaluate_now or ask_now:
+                began = time.perf_counter()
+            if number == first + 1:  # that compiled and warmed up: from here on, who is late is gone
+                limit_waiting(STEP_LIMIT, writer.patient_groups)
 
+    limit_waiting(SET_UP_LIMIT)
     writer.wait()
     if reporter:
         reporter.close()
     card = model_card(read_run(output_dir), course.total) if reporter else ""
-    checkpoint.export(model, template, config.model, model_config, output_dir / "model", card, output_dir / "adapter")
+    hugging_face.export(model, template, config.model, model_config, output_dir / "model", card, output_dir / "adapter")
     if reporter:
         refresh_page(output_dir, say)
-    say(f"done: {course.total} steps; the model is in {output_dir / 'model'}")
+    if uploader:
+        uploader.finish()
+        marks = {"step": course.total, "world_size": world, "machines": len(disk.holders), "identity": identity}
+        on_first(lambda: upload_model(store, output_dir / "model", marks))
+    say(
+        f"done: {course.total} steps; the model is in {output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
+    )
     return output_dir / "model"
+
+
+def leave_early(step: int, stop: Stopping, writer: checkpoint.Writer, say) -> None:
+    """Publish what is saved, as far as time allows, and raise Preempted; collective."""
+    limit_waiting(SET_UP_LIMIT)
+    writer.wait()
+    where = "saved"
+    if writer.uploader:
+        where += (
+            " and uploaded" if writer.uploader.finish(stop.remaining_s()) else ", on this disk only: there was no time"
+        )
+    dist.barrier()  # the first to leave has torchrun stop the others
+    raise Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")
 
 
 def train_step(
@@ -276,18 +334,9 @@ def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> Schedule:
 
 def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
     """Tokens of `path`, made by the first process of each machine and shared by all of it."""
-    failure = None
     split_to = config.window if config.overlong == "split" else None
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        try:
-            progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
-            tokenized(path, template, split_to, progress)
-        except (ValueError, OSError) as error:
-            failure = str(error)
-    failures: list = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    if any(failures):
-        raise ValueError(next(f for f in failures if f))
+    progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
+    everywhere((lambda: tokenized(path, template, split_to, progress)) if local_rank() == 0 else None)
     data = tokenized(path, template, split_to)
     kept, counts = fit_to_window(data, config.window, config.overlong, path)
     lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
@@ -306,19 +355,41 @@ def open_reporter(
     config: TrainConfig, names: list[str], facts: dict, first: int, total: int, started: float
 ) -> Reporter | None:
     """The run's files and trackers, which the first process has; collective. Raises ValueError where one does not open."""
-    reporter, failure, output_dir = None, [None], Path(config.output_dir)
-    if dist.get_rank() == 0:
-        try:
-            save_config(config, output_dir / "config.yaml")
-            run_id = write_facts(output_dir, facts)
-            trackers = Trackers(names, output_dir, run_id, first, asdict(config))
-            reporter = Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
-        except (ValueError, OSError) as error:
-            failure = [str(error)]
-    dist.broadcast_object_list(failure)
-    if failure[0]:
-        raise ValueError(failure[0])
-    return reporter
+    output_dir = Path(config.output_dir)
+
+    def open_files() -> Reporter:
+        save_config(config, output_dir / "config.yaml")
+        run_id = write_facts(output_dir, facts)
+        trackers = Trackers(names, output_dir, run_id, first, asdict(config))
+        return Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
+
+    return everywhere(open_files if dist.get_rank() == 0 else None)
+
+
+def open_store(url: str | None, disk: checkpoint.Disk, at_exit: ExitStack, say) -> tuple[Store | None, Lease | None]:
+    """Object storage, where it is wanted, and on rank 0 the lease on it; collective. Raises ValueError where it is not as
+    it must be.
+    """
+    if url is None:
+        if not disk.shared:
+            raise ValueError(
+                f"{disk.directory}: the machines do not share it, so none would find the others' parts of a checkpoint; give "
+                "--checkpoint.remote, or an --output_dir that they share"
+            )
+        return None, None
+    store = everywhere(lambda: Store(url))
+    lease = everywhere((lambda: Lease(store, say)) if dist.get_rank() == 0 else None)
+    if lease:
+        at_exit.callback(lease.release)
+    return store, lease
+
+
+def finished_model(output_dir: Path, store: Store | None, identity: dict) -> str | None:
+    """Where the trained model of this run is, None while it is not everywhere that it should be; collective."""
+    if store is None:
+        return str(output_dir / "model") if (output_dir / "model").is_dir() else None
+    there = on_first(lambda: (trained_model(store) or {}).get("identity") == identity)
+    return f"{store.url}/model" if there else None
 
 
 def step_epoch(schedule: Schedule, step: Step) -> float:
@@ -332,42 +403,27 @@ def hash_seed(seed: int, number: int, rank: int) -> int:
     return ((seed * 1_000_003 + number) * 1_000_003 + rank) % 2**63
 
 
-def join_ranks() -> torch.device:
-    """Join the process group (torchrun's, or one of this process alone) and return this rank's device."""
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        if "RANK" in os.environ:
-            dist.init_process_group(backend)
-        else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    return device
-
-
-def first_to_fail() -> bool:
-    """True on the rank that meets an error first: the others have the same one, or are its consequence."""
-    if not dist.is_initialized():
-        return int(os.environ.get("RANK", 0)) == 0
-    return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
-
-
 def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+    """The command line. Returns the exit code; 75 asks to be started again."""
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv)
+        mark = Path(config.output_dir) / stopping.MARK
         try:
             if not config.dry_run:
-                Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.unlink(missing_ok=True)
         except OSError as error:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
         try:
             train(config)
         except torch.OutOfMemoryError:
             raise ValueError(out_of_memory_line(config, dist.get_world_size())) from None
+    except Preempted as asked:
+        if local_rank() == 0 and not config.dry_run:
+            mark.write_text(f"{asked}\n")
+        if first_to_fail():
+            print(asked, file=sys.stderr, flush=True)
+        return stopping.EXIT_CODE
     except (ValueError, OSError) as error:
         if first_to_fail():
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -18,14 +18,16 @@ from typing import Any
 import torch.distributed as dist
 
 from fastft import marker
-from fastft.store import COMMITTED, Lease, Store, checkpoints
+from fastft.store import COMMITTED, MODEL, Lease, Store, checkpoints
 
 AT_ONCE = 8  # objects on their way at the same time
 Offer = tuple[Path, dict[str, Any], list[str]]  # directory, marker, and which of its files this machine uploads
 
 
 class Uploader:
-    """`holders` are the ranks, one a machine, whose disks hold files of their own; the first is rank 0, which has the lease."""
+    """`holders` are the ranks, one a machine, whose disks hold files of their own; the first is rank 0, which alone
+    has the lease.
+    """
 
     def __init__(self, store: Store, lease: Lease | None, holders: Sequence[int], keep: int, keep_every: int):
         self.store, self.lease, self.keep, self.keep_every = store, lease, keep, keep_every
@@ -112,7 +114,7 @@ class Uploader:
 
     def _commit(self, name: str, meta: dict[str, Any]) -> str | None:
         try:
-            if self.lease and not self.lease.is_mine():
+            if not self.lease.is_mine():
                 return f"another run writes to {self.store.url}"
             self.store.write(f"{name}/{COMMITTED}", marker.dumps(meta))
         except ValueError as error:
@@ -140,14 +142,14 @@ class Uploader:
         print(line, file=sys.stderr, flush=True)
 
 
-def upload_model(store: Store, directory: Path, step: int) -> None:
+def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
     """The trained model, with a marker when it is whole. Raises ValueError where storage does not take it."""
     files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda file: store.put(directory / file, f"{directory.name}/{file}"), files):
+        for _ in pool.map(lambda file: store.put(directory / file, f"{MODEL}/{file}"), files):
             pass
-    entries = {file: marker.entry(directory / file) for file in files}
-    store.write(f"{directory.name}/{COMMITTED}", marker.dumps({"step": step, "files": entries}))
+    meta = {**meta, "files": {file: marker.entry(directory / file) for file in files}}
+    store.write(f"{MODEL}/{COMMITTED}", marker.dumps(meta))
 
 
 def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path, say: Callable[[str], None]) -> None:

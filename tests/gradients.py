@@ -13,8 +13,9 @@ from fastft.cli import leave
 from fastft.config import parse_config
 from fastft.data import Course, Schedule, tokenized
 from fastft.model import fit_config, load_config, prepare_model
+from fastft.ranks import join_ranks
 from fastft.template import load_template
-from fastft.train import accumulate_gradients, build_batches, join_ranks
+from fastft.train import accumulate_gradients, build_batches
 
 
 def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastft.model
 from fastft import weights
 from fastft.model import build, load_config
+from fastft.ranks import join_ranks
 from fastft.recompute import recompute
-from fastft.train import join_ranks
 
 
 @pytest.fixture(autouse=True)

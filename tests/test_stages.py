@@ -91,7 +91,7 @@ def test_cut_at_any_step_a_run_of_stages_goes_on_bit_for_bit(ground, tmp_path):
         part = tmp_path / f"cut{cut}"
         shutil.copytree(whole / "checkpoints" / f"step-{cut:08d}", part / "checkpoints" / f"step-{cut:08d}")
         assert main(flags_for(part, "--checkpoint.every", "0")) == 0
-        assert losses(part) == [row for row in losses(whole) if row[0] > cut], cut
+        assert losses(part) == losses(whole), cut  # a checkpoint carries the curve up to it
         assert (part / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes(), cut
 
 

@@ -1,5 +1,6 @@
 """The trainer is exact: packing, ranks, accumulation, checkpointing and interruptions leave the numbers as they are."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastft import marker
 from fastft.conversation import read_conversations
 from fastft.data import Schedule, tokenized
 from fastft.metrics import read_metrics
@@ -267,6 +269,12 @@ def test_a_finished_run_exits_at_once(ground, whole_run):
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
+def marker_of(step: int) -> str:
+    """Of a checkpoint that is one file, shard, of five bytes."""
+    files = {"shard": {"bytes": 5, "sha256": hashlib.sha256(b"12345").hexdigest()}}
+    return marker.dumps({"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files})
+
+
 def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path):
     from fastft.checkpoint import newest
 
@@ -274,7 +282,7 @@ def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_on
         path = tmp_path / f"step-{step:08d}"
         path.mkdir(parents=True)
         (path / "shard").write_text("12345")
-        (path / "meta.json").write_text(json.dumps({"step": step, "files": {"shard": 5}}))
+        (path / "meta.json").write_text(marker_of(step))
     (tmp_path / "step-00000012" / "shard").write_text("123")
     (tmp_path / "step-00000016.tmp").mkdir()
     (tmp_path / "latest").write_text("step-00000099")
@@ -432,7 +440,7 @@ def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
         path = tmp_path / f"step-{step:08d}"
         path.mkdir()
         (path / "shard").write_text(content)
-        (path / "meta.json").write_text(json.dumps({"step": step, "files": {"shard": 5}}))
+        (path / "meta.json").write_text(marker_of(step))
     prune(tmp_path, keep=1)
     assert newest(tmp_path)[1]["step"] == 10
 
@@ -447,7 +455,9 @@ def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):
     metadata = last / ".metadata"
     metadata.write_bytes(b"\0" * metadata.stat().st_size)
     done = _main(ground, out, "--checkpoint.every", "4")
-    assert done.returncode == 0 and f"{last.name}: passed over: cannot be read" in done.stderr, done.stderr
+    assert (
+        done.returncode == 0 and f"{last.name}: passed over: .metadata does not hold what was written" in done.stderr
+    ), done.stderr
     assert losses(out) == losses(whole_run)
 
 

@@ -1,0 +1,78 @@
+"""The processes of a run: joining them, doing something on some and hearing on all how it went, leaving."""
+
+import os
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours while others wait
+STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
+
+Result = TypeVar("Result")
+
+
+def join_ranks() -> torch.device:
+    """Join the process group (torchrun's, or one of this process alone) and return this rank's device."""
+    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, timeout=SET_UP_LIMIT)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    return device
+
+
+def local_rank() -> int:
+    """Number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def machine() -> int:
+    """Number of this machine in the run."""
+    return int(os.environ.get("GROUP_RANK", 0))
+
+
+def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ()) -> None:
+    """How long the collectives to come, in all but the `patient` groups, wait for a rank that does not answer before they
+    end the run. A machine that is gone closes no connection: only time tells.
+    """
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group not in patient:
+            dist.distributed_c10d._set_pg_timeout(limit, group)
+
+
+def everywhere(action: Callable[[], Result] | None) -> Result | None:
+    """Do `action` on the ranks that have one, and return what it gave; collective.
+
+    Raises ValueError on every rank when it raised ValueError or OSError on any.
+    """
+    result, failure = None, None
+    try:
+        result = action() if action else None
+    except (ValueError, OSError) as error:
+        failure = str(error)
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    if found := next(filter(None, failures), None):
+        raise ValueError(found)
+    return result
+
+
+def on_first(action: Callable[[], Result]) -> Result:
+    """What `action` gives on rank 0, on every rank; raises as `everywhere` does."""
+    box = [everywhere(action if dist.get_rank() == 0 else None)]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def first_to_fail() -> bool:
+    """True on the rank that meets an error first: the others have the same one, or are its consequence."""
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", 0)) == 0
+    return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
