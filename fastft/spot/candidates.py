@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 STAGED = 5e9
 """Bytes a second from a GPU to the memory of its host, while steps stand still; PCIe 4 does 25e9, shared by two GPUs on some."""
 PUBLISHED = 0.4e9
-"""Bytes a second from a machine to the bucket: the slower of its disk (437 MB/s, SkyPilot's disk_tier high on AWS) and network."""
+"""Bytes a second from a machine to the bucket: the slower of its disk (437 MB/s for SkyPilot's disk_tier high on AWS) and its
+network."""
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 """Seconds between the warning and the end of a spot machine, as the clouds document them (best effort); none elsewhere."""
 SMALL_S = 1.0
@@ -53,7 +54,7 @@ class SpotConfig:
     """From capacity to a machine that runs commands."""
     setup_minutes: float = 2.0
     """From there to the first step: environment, weights, checkpoint."""
-    checkpoint_every: Literal["auto"] | float = "auto"
+    checkpoint_every: str = "auto"
     """Minutes of work between two saves; auto: Young's interval."""
     blocking_seconds: float | None = None
     """A save holds the steps for so long; by default the time to copy it into the host's memory."""
@@ -74,12 +75,24 @@ class SpotConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: {value} is not 0 or more and finite")
-        if self.checkpoint_every != "auto" and not 0 < self.checkpoint_every < math.inf:
-            raise ValueError(f"checkpoint_every: {self.checkpoint_every} is neither auto nor minutes above 0")
+        _ = self.interval_s
 
     @property
     def recovery_s(self) -> float:
         return 60 * (self.provision_minutes + self.setup_minutes)
+
+    @property
+    def interval_s(self) -> float | None:
+        """Between two saves; None for auto."""
+        if self.checkpoint_every == "auto":
+            return None
+        try:
+            seconds = 60 * float(self.checkpoint_every)
+        except ValueError:
+            seconds = -1.0
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"checkpoint_every: {self.checkpoint_every!r} is neither auto nor minutes above 0")
+        return seconds
 
     def preemptions(self, seed: int) -> Trace:
         """The trace, or one made for the rate."""
@@ -206,11 +219,10 @@ def _job(e: "Estimate", nodes: int, trace: Trace | None, checkpoint_bytes: float
     blocking_s, upload_s = config.blocking_seconds, config.upload_seconds
     blocking_s = checkpoint_bytes / e.count / STAGED if blocking_s is None else blocking_s
     upload_s = checkpoint_bytes / nodes / PUBLISHED if upload_s is None else upload_s
-    if config.checkpoint_every == "auto":
+    interval_s = config.interval_s
+    if interval_s is None:
         between_s = mean_between_preemptions(trace, nodes) if trace else MEAN_BETWEEN_PREEMPTIONS_S / nodes
         interval_s = max(young_interval(blocking_s, between_s, upload_s), SMALL_S)
-    else:
-        interval_s = 60 * config.checkpoint_every
     return Job(3600 * e.hours, nodes, config.recovery_s, blocking_s, upload_s, interval_s)
 
 

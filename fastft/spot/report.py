@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastft.page import Plot, duration, percent, ticks, write_page
+from fastft.run_directory import short_name
 from fastft.spot.candidates import PUBLISHED, STAGED, Candidate, Comparison
-from fastft.spot.simulate import mean_between_preemptions, simulate
+from fastft.spot.simulate import RUNS, mean_between_preemptions, simulate
 from fastft.spot.traces import fit
 
 CURVE = 2.0 ** np.arange(-3, 4.5, 0.5)
@@ -21,7 +22,8 @@ WIDTH = 130
 
 def show(found: Comparison, console, model: str) -> None:
     """Print the table, what it rests on, and what is doubted; write the page if one is asked for."""
-    console.print(_table(found), width=WIDTH, crop=False)  # also where a pipe is taken for a terminal of 80 columns
+    console.width = max(console.width, WIDTH)  # a pipe counts as 80 columns, which would cut the numbers off
+    console.print(_table(found))
     for line in conclusions(found):
         console.print(line)
     for reason, which in found.left_out.items():
@@ -96,11 +98,12 @@ def assumptions(found: Comparison) -> list[str]:
     rate, burst = fit(found.trace)
     each = f"one a node in {1 / rate:.3g} hours, {burst:.2g} at once" if rate else "none"
     return [
-        f"Preemptions: {found.trace.name} ({found.trace.end_s / 3600:,.0f} hours, {each}), 400 runs from random moments of it. "
+        f"Preemptions: {found.trace.name}: {found.trace.end_s / 3600:,.0f} hours, {each}; {RUNS} runs from random moments of it. "
         "Losing a node stops all. Stops, lost: means of a run; warned: where a save fits into the cloud's notice (AWS 120 s, "
         "Google and Azure 30 s). Useful: of the time that is paid for, the share of work that counts.",
-        f"Recovery: {duration(found.config.recovery_s)}, paid for. Unless said otherwise, a save is staged at {STAGED / 1e9:g} GB/s "
-        f"a GPU and uploaded at {PUBLISHED / 1e9:g} GB/s a machine. Not in the dollars: storage, traffic, the jobs controller.",
+        f"Recovery: {duration(found.config.recovery_s)}, paid for. Unless said otherwise, a save is staged at {STAGED / 1e9:g} "
+        f"GB/s a GPU and uploaded at {PUBLISHED / 1e9:g} GB/s a machine. Not in the dollars: storage, traffic, the jobs "
+        "controller.",
         f"Prices: {found.config.prices}. They move; take a fresh catalog before a decision.",
     ]
 
@@ -121,7 +124,7 @@ def write_spot_page(path: Path, found: Comparison, model: str) -> None:
         path,
         "fastft",
         "spot.html.jinja",
-        title=f"{model}: what it costs",
+        title=f"{short_name(model)}: what it costs",
         lede=" ".join(conclusions(found)[:2]),
         rows=_bars(found.candidates),
         plot=_curve(spot, found) if spot else None,
@@ -156,7 +159,7 @@ def _bars(candidates: list[Candidate]) -> list[dict[str, Any]]:
 
 def _curve(c: Candidate, found: Comparison) -> Plot | None:
     """Useful share of the paid time over the interval between saves, on a logarithmic axis; the chosen one is marked."""
-    intervals = [interval for interval in CURVE * c.job.interval_s if interval < c.job.work_s] or [c.job.interval_s]
+    intervals = [i for i in CURVE * c.job.interval_s if c.job.upload_s <= i < c.job.work_s] or [c.job.interval_s]
     points = []
     for interval in intervals:
         runs = simulate(replace(c.job, interval_s=interval), found.trace, CURVE_RUNS)
@@ -176,7 +179,7 @@ def _curve(c: Candidate, found: Comparison) -> Plot | None:
     borders = [0.0, *((x(a[0]) + x(b[0])) / 2 for a, b in zip(points, points[1:])), 100.0]
     return Plot(
         title="Paid time that is useful",
-        x_ticks=[(x(minutes), f"{minutes:.3g} min") for minutes, _ in points[::2]],
+        x_ticks=[(x(minutes), f"{minutes:.3g} min") for minutes, _ in points[::3]],
         y_ticks=[(100 * (y_ticks[-1] - t) / (y_ticks[-1] - y_ticks[0]), percent(t)) for t in y_ticks],
         lines=[("train", "M" + "L".join(map(corner, points))), ("held dot", f"M{corner(chosen)}h0")],
         hovers=[

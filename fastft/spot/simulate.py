@@ -19,7 +19,7 @@ from fastft.spot.interval import MEAN_BETWEEN_PREEMPTIONS_S
 from fastft.spot.traces import Trace
 
 RUNS = 400
-GIVE_UP = 50
+GIVE_UP = 20
 """A run that has taken so many times its work will never end: inf."""
 
 

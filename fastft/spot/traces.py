@@ -29,7 +29,7 @@ REFILL_S = 600.0
 
 @dataclass(frozen=True)
 class Trace:
-    """Instances over time. `times` (seconds, from 0, rising) and `counts` have one entry a change; the last lasts until `end_s`."""
+    """Instances over time: `times` (seconds, from 0, rising) and `counts` have an entry a change, the last until `end_s`."""
 
     name: str
     times: np.ndarray
@@ -88,7 +88,7 @@ def _lines(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _unknown(path: Path) -> str:
-    return f'trace: {path} is of no known format: JSON with metadata.gap_seconds and data, or lines such as "2021-12-11, 11:11:30, 55"'
+    return f"trace: {path} has no known format: JSON with metadata.gap_seconds and data, or lines `2021-12-11, 11:11:30, 55`"
 
 
 def _changes(name: str, times: np.ndarray, counts: np.ndarray, end_s: float) -> Trace:
@@ -131,10 +131,12 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
     heapq.heapify(events)
     while events and events[0][0] < end_s:
         at, change = heapq.heappop(events)
+        if change < 0 and random.random() * fleet >= up:  # the fewer there are, the fewer are hit
+            continue
         change = max(change, -up)
         for _ in range(-change):
             heapq.heappush(events, (at + random.exponential(REFILL_S), 1))
         up += change
         times.append(at)
         counts.append(up)
-    return _changes(f"{rate:g} an hour", np.array(times), np.array(counts), end_s)
+    return _changes(f"made for {rate:.3g} a node and hour", np.array(times), np.array(counts), end_s)
