@@ -55,9 +55,8 @@ def useful() -> None:
             share = float(np.mean(job.work_s / 3600 / runs.paid_hours))
             lost = float(runs.lost_s.sum() / runs.preemptions.sum())
             stops = float(np.mean(24 * runs.preemptions / runs.hours))
-            print(
-                f"{nodes:8}  {name:18} {interval:7.0f} s  {held:4.0f} s  {safe:8.0f} s  {share:8.1%}  {lost:8.0f} s  {stops:10.1f}"
-            )
+            saves = f"{nodes:8}  {name:18} {interval:7.0f} s  {held:4.0f} s  {safe:8.0f} s"
+            print(f"{saves}  {share:8.1%}  {lost:8.0f} s  {stops:10.1f}")
 
 
 def vicuna() -> None:
@@ -103,10 +102,10 @@ def vicuna() -> None:
                 if prices == "2023":
                     line += f"; published ${published}: {'inside' if least <= published <= most else 'OUTSIDE'}"
                 print(line)
-        packed = bill(name, 0.4, "v8", 1 / 3)
+        packed, fast = bill(name, 0.4, "v8", 1 / 3), hours(name, 0.4)[0].hours
         print(
-            f"  prices v8, as many tokens at an MFU of 0.4, {hours(name, 0.4)[0].hours:.1f} hours: spot ${min(packed[True]):.0f}, "
-            f"on demand ${min(packed[False]):.0f}"
+            f"  prices v8, as many tokens at an MFU of 0.4, {fast:.1f} hours: spot ${min(packed[True]):.0f}, on demand "
+            f"${min(packed[False]):.0f}"
         )
 
 
