@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastft.spot.interval import MEAN_BETWEEN_PREEMPTIONS_S, young_interval
+from fastft.spot.interval import HOURS_BETWEEN_PREEMPTIONS, young_interval
 from fastft.spot.prices import Offer, cheapest
 from fastft.spot.simulate import Job, Runs, mean_between_preemptions, simulate, undisturbed
 from fastft.spot.traces import Trace, read_trace, synthetic
@@ -98,7 +98,7 @@ class SpotConfig:
         """The trace, or one made for the rate."""
         if self.trace:
             return read_trace(self.trace)
-        rate = 3600 / MEAN_BETWEEN_PREEMPTIONS_S if self.preemption_rate is None else self.preemption_rate
+        rate = 1 / HOURS_BETWEEN_PREEMPTIONS if self.preemption_rate is None else self.preemption_rate
         return synthetic(rate, self.burst, seed=seed)
 
 
@@ -221,7 +221,7 @@ def _job(e: "Estimate", nodes: int, trace: Trace | None, checkpoint_bytes: float
     upload_s = checkpoint_bytes / nodes / PUBLISHED if upload_s is None else upload_s
     interval_s = config.interval_s
     if interval_s is None:
-        between_s = mean_between_preemptions(trace, nodes) if trace else MEAN_BETWEEN_PREEMPTIONS_S / nodes
+        between_s = mean_between_preemptions(trace, nodes) if trace else 3600 * HOURS_BETWEEN_PREEMPTIONS / nodes
         interval_s = max(young_interval(blocking_s, between_s, upload_s), SMALL_S)
     return Job(3600 * e.hours, nodes, config.recovery_s, blocking_s, upload_s, interval_s)
 

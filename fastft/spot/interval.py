@@ -2,8 +2,8 @@
 
 import math
 
-MEAN_BETWEEN_PREEMPTIONS_S = 3 * 3600.0
-"""Assumed of a node where nothing is known: 3.0 h, the geometric mean of nine recorded traces of launched spot instances.
+HOURS_BETWEEN_PREEMPTIONS = 3.0
+"""That a node is kept, assumed where nothing is known: the geometric mean of nine recorded traces of launched instances.
 
 Hours between two preemptions of a node: AWS V100 x 1, April 2023: 1.4, 1.8, 2.3, 3.2; AWS CPU, April 2023: 0.8, 2.0, 5.3;
 GCP CPU, April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little hangs on

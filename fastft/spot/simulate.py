@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastft.spot.interval import MEAN_BETWEEN_PREEMPTIONS_S
+from fastft.spot.interval import HOURS_BETWEEN_PREEMPTIONS
 from fastft.spot.traces import Trace
 
 RUNS = 400
@@ -105,7 +105,7 @@ def mean_between_preemptions(trace: Trace, nodes: int = 1, seed: int = 0) -> flo
         if reading.count(i) >= nodes
     )
     losses = sum(1 - survival(before, after, nodes) for before, after in zip(counts, counts[1:]) if before >= nodes)
-    return there_s / losses if losses else max(trace.end_s, MEAN_BETWEEN_PREEMPTIONS_S)
+    return there_s / losses if losses else max(trace.end_s, 3600 * HOURS_BETWEEN_PREEMPTIONS)
 
 
 def survival(before: int, after: int, nodes: int) -> float:
