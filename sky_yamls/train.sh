@@ -18,6 +18,7 @@ memory=$(nvidia-smi --id=0 --query-gpu=memory.total --format=csv,noheader,nounit
 rows=$((memory / 20000 > 1 ? memory / 20000 : 1))
 while [ $((rows > 1 && GLOBAL_BATCH % (gpus * rows))) != 0 ]; do rows=$((rows - 1)); done
 
+rm -f "$output/preempted" # the mark of an earlier start, on a machine that was kept
 trap : TERM INT # torchrun hears the signal, too; this script waits for it, to tell SkyPilot how it ended
 code=0
 # shellcheck disable=SC2086  # ARGS is a list of words

@@ -96,10 +96,10 @@ def conclusions(found: Comparison) -> list[str]:
 
 def assumptions(found: Comparison) -> list[str]:
     rate, burst = fit(found.trace)
-    each = f"one a node in {1 / rate:.3g} hours, {burst:.2g} at once" if rate else "none"
+    measured = f", one a node in {1 / rate:.3g} hours, {burst:.2g} at once" if found.config.trace and rate else ""
     return [
-        f"Preemptions: {found.trace.name}: {found.trace.end_s / 3600:,.0f} hours, {each}; {RUNS} runs from random moments of it. "
-        "Losing a node stops all. Stops, lost: means of a run; warned: where a save fits into the cloud's notice (AWS 120 s, "
+        f"Preemptions: {found.trace.name}, {found.trace.end_s / 3600:,.0f} hours{measured}; {RUNS} runs from random moments of "
+        "it. Losing a node stops all. Stops, lost: means of a run; warned: where a save fits into the cloud's notice (AWS 120 s, "
         "Google and Azure 30 s). Useful: of the time that is paid for, the share of work that counts.",
         f"Recovery: {duration(found.config.recovery_s)}, paid for. Unless said otherwise, a save is staged at {STAGED / 1e9:g} "
         f"GB/s a GPU and uploaded at {PUBLISHED / 1e9:g} GB/s a machine. Not in the dollars: storage, traffic, the jobs "

@@ -139,4 +139,6 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
         up += change
         times.append(at)
         counts.append(up)
-    return _changes(f"made for {rate:.3g} a node and hour", np.array(times), np.array(counts), end_s)
+    return _changes(
+        f"made for {rate:.3g} a node and hour, {burst:.3g} at once", np.array(times), np.array(counts), end_s
+    )

@@ -306,9 +306,16 @@ def plain(error: BaseException) -> str:
 
 
 def print_table(choices: list[Choice]) -> None:
-    """For people and for the README; the arrow is SkyPilot's first choice."""
+    """For people and for the README; files with the same candidates share rows, and the arrow is SkyPilot's first choice."""
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for c in choices:
+        line = (c.hardware, c.place, f"{c.dollars:.2f}", "<- chosen" if c.chosen else "")
+        lines.setdefault(c.file.removesuffix(".yaml"), []).append(line)
+    groups: dict[tuple, list[str]] = {}
+    for file, candidates in lines.items():
+        groups.setdefault(tuple(candidates), []).append(file)
     rows = [("file", "candidate", "cheapest in", "$/hour", "")]
-    rows += [(c.file, c.hardware, c.place, f"{c.dollars:.2f}", "<- chosen" if c.chosen else "") for c in choices]
+    rows += [(", ".join(files), *line) for candidates, files in groups.items() for line in candidates]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for file, hardware, place, dollars, mark in rows:
         line = f"{file:{widths[0]}}  {hardware:{widths[1]}}  {place:{widths[2]}}  {dollars:>{widths[3]}}  {mark}"
