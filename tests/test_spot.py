@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,13 @@ def test_skypilots_catalog(tmp_path):
     assert offer.spot == pytest.approx(20.11) and "of the GPUs alone" in offer.on_demand_doubt
 
 
+def test_shares_of_a_gpu_and_gpus_without_a_machine_are_no_offers(tmp_path):
+    rows = "x,A10G,0.5,1,1,here\ny,A10G,1,1,1,here\n,A100,8,1,1,here\nz,T4,1,1,1,here\n"
+    write(tmp_path / "aws_vms.csv", "InstanceType,AcceleratorName,AcceleratorCount,Price,SpotPrice,Region\n" + rows)
+    (offer,) = read_prices(str(tmp_path / "aws_vms.csv"))
+    assert (offer.gpu, offer.count, offer.region) == ("A10G", 1, "here")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -115,12 +123,12 @@ def test_missing_prices():
         read_prices("nowhere.csv")
 
 
-# Traces ----------------------------------------------------------------------------------------------------------------------
-
-
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+# Traces ----------------------------------------------------------------------------------------------------------------------
 
 
 def test_formats(tmp_path):
@@ -347,3 +355,10 @@ def test_without_preemptions_spot_costs_its_price(model):
     assert best.kind == "spot" and best.hours == pytest.approx((hours, hours))
     assert best.dollars == pytest.approx((12.07 * hours,) * 2)
     assert [row.offer.cloud for row in rows] == ["gcp", "azure", "gcp", "aws"]
+
+
+def test_vicunas_bill(capsys):
+    """Hours and prices of 2023 have what was published between their ends, on demand and on spot."""
+    runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "spot.py"))["vicuna"]()
+    out = capsys.readouterr().out
+    assert out.count(": inside") == 4 and "OUTSIDE" not in out, out

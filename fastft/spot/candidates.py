@@ -230,7 +230,8 @@ def _measure(job: Job, notice_s: float, trace: Trace | None, seed: int) -> tuple
     """(the job, its runs without notice, with it) on spot machines; without a trace, on machines that stay."""
     if trace is None:
         return job, undisturbed(job), undisturbed(job)
-    return job, simulate(job, trace, seed=seed), simulate(replace(job, notice_s=notice_s), trace, seed=seed)
+    runs, warned = simulate(job, trace, seed=seed), replace(job, notice_s=notice_s)
+    return job, runs, simulate(warned, trace, seed=seed) if warned.saves_on_notice else runs
 
 
 def _middle_and_tail(values: np.ndarray) -> tuple[float, float]:

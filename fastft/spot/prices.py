@@ -162,11 +162,9 @@ def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
     cloud = _cloud(path)
     zone = {id(row): (row["Region"], row.get("AvailabilityZone", "")) for row in rows}
     hosts = {(row["InstanceType"], *zone[id(row)]): row for row in rows if row["InstanceType"]}
-    for number, row in enumerate(rows, 1):
-        if row["AcceleratorName"] not in KINDS:
-            continue
+    for number, row in _whole_gpus(rows, path):
         on_demand, spot = (_number(row[key], path, number) for key in ("Price", "SpotPrice"))
-        offer = _offer(cloud, row, on_demand, spot, path, number)
+        offer = _offer(cloud, row, on_demand, spot)
         if not row["InstanceType"]:
             pattern = GCP_HOSTS.get(row["AcceleratorName"])
             host = hosts.get((pattern.format(offer.count), *zone[id(row)])) if pattern else None
@@ -179,17 +177,22 @@ def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
 
 def _joined(rows: list[dict], path: Path) -> Iterator[Offer]:
     """GCP's rows with host and GPUs side by side."""
-    for number, row in enumerate(rows, 1):
-        if row["AcceleratorName"] not in KINDS:
-            continue
+    for number, row in _whole_gpus(rows, path):
         prices = [_number(row[key], path, number) for key in ("GpuPrice", "GpuSpotPrice", "HostPrice", "HostSpotPrice")]
-        yield _with_host(_offer(_cloud(path), row, *prices[:2], path, number), *prices[2:])
+        yield _with_host(_offer(_cloud(path), row, *prices[:2]), *prices[2:])
 
 
-def _offer(cloud: str, row: dict, on_demand: float | None, spot: float | None, path: Path, number: int) -> Offer:
-    count = _number(row["AcceleratorCount"], path, number) or 0
+def _whole_gpus(rows: list[dict], path: Path) -> Iterator[tuple[int, dict]]:
+    """(number, row) of those with a GPU that fastft knows; shares of one, which some clouds rent, are none."""
+    for number, row in enumerate(rows, 1):
+        if row["AcceleratorName"] in KINDS and (_number(row["AcceleratorCount"], path, number) or 0.5).is_integer():
+            yield number, row
+
+
+def _offer(cloud: str, row: dict, on_demand: float | None, spot: float | None) -> Offer:
     place = row.get("AvailabilityZone") or row["Region"]
-    return Offer(cloud, KINDS[row["AcceleratorName"]], int(count), place, on_demand, spot)
+    count = int(float(row["AcceleratorCount"]))
+    return Offer(cloud, KINDS[row["AcceleratorName"]], count, place, on_demand, spot)
 
 
 def _with_host(gpus: Offer, on_demand: float | None, spot: float | None) -> Offer:

@@ -10,6 +10,7 @@ fewer nodes than the gang has stands for several, each read from a moment of its
 its beginning; that seam is no preemption.
 """
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -45,6 +46,10 @@ class Job:
         assert self.work_s > 0 and self.nodes >= 1 and self.interval_s > 0
         assert min(self.recovery_s, self.blocking_s, self.upload_s, self.notice_s) >= 0
 
+    @property
+    def saves_on_notice(self) -> bool:
+        return 0 < self.notice_s >= self.blocking_s + self.upload_s
+
     def finish_s(self, done_s: float) -> float:
         """From a start with `done_s` of the work behind it to the end, the last save and its upload included."""
         left = self.work_s - done_s
@@ -54,7 +59,7 @@ class Job:
         """(work that is safe, work that is lost) after a start from `done_s` that was cut off after `lasted_s`."""
         cycle = self.interval_s + self.blocking_s
         made = self._worked(lasted_s)
-        if self.notice_s and self.blocking_s + self.upload_s <= self.notice_s:
+        if self.saves_on_notice:
             return min(done_s + self._worked(lasted_s - self.notice_s), self.work_s), 0.0
         saved = max(math.floor((lasted_s - self.upload_s) / cycle), 0) * self.interval_s
         made, saved = (min(seconds, self.work_s - done_s) for seconds in (made, saved))
@@ -118,10 +123,9 @@ def survival(before: int, after: int, nodes: int) -> float:
 class _Reading:
     """A trace from a moment on, without end: entry i, for i from `first` on, lasts from at(i) to at(i + 1)."""
 
-    def __init__(self, times: np.ndarray, counts: np.ndarray, end_s: float, start_s: float):
-        self.times, self.counts = times.tolist(), counts.tolist()
-        self.end_s, self.start_s = end_s, start_s
-        self.first = int(np.searchsorted(times, start_s, side="right")) - 1
+    def __init__(self, times: list[float], counts: list[int], end_s: float, start_s: float):
+        self.times, self.counts, self.end_s, self.start_s = times, counts, end_s, start_s
+        self.first = bisect.bisect_right(times, start_s) - 1
 
     def at(self, i: int) -> float:
         laps, entry = divmod(i, len(self.times))
@@ -140,14 +144,14 @@ class _Reading:
 def _reading(trace: Trace, nodes: int, random: np.random.Generator) -> _Reading:
     start_s = random.uniform(0, trace.end_s)
     if trace.most >= nodes:
-        return _Reading(trace.times, trace.counts, trace.end_s, start_s)
+        return _Reading(*trace.lists, trace.end_s, start_s)
     shifts = random.uniform(0, trace.end_s, -(-nodes // trace.most))
     times = np.unique(np.concatenate([[0.0], *((trace.times + shift) % trace.end_s for shift in shifts)]))
     counts = np.zeros(len(times), dtype=int)
     for shift in shifts:
         entries = np.searchsorted(trace.times, (times - shift + 1e-6) % trace.end_s, side="right") - 1
         counts += trace.counts[entries]
-    return _Reading(times, counts, trace.end_s, start_s)
+    return _Reading(times.tolist(), counts.tolist(), trace.end_s, start_s)
 
 
 def _run(job: Job, trace: _Reading, random: np.random.Generator) -> tuple[float, float, float, int]:

@@ -10,7 +10,8 @@ bucket names, ports, exit codes that recover, shell syntax. At the end mistakes 
 to be found. Exit code 1 when anything is wrong. The table of candidates and prices is the README's.
 
 The catalog holds the rows that our candidates need, with prices in USD an hour as SkyPilot's own catalog (v8) had them for
-GPU nodes, and list prices for CPU machines; GCP bills a host and its GPUs in two rows. Facts, undated: spot prices move.
+GPU nodes, and list prices for CPU machines; GCP bills a host and its GPUs in two rows, and one A100 as an eighth of eight.
+Facts, undated: spot prices move.
 """
 
 import contextlib
