@@ -12,7 +12,9 @@ its beginning; that seam is no preemption.
 
 import bisect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 
@@ -92,24 +94,18 @@ def undisturbed(job: Job) -> Runs:
 
 def simulate(job: Job, trace: Trace, runs: int = RUNS, seed: int = 0) -> Runs:
     """`runs` of the job, each from a random moment of the trace."""
-    random = np.random.default_rng(seed)
-    results = [_run(job, _reading(trace, job.nodes, random), random) for _ in range(runs)]
+    random = Random(seed)
+    readings = _readings(trace, job.nodes, random)
+    results = [_run(job, next(readings), random) for _ in range(runs)]
     return Runs(*(np.array(column) for column in zip(*results)))
 
 
-def mean_between_preemptions(trace: Trace, nodes: int = 1, seed: int = 0) -> float:
-    """Seconds between two losses of a gang, while it is there; where the trace has none, its length, the least it can be.
-
-    Without any trace, see fastft.spot.interval.
-    """
-    reading = _reading(trace, nodes, np.random.default_rng(seed))
-    counts = reading.counts
-    there_s = sum(
-        reading.at(i + 1) - reading.at(i)
-        for i in range(reading.first, reading.first + len(counts))
-        if reading.count(i) >= nodes
-    )
-    losses = sum(1 - survival(before, after, nodes) for before, after in zip(counts, counts[1:]) if before >= nodes)
+def mean_between_preemptions(trace: Trace, nodes: int = 1) -> float:
+    """Seconds between two losses of a gang, while it is there; where the trace has none, its length, the least it can be."""
+    reading = next(_readings(trace, nodes, Random(0)))
+    lengths = np.diff(reading.times, append=trace.end_s)
+    there_s = float(lengths[np.array(reading.counts) >= nodes].sum())
+    losses = sum(1 - kept for before, kept in zip(reading.counts, reading.kept[1:]) if before >= nodes)
     return there_s / losses if losses else max(trace.end_s, 3600 * HOURS_BETWEEN_PREEMPTIONS)
 
 
@@ -120,12 +116,20 @@ def survival(before: int, after: int, nodes: int) -> float:
     return math.prod(max(after - i, 0) / (before - i) for i in range(nodes))
 
 
+@dataclass(frozen=True)
 class _Reading:
     """A trace from a moment on, without end: entry i, for i from `first` on, lasts from at(i) to at(i + 1)."""
 
-    def __init__(self, times: list[float], counts: list[int], end_s: float, start_s: float):
-        self.times, self.counts, self.end_s, self.start_s = times, counts, end_s, start_s
-        self.first = bisect.bisect_right(times, start_s) - 1
+    times: list[float]
+    counts: list[int]
+    kept: list[float]
+    """Of a gang, at the beginning of each entry; the first follows the last, a seam that is no preemption."""
+    end_s: float
+    start_s: float
+
+    @property
+    def first(self) -> int:
+        return bisect.bisect_right(self.times, self.start_s) - 1
 
     def at(self, i: int) -> float:
         laps, entry = divmod(i, len(self.times))
@@ -134,27 +138,33 @@ class _Reading:
     def count(self, i: int) -> int:
         return self.counts[i % len(self.counts)]
 
-    def survival(self, i: int, nodes: int) -> float:
-        """Of a gang at the beginning of entry i."""
-        if i % len(self.counts) == 0:
-            return float(self.count(i) >= nodes)
-        return survival(self.count(i - 1), self.count(i), nodes)
 
-
-def _reading(trace: Trace, nodes: int, random: np.random.Generator) -> _Reading:
-    start_s = random.uniform(0, trace.end_s)
+def _readings(trace: Trace, nodes: int, random: Random) -> Iterator[_Reading]:
+    """From one random moment after the other. Where the trace has fewer nodes than the gang, several lie upon each other."""
     if trace.most >= nodes:
-        return _Reading(*trace.lists, trace.end_s, start_s)
-    shifts = random.uniform(0, trace.end_s, -(-nodes // trace.most))
-    times = np.unique(np.concatenate([[0.0], *((trace.times + shift) % trace.end_s for shift in shifts)]))
-    counts = np.zeros(len(times), dtype=int)
-    for shift in shifts:
-        entries = np.searchsorted(trace.times, (times - shift + 1e-6) % trace.end_s, side="right") - 1
-        counts += trace.counts[entries]
-    return _Reading(times.tolist(), counts.tolist(), trace.end_s, start_s)
+        times, counts = trace.times.tolist(), trace.counts.tolist()
+        kept = _kept(counts, nodes)
+        while True:
+            yield _Reading(times, counts, kept, trace.end_s, random.uniform(0, trace.end_s))
+    while True:
+        shifts = [random.uniform(0, trace.end_s) for _ in range(-(-nodes // trace.most))]
+        times = np.unique(np.concatenate([[0.0], *((trace.times + shift) % trace.end_s for shift in shifts)]))
+        entries = (
+            np.searchsorted(trace.times, (times - shift + 1e-6) % trace.end_s, side="right") - 1 for shift in shifts
+        )
+        counts = sum(trace.counts[entry] for entry in entries).tolist()
+        yield _Reading(times.tolist(), counts, _kept(counts, nodes), trace.end_s, random.uniform(0, trace.end_s))
 
 
-def _run(job: Job, trace: _Reading, random: np.random.Generator) -> tuple[float, float, float, int]:
+def _kept(counts: list[int], nodes: int) -> list[float]:
+    changes = zip(counts, counts[1:])
+    return [
+        float(counts[0] >= nodes),
+        *(survival(before, after, nodes) if before >= nodes else 0.0 for before, after in changes),
+    ]
+
+
+def _run(job: Job, trace: _Reading, random: Random) -> tuple[float, float, float, int]:
     """(hours, paid hours, seconds of lost work, preemptions) of one run."""
     i, clock, paid, done, lost, preemptions = trace.first, 0.0, 0.0, 0.0, 0.0, 0
     give_up = GIVE_UP * (job.work_s + job.recovery_s) + 2 * trace.end_s
@@ -164,7 +174,7 @@ def _run(job: Job, trace: _Reading, random: np.random.Generator) -> tuple[float,
             clock = max(clock, trace.at(i))
             continue
         end = clock + job.recovery_s + job.finish_s(done)
-        while trace.at(i + 1) < end and random.random() < trace.survival(i + 1, job.nodes):
+        while trace.at(i + 1) < end and random.random() < trace.kept[(i + 1) % len(trace.kept)]:
             i += 1
         if trace.at(i + 1) >= end:
             return end / 3600, (paid + end - clock) / 3600, lost, preemptions

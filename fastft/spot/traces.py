@@ -17,7 +17,6 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +35,6 @@ class Trace:
     times: np.ndarray
     counts: np.ndarray
     end_s: float
-
-    @cached_property
-    def lists(self) -> tuple[list[float], list[int]]:
-        """Times and counts, for those who step through them."""
-        return self.times.tolist(), self.counts.tolist()
 
     @property
     def most(self) -> int:
