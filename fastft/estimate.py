@@ -2,10 +2,12 @@
 
     fastft estimate --config run.yaml --counts 1,2,4,8 --mfu 0.4 --price_per_gpu A100-80GB=1.5,H100-80GB=2.5
     fastft estimate --model Qwen/Qwen2.5-7B --tokens 50000000
+    fastft estimate --config run.yaml --spot --trace trace.json --page spot.html
 
 For kinds and numbers of GPUs: the peak memory of each GPU and whether it fits (fastft.memory), tokens a second, hours, the
 floating-point operations (as fastft.metrics counts them), kilowatt-hours and dollars. It reads the model's config and the
-conversations' lengths, from the token cache and the packing plan that the run itself will use; no weights, no GPU.
+conversations' lengths, from the token cache and the packing plan that the run itself will use; no weights, no GPU. With
+--spot: dollars and hours on the machines of a catalog, spot and on demand, over preemptions (fastft.spot).
 
 `estimates(...)` returns the rows of the table as data.
 """
@@ -15,8 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastft.config import TrainConfig, parse_classes
-from fastft.memory import GIB, Memory, Shape, load_shape, peak_memory, relief, setup_of
+from fastft.memory import FP32, GIB, Memory, Shape, load_shape, peak_memory, relief, setup_of, trained_parameters
 from fastft.metrics import peak_flops, training_flops
+from fastft.spot.candidates import SpotConfig, compare
+from fastft.spot.prices import read_prices
+from fastft.spot.report import show
 
 RESERVED = 1.5 * GIB
 """Of a GPU's memory, what is not PyTorch's to give: the CUDA context (0.5 GiB), NCCL's and cuBLAS's buffers, fragments."""
@@ -193,6 +198,12 @@ def _fits(memory: Memory, gpu: Gpu) -> str:
     return "yes" if MARGIN * memory.total <= room else "tight" if memory.total <= room else "no"
 
 
+def checkpoint_bytes(shape: Shape, config: TrainConfig) -> float:
+    """Of a checkpoint: the trained weights in fp32 and the optimiser's moments."""
+    setup = setup_of(config, gpus=1)
+    return trained_parameters(shape, setup) * (FP32 + setup.moments)
+
+
 def choose(found: Sequence[Estimate]) -> Estimate | None:
     """The cheapest that fits, by dollars where all have a price, else by energy; then the fewest GPUs."""
     fitting = [e for e in found if e.fits == "yes"] or [e for e in found if e.fits == "tight"]
@@ -261,28 +272,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> list:
-    """[EstimateConfig, TrainConfig]; no output_dir is asked for, and with --tokens no data. What the user says comes later and
-    wins.
+    """[EstimateConfig, SpotConfig, TrainConfig]; no output_dir is asked for, and with --tokens no data. What the user says
+    comes later and wins.
     """
-    argv = ["--output_dir", "none", *argv]
+    argv = ["--output_dir", "none", *_say_true(argv, "--spot")]
     if any(argument.split("=")[0] == "--tokens" for argument in argv):
         argv = ["--data", "none", *argv, "--stages", "[]"]
     description = "What a run would cost, before it is launched."
     try:
-        return parse_classes(argv, "fastft estimate", description, EstimateConfig, TrainConfig)
+        return parse_classes(argv, "fastft estimate", description, EstimateConfig, SpotConfig, TrainConfig)
     except ValueError as error:
         if str(error).startswith("data: name the conversations"):
             raise ValueError(f"{error}; without any yet, say --tokens 10000000") from None
         raise
 
 
-def _estimate(options: EstimateConfig, config: TrainConfig) -> None:
+def _say_true(argv: list[str], flag: str) -> list[str]:
+    """A flag that stands alone gets its value."""
+    alone = {i for i, word in enumerate(argv) if word == flag and argv[i + 1 : i + 2] not in (["true"], ["false"])}
+    return [part for i, word in enumerate(argv) for part in ((word, "true") if i in alone else (word,))]
+
+
+def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) -> None:
     """Estimate and print."""
     from rich.console import Console
 
     from fastft.model import fit_config, load_config
 
     gpus, counts, prices = options.kinds, options.numbers, options.prices  # before the work that may take minutes
+    offers = read_prices(spot.prices) if spot.spot else []
+    trace = spot.preemptions(config.seed) if spot.spot else None
     model_config = load_config(config.model)
     if options.tokens:
         work, words = assumed_work(config, options.tokens), 0
@@ -297,6 +316,9 @@ def _estimate(options: EstimateConfig, config: TrainConfig) -> None:
         f"{config.model}: {shape.parameters:,} parameters; {work.tokens:,} tokens, {work.trained:,} trained, in {work.steps:,} "
         f"steps; {found[0].flops / 1e18:,.3g} exaFLOPs at {options.mfu:.0%} of the peak"
     )
+    if spot.spot:
+        show(compare(found, offers, trace, checkpoint_bytes(shape, config), spot, config.seed), console, config.model)
+        return
     console.print(_table(found))
     if chosen := choose(found):
         console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.moment}):")

@@ -5,11 +5,13 @@
 
 Every YAML is launched on paper with the very `--env`s of the `sky ... launch` command in its opening comment. SkyPilot
 checks keys and values (as strictly as its server does), finds every candidate in a small catalog, and chooses one. What
-SkyPilot accepts and a machine would trip over is checked here: undefined variables, bucket names, shell syntax. At the end
-mistakes are planted into each file, and every one has to be found. Exit code 1 when anything is wrong.
+SkyPilot accepts and a machine would trip over is checked here: undefined variables (also in the scripts that a YAML calls),
+bucket names, ports, exit codes that recover, shell syntax. At the end mistakes are planted into each file, and every one has
+to be found. Exit code 1 when anything is wrong. The table of candidates and prices is the README's.
 
 The catalog holds the rows that our candidates need, with prices in USD an hour as SkyPilot's own catalog (v8) had them for
-GPU nodes, and list prices for CPU machines; GCP bills a host and its GPUs in two rows. Facts, undated: spot prices move.
+GPU nodes, and list prices for CPU machines; GCP bills a host and its GPUs in two rows, and one A100 as an eighth of eight.
+Facts, undated: spot prices move.
 """
 
 import contextlib
@@ -37,10 +39,14 @@ SKYPILOT_VARIABLES = {
 SHELL_VARIABLES = {"HOME", "PATH", "USER", "HOSTNAME", "PWD", "TMPDIR"}
 
 # What S3 and GCS both take.
+STORES = ("s3", "gs", "az", "hf")
 BUCKET_NAME = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
-# Planted mistakes: the text of a YAML, what it becomes, and a word of the complaint. The last four are those that SkyPilot
-# itself lets through.
+# Of SkyPilot's own Ray (6380 and its dashboard), its server, and sshd.
+TAKEN_PORTS = {22, 6380, 8265, 8266, 46580}
+
+# Planted mistakes: the text of a file, what it becomes, and a word of the complaint. From "$BUCKET/" on they are those that
+# SkyPilot itself lets through.
 MISTAKES = [
     ("\nresources:", "\nresource:", "resource"),
     ("use_spot:", "usespot:", "usespot"),
@@ -54,9 +60,17 @@ MISTAKES = [
     ("workdir: .", "workdir: ./nowhere", "nowhere"),
     ("envs:\n", "envs:\n  ARGS: twice\n", "ARGS"),
     ("$BUCKET/", "$BUKET/", "BUKET"),
-    ("name: ${BUCKET}", "name: My_${BUCKET}", "My_"),
+    ("BUCKET=s3://my-chats", "BUCKET=s3://My_chats", "My_chats"),
+    ("BUCKET=s3://my-chats", "BUCKET=my-chats", "my-chats"),
     ("set -euo pipefail", 'set -euo pipefail; if [ -d "x" ]; then', "syntax"),
     ("$SKYPILOT_NUM_GPUS_PER_NODE", "$SKYPILOT_NUM_GPU_PER_NODE", "SKYPILOT_NUM_GPU_PER_NODE"),
+    ("$RUN_NAME", "$SKYPILOT_TASK_ID", "SKYPILOT_TASK_ID"),
+    ("recover_on_exit_codes: [75]", "recover_on_exit_codes: [75, 137]", "137"),
+    ("recover_on_exit_codes: [75]", "recover_on_exit_codes: [57]", "75"),
+    ("--master-port 29500", "--master-port 6380", "6380"),
+    ("ray start --head --port 6390", "ray start --head --port 80", "80"),
+    ("bash sky_yamls/setup.sh", "bash sky_yamls/set-up.sh", "set-up.sh"),
+    ("workdir: .", "workdir: .\nservice: {readiness_probe: /health, replicas: 1}", "ports"),
 ]
 
 
@@ -73,21 +87,22 @@ class Choice:
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as home, offline_skypilot(Path(home)):
-        paths = sorted((ROOT / "sky_yamls").glob("*.yaml"))
-        problems = [] if paths else ["sky_yamls/: no YAML found"]
+        texts = {path.name: path.read_text() for path in sorted((ROOT / "sky_yamls").glob("*.*"))}
+        yamls = [name for name in texts if name.endswith(".yaml")]
+        problems = [] if yamls else ["sky_yamls/: no YAML found"]
         choices: list[Choice] = []
-        for path in paths:
+        for name in yamls:
             try:
-                choices += check(path.name, path.read_text())
+                choices += check(name, texts)
             except ValueError as error:
-                problems.append(f"{path.name}: {error}")
+                problems.append(f"{name}: {error}")
         if not problems:
-            problems = plant_mistakes({path.name: path.read_text() for path in paths})
+            problems = plant_mistakes(texts)
     print_table(choices)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if not problems:
-        print(f"{len(paths)} files are fine; each of {len(MISTAKES)} kinds of planted mistakes was found")
+        print(f"{len(yamls)} files are fine; each of {len(MISTAKES)} kinds of planted mistakes was found")
     return 1 if problems else 0
 
 
@@ -121,8 +136,11 @@ def offline_skypilot(home: Path):
             yield
 
 
-def check(name: str, text: str) -> list[Choice]:
-    """All checks of one YAML, SkyPilot's first. Returns its candidates; raises ValueError with what is wrong."""
+def check(name: str, texts: dict[str, str]) -> list[Choice]:
+    """All checks of one YAML, SkyPilot's first; `texts` are all files by name. Returns its candidates; raises ValueError with
+    what is wrong.
+    """
+    text = texts[name]
     envs = documented_envs(text)
     for value in envs.values():  # what the example would upload from the user's home has to exist
         if value.startswith("~/"):
@@ -133,10 +151,29 @@ def check(name: str, text: str) -> list[Choice]:
         choices = price(name, task)
     except Exception as error:  # SkyPilot raises many kinds; each is a finding
         raise ValueError(f"SkyPilot refuses it: {plain(error)}") from None
+    check_bucket(task.envs.get("BUCKET", ""))
     check_mounts(task)
+    if "service" in config and not any(candidate.ports for candidate in task.resources):
+        raise ValueError("resources: a service without ports")
+    if "sky jobs launch" in text:
+        check_recovery(task)
     for key in ("setup", "run"):
-        check_script(key, config.get(key) or "", {*task.envs, *task.secrets})
+        check_script(key, with_scripts(config.get(key) or "", texts), {*task.envs, *task.secrets})
     return choices
+
+
+def scripts_of(text: str) -> list[str]:
+    """Names of the scripts in sky_yamls/ that a script or a whole YAML calls."""
+    return re.findall(r"bash sky_yamls/([\w.-]+)", re.sub(r"(?m)^\s*#.*", "", text))
+
+
+def with_scripts(script: str, texts: dict[str, str]) -> str:
+    """The script with those of sky_yamls/ that it calls behind it: they see the same variables."""
+    called = scripts_of(script)
+    missing = [name for name in called if name not in texts]
+    if missing:
+        raise ValueError(f"sky_yamls/{missing[0]}: no such script")
+    return "\n".join([script, *(texts[name] for name in called)])
 
 
 def documented_envs(text: str) -> dict[str, str]:
@@ -202,6 +239,13 @@ def optimize(task, candidates):
         task.best_resources = None
 
 
+def check_bucket(url: str) -> None:
+    """As the trainer takes it: the address of an existing bucket."""
+    store, _, name = url.partition("://")
+    if store not in STORES or not BUCKET_NAME.fullmatch(name.split("/")[0]):
+        raise ValueError(f"BUCKET: {url!r} is no address of a bucket, such as s3://my-chats")
+
+
 def check_mounts(task) -> None:
     """Bucket names, and variables in paths: there SkyPilot fills in envs and secrets and leaves all else as it stands."""
     for target, storage in task.storage_mounts.items():
@@ -213,12 +257,23 @@ def check_mounts(task) -> None:
             raise ValueError(f"file_mounts: {path!r} uses a variable that is in neither envs nor secrets")
 
 
+def check_recovery(task) -> None:
+    """A managed job recovers from the code of a stopped trainer, and not from 137: the other nodes' when any of them fails."""
+    for candidate in task.resources:
+        codes = (candidate.job_recovery or {}).get("recover_on_exit_codes")
+        if codes != [75]:
+            raise ValueError(f"job_recovery: recover_on_exit_codes is {codes}, not [75]")
+
+
 def check_script(key: str, script: str, given: set[str]) -> None:
     """Syntax, and every variable defined: by the YAML, by SkyPilot, by the system, or by the script itself."""
     syntax = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
     if syntax.returncode:
         raise ValueError(f"{key}: {syntax.stderr.strip()}")
     code = re.sub(r"(?:^|(?<=\s))#.*", "", script)
+    for port in map(int, re.findall(r"port[ =](\d+)", code)):
+        if port in TAKEN_PORTS or not 1024 <= port <= 65535:
+            raise ValueError(f"{key}: port {port} is not free on a machine of SkyPilot's")
     own = set(re.findall(r"\b([A-Za-z_]\w*)\+?=", code))
     own |= set(re.findall(r"\b(?:for|read|mapfile)\s+(?:-\w+\s+(?:''\s+)?)*([A-Za-z_]\w*)", code))
     used = set(re.findall(r"\$\{?[#!]?([A-Za-z_]\w*)", code))
@@ -235,12 +290,14 @@ def plant_mistakes(texts: dict[str, str]) -> list[str]:
         if not fitting:
             missed.append(f"planted mistakes: {right!r} is in none of the files any more")
         for name in fitting:
-            try:
-                check(name, texts[name].replace(right, wrong, 1))
-                missed.append(f"{name}: {wrong!r} for {right!r} was not noticed")
-            except ValueError as error:
-                if word not in str(error):
-                    missed.append(f"{name}: {wrong!r} for {right!r} was refused for another reason: {error}")
+            changed = {**texts, name: texts[name].replace(right, wrong, 1)}
+            for yaml in [n for n in texts if n.endswith(".yaml") and name in (n, *scripts_of(texts[n]))]:
+                try:
+                    check(yaml, changed)
+                    missed.append(f"{yaml}: {wrong!r} for {right!r} in {name} was not noticed")
+                except ValueError as error:
+                    if word not in str(error):
+                        missed.append(f"{yaml}: {wrong!r} for {right!r} was refused for another reason: {error}")
     return missed
 
 
@@ -250,9 +307,16 @@ def plain(error: BaseException) -> str:
 
 
 def print_table(choices: list[Choice]) -> None:
-    """For people and for the README; the arrow is SkyPilot's first choice."""
+    """For people and for the README; files with the same candidates share rows, and the arrow is SkyPilot's first choice."""
+    lines: dict[str, list[tuple[str, ...]]] = {}
+    for c in choices:
+        line = (c.hardware, c.place, f"{c.dollars:.2f}", "<- chosen" if c.chosen else "")
+        lines.setdefault(c.file.removesuffix(".yaml"), []).append(line)
+    groups: dict[tuple, list[str]] = {}
+    for file, candidates in lines.items():
+        groups.setdefault(tuple(candidates), []).append(file)
     rows = [("file", "candidate", "cheapest in", "$/hour", "")]
-    rows += [(c.file, c.hardware, c.place, f"{c.dollars:.2f}", "<- chosen" if c.chosen else "") for c in choices]
+    rows += [(", ".join(files), *line) for candidates, files in groups.items() for line in candidates]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for file, hardware, place, dollars, mark in rows:
         line = f"{file:{widths[0]}}  {hardware:{widths[1]}}  {place:{widths[2]}}  {dollars:>{widths[3]}}  {mark}"

@@ -1,0 +1,28 @@
+"""How often to save: Young's interval. Pure arithmetic, for the trainer and for the estimate."""
+
+import math
+
+HOURS_BETWEEN_PREEMPTIONS = 3.0
+"""That a node is kept, assumed where nothing is known: the geometric mean of nine recorded traces of launched instances.
+
+Hours between two preemptions of a node: AWS V100 x 1, April 2023: 1.4, 1.8, 2.3, 3.2; AWS CPU, April 2023: 0.8, 2.0, 5.3;
+GCP CPU, April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little hangs on
+it: where the truth is four times as long or a quarter, saves and lost work together cost 25 % more than they must.
+"""
+
+
+def young_interval(blocking_s: float, mean_between_preemptions_s: float, upload_s: float = 0.0) -> float:
+    """Seconds of work between two saves at which saves and lost work together cost least: sqrt(2 x blocking x mean).
+
+    Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974. It holds while the result is
+    short beside the mean. Never below `upload_s`: a save that begins before the last one is safe only gets in its way.
+
+    blocking_s: training stands still for so long at a save (not its upload in the background). mean_between_preemptions_s:
+    of the whole job, that is a node's divided by the number of nodes. Raises ValueError for a negative or infinite time, or
+    a mean of 0. With nothing to block and to upload the result is 0: save at every step.
+    """
+    times = {"blocking_s": blocking_s, "upload_s": upload_s, "mean_between_preemptions_s": mean_between_preemptions_s}
+    for name, seconds in times.items():
+        if not 0 <= seconds < math.inf or (name == "mean_between_preemptions_s" and seconds == 0):
+            raise ValueError(f"{name}: {seconds} is not a time in seconds")
+    return max(math.sqrt(2 * blocking_s * mean_between_preemptions_s), upload_s)

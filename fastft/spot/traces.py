@@ -1,0 +1,144 @@
+"""Recorded capacity of spot machines over time: readers of three formats, and a generator of traces like them.
+
+    trace = read_trace("a100x1-east1b.txt")
+    rate, burst = fit(trace)                        # preemptions a node and hour, and how many go at once
+    trace = synthetic(rate, burst, hours=27, seed=0)
+
+A trace says how many instances there were, from each of its times to the next. A number that falls by k is a burst of k
+preemptions. Formats, told apart by what is in the file:
+
+- availability and preemption (skypilot-org/spot-traces, NSDI'24): a JSON object {"metadata": {"gap_seconds": 600}, "data":
+  [1, 1, 0, …]}, a number for each tick;
+- bamboo (uclasystem/bamboo): lines `2021-12-11, 11:11:30, 55`, a time and the instances of a fleet that is always refilled.
+"""
+
+import heapq
+import json
+import math
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+FLEET = 64
+"""Nodes of a synthetic trace, as many as bamboo's."""
+REFILL_S = 600.0
+"""Mean seconds after which a synthetic fleet has a lost node again."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Instances over time: `times` (seconds, from 0, rising) and `counts` have an entry a change, the last until `end_s`."""
+
+    name: str
+    times: np.ndarray
+    counts: np.ndarray
+    end_s: float
+
+    @property
+    def most(self) -> int:
+        return int(self.counts.max())
+
+
+def read_trace(path: str | Path) -> Trace:
+    """A recorded trace. Raises ValueError with one line for a file that is missing, broken or of another format."""
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"trace: {path}: no such file") from None
+    except UnicodeDecodeError:
+        raise ValueError(_unknown(path)) from None
+    if text.lstrip().startswith("{"):
+        times, counts, end_s = _ticks(text, path)
+    else:
+        times, counts, end_s = _lines(text, path)
+    if not counts.any():
+        raise ValueError(f"trace: {path}: there never was an instance")
+    return _changes(path.stem, times, counts, end_s)
+
+
+def _ticks(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    try:
+        values = json.loads(text)
+        gap, counts = values["metadata"]["gap_seconds"], np.array(values["data"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(_unknown(path)) from None
+    if not isinstance(gap, (int, float)) or not 0 < gap < math.inf:
+        raise ValueError(f"trace: {path}: gap_seconds {gap!r} is not a time")
+    if counts.ndim != 1 or len(counts) < 2 or counts.dtype.kind not in "iu" or counts.min() < 0:
+        raise ValueError(f"trace: {path}: data is not a list of two or more numbers of instances")
+    return gap * np.arange(len(counts), dtype=float), counts, float(gap * len(counts))
+
+
+def _lines(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    moments, counts = [], []
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            day, clock, count = (part.strip() for part in line.split(","))
+            moments.append(datetime.fromisoformat(f"{day}T{clock}").timestamp())
+            counts.append(int(count))
+        except ValueError:
+            raise ValueError(_unknown(path)) from None
+    times = np.array(moments)
+    if len(times) < 2 or np.diff(times).min() < 0 or times[-1] == times[0] or min(counts) < 0:
+        raise ValueError(f"trace: {path}: wanted are two or more lines, in order of time, with numbers of instances")
+    return times - times[0], np.array(counts), float(times[-1] - times[0])
+
+
+def _unknown(path: Path) -> str:
+    return f"trace: {path} has no known format: JSON with metadata.gap_seconds and data, or lines `2021-12-11, 11:11:30, 55`"
+
+
+def _changes(name: str, times: np.ndarray, counts: np.ndarray, end_s: float) -> Trace:
+    """Without the entries that repeat the one before."""
+    keep = np.append(True, np.diff(counts) != 0) & (times < end_s)
+    return Trace(name, times[keep], counts[keep], end_s)
+
+
+def fit(trace: Trace) -> tuple[float, float]:
+    """(preemptions a node and hour, mean size of a burst); (0, 1) where none was seen.
+
+    Entries that fall one after the other count as one burst where no more than 60 s lie between them: recorders poll.
+    """
+    falls = -np.minimum(np.diff(trace.counts), 0)
+    at = trace.times[1:][falls > 0]
+    lost = int(falls.sum())
+    if not lost:
+        return 0.0, 1.0
+    bursts = 1 + int((np.diff(at) > 60).sum())
+    node_hours = float((trace.counts * np.diff(trace.times, append=trace.end_s)).sum()) / 3600
+    return lost / node_hours, lost / bursts
+
+
+def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0, fleet: int = FLEET) -> Trace:
+    """A fleet whose nodes are each lost `rate` times an hour on average, `burst` (mean, geometric) at once, and refilled.
+
+    Bursts come as a Poisson process. Raises ValueError for a rate that is negative or a burst below 1 or above the fleet.
+    """
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"preemption_rate: {rate} is not 0 or more preemptions a node and hour")
+    if not 1 <= burst <= fleet:
+        raise ValueError(f"burst: {burst} is not between 1 and {fleet} nodes")
+    random = np.random.default_rng(seed)
+    end_s = 3600 * hours
+    number = random.poisson(rate * fleet / burst * hours)
+    falls = np.sort(random.uniform(0, end_s, number))
+    sizes = np.minimum(random.geometric(1 / burst, number), fleet)
+    times, counts, up = [0.0], [fleet], fleet
+    events = [(float(at), -int(size)) for at, size in zip(falls, sizes)]
+    heapq.heapify(events)
+    while events and events[0][0] < end_s:
+        at, change = heapq.heappop(events)
+        if change < 0 and random.random() * fleet >= up:  # the fewer there are, the fewer are hit
+            continue
+        change = max(change, -up)
+        for _ in range(-change):
+            heapq.heappush(events, (at + random.exponential(REFILL_S), 1))
+        up += change
+        times.append(at)
+        counts.append(up)
+    return _changes(
+        f"made for {rate:.3g} a node and hour, {burst:.3g} at once", np.array(times), np.array(counts), end_s
+    )
