@@ -76,6 +76,7 @@ class Writer:
         self.stager = DefaultStager(options)
         self.under_way: tuple[Path, Future[str | None]] | None = None
         self.blocking_s: float | None = None  # how long the last `save` kept training waiting
+        self.saves, self.blocked_s = 0, 0.0
 
     def save(self, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
         """Copy the state and leave the rest to the thread; collective. Raises ValueError as `wait` does."""
@@ -86,6 +87,7 @@ class Writer:
         meta = {**meta, "step": step, "world_size": dist.get_world_size(), "machines": len(self.disk.holders)}
         self.under_way = final, self.thread.submit(self._write, staged, final, meta, self._run_files())
         self.blocking_s = time.perf_counter() - began
+        self.saves, self.blocked_s = self.saves + 1, self.blocked_s + self.blocking_s
 
     def wait(self) -> None:
         """Return when the checkpoint under way is published; collective.

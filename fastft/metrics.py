@@ -131,7 +131,7 @@ class Reporter:
         spent = max((row.get("elapsed_s", 0.0) for row in earlier), default=0.0)
         self.zero = (started or self.began) - spent  # when it would have begun without a pause
         cut_after(self.path, start_step)
-        self.file = self.path.open("a")
+        self.file = self.path.open("a", buffering=1)  # a row at a time, for those who look on
         self.live = sys.stderr.isatty()
 
     def step(self, row: dict[str, Any]) -> None:

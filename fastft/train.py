@@ -64,6 +64,7 @@ from fastft.resume import find_starts, resume, run_identity
 from fastft.run_directory import describe, read_run, write_facts
 from fastft.run_report import refresh_page
 from fastft.samples import Sampler
+from fastft.startup import Startup
 from fastft.stopping import Preempted, Stopping
 from fastft.store import Lease, Store, trained_model
 from fastft.template import ChatTemplate, load_template
@@ -86,6 +87,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     """
     started, device, stop = time.time(), join_ranks(), Stopping()
     at_exit.callback(stop.forget)
+    startup = Startup()
     rank, world = dist.get_rank(), dist.get_world_size()
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if rank == 0 else (lambda line: None)
     output_dir = Path(config.output_dir)
@@ -109,6 +111,8 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
     sampler = Sampler(config, template)
 
+    startup.done("data")
+
     # Where an earlier start of this run left off.
     identity = run_identity(config, course, model_fingerprint(config.model, source_config))
     if not config.dry_run:
@@ -119,6 +123,8 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         if first >= course.total and (place := finished_model(output_dir, store, identity)):
             say(f"finished: step {first} of {course.total} is done; the model is in {place}")
             return output_dir / "model"
+
+    startup.done("checkpoints found")
 
     # Model and optimiser.
     attention, why = choose_attention(config.attention, device)
@@ -131,7 +137,9 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         batches = partial(build_batches, course, config, device)
         take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
         return rehearse(take, course, config, device, say)
+    startup.done("model")
     start = resume(starts, disk, store, model, optimizer, config, say)
+    startup.done("checkpoint")
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
     facts = describe(config, template, course, eval_data, device, world)
     reporter = open_reporter(config, trackers, facts, first, course.total, started)
@@ -150,7 +158,8 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     # The loop. `pending` holds what the device computed but nobody has read yet: reading waits for the device. That a
     # step was left out is heard of there, too.
     pending: list[dict] = []
-    began = time.perf_counter()
+    startup.done("files")
+    began = loop_began = time.perf_counter()
     steps = map(course.step, range(first + 1, course.total + 1))
     with stop.between_steps(first):
         for number, (step, batches) in enumerate(
@@ -195,10 +204,18 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             if save_now or evaluate_now or ask_now:
                 began = time.perf_counter()
             if number == first + 1:  # that compiled and warmed up: from here on, who is late is gone
+                startup.done("step")
+                say(str(startup))
                 limit_waiting(STEP_LIMIT, writer.patient_groups)
 
+    looped_s = time.perf_counter() - loop_began
     limit_waiting(SET_UP_LIMIT)
     writer.wait()
+    if writer.saves:
+        say(
+            f"checkpoints: {writer.saves} saved; training waited {writer.blocked_s:.2f} s for them, "
+            f"{writer.blocked_s / looped_s:.1%} of its time"
+        )
     if reporter:
         reporter.close()
     card = model_card(read_run(output_dir), course.total) if reporter else ""

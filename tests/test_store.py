@@ -198,14 +198,14 @@ def test_without_credentials_it_is_one_clear_line_and_soon(line, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(ValueError, match="s3://runs/x.*credentials"):
+    with pytest.raises(ValueError, match=r"s3://runs/x.*credentials"):
         Lease(Store("s3://runs/x"), print)
 
 
 def test_storage_that_never_answers_is_one_clear_line(line):
     line.cut_every = 1
     try:
-        with pytest.raises(ValueError, match="s3://runs/x/lease.json"):
+        with pytest.raises(ValueError, match=r"s3://runs/x/lease\.json"):
             Lease(Store("s3://runs/x"), print)
     finally:
         line.cut_every = 0

@@ -1,0 +1,249 @@
+"""Preempted again and again until it finishes: is the result that of an uninterrupted run?
+
+    python benchmarks/chaos.py                                # 20 preemptions, always 2 processes: bit-identical
+    python benchmarks/chaos.py --processes 2,1,4              # back with other numbers of processes: losses to fp32 tolerance
+    python benchmarks/chaos.py --trace FILE --seed 3          # lives as long, relatively, as a recorded trace's
+
+A real 2-process training (torchrun, gloo, a tiny Llama) that uploads its checkpoints to a real S3 server on loopback, over a
+line that cuts every ninth connection. Lives end in one of these ways:
+
+    notice   SIGTERM to torchrun, as SkyPilot sends it; the run saves and leaves
+    kill     SIGKILL to all its processes at once
+    save     SIGKILL while a checkpoint is being written
+    upload   SIGKILL while one is on its way to storage, which is slow then
+    lost     SIGKILL, and the machine's disk is gone: only storage is left
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS))
+
+import models  # noqa: E402
+import storage  # noqa: E402
+
+from fastft import marker  # noqa: E402
+from fastft.metrics import read_metrics  # noqa: E402
+from fastft.spot.traces import read_trace  # noqa: E402
+from fastft.store import Store, checkpoints  # noqa: E402
+
+WAYS = ("notice", "kill", "save", "upload", "lost")
+EVERY = 3  # steps between two checkpoints
+PATIENCE_S = 180
+
+
+@dataclass
+class Life:
+    """One start of the run, and how it ended."""
+
+    way: str
+    processes: int
+    resumed: int
+    reached: int
+    held: int  # the newest step that a checkpoint held which was still there
+    first_step_s: float | None
+    code: int | None
+
+
+@dataclass
+class Run:
+    """A training run's directory, storage and command."""
+
+    ground: Path
+    out: Path
+    remote: str
+    steps: int
+
+    def command(self, processes: int) -> list[str]:
+        return [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+            "--master-port", str(29600 + random.randrange(300)), "-m", "fastft.train",
+            "--model", str(self.ground / "model"), "--data", str(self.ground / "data.jsonl"),
+            "--output_dir", str(self.out), "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2",
+            "--epochs", "1000", "--max_steps", str(self.steps), "--trackers", "none",
+            "--checkpoint.every", str(EVERY), "--checkpoint.remote", self.remote,
+        ]  # fmt: skip
+
+    def start(self, processes: int) -> subprocess.Popen:
+        self.out.mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen(
+            self.command(processes), stderr=(self.out.parent / f"{self.out.name}.log").open("a"), start_new_session=True
+        )
+
+    def step(self) -> int:
+        path = self.out / "metrics.jsonl"
+        return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
+
+    def on_disk(self) -> int:
+        steps = [marker.read(path)["step"] for path in (self.out / "checkpoints").glob("step-????????")]
+        return max(steps, default=0)
+
+    def in_storage(self) -> int:
+        return max((meta["step"] for _, meta in checkpoints(Store(self.remote), print)), default=0)
+
+    def log(self) -> str:
+        return (self.out.parent / f"{self.out.name}.log").read_text()
+
+
+def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> Life:
+    """Start the run, let it make about `steps` steps, and end it as `way` says."""
+    before = len(run.log()) if run.out.exists() else 0
+    began, process, first = time.monotonic(), run.start(processes), None
+    start = None
+    while process.poll() is None and time.monotonic() - began < PATIENCE_S:
+        time.sleep(0.01)
+        words = run.log()[before:]
+        if start is None and ("resumed: step " in words or "first step after" in words):
+            start = int(words.split("resumed: step ")[1].split()[0]) if "resumed: step " in words else 0
+        if start is not None and first is None and run.step() > start:
+            first = time.monotonic() - began
+        if first is not None and run.step() >= start + steps and _moment(run, way, line):
+            break
+    reached = run.step()
+    if process.poll() is None:
+        if way == "notice":
+            process.send_signal(signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            kill_children(run)
+    code = process.wait(PATIENCE_S)
+    line.bytes_per_s = 0
+    reached = max(reached, run.step())
+    if way == "lost":
+        shutil.rmtree(run.out)
+    held = run.in_storage() if way == "lost" else run.on_disk()
+    return Life(way, processes, start or 0, reached, held, first, code)
+
+
+def _moment(run: Run, way: str, line: storage.Line) -> bool:
+    """Is it what the way waits for?"""
+    if way == "save":
+        return bool(list((run.out / "checkpoints").glob("step-*.tmp")))
+    if way == "upload":
+        line.bytes_per_s = 200_000
+        return run.on_disk() > run.in_storage()
+    return True
+
+
+def kill_children(run: Run) -> None:
+    """torchrun's workers are in sessions of their own."""
+    subprocess.run(["pkill", "-KILL", "-f", "--", f"--output_dir {run.out} "], check=False)
+    time.sleep(0.1)
+
+
+def uninterrupted(run: Run, processes: int) -> None:
+    subprocess.run(run.command(processes), check=True, capture_output=True)
+
+
+def chaos(
+    ground: Path,
+    line: storage.Line,
+    lives: list[tuple[str, int, int]],
+    processes: int,
+    steps: int,
+    say=lambda line: None,
+) -> tuple[Run, Run, list[Life]]:
+    """An uninterrupted run, and one that is ended as `lives` (way, steps, processes) say and then left to finish."""
+    whole, torn = (Run(ground, ground / name, f"s3://runs/{name}", steps) for name in ("whole", "torn"))
+    uninterrupted(whole, processes)
+    line.cut_every = 9
+    found = []
+    for way, length, number in lives:
+        found.append(live(torn, way, number, length, line))
+        say(f"{len(found)}: {found[-1]}")
+    done = torn.start(processes)
+    if done.wait(PATIENCE_S * 2):
+        raise RuntimeError(torn.log()[-3000:])
+    line.cut_every = 0
+    return whole, torn, found
+
+
+def curve(run: Run) -> list[tuple]:
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in read_metrics(run.out / "metrics.jsonl")]
+
+
+def same_weights(one: Run, other: Run) -> bool:
+    return (one.out / "model/model.safetensors").read_bytes() == (other.out / "model/model.safetensors").read_bytes()
+
+
+def plan(
+    preemptions: int, processes: list[int], steps: int, trace: str | None, seed: int
+) -> list[tuple[str, int, int]]:
+    """Ways in turn; lengths as long, relatively, as the lives of the trace or as a constant hazard has them."""
+    source = random.Random(seed)
+    if trace:
+        recorded = read_trace(trace)
+        falls = recorded.times[1:][recorded.counts[1:] < recorded.counts[:-1]]
+        gaps = [float(gap) for gap in falls[1:] - falls[:-1]]
+        times = (gaps * (preemptions // len(gaps) + 1))[:preemptions]
+    else:
+        times = [source.expovariate(1.0) for _ in range(preemptions)]
+    scale = 0.6 * steps / sum(times)
+    ways = [*WAYS] * (preemptions // len(WAYS) + 1)
+    source.shuffle(ways)
+    return [
+        (ways[i], max(1, round(time * scale)), processes[i % len(processes)])
+        for i, time in enumerate(times[:preemptions])
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preemptions", type=int, default=20)
+    parser.add_argument("--processes", default="2", help="numbers of processes, in turn, separated by commas")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--trace", help="a recorded trace, whose lives are replayed at high speed")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    processes = [int(number) for number in arguments.processes.split(",")]
+    console = Console()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as work, storage.s3() as line:
+        ground = Path(work)
+        os.environ["FASTFT_CACHE"] = f"{work}/cache"
+        models.make_model(ground / "model")
+        models.make_data(ground / "data.jsonl")
+        lives = plan(arguments.preemptions, processes, arguments.steps, arguments.trace, arguments.seed)
+        whole, torn, found = chaos(ground, line, lives, processes[0], arguments.steps, console.print)
+        console.print(report(found))
+        expected, got = curve(whole), curve(torn)
+        worst = max(abs(a[1] - b[1]) / a[1] for a, b in zip(expected, got, strict=True))
+        identical = expected == got and same_weights(whole, torn)
+        console.print(f"{line.cuts} connections to storage were cut")
+        console.print([line for line in torn.log().splitlines() if line.startswith("checkpoints:")][-1])
+        console.print(
+            f"losses: largest relative difference {worst:.1e}; losses, norms and weights bit-identical: {identical}"
+        )
+        kept = all(later.resumed >= life.held for life, later in zip(found, found[1:]))
+        console.print(f"no step was lost that a published checkpoint held: {kept}")
+    return 0 if kept and (identical if len(set(processes)) == 1 else worst < 1e-3) else 1
+
+
+def report(lives: list[Life]) -> Table:
+    table = Table(
+        "", "way", "processes", "resumed at", "reached", "held by a checkpoint", "work lost", "first step after"
+    )
+    for number, life in enumerate(lives, 1):
+        first = f"{life.first_step_s:.1f} s" if life.first_step_s else ""
+        table.add_row(
+            str(number), life.way, str(life.processes), str(life.resumed), str(life.reached), str(life.held),
+            f"{life.reached - life.held} steps", first,
+        )  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
