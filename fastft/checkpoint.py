@@ -260,6 +260,8 @@ def _complete_files(candidate: Candidate, path: Path, store: Store | None, say: 
         return None
     if candidate.remote is None or store is None:
         return next(iter(lacking.values()))
+    if _marked(path) and lacking:  # a copy that was whole once
+        say(f"{path}: {next(iter(lacking.values()))}; storage has it")
     partial = path.with_name(path.name + ".fetch.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

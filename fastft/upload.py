@@ -155,7 +155,7 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
 def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path, say: Callable[[str], None]) -> None:
     """Download files of a checkpoint and prove them. Raises ValueError naming one that is not what its marker says."""
     total = sum(entry["bytes"] for entry in files.values())
-    say(f"fetching {len(files)} files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
+    say(f"fetching {len(files)} of its files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
 
     def one(file: str) -> None:
         store.get(f"{name}/{file}", target / file)

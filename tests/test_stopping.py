@@ -1,0 +1,186 @@
+"""Leaving when asked, and coming back: real processes, real signals, storage that outlives the machine's disk."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import models
+import pytest
+
+from fastft import marker, stopping
+from fastft.metrics import read_metrics
+from fastft.store import Lease, Store, checkpoints
+
+PATIENCE_S = 120.0
+STEPS = 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ground")
+    models.make_model(path / "model")
+    models.make_data(path / "data.jsonl")
+    return path
+
+
+class Run:
+    """One run's directory and storage, and its starts."""
+
+    def __init__(self, ground: Path, home: Path):
+        self.out, self.remote = home / "out", f"file://{home}/bucket/run"
+        self.log = home / "log"
+        self.arguments = [
+            "--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--output_dir", str(self.out),
+            "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", "--trackers", "none",
+            "--epochs", "1000", "--max_steps", str(STEPS), "--checkpoint.remote", self.remote,
+        ]  # fmt: skip
+
+    def start(self, *more: str, target: tuple[str, ...] = ("-m", "fastft.train"), **environment) -> subprocess.Popen:
+        self.log.write_text("")
+        environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+        command = [sys.executable, *target, *self.arguments, *more]
+        return subprocess.Popen(command, stderr=self.log.open("a"), env=environment)
+
+    def finish(self, *more: str) -> tuple[int, str]:
+        return self.start(*more).wait(PATIENCE_S), self.log.read_text()
+
+    def wait_for(self, words: str, process: subprocess.Popen) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while words not in self.log.read_text():
+            assert process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.01)
+
+    def steps(self) -> list[int]:
+        return [row["step"] for row in read_metrics(self.out / "metrics.jsonl")]
+
+
+SLOW_STEPS = """
+import sys, time
+from datetime import timedelta
+from fastft import ranks, train
+step, taken, slow_after = train.train_step, 0, int(sys.argv.pop(1))
+train.STEP_LIMIT = timedelta(seconds=3)
+def slow(*given):
+    global taken
+    taken += 1
+    if taken > slow_after:
+        time.sleep(0.1)
+    return step(*given)
+train.train_step = slow
+sys.exit(train.main())
+"""
+
+
+def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, tmp_path):
+    """One story: a notice, a lost disk, a damaged copy, an end, and a start after the end."""
+    run = Run(ground, tmp_path)
+    process = run.start(target=("-c", SLOW_STEPS, "10"))
+    run.wait_for("first step after", process)
+    while not run.out.joinpath("metrics.jsonl").exists() or not run.steps():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == stopping.EXIT_CODE
+    step = run.steps()[-1]
+    said = f"asked to leave (SIGTERM): step {step} is saved and uploaded"
+    assert said in run.log.read_text() and said in (run.out / stopping.MARK).read_text()
+    assert step < STEPS and not (run.out / "model").exists()
+    store = Store(run.remote)
+    [(name, meta)] = checkpoints(store, print)
+    assert meta["step"] == step
+
+    # A bit flips on the disk: the newest copy that is whole is the one in storage.
+    local = run.out / "checkpoints" / f"step-{step:08d}"
+    shard = max((local / file for file in marker.read(local)["files"]), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    code, log = run.finish()
+    assert code == 0, log
+    assert f"{local}: {shard.name} does not hold what was written; storage has it" in log, log
+    assert f"resumed: step {step} from" in log and "fetching 1 of its files," in log
+    assert run.steps() == list(range(1, STEPS + 1))
+    assert not (run.out / stopping.MARK).exists()
+
+    # The machine is gone, the run is over: nothing is done again.
+    shutil.rmtree(run.out)
+    code, log = run.finish()
+    assert code == 0 and f"finished: step {STEPS} of {STEPS} is done; the model is in {run.remote}/model" in log, log
+    assert "resumed" not in log and "first step" not in log
+
+    # Nothing left but checkpoints in storage that are all damaged: never a silent start from step 0.
+    store.remove("model")
+    for name, meta in checkpoints(store, print):
+        for file in meta["files"]:
+            (tmp_path / "bucket/run" / name / file).write_bytes(b"")
+    shutil.rmtree(run.out, ignore_errors=True)
+    code, log = run.finish()
+    assert code == 1 and "none of its checkpoints can be read" in log and "Traceback" not in log, log
+
+
+def test_two_runs_in_the_same_place_the_second_refuses(ground, tmp_path):
+    run = Run(ground, tmp_path)
+    lease = Lease(Store(run.remote), print)
+    try:
+        code, log = run.finish()
+    finally:
+        lease.release()
+    [line] = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert code == 1 and run.remote in line and not (run.out / "model").exists()
+
+
+def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
+    """SIGSTOP: no connection is closed, as when a machine is gone. The limit is 3 s here, 110 s otherwise."""
+    run = Run(ground, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = []
+    for rank in (0, 1):
+        environment = {**address, "RANK": rank, "LOCAL_RANK": rank}
+        both.append(run.start("--max_steps", "4000", target=("-c", SLOW_STEPS, "0"), **environment))
+    try:
+        run.wait_for("first step after", both[0])
+        time.sleep(0.5)
+        both[1].send_signal(signal.SIGSTOP)
+        assert both[0].wait(60) not in (0, stopping.EXIT_CODE)
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert not (run.out / "model").exists() and not (run.out / stopping.MARK).exists()
+
+
+TWO_SIGNALS = """
+import os, signal, sys, time
+from fastft.ranks import join_ranks
+from fastft.stopping import Stopping
+join_ranks()
+stop = Stopping()
+with stop.between_steps(0):
+    for gap in map(float, sys.argv[1:]):
+        time.sleep(gap)
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.agreed(1, False) == (True, False) or sys.exit("not agreed")
+    print("saved")
+"""
+
+
+@pytest.mark.parametrize(
+    ("gaps", "code", "said"), [(["0"], 0, "saved\n"), (["0", "0.2"], 0, "saved\n"), (["0", "1.2"], 75, "")]
+)
+def test_a_second_signal_stops_at_once_but_one_that_comes_twice_is_one(gaps, code, said):
+    done = subprocess.run([sys.executable, "-c", TWO_SIGNALS, *gaps], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
