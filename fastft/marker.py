@@ -1,15 +1,17 @@
 """The marker of a checkpoint: the file that makes a directory a checkpoint, on disks and in object storage.
 
-It is written last and names every file with its size and SHA-256. What has no marker was never finished, what does not
-agree with its marker is damaged; neither is ever loaded.
+It is written last and names every file with its size and XXH3-128. What has no marker was never finished, what does not
+agree with its marker is damaged; neither is ever loaded. The checksum is for accidents, not for enemies: XXH3 reads
+6.9 GB/s of one core where SHA-256 reads 0.77, and a restart reads 84 GB for a 7B model.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 FORMAT = 1  # of the marker and of what it stands for
 NAME = "meta.json"
@@ -51,11 +53,11 @@ def read(directory: Path) -> dict[str, Any]:
 
 def entry(path: Path) -> dict[str, Any]:
     """What a marker says of a file."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": path.stat().st_size, "xxh3": checksum(path)}
 
 
-def sha256(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(1 << 20)
+def checksum(path: Path) -> str:
+    digest, buffer = xxhash.xxh3_128(), bytearray(1 << 20)
     view = memoryview(buffer)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -77,7 +79,7 @@ def _fault(path: Path, entry: dict[str, Any], contents: bool) -> str | None:
         return f"{path.name} is missing"
     if size != entry["bytes"]:
         return f"{path.name} holds {size} bytes instead of {entry['bytes']}"
-    if contents and sha256(path) != entry["sha256"]:
+    if contents and checksum(path) != entry["xxh3"]:
         return f"{path.name} does not hold what was written"
     return None
 
