@@ -135,12 +135,18 @@ def fit_config(model_config, config: TrainConfig, words: int):
 
 
 def prepare_model(
-    config: TrainConfig, model_config, attention: str, device: torch.device, say: Callable[[str], None]
+    config: TrainConfig,
+    model_config,
+    attention: str,
+    device: torch.device,
+    say: Callable[[str], None],
+    resumed: bool = False,
 ) -> TrainedModel:
     """The sharded model with its weights, fp32 to be trained, in training mode; collective.
 
-    `model_config` is `fit_config`'s, `attention` transformers' name of the backend. Raises ValueError with one line for a
-    model that cannot be built or read.
+    `model_config` is `fit_config`'s, `attention` transformers' name of the backend. What is to be trained has no values yet
+    where the run is `resumed`: its checkpoint has them. Raises ValueError with one line for a model that cannot be built or
+    read.
     """
     mesh = make_mesh(device, config.replicas)
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -161,7 +167,8 @@ def prepare_model(
             block.compile()
     shard(model, mesh, config.offload, quantised)
     home = torch.device("cpu") if config.offload else device
-    weights.fill(model, read, home, lambda parameter: torch.float32 if parameter.requires_grad else low)
+    dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
+    weights.fill(model, read, home, dtype, wanted=lambda parameter: not (resumed and parameter.requires_grad))
     return model.train()
 
 

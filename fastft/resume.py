@@ -5,6 +5,7 @@ and what is, unless --allow_change says that it is meant. Everything else may ch
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,34 @@ from fastft import checkpoint
 from fastft.config import TrainConfig, stages_of
 from fastft.data import Course
 from fastft.model import TrainedModel
-from fastft.store import Store
+from fastft.ranks import everywhere, on_first
+from fastft.store import Lease, Store, trained_model
+
+
+def open_store(url: str | None, disk: checkpoint.Disk, at_exit: ExitStack, say) -> tuple[Store | None, Lease | None]:
+    """Object storage, where it is wanted, and on rank 0 the lease on it; collective. Raises ValueError where it is not as
+    it must be.
+    """
+    if url is None:
+        if not disk.shared:
+            raise ValueError(
+                f"{disk.directory}: the machines do not share it, so none would find the others' parts of a checkpoint; give "
+                "--checkpoint.remote, or an --output_dir that they share"
+            )
+        return None, None
+    store = everywhere(lambda: Store(url))
+    lease = everywhere((lambda: Lease(store, say)) if dist.get_rank() == 0 else None)
+    if lease:
+        at_exit.callback(lease.release)
+    return store, lease
+
+
+def finished_model(output_dir: Path, store: Store | None, identity: dict) -> str | None:
+    """Where the trained model of this run is, None while it is not everywhere that it should be; collective."""
+    if store is None:
+        return str(output_dir / "model") if (output_dir / "model").is_dir() else None
+    there = on_first(lambda: (trained_model(store) or {}).get("identity") == identity)
+    return f"{store.url}/model" if there else None
 
 
 def find_starts(

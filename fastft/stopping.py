@@ -16,6 +16,9 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from fastft.checkpoint import Writer
+from fastft.ranks import SET_UP_LIMIT, limit_waiting
+
 EXIT_CODE = 75
 MARK = "preempted"
 NOTICE_S = 30.0  # the shortest notice of the clouds (GCP, Azure), and what torchrun gives its workers after SIGTERM
@@ -93,3 +96,16 @@ class Stopping:
 
     def remaining_s(self) -> float:
         return max(0.0, self.deadline - time.monotonic())
+
+
+def leave_early(step: int, stop: Stopping, writer: Writer) -> None:
+    """Publish what is saved, as far as time allows, and raise Preempted; collective."""
+    limit_waiting(SET_UP_LIMIT)
+    writer.wait()
+    where = "saved"
+    if writer.uploader:
+        where += (
+            " and uploaded" if writer.uploader.finish(stop.remaining_s()) else ", on this disk only: there was no time"
+        )
+    dist.barrier()  # the first to leave has torchrun stop the others
+    raise Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")

@@ -60,13 +60,12 @@ from fastft.ranks import (
     on_first,
 )
 from fastft.rehearsal import rehearse
-from fastft.resume import find_starts, resume, run_identity
+from fastft.resume import find_starts, finished_model, open_store, resume, run_identity
 from fastft.run_directory import describe, read_run, write_facts
 from fastft.run_report import refresh_page
 from fastft.samples import Sampler
 from fastft.startup import Startup
-from fastft.stopping import Preempted, Stopping
-from fastft.store import Lease, Store, trained_model
+from fastft.stopping import Preempted, Stopping, leave_early
 from fastft.template import ChatTemplate, load_template
 from fastft.trackers import Trackers, tracker_names
 from fastft.upload import Uploader, upload_model
@@ -114,7 +113,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     startup.done("data")
 
     # Where an earlier start of this run left off.
-    identity = run_identity(config, course, model_fingerprint(config.model, source_config))
+    identity, starts = run_identity(config, course, model_fingerprint(config.model, source_config)), []
     if not config.dry_run:
         disk = checkpoint.Disk(output_dir / "checkpoints")
         store, lease = open_store(config.checkpoint.remote, disk, at_exit, say)
@@ -129,17 +128,18 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     # Model and optimiser.
     attention, why = choose_attention(config.attention, device)
     say(why)
-    model = prepare_model(config, model_config, attention, device, say)
+    model = prepare_model(config, model_config, attention, device, say, resumed=bool(starts))
     body, head = count_parameters(model)
-    prove_isolation(model, device)
     optimizer = build_optimizer(model, config)
     if config.dry_run:
+        prove_isolation(model, device)
         batches = partial(build_batches, course, config, device)
         take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
         return rehearse(take, course, config, device, say)
     startup.done("model")
     start = resume(starts, disk, store, model, optimizer, config, say)
     startup.done("checkpoint")
+    prove_isolation(model, device)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
     facts = describe(config, template, course, eval_data, device, world)
     reporter = open_reporter(config, trackers, facts, first, course.total, started)
@@ -200,7 +200,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
                 cadence.saved()
             if stop_now:
-                leave_early(number, stop, writer, say)
+                leave_early(number, stop, writer)
             if save_now or evaluate_now or ask_now:
                 began = time.perf_counter()
             if number == first + 1:  # that compiled and warmed up: from here on, who is late is gone
@@ -230,19 +230,6 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         f"done: {course.total} steps; the model is in {output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
     )
     return output_dir / "model"
-
-
-def leave_early(step: int, stop: Stopping, writer: checkpoint.Writer, say) -> None:
-    """Publish what is saved, as far as time allows, and raise Preempted; collective."""
-    limit_waiting(SET_UP_LIMIT)
-    writer.wait()
-    where = "saved"
-    if writer.uploader:
-        where += (
-            " and uploaded" if writer.uploader.finish(stop.remaining_s()) else ", on this disk only: there was no time"
-        )
-    dist.barrier()  # the first to leave has torchrun stop the others
-    raise Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")
 
 
 def train_step(
@@ -381,32 +368,6 @@ def open_reporter(
         return Reporter(output_dir, first, total, trackers, config.price_per_hour, started)
 
     return everywhere(open_files if dist.get_rank() == 0 else None)
-
-
-def open_store(url: str | None, disk: checkpoint.Disk, at_exit: ExitStack, say) -> tuple[Store | None, Lease | None]:
-    """Object storage, where it is wanted, and on rank 0 the lease on it; collective. Raises ValueError where it is not as
-    it must be.
-    """
-    if url is None:
-        if not disk.shared:
-            raise ValueError(
-                f"{disk.directory}: the machines do not share it, so none would find the others' parts of a checkpoint; give "
-                "--checkpoint.remote, or an --output_dir that they share"
-            )
-        return None, None
-    store = everywhere(lambda: Store(url))
-    lease = everywhere((lambda: Lease(store, say)) if dist.get_rank() == 0 else None)
-    if lease:
-        at_exit.callback(lease.release)
-    return store, lease
-
-
-def finished_model(output_dir: Path, store: Store | None, identity: dict) -> str | None:
-    """Where the trained model of this run is, None while it is not everywhere that it should be; collective."""
-    if store is None:
-        return str(output_dir / "model") if (output_dir / "model").is_dir() else None
-    there = on_first(lambda: (trained_model(store) or {}).get("identity") == identity)
-    return f"{store.url}/model" if there else None
 
 
 def step_epoch(schedule: Schedule, step: Step) -> float:

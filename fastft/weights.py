@@ -179,11 +179,17 @@ def fill_buffers(model: nn.Module, read: Read) -> None:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, read: Read, device: torch.device, dtype: Callable[[nn.Parameter], torch.dtype]) -> None:
+def fill(
+    model: nn.Module,
+    read: Read,
+    device: torch.device,
+    dtype: Callable[[nn.Parameter], torch.dtype],
+    wanted: Callable[[nn.Parameter], bool] = lambda parameter: True,
+) -> None:
     """Give every parameter that is on the meta device its values, or this process's rows of them; collective.
 
     `read` is called once for each, in the same order everywhere; ties are kept. Rows past those of the file (an embedding
-    that grew) are the mean of all of its rows.
+    that grew) are the mean of all of its rows. What is not `wanted` gets its memory only.
     """
     places = defaultdict(list)
     for module in model.modules():
@@ -191,22 +197,24 @@ def fill(model: nn.Module, read: Read, device: torch.device, dtype: Callable[[nn
             places[parameter].append((module, attribute))
     for name, empty in list(model.named_parameters()):
         if empty.is_meta:
-            values = nn.Parameter(_own_rows(empty, read(name), device, dtype(empty)), requires_grad=empty.requires_grad)
+            values = torch.empty_like(empty, dtype=dtype(empty), device=device)
+            if wanted(empty):
+                _read_own_rows(values, read(name))
+            values = nn.Parameter(values, requires_grad=empty.requires_grad)
             for module, attribute in places[empty]:
                 setattr(module, attribute, values)
 
 
-def _own_rows(empty: Tensor, rows: Rows, device: torch.device, dtype: torch.dtype) -> Tensor:
-    values = torch.empty_like(empty, dtype=dtype, device=device)
+def _read_own_rows(values: Tensor, rows: Rows) -> None:
     if not isinstance(values, DTensor):
-        return values.copy_(_take(rows, 0, len(values)))
+        values.copy_(_take(rows, 0, len(values)))
+        return
     assert values.placements[-1] == Shard(0), values.placements
     dimension = values.device_mesh.ndim - 1
     each = -(-len(values) // values.device_mesh.size(dimension))  # as torch.chunk cuts
     begin = min(each * values.device_mesh.get_local_rank(dimension), len(values))
     own = values.to_local()
     own.copy_(_take(rows, begin, begin + len(own)))
-    return values
 
 
 def _take(rows: Rows, begin: int, end: int) -> Tensor:
