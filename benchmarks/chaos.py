@@ -71,9 +71,10 @@ class Run:
     steps: int
 
     def command(self, processes: int) -> list[str]:
+        port = str(29600 + random.randrange(300))
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", port]
         return [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-            "--master-port", str(29600 + random.randrange(300)), "-m", "fastft.train",
+            sys.executable, *(torchrun if processes > 1 else []), "-m", "fastft.train",
             "--model", str(self.ground / "model"), "--data", str(self.ground / "data.jsonl"),
             "--output_dir", str(self.out), "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-3",
             "--epochs", "1000", "--max_steps", str(self.steps), "--trackers", "none",

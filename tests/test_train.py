@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gradients
@@ -218,25 +216,6 @@ def test_the_exported_model_loads_in_transformers_and_stops(whole_run):
         [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt"
     )
     assert model.generate(**ids, max_new_tokens=4).shape[1] > ids["input_ids"].shape[1]
-
-
-def test_killed_and_started_again_is_bit_identical(ground, whole_run, tmp_path):
-    """SIGKILL after the first checkpoint, then the same command: the same losses, the same weights."""
-    out = tmp_path / "out"
-    arguments = command(1, ["-m", "fastft.train", *flags(ground, out, "--checkpoint.every", "4")])
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list((out / "checkpoints").glob("step-????????")) and time.time() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (out / "model").exists(), "the run was over before it was killed"
-    done = run(arguments)
-    assert done.returncode == 0, done.stderr
-    assert "resumed: step" in done.stderr
-    assert losses(out) == losses(whole_run)
-    for name, tensor in weights(whole_run).items():
-        assert torch.equal(tensor, weights(out)[name]), name
 
 
 def test_two_processes_train_like_one(ground, whole_run, tmp_path):
