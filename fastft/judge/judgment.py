@@ -3,7 +3,11 @@
 A run of `fastft judge` appends one `Judgment` a line to judgments.jsonl; figures and reports are made of that file alone.
 """
 
-from dataclasses import dataclass, field
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Mode = Literal["pairwise", "single"]
@@ -41,3 +45,23 @@ class Judgment:
         if self.score_a == self.score_b:
             return "tie"
         return self.model_a if self.score_a > self.score_b else self.model_b
+
+
+def write_judgments(path: Path, judgments: Iterable[Judgment]) -> None:
+    """One a line; an older file is replaced by a whole new one only."""
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(judgment), ensure_ascii=False) + "\n" for judgment in judgments)
+    os.replace(beside, path)
+
+
+def read_judgments(path: Path) -> list[Judgment]:
+    """Raises ValueError with the line that is no judgment."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found.append(Judgment(**{**row, "flags": tuple(row["flags"])}))
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: is no judgment ({error})") from None
+    return found
