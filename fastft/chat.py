@@ -8,6 +8,7 @@ import argparse
 import sys
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fastft.conversation import Message
 from fastft.template import ChatTemplate, load_template
@@ -51,6 +52,30 @@ class ChatModel:
                 yield text.add(token)
         yield text.rest()
 
+    def answer_batch(
+        self, dialogues: list[list[Message]], max_new_tokens: int = 512, temperature: float = 0.0
+    ) -> list["BatchAnswer"]:
+        """Answer several dialogues at once, padded on the left. Raises ValueError when a last message does not fit."""
+        import torch
+
+        prompts = [self._fitting_prompt(messages, max_new_tokens) for messages in dialogues]
+        longest, stops = max(map(len, prompts)), sorted(self.template.stop_token_ids)
+        ids_BT = torch.tensor([[stops[0]] * (longest - len(ids)) + ids for ids in prompts], device=self.device)
+        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=self.device)
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+        length = min(max_new_tokens, self.window - longest)
+        with torch.inference_mode():
+            out_BT = self.model.generate(
+                ids_BT, attention_mask=mask_BT, max_new_tokens=length, eos_token_id=stops, pad_token_id=stops[0], **sampling
+            )
+        answers = []
+        for ids, row in zip(prompts, out_BT[:, longest:].tolist()):
+            end = next((i for i, token in enumerate(row) if token in self.template.stop_token_ids), None)
+            text = self.template.tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            reason, count = ("length", len(row)) if end is None else ("stop", end + 1)
+            answers.append(BatchAnswer(text.removeprefix(self.template.separator), len(ids), count, reason))
+        return answers
+
     def _fitting_prompt(self, messages: list[Message], max_new_tokens: int) -> list[int]:
         system = [m for m in messages[:1] if m.role == "system"]
         turns = messages[len(system) :]
@@ -61,6 +86,16 @@ class ChatModel:
             if len(turns) <= 2:
                 raise ValueError(f"the message is {len(ids)} tokens long; the model's window is {self.window}")
             turns = turns[2:]
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """`finish_reason` is "stop" or, where the answer had to be cut, "length"."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
 
 
 class _Decoder:
