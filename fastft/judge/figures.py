@@ -1,0 +1,395 @@
+"""What judgments say, and how surely: totals, win rates, biases, ratings, and what chance alone would have done.
+
+    figures = compute(judgments, lengths)      # everything, for `fastft.judge.report`
+
+The unit of chance is the question: a question's judgments (orders, turns, judges) go together, so intervals resample questions (cluster
+bootstrap, percentiles, 95 %). Resampling single judgments, as is common, makes intervals too narrow: 80 questions in both
+orders are not 160 independent ones (benchmarks/judge.py shows the coverage of both). Unparsed judgments take part in no mean and are
+counted beside each.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastft.judge.judgment import Judgment
+
+RESAMPLES = 2000
+RATING_RESAMPLES = 500
+SIGN_FLIPS = 10_000
+SEED = 0
+Lengths = dict[tuple[str, str], int]  # (question, model) -> characters of the answer
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Total:
+    """Sums of scores, and who won how often; `unparsed` judgments are in neither."""
+
+    first_total: float
+    second_total: float
+    wins: int  # of the second model
+    ties: int
+    losses: int
+    unparsed: int
+
+    @property
+    def percent(self) -> float:
+        """The second model's total in percent of the first's, as in Vicuna's table."""
+        return 100 * self.second_total / self.first_total if self.first_total else math.nan
+
+
+@dataclass(frozen=True)
+class LengthControl:
+    """Logistic regression of the second model's wins: log odds = quality + length x tanh(its answer's extra length / sd) +
+    first x (+1 where it is shown first, else -1). `win_rate` is what remains at equal length and no order (Dubois et al.,
+    arXiv 2404.04475). Standard errors are clustered by question.
+    """
+
+    win_rate: float
+    quality: tuple[float, float]  # coefficient, standard error
+    length: tuple[float, float]
+    first: tuple[float, float] | None  # None where only one order was judged
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models compared; rates are the second's. A tie is half a win."""
+
+    first: str
+    second: str
+    total: Total
+    by_category: dict[str, Total]
+    questions: int
+    better_or_equal: int  # questions on which the second has won at least half
+    win_rate: Estimate
+    per_game: Estimate  # the same, as if judgments were independent: too narrow
+    p_value: float  # of the null hypothesis that both are as good, sign flips by question
+    controlled: LengthControl | None
+    questions_for_5_points: int  # to see 55 % instead of 50 with a power of 80 %
+
+
+@dataclass(frozen=True)
+class Position:
+    """Looks at the same two answers in both orders, and what the first place is worth."""
+
+    both_orders: int
+    consistent: int
+    half_flips: int  # a win in one order, a tie in the other
+    flips: int  # each order has another winner
+    first_wins: Estimate | None  # share of decisive judgments won by the answer shown first
+
+    @property
+    def flip_rate(self) -> float:
+        return self.flips / self.both_orders if self.both_orders else math.nan
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two judges over the same looks. Cohen's kappa of win, tie, loss; `flips` are opposite winners."""
+
+    judges: tuple[str, str]
+    looks: int
+    agreed: float
+    kappa: float
+    flips: int
+
+
+@dataclass(frozen=True)
+class Single:
+    """A model's mean score, of answers judged alone."""
+
+    model: str
+    score: Estimate | None
+    by_category: dict[str, float]
+    unparsed: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean score of `second` minus that of `first`, over the questions that both have, and its permutation test."""
+
+    first: str
+    second: str
+    difference: Estimate
+    p_value: float
+    questions_for_half_a_point: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    models: list[str]
+    judges: list[str]
+    judgments: int
+    unparsed: int
+    flags: dict[str, int]
+    pairs: list[Pair] = field(default_factory=list)
+    position: dict[str, Position] = field(default_factory=dict)  # by judge
+    ratings: dict[str, Estimate] = field(default_factory=dict)  # Elo scale, their mean is 1000
+    agreement: list[Agreement] = field(default_factory=list)
+    singles: list[Single] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+
+
+def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None) -> Figures:
+    """All figures of a run. `lengths` are needed for the length-controlled win rates. Raises ValueError without judgments."""
+    if not judgments:
+        raise ValueError("there are no judgments")
+    pairwise = [j for j in judgments if j.mode == "pairwise"]
+    single = [j for j in judgments if j.mode == "single"]
+    names = list(dict.fromkeys(name for j in judgments for name in (j.model_a, j.model_b) if name))
+    judges = list(dict.fromkeys(j.judge for j in judgments))
+    flags: dict[str, int] = defaultdict(int)
+    for judgment in judgments:
+        for flag in judgment.flags:
+            flags[flag] += 1
+    pairs = list({frozenset((j.model_a, j.model_b)): (j.model_a, j.model_b) for j in reversed(pairwise)}.values())[::-1]
+    return Figures(
+        models=names,
+        judges=judges,
+        judgments=len(judgments),
+        unparsed=sum(not j.parsed for j in judgments),
+        flags=dict(flags),
+        pairs=[compare_pair(pairwise, first, second, lengths) for first, second in pairs],
+        position={judge: position([j for j in pairwise if j.judge == judge]) for judge in judges} if pairwise else {},
+        ratings=ratings(pairwise) if pairs else {},
+        agreement=[
+            agreement(judgments, one, other) for i, one in enumerate(judges) for other in judges[i + 1 :] if pairwise
+        ],
+        singles=[grade(single, name) for name in names] if single else [],
+        differences=[
+            difference(single, first, second) for i, first in enumerate(names) for second in names[i + 1 :] if single
+        ],
+    )
+
+
+# Two models ----------------------------------------------------------------------------------------------------------------
+
+
+def compare_pair(judgments: Iterable[Judgment], first: str, second: str, lengths: Lengths | None = None) -> Pair:
+    """All that the judgments about these two say, in whichever order they were shown."""
+    own = [j for j in judgments if {j.model_a, j.model_b} == {first, second}]
+    by_category = defaultdict(list)
+    for judgment in own:
+        by_category[judgment.category].append(judgment)
+    parsed = [j for j in own if j.parsed]
+    outcomes_G = np.array([outcome(j, second) for j in parsed])
+    outcomes_Q = by_question(parsed, lambda j: outcome(j, second))
+    spread = float(np.std(outcomes_Q, ddof=1)) if len(outcomes_Q) > 1 else math.nan
+    return Pair(
+        first,
+        second,
+        total(own, first),
+        {category: total(those, first) for category, those in by_category.items()},
+        len(outcomes_Q),
+        int((outcomes_Q >= 0.5).sum()),
+        bootstrap_mean(outcomes_Q),
+        bootstrap_mean(outcomes_G),
+        sign_flip_p(outcomes_Q - 0.5),
+        length_control(parsed, first, second, lengths) if lengths else None,
+        questions_needed(0.05, spread),
+    )
+
+
+def total(judgments: Iterable[Judgment], first: str) -> Total:
+    sums, wins, ties, losses, unparsed = [0.0, 0.0], 0, 0, 0, 0
+    for judgment in judgments:
+        if not judgment.parsed:
+            unparsed += 1
+            continue
+        scores = (judgment.score_a, judgment.score_b)
+        own, other = scores if judgment.model_a == first else scores[::-1]
+        sums[0], sums[1] = sums[0] + own, sums[1] + other
+        wins, ties, losses = wins + (other > own), ties + (other == own), losses + (other < own)
+    return Total(*sums, wins, ties, losses, unparsed)
+
+
+def outcome(judgment: Judgment, model: str) -> float:
+    """1 where `model` won, 0 where it lost, 0.5 for a tie."""
+    return 0.5 if judgment.winner == "tie" else float(judgment.winner == model)
+
+
+def by_question(judgments: Iterable[Judgment], value: Callable[[Judgment], float]) -> np.ndarray:
+    """Mean `value` of each question's judgments [Q]."""
+    values = defaultdict(list)
+    for judgment in judgments:
+        values[judgment.question_id].append(value(judgment))
+    return np.array([np.mean(those) for those in values.values()])
+
+
+def length_control(judgments: list[Judgment], first: str, second: str, lengths: Lengths) -> LengthControl | None:
+    """None where the regression has no finite answer: too few questions, or one model wins all."""
+    import statsmodels.api as sm
+
+    extra_G = np.array([lengths[j.question_id, second] - lengths[j.question_id, first] for j in judgments], float)
+    outcomes_G = np.array([outcome(j, second) for j in judgments])
+    if len(outcomes_G) < 10 or not 0 < outcomes_G.mean() < 1:
+        return None
+    columns_GC = [np.ones(len(extra_G)), np.tanh(extra_G / (extra_G.std() or 1.0))]
+    places_G = np.array([1.0 if j.model_a == second else -1.0 for j in judgments])
+    both = abs(places_G.mean()) < 1
+    if both:
+        columns_GC.append(places_G)
+    groups = np.unique([j.question_id for j in judgments], return_inverse=True)[1]
+    with np.errstate(all="ignore"):
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a separated sample is found by its coefficients, below
+            model = sm.GLM(outcomes_G, np.stack(columns_GC, 1), family=sm.families.Binomial())
+            fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
+    found = [(float(value), float(error)) for value, error in zip(fit.params, fit.bse)]
+    if not np.isfinite(found).all() or max(abs(value) for value, _ in found) > 15:
+        return None
+    return LengthControl(1 / (1 + math.exp(-found[0][0])), found[0], found[1], found[2] if both else None)
+
+
+# Chance --------------------------------------------------------------------------------------------------------------------
+
+
+def bootstrap_mean(values_N: np.ndarray) -> Estimate:
+    """The mean and its percentile interval over resampled values (of questions, for a clustered one)."""
+    if not len(values_N):
+        return Estimate(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(SEED)
+    means_B = values_N[rng.integers(0, len(values_N), (RESAMPLES, len(values_N)))].mean(1)
+    low, high = np.percentile(means_B, [2.5, 97.5])
+    return Estimate(float(values_N.mean()), float(low), float(high))
+
+
+def sign_flip_p(differences_Q: np.ndarray) -> float:
+    """Two-sided p value of the mean of paired differences, by flipping their signs at random (Fisher's permutation test)."""
+    if not len(differences_Q):
+        return math.nan
+    rng = np.random.default_rng(SEED)
+    signs_BQ = rng.integers(0, 2, (SIGN_FLIPS, len(differences_Q))) * 2 - 1
+    means_B = np.abs((signs_BQ * differences_Q).mean(1))
+    return float((1 + (means_B >= abs(differences_Q.mean()) - 1e-12).sum()) / (1 + SIGN_FLIPS))
+
+
+def questions_needed(difference: float, spread: float, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Questions for which a two-sided paired test sees a true mean difference with this power; `spread` is the standard
+    deviation over questions. n = ((z(1 - alpha / 2) + z(power)) spread / difference)^2; 0 where it is not known.
+    """
+    from statistics import NormalDist
+
+    if not math.isfinite(spread):
+        return 0
+    z = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)
+    return math.ceil((z * spread / difference) ** 2)
+
+
+# Order, judges, ratings ----------------------------------------------------------------------------------------------------
+
+
+def position(judgments: Iterable[Judgment]) -> Position:
+    """Of one judge: the same two answers in both orders, and the share of decisive judgments that the first place won."""
+    looks: dict[tuple, dict[str, str]] = defaultdict(dict)
+    decisive: list[Judgment] = []
+    for judgment in judgments:
+        if judgment.parsed:
+            key = judgment.question_id, judgment.turn, frozenset((judgment.model_a, judgment.model_b))
+            looks[key][judgment.model_a] = judgment.winner
+            if judgment.winner != "tie":
+                decisive.append(judgment)
+    both = [list(winners.values()) for winners in looks.values() if len(winners) == 2]
+    consistent = sum(one == other for one, other in both)
+    half = sum(one != other and "tie" in (one, other) for one, other in both)
+    first = clustered_share(decisive, lambda j: j.winner == j.model_a) if decisive else None
+    return Position(len(both), consistent, half, len(both) - consistent - half, first)
+
+
+def clustered_share(judgments: list[Judgment], holds: Callable[[Judgment], bool]) -> Estimate:
+    """Share of judgments for which it holds; questions with more of them weigh more, and are resampled whole."""
+    counts = defaultdict(lambda: [0, 0])
+    for judgment in judgments:
+        counts[judgment.question_id][0] += holds(judgment)
+        counts[judgment.question_id][1] += 1
+    counts_Q2 = np.array(list(counts.values()))
+    rng = np.random.default_rng(SEED)
+    sums_B2 = counts_Q2[rng.integers(0, len(counts_Q2), (RESAMPLES, len(counts_Q2)))].sum(1)
+    low, high = np.percentile(sums_B2[:, 0] / sums_B2[:, 1], [2.5, 97.5])
+    return Estimate(float(counts_Q2[:, 0].sum() / counts_Q2[:, 1].sum()), float(low), float(high))
+
+
+def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
+    """Between two judges, over the looks that both could be read on."""
+    verdicts: dict[str, dict[tuple, str]] = {one: {}, other: {}}
+    for j in judgments:
+        if j.parsed and j.model_b and j.judge in verdicts:
+            place = "tie" if j.winner == "tie" else "first" if j.winner == j.model_a else "second"
+            verdicts[j.judge][j.question_id, j.turn, j.model_a, j.model_b] = place
+    shared = [(verdicts[one][key], verdicts[other][key]) for key in verdicts[one] if key in verdicts[other]]
+    agreed = sum(a == b for a, b in shared) / len(shared) if shared else math.nan
+    labels = ("first", "tie", "second")
+    marginals = [[sum(pair[i] == label for pair in shared) / max(len(shared), 1) for label in labels] for i in (0, 1)]
+    expected = sum(a * b for a, b in zip(*marginals))
+    kappa = (agreed - expected) / (1 - expected) if expected < 1 else 1.0
+    return Agreement((one, other), len(shared), agreed, kappa, sum({a, b} == {"first", "second"} for a, b in shared))
+
+
+def ratings(judgments: Iterable[Judgment]) -> dict[str, Estimate]:
+    """Bradley-Terry ratings over all pairs, ties half a win each, on the Elo scale with mean 1000; questions resampled.
+
+    To each pair that was compared one tie is added: without it a model that won everything would have no finite rating.
+    """
+    from evalica import Winner, bradley_terry
+
+    games = [j for j in judgments if j.parsed]
+    if not games:
+        return {}
+    names = sorted({name for j in games for name in (j.model_a, j.model_b)})
+    question_G = np.unique([j.question_id for j in games], return_inverse=True)[1]
+    winners = [Winner.Draw if j.winner == "tie" else Winner.X if j.winner == j.model_a else Winner.Y for j in games]
+    firsts, seconds = [j.model_a for j in games], [j.model_b for j in games]
+    ties = sorted({tuple(sorted((j.model_a, j.model_b))) for j in games})
+    firsts, seconds = [*firsts, *(one for one, _ in ties)], [*seconds, *(other for _, other in ties)]
+    winners += [Winner.Draw] * len(ties)
+
+    def solve(weights_G: np.ndarray) -> np.ndarray:
+        weights = [*weights_G.tolist(), *[1.0] * len(ties)]
+        scores = bradley_terry(firsts, seconds, winners, weights=weights, limit=1000).scores
+        logs_M = np.log10([scores[name] for name in names])
+        return 1000 + 400 * (logs_M - logs_M.mean())
+
+    questions, rng = question_G.max() + 1, np.random.default_rng(SEED)
+    drawn_BQ = rng.multinomial(questions, np.full(questions, 1 / questions), RATING_RESAMPLES).astype(float)
+    middle_M = solve(np.ones(len(games)))
+    low_M, high_M = np.percentile([solve(drawn_Q[question_G]) for drawn_Q in drawn_BQ], [2.5, 97.5], axis=0)
+    found = {name: Estimate(*map(float, values)) for name, *values in zip(names, middle_M, low_M, high_M)}
+    return dict(sorted(found.items(), key=lambda item: -item[1].value))
+
+
+# Answers judged alone ------------------------------------------------------------------------------------------------------
+
+
+def grade(judgments: Iterable[Judgment], model: str) -> Single:
+    own = [j for j in judgments if j.model_a == model]
+    parsed, by_category = [j for j in own if j.parsed], defaultdict(list)
+    for judgment in parsed:
+        by_category[judgment.category].append(judgment.score_a)
+    score = bootstrap_mean(by_question(parsed, lambda j: j.score_a)) if parsed else None
+    return Single(model, score, {c: float(np.mean(s)) for c, s in by_category.items()}, len(own) - len(parsed))
+
+
+def difference(judgments: Iterable[Judgment], first: str, second: str) -> Difference:
+    scores: dict[str, dict[str, list[float]]] = {first: defaultdict(list), second: defaultdict(list)}
+    for j in judgments:
+        if j.parsed and j.model_a in scores:
+            scores[j.model_a][j.question_id].append(j.score_a)
+    shared = [question for question in scores[first] if question in scores[second]]
+    differences_Q = np.array([np.mean(scores[second][q]) - np.mean(scores[first][q]) for q in shared])
+    spread = float(np.std(differences_Q, ddof=1)) if len(shared) > 1 else math.nan
+    needed = questions_needed(0.5, spread)
+    return Difference(first, second, bootstrap_mean(differences_Q), sign_flip_p(differences_Q), needed)
