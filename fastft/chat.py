@@ -62,16 +62,27 @@ class ChatModel:
         longest, stops = max(map(len, prompts)), sorted(self.template.stop_token_ids)
         ids_BT = torch.tensor([[stops[0]] * (longest - len(ids)) + ids for ids in prompts], device=self.device)
         mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=self.device)
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature > 0
+            else {"do_sample": False}
+        )
         length = min(max_new_tokens, self.window - longest)
         with torch.inference_mode():
             out_BT = self.model.generate(
-                ids_BT, attention_mask=mask_BT, max_new_tokens=length, eos_token_id=stops, pad_token_id=stops[0], **sampling
+                ids_BT,
+                attention_mask=mask_BT,
+                max_new_tokens=length,
+                eos_token_id=stops,
+                pad_token_id=stops[0],
+                **sampling,
             )
         answers = []
         for ids, row in zip(prompts, out_BT[:, longest:].tolist()):
             end = next((i for i, token in enumerate(row) if token in self.template.stop_token_ids), None)
-            text = self.template.tokenizer.decode(row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            text = self.template.tokenizer.decode(
+                row[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
             reason, count = ("length", len(row)) if end is None else ("stop", end + 1)
             answers.append(BatchAnswer(text.removeprefix(self.template.separator), len(ids), count, reason))
         return answers

@@ -14,7 +14,12 @@ VERBS = {
     "inspect": ("fastft.inspection", "show which tokens are trained, or prove the mask over a whole file"),
     "estimate": ("fastft.estimate", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
     "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
-    "report": ("fastft.run_report", "write the page of a run: curves, answers, data, settings"),
+    "answer": (
+        "fastft.judge.answering",
+        "have a model answer questions: a directory or any OpenAI-compatible endpoint",
+    ),
+    "judge": ("fastft.judge.command", "have a stronger model compare answers, and say how sure the result is"),
+    "report": ("fastft.run_report", "write the page of a run, or of a judged directory"),
     "export": ("fastft.export", "write a checkpoint as a Hugging Face model with its card"),
     "chat": ("fastft.chat", "talk to a model in the terminal"),
 }

@@ -85,12 +85,18 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fastft report", description="Write the page of a run, DIR/report.html.")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a run's directory (--output_dir of fastft train)")
+    what = "a run's directory (--output_dir of fastft train), or what fastft judge wrote (-o)"
+    parser.add_argument("directory", type=Path, metavar="DIR", help=what)
     options = parser.parse_args(argv)
     try:
         if not options.directory.is_dir():
             raise ValueError(f"{options.directory}: no such directory")
-        print(write_run_report(options.directory))
+        if (options.directory / "judgments.jsonl").is_file():
+            from fastft.judge.report import report_again
+
+            print(report_again(options.directory))
+        else:
+            print(write_run_report(options.directory))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

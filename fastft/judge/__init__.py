@@ -1,1 +1,16 @@
-"""The judge: models answer questions, a stronger model compares the answers, figures say how sure that is."""
+"""The judge: models answer questions, a stronger model compares the answers, figures say how sure that is.
+
+    fastft answer --model DIR -o mine.jsonl
+    fastft judge --answers mine.jsonl theirs.jsonl --judge URL#name -o judged
+    fastft report judged
+
+From Python: `from fastft.judge import compare`. docs/judge.md shows what the figures mean.
+"""
+
+
+def __getattr__(name: str):
+    if name in ("compare", "Comparison"):
+        from fastft.judge import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 1 where something is still missing."""
     parser = argparse.ArgumentParser(prog="fastft answer", description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="?", default=str(OWN), help="JSON Lines; without, our own 80")
-    parser.add_argument("--model", required=True, help="a model's directory, or URL#name of an OpenAI-compatible endpoint")
+    parser.add_argument(
+        "--model", required=True, help="a model's directory, or URL#name of an OpenAI-compatible endpoint"
+    )
     parser.add_argument("-o", "--output", required=True, help="answers, JSON Lines; what is there already is kept")
     parser.add_argument("--name", help="the model's name in tables; by default its directory's or endpoint's")
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -48,7 +50,10 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--tpm", type=float, default=0, help="tokens a minute, 0: no limit")
     options.add_argument("--timeout", type=float, default=Limits.timeout_s, help="seconds for one request")
     options.add_argument(
-        "--usd_per_million", action="append", metavar="IN,OUT", help="price of a million prompt and reply tokens, 2.5,10"
+        "--usd_per_million",
+        action="append",
+        metavar="IN,OUT",
+        help="price of a million prompt and reply tokens, 2.5,10",
     )
     options.add_argument("--max_usd", type=float, help="stop before more than this is spent; needs --usd_per_million")
 
@@ -91,7 +96,9 @@ def answer(arguments: argparse.Namespace) -> int:
         prompt = sum(estimate_tokens([{"content": turn}]) for question in missing for turn in question.turns)
         most = arguments.max_tokens * sum(len(question.turns) for question in missing)
         usd = f", at most ${client.usd(prompt, most):.2f}" if client and arguments.usd_per_million else ""
-        print(f"would ask {sum(len(q.turns) for q in missing)} turns: {prompt:,} prompt tokens, at most {most:,} reply tokens{usd}")
+        print(
+            f"would ask {sum(len(q.turns) for q in missing)} turns: {prompt:,} prompt tokens, at most {most:,} reply tokens{usd}"
+        )
         return 0
     stopped = None
     if missing:
@@ -113,7 +120,10 @@ def answer(arguments: argparse.Namespace) -> int:
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
         why = f" ({stopped})" if stopped else f" ({failed[0].question_id}: {failed[0].error})" if failed else ""
-        print(f"error: {left} of {len(questions)} questions are not answered{why}; run the same command again", file=sys.stderr)
+        print(
+            f"error: {left} of {len(questions)} questions are not answered{why}; run the same command again",
+            file=sys.stderr,
+        )
         return 1
     print(f"{path}: {len(done)} answers of {name}{f', ${money.spent:.2f}' if money.spent else ''}")
     return 0
@@ -131,9 +141,13 @@ def answered_before(path: Path, name: str, parameters: dict, questions: list[Que
         if answer.model != name:
             raise ValueError(f"{path}: holds answers of {answer.model}; give those of {name} another file")
         if answer.question_id not in known:
-            raise ValueError(f"{path}: answers question {answer.question_id}, which is not asked here; give another file")
+            raise ValueError(
+                f"{path}: answers question {answer.question_id}, which is not asked here; give another file"
+            )
         if answer.parameters != parameters:
-            raise ValueError(f"{path}: was made with {answer.parameters}, and now it is {parameters}; give another file")
+            raise ValueError(
+                f"{path}: was made with {answer.parameters}, and now it is {parameters}; give another file"
+            )
         if not answer.error:
             found[answer.question_id] = answer
     return found

@@ -50,6 +50,9 @@ class Limits:
     timeout_s: float = 120.0
 
 
+USUAL_LIMITS = Limits()
+
+
 class Unanswered(Exception):
     """One request failed for good; the others may go on."""
 
@@ -102,7 +105,7 @@ class Cache:
                 self.replies[row["key"]] = Reply(**row["reply"])
             except (ValueError, TypeError, KeyError):
                 continue  # the line during which a run was killed
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115: open as long as the run
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
         if content and not content.endswith(b"\n"):
             self.file.write(b"\n")
 
@@ -121,7 +124,7 @@ class Client:
     def __init__(
         self,
         address: str,
-        limits: Limits = Limits(),  # noqa: B008: frozen
+        limits: Limits = USUAL_LIMITS,
         cache: Cache | None = None,
         price: tuple[float, float] = (0.0, 0.0),
         money: Money | None = None,
@@ -165,7 +168,9 @@ class Client:
 
     async def _wait_for_limits(self, tokens: int) -> None:
         """Requests begin as far apart as both limits ask for."""
-        gap = max(60 / self.limits.rpm if self.limits.rpm else 0, 60 * tokens / self.limits.tpm if self.limits.tpm else 0)
+        gap = max(
+            60 / self.limits.rpm if self.limits.rpm else 0, 60 * tokens / self.limits.tpm if self.limits.tpm else 0
+        )
         now = time.monotonic()
         begin, self.next_at = max(now, self.next_at), max(now, self.next_at) + gap
         await asyncio.sleep(begin - now)
@@ -215,7 +220,10 @@ class Client:
 
     def _leave_out(self, said: str, parameters: dict[str, Any]) -> bool:
         """Did the endpoint refuse a parameter that can be done without? It is left out from now on."""
-        marks = {"response_format": ("response_format", "json_schema", "schema", "structured"), "max_tokens": ("max_tokens",)}
+        marks = {
+            "response_format": ("response_format", "json_schema", "schema", "structured"),
+            "max_tokens": ("max_tokens",),
+        }
         for name in parameters:
             if any(mark in said for mark in marks.get(name, (name,))):
                 new = name not in self.unknown
@@ -250,9 +258,23 @@ def run_all(
     Raises ValueError where an endpoint will never work.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, TextColumn("{task.fields[usd]}"), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=len(works), usd="")
 

@@ -2,10 +2,10 @@
 
     figures = compute(judgments, lengths)      # everything, for `fastft.judge.report`
 
-The unit of chance is the question: a question's judgments (orders, turns, judges) go together, so intervals resample questions (cluster
-bootstrap, percentiles, 95 %). Resampling single judgments, as is common, makes intervals too narrow: 80 questions in both
-orders are not 160 independent ones (benchmarks/judge.py shows the coverage of both). Unparsed judgments take part in no mean and are
-counted beside each.
+The unit of chance is the question: a question's judgments (orders, turns, judges) go together, so intervals resample
+questions (cluster bootstrap, percentiles, 95 %). Resampling single judgments, as is common, makes intervals too narrow: 80
+questions in both orders are not 160 independent ones (benchmarks/judge.py shows the coverage of both). Unparsed judgments
+take part in no mean and are counted beside each.
 """
 
 import math

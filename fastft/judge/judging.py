@@ -1,7 +1,7 @@
 """Have answers judged: which pairs, in which order, with which words, and what came back.
 
-`fastft judge` (`fastft.judge.main`) and `fastft.judge.compare` call `plan` and `judge_all`. What a judge sees of an answer lies between
-marks that are a hash of all that lies between them: no answer can hold its own.
+`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. What a judge sees of an answer lies between marks
+that are a hash of all that lies between them: no answer can hold its own.
 """
 
 import hashlib
@@ -42,7 +42,9 @@ class Job:
         return "pairwise" if self.second else "single"
 
 
-def check_answers(questions: list[Question], files: dict[str, list[Answer]], allow_missing: bool) -> dict[str, dict[str, Answer]]:
+def check_answers(
+    questions: list[Question], files: dict[str, list[Answer]], allow_missing: bool
+) -> dict[str, dict[str, Answer]]:
     """Answers by model and question. Raises ValueError where models, questions and answers do not belong together."""
     by_model: dict[str, dict[str, Answer]] = {}
     home: dict[str, str] = {}
@@ -50,7 +52,9 @@ def check_answers(questions: list[Question], files: dict[str, list[Answer]], all
     for path, answers in files.items():
         for answer in answers:
             if home.setdefault(answer.model, path) != path:
-                raise ValueError(f"{path}: has answers of {answer.model}, and so has {home[answer.model]}; give one another model name")
+                raise ValueError(
+                    f"{path}: has answers of {answer.model}, and so has {home[answer.model]}; give one another model name"
+                )
             if answer.question_id not in known:
                 raise ValueError(f"{path}: answers question {answer.question_id}, which is not among the questions")
             if not answer.error and len(answer.turns) == len(known[answer.question_id].turns):
@@ -60,8 +64,8 @@ def check_answers(questions: list[Question], files: dict[str, list[Answer]], all
         if missing and not allow_missing:
             some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
             raise ValueError(
-                f"{path}: {model} has no whole answer to {len(missing)} of {len(questions)} questions ({some}); run fastft answer "
-                "again, or --allow_missing to judge the others"
+                f"{path}: {model} has no whole answer to {len(missing)} of {len(questions)} questions ({some}); run "
+                "fastft answer again, or --allow_missing to judge the others"
             )
     return by_model
 
@@ -211,7 +215,9 @@ def judge_all(
     """Every job by every judge, in their order, as far as money goes; and why it stopped early, if it did."""
     found: dict[int, Judgment] = {}
     works: list[Callable] = [
-        (lambda job=job, client=client: judge_one(job, client, prompts, max_tokens)) for job in jobs for client in clients
+        (lambda job=job, client=client: judge_one(job, client, prompts, max_tokens))
+        for job in jobs
+        for client in clients
     ]
     stopped = run_all(works, "judging", money, found.__setitem__)
     return [found[index] for index in sorted(found)], stopped

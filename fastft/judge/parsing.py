@@ -1,8 +1,8 @@
 """A judge's words -> its scores. Nothing is guessed: what cannot be read is None, and is counted by those who asked.
 
-Read, in this order: a JSON object (what our prompts ask for); a first line of nothing but scores, as Vicuna's reviewers wrote it; else
-what is said last, as a pair, a tuple behind a word such as "scores" or "output", or with the assistants' names ("Assistant 1:
-8/10"). A tuple alone is a score only on a line of its own: in "the endpoints (10, 4)" it is geometry.
+Read, in this order: a JSON object (what our prompts ask for); a first line of nothing but scores, as Vicuna's reviewers
+wrote it; else what is said last, as a pair, a tuple behind a word such as "scores" or "output", or with the assistants' names
+("Assistant 1: 8/10"). A tuple alone is a score only on a line of its own: in "the endpoints (10, 4)" it is geometry.
 """
 
 import json
@@ -27,7 +27,8 @@ _NAMED = [
 ]
 _BRACKETS = re.compile(rf"\[\[\s*{_SCORE}\s*\]\]")
 _RATED = re.compile(
-    rf"\b(?:score|rating|grade|rate|give)\b[^\d\n]{{0,40}}?{_SCORE}|(?<![\d.]){_SCORE}(?=\s*(?:/|out of)\s*10\b)", re.IGNORECASE
+    rf"\b(?:score|rating|grade|rate|give)\b[^\d\n]{{0,40}}?{_SCORE}|(?<![\d.]){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
+    re.IGNORECASE,
 )
 _ALONE = re.compile(rf"\**[\[(]*\s*{_SCORE}\s*[\])]*\**[.;]?", re.IGNORECASE)
 _EMPHASIS = re.compile(r"[*_`#>]+")

@@ -77,7 +77,9 @@ def read_answers(path: str | Path) -> list[Answer]:
         model = row.get("model") or row.get("model_id")
         error = row.get("error")
         if not model or "question_id" not in row or not (error or all(isinstance(turn, str) for turn in turns)):
-            raise ValueError(f"{record.where}: is no answer; it needs question_id, model (or model_id) and turns (or text)")
+            raise ValueError(
+                f"{record.where}: is no answer; it needs question_id, model (or model_id) and turns (or text)"
+            )
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
         answer = Answer(
             str(row["question_id"]), str(model), tuple(turns or ()), row.get("parameters") or {}, **known, error=error

@@ -9,19 +9,21 @@ from pathlib import Path
 
 from fastft.judge.judgment import Judgment
 from fastft.judge.parsing import parse_pair
-from fastft.judge.questions import load_questions
+from fastft.judge.questions import Question, load_questions
 from fastft.records import read_records
 
 
-def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str]]:
-    """Judgments of all review files in `directory`, and a line for each whose field contradicts its text.
+def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str], list[Question]]:
+    """Judgments of all review files in `directory`, a line for each whose field contradicts its text, and the questions, from
+    the file of the original's layout (TABLE/question.jsonl beside TABLE/review/) where there is one.
 
     Raises ValueError for a directory without reviews, or the record that is none.
     """
     paths = sorted(directory.glob("review_*.jsonl")) if directory.is_dir() else []
     if not paths:
         raise ValueError(f"{directory}: holds no reviews (review_FIRST_SECOND.jsonl)")
-    categories = _categories(directory)
+    questions = _questions(directory)
+    categories = {question.id: question.category for question in questions}
     judgments, contradictions = [], []
     for path in paths:
         first, _, second = path.stem.removeprefix("review_").partition("_")
@@ -34,9 +36,8 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
             question, read = str(row.get("question_id")), parse_pair(row["text"])
             entered = _pair(row.get("score"))
             if read and entered and read != entered:
-                contradictions.append(
-                    f"{path.name}, question {question}: the text says {read[0]:g} : {read[1]:g}, the field {entered[0]:g} : {entered[1]:g}"
-                )
+                says, holds = (" : ".join(f"{score:g}" for score in pair) for pair in (read, entered))
+                contradictions.append(f"{path.name}, question {question}: the text says {says}, the field {holds}")
             pair = entered if scores == "field" else read
             judgments.append(
                 Judgment(
@@ -53,7 +54,7 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
                     flags=("contradiction",) if read and entered and read != entered else (),
                 )
             )
-    return judgments, contradictions
+    return judgments, contradictions, questions
 
 
 def _pair(value) -> tuple[float, float] | None:
@@ -63,9 +64,8 @@ def _pair(value) -> tuple[float, float] | None:
     return None
 
 
-def _categories(directory: Path) -> dict[str, str]:
-    """From the question file of the original's layout, TABLE/question.jsonl beside TABLE/review/, where there is one."""
+def _questions(directory: Path) -> list[Question]:
     for place in (directory, *directory.parents[:2]):
         if (place / "question.jsonl").is_file():
-            return {question.id: question.category for question in load_questions(place / "question.jsonl")}
-    return {}
+            return load_questions(place / "question.jsonl")
+    return []

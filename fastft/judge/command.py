@@ -1,0 +1,134 @@
+"""The verb: `fastft judge --answers A.jsonl B.jsonl … --judge URL#name -o judged`.
+
+    OPENAI_API_KEY=… fastft judge --answers mine.jsonl theirs.jsonl --judge https://api.openai.com/v1#gpt-4.1 --dry_run
+    fastft judge --answers A.jsonl B.jsonl C.jsonl --baseline gpt35 --judge URL#one --judge URL#two
+    fastft judge --reviews DIR --scores field                                      # Vicuna's original reviews
+
+OUTPUT/ holds judgments.jsonl, copies of questions and answers, results.json, results.md and report.html; cache.jsonl has every
+reply, so that a run that was killed, or is repeated, pays for nothing twice.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from fastft.judge.answering import add_endpoint_options, endpoint_limits, endpoint_prices
+from fastft.judge.client import Cache, Client, Money
+from fastft.judge.judging import check_answers, estimate, judge_all, load_prompts, plan
+from fastft.judge.judgment import write_judgments
+from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 1 where not all could be judged."""
+    parser = argparse.ArgumentParser(prog="fastft judge", description=__doc__.splitlines()[0])
+    parser.add_argument("--answers", nargs="+", default=[], metavar="FILE", help="a model's answers each, JSON Lines")
+    parser.add_argument("--questions", default=str(OWN), help="what was asked; without, our own 80")
+    parser.add_argument(
+        "--references", help="answers that a judge may trust, where the questions have none of their own"
+    )
+    parser.add_argument("--judge", action="append", default=[], metavar="URL#name", help="repeated: several judges")
+    parser.add_argument("--mode", choices=("pairwise", "single"), default="pairwise")
+    parser.add_argument("--baseline", help="compare all with this model alone; without, every pair")
+    parser.add_argument(
+        "--one_order", action="store_true", help="half the calls; what the first place is worth stays unknown"
+    )
+    parser.add_argument("--prompts", type=Path, help="a directory with prompts of your own, named as ours")
+    parser.add_argument("--allow_missing", action="store_true", help="judge what there is where answers are missing")
+    parser.add_argument("--max_tokens", type=int, default=1024, help="length of a judge's words")
+    parser.add_argument("-o", "--output", type=Path, default=Path("judged"))
+    parser.add_argument(
+        "--dry_run", action="store_true", help="say how many calls, tokens and dollars, and ask nothing"
+    )
+    parser.add_argument("--reviews", type=Path, help="a directory of Vicuna's reviews (review_FIRST_SECOND.jsonl)")
+    parser.add_argument(
+        "--scores", choices=("field", "text"), default="text", help="of --reviews: as entered, or as read"
+    )
+    add_endpoint_options(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        return show_reviews(arguments) if arguments.reviews else judge(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def show_reviews(arguments: argparse.Namespace) -> int:
+    """The figures of reviews that were made long ago; files only where --output is given."""
+    from rich.console import Console
+
+    from fastft.judge.figures import compute
+    from fastft.judge.report import show
+    from fastft.judge.reviews import read_reviews
+
+    judgments, contradictions, questions = read_reviews(arguments.reviews, arguments.scores)
+    show(compute(judgments), Console())
+    for line in contradictions:
+        print(f"contradiction: {line}")
+    if arguments.output != Path("judged"):
+        write_results(arguments.output, judgments, questions, [])
+        print(f"report: {arguments.output / 'report.html'}")
+    return 0
+
+
+def judge(arguments: argparse.Namespace) -> int:
+    """Plan, ask, write. Raises ValueError for the user's mistakes, before anything is asked."""
+    from rich.console import Console
+
+    from fastft.judge.report import show
+
+    if not arguments.answers or not arguments.judge:
+        raise ValueError("give --answers FILE … and --judge URL#name, or --reviews DIR")
+    if len(set(arguments.judge)) < len(arguments.judge):
+        raise ValueError("the same --judge is given twice")
+    questions = load_questions(arguments.questions, arguments.references)
+    files = {path: read_answers(path) for path in arguments.answers}
+    if len(files) < len(arguments.answers):
+        raise ValueError("the same file is given twice in --answers")
+    answers = check_answers(questions, files, arguments.allow_missing)
+    jobs = plan(questions, answers, arguments.mode, arguments.baseline, not arguments.one_order)
+    prompts = load_prompts(arguments.prompts)
+    money, prices = Money(arguments.max_usd), endpoint_prices(arguments, len(arguments.judge))
+    cache = None if arguments.dry_run else Cache(arguments.output / "cache.jsonl")
+    limits = endpoint_limits(arguments)
+    clients = [Client(address, limits, cache, price, money) for address, price in zip(arguments.judge, prices)]
+    calls, prompt, reply, usd = estimate(jobs, clients, prompts)
+    priced = f", ${usd:.2f}" if arguments.usd_per_million else ""
+    print(
+        f"{calls:,} calls: about {prompt:,} prompt and {reply:,} reply tokens{priced}, less what is cached",
+        file=sys.stderr,
+    )
+    if arguments.dry_run:
+        return 0
+    judgments, stopped = judge_all(jobs, clients, prompts, arguments.max_tokens, money)
+    if judgments:
+        given = [answer for model in answers.values() for answer in model.values()]
+        show(write_results(arguments.output, judgments, questions, given), Console())
+    if money.spent:
+        print(f"spent ${money.spent:.2f}")
+    failed = sum("failed" in judgment.flags for judgment in judgments)
+    missing = calls - len(judgments)
+    if missing or failed:
+        why = stopped or next(judgment.text for judgment in judgments if "failed" in judgment.flags)
+        print(
+            f"error: {missing + failed} of {calls} are not judged ({why}); the same command goes on with them",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"report: {arguments.output / 'report.html'}")
+    return 0
+
+
+def write_results(directory: Path, judgments: list, questions: list[Question], answers: list[Answer]):
+    """All files of a judged directory but the cache. Returns the figures."""
+    from fastft.judge.report import ANSWERS, JUDGMENTS, QUESTIONS, write_all
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, rows in ((QUESTIONS, questions), (ANSWERS, answers)):
+        if rows:
+            lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
+            (directory / name).write_text("".join(lines), encoding="utf-8")
+    write_judgments(directory / JUDGMENTS, judgments)
+    return write_all(directory, judgments, questions, answers)
