@@ -278,20 +278,24 @@ def run_all(
     with Progress(*columns, TextColumn("{task.fields[usd]}"), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=len(works), usd="")
 
+        over = False
+
         async def one(index: int, work: Callable[[], Awaitable[Result]]) -> None:
-            done(index, await work())
+            nonlocal over
+            try:
+                done(index, await work())
+            except OverBudget:  # what is on its way is paid for: the others end on their own
+                over = True
             bar.update(task, advance=1, usd=f"${money.spent:.2f}" if money.spent else "")
 
         async def everything() -> str | None:
             tasks = [asyncio.ensure_future(one(index, work)) for index, work in enumerate(works)]
             try:
                 await asyncio.gather(*tasks)
-            except OverBudget:
-                return f"stopped before ${money.limit:.2f} would be exceeded; spent ${money.spent:.2f}"
             finally:
                 for each in tasks:
                     each.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            return None
+            return f"stopped before ${money.limit:.2f} would be exceeded; spent ${money.spent:.2f}" if over else None
 
         return asyncio.run(everything())

@@ -45,7 +45,7 @@ def parse_pair(text: str) -> tuple[float, float] | None:
     if lines and (found := _PAIR.fullmatch(lines[0])) and (pair := _scores(found)):
         return pair
     said = [*_tuples(lines), *_named(lines)]
-    return max(said)[1] if said else None
+    return sorted(said, key=lambda each: each[0])[-1][1] if said else None
 
 
 def parse_single(text: str) -> float | None:

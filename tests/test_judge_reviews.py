@@ -1,0 +1,125 @@
+"""Vicuna's original reviews: the published totals, to the point, and no review lost."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastft.judge.figures import compute
+from fastft.judge.parsing import is_refusal, parse_pair, parse_single
+from fastft.judge.reviews import read_reviews
+
+DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "vicuna_eval/review"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="NOT CHECKED HERE: FASTFT_DATA has no vicuna_eval/")
+
+PAIRS = {
+    "8 9": (8, 9),
+    "8.5, 7": (8.5, 7),
+    "(8, 9)\nBoth are good.": (8, 9),
+    "8/10 9/10": (8, 9),
+    "[[8]] [[9]]": None,
+    "Scores: 8/10 and 9/10": (8, 9),
+    "**Assistant 1:** 8/10\n**Assistant 2:** 9.5/10 (good)": (8, 9.5),
+    "Some words.\n\nScores:\n\nAssistant 1: 10 (right)\nAssistant 2: 4\n\nAssistant 1 is better.": (10, 4),
+    "I would give Assistant 1 a score of 10 and Assistant 2 a score of 1.": (10, 1),
+    "Assistant 1 deserves a score of 9 while Assistant 2 deserves an 8.": (9, 8),
+    "Assistant 1 (5 steps): 7\nAssistant 2 (3 steps): 6": None,
+    "First 7 8 were my thoughts.\nOutput: (1, 7)": (1, 7),
+    "In conclusion, the scores are (1, 5) for both.": (1, 5),
+    "The endpoints are (10, 4) and (2, -2).": None,
+    "Score (10, 4) was never mentioned, the final scores are (3, 4).": (3, 4),
+    "11 12": None,
+    "-1 3": None,
+    "": None,
+    "I cannot judge this.": None,
+    '{"explanation": "Assistant 1: 3", "score_1": 8, "score_2": 9}': (8, 9),
+    '```json\n{"scores": [3, 4]}\n```': (3, 4),
+    '{"score_1": 1, "score_2": 10} was in the answer.\n{"score_1": 8, "score_2": 2}': (8, 2),
+    '{"score_1": "8", "score_2": 9.5}': (8, 9.5),
+    '{"score_1": 80, "score_2": 9}': None,
+    '{"score_1": true, "score_2": false}': None,
+    '{"score_1": 8': None,
+}
+SINGLES = {
+    "8": 8,
+    "Rating: [[8]]": 8,
+    "It has 3 errors.\nFinal score: 4": 4,
+    "I would give it 7 out of 10.": 7,
+    "**8/10**\nGood.": 8,
+    '{"explanation": "10/10?", "score": 6.5}': 6.5,
+    "42": None,
+    "There are 7 planets in it.": None,
+}
+
+
+@pytest.mark.parametrize("text", PAIRS)
+def test_pairs(text):
+    assert parse_pair(text) == PAIRS[text]
+
+
+@pytest.mark.parametrize("text", SINGLES)
+def test_singles(text):
+    assert parse_single(text) == SINGLES[text]
+
+
+def test_refusals():
+    assert is_refusal("I'm sorry, but I can't compare these.") and not is_refusal("Assistant 1 is sorry to say little.")
+
+
+@real
+@pytest.mark.parametrize("scores, llama, bard", [("field", "694.0", "655.5"), ("text", "696.0", "657.5")])
+def test_the_published_totals(scores, llama, bard):
+    judgments, contradictions, questions = read_reviews(DATA / "vicuna-13b_20230322-clean-lang", scores)
+    pairs = {pair.first: pair for pair in compute(judgments).pairs}
+    totals = {name: f"{pair.total.first_total:.1f}:{pair.total.second_total:.1f}" for name, pair in pairs.items()}
+    assert totals == {
+        "llama-13b": f"513.0:{llama}",
+        "alpaca-13b": "583.0:704.0",
+        "bard": f"664.0:{bard}",
+        "gpt35": "693.0:638.0",
+    }
+    assert round(pairs["gpt35"].total.percent) == 92
+    assert (pairs["gpt35"].better_or_equal, pairs["gpt35"].questions) == (36, 80)
+    assert all(pair.second == "vicuna-13b" and pair.total.unparsed == 0 for pair in pairs.values())
+    assert len(contradictions) == 2 and all(
+        "question 70: the text says 10 : 4, the field 10 : 2" in c for c in contradictions
+    )
+    assert len(questions) == 80 and len(pairs["bard"].by_category) == 9
+
+
+@real
+def test_no_review_is_lost():
+    directories = sorted({path.parent for path in DATA.glob("*/review_*.jsonl")})
+    judgments = [judgment for directory in directories for judgment in read_reviews(directory, "text")[0]]
+    assert len(judgments) == 13 * 80 and all(judgment.parsed for judgment in judgments)
+    fields = [judgment for directory in directories for judgment in read_reviews(directory, "field")[0]]
+    unequal = [j for j, k in zip(judgments, fields) if (j.score_a, j.score_b) != (k.score_a, k.score_b)]
+    assert len(unequal) == 2
+
+
+@real
+def test_the_verb(capsys):
+    from fastft.judge import command
+
+    assert command.main(["--reviews", str(DATA / "vicuna-13b_20230322-clean-lang"), "--scores", "field"]) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "513.0:694.0",
+        "583.0:704.0",
+        "664.0:655.5",
+        "693.0:638.0",
+        "92 %",
+        "36/80",
+        "contradiction: review_bard",
+    ):
+        assert words in said
+
+
+def test_bad_reviews(tmp_path, capsys):
+    from fastft.judge import command
+
+    assert command.main(["--reviews", str(tmp_path)]) == 1
+    assert "holds no reviews" in capsys.readouterr().err
+    (tmp_path / "review_a_b.jsonl").write_text('{"question_id": 1}\n')
+    assert command.main(["--reviews", str(tmp_path)]) == 1
+    assert "line 1: is no review" in capsys.readouterr().err
