@@ -229,7 +229,9 @@ def by_question(judgments: Iterable[Judgment], value: Callable[[Judgment], float
 
 
 def length_control(judgments: list[Judgment], first: str, second: str, lengths: Lengths) -> LengthControl | None:
-    """None where the regression has no finite answer: too few questions, or one model wins all."""
+    """None where the regression has no finite answer: too few questions, lengths all alike, or one model wins all."""
+    import warnings
+
     import statsmodels.api as sm
 
     extra_G = np.array([lengths[j.question_id, second] - lengths[j.question_id, first] for j in judgments], float)
@@ -241,14 +243,17 @@ def length_control(judgments: list[Judgment], first: str, second: str, lengths: 
     both = abs(places_G.mean()) < 1
     if both:
         columns_GC.append(places_G)
+    design_GC = np.stack(columns_GC, 1)
+    if np.linalg.matrix_rank(design_GC) < len(columns_GC):
+        return None
     groups = np.unique([j.question_id for j in judgments], return_inverse=True)[1]
-    with np.errstate(all="ignore"):
-        import warnings
-
-        with warnings.catch_warnings():
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # a separated sample is found by its coefficients, below
-            model = sm.GLM(outcomes_G, np.stack(columns_GC, 1), family=sm.families.Binomial())
+            model = sm.GLM(outcomes_G, design_GC, family=sm.families.Binomial())
             fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
+    except np.linalg.LinAlgError:
+        return None
     found = [(float(value), float(error)) for value, error in zip(fit.params, fit.bse)]
     if not np.isfinite(found).all() or max(abs(value) for value, _ in found) > 15:
         return None

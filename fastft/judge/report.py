@@ -85,7 +85,7 @@ def pair_row(pair: Pair) -> list[str]:
         f"{pair.better_or_equal}/{pair.questions}",
         share(pair.win_rate),
         "–" if math.isnan(pair.p_value) else "<0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}",
-        f"{pair.controlled.win_rate:.1%}" if pair.controlled else "–",
+        f"{100 * pair.controlled.win_rate:.1f} %" if pair.controlled else "–",
     ]
 
 
@@ -145,7 +145,10 @@ def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]
         heads = ("first", "second", "second's quality", "being longer", "being shown first")
         found.append(("What moves a verdict (log odds ± standard error)", heads, rows))
     if figures.agreement:
-        rows = [[*a.judges, str(a.looks), f"{a.agreed:.1%}", f"{a.kappa:.2f}", str(a.flips)] for a in figures.agreement]
+        rows = [
+            [*a.judges, str(a.looks), f"{100 * a.agreed:.1f} %", f"{a.kappa:.2f}", str(a.flips)]
+            for a in figures.agreement
+        ]
         found.append(
             ("Judges among themselves", ("judge", "judge", "looks", "agreed", "kappa", "opposite winners"), rows)
         )
@@ -188,7 +191,7 @@ def show(figures: Figures, console) -> None:
     console.width = max(console.width, WIDTH)
     for title, heads, rows in tables(figures):
         table = Table(*heads, title=title, show_edge=False, title_justify="left")
-        for column in table.columns:
+        for column in table.columns[1:]:  # long names wrap, numbers do not
             column.no_wrap = True
         for row in rows:
             table.add_row(*row)

@@ -1,0 +1,110 @@
+"""The page of judgments: everything escaped, its filters run in a real browser; the API's results in a notebook."""
+
+import json
+import re
+
+import openai_server
+import pytest
+from test_judge import longer_wins, write_ground
+from test_report import CHROMIUM, browse, sha256
+
+from fastft.judge import command, compare
+from fastft.judge.figures import compute
+from fastft.judge.judgment import Judgment, read_judgments, write_judgments
+from fastft.judge.questions import Answer, Question
+from fastft.judge.report import report_again, write_all
+
+HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e"
+
+
+def judgments(hostile: str = "fine") -> list[Judgment]:
+    """Six questions of two categories: one flips with the order, one is a tie, one cannot be read."""
+    found = []
+    scores = [((8, 6), (6, 8)), ((8, 6), (8, 6)), ((7, 7), (7, 7)), ((8, 6), None), ((5, 9), (9, 5)), ((8, 6), (6, 8))]
+    for i, orders in enumerate(scores):
+        for pair, names in zip(orders, (("a", "b"), ("b", "a"))):
+            pair = pair or (None, None)
+            parsed, flags = pair[0] is not None, ("refusal",) if pair[0] is None else ()
+            category = ("one", "two")[i % 2]
+            found.append(Judgment(f"q{i}", category, "pairwise", "judge", *names, *pair, parsed, hostile, flags=flags))
+    return found
+
+
+def write_page(directory, hostile: str = "fine") -> str:
+    questions = [Question(f"q{i}", ("one", "two")[i % 2], (f"{hostile} {i}",), (hostile,)) for i in range(6)]
+    answers = [Answer(f"q{i}", model, (hostile,)) for i in range(6) for model in "ab"]
+    write_all(directory, judgments(hostile), questions, answers)
+    return (directory / "report.html").read_text()
+
+
+def test_all_that_models_wrote_is_escaped(tmp_path):
+    page = write_page(tmp_path, HOSTILE)
+    assert "<script>alert" not in page and "<img src=x" not in page and "\u202e" not in page
+    assert "{{ 7 * 7 }}" in page, "text, not a template"
+    assert page.count("&lt;script&gt;alert(1)") >= 6 * 4 + 11
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a Chromium: none of chromium, chromium-browser, google-chrome found"
+)
+@pytest.mark.parametrize(
+    "choices, questions, judgments",
+    [
+        ({}, 6, 12),
+        ({"kind": "flip"}, 1, 2),
+        ({"kind": "tie"}, 1, 2),
+        ({"kind": "unparsed", "category": "two"}, 1, 1),
+        ({"category": "one"}, 3, 12),
+        ({"words": "fine 3"}, 1, 12),
+        ({"models": "a : b", "kind": "flagged"}, 1, 1),
+    ],
+)
+def test_the_filters_in_a_browser(tmp_path, choices, questions, judgments):
+    page = write_page(tmp_path)
+    probe = "".join(
+        f"document.querySelector('#{name}').value = {json.dumps(value)};" for name, value in choices.items()
+    )
+    probe += "document.querySelector('#kind').dispatchEvent(new Event('input'));"
+    page = page.replace("script-src ", f"script-src 'sha256-{sha256(probe)}' ").replace(
+        "</body>", f"<script>{probe}</script></body>"
+    )
+    dom, complaints = browse(tmp_path, page)
+    assert complaints == []
+    assert re.search(r'id="shown"[^>]*>([^<]*)<', dom)[1] == f"{questions} of 6 questions"
+    assert len(re.findall(r'<div class="judgment"(?![^>]*hidden)', dom)) == judgments
+
+
+def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
+    with openai_server.endpoint(longer_wins) as server:
+        assert command.main([*write_ground(tmp_path, 6), "--judge", f"{server.url}#judge"]) == 0
+    made = {name: (tmp_path / "judged" / name).read_bytes() for name in ("report.html", "results.json", "results.md")}
+    for name in made:
+        (tmp_path / "judged" / name).unlink()
+    assert report_again(tmp_path / "judged").read_bytes() == made["report.html"]
+    assert {name: (tmp_path / "judged" / name).read_bytes() for name in made} == made
+
+
+def test_judgments_survive_their_file(tmp_path):
+    write_judgments(tmp_path / "judgments.jsonl", judgments(HOSTILE))
+    assert read_judgments(tmp_path / "judgments.jsonl") == judgments(HOSTILE)
+    (tmp_path / "judgments.jsonl").write_text('{"question_id": 1}\n')
+    with pytest.raises(ValueError, match="line 1: is no judgment"):
+        read_judgments(tmp_path / "judgments.jsonl")
+
+
+def test_compare_from_python():
+    questions = [Question(f"q{i}", "x", ("What?",)) for i in range(10)]
+    answers = {"short": {q.id: "no" for q in questions}, "long<": {q.id: "no, because" for q in questions[:9]}}
+    with openai_server.endpoint(longer_wins) as server:
+        comparison = compare(answers, f"{server.url}#judge", questions)
+    (pair,) = comparison.figures.pairs
+    assert (pair.first, pair.second, pair.questions, pair.total.wins) == ("short", "long<", 9, 18)
+    assert "long&lt;" in comparison._repr_html_() and "long<" not in comparison._repr_html_()
+    with pytest.raises(ValueError, match="that all models have answered"):
+        compare({"a": {}, "b": {}}, "http://x/v1#j")
+
+
+def test_figures_of_one_model_judged_alone():
+    single = [Judgment(f"q{i}", "x", "single", "judge", "a", None, 4 + i, None, True, "") for i in range(4)]
+    figures = compute([*single, Judgment("q9", "x", "single", "judge", "a", None, None, None, False, "")])
+    assert figures.singles[0].score.value == 5.5 and figures.singles[0].unparsed == figures.unparsed == 1
