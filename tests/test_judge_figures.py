@@ -1,0 +1,164 @@
+"""The figures: small cases by hand, laws that hold for any judgments, and intervals that hold what they promise."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastft.judge import figures
+from fastft.judge.figures import bootstrap_mean, compare_pair, compute, questions_needed, sign_flip_p
+from fastft.judge.judgment import Judgment
+
+
+def look(question, first, second, scores, judge="judge", category="x") -> Judgment:
+    a, b = scores or (None, None)
+    return Judgment(str(question), category, "pairwise", judge, first, second, a, b, scores is not None, "")
+
+
+def both_orders(results: dict) -> list[Judgment]:
+    """{question: ((a's and b's score, a shown first), (the same, b shown first))}, models a and b."""
+    found = []
+    for question, (one, other) in results.items():
+        found += [look(question, "a", "b", one), look(question, "b", "a", other[::-1] if other else None)]
+    return found
+
+
+BY_HAND = {1: ((8, 6), (8, 6)), 2: ((8, 6), (6, 8)), 3: ((7, 7), (6, 8)), 4: ((5, 9), None)}
+
+
+def test_totals_and_order_by_hand():
+    found = compute(both_orders(BY_HAND))
+    (pair,) = found.pairs
+    assert (pair.first, pair.second) == ("a", "b")
+    assert (pair.total.first_total, pair.total.second_total) == (48.0, 50.0)
+    assert pair.total.percent == pytest.approx(100 * 50 / 48)
+    assert (pair.total.wins, pair.total.ties, pair.total.losses, pair.total.unparsed) == (3, 1, 3, 1)
+    assert pair.win_rate.value == pytest.approx((0 + 0.5 + 0.75 + 1) / 4)
+    assert (pair.better_or_equal, pair.questions) == (3, 4)
+    position = found.position["judge"]
+    assert (position.both_orders, position.consistent, position.half_flips, position.flips) == (3, 1, 1, 1)
+    assert position.first_wins.value == pytest.approx(4 / 6)
+    assert found.unparsed == 1 and found.judgments == 8
+
+
+def test_kappa_by_hand():
+    """20 looks: 8 + 7 agreed, 5 not; p_o = .75, p_e = .5 * .55 + .5 * .45 = .5, kappa = .5."""
+    verdicts = [("a", "a")] * 8 + [("b", "b")] * 7 + [("a", "b")] * 2 + [("b", "a")] * 3
+    looks = []
+    for question, pair in enumerate(verdicts):
+        for judge, winner in zip(("one", "two"), pair):
+            looks.append(look(question, "a", "b", (9, 1) if winner == "a" else (1, 9), judge))
+    (found,) = compute(looks).agreement
+    assert (found.looks, found.agreed, found.flips) == (20, 0.75, 5)
+    expected = (10 / 20) * (11 / 20) + (10 / 20) * (9 / 20)
+    assert found.kappa == pytest.approx((0.75 - expected) / (1 - expected))
+
+
+scores = st.integers(2, 20).map(lambda half: half / 2)
+tables = st.dictionaries(
+    st.integers(0, 30),
+    st.tuples(st.tuples(scores, scores), st.none() | st.tuples(scores, scores)),
+    min_size=2,
+    max_size=12,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tables)
+def test_other_names_mirror_the_figures(table):
+    own = both_orders(table)
+    forth, back = compare_pair(own, "a", "b"), compare_pair(own, "b", "a")
+    assert forth.win_rate.value == pytest.approx(1 - back.win_rate.value)
+    assert forth.win_rate.low == pytest.approx(1 - back.win_rate.high, abs=1e-9)
+    assert forth.p_value == pytest.approx(back.p_value)
+    assert (forth.total.wins, forth.total.ties) == (back.total.losses, back.total.ties)
+    parts = forth.by_category["x"]
+    assert parts == forth.total
+    games = forth.total.wins + forth.total.ties + forth.total.losses + forth.total.unparsed
+    assert games == len(own)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30).map(np.array))
+def test_an_interval_holds_its_mean(values):
+    found = bootstrap_mean(values)
+    assert (
+        values.min() - 1e-9 <= found.low <= found.value + 1e-9
+        and found.value - 1e-9 <= found.high <= values.max() + 1e-9
+    )
+
+
+def test_judging_twice_makes_nothing_surer():
+    """The same looks again, by a copy of the judge: the clustered interval stays, that over single judgments shrinks."""
+    rng = np.random.default_rng(1)
+    table = {i: ((x, 11 - x), (x, 11 - x)) for i, x in enumerate(rng.integers(1, 11, 60))}
+    once = [judgment for judgment in both_orders(table) if judgment.model_a == "a"]
+    twice = compare_pair(both_orders(table), "a", "b")
+    alone = compare_pair(once, "a", "b")
+    assert twice.win_rate == alone.win_rate
+    width = lambda estimate: estimate.high - estimate.low  # noqa: E731
+    assert width(twice.per_game) < 0.85 * width(twice.win_rate)
+
+
+def test_the_paired_test_against_all_sign_flips():
+    differences = np.array([0.3, -0.1, 0.4, 0.2, 0.5, -0.2, 0.1, 0.6])
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
+    exact = (np.abs((signs * differences).mean(1)) >= abs(differences.mean()) - 1e-12).mean()
+    assert sign_flip_p(differences) == pytest.approx(exact, abs=0.01)
+    assert sign_flip_p(np.zeros(5)) == 1.0
+
+
+def test_questions_needed():
+    assert questions_needed(0.5, 1.0) == 32  # (1.96 + 0.8416)^2 / 0.25 = 31.4
+    assert questions_needed(0.05, 0.35) == 385
+    assert questions_needed(0.05, math.nan) == 0
+
+
+def test_ratings_find_the_truth_and_stay_finite():
+    """Three models 200 points apart, 500 questions; and one that wins everything."""
+    rng, strength, games = np.random.default_rng(0), {"a": 1200, "b": 1000, "c": 800}, []
+    for question in range(500):
+        for first, second in (("a", "b"), ("b", "c"), ("c", "a")):
+            wins = rng.random() < 1 / (1 + 10 ** ((strength[second] - strength[first]) / 400))
+            games.append(look(question, first, second, (9, 1) if wins else (1, 9)))
+    found = compute(games).ratings
+    assert list(found) == ["a", "b", "c"]
+    assert all(estimate.low <= strength[name] <= estimate.high for name, estimate in found.items())
+    swept = compute([look(i, "a", "b", (9, 1)) for i in range(40)]).ratings
+    assert swept["a"].value > 1200 and all(math.isfinite(value) for value in (swept["a"].low, swept["a"].high))
+
+
+def test_length_control_takes_length_out():
+    """A judge that likes the longer answer and the first place, and two models as good as each other, one wordier."""
+    rng, looks, lengths = np.random.default_rng(0), [], {}
+    for question in range(400):
+        lengths[str(question), "a"], lengths[str(question), "b"] = map(int, rng.normal((800, 1100), 250))
+        for first, second in (("a", "b"), ("b", "a")):
+            extra = (lengths[str(question), second] - lengths[str(question), first]) / 400
+            wins = rng.random() < 1 / (1 + math.exp(-(1.5 * math.tanh(extra) - 0.4)))
+            looks.append(look(question, first, second, (1, 9) if wins else (9, 1)))
+    (pair,) = compute(looks, lengths).pairs
+    assert pair.win_rate.low > 0.55
+    assert pair.controlled.win_rate == pytest.approx(0.5, abs=0.06)
+    assert pair.controlled.length[0] > 5 * pair.controlled.length[1]
+    assert pair.controlled.first[0] == pytest.approx(0.4, abs=3 * pair.controlled.first[1])
+    same = dict.fromkeys(lengths, 100)
+    assert compute(looks, same).pairs[0].controlled is None
+
+
+def test_intervals_cover(monkeypatch):
+    """300 simulated evaluations of 80 questions in both orders; benchmarks/judge.py does thousands."""
+    monkeypatch.setattr(figures, "RESAMPLES", 500)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(300):
+        seen = rng.normal(0, 1, (80, 1)) + rng.normal(0, 0.6, (80, 2)) + np.array([-0.3, 0.3])
+        interval = bootstrap_mean((seen > 0).mean(1))
+        held += interval.low <= 0.5 <= interval.high
+    assert 0.91 <= held / 300 <= 0.985
+
+
+def test_no_judgments():
+    with pytest.raises(ValueError, match="no judgments"):
+        compute([])
