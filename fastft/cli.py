@@ -19,6 +19,7 @@ VERBS = {
         "have a model answer questions: a directory or any OpenAI-compatible endpoint",
     ),
     "judge": ("fastft.judge.command", "have a stronger model compare answers, and say how sure the result is"),
+    "bench": ("fastft.judge.bench", "multiple-choice exams (BBH, AGIEval) beside Orca's published figures"),
     "report": ("fastft.run_report", "write the page of a run, or of a judged directory"),
     "export": ("fastft.export", "write a checkpoint as a Hugging Face model with its card"),
     "chat": ("fastft.chat", "talk to a model in the terminal"),

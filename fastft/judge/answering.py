@@ -24,15 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 1 where something is still missing."""
     parser = argparse.ArgumentParser(prog="fastft answer", description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="?", default=str(OWN), help="JSON Lines; without, our own 80")
-    parser.add_argument(
-        "--model", required=True, help="a model's directory, or URL#name of an OpenAI-compatible endpoint"
-    )
     parser.add_argument("-o", "--output", required=True, help="answers, JSON Lines; what is there already is kept")
-    parser.add_argument("--name", help="the model's name in tables; by default its directory's or endpoint's")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max_tokens", type=int, default=1024, help="length of an answer")
-    parser.add_argument("--batch_size", type=int, default=16, help="questions at a time, of a local model")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be asked and cost")
+    add_model_options(parser, max_tokens=1024)
     add_endpoint_options(parser)
     arguments = parser.parse_args(argv)
     try:
@@ -40,6 +33,18 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def add_model_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
+    """Who answers, and how, for verbs that ask a model; limits and prices of endpoints come with `add_endpoint_options`."""
+    parser.add_argument(
+        "--model", required=True, help="a model's directory, or URL#name of an OpenAI-compatible endpoint"
+    )
+    parser.add_argument("--name", help="the model's name in tables; by default its directory's or endpoint's")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--max_tokens", type=int, default=max_tokens, help="length of an answer")
+    parser.add_argument("--batch_size", type=int, default=16, help="questions at a time, of a local model")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be asked and cost")
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +86,22 @@ def endpoint_prices(arguments: argparse.Namespace, number: int) -> list[tuple[fl
 def answer(arguments: argparse.Namespace) -> int:
     """Answer what is not answered yet. Raises ValueError for the user's mistakes."""
     questions = load_questions(arguments.questions)
+    done, usd = answer_all(questions, arguments)
+    if not arguments.dry_run:
+        name = next(iter(done.values())).model
+        print(f"{arguments.output}: {len(done)} answers of {name}{f', ${usd:.2f}' if usd else ''}")
+    return 0
+
+
+def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tuple[dict[str, Answer], float]:
+    """Answers by question, those of earlier starts with them, and the dollars spent now; nothing in a dry run.
+
+    `arguments` are this verb's. Raises ValueError for the user's mistakes, and where questions are left: what is answered
+    lies in `arguments.output`, and the next call goes on.
+    """
+    for option, least in (("max_tokens", 1), ("batch_size", 1), ("temperature", 0)):
+        if getattr(arguments, option) < least:
+            raise ValueError(f"--{option} must be at least {least}")
     remote = arguments.model.startswith(("http://", "https://"))
     name = arguments.name or (arguments.model.partition("#")[2] if remote else Path(arguments.model).resolve().name)
     path = Path(arguments.output)
@@ -99,7 +120,7 @@ def answer(arguments: argparse.Namespace) -> int:
         print(
             f"would ask {sum(len(q.turns) for q in missing)} turns: {prompt:,} prompt tokens, at most {most:,} reply tokens{usd}"
         )
-        return 0
+        return {}, 0.0
     stopped = None
     if missing:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,13 +141,8 @@ def answer(arguments: argparse.Namespace) -> int:
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
         why = f" ({stopped})" if stopped else f" ({failed[0].question_id}: {failed[0].error})" if failed else ""
-        print(
-            f"error: {left} of {len(questions)} questions are not answered{why}; run the same command again",
-            file=sys.stderr,
-        )
-        return 1
-    print(f"{path}: {len(done)} answers of {name}{f', ${money.spent:.2f}' if money.spent else ''}")
-    return 0
+        raise ValueError(f"{left} of {len(questions)} questions are not answered{why}; run the same command again")
+    return done, money.spent
 
 
 def answered_before(path: Path, name: str, parameters: dict, questions: list[Question]) -> dict[str, Answer]:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 KEY = "OPENAI_API_KEY"
 BYTES_PER_TOKEN = 4  # before the endpoint has counted: English text has four to five, other scripts fewer
@@ -138,6 +139,7 @@ class Client:
         self.unknown: set[str] = set()  # parameters that the endpoint has refused
         self.slots, self.next_at = asyncio.Semaphore(limits.concurrency), 0.0
         self.answered = self.failed_in_a_row = 0
+        self.connected: asyncio.Task | None = None
 
     async def ask(self, messages: list[dict[str, str]], attempt: int = 0, **parameters: Any) -> Reply:
         """A reply to `messages`. The same `attempt` at the same request is paid for once.
@@ -150,6 +152,9 @@ class Client:
             return reply
         prompt = estimate_tokens(messages)
         most = parameters.get("max_tokens", 1024)
+        if not self.connected:
+            self.connected = asyncio.ensure_future(self._connect())
+        await self.connected
         async with self.slots:
             reserved = self.usd(prompt, most)
             self.money.reserve(reserved)
@@ -165,6 +170,18 @@ class Client:
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (self.price[0] * prompt_tokens + self.price[1] * completion_tokens) / 1e6
+
+    async def _connect(self) -> None:
+        """Is anybody there? Without asking first, a wrong port is known after 35 s of retries only."""
+        parts = urlsplit(self.url)
+        if getproxies().get(parts.scheme) and not proxy_bypass(parts.hostname):
+            return
+        try:
+            connection = asyncio.open_connection(parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme])
+            _, writer = await asyncio.wait_for(connection, 10)
+            writer.close()
+        except (OSError, asyncio.TimeoutError) as error:
+            raise ValueError(f"{self.url}: cannot be reached ({self._said(error)})") from None
 
     async def _wait_for_limits(self, tokens: int) -> None:
         """Requests begin as far apart as both limits ask for."""

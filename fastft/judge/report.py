@@ -6,6 +6,7 @@ fastft report JUDGED_DIR      # anew, from judgments.jsonl, questions.jsonl and 
 import json
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -203,9 +204,13 @@ def show(figures: Figures, console) -> None:
 def markdown(figures: Figures) -> str:
     parts = []
     for title, heads, rows in tables(figures):
-        lines = [heads, ["---"] * len(heads), *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
+        parts.append(f"**{title}**\n\n{markdown_table(heads, rows)}")
     return "\n\n".join([*parts, "\n".join(f"- {_cell(line)}" for line in remarks(figures))]) + "\n"
+
+
+def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    heads = list(heads)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in (heads, ["---"] * len(heads), *rows))
 
 
 def _cell(text: str) -> str:
