@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cluster test-sky fuzz lint clean
+.PHONY: demo test test-cluster test-sky sky-e2e fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/fastft demo
@@ -36,9 +36,19 @@ test-sky: .venv-sky/ready
 	.venv-sky/bin/python -m pip install --quiet skypilot==0.14.1
 	touch $@
 
+# A managed job of the real SkyPilot on a Slurm cluster of one machine, preempted twice. Linux, root, Debian's packages; 10 minutes.
+sky-e2e: .venv/ready .venv-sky-e2e/ready
+	.venv-sky-e2e/bin/python tests/sky/e2e.py
+
+.venv-sky-e2e/ready:
+	rm -rf .venv-sky-e2e
+	$(PYTHON) -m venv .venv-sky-e2e
+	.venv-sky-e2e/bin/python -m pip install --quiet "skypilot[slurm]==0.14.1" uv
+	touch $@
+
 # The HTML converter, fuzzed with coverage as the guide, FUZZ_SECONDS (60) long.
 fuzz:
 	PYTHON=$(PYTHON) tests/fuzz/run
 
 clean:
-	rm -rf .venv .venv-sky .venv-fuzz build *.egg-info
+	rm -rf .venv .venv-sky .venv-sky-e2e .venv-fuzz build *.egg-info

@@ -13,7 +13,8 @@ output="$HOME/runs/$RUN_NAME"
 first=$(head -n 1 <<<"$SKYPILOT_NODE_IPS")
 
 # The same global batch on every candidate: a packed row of 2,048 for each 20 GB of a GPU, as far as that divides.
-gpus=$((SKYPILOT_NUM_NODES * SKYPILOT_NUM_GPUS_PER_NODE))
+processes=$((SKYPILOT_NUM_GPUS_PER_NODE > 0 ? SKYPILOT_NUM_GPUS_PER_NODE : 1)) # a CPU machine is for trying out
+gpus=$((SKYPILOT_NUM_NODES * processes))
 memory=$(nvidia-smi --id=0 --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null || echo 0) # MiB
 rows=$((memory / 20000 > 1 ? memory / 20000 : 1))
 while [ $((rows > 1 && GLOBAL_BATCH % (gpus * rows))) != 0 ]; do rows=$((rows - 1)); done
@@ -22,7 +23,7 @@ rm -f "$output/preempted" # the mark of an earlier start, on a machine that was 
 trap : TERM INT # torchrun hears the signal, too; this script waits for it, to tell SkyPilot how it ended
 code=0
 # shellcheck disable=SC2086  # ARGS is a list of words
-torchrun --nnodes "$SKYPILOT_NUM_NODES" --node-rank "$SKYPILOT_NODE_RANK" --nproc-per-node "$SKYPILOT_NUM_GPUS_PER_NODE" \
+torchrun --nnodes "$SKYPILOT_NUM_NODES" --node-rank "$SKYPILOT_NODE_RANK" --nproc-per-node "$processes" \
   --master-addr "$first" --master-port 29500 -m fastft.train --model "$MODEL" --data ~/data/conversations.jsonl \
   --output_dir "$output" --checkpoint.remote "$BUCKET/$RUN_NAME" \
   --global_batch_size "$GLOBAL_BATCH" --micro_batch_size "$rows" "$@" $ARGS || code=$?

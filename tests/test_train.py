@@ -45,8 +45,8 @@ def flags(ground: Path, out: Path, *more: str) -> list[str]:
 
 
 def command(processes: int, target: list[str]) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*torchrun, *target] if processes > 1 else [sys.executable, *target]
+    ranks = [str(HERE / "ranks.py"), str(processes)] if processes > 1 else []
+    return [sys.executable, *ranks, *target]
 
 
 def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
@@ -219,7 +219,8 @@ def test_the_exported_model_loads_in_transformers_and_stops(whole_run):
 
 
 def test_two_processes_train_like_one(ground, whole_run, tmp_path):
-    done = train(ground, tmp_path / "out", processes=2)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run([*torchrun, "-m", "fastft.train", *flags(ground, tmp_path / "out")])
     assert done.returncode == 0, done.stderr
     for (_, loss, norm), (_, other_loss, other_norm) in zip(losses(whole_run), losses(tmp_path / "out"), strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-3)
