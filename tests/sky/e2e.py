@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,7 @@ SSHD_CONF = """
 Port 2222
 ListenAddress 127.0.0.1
 PasswordAuthentication no
+UsePAM yes
 AcceptEnv *
 Subsystem sftp /usr/lib/openssh/sftp-server
 """
@@ -63,12 +65,16 @@ SKY_CONF = """
 allowed_clouds: [slurm]
 jobs: {controller: {consolidation_mode: true}}
 """
-# The runtime's set-up pipes uv's installer from the web into sh; here the uv of our environment is the web.
+# The runtime's set-up pipes uv's installer from the web into sh, and has uv fetch a Python 3.10: here the web is this machine.
 CURL = """#!/bin/sh
 case "$*" in
-*astral.sh/uv*) echo 'mkdir -p "$UV_INSTALL_DIR" && cp /usr/local/bin/uv "$UV_INSTALL_DIR/uv"' ;;
+*astral.sh/uv*) echo 'mkdir -p "$UV_INSTALL_DIR" && cp /usr/local/bin/node-uv "$UV_INSTALL_DIR/uv"' ;;
 *) exec /usr/bin/curl "$@" ;;
 esac
+"""
+UV = """#!/bin/bash
+export UV_CACHE_DIR=/var/cache/node-uv UV_SYSTEM_CERTS=1 UV_NATIVE_TLS=1
+exec {uv} "${{@/#3.10/{python}}}"
 """
 
 
@@ -85,6 +91,7 @@ def main() -> int:
     ground.chmod(0o755)
     # When this process ends, however it does, the kernel ends every process in there and takes the mounts away.
     command = ["unshare", "-m", "-p", "-u", "-f", "--kill-child", sys.executable, __file__, "--inside", str(ground)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return subprocess.run(command).returncode
     finally:
@@ -95,10 +102,7 @@ def inside(ground: Path) -> int:
     enter(ground)
     say("packages, in the overlay")
     install()
-    say("an uninterrupted run, for comparison")
     prepare(ground)
-    reference = ground / "reference"
-    train_here(ground, reference)
     say("Slurm: two nodes on loopback; sshd; SkyPilot")
     start_cluster()
     start_sky(ground)
@@ -112,7 +116,9 @@ def inside(ground: Path) -> int:
     lost.append(preempt(ground, "node down", down))
     wait_for(lambda: "SUCCEEDED" in queue() or "FAILED" in queue(), "the end", 900)
     say(queue())
-    return judge(ground, reference)
+    say("an uninterrupted run, for comparison")
+    train_here(ground, ground / "reference")
+    return judge(ground, lost)
 
 
 def say(text: str) -> None:
@@ -135,6 +141,8 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float) -> None:
     while not condition():
         if time.monotonic() > end:
             print(queue())
+            for log in Path("/home/driver/sky_logs/jobs_controller").glob("[0-9]*.log"):
+                print(log.read_text(errors="replace")[-2000:])
             raise SystemExit(f"error: waited {seconds:.0f} s for {what}")
         time.sleep(0.1)
 
@@ -233,7 +241,8 @@ def start_cluster() -> None:
     run("slurmctld")
     for node in ("n1", "n2"):
         run("slurmd", "-N", node)
-    wait_for(lambda: run("sinfo", "--noheader", "--format=%T").strip() == "idle", "idle nodes", 60)
+    nodes = lambda: subprocess.run(["sinfo", "--noheader", "--format=%T"], capture_output=True, text=True).stdout  # noqa: E731
+    wait_for(lambda: nodes().strip() == "idle", "idle nodes", 60)
 
 
 def start_sky(ground: Path) -> None:
@@ -246,10 +255,12 @@ def start_sky(ground: Path) -> None:
     lines = ("Host local", "HostName 127.0.0.1", "Port 2222", "User sky", f"IdentityFile {key}")
     (home / ".slurm/config").write_text("\n    ".join(lines) + "\n")
     (home / ".sky/config.yaml").write_text(SKY_CONF)
-    shutil.copy(Path(sys.executable).with_name("uv"), "/usr/local/bin/uv")
-    curl = Path("/usr/local/bin/curl")
-    curl.write_text(CURL)
-    curl.chmod(0o755)
+    uv = UV.format(uv=Path(sys.executable).with_name("uv"), python=sys.executable)
+    for name, content in (("curl", CURL), ("node-uv", uv)):
+        Path("/usr/local/bin", name).write_text(content)
+        Path("/usr/local/bin", name).chmod(0o755)
+    Path("/var/cache/node-uv").mkdir(mode=0o777)
+    Path("/var/cache/node-uv").chmod(0o777)
     # Before it believes that a job is gone, the controller asks two addresses on the Internet whether there is a network.
     (package,) = importlib.util.find_spec("sky").submodule_search_locations
     source = Path(package, "backends/backend_utils.py")
@@ -327,15 +338,12 @@ def resumed_at() -> int | None:
     return int(found[1]) if found else None
 
 
-def judge(ground: Path, reference: Path) -> int:
-    """The model in the bucket, and the losses of all steps, against the uninterrupted run's."""
-    from hashlib import sha256
-
-    digest = lambda path: sha256(path.read_bytes()).hexdigest()  # noqa: E731
-    weights = Path(f"{ground}/bucket/e2e/model/model.safetensors")
-    same = weights.is_file() and digest(weights) == digest(reference / "model/model.safetensors")
-    say(f"weights {'bit-identical to' if same else 'DIFFER from'} an uninterrupted run's")
-    return 0 if same and "SUCCEEDED" in queue() else 1
+def judge(ground: Path, preemptions: list[dict[str, Any]]) -> int:
+    """The model in the bucket and the losses of all steps against the uninterrupted run's."""
+    model, reference = (path / "model/model.safetensors" for path in (ground / "bucket/e2e", ground / "reference"))
+    weights = model.is_file() and model.read_bytes() == reference.read_bytes()
+    say(f"weights: {'bit-identical to' if weights else 'NOT'} the uninterrupted run's")
+    return 0 if weights and "SUCCEEDED" in queue() else 1
 
 
 if __name__ == "__main__":
