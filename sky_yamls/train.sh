@@ -13,7 +13,8 @@ output="$HOME/runs/$RUN_NAME"
 first=$(head -n 1 <<<"$SKYPILOT_NODE_IPS")
 
 # The same global batch on every candidate: a packed row of 2,048 for each 20 GB of a GPU, as far as that divides.
-processes=$((SKYPILOT_NUM_GPUS_PER_NODE > 0 ? SKYPILOT_NUM_GPUS_PER_NODE : 1)) # a CPU machine is for trying out
+processes=$SKYPILOT_NUM_GPUS_PER_NODE
+[ "$processes" -gt 0 ] || processes=1 # a machine without GPUs is for trying out
 gpus=$((SKYPILOT_NUM_NODES * processes))
 memory=$(nvidia-smi --id=0 --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null || echo 0) # MiB
 rows=$((memory / 20000 > 1 ? memory / 20000 : 1))
