@@ -260,8 +260,10 @@ def start_sky(ground: Path) -> None:
     for name, content in (("curl", CURL), ("node-uv", uv)):
         Path("/usr/local/bin", name).write_text(content)
         Path("/usr/local/bin", name).chmod(0o755)
-    Path("/var/cache/node-uv").mkdir(mode=0o777)
-    Path("/var/cache/node-uv").chmod(0o777)
+    for path in (Path("/var/cache/node-uv"), Path("/var/cache/bytecode")):  # what a kept disk or image keeps
+        path.mkdir()
+        path.chmod(0o777)
+    Path("/etc/environment").write_text("PYTHONPYCACHEPREFIX=/var/cache/bytecode\n")
     # Before it believes that a job is gone, the controller asks two addresses on the Internet whether there is a network.
     (package,) = importlib.util.find_spec("sky").submodule_search_locations
     source = Path(package, "backends/backend_utils.py")
@@ -312,18 +314,19 @@ def preempt(ground: Path, how: str, command: Callable[[str, str], list[str]]) ->
     reached, began = last_step(ground), time.monotonic()
     run(*command(job, node))
     say(f"preempted ({how}): job {job} on {node}, at step {reached}")
-    old = attempt()
+    old, words = attempt(), ""
 
     def gone_and_back() -> bool:
-        nonlocal reached
+        nonlocal reached, words
         if attempt() in (old, None):
-            reached = max(reached, last_step(ground))
+            reached, words = max(reached, last_step(ground)), output() or words
             return False
         return resumed_at() is not None and last_step(ground) > resumed_at()
 
     wait_for(gone_and_back, "the first resumed step", 600)
     step = resumed_at()
     seconds = time.monotonic() - began
+    say(f"its last words: {words.splitlines()[-1:]}")
     say(f"goes on at step {step + 1}, {seconds:.0f} s after; {reached} had been reached; {queue()}")
     return {"how": how, "reached": reached, "resumed": step, "seconds": seconds}
 
