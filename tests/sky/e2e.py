@@ -144,7 +144,7 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float) -> None:
             for log in Path("/home/driver/sky_logs/jobs_controller").glob("[0-9]*.log"):
                 print(log.read_text(errors="replace")[-6000:])
             raise SystemExit(f"error: waited {seconds:.0f} s for {what}")
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 # The machine in the machine ------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def preempt(ground: Path, how: str, command: Callable[[str, str], list[str]]) ->
 
 def output() -> str:
     """What the job has printed on the cluster that is there now."""
-    logs = sorted(Path("/home/sky").glob(".sky_clusters/*/sky_logs/**/run.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(Path("/home/sky").glob(".sky_clusters/*/sky_logs/*/tasks/run.log"), key=lambda path: path.stat().st_mtime)
     return logs[-1].read_text(errors="replace") if logs else ""
 
 

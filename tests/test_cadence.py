@@ -1,0 +1,71 @@
+"""When the next checkpoint is due: at counts of steps, or at Young's interval of what was measured, on a clock of our own."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from fastft.cadence import Cadence
+from fastft.config import CheckpointConfig
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("fastft.cadence.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def cadence(every="auto", hours=0.5, machines=1, blocking_s=None, upload_s=None):
+    writer = SimpleNamespace(
+        blocking_s=blocking_s, uploader=None if upload_s is None else SimpleNamespace(seconds=upload_s)
+    )
+    said = []
+    return Cadence(CheckpointConfig(every=every, preemption_hours=hours), machines, writer, said.append), writer, said
+
+
+def test_steps_are_counted_and_the_clock_is_not_asked(clock):
+    by_count, _, said = cadence(every=20)
+    clock.now += 1e6
+    assert [step for step in range(1, 61) if by_count.is_due(step)] == [20, 40, 60]
+    assert not by_count.wants_one()
+    by_count.saved()
+    assert said == []
+
+
+def test_never_with_0(clock):
+    never, _, _ = cadence(every=0)
+    clock.now += 1e6
+    assert not any(never.is_due(step) for step in range(1, 100)) and not never.wants_one()
+
+
+@pytest.mark.parametrize(
+    ("blocking_s", "hours", "machines", "upload_s", "interval_s"),
+    [
+        (2.0, 0.5, 1, None, 84.85),  # sqrt(2 x 2 x 1,800)
+        (2.0, 0.5, 4, None, 42.43),  # four machines: one of them goes four times as often
+        (2.0, 0.5, 1, 300.0, 300.0),  # never before the last one is safe
+        (None, 0.5, 1, None, 60.0),  # nothing measured: 1 s is assumed
+    ],
+)
+def test_auto_waits_for_youngs_interval(clock, blocking_s, hours, machines, upload_s, interval_s):
+    auto, _, _ = cadence(hours=hours, machines=machines, blocking_s=blocking_s, upload_s=upload_s)
+    assert auto.interval_s() == pytest.approx(interval_s, abs=0.01)
+    assert not auto.is_due(20)
+    clock.now += interval_s - 0.1
+    assert not auto.wants_one()
+    clock.now += 0.2
+    assert auto.wants_one()
+    auto.saved()
+    assert not auto.wants_one()
+
+
+def test_it_says_what_it_chose_and_again_when_that_has_doubled(clock):
+    auto, writer, said = cadence(blocking_s=2.0)
+    auto.saved()
+    assert len(said) == 1 and said[0].startswith("checkpoints: every 85 s: training waits 2.00 s for one")
+    writer.blocking_s = 4.0
+    auto.saved()
+    assert len(said) == 1
+    writer.blocking_s = 9.0
+    auto.saved()
+    assert len(said) == 2 and "every 3 min" in said[1]
