@@ -314,26 +314,27 @@ def preempt(ground: Path, how: str, command: Callable[[str, str], list[str]]) ->
     reached, began = last_step(ground), time.monotonic()
     run(*command(job, node))
     say(f"preempted ({how}): job {job} on {node}, at step {reached}")
-    old, words = attempt(), ""
+    old = attempt()
 
     def gone_and_back() -> bool:
-        nonlocal reached, words
+        nonlocal reached
         if attempt() in (old, None):
-            reached, words = max(reached, last_step(ground)), output() or words
+            reached = max(reached, last_step(ground))
             return False
         return resumed_at() is not None and last_step(ground) > resumed_at()
 
     wait_for(gone_and_back, "the first resumed step", 600)
     step = resumed_at()
     seconds = time.monotonic() - began
-    say(f"its last words: {words.splitlines()[-1:]}")
     say(f"goes on at step {step + 1}, {seconds:.0f} s after; {reached} had been reached; {queue()}")
     return {"how": how, "reached": reached, "resumed": step, "seconds": seconds}
 
 
 def output() -> str:
     """What the job has printed on the cluster that is there now."""
-    logs = sorted(Path("/home/sky").glob(".sky_clusters/*/sky_logs/*/tasks/run.log"), key=lambda path: path.stat().st_mtime)
+    logs = sorted(
+        Path("/home/sky").glob(".sky_clusters/*/sky_logs/*/tasks/run.log"), key=lambda path: path.stat().st_mtime
+    )
     return logs[-1].read_text(errors="replace") if logs else ""
 
 
