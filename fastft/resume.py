@@ -52,12 +52,13 @@ def find_starts(
     config: TrainConfig, disk: checkpoint.Disk, store: Store | None, identity: dict, say
 ) -> list[checkpoint.Candidate]:
     """Checkpoints to go on from, the newest first; collective. Raises ValueError when they are another run's."""
-    starts, model = checkpoint.candidates(disk, store, say), Path(config.output_dir) / "model"
-    if not starts and model.exists():
-        raise ValueError(
-            f"{model}: exists and is not this run's; choose another --output_dir, it would be written over"
-        )
+    starts = checkpoint.candidates(disk, store, say)
     if not starts:
+        for result in (Path(config.output_dir, name) for name in ("model", "report.json")):  # a model's, the cleaner's
+            if result.exists():
+                raise ValueError(
+                    f"{result}: is not this run's; choose another --output_dir, what lies there would be written over"
+                )
         return []
     where = store.url if store and starts[0].remote else config.output_dir
     if not config.resume:

@@ -405,7 +405,14 @@ def test_the_model_that_a_run_starts_from_is_never_written_over(ground, tmp_path
     import shutil
 
     shutil.copytree(ground / "model", tmp_path / "model")
-    fails(_main(ground, tmp_path, "--model", str(tmp_path / "model")), "exists and is not this run's")
+    fails(_main(ground, tmp_path, "--model", str(tmp_path / "model")), "model: is not this run's; choose another")
+
+
+def test_the_cleaners_report_is_never_written_over(ground, tmp_path):
+    for name in ("report.json", "report.html"):
+        (tmp_path / name).write_text("the cleaner's")
+    fails(_main(ground, tmp_path), "report.json: is not this run's; choose another")
+    assert (tmp_path / "report.html").read_text() == "the cleaner's"
 
 
 def test_another_model_in_the_same_place_is_not_this_run(ground, whole_run, tmp_path):
