@@ -213,7 +213,7 @@ def test_the_demo_walks_the_whole_road(demo):
     out, printed = demo
     for name in fastft.demo.FILES:
         assert (out / name.rstrip("/")).exists(), name
-    ledger = json.loads((out / "report.json").read_text())
+    ledger = json.loads((out / "clean" / "report.json").read_text())
     assert ledger["input"] == ledger["kept"] + sum(ledger["rejected"].values())
     assert ledger["kept"] >= 120 and ledger["parts"] > ledger["kept"] and len(ledger["rejected"]) >= 8
     page = (out / "report.html").read_text()

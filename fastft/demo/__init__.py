@@ -77,7 +77,7 @@ def run(output_dir: Path) -> None:
     heading("3. Train")
     from fastft.train import main as train
 
-    data, model = output_dir / "conversations.jsonl", output_dir / "model"
+    data, model = output_dir / "clean" / "conversations.jsonl", output_dir / "model"
     arguments = ["--model", str(output_dir / "base"), "--data", str(data), "--output_dir", str(output_dir)]
     if train([*arguments, "--window", str(WINDOW), *TRAINING]):
         raise ValueError("the training did not finish; the line above says why")
@@ -94,10 +94,10 @@ def run(output_dir: Path) -> None:
 
 
 FILES = {
-    "conversations.jsonl": "the clean conversations",
-    "rejected.jsonl": "what was rejected, and why",
-    "report.json": "the ledger: input = kept + rejected",
-    "cleaning.html": "the same with examples, on a page",
+    "clean/conversations.jsonl": "the clean conversations",
+    "clean/rejected.jsonl": "what was rejected, and why",
+    "clean/report.json": "the ledger: input = kept + rejected",
+    "clean/report.html": "the same with examples, on a page",
     "metrics.jsonl": "loss, learning rate, tokens/s of every step",
     "tensorboard/": "the same for TensorBoard",
     "config.yaml": "the training's configuration",
@@ -117,13 +117,12 @@ def clean_dump(output_dir: Path):
     from cleaning.pipeline import clean
 
     dump, phrases = HERE / "dump.json", (HERE / "blocked_phrases.txt").read_text().splitlines()
-    whole = output_dir / "unsplit"
+    directory, whole = output_dir / "clean", output_dir / "unsplit"
     clean([dump], whole, blocked_phrases=phrases)
     make_base_model(read_conversations(whole / "conversations.jsonl"), output_dir / "base")
     shutil.rmtree(whole)
     base = str(output_dir / "base")
-    report = clean([dump], output_dir, blocked_phrases=phrases, max_tokens=WINDOW, model=base, overlong="reject")
-    (output_dir / "report.html").rename(output_dir / "cleaning.html")  # the demo's own page takes its name
+    report = clean([dump], directory, blocked_phrases=phrases, max_tokens=WINDOW, model=base, overlong="reject")
     print_ledger(report, Console())
     return report
 
