@@ -44,8 +44,9 @@ from fastft.conversation import Conversation, Message, rounds_of
 CountTokens = Callable[[list[Message]], int]
 CheckPart = Callable[[list[Message]], None]
 
-# Where to look first for a border. Too low or too high costs a few more counts, never a wrong border.
-BYTES_PER_TOKEN = 3
+# Where to look first for a border, until the conversation has shown its own. Too low or too high costs a few more counts,
+# never a wrong border.
+CHARACTERS_PER_TOKEN = 3.0
 GAP = "\n\n[…]\n\n"  # where the middle of a question was
 SMALLEST_PIECE = 16  # characters; a window that holds fewer beside the question holds no answer
 
@@ -143,7 +144,8 @@ class _Splitter:
     ):
         self.system, self.rounds = rounds_of(messages)
         self.max_tokens, self.count, self.overlap_rounds, self.may_cut = max_tokens, count_tokens, overlap_rounds, cut
-        self.ends = list(itertools.accumulate(sum(len(m.content.encode()) for m in each) for each in self.rounds))
+        self.ends = list(itertools.accumulate(map(_characters, self.rounds)))
+        self.characters_per_token = CHARACTERS_PER_TOKEN
         self.whole_since = 0  # no round from here on was cut or is missing
         self.shortened: list[Shortened] = []
 
@@ -170,7 +172,7 @@ class _Splitter:
 
     def _rounds_that_fit(self, start: int, context: list[Message]) -> int:
         head = self.system + context
-        budget = (self.ends[start - 1] if start else 0) + BYTES_PER_TOKEN * self.max_tokens - _bytes(context)
+        budget = (self.ends[start - 1] if start else 0) + self._characters_of(self.max_tokens) - _characters(head)
         return _largest_fit(
             lambda n: self._fits(_joined(head, self.rounds[start : start + n])),
             guess=bisect.bisect_right(self.ends, budget) - start,
@@ -178,7 +180,13 @@ class _Splitter:
         )
 
     def _fits(self, messages: list[Message], share: float = 1.0) -> bool:
-        return self.count(messages) <= self.max_tokens * share
+        tokens = self.count(messages)
+        self.characters_per_token = max(_characters(messages), 1) / tokens
+        return tokens <= self.max_tokens * share
+
+    def _characters_of(self, tokens: float) -> int:
+        """About as many characters are in `tokens` of this conversation."""
+        return int(self.characters_per_token * tokens)
 
     # --- context -----------------------------------------------------------------------------------------------------
 
@@ -282,7 +290,7 @@ class _Splitter:
 
         sizes = range(0, len(text), max(self.max_tokens // 16, SMALLEST_PIECE))
         for share, answers in ((1.0, [answer]), (0.5, [])):
-            guess, limit = BYTES_PER_TOKEN * self.max_tokens // 2 // sizes.step, len(sizes) - 1
+            guess, limit = self._characters_of(self.max_tokens // 2) // sizes.step, len(sizes) - 1
             count = _largest_fit(lambda n: n == 0 or fits(sizes[n], *answers, share=share), guess, limit)  # noqa: B023
             # Beside a long answer too little would be left of the question: that answer is cut.
             if count and (not answers or not fits(sizes[count], share=0.5)):
@@ -294,7 +302,8 @@ class _Splitter:
         """Where the piece that begins at `start` ends: the best border among those that fit; None if there is none."""
         fits = lambda end: self._fits([*head, Message("assistant", text.piece(start, end), True)])  # noqa: E731
         lines = text.line_ends(start)
-        guess = bisect.bisect_right(lines, start + BYTES_PER_TOKEN * self.max_tokens // 2)
+        room = self.max_tokens - self.count(head)
+        guess = bisect.bisect_right(lines, start + self._characters_of(room))
         count = _largest_fit(lambda n: n == 0 or fits(lines[n - 1]), guess, len(lines))
         if count and (lines[count - 1] - start >= SMALLEST_PIECE or count == len(lines)):
             for end in text.preferred(start, lines[:count]):
@@ -302,7 +311,7 @@ class _Splitter:
                     return end
         # No line fits: one long line. Between words, if the second half of what fits has a space.
         stops = range(start + SMALLEST_PIECE, (lines[count] if count < len(lines) else len(text)), SMALLEST_PIECE)
-        count = _largest_fit(lambda n: n == 0 or fits(stops[n - 1]), guess=self.max_tokens // 8, limit=len(stops))
+        count = _largest_fit(lambda n: n == 0 or fits(stops[n - 1]), self._characters_of(room) // SMALLEST_PIECE, len(stops))
         if not count:
             return None
         end = stops[count - 1]
@@ -398,24 +407,26 @@ def _untrained(rounds: Sequence[Sequence[Message]]) -> list[Message]:
     return [replace(message, train=False) for each in rounds for message in each]
 
 
-def _bytes(messages: Sequence[Message]) -> int:
-    return sum(len(message.content.encode()) for message in messages)
+def _characters(messages: Sequence[Message]) -> int:
+    return sum(len(message.content) for message in messages)
 
 
 def _largest_fit(fits: Callable[[int], bool], guess: int, limit: int) -> int:
-    """The largest n of 0 … `limit` for which `fits(n)` (0 always does, and no n above one that does not)."""
-    fitting, step, candidate = 0, 1, min(max(guess, 1), limit)
-    while fits(candidate):
-        if candidate == limit:
-            return limit
-        fitting, candidate, step = candidate, min(candidate + step, limit), step * 2
-    while candidate - fitting > 1:
-        middle = (fitting + candidate) // 2
-        if fits(middle):
-            fitting = middle
+    """The largest n of 0 … `limit` for which `fits(n)` (0 always does, and no n above one that does not).
+
+    In steps that double, up or down from the guess, then by halves: a good guess takes two or three looks.
+    """
+    low, high = 0, limit + 1  # fits, does not
+    candidate, step = min(max(guess, 1), limit), 1
+    while high - low > 1:
+        if fits(candidate):
+            low = candidate
+            candidate = low + step if high == limit + 1 else (low + high) // 2
         else:
-            candidate = middle
-    return fitting
+            high = candidate
+            candidate = high - step if low == 0 else (low + high) // 2
+        candidate, step = min(max(candidate, low + 1), high - 1), step * 2
+    return low
 
 
 def _joined(system: list[Message], rounds: list[list[Message]]) -> list[Message]:

@@ -7,13 +7,15 @@ encoding looks at one piece at a time. Words come again and again, so each is to
     counter.count("some text")                         # None: not proven here, ask the tokenizer
 
 What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
-pieces of which none goes on behind a space mark (Llama 2, Mistral). Texts with characters outside of blocks that all
-versions of Unicode agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the
-first texts are counted both ways, and a counter that errs once is not asked again.
+pieces of which none goes on behind a space mark (Llama 2, Mistral). Where the pattern speaks of letters and digits, texts
+with characters outside of blocks that all versions of Unicode agree on go to the tokenizer; those with an added token
+written in them are left alone. As a last guard the first texts are counted both ways, and a counter that errs once is not
+asked again.
 """
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import tokenizers
@@ -54,23 +56,28 @@ class _Counts(dict[str, int]):
         return count
 
 
-class Counter:
-    """`words` cuts a text (saying whether it stands first) into words, `spelled` writes a word as the vocabulary does."""
+@dataclass(frozen=True)
+class Words:
+    """How a tokenizer cuts a text into the pieces that it looks at one by one."""
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        words: Callable[[str, bool], list[str]],
-        spelled: Callable[[str], str],
-        added: list[str],
-    ):
-        self.backend, self.words, self.counts = backend, words, _Counts(backend.model, spelled)
+    cut: Callable[[str], list[str]]  # a text into words; they tile it
+    spelled: Callable[[str], str]  # a word as the vocabulary writes it
+    prefix: Callable[[str, bool], str] = lambda text, first: ""  # what is put before a text
+    apart: Callable[[str, int], bool] = lambda text, position: False  # whether words are cut there, for sure
+    stable: re.Pattern | None = None  # texts whose words are known to be the tokenizer's; None: all are
+
+
+class Counter:
+    """Counts the tokens of texts between control tokens."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, words: Words, added: list[str]):
+        self.backend, self.words, self.counts = backend, words, _Counts(backend.model, words.spelled)
         self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         self.control = added[0]
         self.to_check = CHECKED
-        self.count_again = lru_cache(maxsize=256)(
-            self.count
-        )  # the candidates of one dialogue share most of their pieces
+        # The candidates of one dialogue share most of their pieces, and the pieces of one answer their prompt.
+        self.count_again = lru_cache(maxsize=256)(self.count)
+        self._sum_again = lru_cache(maxsize=256)(self._sum)
 
     def count(self, text: str, first: bool = True, border: int | None = None) -> int | None:
         """The tokens of `text`, or None. `first`: it stands at the beginning; otherwise behind an added token.
@@ -80,20 +87,27 @@ class Counter:
         """
         if self.to_check < 0 or self.added.search(text):
             return None
-        if not _STABLE.fullmatch(text):
+        if self.words.stable and not self.words.stable.fullmatch(text):
             return self._asked(text, first, border)
-        words = self.words(text, first)
-        if border is not None:
-            before = self.words(text[:border], first)
-            if words[: len(before)] != before:
-                return None
-        count = sum(map(self.counts.__getitem__, words))
+        prefix = self.words.prefix(text, first)
+        whole, at = prefix + text, None if border is None else len(prefix) + border
+        if at is None:
+            count = self._sum(whole)
+        elif self.words.apart(whole, at):
+            count = self._sum_again(whole[:at]) + self._sum_again(whole[at:])
+        elif self.words.cut(whole)[: len(before := self.words.cut(whole[:at]))] == before:
+            count = self._sum(whole)
+        else:
+            return None
         if self.to_check:
             self.to_check -= 1
             if count != self._asked(text, first):
                 self.to_check = -1
                 return None
         return count
+
+    def _sum(self, text: str) -> int:
+        return sum(map(self.counts.__getitem__, self.words.cut(text)))
 
     def _asked(self, text: str, first: bool, border: int | None = None) -> int | None:
         before = "" if first else self.control
@@ -117,12 +131,11 @@ def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> Counter |
     strange = any(t["lstrip"] or t["rstrip"] or t["single_word"] or t["normalized"] for t in added)
     if not plain_model or not added or strange:
         return None
-    cut = _byte_level(specification) or _by_space_marks(specification)
-    return cut and Counter(backend, *cut, [token["content"] for token in added])
+    words = _byte_level(specification) or _by_space_marks(specification)
+    return words and Counter(backend, words, [token["content"] for token in added])
 
 
-def _byte_level(specification: dict) -> tuple[Callable, Callable] | None:
-    """(words, spelled) of a byte-level BPE."""
+def _byte_level(specification: dict) -> Words | None:
     before = specification.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     last = steps[-1]
@@ -142,9 +155,10 @@ def _byte_level(specification: dict) -> tuple[Callable, Callable] | None:
     import regex  # knows \p{L}; transformers needs it, too
 
     words, ascii_words, spelling = regex.compile(pattern).findall, re.compile(_for_ascii(pattern)).findall, _spelling()
-    return (
-        lambda text, first: ascii_words(text) if text.isascii() else words(text),
-        lambda word: "".join(map(spelling.__getitem__, word.encode())),
+    return Words(
+        cut=lambda text: ascii_words(text) if text.isascii() else words(text),
+        spelled=lambda word: "".join(map(spelling.__getitem__, word.encode())),
+        stable=_STABLE,
     )
 
 
@@ -168,37 +182,47 @@ def _spelling() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _by_space_marks(specification: dict) -> tuple[Callable, Callable] | None:
-    """(words, spelled) of a BPE in SentencePiece's way: spaces are marks (U+2581), with one more before the text."""
+def _by_space_marks(specification: dict) -> Words | None:
+    """SentencePiece's way: spaces are marks (U+2581), with one more before the text.
+
+    Words are cut with spaces in the place of marks: what is ASCII stays so, and is searched twice as fast.
+    """
     model = specification["model"]
     prefix = _prefix(specification)
     if prefix is None or not (model.get("byte_fallback") or not model.get("fuse_unk")):
         return None
     if any(re.search("[^▁]▁", piece) for piece in model["vocab"]):
         return None  # a piece goes on behind a mark: words are not apart
-    find = re.compile("▁*[^▁]+|▁+").findall
+    lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
+    find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall
 
-    def words(text: str, first: bool) -> list[str]:
-        marked = text.replace(" ", "▁")
-        return find(prefix(marked, first) + marked) if text else []
+    def apart(text: str, position: int) -> bool:
+        before, behind = text[position - 1 : position], text[position : position + 1]
+        at_space = before not in " ▁" and behind == " "
+        return at_space or (lines_apart and "" not in (before, behind) and (before == "\n") != (behind == "\n"))
 
-    return words, str
+    return Words(
+        cut=lambda text: find(text.replace("▁", " ")),
+        spelled=lambda word: word.replace(" ", "▁"),
+        prefix=lambda text, first: prefix(text, first) if text else "",
+        apart=apart,
+    )
 
 
 def _prefix(specification: dict) -> Callable[[str, bool], str] | None:
-    """What is put before a marked text; None where the tokenizer does not work by marks, or in another way."""
+    """What is put before a text with spaces for marks; None where the tokenizer works in another way."""
     before = specification.get("pre_tokenizer")
     if specification.get("normalizer") is None and before and before.get("type") == "Metaspace":
         scheme = before["prepend_scheme"]
         if before["replacement"] != "▁" or before["split"]:
             return None
         return lambda text, first: (
-            "▁" if text[0] != "▁" and (scheme == "always" or (scheme == "first" and first)) else ""
+            " " if text[0] not in " ▁" and (scheme == "always" or (scheme == "first" and first)) else ""
         )
     prepend, replace = (
         {"type": "Prepend", "prepend": "▁"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
     )
     if before is None and specification.get("normalizer") == {"type": "Sequence", "normalizers": [prepend, replace]}:
-        return lambda text, first: "▁"
+        return lambda text, first: " "
     return None

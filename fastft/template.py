@@ -462,7 +462,8 @@ def _margins(text: str) -> tuple[str, str] | tuple[str]:
     core = _core(text)
     if not core:
         return (text,)
-    return text[: text.index(core)], text[text.index(core) + len(core) :]
+    start = len(text) - len(text.lstrip())
+    return text[:start], text[start + len(core) :]
 
 
 def _marked(messages: Iterable[Message]) -> list[Message]:
@@ -474,7 +475,7 @@ def _marked(messages: Iterable[Message]) -> list[Message]:
 
 
 def _repaired(messages: Sequence[Message]) -> list[Message]:
-    return [replace(m, content=repair_text(m.content)) for m in messages]
+    return [m if (text := repair_text(m.content)) is m.content else replace(m, content=text) for m in messages]
 
 
 def _join(literals: list[str], texts: list[str]) -> str:

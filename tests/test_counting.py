@@ -87,7 +87,7 @@ def loaded(name: str):
 
 def test_a_counter_that_errs_is_not_asked_again(counters):
     _, backend = counters["gpt2"]
-    broken = counting.Counter(backend, lambda text, first: text.split(), str, list(CONTROL_TOKENS))
+    broken = counting.Counter(backend, counting.Words(str.split, str), list(CONTROL_TOKENS))
     assert broken.count("some words, and more") is None and broken.to_check < 0
     assert broken.count("a") is None
 
