@@ -143,24 +143,23 @@ def clean(
     report = Report(settings=chosen)
     with open_inputs(inputs) as sources, working_directory(output_dir, _identity(sources, report)) as (work, changed):
         if not (work / "report.json").exists():
-            reading = Reading(format, every_branch)
-            eras = [survey_dump(map(parsed, source.records()), reading, era) for source in sources]
-            report.files = [
-                {"name": source.name, "path": source.place, "bytes": source.size}
-                | {"records": 0, "input": 0, "era": each.to_dict()}
-                for source, each in zip(sources, eras)
-            ]
-            if settings.moderation and settings.moderation_cache is None:
-                settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
-            conversion = Conversion(settings, [replace(reading, era=each) for each in eras], choices)
             needed = ("fastft.template", "transformers.models.auto.tokenization_auto") if max_tokens is not None else ()
             with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
+                # A tokenizer that cannot be used is better known now than later. Loading it takes seconds: a worker begins,
+                # while this process reads ahead.
+                loading = pool.submit(_load_tokenizer, choices) if pool and max_tokens is not None else None
+                readings = _survey(sources, Reading(format, every_branch), era, report)
+                if settings.moderation and settings.moderation_cache is None:
+                    settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
+                conversion = Conversion(settings, readings, choices)
                 if changed:
                     bar.say(f"{work}: an interrupted run with other {', '.join(changed)} was there; begun anew")
                 elif changed == []:
                     bar.say(f"{output_dir}: going on with an interrupted run")
-                if max_tokens is not None:  # a tokenizer that cannot be used is better known now than later
-                    next(ordered_map(_load_tokenizer, [choices], pool))
+                if loading:
+                    loading.result()
+                elif max_tokens is not None:
+                    _load_tokenizer(choices)
                 _run(sources, conversion, work, report, pool, bar)
                 ledger = orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n"
                 bar.begin("report", None)
@@ -184,6 +183,17 @@ def _identity(sources: list[Input], report: Report) -> dict[str, Any]:
         "versions": versions(),
         "shards": [SHARD_BYTES, SHARD_RECORDS],
     }
+
+
+def _survey(sources: list[Input], reading: Reading, era: str, report: Report) -> list[Reading]:
+    """How each input is read, its era decided; listed in the report."""
+    eras = [survey_dump(map(parsed, source.records()), reading, era) for source in sources]
+    report.files = [
+        {"name": source.name, "path": source.place, "bytes": source.size}
+        | {"records": 0, "input": 0, "era": each.to_dict()}
+        for source, each in zip(sources, eras)
+    ]
+    return [replace(reading, era=each) for each in eras]
 
 
 def _empty_outputs(report: Report) -> set[str]:

@@ -18,7 +18,7 @@ except ImportError:  # no wheel for this platform: `lang` stays empty, and --lan
     pycld2 = None
 
 UNKNOWN = "unknown"
-ENOUGH = 50_000  # characters; the rest of a long dialogue changes nothing
+ENOUGH = 10_000  # characters: of 1,259 real dialogues none is judged otherwise by 50,000, two are by 5,000
 _OLD_CODES = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "sh": "sr", "no": "nb", "mo": "ro", "un": UNKNOWN}
 _OF_COUNTRIES = {"cn": "zh", "jp": "ja", "kr": "ko"}  # often taken for their languages' codes
 _CODE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,200}>", re.M)
