@@ -61,9 +61,9 @@ def make_dump(path: Path, copies: int) -> int:
     words = sorted({word for record in records for turn in record["conversations"] for word in _words(turn["value"])})
 
     def changed(text: str) -> str:
-        return re.sub(
-            r"(?<![\w&<\"=/.-])[a-z]{3,}(?![\w;>\"=/-])",
-            lambda m: m[0] if choose.random() < 0.7 else choose.choice(words),
+        return re.sub(  # never inside a tag: without its class, an answer is no page's any more
+            r"<[^<>]*>|(?<![\w&<\"=/.-])[a-z]{3,}(?![\w;>\"=/-])",
+            lambda m: m[0] if m[0][0] == "<" or choose.random() < 0.7 else choose.choice(words),
             text,
         )
 

@@ -311,7 +311,9 @@ class _Splitter:
                     return end
         # No line fits: one long line. Between words, if the second half of what fits has a space.
         stops = range(start + SMALLEST_PIECE, (lines[count] if count < len(lines) else len(text)), SMALLEST_PIECE)
-        count = _largest_fit(lambda n: n == 0 or fits(stops[n - 1]), self._characters_of(room) // SMALLEST_PIECE, len(stops))
+        count = _largest_fit(
+            lambda n: n == 0 or fits(stops[n - 1]), self._characters_of(room) // SMALLEST_PIECE, len(stops)
+        )
         if not count:
             return None
         end = stops[count - 1]
