@@ -21,7 +21,16 @@ UNKNOWN = "unknown"
 ENOUGH = 10_000  # characters: of 1,259 real dialogues none is judged otherwise by 50,000, two are by 5,000
 _OLD_CODES = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "sh": "sr", "no": "nb", "mo": "ro", "un": UNKNOWN}
 _OF_COUNTRIES = {"cn": "zh", "jp": "ja", "kr": "ko"}  # often taken for their languages' codes
-_CODE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)|`[^`\n]*`|https?://\S+|<[^<>\n]{1,200}>", re.M)
+ENDS = 1_500  # characters of either end of the prose: where they are of one language, what is between is not looked at
+ALL_BUT_SURE = 95  # percent of a text that must be of one language for that
+# Code, addresses and tags, each with what any of them holds: looking for that first halves the time.
+_NO_PROSE = (
+    ("```", re.compile(r"^[ \t>]*(`{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)),
+    ("~~~", re.compile(r"^[ \t>]*(~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)),
+    ("`", re.compile(r"`[^`\n]*`")),
+    ("://", re.compile(r"https?://\S+")),
+    ("<", re.compile(r"<[^<>\n]{1,200}>")),
+)
 # CLD2 refuses text that holds these (bytes that are no interchange-valid UTF-8).
 _INVALID = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U0000e000-\U0000f8ff]"
@@ -79,14 +88,25 @@ def detect_language(conversation: Conversation) -> str:
 
 
 def language_of(text: str) -> str:
-    text = _INVALID.sub(" ", _CODE.sub(" ", text))
+    """As `detect_language`, of a text. Of 1,259 real dialogues none is judged otherwise than by all of it at once."""
+    for mark, pattern in _NO_PROSE:
+        if mark in text:
+            text = pattern.sub(" ", text)
+    text = _INVALID.sub(" ", text)
+    if len(text) > 2 * ENDS:
+        language, percent = _ask(f"{text[:ENDS]} {text[-ENDS:]}")
+        if language != UNKNOWN and percent >= ALL_BUT_SURE:
+            return language
+    return _ask(text)[0]
+
+
+def _ask(text: str) -> tuple[str, int]:
+    """(the language of most of the text, the percentage of the text that is in it)"""
     try:
         reliable, _, ((_, code, percent, _), *_) = pycld2.detect(text.encode("utf-8", "ignore"))
     except pycld2.error:  # planes of the private use area and noncharacters beyond the basic plane
-        return UNKNOWN
-    if not reliable or percent < 50:
-        return UNKNOWN
-    return code_of(code)
+        return UNKNOWN, 0
+    return (code_of(code) if reliable and percent >= 50 else UNKNOWN), percent
 
 
 def other_language(conversation: Conversation, settings: Settings) -> str | None:
