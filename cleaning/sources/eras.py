@@ -249,7 +249,8 @@ def _unescape(conversation: RawConversation) -> None:
 
 def looks_sanitised(answers: list[str], fragments: bool) -> bool:
     """Every answer is HTML that the sanitiser can have written, and one shows that it did (or `fragments` will do)."""
-    if not answers or not all(map(_FRAGMENT.match, answers)) or any(map(_PAGE_WRAPPER.match, answers)):
+    # The wrapper first: it is at the beginning, a fragment ends at the end.
+    if not answers or any(map(_PAGE_WRAPPER.match, answers)) or not all(map(_FRAGMENT.match, answers)):
         return False
     shows = fragments or any(map(_BARE_WRAPPER.match, answers)) or has_bare_label(answers)
     return shows and not any(map(never_sanitised, answers))
