@@ -13,7 +13,7 @@ import pytest
 from openai_server import Failure
 
 from fastft.judge import command
-from fastft.judge.client import KEY, split_address
+from fastft.judge.client import KEY, Limits, split_address
 from fastft.judge.judging import load_prompts, plan, write_prompt
 from fastft.judge.judgment import read_judgments
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
@@ -134,10 +134,13 @@ def test_killed_and_started_again_pays_for_nothing_twice(tmp_path):
     assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 40
 
 
-def test_an_endpoint_without_structured_output_and_with_other_names(tmp_path):
+@pytest.mark.parametrize("concurrency, refused", [(1, 3), (16, 3 * 6)])
+def test_an_endpoint_without_structured_output_and_with_other_names(tmp_path, concurrency, refused):
+    """Those on their way together are refused together, and each goes on without what was refused."""
     ground = write_ground(tmp_path, 3)
 
     def reply(body, number):
+        time.sleep(0.2 * (concurrency > 1))
         if "response_format" in body:
             return Failure(400, "Unknown parameter: 'response_format'.")
         if "max_tokens" in body:
@@ -148,8 +151,8 @@ def test_an_endpoint_without_structured_output_and_with_other_names(tmp_path):
         return f"Both are fine.\n\nAssistant 1: {scores['score_1']}/10\nAssistant 2: {scores['score_2']}/10"
 
     with openai_server.endpoint(reply) as server:
-        assert command.main([*ground, "--judge", f"{server.url}#judge", "--concurrency", "1"]) == 0
-        assert len(server.requests) == 3 + 6, "each is refused once"
+        assert command.main([*ground, "--judge", f"{server.url}#judge", "--concurrency", str(concurrency)]) == 0
+        assert len(server.requests) == refused + 6, "each is refused once"
         assert server.requests[-1]["max_completion_tokens"] == 1024
     assert all(judgment.parsed for judgment in read_judgments(tmp_path / "judged/judgments.jsonl"))
 
@@ -164,11 +167,70 @@ def test_money_is_not_overspent(tmp_path, capsys):
         assert command.main([*ground, *price, "--max_usd", "0.3"]) == 1
         said = capsys.readouterr()
         assert "stopped before $0.30" in said.err
-        spent = float(re.search(r"spent \$([\d.]+)", said.out)[1])
-        assert 0 < spent <= 0.3 and server.paid < 20
+        assert 0 < spent_in(said.out) <= 0.3 and server.paid < 20
         assert command.main([*ground, *price, "--max_usd", "9"]) == 0
         assert server.paid == 20
     assert "--max_usd needs" in error_of(capsys, [*ground, "--judge", "http://x/v1#j", "--max_usd", "1"])
+
+
+def spent_in(said: str) -> float:
+    return float(re.search(r"spent \$([\d.]+)", said)[1])
+
+
+def test_money_holds_where_a_prompt_has_more_tokens_than_was_thought(tmp_path, capsys):
+    """Chinese, code and digits: two tokens where English has one; 16 requests on their way at the limit."""
+    ground = write_ground(tmp_path)
+
+    def reply(body, number):
+        completion = json.loads(openai_server.completion(longer_wins(body), body))
+        completion["usage"]["prompt_tokens"] = len(body["messages"][0]["content"].encode()) // 2
+        return json.dumps(completion).encode()
+
+    with openai_server.endpoint(reply) as server:
+        price = ["--judge", f"{server.url}#judge", "--usd_per_million", "100,100", "--max_tokens", "50"]
+        assert command.main([*ground, *price, "--max_usd", "0.9"]) == 1
+        assert 0.6 < spent_in(capsys.readouterr().out) <= 0.9, "the limit is kept, and nearly used up"
+        before = len(server.requests)
+        assert 1 < before < 20
+        assert command.main([*ground, *price, "--max_usd", "9"]) == 0
+        assert len(server.requests) == 20, "what was on its way at the limit was paid, and kept"
+
+
+def test_what_comes_back_too_late_counts_as_spent(tmp_path, capsys):
+    ground = write_ground(tmp_path, 3)
+    with openai_server.endpoint(lambda body, number: Failure(200, wait_s=0.5)) as server:
+        price = ["--judge", f"{server.url}#judge", "--usd_per_million", "1000,1000", "--max_tokens", "100"]
+        assert command.main([*ground, *price, "--max_usd", "4", "--timeout", "0.2", "--concurrency", "1"]) == 1
+        assert len(server.requests) == 2, "a third could cost more than is left"
+    assert re.search(r"stopped before \$4.00 would be exceeded; spent \$3\.", capsys.readouterr().err)
+
+
+def test_limits_hold_for_retries(tmp_path):
+    """300 requests a minute: 0.2 s from each to the next, those tried again with them."""
+    ground, times = write_ground(tmp_path, 3), []
+
+    def reply(body, number):
+        times.append(time.monotonic())
+        return Failure(503) if number < 3 else longer_wins(body)
+
+    with openai_server.endpoint(reply) as server:
+        assert command.main([*ground, "--judge", f"{server.url}#judge", "--rpm", "300"]) == 0
+    assert len(times) == 3 + 6
+    assert times[-1] - times[0] >= 8 * 0.2 - 0.1
+
+
+def test_a_429_holds_back_every_request(tmp_path):
+    ground, times = write_ground(tmp_path, 10), []
+
+    def reply(body, number):
+        times.append(time.monotonic())
+        time.sleep(0.1)
+        return Failure(429, "slow down", retry_after="2") if number == 0 else longer_wins(body)
+
+    with openai_server.endpoint(reply) as server:
+        assert command.main([*ground, "--judge", f"{server.url}#judge", "--concurrency", "4"]) == 0
+    assert len(times) == 21
+    assert not [each for each in times if times[0] + 0.7 < each < times[0] + 2]
 
 
 def test_two_judges_and_three_models(tmp_path, capsys):
@@ -183,6 +245,16 @@ def test_two_judges_and_three_models(tmp_path, capsys):
     assert results["position"]["long"]["flips"] == 0
     assert results["agreement"][0]["looks"] == 72 and abs(results["agreement"][0]["kappa"]) < 0.1
     assert (tmp_path / "judged/results.md").read_text().startswith("**Pairs**")
+
+
+def test_judges_of_the_same_name_are_told_apart(tmp_path, capsys):
+    ground = write_ground(tmp_path, 3)
+    with openai_server.endpoint(longer_wins) as one, openai_server.endpoint(lambda body, number: "7 6") as other:
+        assert command.main([*ground, "--judge", f"{one.url}#j", "--judge", f"{other.url}#j"]) == 0
+        assert "is given twice" in error_of(capsys, [*ground, "--judge", f"{one.url}#j", "--judge", f"{one.url}/#j"])
+    results = json.loads((tmp_path / "judged/results.json").read_text())
+    assert results["judges"] == [f"j@{server.url.removeprefix('http://')}" for server in (one, other)]
+    assert results["agreement"][0]["looks"] == 6 and results["agreement"][0]["flips"] == 3
 
 
 def test_single_answers_and_references(tmp_path):
@@ -295,6 +367,54 @@ def test_one_pair_that_fails_for_good_is_counted_and_tried_again(tmp_path, capsy
     assert all(judgment.parsed for judgment in read_judgments(tmp_path / "judged/judgments.jsonl"))
 
 
+def test_what_always_fails_stops_nothing(tmp_path, capsys):
+    """Ten prompts that a filter refuses and two that time out: each run ends with a report in which they are counted."""
+    ground = write_ground(tmp_path, 12)
+
+    def reply(body, number):
+        asked = int(re.search(r"What is (\d+)\?", body["messages"][0]["content"])[1])
+        return (
+            Failure(400, "content filter") if asked < 5 else Failure(200, wait_s=1) if asked == 5 else longer_wins(body)
+        )
+
+    with openai_server.endpoint(reply) as server:
+        judge = ["--judge", f"{server.url}#judge", "--timeout", "0.4"]
+        for _ in range(2):
+            assert "12 of 24 are not judged" in error_of(capsys, [*ground, *judge])
+            results = json.loads((tmp_path / "judged/results.json").read_text())
+            assert (results["judgments"], results["unparsed"], results["flags"]) == (24, 12, {"failed": 12})
+            (tmp_path / "judged/results.json").unlink()
+        assert server.paid == 12
+
+
+def test_a_judge_lost_on_the_way(tmp_path, capsys):
+    """The key ends while requests are on their way: those end, are kept, and are reported."""
+    ground, broken = write_ground(tmp_path), [True]
+
+    def reply(body, number):
+        if broken[0] and number >= 8:
+            return Failure(401, "expired")
+        time.sleep(0.5)
+        return longer_wins(body)
+
+    with openai_server.endpoint(reply) as server:
+        judge = ["--judge", f"{server.url}#judge"]
+        said = error_of(capsys, [*ground, *judge])
+        assert "12 of 20 are not judged" in said and "was refused (401)" in said
+        assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 8 == server.paid
+        assert (tmp_path / "judged/report.html").is_file() and len(server.requests) <= 16
+        broken[0] = False
+        assert command.main([*ground, *judge]) == 0
+        assert server.paid == 20
+
+
+def test_an_endpoint_that_is_down_is_given_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastft.judge.command.endpoint_limits", lambda arguments: Limits(concurrency=4, retries=1))
+    with openai_server.endpoint(lambda body, number: Failure(503)) as server:
+        said = error_of(capsys, [*write_ground(tmp_path, 20), "--judge", f"{server.url}#judge"])
+        assert "8 requests in a row failed for good" in said and len(server.requests) < 40
+
+
 def test_our_own_questions():
     questions = load_questions()
     categories = [question.category for question in questions]
@@ -305,7 +425,14 @@ def test_our_own_questions():
 
 def test_addresses():
     assert split_address("https://api.openai.com/v1/#gpt-4.1") == ("https://api.openai.com/v1", "gpt-4.1")
-    for wrong in ("https://api.openai.com/v1", "ftp://x#y", "#y", "gpt"):
+    for wrong in (
+        "https://api.openai.com/v1",
+        "ftp://x#y",
+        "#y",
+        "gpt",
+        "http://127.0.0.1:abc/v1#j",
+        "http://[::1/v1#j",
+    ):
         with pytest.raises(ValueError, match="URL#name"):
             split_address(wrong)
 

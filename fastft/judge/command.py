@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastft.judge.answering import add_endpoint_options, endpoint_limits, endpoint_prices
-from fastft.judge.client import Cache, Client, Money
+from fastft.judge.client import Cache, Client, Money, tell_apart
 from fastft.judge.judging import check_answers, estimate, judge_all, load_prompts, plan
 from fastft.judge.judgment import write_judgments
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
@@ -81,8 +81,6 @@ def judge(arguments: argparse.Namespace) -> int:
 
     if not arguments.answers or not arguments.judge:
         raise ValueError("give --answers FILE … and --judge URL#name, or --reviews DIR")
-    if len(set(arguments.judge)) < len(arguments.judge):
-        raise ValueError("the same --judge is given twice")
     questions = load_questions(arguments.questions, arguments.references)
     files = {path: read_answers(path) for path in arguments.answers}
     if len(files) < len(arguments.answers):
@@ -94,6 +92,7 @@ def judge(arguments: argparse.Namespace) -> int:
     cache = None if arguments.dry_run else Cache(arguments.output / "cache.jsonl")
     limits = endpoint_limits(arguments)
     clients = [Client(address, limits, cache, price, money) for address, price in zip(arguments.judge, prices)]
+    tell_apart(clients)
     calls, prompt, reply, usd = estimate(jobs, clients, prompts)
     priced = f", ${usd:.2f}" if arguments.usd_per_million else ""
     print(

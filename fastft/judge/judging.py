@@ -160,7 +160,7 @@ async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_token
         question_id=job.question.id,
         category=job.question.category,
         mode=job.mode,
-        judge=client.name,
+        judge=client.label,
         model_a=job.first.model,
         model_b=job.second.model if job.second else None,
         score_a=scores[0] if scores else None,
