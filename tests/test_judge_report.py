@@ -14,7 +14,7 @@ from fastft.judge.judgment import Judgment, read_judgments, write_judgments
 from fastft.judge.questions import Answer, Question
 from fastft.judge.report import report_again, write_all
 
-HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e"
+HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\u2028\u0085\x0c"
 
 
 def judgments(hostile: str = "fine") -> list[Judgment]:

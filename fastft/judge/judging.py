@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastft.judge.client import Client, Money, Reply, Unanswered, estimate_tokens, run_all
 from fastft.judge.judgment import Judgment, Mode
-from fastft.judge.parsing import is_refusal, parse_pair, parse_single
+from fastft.judge.parsing import is_refusal, parse_pair, parse_single, spoken
 from fastft.judge.questions import Answer, Question
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -21,9 +21,10 @@ USUAL_REPLY_TOKENS = 200  # a few sentences and the scores; for the estimate bef
 AGAIN = "That could not be read. Reply with the JSON object alone."
 # What an answer holds that wants to be the judge. Ordinary answers do not talk like this.
 _INJECTION = re.compile(
-    r"\bscore_[12]\b|\bassistant\s*[12]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
-    r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
-    r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant|</?\s*(?:answer|question|reference) of?\b",
+    r"\bscore_[12]\b|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
+    r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:of\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
+    r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant"
+    r"|</?\s*(?:answer|question|reference)(?:\s+of\b|\s*\w*\s*>)|\[(?:answer|question) \d+, (?:for context|to be)",  # the marks of our prompts, with any hash
     re.IGNORECASE,
 )
 
@@ -185,11 +186,13 @@ def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool
         yield "refusal"
     if reply and reply.finish_reason == "length":
         yield "cut"
+    if not words.strip():
+        yield "empty"
     answers = [answer.turns[job.turn - 1] for answer in (job.first, job.second) if answer]
     attacks = [found[0].lower() for answer in answers for found in _INJECTION.finditer(answer)]
     if attacks:
         yield "injection"
-        said = words.split('"score')[0].lower()  # what the judge says itself, before its own scores
+        said = (spoken(words) if parsed else words).lower()
         if any(attack in said for attack in attacks):
             yield "quotes_injection"
 

@@ -19,7 +19,7 @@ class Judgment:
 
     `model_a` is the one shown first, as Assistant 1. Scores are on the judge's own scale, 1-10 unless its prompt says
     otherwise. `parsed` is false where no score could be read; scores are then None and the judgment still counts in every
-    table, as unparsed. `flags` name what a reader should know: "refusal", "quotes_injection", "contradiction", "cut".
+    table, as unparsed. `flags` name what a reader should know; `fastft.judge.report.FLAGS` says what each means.
     """
 
     question_id: str
@@ -58,7 +58,7 @@ def write_judgments(path: Path, judgments: Iterable[Judgment]) -> None:
 def read_judgments(path: Path) -> list[Judgment]:
     """Raises ValueError with the line that is no judgment."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: no U+2028 ends a line
         try:
             row = json.loads(line)
             found.append(Judgment(**{**row, "flags": tuple(row["flags"])}))

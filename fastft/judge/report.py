@@ -22,6 +22,7 @@ FLAGS = {
     "failed": "no reply, after all retries",
     "refusal": "the judge refused",
     "cut": "the judge's words were cut at --max_tokens",
+    "empty": "the judge said nothing, twice",
     "injection": "an answer speaks to the judge (asks for a score, claims to be better)",
     "quotes_injection": "the judge repeats an answer's words to it: read it",
     "contradiction": "the text of a review says other scores than its field",
