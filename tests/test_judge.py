@@ -175,6 +175,9 @@ def test_money_is_not_overspent(tmp_path, capsys):
         assert 0 < spent_in(said.out) <= 0.3 and server.paid < 20
         assert command.main([*ground, *price, "--max_usd", "9"]) == 0
         assert server.paid == 20
+        capsys.readouterr()
+        assert command.main([*ground, *price, "--dry_run"]) == 0
+        assert "0 calls: about 0 prompt and 0 reply tokens, $0.00; 20 more are cached" in capsys.readouterr().err
     assert "--max_usd needs" in error_of(capsys, [*ground, "--judge", "http://x/v1#j", "--max_usd", "1"])
 
 
@@ -389,11 +392,28 @@ def test_bad_input(tmp_path, capsys):
         "line 2: ": b.replace('"question_id": "q1"', '"question_id": "q1', 1),
         "is no answer": b.replace('"turns"', '"words"'),
         "is empty": "",
+        "line 1: is no answer": '{"question_id": "q0", "model": "b", "turns": 5}',
+        "1: is no answer": '{"question_id": "q0", "model": "b", "turns": "abc"}',
+        " 1: is no answer": '{"question_id": "q0", "model": "b", "choices": [{}]}',
+        "e 1: is no answer": '{"question_id": "q0", "model": "b", "choices": {"turns": ["x"]}}',
     }
     for expected, content in cases.items():
         (tmp_path / "b.jsonl").write_text(content)
         assert expected in error_of(capsys, [*ground, *judge]), expected
     (tmp_path / "b.jsonl").write_text(b)
+    questions = (tmp_path / "questions.jsonl").read_text()
+    for reference in ("5", "[1]", "[null]"):
+        (tmp_path / "questions.jsonl").write_text(questions.replace('"turns"', f'"reference": {reference}, "turns"', 1))
+        assert "line 1: the reference is no text" in error_of(capsys, [*ground, *judge])
+    (tmp_path / "questions.jsonl").write_text(questions)
+    for options, expected in {
+        ("--max_tokens", "0"): "--max_tokens must be at least 1",
+        ("--usd_per_million", "nan,1"): "must be IN,OUT in dollars",
+        ("--usd_per_million", "1,1", "--max_usd", "-1"): "--max_usd must be above 0",
+        ("--mode", "single", "--baseline", "a"): "--baseline is for pairs",
+        ("--judge", "http://127.0.0.1:abc/v1#j"): "must be URL#name",
+    }.items():
+        assert expected in error_of(capsys, [*ground, *judge, *options])
     assert "cannot be reached" in error_of(capsys, [*ground, *judge])
     assert "must be URL#name" in error_of(capsys, [*ground, "--judge", "gpt-4"])
     assert "is not among the models (a, b)" in error_of(capsys, [*ground, *judge, "--baseline", "c"])
@@ -539,4 +559,33 @@ def test_answers_of_an_endpoint_are_resumed(tmp_path, capsys):
     assert answers[2].turns == ("It is 2.",) and answers[2].finish_reason == "stop" and answers[2].completion_tokens
     assert answering.main([*arguments[:-1], str(tmp_path / "a.jsonl")]) == 1
     assert "holds answers of a" in capsys.readouterr().err
+    assert answering.main([*arguments[:2], "http://127.0.0.1:9/v1#mine", *arguments[3:]]) == 1
+    assert "was made with {'model': 'http://127.0.0.1:" in capsys.readouterr().err
     os.environ.pop(KEY)
+
+
+def test_a_second_turn_that_fails_does_not_cost_the_first_again(tmp_path):
+    from fastft.judge import answering
+
+    rows = [{"id": f"q{i}", "category": "x", "turns": [f"First {i}?", "And then?"]} for i in range(4)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    broken = [True]
+    with openai_server.endpoint(
+        lambda body, number: Failure(400, "no") if broken[0] and len(body["messages"]) == 3 else "fine"
+    ) as server:
+        arguments = [str(tmp_path / "q.jsonl"), "--model", f"{server.url}#mine", "-o", str(tmp_path / "mine.jsonl")]
+        assert answering.main(arguments) == 1 and server.paid == 4
+        broken[0] = False
+        assert answering.main(arguments) == 0 and server.paid == 8
+    assert [answer.turns for answer in read_answers(tmp_path / "mine.jsonl")] == [("fine", "fine")] * 4
+
+
+def test_weights_are_told_apart_where_directories_have_one_name(tmp_path):
+    from fastft.judge.answering import fingerprint
+
+    weights = bytearray(1_000_000)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    before = fingerprint(tmp_path)
+    weights[-1] = weights[500_000] = 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert fingerprint(tmp_path) != before

@@ -113,8 +113,7 @@ class Cache:
     """Replies by the exact request, in a file that is only ever appended to: a killed run has lost no reply that it had."""
 
     def __init__(self, path: Path):
-        self.path, self.replies = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.replies, self.file = path, {}, None
         content = path.read_bytes() if path.exists() else b""
         for line in content.splitlines():
             try:
@@ -122,9 +121,7 @@ class Cache:
                 self.replies[row["key"]] = Reply(**row["reply"])
             except (ValueError, TypeError, KeyError):
                 continue  # the line during which a run was killed
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-        if content and not content.endswith(b"\n"):
-            self.file.write(b"\n")
+        self.torn = bool(content) and not content.endswith(b"\n")
 
     def get(self, key: str) -> Reply | None:
         reply = self.replies.get(key)
@@ -132,6 +129,10 @@ class Cache:
 
     def put(self, key: str, reply: Reply) -> None:
         self.replies[key] = reply
+        if not self.file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+            self.file.write(b"\n" * self.torn)
         self.file.write((json.dumps({"key": key, "reply": asdict(reply)}, ensure_ascii=False) + "\n").encode())
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, help="a directory with prompts of your own, named as ours")
     parser.add_argument("--allow_missing", action="store_true", help="judge what there is where answers are missing")
     parser.add_argument("--max_tokens", type=int, default=1024, help="length of a judge's words")
-    parser.add_argument("-o", "--output", type=Path, default=Path("judged"))
+    parser.add_argument("-o", "--output", type=Path, help="a directory; judged/, and nothing for --reviews")
     parser.add_argument(
         "--dry_run", action="store_true", help="say how many calls, tokens and dollars, and ask nothing"
     )
@@ -67,7 +67,7 @@ def show_reviews(arguments: argparse.Namespace) -> int:
     show(compute(judgments), Console())
     for line in contradictions:
         print(f"contradiction: {line}")
-    if arguments.output != Path("judged"):
+    if arguments.output:
         write_results(arguments.output, judgments, questions, [])
         print(f"report: {arguments.output / 'report.html'}")
     return 0
@@ -81,6 +81,10 @@ def judge(arguments: argparse.Namespace) -> int:
 
     if not arguments.answers or not arguments.judge:
         raise ValueError("give --answers FILE … and --judge URL#name, or --reviews DIR")
+    if arguments.max_tokens < 1:
+        raise ValueError("--max_tokens must be at least 1")
+    if arguments.baseline and arguments.mode == "single":
+        raise ValueError("--baseline is for pairs: an answer judged alone is compared with none")
     questions = load_questions(arguments.questions, arguments.references)
     files = {path: read_answers(path) for path in arguments.answers}
     if len(files) < len(arguments.answers):
@@ -89,22 +93,21 @@ def judge(arguments: argparse.Namespace) -> int:
     jobs = plan(questions, answers, arguments.mode, arguments.baseline, not arguments.one_order)
     prompts = load_prompts(arguments.prompts)
     money, prices = Money(arguments.max_usd), endpoint_prices(arguments, len(arguments.judge))
-    cache = None if arguments.dry_run else Cache(arguments.output / "cache.jsonl")
+    output = arguments.output or Path("judged")
+    cache = Cache(output / "cache.jsonl")
     limits = endpoint_limits(arguments)
     clients = [Client(address, limits, cache, price, money) for address, price in zip(arguments.judge, prices)]
     tell_apart(clients)
-    calls, prompt, reply, usd = estimate(jobs, clients, prompts)
+    calls, (new, prompt, reply, usd) = len(jobs) * len(clients), estimate(jobs, clients, prompts, arguments.max_tokens)
     priced = f", ${usd:.2f}" if arguments.usd_per_million else ""
-    print(
-        f"{calls:,} calls: about {prompt:,} prompt and {reply:,} reply tokens{priced}, less what is cached",
-        file=sys.stderr,
-    )
+    cached = f"; {calls - new:,} more are cached" if new < calls else ""
+    print(f"{new:,} calls: about {prompt:,} prompt and {reply:,} reply tokens{priced}{cached}", file=sys.stderr)
     if arguments.dry_run:
         return 0
     judgments, stopped = judge_all(jobs, clients, prompts, arguments.max_tokens, money)
     if judgments:
         given = [answer for model in answers.values() for answer in model.values()]
-        show(write_results(arguments.output, judgments, questions, given), Console())
+        show(write_results(output, judgments, questions, given), Console())
     if money.spent:
         print(f"spent ${money.spent:.2f}")
     failed = sum("failed" in judgment.flags for judgment in judgments)
@@ -116,7 +119,7 @@ def judge(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"report: {arguments.output / 'report.html'}")
+    print(f"report: {output / 'report.html'}")
     return 0
 
 

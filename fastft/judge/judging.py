@@ -24,7 +24,8 @@ _INJECTION = re.compile(
     r"\bscore_[12]\b|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
     r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:of\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
     r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant"
-    r"|</?\s*(?:answer|question|reference)(?:\s+of\b|\s*\w*\s*>)|\[(?:answer|question) \d+, (?:for context|to be)",  # the marks of our prompts, with any hash
+    r"|</?\s*(?:answer|question|reference)(?:\s+of\b|\s*\w*\s*>)"  # the marks of our prompts, with any hash
+    r"|\[(?:answer|question) \d+, (?:for context|to be judged)\]",
     re.IGNORECASE,
 )
 
@@ -142,8 +143,7 @@ def _shown(turns: tuple[str, ...], what: str) -> str:
 
 async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
     """The judge's scores; what cannot be read is asked for once more, and then recorded as unparsed."""
-    messages = [{"role": "user", "content": write_prompt(job, prompts)}]
-    options = {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(job.mode)}
+    messages, options = _request(job, prompts, max_tokens)
     words, reply, scores, usd, failed = "", None, None, 0.0, False
     for attempt in range(2):
         try:
@@ -197,6 +197,11 @@ def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool
             yield "quotes_injection"
 
 
+def _request(job: Job, prompts: dict[str, str], max_tokens: int) -> tuple[list[dict[str, str]], dict]:
+    messages = [{"role": "user", "content": write_prompt(job, prompts)}]
+    return messages, {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(job.mode)}
+
+
 def _schema(mode: Mode) -> dict:
     scores = {"pairwise": ("score_1", "score_2"), "single": ("score",)}[mode]
     properties = {"explanation": {"type": "string"}} | {score: {"type": "number"} for score in scores}
@@ -204,12 +209,18 @@ def _schema(mode: Mode) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "judgment", "strict": True, "schema": schema}}
 
 
-def estimate(jobs: list[Job], clients: list[Client], prompts: dict[str, str]) -> tuple[int, int, int, float]:
-    """Calls, prompt tokens, reply tokens and dollars, about, if nothing is cached."""
-    prompt = sum(estimate_tokens([{"content": write_prompt(job, prompts)}]) for job in jobs)
-    reply = USUAL_REPLY_TOKENS * len(jobs)
-    usd = sum(client.usd(prompt, reply) for client in clients)
-    return len(jobs) * len(clients), prompt * len(clients), reply * len(clients), usd
+def estimate(
+    jobs: list[Job], clients: list[Client], prompts: dict[str, str], max_tokens: int
+) -> tuple[int, int, int, float]:
+    """Calls, prompt tokens, reply tokens and dollars, about, of what is not cached."""
+    calls, prompt, usd = 0, 0, 0.0
+    for job in jobs:
+        messages, options = _request(job, prompts, max_tokens)
+        tokens = estimate_tokens(messages)
+        for client in clients:
+            if not client.cache or not client.cache.get(client.key(messages, 0, options)):
+                calls, prompt, usd = calls + 1, prompt + tokens, usd + client.usd(tokens, USUAL_REPLY_TOKENS)
+    return calls, prompt, USUAL_REPLY_TOKENS * calls, usd
 
 
 def judge_all(

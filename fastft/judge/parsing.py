@@ -1,10 +1,10 @@
 """A judge's words -> its scores. Nothing is guessed: what cannot be read, or can be read in two ways, is None, and is counted by
 those who asked.
 
-A JSON object (what our prompts ask for) is the judge's own where the reply begins or ends with it; elsewhere it may be quoted from
-an answer that plays the judge. Words are read as a first line of nothing but scores, as Vicuna's reviewers wrote it, and as a pair,
-a tuple behind a word such as "scores" or "output", or with the assistants' names ("Assistant 1: 8/10"). A tuple alone is a
-score only on a line of its own: in "the endpoints (10, 4)" it is geometry; and "Assistant 1: 5 examples" is no score.
+A JSON object (what our prompts ask for) is the judge's own where the reply begins or ends with it; elsewhere it may be quoted
+from an answer that plays the judge. Words are read as a first line of nothing but scores, as Vicuna's reviewers wrote it, and as
+a pair, a tuple behind a word such as "scores" or "output", or with the assistants' names ("Assistant 1: 8/10"). A tuple alone is
+a score only on a line of its own: in "the endpoints (10, 4)" it is geometry; and "Assistant 1: 5 examples" is no score.
 """
 
 import json
