@@ -89,7 +89,7 @@ def test_an_endpoint_that_fails_in_every_way(tmp_path, capsys):
     assert all(judgment.winner == "b" for judgment in judgments if judgment.parsed)
     results = json.loads((tmp_path / "judged/results.json").read_text())
     assert results["pairs"][0]["total"] == {
-        "first_total": 90.0, "second_total": 108.0, "wins": 18, "ties": 0, "losses": 0, "unparsed": 2,
+        "first_total": 90.0, "second_total": 108.0, "wins": 18, "ties": 0, "losses": 0, "unparsed": 2, "percent": 120.0,
     }  # fmt: skip
     assert results["position"]["judge"]["both_orders"] == results["position"]["judge"]["consistent"] == 9
     for path in (tmp_path / "judged").iterdir():

@@ -10,7 +10,7 @@ from test_report import CHROMIUM, browse, sha256
 
 from fastft.judge import command, compare
 from fastft.judge.figures import compute
-from fastft.judge.judgment import Judgment, read_judgments, write_judgments
+from fastft.judge.judgment import Judgment, read_judgments, write_rows
 from fastft.judge.questions import Answer, Question
 from fastft.judge.report import report_again, write_all
 
@@ -85,7 +85,7 @@ def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
 
 
 def test_judgments_survive_their_file(tmp_path):
-    write_judgments(tmp_path / "judgments.jsonl", judgments(HOSTILE))
+    write_rows(tmp_path / "judgments.jsonl", judgments(HOSTILE))
     assert read_judgments(tmp_path / "judgments.jsonl") == judgments(HOSTILE)
     (tmp_path / "judgments.jsonl").write_text('{"question_id": 1}\n')
     with pytest.raises(ValueError, match="line 1: is no judgment"):

@@ -107,7 +107,7 @@ def test_refusals():
 @real
 @pytest.mark.parametrize("scores, llama, bard", [("field", "694.0", "655.5"), ("text", "696.0", "657.5")])
 def test_the_published_totals(scores, llama, bard):
-    judgments, contradictions, questions = read_reviews(DATA / "vicuna-13b_20230322-clean-lang", scores)
+    judgments, contradictions, questions, _ = read_reviews(DATA / "vicuna-13b_20230322-clean-lang", scores)
     pairs = {pair.first: pair for pair in compute(judgments).pairs}
     totals = {name: f"{pair.total.first_total:.1f}:{pair.total.second_total:.1f}" for name, pair in pairs.items()}
     assert totals == {

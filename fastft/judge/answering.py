@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from fastft.judge.client import Cache, Client, Limits, Money, Unanswered, estimate_tokens, run_all
+from fastft.judge.judgment import write_rows
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
 
 
@@ -145,7 +145,8 @@ def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tupl
             else:
                 for answer in generate(arguments.model, name, missing, parameters, arguments.batch_size):
                     keep(0, answer)
-    rewrite(path, [done[question.id] for question in questions if question.id in done])
+    if done:  # in the questions' order, each once
+        write_rows(path, [done[question.id] for question in questions if question.id in done])
     failed = [answer for answer in done.values() if answer.error]
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
@@ -197,14 +198,6 @@ def cut_torn_line(path: Path) -> None:
     if not content.endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
-
-
-def rewrite(path: Path, answers: list[Answer]) -> None:
-    """The answers in the questions' order, each once."""
-    if answers:
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text("".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers), encoding="utf-8")
-        os.replace(beside, path)
 
 
 async def ask(client: Client, name: str, question: Question, parameters: dict) -> Answer:

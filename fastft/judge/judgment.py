@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Mode = Literal["pairwise", "single"]
 
@@ -47,11 +47,15 @@ class Judgment:
         return self.model_a if self.score_a > self.score_b else self.model_b
 
 
-def write_judgments(path: Path, judgments: Iterable[Judgment]) -> None:
-    """One a line; an older file is replaced by a whole new one only."""
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Dataclasses, one a line of JSON."""
+    write_whole(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """An older file is replaced by a whole new one only."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(judgment), ensure_ascii=False) + "\n" for judgment in judgments)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
