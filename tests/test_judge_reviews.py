@@ -1,5 +1,6 @@
 """Vicuna's original reviews: the published totals, to the point, and no review lost."""
 
+import json
 import os
 from pathlib import Path
 
@@ -151,6 +152,28 @@ def test_the_verb(capsys):
         "contradiction: review_bard",
     ):
         assert words in said
+
+
+@real
+def test_the_answers_beside_the_reviews_are_read(tmp_path):
+    from fastft.judge import command
+
+    reviews = DATA / "vicuna-13b_20230322-clean-lang"
+    assert command.main(["--reviews", str(reviews), "-o", str(tmp_path / "judged")]) == 0
+    pairs = {pair["first"]: pair for pair in json.loads((tmp_path / "judged/results.json").read_text())["pairs"]}
+    assert all(pair["controlled"]["length"][0] > 0 for pair in pairs.values()), "the longer answer wins more, in all"
+    assert pairs["gpt35"]["controlled"]["win_rate"]["high"] < 0.5
+    assert len((tmp_path / "judged/answers.jsonl").read_text().split("\n")) == 5 * 80 + 1
+
+
+def test_reviews_of_models_with_underscores(tmp_path):
+    (tmp_path / "answer").mkdir()
+    for name in ("my_7b", "bard"):
+        (tmp_path / f"answer/answer_{name}.jsonl").write_text('{"question_id": 1, "text": "Yes."}\n')
+    (tmp_path / "review_my_7b_bard.jsonl").write_text('{"question_id": 1, "text": "8 9"}\n')
+    judgments, _, _, answers = read_reviews(tmp_path, "text")
+    assert (judgments[0].model_a, judgments[0].model_b, judgments[0].winner) == ("my_7b", "bard", "bard")
+    assert {answer.model for answer in answers} == {"my_7b", "bard"}
 
 
 def test_bad_reviews(tmp_path, capsys):

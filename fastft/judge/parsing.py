@@ -74,7 +74,7 @@ def _read(text: str, names: tuple[tuple[str, ...], ...], words) -> tuple[float, 
     objects, rest = _own_objects(_THOUGHT.sub("", text, count=1) if text.lstrip().startswith("<think>") else text)
     readings = {scores for found in objects if (scores := _of_object(found, names))}
     if rest.strip():
-        lines = [_EMPHASIS.sub("", line).strip() for line in _without_objects(rest).split("\n")]
+        lines = [" ".join(_EMPHASIS.sub("", line).split()) for line in _without_objects(rest).split("\n")]
         readings |= set(words([line for line in lines if line]))
         readings = readings or _almost_json(rest, names[0])
     return readings.pop() if len(readings) == 1 else None

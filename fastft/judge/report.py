@@ -153,7 +153,7 @@ def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]
             "same verdict",
             "win and tie",
             "flipped",
-            "of them",
+            "share flipped",
             "decisive ones won by the first shown",
         )
         found.append(("Order", heads, rows))
@@ -273,6 +273,7 @@ def write_judge_page(
         categories=[(f"{pair.first} : {pair.second}", _category_bars(pair)) for pair in figures.pairs],
         matrix=_matrix(figures) if len(figures.models) > 2 else None,
         models=figures.models,
+        judges=figures.judges,
         ratings=_rating_lines(figures),
         questions=list(_browser(judgments, questions, answers)),
         pair_names={
