@@ -109,7 +109,9 @@ def load_prompts(directory: Path | None = None) -> dict[str, str]:
         path = (directory or PROMPTS) / f"{name}.txt"
         path = path if path.is_file() else PROMPTS / f"{name}.txt"
         text = path.read_text(encoding="utf-8")
-        needed = ["question", "answer_1"] + ["answer_2"] * ("pair" in name) + ["reference"] * ("reference" in name)
+        needed = (
+            ["mark", "question", "answer_1"] + ["answer_2"] * ("pair" in name) + ["reference"] * ("reference" in name)
+        )
         if missing := [place for place in needed if f"{{{place}}}" not in text]:
             raise ValueError(f"{path}: has no {{{missing[0]}}}")
         prompts[name] = text
