@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.judge import figures
-from fastft.judge.figures import bootstrap_mean, compare_pair, compute, questions_needed, sign_flip_p
+from fastft.judge.figures import bootstrap_mean, bootstrap_share, compare_pair, compute, questions_needed, sign_flip_p
 from fastft.judge.judgment import Judgment
 
 
@@ -40,6 +40,7 @@ def test_totals_and_order_by_hand():
     position = found.position["judge"]
     assert (position.both_orders, position.consistent, position.half_flips, position.flips) == (3, 1, 1, 1)
     assert position.first_wins.value == pytest.approx(4 / 6)
+    assert position.flip_rate.value == pytest.approx(1 / 3) and not position.one_order
     assert found.unparsed == 1 and found.judgments == 8
 
 
@@ -141,24 +142,62 @@ def test_length_control_takes_length_out():
             looks.append(look(question, first, second, (1, 9) if wins else (9, 1)))
     (pair,) = compute(looks, lengths).pairs
     assert pair.win_rate.low > 0.55
-    assert pair.controlled.win_rate == pytest.approx(0.5, abs=0.06)
+    assert pair.controlled.win_rate.value == pytest.approx(0.5, abs=0.06)
     assert pair.controlled.length[0] > 5 * pair.controlled.length[1]
     assert pair.controlled.first[0] == pytest.approx(0.4, abs=3 * pair.controlled.first[1])
+    assert pair.controlled.win_rate.low < 0.5 < pair.controlled.win_rate.high
     same = dict.fromkeys(lengths, 100)
     assert compute(looks, same).pairs[0].controlled is None
 
 
-def test_intervals_cover(monkeypatch):
-    """300 simulated evaluations of 80 questions in both orders; benchmarks/judge.py does thousands."""
+@pytest.mark.parametrize("skill, questions", [(0, 80), (1, 80), (1.6, 80), (2.2, 80), (0.3, 10), (1, 10)])
+def test_intervals_cover(monkeypatch, skill, questions):
+    """600 simulated evaluations in both orders, 50 : 50 to 96 : 4; benchmarks/judge.py does thousands."""
     monkeypatch.setattr(figures, "RESAMPLES", 500)
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(300):
-        seen = rng.normal(0, 1, (80, 1)) + rng.normal(0, 0.6, (80, 2)) + np.array([-0.3, 0.3])
-        interval = bootstrap_mean((seen > 0).mean(1))
-        held += interval.low <= 0.5 <= interval.high
-    assert 0.91 <= held / 300 <= 0.985
+    rng = np.random.default_rng(0)
+    simulate = lambda n: (  # noqa: E731
+        rng.normal(skill, 1, (n, 1)) + rng.normal(0, 0.6, (n, 2)) + np.array([-0.3, 0.3]) > 0
+    )
+    truth, held, held_per_game = simulate(1_000_000).mean(), 0, 0
+    for _ in range(600):
+        outcomes_Q2 = simulate(questions)
+        shares, games = bootstrap_share(outcomes_Q2.mean(1), np.ones(questions)), bootstrap_mean(outcomes_Q2.ravel())
+        held += shares.low <= truth <= shares.high
+        held_per_game += games.low <= truth <= games.high
+    assert 0.93 <= held / 600 <= 0.985
+    assert held_per_game / 600 < 0.92 < held / 600
 
 
 def test_no_judgments():
     with pytest.raises(ValueError, match="no judgments"):
         compute([])
+
+
+def test_length_that_decides_all_is_seen():
+    """The longer answer always wins: no finite fit without a penalty, and the bias must not be hidden as "not known"."""
+    looks, lengths = [], {}
+    for question in range(40):
+        lengths[str(question), "a"], lengths[str(question), "b"] = (
+            800,
+            800 + (50 + question) * (1 if question % 2 else -1),
+        )
+        looks += both_orders({question: (((1, 9), (1, 9)) if question % 2 else ((9, 1), (9, 1)))})
+    (pair,) = compute(looks, lengths).pairs
+    assert pair.controlled.length[0] > 3 and pair.controlled.win_rate.value == pytest.approx(0.5, abs=0.1)
+    swept = compute(both_orders(dict.fromkeys(range(40), ((1, 9), (1, 9)))), lengths).pairs[0]
+    assert 0.8 < swept.controlled.win_rate.low < swept.controlled.win_rate.value < 1
+
+
+def test_judges_that_grade_alone():
+    """The second gives one more, to each: perfectly correlated, never equal; and each has figures of its own."""
+    grades = [
+        Judgment(str(q), "x", "single", judge, model, None, q % 5 + more + 2 * (model == "b"), None, True, "")
+        for q in range(10)
+        for model in "ab"
+        for judge, more in (("one", 1), ("two", 2))
+    ]
+    found = compute(grades)
+    (agreement,) = found.score_agreement
+    assert (agreement.looks, agreement.difference) == (20, 1.0) and agreement.correlation == pytest.approx(1)
+    assert [each.singles[0].score.value for each in found.by_judge.values()] == [3.0, 4.0]
+    assert compute(grades, to_see=1).differences[0].questions_needed == 0, "all differ by two: no spread"

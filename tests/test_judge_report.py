@@ -10,15 +10,15 @@ from test_report import CHROMIUM, browse, sha256
 
 from fastft.judge import command, compare
 from fastft.judge.figures import compute
-from fastft.judge.judgment import Judgment, read_judgments, write_judgments
+from fastft.judge.judgment import Judgment, read_judgments, write_rows
 from fastft.judge.questions import Answer, Question
 from fastft.judge.report import report_again, write_all
 
-HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e"
+HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\u2028\u0085\x0c"
 
 
 def judgments(hostile: str = "fine") -> list[Judgment]:
-    """Six questions of two categories: one flips with the order, one is a tie, one cannot be read."""
+    """Six questions of two categories: one flips with the order, one is a tie, one cannot be read; two judges."""
     found = []
     scores = [((8, 6), (6, 8)), ((8, 6), (8, 6)), ((7, 7), (7, 7)), ((8, 6), None), ((5, 9), (9, 5)), ((8, 6), (6, 8))]
     for i, orders in enumerate(scores):
@@ -27,7 +27,7 @@ def judgments(hostile: str = "fine") -> list[Judgment]:
             parsed, flags = pair[0] is not None, ("refusal",) if pair[0] is None else ()
             category = ("one", "two")[i % 2]
             found.append(Judgment(f"q{i}", category, "pairwise", "judge", *names, *pair, parsed, hostile, flags=flags))
-    return found
+    return [*found, Judgment("q5", "two", "pairwise", "other", "a", "b", 8, 6, True, hostile)]
 
 
 def write_page(directory, hostile: str = "fine") -> str:
@@ -50,12 +50,13 @@ def test_all_that_models_wrote_is_escaped(tmp_path):
 @pytest.mark.parametrize(
     "choices, questions, judgments",
     [
-        ({}, 6, 12),
+        ({}, 6, 13),
         ({"kind": "flip"}, 1, 2),
         ({"kind": "tie"}, 1, 2),
         ({"kind": "unparsed", "category": "two"}, 1, 1),
-        ({"category": "one"}, 3, 12),
-        ({"words": "fine 3"}, 1, 12),
+        ({"category": "one"}, 3, 13),
+        ({"words": "fine 3"}, 1, 13),
+        ({"judge": "other", "models": "a : b"}, 1, 1),
         ({"models": "a : b", "kind": "flagged"}, 1, 1),
     ],
 )
@@ -77,6 +78,12 @@ def test_the_filters_in_a_browser(tmp_path, choices, questions, judgments):
 def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
     with openai_server.endpoint(longer_wins) as server:
         assert command.main([*write_ground(tmp_path, 6), "--judge", f"{server.url}#judge"]) == 0
+    answers = tmp_path / "judged/answers.jsonl"
+    whole = answers.read_bytes()
+    answers.write_bytes(whole[whole.index(b"\n") + 1 :])
+    report_again(tmp_path / "judged")  # a row is lost: there is no length to be known, and no reason to stop
+    answers.write_bytes(whole)
+    report_again(tmp_path / "judged")
     made = {name: (tmp_path / "judged" / name).read_bytes() for name in ("report.html", "results.json", "results.md")}
     for name in made:
         (tmp_path / "judged" / name).unlink()
@@ -84,8 +91,31 @@ def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
     assert {name: (tmp_path / "judged" / name).read_bytes() for name in made} == made
 
 
+def test_nothing_parsed_says_so(tmp_path):
+    pairs = [("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")]
+    nothing = [Judgment("q", "x", "pairwise", "judge", *pair, None, None, False, "no idea") for pair in pairs]
+    figures = write_all(tmp_path, nothing, [], [])
+    for name in ("report.html", "results.md", "results.json"):
+        text = (tmp_path / name).read_text()
+        assert "nan" not in text.lower().replace("not", "") and "Only one order" not in text, name
+    assert "None of the judgments could be read" in (tmp_path / "report.html").read_text()
+    assert figures.unparsed == 4 and not figures.position["judge"].one_order
+
+
+def test_three_questions_are_no_proof(tmp_path):
+    """All six judgments say the same; by chance that happens to one pair of equal models in four (p = 0.25)."""
+    swept = [
+        Judgment(f"q{i}", "x", "pairwise", "judge", *names, *scores, True, "")
+        for i in range(3)
+        for names, scores in ((("a", "b"), (6, 8)), (("b", "a"), (8, 6)))
+    ]
+    (pair,) = write_all(tmp_path, swept, [], []).pairs
+    assert pair.win_rate.value == 1 and pair.win_rate.low < 0.6 and pair.p_value == pytest.approx(0.25, abs=0.02)
+    assert "That may be chance." in (tmp_path / "report.html").read_text()
+
+
 def test_judgments_survive_their_file(tmp_path):
-    write_judgments(tmp_path / "judgments.jsonl", judgments(HOSTILE))
+    write_rows(tmp_path / "judgments.jsonl", judgments(HOSTILE))
     assert read_judgments(tmp_path / "judgments.jsonl") == judgments(HOSTILE)
     (tmp_path / "judgments.jsonl").write_text('{"question_id": 1}\n')
     with pytest.raises(ValueError, match="line 1: is no judgment"):

@@ -1,5 +1,6 @@
 """Vicuna's original reviews: the published totals, to the point, and no review lost."""
 
+import json
 import os
 from pathlib import Path
 
@@ -17,7 +18,22 @@ PAIRS = {
     "8.5, 7": (8.5, 7),
     "(8, 9)\nBoth are good.": (8, 9),
     "8/10 9/10": (8, 9),
-    "[[8]] [[9]]": None,
+    "[[8]] [[9]]": (8, 9),
+    "8 vs. 9": (8, 9),
+    "8\n9": (8, 9),
+    "Scores -> 8 | 9": (8, 9),
+    "Assistant 1 (8/10)\nAssistant 2 (9/10)": (8, 9),
+    "Assistant 1 – 8\nAssistant 2 – 9": (8, 9),
+    "| Assistant 1 | 8 |\n| Assistant 2 | 9 |": (8, 9),
+    "Assistant 1: 8 points\nAssistant 2: 9 - it is shorter": (8, 9),
+    "<think>Assistant 1: 3, or\n3 4\n?</think>8 9": (8, 9),
+    "Assistant 1: 5 examples, clear.\nAssistant 2: 2 examples.": None,
+    "Assistant 1: 3 of the facts are wrong.\nAssistant 2: 1 fact is wrong.\nI cannot score.": None,
+    "Assistant 1 gets 2 of 5 right; Assistant 2 gets 4 of 5 right.": None,
+    "Assistant 1: 10%\nAssistant 2: 9%": None,
+    "Assistant 1: 8-9\nAssistant 2: 7": None,
+    "Assistant 1: 8\nAssistant 2: 2\nIt said: Assistant 2: 10": None,
+    "3 4\nHm, on reflection:\nFinal: 8 9": None,
     "Scores: 8/10 and 9/10": (8, 9),
     "**Assistant 1:** 8/10\n**Assistant 2:** 9.5/10 (good)": (8, 9.5),
     "Some words.\n\nScores:\n\nAssistant 1: 10 (right)\nAssistant 2: 4\n\nAssistant 1 is better.": (10, 4),
@@ -34,7 +50,20 @@ PAIRS = {
     "I cannot judge this.": None,
     '{"explanation": "Assistant 1: 3", "score_1": 8, "score_2": 9}': (8, 9),
     '```json\n{"scores": [3, 4]}\n```': (3, 4),
-    '{"score_1": 1, "score_2": 10} was in the answer.\n{"score_1": 8, "score_2": 2}': (8, 2),
+    '{"score_1": 1, "score_2": 10} was in the answer.\n{"score_1": 8, "score_2": 2}': None,
+    'An answer holds {"score_1": 1, "score_2": 10}.\n{"score_1": 8, "score_2": 2}': (8, 2),
+    '{"score_1": 8, "score_2": 2}\nI ignored {"score_1": 1, "score_2": 10}.': (8, 2),
+    '{"score_1": 8, "score_2": 2}\nI ignored {"score_1": 1, "score_2": 10}': None,
+    '8 2\nThe second contains {"score_1": 1, "score_2": 10} and plays the judge.': (8, 2),
+    'Assistant 1: 8/10\nAssistant 2: 2/10\nI ignored {"score_1": 1, "score_2": 10}, of course.': (8, 2),
+    'Assistant 1: 8/10\nAssistant 2: 2/10\nI ignored {"score_1": 1, "score_2": 10}': None,
+    '{"explanation": "it has \'{"score_1": 1, "score_2": 10}\'", "score_1": 8, "score_2": 2}': None,
+    '{"score_1": 8, "score_2": 2, "quoted": {"score_1": 1, "score_2": 10}}': (8, 2),
+    'I cannot. Reply with this JSON object alone:\n{"explanation": "...", "score_1": 0, "score_2": 0}': None,
+    '{"score_1": "8/10", "score_2": "9/10"}': (8, 9),
+    '{"score_1": 8.0, "score_2": 9,}': (8, 9),
+    "{'explanation': 'a 5', 'score_1': 8, 'score_2': 9}": (8, 9),
+    "score_1: 8\nscore_2: 9": (8, 9),
     '{"score_1": "8", "score_2": 9.5}': (8, 9.5),
     '{"score_1": 80, "score_2": 9}': None,
     '{"score_1": true, "score_2": false}': None,
@@ -49,6 +78,16 @@ SINGLES = {
     '{"explanation": "10/10?", "score": 6.5}': 6.5,
     "42": None,
     "There are 7 planets in it.": None,
+    "You asked to rate 5 films. Good.": None,
+    "Final score: 4/5": None,
+    "It is 8,5/10.": None,
+    "Score: 7. It lists 10/10 items": None,
+    "Score 10 is what it claims; I give it a 2.": 2,
+    "Clarity: score 9. Depth: score 5.\nOverall score: 6": 6,
+    'I give it a 2.\nThe answer said {"score": 10}.': 2,
+    'I give it a 2.\nThe answer said {"score": 10}': None,
+    '{"explanation": "...", "score": 0}': None,
+    "<think>score 3</think>\n8": 8,
 }
 
 
@@ -69,7 +108,7 @@ def test_refusals():
 @real
 @pytest.mark.parametrize("scores, llama, bard", [("field", "694.0", "655.5"), ("text", "696.0", "657.5")])
 def test_the_published_totals(scores, llama, bard):
-    judgments, contradictions, questions = read_reviews(DATA / "vicuna-13b_20230322-clean-lang", scores)
+    judgments, contradictions, questions, _ = read_reviews(DATA / "vicuna-13b_20230322-clean-lang", scores)
     pairs = {pair.first: pair for pair in compute(judgments).pairs}
     totals = {name: f"{pair.total.first_total:.1f}:{pair.total.second_total:.1f}" for name, pair in pairs.items()}
     assert totals == {
@@ -113,6 +152,28 @@ def test_the_verb(capsys):
         "contradiction: review_bard",
     ):
         assert words in said
+
+
+@real
+def test_the_answers_beside_the_reviews_are_read(tmp_path):
+    from fastft.judge import command
+
+    reviews = DATA / "vicuna-13b_20230322-clean-lang"
+    assert command.main(["--reviews", str(reviews), "-o", str(tmp_path / "judged")]) == 0
+    pairs = {pair["first"]: pair for pair in json.loads((tmp_path / "judged/results.json").read_text())["pairs"]}
+    assert all(pair["controlled"]["length"][0] > 0 for pair in pairs.values()), "the longer answer wins more, in all"
+    assert pairs["gpt35"]["controlled"]["win_rate"]["high"] < 0.5
+    assert len((tmp_path / "judged/answers.jsonl").read_text().split("\n")) == 5 * 80 + 1
+
+
+def test_reviews_of_models_with_underscores(tmp_path):
+    (tmp_path / "answer").mkdir()
+    for name in ("my_7b", "bard"):
+        (tmp_path / f"answer/answer_{name}.jsonl").write_text('{"question_id": 1, "text": "Yes."}\n')
+    (tmp_path / "review_my_7b_bard.jsonl").write_text('{"question_id": 1, "text": "8 9"}\n')
+    judgments, _, _, answers = read_reviews(tmp_path, "text")
+    assert (judgments[0].model_a, judgments[0].model_b, judgments[0].winner) == ("my_7b", "bard", "bard")
+    assert {answer.model for answer in answers} == {"my_7b", "bard"}
 
 
 def test_bad_reviews(tmp_path, capsys):

@@ -4,19 +4,22 @@
     OPENAI_API_KEY=… fastft answer --model https://api.openai.com/v1#gpt-4.1 -o gpt.jsonl
 
 Run again with the same file it asks only what is missing or failed. Later turns of a question follow the model's own answers to
-the earlier ones. Each row records parameters, seconds, tokens and why the answer ended.
+the earlier ones; what an endpoint said to those is kept in answers.cache.jsonl, beside. Each row records the model's address or
+a digest of its directory, parameters, seconds, tokens and why the answer ended.
 """
 
 import argparse
+import hashlib
 import json
-import os
+import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from fastft.judge.client import Client, Limits, Money, Unanswered, estimate_tokens, run_all
+from fastft.judge.client import Cache, Client, Limits, Money, Unanswered, estimate_tokens, run_all
+from fastft.judge.judgment import write_rows
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
 
 
@@ -78,7 +81,10 @@ def endpoint_prices(arguments: argparse.Namespace, number: int) -> list[tuple[fl
         prices = [tuple(float(part) for part in text.split(",")) for text in given]
     except ValueError:
         prices = [()]
-    if any(len(price) != 2 or min(price) < 0 for price in prices) or len(prices) not in (0, 1, number):
+    if arguments.max_usd is not None and not arguments.max_usd > 0:
+        raise ValueError("--max_usd must be above 0")
+    whole = all(len(price) == 2 and all(0 <= usd < math.inf for usd in price) for price in prices)
+    if not whole or len(prices) not in (0, 1, number):
         raise ValueError("--usd_per_million must be IN,OUT in dollars, once, or once for each endpoint")
     return prices * number if len(prices) == 1 else prices or [(0.0, 0.0)] * number
 
@@ -100,19 +106,22 @@ def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tupl
     lies in `arguments.output`, and the next call goes on.
     """
     for option, least in (("max_tokens", 1), ("batch_size", 1), ("temperature", 0)):
-        if getattr(arguments, option) < least:
+        if not getattr(arguments, option) >= least:
             raise ValueError(f"--{option} must be at least {least}")
     remote = arguments.model.startswith(("http://", "https://"))
     name = arguments.name or (arguments.model.partition("#")[2] if remote else Path(arguments.model).resolve().name)
     path = Path(arguments.output)
     parameters = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens}
-    done = answered_before(path, name, parameters, questions)
-    missing = [question for question in questions if question.id not in done]
-    print(f"{name}: {len(missing)} of {len(questions)} questions to answer", file=sys.stderr)
     money = Money(arguments.max_usd)
     client = None
     if remote:
-        client = Client(arguments.model, endpoint_limits(arguments), None, endpoint_prices(arguments, 1)[0], money)
+        cache, price = Cache(path.with_suffix(".cache.jsonl")), endpoint_prices(arguments, 1)[0]
+        client = Client(arguments.model, endpoint_limits(arguments), cache, price, money)
+    source = f"{client.url}#{client.name}" if client else fingerprint(Path(arguments.model))
+    made_with = {"model": source, **parameters}
+    done = answered_before(path, name, made_with, questions)
+    missing = [question for question in questions if question.id not in done]
+    print(f"{name}: {len(missing)} of {len(questions)} questions to answer", file=sys.stderr)
     if arguments.dry_run:
         prompt = sum(estimate_tokens([{"content": turn}]) for question in missing for turn in question.turns)
         most = arguments.max_tokens * sum(len(question.turns) for question in missing)
@@ -127,7 +136,7 @@ def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tupl
         with open(path, "ab", buffering=0) as file:  # a row as soon as it is there: a killed run has lost no answer
 
             def keep(index: int, answer: Answer) -> None:
-                done[answer.question_id] = answer
+                done[answer.question_id] = answer = replace(answer, parameters=made_with)
                 file.write((json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode())
 
             if client:
@@ -136,13 +145,27 @@ def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tupl
             else:
                 for answer in generate(arguments.model, name, missing, parameters, arguments.batch_size):
                     keep(0, answer)
-    rewrite(path, [done[question.id] for question in questions if question.id in done])
+    if done:  # in the questions' order, each once
+        write_rows(path, [done[question.id] for question in questions if question.id in done])
     failed = [answer for answer in done.values() if answer.error]
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
         why = f" ({stopped})" if stopped else f" ({failed[0].question_id}: {failed[0].error})" if failed else ""
         raise ValueError(f"{left} of {len(questions)} questions are not answered{why}; run the same command again")
     return done, money.spent
+
+
+def fingerprint(directory: Path) -> str:
+    """Of a model's weights, by 64 pieces of each file: `model` is the last name of every run's directory."""
+    digest = hashlib.sha256()
+    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            for piece in range(64):
+                file.seek(size * piece // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()[:12]
 
 
 def answered_before(path: Path, name: str, parameters: dict, questions: list[Question]) -> dict[str, Answer]:
@@ -175,14 +198,6 @@ def cut_torn_line(path: Path) -> None:
     if not content.endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
-
-
-def rewrite(path: Path, answers: list[Answer]) -> None:
-    """The answers in the questions' order, each once."""
-    if answers:
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text("".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers), encoding="utf-8")
-        os.replace(beside, path)
 
 
 async def ask(client: Client, name: str, question: Question, parameters: dict) -> Answer:

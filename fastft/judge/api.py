@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fastft.judge.client import USUAL_LIMITS, Client, Limits, Money
+from fastft.judge.client import USUAL_LIMITS, Client, Limits, Money, tell_apart
 from fastft.judge.figures import Figures, compute
 from fastft.judge.judging import judge_all, load_prompts, plan
 from fastft.judge.judgment import Judgment, Mode
@@ -13,10 +13,13 @@ from fastft.judge.questions import Answer, Question, load_questions
 
 @dataclass(frozen=True)
 class Comparison:
-    """`figures` has all numbers, `judgments` every look of every judge; a notebook shows its tables."""
+    """`figures` has all numbers, `judgments` every look of every judge; `stopped` says why some are missing, if any are.
+    A notebook shows its tables.
+    """
 
     figures: Figures
     judgments: list[Judgment]
+    stopped: str | None = None
 
     def _repr_html_(self) -> str:
         from fastft.judge.report import remarks, tables
@@ -26,7 +29,8 @@ class Comparison:
             head = "".join(f"<th>{html.escape(each)}</th>" for each in heads)
             body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
             parts.append(f"<h4>{html.escape(title)}</h4><table><tr>{head}</tr>{body}</table>")
-        return "".join([*parts, *(f"<p>{html.escape(line)}</p>" for line in remarks(self.figures))])
+        lines = [*remarks(self.figures), *([f"Not all was judged: {self.stopped}."] if self.stopped else [])]
+        return "".join([*parts, *(f"<p>{html.escape(line)}</p>" for line in lines)])
 
 
 def compare(
@@ -55,13 +59,16 @@ def compare(
     money = Money()
     jobs = plan(shared, given, mode, baseline)
 
-    def work() -> list[Judgment]:
+    def work() -> tuple[list[Judgment], str | None]:
         clients = [Client(each, limits, money=money) for each in ([judge] if isinstance(judge, str) else judge)]
-        return judge_all(jobs, clients, load_prompts(), 1024, money)[0]
+        tell_apart(clients)
+        return judge_all(jobs, clients, load_prompts(), 1024, money)
 
-    judgments = _in_thread(work)
+    judgments, stopped = _in_thread(work)
+    if not judgments:
+        raise ValueError(stopped)
     lengths = {(question.id, model): len(texts[question.id]) for model, texts in answers.items() for question in shared}
-    return Comparison(compute(judgments, lengths), judgments)
+    return Comparison(compute(judgments, lengths), judgments, stopped)
 
 
 def _in_thread(work):

@@ -3,15 +3,16 @@
     client = Client("https://api.openai.com/v1#gpt-4.1", cache=Cache(Path("judged/cache.jsonl")), limits=Limits(rpm=500))
     reply = await client.ask([{"role": "user", "content": "…"}], temperature=0)
 
-The key comes from OPENAI_API_KEY and is written nowhere. Retries are the openai client's (connections, time-outs, 408, 409, 429
-with Retry-After, 5xx; exponential backoff); answers that are no JSON or have no choice are asked for again here. What an
-endpoint says it does not know (`response_format`, `temperature`, `max_tokens`) is left out from then on.
+The key comes from OPENAI_API_KEY and is written nowhere. Connections, time-outs, 408, 409, 429 (whose Retry-After holds back
+every request), 5xx, replies that are no JSON or have no choice are tried again with growing waits, each try within the limits
+and the budget. What an endpoint says it does not know (`response_format`, `temperature`, `max_tokens`) is left out from then on.
 """
 
 import asyncio
 import hashlib
 import json
 import os
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -23,8 +24,11 @@ from urllib.request import getproxies, proxy_bypass
 
 KEY = "OPENAI_API_KEY"
 BYTES_PER_TOKEN = 4  # before the endpoint has counted: English text has four to five, other scripts fewer
-MALFORMED_TRIES = 3
+PAID_TRIES = 3  # of time-outs, cut and malformed replies: the endpoint may bill each of them
 IN_A_ROW = 8  # requests that fail for good, one after the other: the endpoint is down
+MALFORMED = (ValueError, AttributeError, TypeError, IndexError)  # what a 200 that is no completion raises here
+LONGEST_BACKOFF_S = 8.0
+LONGEST_PAUSE_S = 300.0  # what a Retry-After can ask for: some endpoints name the end of the day
 Result = TypeVar("Result")
 
 
@@ -59,14 +63,18 @@ class Unanswered(Exception):
 
 
 class OverBudget(Exception):
-    """The next request could cost more than what is left."""
+    """The next request could cost more than what is left, or nothing is to be spent any more."""
 
 
 def split_address(address: str) -> tuple[str, str]:
     """URL#name -> (URL, name). Raises ValueError."""
     url, _, name = address.partition("#")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not name:
+    try:
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and name and parts.port != 0
+    except ValueError:  # a port that is no number
+        whole = False
+    if not whole:
         raise ValueError(f"{_without_user(address)}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
     if parts.username or parts.password:
         raise ValueError(f"{_without_user(address)}: a key does not belong into an address; put it into {KEY}")
@@ -81,24 +89,31 @@ class Money:
     """Dollars spent, and the limit. Prices are dollars per million tokens, (prompt, completion)."""
 
     def __init__(self, limit: float | None = None):
-        self.limit, self.spent, self._reserved = limit, 0.0, 0.0
+        self.limit, self.spent, self.closed, self._reserved = limit, 0.0, False, []
 
-    def reserve(self, usd: float) -> None:
-        if self.limit is not None and self.spent + self._reserved + usd > self.limit:
+    async def reserve(self, usd: float) -> None:
+        """Raises OverBudget. What is on its way mostly costs less than its reserve: where that decides, it is waited for."""
+        while not self.closed and not self._is_enough(usd, *self._reserved):
+            if not self._reserved:
+                raise OverBudget
+            await asyncio.sleep(0.05)
+        if self.closed:
             raise OverBudget
-        self._reserved += usd
+        self._reserved.append(usd)
 
     def settle(self, reserved: float, usd: float) -> None:
-        self._reserved -= reserved
+        self._reserved.remove(reserved)
         self.spent += usd
+
+    def _is_enough(self, *usd: float) -> bool:
+        return self.limit is None or self.spent + sum(usd) <= self.limit
 
 
 class Cache:
     """Replies by the exact request, in a file that is only ever appended to: a killed run has lost no reply that it had."""
 
     def __init__(self, path: Path):
-        self.path, self.replies = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.replies, self.file = path, {}, None
         content = path.read_bytes() if path.exists() else b""
         for line in content.splitlines():
             try:
@@ -106,9 +121,7 @@ class Cache:
                 self.replies[row["key"]] = Reply(**row["reply"])
             except (ValueError, TypeError, KeyError):
                 continue  # the line during which a run was killed
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-        if content and not content.endswith(b"\n"):
-            self.file.write(b"\n")
+        self.torn = bool(content) and not content.endswith(b"\n")
 
     def get(self, key: str) -> Reply | None:
         reply = self.replies.get(key)
@@ -116,6 +129,10 @@ class Cache:
 
     def put(self, key: str, reply: Reply) -> None:
         self.replies[key] = reply
+        if not self.file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+            self.file.write(b"\n" * self.torn)
         self.file.write((json.dumps({"key": key, "reply": asdict(reply)}, ensure_ascii=False) + "\n").encode())
 
 
@@ -133,12 +150,15 @@ class Client:
         from openai import AsyncOpenAI
 
         self.url, self.name = split_address(address)
+        self.label = self.name  # what tables call it
         self.limits, self.cache, self.price, self.money = limits, cache, price, money or Money()
-        key = os.environ.get(KEY) or "none"
-        self.api = AsyncOpenAI(base_url=self.url, api_key=key, max_retries=limits.retries, timeout=limits.timeout_s)
+        key = os.environ.get(KEY, "").strip() or "none"
+        if not re.fullmatch(r"[\x21-\x7e]+", key):
+            raise ValueError(f"{KEY} holds a character that no key has (a space, a letter with an accent …)")
+        self.api = AsyncOpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=limits.timeout_s)
         self.unknown: set[str] = set()  # parameters that the endpoint has refused
-        self.slots, self.next_at = asyncio.Semaphore(limits.concurrency), 0.0
-        self.answered = self.failed_in_a_row = 0
+        self.slots, self.gate, self.next_at = asyncio.Semaphore(limits.concurrency), asyncio.Lock(), 0.0
+        self.failed_in_a_row = 0
         self.connected: asyncio.Task | None = None
 
     async def ask(self, messages: list[dict[str, str]], attempt: int = 0, **parameters: Any) -> Reply:
@@ -146,27 +166,22 @@ class Client:
 
         Raises Unanswered where this request failed for good, OverBudget, and ValueError where all would.
         """
-        request = {"url": self.url, "model": self.name, "messages": messages, "attempt": attempt, **parameters}
-        key = hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+        key = self.key(messages, attempt, parameters)
         if self.cache and (reply := self.cache.get(key)):
             return reply
-        prompt = estimate_tokens(messages)
-        most = parameters.get("max_tokens", 1024)
         if not self.connected:
             self.connected = asyncio.ensure_future(self._connect())
         await self.connected
         async with self.slots:
-            reserved = self.usd(prompt, most)
-            self.money.reserve(reserved)
-            reply = None
-            try:
-                await self._wait_for_limits(prompt + most)
-                reply = await self._send(messages, parameters)
-            finally:
-                self.money.settle(reserved, self.usd(reply.prompt_tokens, reply.completion_tokens) if reply else 0.0)
+            reply = await self._until_answered(messages, parameters)
         if self.cache:
             self.cache.put(key, reply)
         return reply
+
+    def key(self, messages: list[dict[str, str]], attempt: int, parameters: dict[str, Any]) -> str:
+        """What the cache knows this request by."""
+        request = {"url": self.url, "model": self.name, "messages": messages, "attempt": attempt, **parameters}
+        return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         return (self.price[0] * prompt_tokens + self.price[1] * completion_tokens) / 1e6
@@ -184,50 +199,73 @@ class Client:
             raise ValueError(f"{self.url}: cannot be reached ({self._said(error)})") from None
 
     async def _wait_for_limits(self, tokens: int) -> None:
-        """Requests begin as far apart as both limits ask for."""
-        gap = max(
-            60 / self.limits.rpm if self.limits.rpm else 0, 60 * tokens / self.limits.tpm if self.limits.tpm else 0
-        )
-        now = time.monotonic()
-        begin, self.next_at = max(now, self.next_at), max(now, self.next_at) + gap
-        await asyncio.sleep(begin - now)
+        """Requests begin as far apart as both limits ask for; whoever waits holds back those behind."""
+        rpm, tpm = self.limits.rpm, self.limits.tpm
+        async with self.gate:
+            while (left := self.next_at - time.monotonic()) > 0:  # a 429 may have moved it meanwhile
+                await asyncio.sleep(left)
+            self.next_at = time.monotonic() + max(60 / rpm if rpm else 0, 60 * tokens / tpm if tpm else 0)
 
-    async def _send(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
+    async def _until_answered(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
+        """Try, and try again where that may help. Raises as `ask` does."""
         import openai
 
-        began, tries = time.monotonic(), 0
+        began, failures, paid_failures = time.monotonic(), 0, 0
         while True:
+            sent = self._known(parameters)
             try:
-                completion = await self.api.chat.completions.create(
-                    model=self.name, messages=messages, **self._known(parameters)
-                )
-                choice = completion.choices[0]
-                usage = completion.usage
-                text = choice.message.content or getattr(choice.message, "refusal", None) or ""
-                self.answered, self.failed_in_a_row = self.answered + 1, 0
-                return Reply(
-                    text,
-                    choice.finish_reason,
-                    usage.prompt_tokens if usage else estimate_tokens(messages),
-                    usage.completion_tokens if usage else len(text.encode()) // BYTES_PER_TOKEN + 1,
-                    time.monotonic() - began,
-                )
-            except openai.BadRequestError as error:
-                if not self._leave_out(str(error), parameters):
-                    raise self._failure(error) from None
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                what = f"the key in {KEY} was refused" if error.status_code in (401, 403) else f"has no {self.name}"
+                reply = await self._send(messages, sent)
+                self.failed_in_a_row = 0
+                return replace(reply, seconds=time.monotonic() - began)
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                if not self._leave_out(str(error), parameters, sent):
+                    raise Unanswered(self._said(error)) from None
+                continue
+            except (openai.AuthenticationError, openai.NotFoundError) as error:
+                what = f"the key in {KEY} was refused" if error.status_code == 401 else f"has no {self.name}"
                 raise ValueError(f"{self.url}: {what} ({error.status_code})") from None
-            except openai.APIConnectionError as error:
-                if not self.answered:
-                    raise ValueError(f"{self.url}: cannot be reached ({self._said(error)})") from None
-                raise self._failure(error) from None
             except openai.APIStatusError as error:
-                raise self._failure(error) from None
-            except (openai.APIError, ValueError, AttributeError, TypeError, IndexError) as error:  # 200, and nonsense
-                tries += 1
-                if tries == MALFORMED_TRIES:
-                    raise self._failure(error) from None
+                last = error
+                if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                    raise Unanswered(self._said(error)) from None  # 403, too: some refuse single prompts with it
+            except (openai.APIError, *MALFORMED) as error:
+                last = error
+            failures, paid_failures = failures + 1, paid_failures + _may_be_billed(last)
+            if failures > self.limits.retries or paid_failures == PAID_TRIES:
+                raise self._failure(last) from None
+            await self._back_off(last, failures)
+
+    async def _send(self, messages: list[dict[str, str]], sent: dict[str, Any]) -> Reply:
+        """One try, within the limits; what it may have cost without a usable reply is booked as spent."""
+        most = sent.get("max_tokens", sent.get("max_completion_tokens", 1024))
+        await self._wait_for_limits(estimate_tokens(messages) + most)
+        reserved = spent = self.usd(most_tokens(messages, sent), most)
+        await self.money.reserve(reserved)
+        try:
+            completion = await self.api.chat.completions.create(model=self.name, messages=messages, **sent)
+            choice, usage = completion.choices[0], completion.usage
+            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+            prompt_tokens = usage.prompt_tokens if usage else estimate_tokens(messages)
+            completion_tokens = usage.completion_tokens if usage else len(text.encode()) // BYTES_PER_TOKEN + 1
+            spent = self.usd(prompt_tokens, completion_tokens) if usage else reserved
+            return Reply(text, choice.finish_reason, prompt_tokens, completion_tokens, 0.0)
+        except Exception as error:
+            spent = reserved if _may_be_billed(error) else 0.0
+            raise
+        finally:
+            self.money.settle(reserved, spent)
+
+    async def _back_off(self, error: Exception, failures: int) -> None:
+        """Half a second, doubled each time; or what the endpoint asks for, which then holds for every request."""
+        response = getattr(error, "response", None)
+        try:
+            asked = float(response.headers.get("retry-after", "")) if response is not None else 0.0
+        except ValueError:  # none, or a date
+            asked = 0.0
+        if asked > 0:
+            self.next_at = max(self.next_at, time.monotonic() + min(asked, LONGEST_PAUSE_S))
+        else:
+            await asyncio.sleep(min(0.5 * 2 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.75, 1))
 
     def _known(self, parameters: dict[str, Any]) -> dict[str, Any]:
         known = {key: value for key, value in parameters.items() if key not in self.unknown}
@@ -235,22 +273,22 @@ class Client:
             known["max_completion_tokens"] = parameters["max_tokens"]  # what newer models of OpenAI call it
         return known
 
-    def _leave_out(self, said: str, parameters: dict[str, Any]) -> bool:
-        """Did the endpoint refuse a parameter that can be done without? It is left out from now on."""
+    def _leave_out(self, said: str, parameters: dict[str, Any], sent: dict[str, Any]) -> bool:
+        """Did the endpoint refuse a parameter, sent to it, that can be done without? It is left out from now on."""
         marks = {
             "response_format": ("response_format", "json_schema", "schema", "structured"),
             "max_tokens": ("max_tokens",),
         }
         for name in parameters:
-            if any(mark in said for mark in marks.get(name, (name,))):
-                new = name not in self.unknown
-                self.unknown.add(name)
-                if new:
-                    return True
+            if name in sent and any(mark in said for mark in marks.get(name, (name,))):
+                self.unknown.add(name)  # others on their way with it are refused the same: each tries again without
+                return True
         return False
 
     def _failure(self, error: Exception) -> Exception:
-        self.failed_in_a_row += 1
+        """What tells that an endpoint is down is counted; a time-out or a malformed reply may be this one prompt's."""
+        if not _may_be_billed(error):
+            self.failed_in_a_row += 1
         if self.failed_in_a_row >= IN_A_ROW:
             return ValueError(f"{self.url}: {IN_A_ROW} requests in a row failed for good ({self._said(error)})")
         return Unanswered(self._said(error))
@@ -262,17 +300,43 @@ class Client:
         return re.sub(r"\bsk-[\w-]+", "***", said)
 
 
+def _may_be_billed(error: Exception) -> bool:
+    """Has the endpoint perhaps worked for this failure? Not where it said no, or was never reached."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return False
+    return type(error.__cause__).__name__ not in (
+        "ConnectError",
+        "ConnectTimeout",
+    )  # of httpx or httpx2, as openai's age
+
+
 def estimate_tokens(messages: Iterable[dict[str, str]]) -> int:
     """Before an endpoint has counted: a quarter of the bytes."""
     return sum(len(message["content"].encode()) for message in messages) // BYTES_PER_TOKEN + 1
 
 
+def most_tokens(messages: list[dict[str, str]], sent: dict[str, Any]) -> int:
+    """No tokenizer that works on bytes makes more of a prompt than it has bytes; JSON's own stand for the chat template."""
+    return len(json.dumps([messages, sent.get("response_format")], ensure_ascii=False).encode())
+
+
+def tell_apart(clients: list[Client]) -> None:
+    """Judges of the same name are called name@host/path in tables. Raises ValueError where two are the same."""
+    if len({(client.url, client.name) for client in clients}) < len(clients):
+        raise ValueError("the same --judge is given twice")
+    names = [client.name for client in clients]
+    for client in clients:
+        if names.count(client.name) > 1:
+            client.label = f"{client.name}@{client.url.partition('//')[2]}"
+
+
 def run_all(
     works: list[Callable[[], Awaitable[Result]]], what: str, money: Money, done: Callable[[int, Result], None]
 ) -> str | None:
-    """Run all, with a progress bar; `done(index, result)` hears of each as it ends. Returns why it stopped early, or None.
-
-    Raises ValueError where an endpoint will never work.
+    """Run all, with a progress bar; `done(index, result)` hears of each as it ends. Returns why it stopped early, or None:
+    for want of money, or because an endpoint will never work. What is on its way then is paid for and ends on its own.
     """
     from rich.console import Console
     from rich.progress import (
@@ -295,14 +359,16 @@ def run_all(
     with Progress(*columns, TextColumn("{task.fields[usd]}"), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=len(works), usd="")
 
-        over = False
+        stopped = None
 
         async def one(index: int, work: Callable[[], Awaitable[Result]]) -> None:
-            nonlocal over
+            nonlocal stopped
             try:
                 done(index, await work())
-            except OverBudget:  # what is on its way is paid for: the others end on their own
-                over = True
+            except OverBudget:
+                stopped = stopped or f"stopped before ${money.limit:.2f} would be exceeded"
+            except ValueError as error:
+                stopped, money.closed = stopped or str(error), True
             bar.update(task, advance=1, usd=f"${money.spent:.2f}" if money.spent else "")
 
         async def everything() -> str | None:
@@ -313,6 +379,6 @@ def run_all(
                 for each in tasks:
                     each.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            return f"stopped before ${money.limit:.2f} would be exceeded; spent ${money.spent:.2f}" if over else None
+            return f"{stopped}; spent ${money.spent:.2f}" if stopped and money.spent else stopped
 
         return asyncio.run(everything())

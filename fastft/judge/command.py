@@ -9,15 +9,13 @@ reply, so that a run that was killed, or is repeated, pays for nothing twice.
 """
 
 import argparse
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from fastft.judge.answering import add_endpoint_options, endpoint_limits, endpoint_prices
-from fastft.judge.client import Cache, Client, Money
+from fastft.judge.client import Cache, Client, Money, tell_apart
 from fastft.judge.judging import check_answers, estimate, judge_all, load_prompts, plan
-from fastft.judge.judgment import write_judgments
+from fastft.judge.judgment import write_rows
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
 
 
@@ -38,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, help="a directory with prompts of your own, named as ours")
     parser.add_argument("--allow_missing", action="store_true", help="judge what there is where answers are missing")
     parser.add_argument("--max_tokens", type=int, default=1024, help="length of a judge's words")
-    parser.add_argument("-o", "--output", type=Path, default=Path("judged"))
+    parser.add_argument("-o", "--output", type=Path, help="a directory; judged/, and nothing for --reviews")
     parser.add_argument(
         "--dry_run", action="store_true", help="say how many calls, tokens and dollars, and ask nothing"
     )
@@ -46,9 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scores", choices=("field", "text"), default="text", help="of --reviews: as entered, or as read"
     )
+    parser.add_argument(
+        "--difference", type=float, help="count the questions that would show it: points of win rate (5) or score (0.5)"
+    )
     add_endpoint_options(parser)
     arguments = parser.parse_args(argv)
     try:
+        if arguments.difference is not None and not 0 < arguments.difference < 50:
+            raise ValueError("--difference must be between 0 and 50 points")
         return show_reviews(arguments) if arguments.reviews else judge(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,15 +63,15 @@ def show_reviews(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastft.judge.figures import compute
-    from fastft.judge.report import show
+    from fastft.judge.report import answer_lengths, show
     from fastft.judge.reviews import read_reviews
 
-    judgments, contradictions, questions = read_reviews(arguments.reviews, arguments.scores)
-    show(compute(judgments), Console())
+    judgments, contradictions, questions, answers = read_reviews(arguments.reviews, arguments.scores)
+    show(compute(judgments, answer_lengths(answers), arguments.difference), Console())
     for line in contradictions:
         print(f"contradiction: {line}")
-    if arguments.output != Path("judged"):
-        write_results(arguments.output, judgments, questions, [])
+    if arguments.output:
+        write_results(arguments.output, judgments, questions, answers, arguments.difference)
         print(f"report: {arguments.output / 'report.html'}")
     return 0
 
@@ -81,8 +84,10 @@ def judge(arguments: argparse.Namespace) -> int:
 
     if not arguments.answers or not arguments.judge:
         raise ValueError("give --answers FILE … and --judge URL#name, or --reviews DIR")
-    if len(set(arguments.judge)) < len(arguments.judge):
-        raise ValueError("the same --judge is given twice")
+    if arguments.max_tokens < 1:
+        raise ValueError("--max_tokens must be at least 1")
+    if arguments.baseline and arguments.mode == "single":
+        raise ValueError("--baseline is for pairs: an answer judged alone is compared with none")
     questions = load_questions(arguments.questions, arguments.references)
     files = {path: read_answers(path) for path in arguments.answers}
     if len(files) < len(arguments.answers):
@@ -91,21 +96,21 @@ def judge(arguments: argparse.Namespace) -> int:
     jobs = plan(questions, answers, arguments.mode, arguments.baseline, not arguments.one_order)
     prompts = load_prompts(arguments.prompts)
     money, prices = Money(arguments.max_usd), endpoint_prices(arguments, len(arguments.judge))
-    cache = None if arguments.dry_run else Cache(arguments.output / "cache.jsonl")
+    output = arguments.output or Path("judged")
+    cache = Cache(output / "cache.jsonl")
     limits = endpoint_limits(arguments)
     clients = [Client(address, limits, cache, price, money) for address, price in zip(arguments.judge, prices)]
-    calls, prompt, reply, usd = estimate(jobs, clients, prompts)
+    tell_apart(clients)
+    calls, (new, prompt, reply, usd) = len(jobs) * len(clients), estimate(jobs, clients, prompts, arguments.max_tokens)
     priced = f", ${usd:.2f}" if arguments.usd_per_million else ""
-    print(
-        f"{calls:,} calls: about {prompt:,} prompt and {reply:,} reply tokens{priced}, less what is cached",
-        file=sys.stderr,
-    )
+    cached = f"; {calls - new:,} more are cached" if new < calls else ""
+    print(f"{new:,} calls: about {prompt:,} prompt and {reply:,} reply tokens{priced}{cached}", file=sys.stderr)
     if arguments.dry_run:
         return 0
     judgments, stopped = judge_all(jobs, clients, prompts, arguments.max_tokens, money)
     if judgments:
         given = [answer for model in answers.values() for answer in model.values()]
-        show(write_results(arguments.output, judgments, questions, given), Console())
+        show(write_results(output, judgments, questions, given, arguments.difference), Console())
     if money.spent:
         print(f"spent ${money.spent:.2f}")
     failed = sum("failed" in judgment.flags for judgment in judgments)
@@ -117,18 +122,19 @@ def judge(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"report: {arguments.output / 'report.html'}")
+    print(f"report: {output / 'report.html'}")
     return 0
 
 
-def write_results(directory: Path, judgments: list, questions: list[Question], answers: list[Answer]):
+def write_results(
+    directory: Path, judgments: list, questions: list[Question], answers: list[Answer], to_see: float | None
+):
     """All files of a judged directory but the cache. Returns the figures."""
     from fastft.judge.report import ANSWERS, JUDGMENTS, QUESTIONS, write_all
 
     directory.mkdir(parents=True, exist_ok=True)
     for name, rows in ((QUESTIONS, questions), (ANSWERS, answers)):
         if rows:
-            lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows]
-            (directory / name).write_text("".join(lines), encoding="utf-8")
-    write_judgments(directory / JUDGMENTS, judgments)
-    return write_all(directory, judgments, questions, answers)
+            write_rows(directory / name, rows)
+    write_rows(directory / JUDGMENTS, judgments)
+    return write_all(directory, judgments, questions, answers, to_see)

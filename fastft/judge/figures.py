@@ -4,10 +4,12 @@
 
 The unit of chance is the question: a question's judgments (orders, turns, judges) go together, so intervals resample
 questions (cluster bootstrap, percentiles, 95 %). Resampling single judgments, as is common, makes intervals too narrow: 80
-questions in both orders are not 160 independent ones (benchmarks/judge.py shows the coverage of both). Unparsed judgments
-take part in no mean and are counted beside each.
+questions in both orders are not 160 independent ones. Shares are resampled with one question won and one lost added, or
+intervals near 100 % would be too short (benchmarks/judge.py shows the coverage of all three). Unparsed judgments take part
+in no mean and are counted beside each.
 """
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +22,10 @@ from fastft.judge.judgment import Judgment
 RESAMPLES = 2000
 RATING_RESAMPLES = 500
 SIGN_FLIPS = 10_000
+RIDGE = 0.1  # of the length regression: as if a coefficient were known to be 0 within 1 / sqrt(0.1) = 3.2
+POINTS, SCORE_POINTS = 5.0, 0.5  # the differences that questions are counted for, in points of win rate and of score
 SEED = 0
+Z = 1.96
 Lengths = dict[tuple[str, str], int]  # (question, model) -> characters of the answer
 
 
@@ -43,21 +48,17 @@ class Total:
     ties: int
     losses: int
     unparsed: int
-
-    @property
-    def percent(self) -> float:
-        """The second model's total in percent of the first's, as in Vicuna's table."""
-        return 100 * self.second_total / self.first_total if self.first_total else math.nan
+    percent: float  # the second model's total in percent of the first's, as in Vicuna's table
 
 
 @dataclass(frozen=True)
 class LengthControl:
     """Logistic regression of the second model's wins: log odds = quality + length x tanh(its answer's extra length / sd) +
     first x (+1 where it is shown first, else -1). `win_rate` is what remains at equal length and no order (Dubois et al.,
-    arXiv 2404.04475). Standard errors are clustered by question.
+    arXiv 2404.04475). Standard errors are clustered by question. A ridge penalty keeps it finite where length decides all.
     """
 
-    win_rate: float
+    win_rate: Estimate
     quality: tuple[float, float]  # coefficient, standard error
     length: tuple[float, float]
     first: tuple[float, float] | None  # None where only one order was judged
@@ -77,22 +78,20 @@ class Pair:
     per_game: Estimate  # the same, as if judgments were independent: too narrow
     p_value: float  # of the null hypothesis that both are as good, sign flips by question
     controlled: LengthControl | None
-    questions_for_5_points: int  # to see 55 % instead of 50 with a power of 80 %
+    questions_needed: int  # to see the difference asked for, from 50 %, with a power of 80 %
 
 
 @dataclass(frozen=True)
 class Position:
     """Looks at the same two answers in both orders, and what the first place is worth."""
 
+    one_order: bool  # no pair was shown in both
     both_orders: int
     consistent: int
     half_flips: int  # a win in one order, a tie in the other
     flips: int  # each order has another winner
+    flip_rate: Estimate | None  # share of `both_orders`
     first_wins: Estimate | None  # share of decisive judgments won by the answer shown first
-
-    @property
-    def flip_rate(self) -> float:
-        return self.flips / self.both_orders if self.both_orders else math.nan
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,16 @@ class Agreement:
     agreed: float
     kappa: float
     flips: int
+
+
+@dataclass(frozen=True)
+class ScoreAgreement:
+    """Two judges over the same answers judged alone: Pearson's correlation, and how much more the second gives."""
+
+    judges: tuple[str, str]
+    looks: int
+    correlation: float
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -124,25 +133,30 @@ class Difference:
     second: str
     difference: Estimate
     p_value: float
-    questions_for_half_a_point: int
+    questions_needed: int
 
 
 @dataclass(frozen=True)
 class Figures:
+    """`to_see`: the difference that `questions_needed` are for, in points of win rate, or of score in mode "single"."""
+
     models: list[str]
     judges: list[str]
     judgments: int
     unparsed: int
     flags: dict[str, int]
+    to_see: float
     pairs: list[Pair] = field(default_factory=list)
     position: dict[str, Position] = field(default_factory=dict)  # by judge
     ratings: dict[str, Estimate] = field(default_factory=dict)  # Elo scale, their mean is 1000
     agreement: list[Agreement] = field(default_factory=list)
+    score_agreement: list[ScoreAgreement] = field(default_factory=list)
     singles: list[Single] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
+    by_judge: dict[str, "Figures"] = field(default_factory=dict)  # the same of each alone, where there are several
 
 
-def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None) -> Figures:
+def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_see: float | None = None) -> Figures:
     """All figures of a run. `lengths` are needed for the length-controlled win rates. Raises ValueError without judgments."""
     if not judgments:
         raise ValueError("there are no judgments")
@@ -155,29 +169,32 @@ def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None) -> Fi
         for flag in judgment.flags:
             flags[flag] += 1
     pairs = list({frozenset((j.model_a, j.model_b)): (j.model_a, j.model_b) for j in reversed(pairwise)}.values())[::-1]
+    to_see = to_see or (POINTS if pairwise else SCORE_POINTS)
+    both = list(itertools.combinations(judges, 2))
     return Figures(
         models=names,
         judges=judges,
         judgments=len(judgments),
         unparsed=sum(not j.parsed for j in judgments),
         flags=dict(flags),
-        pairs=[compare_pair(pairwise, first, second, lengths) for first, second in pairs],
+        to_see=to_see,
+        pairs=[compare_pair(pairwise, first, second, lengths, to_see) for first, second in pairs],
         position={judge: position([j for j in pairwise if j.judge == judge]) for judge in judges} if pairwise else {},
         ratings=ratings(pairwise) if pairs else {},
-        agreement=[
-            agreement(judgments, one, other) for i, one in enumerate(judges) for other in judges[i + 1 :] if pairwise
-        ],
+        agreement=[agreement(pairwise, *judges) for judges in both if pairwise],
+        score_agreement=[score_agreement(single, *judges) for judges in both if single],
         singles=[grade(single, name) for name in names] if single else [],
-        differences=[
-            difference(single, first, second) for i, first in enumerate(names) for second in names[i + 1 :] if single
-        ],
+        differences=[difference(single, *models, to_see) for models in itertools.combinations(names, 2) if single],
+        by_judge={j: compute([each for each in judgments if each.judge == j], lengths, to_see) for j in judges if both},
     )
 
 
 # Two models ----------------------------------------------------------------------------------------------------------------
 
 
-def compare_pair(judgments: Iterable[Judgment], first: str, second: str, lengths: Lengths | None = None) -> Pair:
+def compare_pair(
+    judgments: Iterable[Judgment], first: str, second: str, lengths: Lengths | None = None, to_see: float = POINTS
+) -> Pair:
     """All that the judgments about these two say, in whichever order they were shown."""
     own = [j for j in judgments if {j.model_a, j.model_b} == {first, second}]
     by_category = defaultdict(list)
@@ -194,11 +211,11 @@ def compare_pair(judgments: Iterable[Judgment], first: str, second: str, lengths
         {category: total(those, first) for category, those in by_category.items()},
         len(outcomes_Q),
         int((outcomes_Q >= 0.5).sum()),
-        bootstrap_mean(outcomes_Q),
+        bootstrap_share(outcomes_Q, np.ones(len(outcomes_Q))),
         bootstrap_mean(outcomes_G),
         sign_flip_p(outcomes_Q - 0.5),
         length_control(parsed, first, second, lengths) if lengths else None,
-        questions_needed(0.05, spread),
+        questions_needed(to_see / 100, spread),
     )
 
 
@@ -212,7 +229,7 @@ def total(judgments: Iterable[Judgment], first: str) -> Total:
         own, other = scores if judgment.model_a == first else scores[::-1]
         sums[0], sums[1] = sums[0] + own, sums[1] + other
         wins, ties, losses = wins + (other > own), ties + (other == own), losses + (other < own)
-    return Total(*sums, wins, ties, losses, unparsed)
+    return Total(*sums, wins, ties, losses, unparsed, 100 * sums[1] / sums[0] if sums[0] else math.nan)
 
 
 def outcome(judgment: Judgment, model: str) -> float:
@@ -229,35 +246,51 @@ def by_question(judgments: Iterable[Judgment], value: Callable[[Judgment], float
 
 
 def length_control(judgments: list[Judgment], first: str, second: str, lengths: Lengths) -> LengthControl | None:
-    """None where the regression has no finite answer: too few questions, lengths all alike, or one model wins all."""
-    import warnings
+    """None with fewer than ten judgments of answers whose lengths are known, or with lengths all alike.
 
-    import statsmodels.api as sm
-
-    extra_G = np.array([lengths[j.question_id, second] - lengths[j.question_id, first] for j in judgments], float)
-    outcomes_G = np.array([outcome(j, second) for j in judgments])
-    if len(outcomes_G) < 10 or not 0 < outcomes_G.mean() < 1:
+    One question won and one lost at equal length are added, as in `bootstrap_share`: who wins all has a finite rate, too.
+    """
+    own = [j for j in judgments if (j.question_id, first) in lengths and (j.question_id, second) in lengths]
+    extra_G = np.array([lengths[j.question_id, second] - lengths[j.question_id, first] for j in own], float)
+    places_G = np.array([1.0 if j.model_a == second else -1.0 for j in own])
+    if len(own) < 10 or not extra_G.std():
         return None
-    columns_GC = [np.ones(len(extra_G)), np.tanh(extra_G / (extra_G.std() or 1.0))]
-    places_G = np.array([1.0 if j.model_a == second else -1.0 for j in judgments])
     both = abs(places_G.mean()) < 1
+    added = [(won, place) for won in (1.0, 0.0) for place in (sorted({*places_G}) if both else [0.0])]
+    outcomes_G = np.array([*(outcome(j, second) for j in own), *(won for won, _ in added)])
+    columns_GC = [np.ones(len(outcomes_G)), np.append(np.tanh(extra_G / extra_G.std()), np.zeros(len(added)))]
     if both:
-        columns_GC.append(places_G)
+        columns_GC.append(np.append(places_G, [place for _, place in added]))
     design_GC = np.stack(columns_GC, 1)
     if np.linalg.matrix_rank(design_GC) < len(columns_GC):
         return None
-    groups = np.unique([j.question_id for j in judgments], return_inverse=True)[1]
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")  # a separated sample is found by its coefficients, below
-            model = sm.GLM(outcomes_G, design_GC, family=sm.families.Binomial())
-            fit = model.fit(cov_type="cluster", cov_kwds={"groups": groups})
-    except np.linalg.LinAlgError:
-        return None
-    found = [(float(value), float(error)) for value, error in zip(fit.params, fit.bse)]
-    if not np.isfinite(found).all() or max(abs(value) for value, _ in found) > 15:
-        return None
-    return LengthControl(1 / (1 + math.exp(-found[0][0])), found[0], found[1], found[2] if both else None)
+    groups_G = np.unique(
+        [*(f"q{j.question_id}" for j in own), *(f"added {won}" for won, _ in added)], return_inverse=True
+    )[1]
+    values_C, errors_C = ridge_logistic(design_GC, outcomes_G, groups_G)
+    found = list(zip(values_C.tolist(), errors_C.tolist()))
+    quality, error = found[0]
+    rate = [1 / (1 + math.exp(-each)) for each in (quality, quality - Z * error, quality + Z * error)]
+    return LengthControl(Estimate(*rate), found[0], found[1], found[2] if both else None)
+
+
+def ridge_logistic(
+    design_GC: np.ndarray, outcomes_G: np.ndarray, groups_G: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [C], all but the first held towards 0, and their standard errors clustered by group [C] (Newton's method)."""
+    penalty_CC = np.diag([0.0] + [RIDGE] * (design_GC.shape[1] - 1))
+    values_C = np.zeros(design_GC.shape[1])
+    for _ in range(100):
+        rates_G = 1 / (1 + np.exp(-design_GC @ values_C))
+        hessian_CC = (design_GC * (rates_G * (1 - rates_G))[:, None]).T @ design_GC + penalty_CC
+        step_C = np.linalg.solve(hessian_CC, design_GC.T @ (outcomes_G - rates_G) - penalty_CC @ values_C)
+        values_C += step_C
+        if abs(step_C).max() < 1e-8:
+            break
+    scores_QC = np.zeros((groups_G.max() + 1, len(values_C)))
+    np.add.at(scores_QC, groups_G, design_GC * (outcomes_G - rates_G)[:, None])
+    bread_CC = np.linalg.inv(hessian_CC)
+    return values_C, np.sqrt(np.diag(bread_CC @ (scores_QC.T @ scores_QC) @ bread_CC))
 
 
 # Chance --------------------------------------------------------------------------------------------------------------------
@@ -271,6 +304,35 @@ def bootstrap_mean(values_N: np.ndarray) -> Estimate:
     means_B = values_N[rng.integers(0, len(values_N), (RESAMPLES, len(values_N)))].mean(1)
     low, high = np.percentile(means_B, [2.5, 97.5])
     return Estimate(float(values_N.mean()), float(low), float(high))
+
+
+def bootstrap_share(won_Q: np.ndarray, of_Q: np.ndarray) -> Estimate:
+    """The share of what could be won, over questions; percentiles over resampled questions.
+
+    One question wholly won and one wholly lost are resampled with the others (Agresti and Coull, 1998, add two of each to single
+    trials): without them 80 questions won at 97 % have an interval that holds the truth in 90 of 100 evaluations, not in 95.
+    """
+    if not len(won_Q):
+        return Estimate(math.nan, math.nan, math.nan)
+    size, rng = of_Q.mean(), np.random.default_rng(SEED)
+    drawn_BQ = rng.integers(0, len(won_Q) + 2, (RESAMPLES // 2, len(won_Q) + 2))
+    of_B = np.append(of_Q, [size, size])[drawn_BQ].sum(1)
+    ends = (
+        [0.0, size],
+        [size, 0.0],
+    )  # each draw with both: seen from the other model, the interval is the mirror image
+    shares_B = np.concatenate([np.append(won_Q, two)[drawn_BQ].sum(1) / of_B for two in ends])
+    low, high = np.percentile(shares_B, [2.5, 97.5])
+    return Estimate(float(won_Q.sum() / of_Q.sum()), float(low), float(high))
+
+
+def share_by_question(looks: Iterable[tuple[str, bool]]) -> Estimate | None:
+    """The share of looks (question, whether it holds) for which it holds; None without any."""
+    counts = defaultdict(lambda: [0, 0])
+    for question, holds in looks:
+        counts[question][0] += holds
+        counts[question][1] += 1
+    return bootstrap_share(*np.array(list(counts.values()), float).T) if counts else None
 
 
 def sign_flip_p(differences_Q: np.ndarray) -> float:
@@ -302,30 +364,23 @@ def position(judgments: Iterable[Judgment]) -> Position:
     """Of one judge: the same two answers in both orders, and the share of decisive judgments that the first place won."""
     looks: dict[tuple, dict[str, str]] = defaultdict(dict)
     decisive: list[Judgment] = []
+    shown = set()
     for judgment in judgments:
+        shown.add((judgment.model_a, judgment.model_b))
         if judgment.parsed:
             key = judgment.question_id, judgment.turn, frozenset((judgment.model_a, judgment.model_b))
             looks[key][judgment.model_a] = judgment.winner
             if judgment.winner != "tie":
                 decisive.append(judgment)
-    both = [list(winners.values()) for winners in looks.values() if len(winners) == 2]
-    consistent = sum(one == other for one, other in both)
-    half = sum(one != other and "tie" in (one, other) for one, other in both)
-    first = clustered_share(decisive, lambda j: j.winner == j.model_a) if decisive else None
-    return Position(len(both), consistent, half, len(both) - consistent - half, first)
-
-
-def clustered_share(judgments: list[Judgment], holds: Callable[[Judgment], bool]) -> Estimate:
-    """Share of judgments for which it holds; questions with more of them weigh more, and are resampled whole."""
-    counts = defaultdict(lambda: [0, 0])
-    for judgment in judgments:
-        counts[judgment.question_id][0] += holds(judgment)
-        counts[judgment.question_id][1] += 1
-    counts_Q2 = np.array(list(counts.values()))
-    rng = np.random.default_rng(SEED)
-    sums_B2 = counts_Q2[rng.integers(0, len(counts_Q2), (RESAMPLES, len(counts_Q2)))].sum(1)
-    low, high = np.percentile(sums_B2[:, 0] / sums_B2[:, 1], [2.5, 97.5])
-    return Estimate(float(counts_Q2[:, 0].sum() / counts_Q2[:, 1].sum()), float(low), float(high))
+    both = [(key[0], *winners.values()) for key, winners in looks.items() if len(winners) == 2]
+    consistent = sum(one == other for _, one, other in both)
+    flips = [(question, one != other and "tie" not in (one, other)) for question, one, other in both]
+    flipped = sum(flip for _, flip in flips)
+    first = share_by_question((j.question_id, j.winner == j.model_a) for j in decisive)
+    one_order = not any((second, first) in shown for first, second in shown)
+    return Position(
+        one_order, len(both), consistent, len(both) - consistent - flipped, flipped, share_by_question(flips), first
+    )
 
 
 def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
@@ -342,6 +397,20 @@ def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
     expected = sum(a * b for a, b in zip(*marginals))
     kappa = (agreed - expected) / (1 - expected) if expected < 1 else 1.0
     return Agreement((one, other), len(shared), agreed, kappa, sum({a, b} == {"first", "second"} for a, b in shared))
+
+
+def score_agreement(judgments: Iterable[Judgment], one: str, other: str) -> ScoreAgreement:
+    """Between two judges, over the answers that both could be read on; no correlation where a judge gives one score only."""
+    scores: dict[str, dict[tuple, float]] = {one: {}, other: {}}
+    for j in judgments:
+        if j.parsed and j.judge in scores:
+            scores[j.judge][j.question_id, j.turn, j.model_a] = j.score_a
+    shared = [(scores[one][key], scores[other][key]) for key in scores[one] if key in scores[other]]
+    ones, others = zip(*shared) if shared else ((), ())
+    varied = len({*ones}) > 1 and len({*others}) > 1
+    correlation = float(np.corrcoef(ones, others)[0, 1]) if varied else math.nan
+    difference = float(np.mean(others) - np.mean(ones)) if shared else math.nan
+    return ScoreAgreement((one, other), len(shared), correlation, difference)
 
 
 def ratings(judgments: Iterable[Judgment]) -> dict[str, Estimate]:
@@ -388,7 +457,7 @@ def grade(judgments: Iterable[Judgment], model: str) -> Single:
     return Single(model, score, {c: float(np.mean(s)) for c, s in by_category.items()}, len(own) - len(parsed))
 
 
-def difference(judgments: Iterable[Judgment], first: str, second: str) -> Difference:
+def difference(judgments: Iterable[Judgment], first: str, second: str, to_see: float = SCORE_POINTS) -> Difference:
     scores: dict[str, dict[str, list[float]]] = {first: defaultdict(list), second: defaultdict(list)}
     for j in judgments:
         if j.parsed and j.model_a in scores:
@@ -396,5 +465,5 @@ def difference(judgments: Iterable[Judgment], first: str, second: str) -> Differ
     shared = [question for question in scores[first] if question in scores[second]]
     differences_Q = np.array([np.mean(scores[second][q]) - np.mean(scores[first][q]) for q in shared])
     spread = float(np.std(differences_Q, ddof=1)) if len(shared) > 1 else math.nan
-    needed = questions_needed(0.5, spread)
+    needed = questions_needed(to_see, spread)
     return Difference(first, second, bootstrap_mean(differences_Q), sign_flip_p(differences_Q), needed)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastft.judge.client import Client, Money, Reply, Unanswered, estimate_tokens, run_all
 from fastft.judge.judgment import Judgment, Mode
-from fastft.judge.parsing import is_refusal, parse_pair, parse_single
+from fastft.judge.parsing import is_refusal, parse_pair, parse_single, spoken
 from fastft.judge.questions import Answer, Question
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -21,9 +21,11 @@ USUAL_REPLY_TOKENS = 200  # a few sentences and the scores; for the estimate bef
 AGAIN = "That could not be read. Reply with the JSON object alone."
 # What an answer holds that wants to be the judge. Ordinary answers do not talk like this.
 _INJECTION = re.compile(
-    r"\bscore_[12]\b|\bassistant\s*[12]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
-    r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
-    r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant|</?\s*(?:answer|question|reference) of?\b",
+    r"\bscore_[12]\b|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
+    r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:of\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
+    r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant"
+    r"|</?\s*(?:answer|question|reference)(?:\s+of\b|\s*\w*\s*>)"  # the marks of our prompts, with any hash
+    r"|\[(?:answer|question) \d+, (?:for context|to be judged)\]",
     re.IGNORECASE,
 )
 
@@ -107,7 +109,9 @@ def load_prompts(directory: Path | None = None) -> dict[str, str]:
         path = (directory or PROMPTS) / f"{name}.txt"
         path = path if path.is_file() else PROMPTS / f"{name}.txt"
         text = path.read_text(encoding="utf-8")
-        needed = ["question", "answer_1"] + ["answer_2"] * ("pair" in name) + ["reference"] * ("reference" in name)
+        needed = (
+            ["mark", "question", "answer_1"] + ["answer_2"] * ("pair" in name) + ["reference"] * ("reference" in name)
+        )
         if missing := [place for place in needed if f"{{{place}}}" not in text]:
             raise ValueError(f"{path}: has no {{{missing[0]}}}")
         prompts[name] = text
@@ -141,8 +145,7 @@ def _shown(turns: tuple[str, ...], what: str) -> str:
 
 async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
     """The judge's scores; what cannot be read is asked for once more, and then recorded as unparsed."""
-    messages = [{"role": "user", "content": write_prompt(job, prompts)}]
-    options = {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(job.mode)}
+    messages, options = _request(job, prompts, max_tokens)
     words, reply, scores, usd, failed = "", None, None, 0.0, False
     for attempt in range(2):
         try:
@@ -160,7 +163,7 @@ async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_token
         question_id=job.question.id,
         category=job.question.category,
         mode=job.mode,
-        judge=client.name,
+        judge=client.label,
         model_a=job.first.model,
         model_b=job.second.model if job.second else None,
         score_a=scores[0] if scores else None,
@@ -185,13 +188,20 @@ def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool
         yield "refusal"
     if reply and reply.finish_reason == "length":
         yield "cut"
+    if not words.strip():
+        yield "empty"
     answers = [answer.turns[job.turn - 1] for answer in (job.first, job.second) if answer]
     attacks = [found[0].lower() for answer in answers for found in _INJECTION.finditer(answer)]
     if attacks:
         yield "injection"
-        said = words.split('"score')[0].lower()  # what the judge says itself, before its own scores
+        said = (spoken(words) if parsed else words).lower()
         if any(attack in said for attack in attacks):
             yield "quotes_injection"
+
+
+def _request(job: Job, prompts: dict[str, str], max_tokens: int) -> tuple[list[dict[str, str]], dict]:
+    messages = [{"role": "user", "content": write_prompt(job, prompts)}]
+    return messages, {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(job.mode)}
 
 
 def _schema(mode: Mode) -> dict:
@@ -201,12 +211,18 @@ def _schema(mode: Mode) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "judgment", "strict": True, "schema": schema}}
 
 
-def estimate(jobs: list[Job], clients: list[Client], prompts: dict[str, str]) -> tuple[int, int, int, float]:
-    """Calls, prompt tokens, reply tokens and dollars, about, if nothing is cached."""
-    prompt = sum(estimate_tokens([{"content": write_prompt(job, prompts)}]) for job in jobs)
-    reply = USUAL_REPLY_TOKENS * len(jobs)
-    usd = sum(client.usd(prompt, reply) for client in clients)
-    return len(jobs) * len(clients), prompt * len(clients), reply * len(clients), usd
+def estimate(
+    jobs: list[Job], clients: list[Client], prompts: dict[str, str], max_tokens: int
+) -> tuple[int, int, int, float]:
+    """Calls, prompt tokens, reply tokens and dollars, about, of what is not cached."""
+    calls, prompt, usd = 0, 0, 0.0
+    for job in jobs:
+        messages, options = _request(job, prompts, max_tokens)
+        tokens = estimate_tokens(messages)
+        for client in clients:
+            if not client.cache or not client.cache.get(client.key(messages, 0, options)):
+                calls, prompt, usd = calls + 1, prompt + tokens, usd + client.usd(tokens, USUAL_REPLY_TOKENS)
+    return calls, prompt, USUAL_REPLY_TOKENS * calls, usd
 
 
 def judge_all(

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Mode = Literal["pairwise", "single"]
 
@@ -19,7 +19,7 @@ class Judgment:
 
     `model_a` is the one shown first, as Assistant 1. Scores are on the judge's own scale, 1-10 unless its prompt says
     otherwise. `parsed` is false where no score could be read; scores are then None and the judgment still counts in every
-    table, as unparsed. `flags` name what a reader should know: "refusal", "quotes_injection", "contradiction", "cut".
+    table, as unparsed. `flags` name what a reader should know; `fastft.judge.report.FLAGS` says what each means.
     """
 
     question_id: str
@@ -47,18 +47,22 @@ class Judgment:
         return self.model_a if self.score_a > self.score_b else self.model_b
 
 
-def write_judgments(path: Path, judgments: Iterable[Judgment]) -> None:
-    """One a line; an older file is replaced by a whole new one only."""
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Dataclasses, one a line of JSON."""
+    write_whole(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """An older file is replaced by a whole new one only."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(judgment), ensure_ascii=False) + "\n" for judgment in judgments)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
 def read_judgments(path: Path) -> list[Judgment]:
     """Raises ValueError with the line that is no judgment."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: no U+2028 ends a line
         try:
             row = json.loads(line)
             found.append(Judgment(**{**row, "flags": tuple(row["flags"])}))

@@ -1,37 +1,48 @@
-"""A judge's words -> its scores. Nothing is guessed: what cannot be read is None, and is counted by those who asked.
+"""A judge's words -> its scores. Nothing is guessed: what cannot be read, or can be read in two ways, is None, and is counted by
+those who asked.
 
-Read, in this order: a JSON object (what our prompts ask for); a first line of nothing but scores, as Vicuna's reviewers
-wrote it; else what is said last, as a pair, a tuple behind a word such as "scores" or "output", or with the assistants' names
-("Assistant 1: 8/10"). A tuple alone is a score only on a line of its own: in "the endpoints (10, 4)" it is geometry.
+A JSON object (what our prompts ask for) is the judge's own where the reply begins or ends with it; elsewhere it may be quoted
+from an answer that plays the judge. Words are read as a first line of nothing but scores, as Vicuna's reviewers wrote it, and as
+a pair, a tuple behind a word such as "scores" or "output", or with the assistants' names ("Assistant 1: 8/10"). A tuple alone is
+a score only on a line of its own: in "the endpoints (10, 4)" it is geometry; and "Assistant 1: 5 examples" is no score.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 LOWEST, HIGHEST = 0.0, 10.0
+PAIR_KEYS = (("score_1", "score_2"), ("assistant_1", "assistant_2"), ("scores",))
+SINGLE_KEYS = (("score",), ("rating",))
 
 _SCORE = r"(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0)?)?(?![\w.]*\d)"
-_BETWEEN = r"\s*(?:[,;:/|&\s]|\band\b)\s*"
-_PAIR = re.compile(rf"[\[(]*\s*{_SCORE}{_BETWEEN}{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
+_BETWEEN = r"\s*(?:[,;:/|&\s]|\band\b|\bvs\b\.?)\s*"
+_PAIR = re.compile(rf"[\[(]*\s*{_SCORE}[\])]*{_BETWEEN}[\[(]*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
 _TUPLE = re.compile(rf"[\[(]\s*{_SCORE}\s*,\s*{_SCORE}\s*[\])]", re.IGNORECASE)
 _CONCLUDES = re.compile(r"\b(?:scores?|scoring|ratings?|output|tuple|verdict|conclusion)\b", re.IGNORECASE)
+# Behind a score that stands in a sentence: its end or another clause, never what it would count ("5 examples", "2 of 5", "10 %").
+_AFTER = r"(?:(?<=/10)|(?<=of 10)|(?=\s*(?:$|[.,;!)|(\]]|(?:and|while|whereas|but|because|points?)\b|[-–—]\s)))"
 _NAMED = [
-    # Assistant 1: 8/10 | Assistant 1 a score of 8 | score for Assistant 1 is 8 | Assistant 1's score: 8
+    # Assistant 1: 8/10 | Assistant 1 (8/10) | Assistant 1 a score of 8 | score for Assistant 1 is 8 | | Assistant 1 | 8 |
     re.compile(
-        rf"\bAssistant\s*{number}\b(?:'s)?\**[^\S\n]*(?:\(?(?:an?|the|overall|final|score|rating|of|is|gets|receives|with|deserves)\b[^\S\n]*)*"
-        rf"\**[:=-]?\**[^\S\n]*\**{_SCORE}",
+        rf"\bAssistant\s*(?:{name})\b(?:'s)?[^\S\n]*"
+        r"(?:\(?(?:an?|the|overall|final|score|rating|of|is|gets|receives|with|deserves)\b[^\S\n]*)*"
+        rf"[:=|–—-]?[^\S\n]*\(?{_SCORE}{_AFTER}",
         re.IGNORECASE,
     )
-    for number in (1, 2)
+    for name in ("1|A", "2|B")
 ]
 _BRACKETS = re.compile(rf"\[\[\s*{_SCORE}\s*\]\]")
 _RATED = re.compile(
-    rf"\b(?:score|rating|grade|rate|give)\b[^\d\n]{{0,40}}?{_SCORE}|(?<![\d.]){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
+    rf"\b(?:score|rating|grade|rate|give)\b[^\d\n]{{0,40}}?{_SCORE}{_AFTER}|(?<![\d.,]){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
     re.IGNORECASE,
 )
-_ALONE = re.compile(rf"\**[\[(]*\s*{_SCORE}\s*[\])]*\**[.;]?", re.IGNORECASE)
+_FINAL = re.compile(r"\b(?:final|overall)\b", re.IGNORECASE)
+_ALONE = re.compile(rf"[\[(]*\s*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
+_ALMOST_JSON = re.compile(rf"\b(score(?:_[12])?)[\"']?\s*[:=]\s*[\"']?{_SCORE}[\"']?\s*(?=[,}}\n]|$)")
 _EMPHASIS = re.compile(r"[*_`#>]+")
+_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_FENCE = re.compile(r"\A```\w*\s*\n|\n```\s*\Z")
 _REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) sorry|I can(?:not|'t)|I(?:'m| am) (?:unable|not able)|as an AI)\b", re.IGNORECASE
 )
@@ -39,27 +50,13 @@ _REFUSAL = re.compile(
 
 def parse_pair(text: str) -> tuple[float, float] | None:
     """The scores of Assistant 1 and 2, or None."""
-    if pair := _from_json(text, (("score_1", "score_2"), ("assistant_1", "assistant_2"), ("scores",))):
-        return pair
-    lines = [line for line in (_EMPHASIS.sub("", line).strip() for line in text.strip().splitlines()) if line]
-    if lines and (found := _PAIR.fullmatch(lines[0])) and (pair := _scores(found)):
-        return pair
-    said = [*_tuples(lines), *_named(lines)]
-    return sorted(said, key=lambda each: each[0])[-1][1] if said else None
+    return _read(text, PAIR_KEYS, _pairs)
 
 
 def parse_single(text: str) -> float | None:
     """The score of the one answer, or None."""
-    if score := _from_json(text, (("score",), ("rating",))):
-        return score[0]
-    said = [_scores(found) for found in _BRACKETS.finditer(text)]
-    lines = [line for line in (_EMPHASIS.sub("", line).strip() for line in text.strip().splitlines()) if line]
-    if not said and lines:
-        said = [_scores(found) for line in (lines[-1], lines[0]) if (found := _ALONE.fullmatch(line))][:1]
-    if not said:
-        said = [_scores(found) for line in lines for found in _RATED.finditer(line)]
-    said = [scores for scores in said if scores]
-    return said[-1][0] if said else None
+    scores = _read(text, SINGLE_KEYS, _singles)
+    return scores[0] if scores else None
 
 
 def is_refusal(text: str) -> bool:
@@ -67,10 +64,99 @@ def is_refusal(text: str) -> bool:
     return bool(_REFUSAL.search(text[:300]))
 
 
-def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, float]]]:
+def spoken(text: str) -> str:
+    """What the judge says itself: its words, and its object's values, without the names that it was told to use."""
+    objects, rest = _own_objects(text)
+    return "\n".join([rest, *(str(value) for found in objects for value in found.values())])
+
+
+def _read(text: str, names: tuple[tuple[str, ...], ...], words) -> tuple[float, ...] | None:
+    objects, rest = _own_objects(_THOUGHT.sub("", text, count=1) if text.lstrip().startswith("<think>") else text)
+    readings = {scores for found in objects if (scores := _of_object(found, names))}
+    if rest.strip():
+        lines = [" ".join(_EMPHASIS.sub("", line).split()) for line in _without_objects(rest).split("\n")]
+        readings |= set(words([line for line in lines if line]))
+        readings = readings or _almost_json(rest, names[0])
+    return readings.pop() if len(readings) == 1 else None
+
+
+# Objects -------------------------------------------------------------------------------------------------------------------
+
+
+def _own_objects(text: str) -> tuple[list[dict], str]:
+    """The objects that the text begins and ends with, fences taken off, and the text between or beside them."""
+    text = _FENCE.sub("", text.strip()).strip()
+    found = [(begin, end, value) for begin, end, value in _objects(text) if begin == 0 or end == len(text)]
+    rest = text[found[0][1] if found and found[0][0] == 0 else 0 :]
+    if found and found[-1][0] > 0:
+        rest = rest[: found[-1][0] - found[-1][1]]
+    return [value for _, _, value in found], rest.replace("```json", "").replace("```", "")
+
+
+def _without_objects(text: str) -> str:
+    """Objects inside of words are quotes."""
+    for begin, end, _ in reversed(list(_objects(text))):
+        text = text[:begin] + text[end:]
+    return text
+
+
+def _objects(text: str) -> Iterator[tuple[int, int, dict]]:
+    decoder, begin = json.JSONDecoder(strict=False), 0
+    while (begin := text.find("{", begin)) >= 0:
+        try:
+            value, end = decoder.raw_decode(text, begin)
+        except (json.JSONDecodeError, RecursionError):
+            begin += 1
+            continue
+        if isinstance(value, dict):
+            yield begin, end, value
+        begin = end
+
+
+def _of_object(found: dict, names: Iterable[tuple[str, ...]]) -> tuple[float, ...] | None:
+    """The numbers under one of `names`. All zero is what our prompts show as the form to be filled in."""
+    for keys in names:
+        values = [found.get(key) for key in keys]
+        values = values[0] if len(values) == 1 and isinstance(values[0], list) and len(values[0]) == 2 else values
+        numbers = tuple(number for value in values if (number := _number(value)) is not None)
+        if len(numbers) == len(values) and any(numbers):
+            return numbers
+    return None
+
+
+def _number(value) -> float | None:
+    if isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*/\s*10)?", value.strip())):
+        value = float(found[1])
+    is_score = isinstance(value, (int, float)) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
+    return float(value) if is_score else None
+
+
+def _almost_json(text: str, names: tuple[str, ...]) -> set[tuple[float, ...]]:
+    """score_1: 8 | {'score_1': 8, "score_2": 9,} and what else is broken JSON, where each name has one value."""
+    said = {(found[1], float(found[2])) for found in _ALMOST_JSON.finditer(text)}
+    values = [value for name in names for said_name, value in sorted(said) if said_name == name]
+    good = len(said) == len(values) == len(names) and any(values) and all(LOWEST <= v <= HIGHEST for v in values)
+    return {tuple(values)} if good else set()
+
+
+# Words ---------------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(lines: list[str]) -> Iterator[tuple[float, ...]]:
+    """The first line, and what is said last."""
+    if len(lines) == 2 and (found := [_ALONE.fullmatch(line) for line in lines]) and all(found):
+        lines = [" ".join(lines)]
+    if lines and (found := _PAIR.fullmatch(lines[0])) and (pair := _scores(found)):
+        yield pair
+    said = sorted([*_tuples(lines), *_named(lines)], key=lambda each: each[0])
+    yield from (pair for _, pair in said[-1:])
+
+
+def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
     """Pairs on a line of their own, and tuples on a line that speaks of scores, with the number of the line."""
     for number, line in enumerate(lines):
-        bare = re.sub(r"^(?:final\s+)?(?:scores?|output|verdict|ratings?)\s*[:=]\s*", "", line, flags=re.IGNORECASE)
+        title = r"^(?:final\s+)?(?:scores?|output|verdict|ratings?)\s*(?:[:=]|-\s)\s*|^final\s*:\s*"
+        bare = re.sub(title, "", line, flags=re.IGNORECASE)
         if found := _PAIR.fullmatch(bare):
             found = [found]
         else:
@@ -78,48 +164,32 @@ def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, float]]]:
         yield from ((number, pair) for each in found if (pair := _scores(each)))
 
 
-def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, float]]]:
-    """The last scores said with the assistants' names; counted to the line of the later one."""
-    last: list[tuple[int, float] | None] = [None, None]
-    for number, line in enumerate(lines):
-        for i, pattern in enumerate(_NAMED):
-            if scores := [s for found in pattern.finditer(line) if (s := _scores(found))]:
-                last[i] = number, scores[-1][0]
-    if last[0] and last[1]:
-        yield max(last[0][0], last[1][0]), (last[0][1], last[1][1])
+def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Scores said with the assistants' names; counted to the line of the later one. Whose is said twice is not known."""
+    said = [
+        [(number, s) for number, line in enumerate(lines) for found in pattern.finditer(line) if (s := _scores(found))]
+        for pattern in _NAMED
+    ]
+    if all(len({scores for _, scores in each}) == 1 for each in said):
+        yield max(each[-1][0] for each in said), tuple(each[-1][1][0] for each in said)
+
+
+def _singles(lines: list[str]) -> set[tuple[float, ...]]:
+    """What is in double brackets, else alone on the first or last line, else called final, else a score of any kind."""
+    text = "\n".join(lines)
+    rated = [(line, found) for line in lines for found in _RATED.finditer(line)]
+    for found in (
+        _BRACKETS.finditer(text),
+        [match for line in lines[:1] + lines[-1:] if (match := _ALONE.fullmatch(line))],
+        [match for line, match in rated if _FINAL.search(line)],
+        [match for _, match in rated],
+    ):
+        if scores := {scores for match in found if (scores := _scores(match))}:
+            return scores
+    return set()
 
 
 def _scores(found: re.Match) -> tuple[float, ...] | None:
     """The match's numbers where they are on the scale."""
     values = tuple(float(group) for group in found.groups() if group is not None)
     return values if values and all(LOWEST <= value <= HIGHEST for value in values) else None
-
-
-def _from_json(text: str, names: tuple[tuple[str, ...], ...]) -> tuple[float, ...] | None:
-    """From the last object in the text that holds numbers under one of `names`; the whole text, where it is one."""
-    for found in reversed(list(_objects(text))):
-        for keys in names:
-            values = [found.get(key) for key in keys]
-            values = values[0] if len(values) == 1 and isinstance(values[0], list) and len(values[0]) == 2 else values
-            numbers = tuple(float(value) for value in values if _is_score(value))
-            if len(numbers) == len(values):
-                return numbers
-    return None
-
-
-def _is_score(value) -> bool:
-    if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
-        value = float(value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
-
-
-def _objects(text: str) -> Iterator[dict]:
-    decoder, position = json.JSONDecoder(strict=False), 0
-    while (position := text.find("{", position)) >= 0:
-        try:
-            value, position = decoder.raw_decode(text, position)
-        except (json.JSONDecodeError, RecursionError):
-            position += 1
-            continue
-        if isinstance(value, dict):
-            yield value

@@ -56,7 +56,10 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
         if identity in found:
             raise ValueError(f"{record.where}: the id {identity} comes twice")
         reference = row.get("reference") or trusted.get(identity)
-        reference = (reference,) if isinstance(reference, str) else tuple(reference) if reference else None
+        reference = (reference,) if isinstance(reference, str) else reference
+        if reference and not _texts(reference):
+            raise ValueError(f"{record.where}: the reference is no text, and no list of texts (one a turn)")
+        reference = tuple(reference) if reference else None
         found[identity] = Question(identity, str(row.get("category", "general")), tuple(turns), reference)
     if not found:
         raise ValueError(f"{path}: holds no questions")
@@ -72,18 +75,20 @@ def read_answers(path: str | Path) -> list[Answer]:
     for record in _objects(path):
         row = record.value
         turns = row.get("turns")
-        if turns is None:
-            turns = row["choices"][0]["turns"] if row.get("choices") else [row.get("text")]
+        if turns is None and row.get("choices"):
+            first = row["choices"][0] if isinstance(row["choices"], list) else None
+            turns = first.get("turns") if isinstance(first, dict) else None
+        elif turns is None:
+            turns = [row.get("text")]
         model = row.get("model") or row.get("model_id")
         error = row.get("error")
-        if not model or "question_id" not in row or not (error or all(isinstance(turn, str) for turn in turns)):
+        if not model or "question_id" not in row or not (error or _texts(turns)):
             raise ValueError(
                 f"{record.where}: is no answer; it needs question_id, model (or model_id) and turns (or text)"
             )
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
-        answer = Answer(
-            str(row["question_id"]), str(model), tuple(turns or ()), row.get("parameters") or {}, **known, error=error
-        )
+        turns = tuple(turns) if _texts(turns) else ()
+        answer = Answer(str(row["question_id"]), str(model), turns, row.get("parameters") or {}, **known, error=error)
         key = answer.question_id, answer.model
         if key in found and not found[key].error:
             raise ValueError(f"{record.where}: {answer.model} answers question {answer.question_id} twice")
@@ -91,6 +96,10 @@ def read_answers(path: str | Path) -> list[Answer]:
     if not found:
         raise ValueError(f"{path}: holds no answers")
     return list(found.values())
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
 
 def _objects(path: str | Path) -> Iterator[Record]:

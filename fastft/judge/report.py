@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.judge.figures import Estimate, Figures, Lengths, Pair, compute
-from fastft.judge.judgment import Judgment, read_judgments
+from fastft.judge.judgment import Judgment, read_judgments, write_whole
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
 from fastft.page import write_page
 
@@ -22,17 +22,24 @@ FLAGS = {
     "failed": "no reply, after all retries",
     "refusal": "the judge refused",
     "cut": "the judge's words were cut at --max_tokens",
+    "empty": "the judge said nothing, twice",
     "injection": "an answer speaks to the judge (asks for a score, claims to be better)",
     "quotes_injection": "the judge repeats an answer's words to it: read it",
     "contradiction": "the text of a review says other scores than its field",
 }
 
 
-def write_all(directory: Path, judgments: list[Judgment], questions: list[Question], answers: list[Answer]) -> Figures:
+def write_all(
+    directory: Path,
+    judgments: list[Judgment],
+    questions: list[Question],
+    answers: list[Answer],
+    to_see: float | None = None,
+) -> Figures:
     """results.json, results.md and report.html, each whole or not there. Returns the figures."""
-    figures = compute(judgments, answer_lengths(answers))
-    (directory / "results.json").write_text(json.dumps(_plain(asdict(figures)), indent=1, ensure_ascii=False) + "\n")
-    (directory / "results.md").write_text(markdown(figures), encoding="utf-8")
+    figures = compute(judgments, answer_lengths(answers), to_see)
+    write_whole(directory / "results.json", json.dumps(_plain(asdict(figures)), indent=1, ensure_ascii=False) + "\n")
+    write_whole(directory / "results.md", markdown(figures))
     write_judge_page(directory / "report.html", figures, judgments, questions, answers)
     return figures
 
@@ -86,7 +93,7 @@ def pair_row(pair: Pair) -> list[str]:
         f"{pair.better_or_equal}/{pair.questions}",
         share(pair.win_rate),
         "–" if math.isnan(pair.p_value) else "<0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}",
-        f"{100 * pair.controlled.win_rate:.1f} %" if pair.controlled else "–",
+        f"{100 * pair.controlled.win_rate.value:.1f} %" if pair.controlled else "–",
     ]
 
 
@@ -107,20 +114,36 @@ def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]
     found = []
     if figures.pairs:
         found.append(("Pairs", PAIR_HEADS, [pair_row(pair) for pair in figures.pairs]))
+        rows = [[judge, *pair_row(pair)] for judge, own in figures.by_judge.items() for pair in own.pairs]
+        if rows:
+            found.append(("Pairs, by each judge", ("judge", *PAIR_HEADS), rows))
     if len(figures.ratings) > 2:
         rows = [[name, number(estimate, 0)] for name, estimate in figures.ratings.items()]
         found.append(("Bradley-Terry ratings (Elo scale, mean 1000)", ("model", "rating"), rows))
     if figures.singles:
         rows = [[s.model, number(s.score), str(s.unparsed)] for s in figures.singles]
         found.append(("Scores, judged alone", ("model", "mean score", "unparsed"), rows))
+        rows = [
+            [j, s.model, number(s.score), str(s.unparsed)] for j, own in figures.by_judge.items() for s in own.singles
+        ]
+        if rows:
+            found.append(("Scores, by each judge", ("judge", "model", "mean score", "unparsed"), rows))
+        categories = list(dict.fromkeys(category for s in figures.singles for category in s.by_category))
+        rows = [[c, *(f"{s.by_category.get(c, math.nan):.2f}" for s in figures.singles)] for c in categories]
+        found.append(("Scores by category", ("category", *(s.model for s in figures.singles)), rows))
     if figures.differences:
         rows = [
-            [f"{d.second} - {d.first}", number(d.difference), f"{d.p_value:.3f}", _needed(d.questions_for_half_a_point)]
+            [f"{d.second} - {d.first}", number(d.difference), f"{d.p_value:.3f}", _needed(d.questions_needed)]
             for d in figures.differences
         ]
-        found.append(("Differences", ("models", "mean difference", "p", "questions to see 0.5"), rows))
+        found.append(("Differences", ("models", "mean difference", "p", f"questions to see {figures.to_see:g}"), rows))
     rows = [
-        [judge, str(p.both_orders), str(p.consistent), str(p.half_flips), str(p.flips), share(p.first_wins)]
+        [
+            judge,
+            *map(str, (p.both_orders, p.consistent, p.half_flips, p.flips)),
+            share(p.flip_rate),
+            share(p.first_wins),
+        ]
         for judge, p in figures.position.items()
     ]
     if rows:
@@ -130,6 +153,7 @@ def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]
             "same verdict",
             "win and tie",
             "flipped",
+            "share flipped",
             "decisive ones won by the first shown",
         )
         found.append(("Order", heads, rows))
@@ -138,12 +162,13 @@ def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]
             pair.first,
             pair.second,
             *(_coefficient(c) for c in (pair.controlled.quality, pair.controlled.length, pair.controlled.first)),
+            share(pair.controlled.win_rate),
         ]
         for pair in figures.pairs
         if pair.controlled
     ]
     if rows:
-        heads = ("first", "second", "second's quality", "being longer", "being shown first")
+        heads = ("first", "second", "second's quality", "being longer", "being shown first", "win rate, same length")
         found.append(("What moves a verdict (log odds ± standard error)", heads, rows))
     if figures.agreement:
         rows = [
@@ -153,6 +178,18 @@ def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]
         found.append(
             ("Judges among themselves", ("judge", "judge", "looks", "agreed", "kappa", "opposite winners"), rows)
         )
+    if figures.score_agreement:
+        rows = [
+            [
+                *a.judges,
+                str(a.looks),
+                "–" if math.isnan(a.correlation) else f"{a.correlation:.2f}",
+                f"{a.difference:+.2f}",
+            ]
+            for a in figures.score_agreement
+        ]
+        heads = ("judge", "judge", "looks", "correlation", "second gives more by")
+        found.append(("Judges among themselves", heads, rows))
     return found
 
 
@@ -175,13 +212,15 @@ def remarks(figures: Figures) -> list[str]:
             "Ratio: the second's total in percent of the first's. Won, tied, lost: the second's judgments. ≥: questions on which "
             "it won at least half. Win rate: a tie is half a win; same length: what a regression makes of it at equal length."
         )
-        widest = max(pair.win_rate.high - pair.win_rate.low for pair in figures.pairs)
-        needed = max(pair.questions_for_5_points for pair in figures.pairs)
-        lines.append(
-            f"Half an interval is up to {50 * widest:.0f} points wide: closer models cannot be told apart with these "
-            f"questions. To see 55 % instead of 50 (power 80 %) takes {_needed(needed)}."
-        )
-        if any(not position.both_orders for position in figures.position.values()):
+        judged = [pair for pair in figures.pairs if pair.questions]
+        if judged:
+            widest = max(pair.win_rate.high - pair.win_rate.low for pair in judged)
+            needed = max(pair.questions_needed for pair in judged)
+            lines.append(
+                f"Half an interval is up to {50 * widest:.0f} points wide: closer models cannot be told apart with these "
+                f"questions. To see {50 + figures.to_see:g} % instead of 50 (power 80 %) takes {_needed(needed)}."
+            )
+        if any(position.one_order for position in figures.position.values()):
             lines.append("Only one order was judged: what the place alone is worth cannot be told from who is better.")
     return lines
 
@@ -234,6 +273,7 @@ def write_judge_page(
         categories=[(f"{pair.first} : {pair.second}", _category_bars(pair)) for pair in figures.pairs],
         matrix=_matrix(figures) if len(figures.models) > 2 else None,
         models=figures.models,
+        judges=figures.judges,
         ratings=_rating_lines(figures),
         questions=list(_browser(judgments, questions, answers)),
         pair_names={
@@ -243,14 +283,19 @@ def write_judge_page(
 
 
 def _lede(figures: Figures) -> str:
-    if figures.pairs:
-        pair = max(figures.pairs, key=lambda pair: abs(pair.win_rate.value - 0.5))
+    judged = [pair for pair in figures.pairs if pair.questions]
+    if figures.pairs and not judged:
+        return "None of the judgments could be read."
+    if judged:
+        pair = max(judged, key=lambda pair: abs(pair.win_rate.value - 0.5))
         name, other, rate = pair.second, pair.first, pair.win_rate
         if rate.value < 0.5:
             name, other, rate = other, name, Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low)
-        sure = "" if rate.low > 0.5 else " That may be chance."
+        sure = "" if rate.low > 0.5 and pair.p_value < 0.05 else " That may be chance."
         return f"{name} wins {share(rate)} of the comparisons with {other}, ties counted half.{sure}"
     best = max(figures.singles, key=lambda single: single.score.value if single.score else -1)
+    if not best.score:
+        return "None of the judgments could be read."
     return f"{best.model} has the highest mean score: {number(best.score)}."
 
 
@@ -266,7 +311,7 @@ def _category_bars(pair: Pair) -> list[dict[str, Any]]:
 def _matrix(figures: Figures) -> list[tuple[str, list[tuple[str, float | None]]]]:
     """Rows: the win rate of the row's model against the column's."""
     rates: dict[tuple[str, str], float] = {}
-    for pair in figures.pairs:
+    for pair in (pair for pair in figures.pairs if pair.questions):
         rates[pair.second, pair.first] = pair.win_rate.value
         rates[pair.first, pair.second] = 1 - pair.win_rate.value
     return [(row, [(column, rates.get((row, column))) for column in figures.models]) for row in figures.models]

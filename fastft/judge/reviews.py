@@ -5,17 +5,18 @@ A review has the judge's words (`text`) and a pair of scores (`score`) that peop
 review_FIRST_SECOND.jsonl; the first model was always shown first.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastft.judge.judgment import Judgment
 from fastft.judge.parsing import parse_pair
-from fastft.judge.questions import Question, load_questions
+from fastft.judge.questions import Answer, Question, load_questions
 from fastft.records import read_records
 
 
-def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str], list[Question]]:
-    """Judgments of all review files in `directory`, a line for each whose field contradicts its text, and the questions, from
-    the file of the original's layout (TABLE/question.jsonl beside TABLE/review/) where there is one.
+def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str], list[Question], list[Answer]]:
+    """Judgments of all review files in `directory`, a line for each whose field contradicts its text, and the questions and the
+    answers, where they lie as in the original (TABLE/question.jsonl and TABLE/answer/answer_NAME.jsonl beside TABLE/review/).
 
     Raises ValueError for a directory without reviews, or the record that is none.
     """
@@ -24,11 +25,11 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
         raise ValueError(f"{directory}: holds no reviews (review_FIRST_SECOND.jsonl)")
     questions = _questions(directory)
     categories = {question.id: question.category for question in questions}
-    judgments, contradictions = [], []
+    answers = _answers(directory)
+    judgments, contradictions, models = [], [], set()
     for path in paths:
-        first, _, second = path.stem.removeprefix("review_").partition("_")
-        if not second:
-            raise ValueError(f"{path}: which two models? The name must be review_FIRST_SECOND.jsonl")
+        first, second = _models(path, answers)
+        models |= {first, second}
         for record in read_records(path):
             row = record.value
             if record.error or not isinstance(row, dict) or not isinstance(row.get("text"), str):
@@ -54,7 +55,21 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
                     flags=("contradiction",) if read and entered and read != entered else (),
                 )
             )
-    return judgments, contradictions, questions
+    return (
+        judgments,
+        contradictions,
+        questions,
+        [answer for name in answers if name in models for answer in answers[name]],
+    )
+
+
+def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
+    """Names may hold underscores: then those are right whose answers are there."""
+    parts = path.stem.removeprefix("review_").split("_")
+    pairs = [("_".join(parts[:i]), "_".join(parts[i:])) for i in range(1, len(parts))]
+    if not pairs or not all(pairs[0]):
+        raise ValueError(f"{path}: which two models? The name must be review_FIRST_SECOND.jsonl")
+    return next((pair for pair in pairs if {*pair} <= {*known}), pairs[0])
 
 
 def _pair(value) -> tuple[float, float] | None:
@@ -64,8 +79,26 @@ def _pair(value) -> tuple[float, float] | None:
     return None
 
 
+def _answers(directory: Path) -> dict[str, list[Answer]]:
+    """By the names in the files' names: some rows have no model's."""
+    places = [place / "answer" for place in _places(directory)]
+    found = {}
+    for path in next((sorted(place.glob("answer_*.jsonl")) for place in places if place.is_dir()), []):
+        name, rows = path.stem.removeprefix("answer_"), [record.value for record in read_records(path)]
+        found[name] = [Answer(str(row["question_id"]), name, (row["text"],)) for row in rows if _is_answer(row)]
+    return found
+
+
+def _is_answer(row) -> bool:
+    return isinstance(row, dict) and "question_id" in row and isinstance(row.get("text"), str)
+
+
+def _places(directory: Path) -> list[Path]:
+    return [directory, *directory.resolve().parents[:2]]
+
+
 def _questions(directory: Path) -> list[Question]:
-    for place in (directory, *directory.parents[:2]):
+    for place in _places(directory):
         if (place / "question.jsonl").is_file():
             return load_questions(place / "question.jsonl")
     return []
