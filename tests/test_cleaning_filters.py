@@ -90,19 +90,6 @@ def test_answers_in_a_row():
         assert texts(conversation) == ["q", expected]
 
 
-@pytest.mark.parametrize("text", "continue|Continue.|please continue|go on|Keep going!|继续|请继续。|weiter|bitte weiter"
-                         "|sigue|continúa por favor|continuer|prossiga|続けて|продолжай|계속|계속해줘".split("|"))  # fmt: skip
-def test_continue_in_nine_languages(text):
-    assert structure.is_continue(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["continue with chapter two", "Why go on?", "继续讲第二章的故事", "weiter unten steht was?", ""]
-)
-def test_not_a_bare_continue(text):
-    assert not structure.is_continue(text)
-
-
 @pytest.mark.parametrize(
     "first, second, whole",
     [
