@@ -325,7 +325,8 @@ def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) 
     for position, (source, file) in enumerate(zip(sources, report.files)):
         shard, size, done = Shard(position, source.name, 0, []), 0, 0
         for record in source.records():
-            bar.advance(record.end - done, 0)
+            # The end of a row of a table is its number: what it holds is counted there.
+            bar.advance(len(record.text) if source.packed else record.end - done, 0)
             done = record.end
             if record.error is not None and not record.text:
                 remarks.append(f"{record.where}: {record.error}")
