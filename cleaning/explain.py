@@ -95,6 +95,8 @@ def _steps(story: Story, id: str, ledger: dict[str, Any]) -> Iterator[tuple[str,
     if outcome is None:
         yield "read", "its dump is no longer where it was, or has changed; what follows is from the outputs alone"
     else:
+        if id.startswith(f"{outcome.id}-"):
+            yield "id", f"was {outcome.id!r} in its dump; another conversation has that one"
         yield from _of_outcome(outcome, story, ledger)
     row = story.rejected
     if row is not None:

@@ -58,9 +58,22 @@ def test_each_step_of_one_that_was_kept(out, capsys):
         assert step in text
 
 
+def test_the_ledger_counts_changed_ids(tmp_path, capsys):
+    records = [{"id": "a", "conversations": turns(prose(i, 60), prose(i + 5, 60))} for i in range(3)]
+    (tmp_path / "dump.json").write_text(json.dumps(records))
+    assert main([str(tmp_path / "dump.json"), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"ids that another conversation had, changed +│ +2 ", printed.out)
+    assert (
+        printed.err
+        == "warning: 2 conversations had the id of another one, and got their own: 'a' is now 'a-2', 'a' is now 'a-3'\n"
+    )
+
+
 def test_the_second_of_the_same_name_and_one_without_a_name(out, capsys):
     capsys.readouterr()
     text = told(capsys, out, "a-2")
+    assert "was 'a' in its dump; another conversation has that one" in text
     assert "dump.json: record 3" in text and "refusal: round 2 went (turn 4 refuses" in text
     assert "dump.json: record 5" in told(capsys, out, "dump.json-4")
 
