@@ -3,6 +3,7 @@
 import errno
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
@@ -416,6 +417,19 @@ def test_the_bar_shows_megabytes_a_second(monkeypatch):
         bar.advance(30_000_000, 1_200)
         progress.tasks[0].start_time = 0.0
         assert str(cleaning.workers._Speed().render(progress.tasks[0])) == "1,200 conversations, 120/s, 3.0 MB/s"
+
+
+@pytest.mark.parametrize("arguments", [["IN", "-o", "OUT"], ["--list_filters"], ["-o", "DONE", "--explain", "a"]])
+def test_a_reader_that_goes_away_is_no_error(tmp_path, arguments):
+    assert main([dump_in(tmp_path), "-o", str(tmp_path / "DONE")]) == 0
+    names = {"IN": dump_in(tmp_path), "OUT": str(tmp_path / "OUT"), "DONE": str(tmp_path / "DONE")}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cleaning", *(names.get(each, each) for each in arguments)]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "OUT" not in arguments or (tmp_path / "OUT/report.json").exists()
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------

@@ -568,10 +568,39 @@ def test_ones_own_filter(tmp_path, capsys, monkeypatch):
 
 
 def test_list_filters(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "40")  # nothing is cut off, however narrow the terminal
     assert main(["--list_filters"]) == 0
     shown = capsys.readouterr().out
-    assert all(step.name in shown for step in STEPS) and "--languages" in shown
+    lines = {line.split()[0]: line for line in shown.splitlines()}
+    assert all(lines[step.name].endswith(step.description) for step in STEPS) and "--languages" in shown
+
+
+def test_an_option_given_twice_adds(tmp_path):
+    (tmp_path / "a.txt").write_text("purple\n")
+    (tmp_path / "b.txt").write_text("orange\n")
+    two = ["--blocked_phrases", tmp_path / "a.txt", "--blocked_phrases", tmp_path / "b.txt"]
+    two += [
+        "--without",
+        "garbage",
+        "--without",
+        "repetition,refusal",
+        "--with",
+        "digit_run",
+        "--with",
+        "policy_refusal",
+    ]
+    two += ["--languages", "en", "--languages", "de", "--models", "gpt-4", "--models", "gpt-3*"]
+    records = [record("q", word, id=word) | {"model": "gpt-4"} for word in ("purple", "orange", "green")]
+    assert run(tmp_path, records, *two) == 0
+    report, kept = result(tmp_path)
+    assert kept == [["q", "green"]] and report["rejected"] == {"blocked_phrase": 2}
+    chosen = {name: report["settings"][name] for name in ("without_filters", "with_filters", "languages", "models")}
+    assert list(chosen.values()) == [
+        ["garbage", "repetition", "refusal"],
+        ["digit_run", "policy_refusal"],
+        ["en", "de"],
+        ["gpt-4", "gpt-3*"],
+    ]
 
 
 @pytest.mark.parametrize(

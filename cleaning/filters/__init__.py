@@ -20,13 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from rich.table import Table
-
 from cleaning.filters import language, privacy, quality, refusals, structure
 from cleaning.filters.base import Filter, Repair, Settings, Step, TurnFilter
 from fastft.conversation import Conversation, Message, rounds_of
 
-__all__ = ["FILTERS", "REPAIRS", "STEPS", "Settings", "Verdict", "apply_steps", "check", "table_of_filters"]
+__all__ = ["FILTERS", "REPAIRS", "STEPS", "Settings", "Verdict", "apply_steps", "check", "described_filters"]
 
 ALWAYS = ("too_short", "wrong_role_order")  # nothing down the road can read what these reject
 MASKS = ("masked_keys", "masked_emails", "masked_ips", "masked_phones")
@@ -265,15 +263,14 @@ def _ask_own(spec: str, function: Callable, conversation: Conversation, settings
     return answer
 
 
-def table_of_filters(settings: Settings | None = None) -> Table:
-    """For `--list_filters`."""
-    table = Table(title="Filters and repairs, in the order in which they are applied", title_justify="left")
-    for column in ("name", "default", "what goes"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what it does")
-    own = [_own_filter(spec) for spec in settings.own_filters] if settings else []
+def described_filters(settings: Settings) -> list[str]:
+    """Lines for `--list_filters`: plain ones, for people and for `grep`."""
+    own = [_own_filter(spec) for spec in settings.own_filters]
+    rows = [("name", "default", "what goes", "what it does")]
     for step in (*STEPS, *own):
         default = "always" if step.name in ALWAYS else "on" if step.default else "off"
-        table.add_row(step.name, step.option or default, step.drops, step.description)
-    table.add_row("moderation", "--moderation", "conversation", "the endpoint flags a turn")
-    return table
+        rows.append((step.name, step.option or default, step.drops, step.description))
+    rows.append(("moderation", "--moderation", "conversation", "the endpoint flags a turn"))
+    widths = [max(map(len, column)) for column in zip(*rows)][:3]
+    table = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[3]]) for row in rows]
+    return ["Filters and repairs, in the order in which they are applied", *table]
