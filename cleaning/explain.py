@@ -138,7 +138,7 @@ def _of_outcome(outcome: Outcome, story: Story, ledger: dict[str, Any]) -> Itera
     order = {step.name: place for place, step in enumerate(STEPS)}
     for _, text in sorted(found, key=lambda each: order.get(each[0], len(order))):
         yield "filters", text
-    if not found and outcome.reason not in order:
+    if not found and not outcome.reason:
         yield "filters", "nothing to change, nothing to complain of"
     for hit in outcome.hits:
         yield (

@@ -38,10 +38,16 @@ def out(tmp_path):
         {"id": "none", "conversations": []},
         {"conversations": turns(prose(6, 40), prose(7, 40))},
         {"id": "\u001b[31mred", "conversations": turns(prose(8, 40), prose(9, 40))},
+        {"id": "alien", "conversations": [{"from": "ai", "value": "hello"}]},
+        {"id": "polite", "conversations": turns(prose(12, 40), "thanks")},
         {"id": "plugged", "plugins": ["maps"], "conversations": turns(prose(10, 40), prose(11, 40))},
     ]
     (tmp_path / "dump.json").write_text(json.dumps(records))
-    assert main([str(tmp_path / "dump.json"), "-o", str(tmp_path / "out"), "--mask_pii", "--workers", "1"]) == 0
+    (tmp_path / "my.py").write_text(
+        "def polite(c):\n    return 'thanks' if c.messages[1].content == 'thanks' else None\n"
+    )
+    options = ["--mask_pii", "--workers", "1", "--filters", f"{tmp_path / 'my.py'}:polite"]
+    assert main([str(tmp_path / "dump.json"), "-o", str(tmp_path / "out"), *options]) == 0
     return tmp_path / "out"
 
 
@@ -84,6 +90,18 @@ def test_rejected_ones_say_why(out, capsys):
     assert "dump.json: record 2" in text and "masked_emails: 1" in text and "rejected: duplicate (kept as a)" in text
     assert "rejected: too_short" in told(capsys, out, "none")
     assert "rejected: plugin_session" in told(capsys, out, "plugged")
+
+
+def test_a_record_without_a_conversation_has_its_own_id(out, capsys):
+    capsys.readouterr()
+    text = told(capsys, out, "alien")
+    assert "rejected: unknown_role (turn 1 is from 'ai')" in text and "filters" not in text
+
+
+def test_ones_own_filter_has_something_to_complain_of(out, capsys):
+    capsys.readouterr()
+    text = told(capsys, out, "polite")
+    assert "rejected: polite (thanks)" in text and "nothing to complain of" not in text
 
 
 def test_what_a_dump_wrote_cannot_steer_the_terminal(out, capsys):

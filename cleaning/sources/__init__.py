@@ -20,11 +20,11 @@ from typing import Any
 from cleaning.sources import lists, pages, trees
 from cleaning.sources.eras import ERAS, SAMPLE_BYTES, SAMPLE_RECORDS, UNDECIDED, Era, decide, mark_html, settle, survey
 from cleaning.sources.rejected import is_row, unwrap
-from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, first, keys_of, shown
+from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, first, id_in, keys_of, shown
 from fastft.records import Record
 
 __all__ = [
-    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in",
+    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in", "id_in",
     "looks_like_html", "mark_html", "read_conversation", "recognise", "survey_dump",
 ]  # fmt: skip
 
