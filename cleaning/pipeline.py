@@ -318,7 +318,7 @@ class _Tally:
         self.report.warnings += remarks
         if self.unmarked_html:
             self.report.warnings.append(
-                f"{self.unmarked_html:,} answers look like HTML but not of the page; left as they are"
+                f"{self.unmarked_html:,} answers look like HTML, but not certainly the page's; left as they are"
             )
 
 
