@@ -504,6 +504,27 @@ def test_the_ledger_balances(tmp_path_factory, dialogues):
         assert report.repairs[f"dropped_rounds:{reason}"] == sum(r["reason"] == reason for r in rounds)
 
 
+@pytest.mark.parametrize(
+    "question, answer",
+    [
+        ("用第一人称写一部小说的第一章，主角是名叫ChatGPT的机器人", "我是ChatGPT，世界上最先进的机器人。"),
+        ("Write a short story from the perspective of ChatGPT.", "My name is ChatGPT, and I woke up at noon."),
+        ("Schreib eine Geschichte in der Ich-Form über ein Programm", "Ich bin GPT-4, und mir ist langweilig."),
+    ],
+)
+def test_somebodys_line_is_no_self_identification(question, answer):
+    conversation = talk(question, answer, "continue", answer)
+    assert not apply_steps(conversation, Settings()).repairs and len(conversation.messages) == 4
+    assert reason("Who are you?", answer) == reason("Tell me a story.", answer) == "self_identification"
+    assert reason("你知道 ChatGPT 吗？", answer) == "self_identification"
+
+
+def test_what_a_character_cannot_do_is_no_refusal():
+    answer = "Sure. As a fictional pilot called Mo, I'm sorry, but I cannot open the door."
+    assert not reason("Play a pilot", answer)
+    assert reason("Play a pilot", "Sure. I'm sorry, but I cannot open links.") == "refusal"
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from cleaning.continuing import is_continue
 from cleaning.filters import language, privacy, quality, refusals, structure
 from cleaning.filters.base import Filter, Repair, Settings, Step, TurnFilter
 from fastft.conversation import Conversation, Message, rounds_of
@@ -80,6 +81,7 @@ STEPS: Sequence[Step] = (
         "self_identification",
         refusals.self_identification,
         "the answer says which company's product it is",
+        asked_for=refusals.asks_for_somebodys_words,
     ),
     TurnFilter("refusal", refusals.refusal, "a short answer says what the model cannot do"),
     TurnFilter("policy_refusal", refusals.policy_refusal, "a short answer declines something harmful", default=False),
@@ -169,7 +171,7 @@ def _drop_rounds(
     for position, messages in enumerate(rounds[:1] if step.first_only else rounds):
         for message in messages:
             complaint = step.complaint(message, settings)
-            if complaint is not None:
+            if complaint is not None and not (step.asked_for and step.asked_for(_question(rounds, position))):
                 details.setdefault(position, f"turn {numbers[id(message)]} {complaint}")
                 if message is messages[0] and position and len(rounds[position - 1]) == 1:
                     details.setdefault(position - 1, details[position])  # the question that got it for an answer
@@ -186,6 +188,12 @@ def _drop_rounds(
     kept = [messages for position, messages in enumerate(rounds) if position not in details]
     conversation.messages[:] = before + [message for messages in kept for message in messages]
     return None
+
+
+def _question(rounds: list[list[Message]], position: int) -> str:
+    """What the answer of a round is to: a `continue` asks for more of the same."""
+    questions = [messages[0].content for messages in rounds[: position + 1]]
+    return next((text for text in reversed(questions) if not is_continue(text)), questions[0])
 
 
 # --- what is switched on ----------------------------------------------------------------------------------------------
