@@ -141,7 +141,7 @@ def _convert(
     id = raw.id or fallback_id
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
-        conversation = _to_conversation(raw, id, file)
+        conversation = to_conversation(raw, id, file)
         verdict = apply_steps(conversation, conversion.settings, raw.sessions)
         if verdict.reason:
             raise Rejection(verdict.reason, verdict.detail)
@@ -171,7 +171,7 @@ def _about_hit(hits: list[Hit]) -> str:
     return f"turn {first.turn} ({first.role}) holds {first.rule} of {first.benchmark} {first.item}{more}: {first.excerpt!r}"
 
 
-def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
+def to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
     messages = []
     for number, turn in enumerate(raw.turns, start=1):
         try:
