@@ -325,10 +325,10 @@ class _Tally:
 def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator[Shard]:
     """The inputs in pieces of SHARD_BYTES, each of one input; cut by what they hold and nothing else."""
     for position, (source, file) in enumerate(zip(sources, report.files)):
-        shard, size, done = Shard(position, source.name, 0, []), 0, 0
+        shard, size, done, packed = Shard(position, source.name, 0, []), 0, 0, source.packed
         for record in source.records():
             # The end of a row of a table is its number: what it holds is counted there.
-            bar.advance(len(record.text) if source.packed else record.end - done, 0)
+            bar.advance(len(record.text) if packed else record.end - done, 0)
             done = record.end
             if record.error is not None and not record.text:
                 remarks.append(f"{record.where}: {record.error}")
