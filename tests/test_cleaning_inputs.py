@@ -137,7 +137,8 @@ def test_an_input_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys,
     def unreachable(*arguments, **options):
         raise ConnectionError("Couldn't reach the Hub\n(offline)")
 
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    monkeypatch.setattr("datasets.load_dataset", None)  # it would ask again and again
     assert main([name, "-o", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert complaint in error and name in error and error.count("\n") == 1
@@ -148,6 +149,7 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):
         assert (name, streaming) == ("owner/chats", True)
         return {"test": iter([]), "train": [LOG, {"conversation": None}]}
 
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: None)
     monkeypatch.setattr("datasets.load_dataset", load)
     report = clean(["owner/chats"], tmp_path / "out", workers=1)
     assert (report.input, report.kept, report.files[0]["name"]) == (2, 1, "owner/chats")

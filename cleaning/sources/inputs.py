@@ -123,7 +123,10 @@ def _hub_records(name: str) -> Iterator[RawRecord]:
     number = 0
     try:
         import datasets
+        from huggingface_hub import HfApi
 
+        # Asked once whether it is there: `datasets` asks a Hub that cannot be reached for up to a minute, a line each time.
+        HfApi().dataset_info(name, timeout=10)
         splits = datasets.load_dataset(name, streaming=True)
         split = "train" if "train" in splits else next(iter(splits))
         for number, row in enumerate(splits[split], start=1):
