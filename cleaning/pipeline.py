@@ -32,10 +32,10 @@ from typing import Any, BinaryIO
 import orjson
 
 from cleaning.contamination import Account, load_benchmarks
-from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates
+from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
 from cleaning.examples import pick_examples
 from cleaning.filters import Settings, check
-from cleaning.ledger import Report, versions
+from cleaning.ledger import CHANGED_IDS, Report, versions
 from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, messages_json, unpack
 from cleaning.report import write_report
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
@@ -60,6 +60,7 @@ SHARD_BYTES = 1 << 20
 SHARD_RECORDS = 1024
 MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
+SHOWN_IDS = 3  # of those that were changed
 SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
 
 
@@ -206,15 +207,16 @@ def _run(sources: list[Input], conversion: Conversion, work: Path, report: Repor
     account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
     ids, fingerprints = _first_pass(sources, conversion, work, account, report, pool, bar)
     duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
-    unique_ids = _unique_ids(ids, duplicates)
-    held_out = _hold_out(fingerprints, unique_ids, choices.holdout, choices.seed)
-    report.duplicates = _about_duplicates(duplicates, ids, unique_ids)
+    _note_changed_ids(_make_unique(ids, duplicates), report)
+    held_out = _hold_out(fingerprints, ids, duplicates, choices.holdout, choices.seed)
+    del fingerprints  # 370 bytes a conversation
+    report.duplicates = _about_duplicates(duplicates, ids)
     report.contamination = account.to_report() if account else {}
     splits = choices.max_tokens is not None
     bar.begin("splitting" if splits else "writing", report.input)
     split = partial(_split_batch, choices) if splits else _whole_batch
     splitters = pool if splits else None  # without a window there is nothing to share out
-    _second_pass(work, duplicates, unique_ids, held_out, split, conversion.readings, report, splitters, bar)
+    _second_pass(work, duplicates, ids, held_out, split, conversion.readings, report, splitters, bar)
     report.check()
 
 
@@ -267,7 +269,7 @@ def _first_pass(
     report: Report,
     pool: Pool | None,
     bar: Bar,
-) -> tuple[list[str], list[Fingerprint]]:
+) -> tuple[list[str], Fingerprints]:
     """Log the outcomes of every shard; return ids and fingerprints of the conversations among them."""
     tally, remarks = _Tally(report, account), []
     shards = _shards(sources, report, remarks, bar)
@@ -288,7 +290,7 @@ class _Tally:
     def __init__(self, report: Report, account: Account | None):
         self.report, self.account = report, account
         self.ids: list[str] = []
-        self.fingerprints: list[Fingerprint] = []
+        self.fingerprints = Fingerprints()
         self.unmarked_html = 0
         self.formats, self.notes = collections.Counter(), collections.Counter()
 
@@ -316,16 +318,17 @@ class _Tally:
         self.report.warnings += remarks
         if self.unmarked_html:
             self.report.warnings.append(
-                f"{self.unmarked_html:,} answers look like HTML but not of the page; left as they are"
+                f"{self.unmarked_html:,} answers look like HTML, but not certainly the page's; left as they are"
             )
 
 
 def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator[Shard]:
     """The inputs in pieces of SHARD_BYTES, each of one input; cut by what they hold and nothing else."""
     for position, (source, file) in enumerate(zip(sources, report.files)):
-        shard, size, done = Shard(position, source.name, 0, []), 0, 0
+        shard, size, done, packed = Shard(position, source.name, 0, []), 0, 0, source.packed
         for record in source.records():
-            bar.advance(record.end - done, 0)
+            # The end of a row of a table is its number: what it holds is counted there.
+            bar.advance(len(record.text) if packed else record.end - done, 0)
             done = record.end
             if record.error is not None and not record.text:
                 remarks.append(f"{record.where}: {record.error}")
@@ -343,11 +346,13 @@ def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) 
 # --- second pass ------------------------------------------------------------------------------------------------------
 
 
-def _hold_out(fingerprints: list[Fingerprint], ids: dict[int, str], share: float, seed: int) -> set[int]:
+def _hold_out(
+    fingerprints: Fingerprints, ids: list[str], duplicates: dict[int, Duplicate], share: float, seed: int
+) -> set[int]:
     """Positions of the conversations that are set aside: whole families, chosen by the id of their first member."""
     if not share:
         return set()
-    positions = sorted(ids)
+    positions = [position for position in range(len(ids)) if position not in duplicates]
     roots = families(fingerprints, positions)
     return {p for p, root in zip(positions, roots) if _fraction(f"{seed}\0{ids[positions[root]]}") < share}
 
@@ -356,11 +361,11 @@ def _fraction(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / (1 << 48)
 
 
-def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str], unique_ids: dict[int, str]) -> dict[str, Any]:
+def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str]) -> dict[str, Any]:
     found = clusters(duplicates)
     shown = [
         {
-            "kept": unique_ids[keeper],
+            "kept": ids[keeper],
             "removed": len(positions),
             "examples": [
                 {"id": ids[p], "reason": duplicates[p].reason, "similarity": duplicates[p].similarity}
@@ -372,28 +377,41 @@ def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str], unique_i
     return {"sketches": SKETCHER, "clusters": len(found), "largest": shown}
 
 
-def _unique_ids(ids: list[str], duplicates: dict[int, Duplicate]) -> dict[int, str]:
-    """{position: id} of the conversations that are no duplicates; the second `a` becomes `a-2`.
+def _make_unique(ids: list[str], duplicates: dict[int, Duplicate]) -> list[tuple[str, str]]:
+    """Change the ids of conversations that are no duplicates, in place: the second `a` becomes `a-2`. Returns (old, new).
 
     An id that occurs in the dump is never given to another conversation.
     """
-    kept = {position: id for position, id in enumerate(ids) if position not in duplicates}
-    taken, seen, unique = set(kept.values()), collections.Counter(), {}
-    for position, id in kept.items():
-        seen[id] += 1
-        name = id
-        while seen[id] > 1 and name in taken:
+    taken, again = set(), []
+    for position, id in enumerate(ids):
+        if position not in duplicates:
+            if id in taken:
+                again.append(position)
+            taken.add(id)
+    seen, changed = collections.Counter(), []
+    for position in again:
+        id = name = ids[position]
+        seen[id] = max(seen[id], 1) + 1
+        while name in taken:
             name = f"{id}-{seen[id]}"
             seen[id] += name in taken
         taken.add(name)
-        unique[position] = name
-    return unique
+        ids[position] = name
+        changed.append((id, name))
+    return changed
+
+
+def _note_changed_ids(changed: list[tuple[str, str]], report: Report) -> None:
+    if changed:
+        shown = ", ".join(f"{id[:40]!r} is now {name[-40:]!r}" for id, name in changed[:SHOWN_IDS])
+        report.warnings.append(f"{len(changed):,} conversations had the id of another one, and got their own: {shown}")
+        report.notes = dict(sorted([*report.notes.items(), (CHANGED_IDS, len(changed))]))
 
 
 def _second_pass(
     work: Path,
     duplicates: dict[int, Duplicate],
-    ids: dict[int, str],
+    ids: list[str],
     held_out: set[int],
     split: Callable[[list[bytes]], list[Split]],
     readings: list[Reading],
@@ -489,7 +507,7 @@ def _judged(
     outcome: Outcome,
     positions: Iterator[int],
     duplicates: dict[int, Duplicate],
-    ids: dict[int, str],
+    ids: list[str],
     held_out: set[int],
 ) -> Outcome:
     """The outcome once duplicates are known. `positions` numbers the conversations."""

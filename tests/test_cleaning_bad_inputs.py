@@ -105,9 +105,11 @@ def test_of_a_key_that_comes_twice_the_last_counts(tmp_path):
 
 
 def test_an_id_that_comes_twice_stays_with_the_first(tmp_path):
-    _, conversations, _ = run(
+    report, conversations, _ = run(
         tmp_path, lines(share("q", "one", "a"), share("r", "two", "a"), share("s", "three", "a-2"), GOOD)
     )
+    assert report.notes == {"ids that another conversation had, changed": 1}
+    assert report.warnings == ["1 conversations had the id of another one, and got their own: 'a' is now 'a-3'"]
     assert [(c.id, c.messages[1].content) for c in conversations[:3]] == [
         ("a", "one"),
         ("a-3", "two"),
@@ -183,6 +185,8 @@ MANY = b"".join(lines(share(f"q{n}", os.urandom(40).hex())) + b"\n" for n in ran
 BAD_FILES = {
     "bom16.json": ("\ufeff" + json.dumps([GOOD])).encode("utf-16-be"),
     "le16.jsonl": json.dumps(GOOD).encode("utf-16-le"),
+    "bom32.json": ("\ufeff" + json.dumps([GOOD])).encode("utf-32-le"),
+    "be32.jsonl": json.dumps(GOOD).encode("utf-32-be"),
     "nul.jsonl": b"{ \0" + lines(GOOD),
     "cut.jsonl.gz": gzip.compress(MANY)[:-20_000],
     "head.jsonl.gz": gzip.compress(MANY)[:5],
@@ -194,7 +198,8 @@ BAD_FILES = {
     "c.parquet": b"PAR1" + b"\xff" * 99 + b"PAR1",
 }
 COMPLAINTS = {
-    "bom16.json": "is UTF-16; convert it first: iconv", "le16.jsonl": "is UTF-16", "nul.jsonl": "is a binary file",
+    "bom16.json": "is UTF-16; convert it first: iconv", "le16.jsonl": "is UTF-16", "be32.jsonl": "is UTF-32",
+    "bom32.json": "is UTF-32; convert it first: iconv -f UTF-32", "nul.jsonl": "is a binary file",
     "pipe": "not a regular file", "directory": "is a directory", "/proc/self/mem": "Input/output error",
 }  # fmt: skip
 

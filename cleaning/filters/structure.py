@@ -4,6 +4,7 @@ import fnmatch
 import re
 import unicodedata
 
+from cleaning.continuing import is_continue
 from cleaning.filters.base import Settings
 from fastft.conversation import Conversation, Message
 
@@ -160,9 +161,18 @@ def open_fence(text: str) -> str:
     return fence
 
 
+# What the page wrote below the half of an answer that had come by then. An answer may speak of it: its text ends before.
+_CUT_BY_ERROR = re.compile(r"[^\s.!?:;…。！？：]\s*\n\n(network error|There was an error generating a response)\s*\Z")
+
+
 def unfinished_answer(message: Message, settings: Settings) -> str | None:
-    """Cut inside a code block. To learn it is to learn to stop there."""
-    return "ends inside a code block" if message.role == "assistant" and open_fence(message.content) else None
+    """Cut inside a code block, or by an error. To learn it is to learn to stop there."""
+    if message.role != "assistant":
+        return None
+    end = message.content[-80:]
+    if "error" in end and (found := _CUT_BY_ERROR.search(end)):
+        return f"was cut: {found[1]!r}"
+    return "ends inside a code block" if open_fence(message.content) else None
 
 
 def orphan_continue(message: Message, settings: Settings) -> str | None:
@@ -214,30 +224,11 @@ def trim_last_question(messages: list[Message], settings: Settings) -> int:
     return count
 
 
-# A question that says nothing but "continue", in nine languages.
-_CONTINUE = re.compile(
-    r"(?:(?:please|pls|ok|okay|yes|and|now)[ ,]+)*"
-    r"(?:continue|go on|keep going|carry on|proceed|finish|continue (?:writing|from (?:where|there).{0,30})|"
-    r"keep writing|go ahead)(?:[ ,]+(?:please|pls))?"
-    r"|(?:bitte )?(?:mach )?(?:weiter|fortfahren|fortsetzen)(?: bitte)?|(?:bitte )?schreib(?:e)? weiter"
-    r"|(?:por favor[ ,]+)?(?:sigue|continúa|continua|continúe|continue|prossiga|prosigue|adelante)(?:[ ,]+por favor)?"
-    r"|(?:continue[rz]?|poursuis|poursuivez|vas-y|la suite)(?:[ ,]+(?:s'il (?:te|vous) pla[iî]t|stp|svp))?"
-    r"|(?:请|請|好的?[，,]?|那)*(?:继续|繼續|接着|接著|往下)(?:写|寫|说|說|写下去|下去|输出|輸出|吧)*"
-    r"|続けて(?:ください|下さい)?|続き(?:を(?:お願いします|書いて(?:ください)?))?"
-    r"|(?:пожалуйста[ ,]+)?(?:продолж(?:ай|айте|и|ить)|дальше|далее)(?:[ ,]+пожалуйста)?"
-    r"|계속(?:해 ?줘|해 ?주세요|하세요|해)?|이어서(?: ?(?:작성)?해 ?(?:줘|주세요))?",
-    re.IGNORECASE,
-)
 _RETRY = re.compile(
     r"(?:please |pls )?(?:try (?:it )?again|again|retry|regenerate)(?: please)?"
     r"|再试一次|重试|noch ?mal|reintenta|réessaie|もう一度|ещё раз|еще раз|다시",
     re.IGNORECASE,
 )
-
-
-def is_continue(text: str) -> bool:
-    text = text.strip(" \t\r\n.,!?…。！？～~\"'“”")
-    return len(text) <= 60 and _CONTINUE.fullmatch(text) is not None
 
 
 def leans_on_the_answer_before(text: str) -> bool:
