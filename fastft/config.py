@@ -71,14 +71,15 @@ class SourceConfig:
 
     path: str
     weight: float = 1.0
-    """Times that a conversation comes in an epoch; of 2.3, three in ten come a third time, others in every epoch."""
+    """Times that a conversation comes in an epoch; of 2.3, three in ten come a third time, others in every epoch. What is left
+    of a conversation adds up over the epochs, rounded up."""
     epochs: int | None = None
     """It takes part in so many epochs, the first; by default in all."""
 
 
 @dataclass
 class StageConfig:
-    """A part of a run with data of its own; what is not said is as it is for the run."""
+    """A part of a run with data of its own; epochs, lr and schedule are the run's where it says nothing."""
 
     data: str | list[SourceConfig]
     epochs: int | None = None
@@ -144,7 +145,7 @@ class TrainConfig:
     them at whole rounds."""
     epochs: int = 3
     max_steps: int | None = None
-    """Stop after this many optimiser steps; the schedule is laid over them."""
+    """Stop after this many optimiser steps; the schedule is laid over them. Stages have limits of their own."""
     global_batch_size: int = 32
     """Packed rows per optimiser step, over all ranks."""
     micro_batch_size: int = 1
@@ -210,6 +211,8 @@ class TrainConfig:
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
+        if self.stages and self.max_steps is not None:
+            raise ValueError("max_steps: a run of stages has no limit of its own; say max_steps in its stages")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
         for tracker in self.trackers.split(","):
             _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")

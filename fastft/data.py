@@ -8,11 +8,13 @@ turns rows into tensors, `ahead` does so for the steps to come. Nothing here has
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -192,6 +194,7 @@ class Schedule:
             if max_steps and self.starts[-1] >= max_steps:
                 break
         self.total = min(self.starts[-1], max_steps or self.starts[-1])
+        assert self.total, "every file has a conversation, and every weight takes one of them in the first epoch"
 
     @lru_cache(maxsize=2)  # noqa: B019  one schedule per stage
     def plan(self, epoch: int) -> list[np.ndarray]:
@@ -221,10 +224,13 @@ class Schedule:
 
 
 def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarray:
-    """Positions in a source, each as often as its weight says. What a fraction leaves out has its turn in a later epoch."""
-    whole, part = int(source.weight), source.weight - int(source.weight)
-    count = round(part * source.count)
-    turns = random.permutation(source.count)[(epoch * count + np.arange(count)) % source.count]
+    """Positions in a source, each as often as its weight says. What a fraction leaves out has its turn in a later epoch.
+
+    Fractions of a conversation add up over the epochs, rounded up: however small the weight, something is trained on.
+    """
+    whole, part = divmod(Fraction(str(source.weight)), 1)  # the decimal that was written: 10 x 0.1 is 1 and no more
+    first, end = (math.ceil(epochs * part * source.count) for epochs in (epoch, epoch + 1))
+    turns = random.permutation(source.count)[np.arange(first, end) % source.count]
     return np.concatenate([np.tile(np.arange(source.count), whole), np.sort(turns)])
 
 

@@ -119,7 +119,12 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         store, lease = open_store(config.checkpoint.remote, disk, at_exit, say)
         starts = find_starts(config, disk, store, identity, say)
         first = starts[0].meta["step"] if starts else 0
-        if first >= course.total and (place := finished_model(output_dir, store, identity)):
+        if first > course.total:
+            raise ValueError(
+                f"step {first} is done, and these settings end with step {course.total}: raise max_steps or epochs, or have that "
+                "step's model from fastft export"
+            )
+        if first == course.total and (place := finished_model(output_dir, store, identity)):
             say(f"finished: step {first} of {course.total} is done; the model is in {place}")
             return output_dir / "model"
 

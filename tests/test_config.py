@@ -123,6 +123,7 @@ def test_stages_take_what_they_do_not_say_from_the_run(tmp_path):
         (["--stages", "[{data: a, epoch: 3}]"], "'epochs'"),
         (["--stages", "[{data: a, epochs: 0}]"], "epochs"),
         (["--data", "[{path: a, weight: 0}]"], "weight"),
+        (["--stages", "[{data: a}]", "--max_steps", "2"], "max_steps in its stages"),
     ],
 )
 def test_stages_and_mixtures_that_cannot_be(argv, named):

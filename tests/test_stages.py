@@ -51,6 +51,26 @@ def test_weights_are_times_an_epoch_and_fractions_take_turns():
     assert [row[18:] for row in epochs] == [[1] * 4, [1] * 4, [0] * 4, [0] * 4]
 
 
+@pytest.mark.parametrize(
+    ("weight", "totals"), [(0.02, [1, 1, 2, 2, 3]), (0.1, [3, 5, 7, 9, 11]), (1.1, [24, 47, 70, 93, 116])]
+)
+def test_fractions_of_a_conversation_add_up(weight, totals):
+    """Rounded anew in every epoch, 0.02 times 21 would never train on one."""
+    epochs = counted(mixed([some(21, "a")], [weight], [None]), 10)
+    assert np.cumsum([sum(row) for row in epochs])[:5].tolist() == totals
+    assert np.sum(epochs, axis=0).sum() == np.ceil(round(210 * weight, 9))
+
+
+def test_a_weight_near_nothing_trains_on_something(ground, tmp_path, capsys):
+    """Never a run of no steps that exports the model it was given."""
+    (tmp_path / "run.yaml").write_text(f"data: [{{path: {ground / 'data.jsonl'}, weight: 0.01}}]\n")
+    arguments = flags(ground, tmp_path / "out", "--config", str(tmp_path / "run.yaml"))
+    at = arguments.index("--data")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 0
+    assert "plan: 1 rows" in (said := capsys.readouterr().err) and "done: 1 steps" in said
+    assert len(losses(tmp_path / "out")) == 1
+
+
 def test_a_single_file_is_no_mixture():
     data = some(10, "a")
     assert mixed([data], [1.0], [None]).fingerprint == data.fingerprint
@@ -104,6 +124,15 @@ def test_a_change_is_named_and_can_be_meant(ground, tmp_path, capsys):
     assert "stages.0.lr was" in (error := capsys.readouterr().err) and "--allow_change true" in error
     assert main([*arguments, "--allow_change", "true"]) == 0
     assert "changed: stages.0.lr was" in capsys.readouterr().err
+
+
+def test_fewer_steps_than_are_done_are_refused(ground, tmp_path, capsys):
+    """It would export the weights of step 3 with a card for 2."""
+    out = tmp_path / "out"
+    assert main(flags(ground, out, "--max_steps", "3")) == 0
+    capsys.readouterr()
+    assert main(flags(ground, out, "--max_steps", "2", "--allow_change", "true")) == 1
+    assert "step 3 is done, and these settings end with step 2" in capsys.readouterr().err
 
 
 def test_longer_conversations_are_split_on_the_way(ground):
