@@ -28,6 +28,7 @@ from fastft import lora, weights
 from fastft.config import TrainConfig
 from fastft.float8 import use_float8
 from fastft.loss import summed_cross_entropy
+from fastft.metrics import FROZEN, TRAINED
 from fastft.positions import fit_window, require_scaled
 from fastft.recompute import recompute
 
@@ -290,8 +291,16 @@ def model_fingerprint(model: str, config) -> str:
     return digest.hexdigest()
 
 
-def count_parameters(model: TrainedModel) -> tuple[int, int]:
-    """(parameters in the blocks, parameters in the output head), whole, whatever the sharding."""
-    sizes = (p.quant_state.shape if hasattr(p, "quant_state") else p.shape for p in model.blocks.parameters())
-    body = sum(math.prod(size) for size in sizes)
-    return body, model.causal_lm.get_output_embeddings().weight.numel()
+def matrix_flops(model: TrainedModel) -> tuple[float, float]:
+    """FLOPs of (the blocks' matrices for a token, the output head for a trained token), forward and backward, whole, whatever
+    the sharding. Frozen weights have no gradient of their own; of experts count as many as a token is sent to.
+    """
+    chosen = getattr(model.causal_lm.config, "num_experts_per_tok", None) or 1
+
+    def flops(name: str, parameter: nn.Parameter) -> float:
+        size = parameter.quant_state.shape if hasattr(parameter, "quant_state") else parameter.shape
+        share = chosen / size[0] if "experts." in name and len(size) == 3 else 1  # all experts in one tensor
+        return (TRAINED if parameter.requires_grad else FROZEN) * share * math.prod(size)
+
+    head = model.causal_lm.get_output_embeddings().weight
+    return sum(flops(name, p) for name, p in model.blocks.named_parameters()), flops("head", head)
