@@ -165,7 +165,7 @@ def prepare_model(
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
-            block.compile()
+            block.compile(dynamic=False)  # the training batch's shapes never change: no symbols, the fastest code
     shard(model, mesh, config.offload, quantised)
     home = torch.device("cpu") if config.offload else device
     dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
@@ -247,6 +247,13 @@ def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Pa
         module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
 
 
+def uncompiled():
+    """A context in which compiled blocks run as they are written: shapes other than the training batch's would each be compiled
+    for every block, and 8 graphs are all that a block may have (torch._dynamo.config.recompile_limit).
+    """
+    return torch.compiler.set_stance("force_eager")
+
+
 @torch.no_grad()
 def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
@@ -267,7 +274,10 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     other = torch.where(tokens < length, tokens + length, tokens)
     model.eval()
     try:
-        loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
+        with uncompiled():
+            loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
+    except torch.OutOfMemoryError:  # a RuntimeError, too
+        raise
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
     model.train()

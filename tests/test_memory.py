@@ -173,14 +173,15 @@ def test_laws(llama_7b, setup):
 # Out of memory -------------------------------------------------------------------------------------------------------------
 
 
-def test_out_of_memory_names_what_helps(tmp_path):
-    """The real run up to its first step, which ends as PyTorch ends it on a full GPU."""
+@pytest.mark.parametrize("where", ["train.train_step", "model.TrainedModel.forward"])
+def test_out_of_memory_names_what_helps(tmp_path, where):
+    """The real run up to its first step, or to the proof before it, which ends as PyTorch ends it on a full GPU."""
     models.make_model(tmp_path / "model")
     models.make_data(tmp_path / "data.jsonl")
     code = (
-        "import sys, torch, fastft.train as train\n"
-        "def full(*_): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
-        "train.train_step = full\n"
+        "import sys, torch, fastft.model as model, fastft.train as train\n"
+        "def full(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
+        f"{where} = full\n"
         "sys.exit(train.main(sys.argv[1:]))"
     )
     flags = ["--model", "model", "--data", "data.jsonl", "--output_dir", "run", "--gradient_checkpointing", "none"]
