@@ -120,6 +120,13 @@ def test_llama_2_7b_by_hand(llama_7b):
     assert peak.total == sum(peak.parts.values())
 
 
+def test_keys_that_attention_repeats_are_counted_for_every_head():
+    """varlen before torch 2.12: of Llama-3.1-8B 32 heads instead of 8, of keys and of values."""
+    family, sizes = benchmark.SHAPES["llama-8b"]
+    shape = load_shape(benchmark.make_config(family, {**sizes, "num_hidden_layers": 1}), "llama-8b")
+    assert block_bytes(shape, Setup(repeated=True)) - block_bytes(shape, Setup()) == 2 * 2 * 128 * (32 - 8)
+
+
 def test_what_the_settings_are_for(llama_7b):
     def part(name, **options):
         return getattr(peak_memory(llama_7b, setup_of(run_config(**options), gpus=8)), name)
