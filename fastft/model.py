@@ -103,8 +103,8 @@ class TrainedModel(nn.Module):
 
 
 def load_config(model: str):
-    """The model's transformers config. Raises ValueError with one line; runs no remote code."""
-    from transformers import AutoConfig
+    """The config of a causal language model in transformers. Raises ValueError with one line; runs no remote code."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
     path = Path(model)
     if path.is_dir() and not (path / "config.json").exists():
@@ -112,9 +112,13 @@ def load_config(model: str):
     if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise ValueError(f"{model}: no such directory")
     try:
-        return AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
         raise ValueError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
+    # BERT and its like have a causal head, too, but were not trained for it.
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(f"{model}: {config.model_type} is no causal language model")
+    return config
 
 
 def fit_config(model_config, config: TrainConfig, words: int):

@@ -225,13 +225,12 @@ def test_an_adapter_is_no_model(ground, model):
     runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), "holds an adapter")
 
 
-@pytest.mark.parametrize(
-    ("family", "says"),
-    [("bert", "cannot tell its decoder layers"), ("t5", "cannot be built"), ("vit", "cannot be built")],
-)
-def test_what_is_no_causal_language_model_is_one_clear_line(ground, model, family, says):
-    config = {"model_type": family, "vocab_size": 600}
+@pytest.mark.parametrize("family", ["bert", "t5", "vit", "bart"])
+def test_what_is_no_causal_language_model_is_one_clear_line(ground, model, family):
+    """And not that it lacks embeddings, which would be the next thing to be said of this one."""
+    config = {"model_type": family, "vocab_size": 100}
     (model / "config.json").write_text(json.dumps(config))
+    says = f"{family} is no causal language model"
     runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), says)
 
 
