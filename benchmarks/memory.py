@@ -12,6 +12,7 @@ the allocator rounds.
 """
 
 import argparse
+import gc
 import os
 import weakref
 from contextlib import ExitStack, nullcontext
@@ -40,9 +41,12 @@ SHAPES = {
                               "num_key_value_heads": 4, "head_dim": 64, "vocab_size": 4096}),
     "small-qwen3": ("qwen3", {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8,
                               "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 8192, "tie_word_embeddings": True}),
-    # Llama-2-7B, Llama-3.1-8B, Qwen3-4B, Phi-3-mini, and Gemma-2-2B without the soft-capping of attention.
+    # Llama-2-7B, Llama-3.2-1B, Llama-3.1-8B, Qwen3-4B, Phi-3-mini, and Gemma-2-2B without the soft-capping of attention.
     "llama-7b": ("llama", {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
                            "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 32000}),
+    "llama-1b": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+                           "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256,
+                           "tie_word_embeddings": True}),
     "llama-8b": ("llama", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
                            "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256}),
     "qwen3-4b": ("qwen3", {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
@@ -130,6 +134,8 @@ class GpuPrecision(ExitStack):
 
 
 def _peak(model_config, config: TrainConfig, world: int, device: torch.device, low: torch.dtype, fake: bool) -> int:
+    gc.collect()  # the model before, whose parts refer to each other
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     # As fastft.model.prepare_model, with random weights.
     mesh = model.make_mesh(device, config.replicas)
     backend = "varlen" if fake else attention.choose_attention(config.attention, device)[0]
@@ -161,7 +167,7 @@ def _peak(model_config, config: TrainConfig, world: int, device: torch.device, l
             accumulate_gradients(trained, batches, 1, device)
             norm = clip_gradients(trained, config.max_grad_norm)
             update(optimizer, 1e-6, norm.isfinite())
-            measured = torch.cuda.max_memory_allocated() if device.type == "cuda" else counter.peak
+            measured = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else counter.peak
             peak = max(peak, measured if number else 0)
     return peak
 

@@ -6,9 +6,11 @@
 
 Data: --data, conversations as `python -m cleaning --max_tokens WINDOW` writes them; by default conversations of random words
 with the lengths of a sample of ShareGPT V3 (log-normal, median 700 tokens, cut at the window). Contestants run one after the
-other, each in a process of its own, so many optimiser steps of --rows x window positions; a step's time is the median of
-all but the first quarter. Counted are tokens that are not padding. MFU is ours, on a GPU: products of
-matrices that the model needs for these tokens, attention over each conversation alone (fastft.metrics).
+other, each in a process of its own, so many optimiser steps of --rows x window positions. The first quarter of them does not
+count: tokens/s are the others' tokens by the others' time, a step's time is their median. Counted are tokens that are not
+padding. MFU is ours, on a GPU: products of matrices that the model needs for these tokens, attention over each conversation
+alone (fastft.metrics). Losses are those of the first and last step: float8's beside bf16's. --profile takes one step more of
+fastft's and names what it spends its time on.
 
     padded       FastChat's way: every conversation padded to the window, plain transformers, AdamW
     trl          SFTTrainer as it comes, only max_length set to the window
@@ -17,6 +19,7 @@ matrices that the model needs for these tokens, attention over each conversation
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -24,7 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stderr
+from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 SHAPES = {
     "small": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -37,7 +43,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def make_model(path: Path, shape: str, data: Path, window: int) -> None:
+def make_model(path: Path, shape: str, data: Path) -> None:
     """Random weights, and a byte-level tokenizer trained on the data with ChatML's template."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -62,7 +68,7 @@ def make_model(path: Path, shape: str, data: Path, window: int) -> None:
     fast.chat_template = chat_template(fast, "chatml").source
     fast.save_pretrained(path)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    config = AutoConfig.for_model("llama", dtype=dtype, max_position_embeddings=max(window, 2048), **SHAPES[shape])
+    config = AutoConfig.for_model("llama", dtype=dtype, max_position_embeddings=1 << 17, **SHAPES[shape])
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(path)
@@ -92,21 +98,62 @@ def make_data(path: Path, window: int, count: int) -> None:
 
 
 def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
-    out = options.work / f"fastft{'-'.join(more)}"
+    """The trainer itself, up to its last step: no checkpoint and no export, of a 7B model 95 GB. What was measured until an error
+    stands beside it.
+    """
+    import fastft.train
+    from fastft import checkpoint, hugging_face
+    from fastft.metrics import read_metrics
+
+    out, costs = options.work / f"fastft{'-'.join(more)}", []
     flags = [
-        "--model", options.work / "model", "--data", options.data, "--output_dir", out, "--window", options.window,
-        "--global_batch_size", options.rows, "--micro_batch_size", options.micro, "--max_steps", options.steps,
-        "--overlong", "split", "--epochs", 100, "--checkpoint.every", 0,
+        "--model", options.model, "--data", options.data, "--output_dir", out, "--window", options.window,
+        "--global_batch_size", options.rows, "--micro_batch_size", options.micro,
+        "--max_steps", options.steps + options.profile, "--overlong", "split", "--epochs", 100, "--checkpoint.every", 0,
         "--gradient_checkpointing", options.gradient_checkpointing, "--compile", str(options.gpu).lower(), *more,
     ]  # fmt: skip
-    done = subprocess.run([sys.executable, "-m", "fastft.train", *map(str, flags)], capture_output=True, text=True)
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").open()]
-    steps = [(r["tokens"], r["step_time_s"], r.get("memory_gib")) for r in rows if "loss" in r]
-    found = summary([s[0] for s in steps], [s[1] for s in steps], max((s[2] or 0 for s in steps), default=0))
-    shares = [r["mfu"] for r in rows if r.get("mfu") is not None]
-    return found | ({"mfu": statistics.median(shares)} if shares else {})
+    step = fastft.train.train_step
+
+    def watched(*arguments):
+        if arguments[5] <= options.steps:
+            return step(*arguments)
+        return profiled(lambda: step(*arguments), costs, options.gpu)
+
+    with (
+        patch.object(checkpoint.Writer, "save"),
+        patch.object(hugging_face, "export"),
+        patch.object(fastft.train, "train_step", watched),
+        redirect_stderr(io.StringIO()) as said,
+    ):
+        try:
+            code = fastft.train.main([str(flag) for flag in flags])
+        except Exception as error:
+            code, _ = 1, said.write(f"{error!r}")
+    wrong = {"error": (said.getvalue().strip().splitlines() or ["no message"])[-1]} if code else {}
+    metrics = out / "metrics.jsonl"
+    rows = [row for row in read_metrics(metrics) if "loss" in row][: options.steps] if metrics.exists() else []
+    if not rows:
+        return wrong
+    memory = max(row["memory_gib"] for row in rows)
+    found = summary([row["tokens"] for row in rows], [row["step_time_s"] for row in rows], memory)
+    shares = [row["mfu"] for row in rows if row["mfu"] is not None]
+    found |= {"mfu": statistics.median(shares)} if shares else {}
+    return found | {"losses": [rows[0]["loss"], rows[-1]["loss"]], "costs": costs} | wrong
+
+
+def profiled(run, costs: list, gpu: bool):
+    """The result of `run`; `costs` gets the share and the name of the eight kernels (on CPU: operations) that took most of it."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as seen:
+        result = run()
+        if gpu:
+            torch.cuda.synchronize()
+    events = [(e.self_device_time_total if gpu else e.self_cpu_time_total, e.key) for e in seen.key_averages()]
+    whole = sum(time for time, _ in events) or 1
+    costs += [[time / whole, name] for time, name in sorted(events, reverse=True)[:8]]
+    return result
 
 
 def run_padded(options: argparse.Namespace) -> dict:
@@ -117,28 +164,27 @@ def run_padded(options: argparse.Namespace) -> dict:
     from fastft.template import load_template
 
     device = "cuda" if options.gpu else "cpu"
-    data = tokenized(str(options.data), load_template(str(options.work / "model")), options.window)
+    data = tokenized(str(options.data), load_template(str(options.model)), options.window)
     data, _ = fit_to_window(data, options.window, "drop", str(options.data))
-    model = AutoModelForCausalLM.from_pretrained(options.work / "model", dtype=torch.float32).to(device).train()
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device).train()
     if options.gradient_checkpointing != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     tokens, times, at = [], [], 0
     for _ in range(options.steps):
         began, count = time.perf_counter(), 0
-        for _ in range(options.rows):
-            ids = torch.zeros(1, options.window, dtype=torch.long)
-            labels = torch.full((1, options.window), -100)
-            row = data.ids[at % len(data.ids)]
-            ids[0, : len(row)] = torch.from_numpy(row.astype("int64"))
-            labels[0, : len(row)] = torch.where(
-                torch.from_numpy(data.trained[at % len(data.ids)].copy()), ids[0, : len(row)], -100
-            )
-            mask = (torch.arange(options.window) < len(row)).long()[None]
+        for _ in range(options.rows // options.micro):
+            ids, mask = torch.zeros(2, options.micro, options.window, dtype=torch.long)
+            labels = torch.full((options.micro, options.window), -100)
+            for place in range(options.micro):
+                row, trained = data.ids[at % len(data.ids)], data.trained[at % len(data.ids)]
+                ids[place, : len(row)] = torch.from_numpy(row.astype("int64"))
+                mask[place, : len(row)] = 1
+                labels[place, : len(row)] = torch.where(torch.from_numpy(trained.copy()), ids[place, : len(row)], -100)
+                count, at = count + len(row), at + 1
             with torch.autocast(device, torch.bfloat16, enabled=options.gpu):
                 loss = model(ids.to(device), attention_mask=mask.to(device), labels=labels.to(device)).loss
-            (loss / options.rows).backward()
-            count, at = count + len(row), at + 1
+            (loss * options.micro / options.rows).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -174,7 +220,7 @@ def run_trl(options: argparse.Namespace, packing: bool = False) -> dict:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - self.began)
 
-    trainer = SFTTrainer(str(options.work / "model"), args=settings, train_dataset=dataset, callbacks=[Clock()])
+    trainer = SFTTrainer(str(options.model), args=settings, train_dataset=dataset, callbacks=[Clock()])
     collate, pad, counted = trainer.data_collator, trainer.processing_class.pad_token_id, []
     held: list[int] = []
 
@@ -212,19 +258,37 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    base = results.get("padded", {}).get("tokens_per_s")
+    console, base = Console(highlight=False, width=120), results.get("padded", {}).get("tokens_per_s")
     table = Table(title=f"{options.shape}, window {options.window}, {options.rows} rows a step", title_justify="left")
-    for column in ("", "real tokens/s", "ratio", "step", "memory", "MFU"):
+    for column in ("", "real tokens/s", "ratio", "step", "memory", "MFU", "loss"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in results.items():
-        if "error" in found:
-            table.add_row(name, found["error"][:80])
+        if "tokens_per_s" not in found:
+            table.add_row(name, "none")
             continue
         ratio = f"{found['tokens_per_s'] / base:.2f}x" if base else ""
         memory = f"{found['memory_gib']:.1f} GiB" if found["memory_gib"] else ""
         share = f"{found['mfu']:.1%}" if "mfu" in found else ""
-        table.add_row(name, f"{found['tokens_per_s']:,.0f}", ratio, f"{found['step_s']:.2f} s", memory, share)
-    Console().print(table)
+        losses = " to ".join(f"{loss:.4f}" for loss in found.get("losses", ()))
+        table.add_row(name, f"{found['tokens_per_s']:,.0f}", ratio, f"{found['step_s']:.2f} s", memory, share, losses)
+    console.print(table)
+    for name, found in results.items():
+        if "error" in found:
+            console.print(f"{name}: {found['error']}", markup=False)
+        for share, kernel in found.get("costs", ()):
+            console.print(f"{name}: {share:6.1%}  {kernel[:100]}", markup=False)
+
+
+def run_alone(name: str, options: argparse.Namespace) -> dict:
+    """What a contestant's process found."""
+    path = os.pathsep.join([str(options.trl)] * bool(options.trl) + [os.environ.get("PYTHONPATH", "")])
+    same = ("shape", "window", "rows", "micro", "steps", "gradient_checkpointing", "data", "model", "work")
+    flags = [f"--{key}={getattr(options, key)}" for key in same] + ["--profile"] * options.profile
+    command = [sys.executable, __file__, *flags, f"--only={name}"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def main() -> int:
@@ -236,15 +300,17 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--gradient_checkpointing", default="full", choices=("none", "selective", "full"))
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--model", type=Path, help="made where it is missing, to be used again")
     parser.add_argument("--trl", type=Path, metavar="DIR")
     parser.add_argument("--float8", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=CONTESTANTS, action="append")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # of a contestant's process
     options = parser.parse_args()
-    import torch
-
-    options.gpu = torch.cuda.is_available()
     if options.work:
+        import torch
+
+        options.gpu = torch.cuda.is_available()
         print(json.dumps(CONTESTANTS[options.only[0]](options)))
         return 0
     names = options.only or [
@@ -252,23 +318,25 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as work:
         os.environ["FASTFT_CACHE"] = f"{work}/cache"
-        data = options.data or Path(work) / "data.jsonl"
+        options.work, options.model = Path(work), options.model or Path(work) / "model"
         if not options.data:
-            make_data(data, options.window, options.rows * options.steps * 12)
-        make_model(Path(work) / "model", options.shape, data, options.window)
+            options.data = Path(work) / "data.jsonl"
+            make_data(options.data, options.window, options.rows * options.steps * 12)
+        if not options.model.exists():
+            # In a process of its own: what it takes of the GPU's memory goes with it.
+            partial = options.model.with_name(f"{options.model.name}.partial")
+            maker = get_context("spawn").Process(target=make_model, args=(partial, options.shape, options.data))
+            maker.start()
+            maker.join()
+            if maker.exitcode:
+                return 1
+            partial.rename(options.model)
         results = {}
         for name in names:
-            path = os.pathsep.join([str(options.trl)] * bool(options.trl) + [os.environ.get("PYTHONPATH", "")])
-            same = ("shape", "window", "rows", "micro", "steps", "gradient_checkpointing")
-            flags = [f"--{key}={getattr(options, key)}" for key in same]
-            command = [sys.executable, __file__, *flags, f"--data={data}", f"--only={name}", f"--work={work}"]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-            last = (done.stdout.strip().splitlines() or ["{}"])[-1]
-            wrong = {"error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-            results[name] = json.loads(last) if done.returncode == 0 else wrong
+            results[name] = run_alone(name, options)
             print(json.dumps({name: results[name]}), flush=True)
     show(results, options)
-    return 0
+    return int(any("error" in found for found in results.values()))
 
 
 if __name__ == "__main__":

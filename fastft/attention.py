@@ -3,7 +3,8 @@
 `choose_attention` picks one of three backends and says why; each is registered with transformers under "fastft_<name>":
 
 - flash_attn: the flash-attn package (variable-length FlashAttention-2), where it is installed;
-- varlen: torch.nn.attention.varlen, PyTorch's own variable-length flash attention (CUDA, torch >= 2.11);
+- varlen: torch.nn.attention.varlen, PyTorch's own variable-length flash attention (CUDA, torch >= 2.11): FlashAttention-2, and
+  through PyTorch's switch FlashAttention-3 or 4 where their packages are installed;
 - documents: torch SDPA, one call per conversation; exact everywhere, the way on CPU.
 
 A micro-batch is one flat row of N tokens; `cu_seqlens` (int32, on the same device) holds where each conversation
@@ -14,8 +15,10 @@ mask function, and hands `cu_seqlens` and `max_seqlen` through to the functions 
 import importlib.util
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
+import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,22 +39,50 @@ def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
     return f"fastft_{backend}", f"attention: {backend} ({why})"
 
 
+# Kernels for newer GPUs that PyTorch's varlen can be switched to: (its name for them, their module, major compute
+# capabilities, the first torch that trains with them). FlashAttention-2, for Ampere (8), reaches 35 % of an H100's peak,
+# version 3 75 % (Shah et al., 2024). torch 2.11 refuses the backward pass of varlen with version 4, 2.13 does not.
+_NEWER = (("FA3", "flash_attn_interface", (9,), (2, 11)), ("FA4", "flash_attn.cute", (9, 10), (2, 13)))
+
+
 def _choose(requested: str, device: torch.device) -> tuple[str, str]:
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    has_package = importlib.util.find_spec("flash_attn") is not None
-    if requested == "auto":
-        if not fast:
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    if capability < (8, 0):
+        if requested == "auto":
             return "documents", f"exact per conversation; no flash attention on {device.type}"
-        if has_package:
-            return "flash_attn", "the flash-attn package is installed"
-        return "varlen", "PyTorch's own variable-length flash attention; flash-attn is not installed"
-    if requested in ("flash_attn", "varlen") and not fast:
-        raise ValueError(f"attention: {requested} needs an NVIDIA GPU of compute capability 8.0 or more; use documents")
+        if requested != "documents":
+            raise ValueError(
+                f"attention: {requested} needs an NVIDIA GPU of compute capability 8.0 or more; use documents"
+            )
+    has_package = _installed("flash_attn.flash_attn_interface")
     if requested == "flash_attn" and not has_package:
         raise ValueError(
             "attention: flash_attn is not installed (pip install flash-attn --no-build-isolation); use varlen"
         )
-    return requested, "as requested"
+    if requested in ("auto", "varlen") and (kernel := _switch(capability[0])):
+        return "varlen", f"PyTorch's own variable-length attention, with the kernels of {kernel}"
+    if requested != "auto":
+        return requested, "as requested"
+    if has_package:
+        return "flash_attn", "the flash-attn package is installed"
+    return "varlen", "PyTorch's own variable-length flash attention; no flash-attn package that loads"
+
+
+def _switch(major: int) -> str | None:
+    """Switch PyTorch to newer kernels that are installed and made for the GPU, and return their name."""
+    version = tuple(map(int, torch.__version__.split(".")[:2]))
+    for name, module, majors, first in _NEWER:
+        if major in majors and version >= first and _installed(module):
+            torch.nn.attention.activate_flash_attention_impl(name)
+            return name
+    return None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # of the package that it is in: not there, or built for another torch
+        return False
 
 
 def _refusing_unknown(function: Callable) -> Callable:
@@ -95,11 +126,11 @@ def _varlen(
         raise ValueError(f"attention: varlen has no {what}, which this model needs; use flash_attn or documents")
     grouped = {}
     if query.shape[1] != key.shape[1]:
-        if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.12
-            grouped = {"enable_gqa": True}
-        else:
+        if varlen_repeats():
             groups = query.shape[1] // key.shape[1]
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        else:
+            grouped = {"enable_gqa": True}
     cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
     out_NHD = varlen_attn(
         *(_flat(t) for t in (query, key, value)),
@@ -112,6 +143,14 @@ def _varlen(
         **grouped,
     )
     return out_NHD.unsqueeze(0), None
+
+
+@lru_cache
+def varlen_repeats() -> bool:
+    """Before torch 2.12 varlen knows no grouped heads: keys and values are repeated for each query head."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" not in inspect.signature(varlen_attn).parameters
 
 
 def _documents(

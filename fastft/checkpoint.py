@@ -2,12 +2,13 @@
 
 A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100: PyTorch's distributed checkpoint (every rank writes its
 shards and syncs them to disk), the run's own files as they were after that step, and `meta.json`, the marker, which names
-every file with its size and SHA-256. A step waits only while the state is copied to the host's memory; a thread writes the
+every file with its size and XXH3-128. A step waits only while the state is copied to the host's memory; a thread writes the
 copy as `….tmp` and publishes it by one rename, then `fastft.upload` has it. `latest` is a hint for people and scripts:
 `candidates` looks at the directories and at the storage, and `fetch` proves the bytes before they are loaded. A run's
 position is one integer, the step; everything else is computed again.
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.utils._pytree import tree_leaves
 
 from fastft import marker
 from fastft.model import TrainedModel
@@ -135,7 +137,7 @@ class Writer:
             own = self._describe_own(partial, run_files)
             failure = None
         except (Exception, CheckpointException) as error:  # the latter is no Exception; all ranks must hear of either
-            own, failure = {}, _root_cause(error)
+            own, failure = {}, self._failure(error, state, partial)
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
         if failure := next((failure for _, _, failure in everyone if failure), None):
@@ -146,6 +148,19 @@ class Writer:
             except OSError as error:
                 return _root_cause(error)
         return None
+
+    def _failure(self, error: BaseException, state: dict[str, Any], partial: Path) -> str:
+        """What went wrong. Of a full disk torch's writer says "inline_container.cc:672 . unexpected pos 704 vs 598"."""
+        cause = _root_cause(error)
+        if "inline_container" not in cause and os.strerror(errno.ENOSPC) not in cause:
+            return cause
+        whole = sum(
+            leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)
+        )  # of all processes' shards
+        needed = whole / len(self.disk.holders)
+        written = sum(path.stat().st_size for path in partial.glob("*"))
+        free = shutil.disk_usage(partial.parent).free + written
+        return f"{os.strerror(errno.ENOSPC)}: {needed / 2**30:.3g} GiB needed, {free / 2**30:.3g} free"
 
     def _describe_own(self, partial: Path, run_files: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The marker's entries for the files that this rank has written."""

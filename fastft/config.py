@@ -71,14 +71,15 @@ class SourceConfig:
 
     path: str
     weight: float = 1.0
-    """Times that a conversation comes in an epoch; of 2.3, three in ten come a third time, others in every epoch."""
+    """Times that a conversation comes in an epoch; of 2.3, three in ten come a third time, others in every epoch. What is left
+    of a conversation adds up over the epochs, rounded up."""
     epochs: int | None = None
     """It takes part in so many epochs, the first; by default in all."""
 
 
 @dataclass
 class StageConfig:
-    """A part of a run with data of its own; what is not said is as it is for the run."""
+    """A part of a run with data of its own; epochs, lr and schedule are the run's where it says nothing."""
 
     data: str | list[SourceConfig]
     epochs: int | None = None
@@ -144,7 +145,7 @@ class TrainConfig:
     them at whole rounds."""
     epochs: int = 3
     max_steps: int | None = None
-    """Stop after this many optimiser steps; the schedule is laid over them."""
+    """Stop after this many optimiser steps; the schedule is laid over them. Stages have limits of their own."""
     global_batch_size: int = 32
     """Packed rows per optimiser step, over all ranks."""
     micro_batch_size: int = 1
@@ -210,6 +211,8 @@ class TrainConfig:
         ):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
+        if self.stages and self.max_steps is not None:
+            raise ValueError("max_steps: a run of stages has no limit of its own; say max_steps in its stages")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
         for tracker in self.trackers.split(","):
             _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")
@@ -250,6 +253,10 @@ class TrainConfig:
             raise ValueError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
         if self.float8 and not self.compile:
             raise ValueError("float8: without compile it is slower than bf16; add --compile true")
+        if (
+            self.float8 and (tokens := self.window * self.micro_batch_size) % 16
+        ):  # the gradient's product sums over tokens
+            raise ValueError(f"float8: window x micro_batch_size is {tokens}, the kernels need a multiple of 16")
 
 
 def stages_of(config: TrainConfig) -> list[TrainConfig]:
@@ -328,10 +335,22 @@ _UNKNOWN = (
     re.compile(r"Option '(?P<key>[\w.]+)' is not accepted"),
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<key>\w+)'"),
 )
+_LISTED = re.compile(r"class_path 'fastft\.config\.(\w+)'")
+_NO_FILE = re.compile(r"Parser key \"config\": File does not exist: '(?P<path>.*)'")
 _WRONG_GROUP = re.compile(r"Unable to load config (?P<value>'.*?') - Parser key \"(?P<key>[\w.]+)\"")
 _WRONG_TYPE = re.compile(
     r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected .*?)\. Got value: (?P<value>.*)', re.DOTALL
 )
+
+
+def _nearest(key: str, names: list[str]) -> str | None:
+    """The name that was meant: one of the same group if one is near, else one whose last part is."""
+    group, _, last = key.rpartition(".")
+    same = [name for name in names if name.rpartition(".")[0] == group] or names
+    lasts = {name.rpartition(".")[2]: name for name in names}
+    found = difflib.get_close_matches(key, same, n=1)
+    found += [lasts[near] for near in difflib.get_close_matches(last, lasts, n=1)]
+    return found[0] if found else None
 
 
 def _one_line(message: str, valid: list[str]) -> str:
@@ -339,8 +358,16 @@ def _one_line(message: str, valid: list[str]) -> str:
         if found := pattern.search(message):
             group = found.groupdict().get("group")
             key = f"{group}.{found['key']}" if group else found["key"]
-            nearest = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)[0]
-            return f"unknown key {key!r}; the nearest valid one is {nearest!r}"
+            within = _LISTED.findall(message)  # an entry of data or stages
+            if key[0].isdigit():
+                return f"{key}: entries of a list have no flags of their own; write them in the YAML file"
+            names = [f.name for f in fields(globals()[within[-1]])] if within else valid
+            nearest = _nearest(key.replace("learning_rate", "lr"), names)
+            return f"unknown key {key!r}; " + (
+                f"the nearest valid one is {nearest!r}" if nearest else "--help lists all"
+            )
+    if found := _NO_FILE.search(message):
+        return f"config: {found['path']}: no such file"
     if found := _WRONG_GROUP.search(message):
         keys = ", ".join(k for k in valid if k.startswith(found["key"] + "."))
         return f"{found['key']}: {found['value']} is not a group of keys ({keys})"

@@ -8,11 +8,13 @@ turns rows into tensors, `ahead` does so for the steps to come. Nothing here has
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -39,7 +41,7 @@ class TokenizedData:
     positions: np.ndarray  # [C] int64: which record of its file each one is
     merged_borders: int
     lost_rounds: int  # that no part of the window's size could hold, where conversations were split
-    fingerprint: str
+    digests: dict[str, str]  # of what the tokens depend on beside the files: tokenizer, template
     sources: list["Source"]
 
     @property
@@ -59,7 +61,7 @@ class TokenizedData:
             self.positions[keep],
             self.merged_borders,
             self.lost_rounds,
-            self.fingerprint,
+            self.digests,
             [replace(self.sources[0], count=len(keep))],
         )
 
@@ -72,6 +74,7 @@ class Source:
     count: int
     weight: float = 1.0  # times an epoch; of 2.3, three in ten come a third time, others in every epoch
     epochs: int | None = None  # the first epochs only
+    contents: str = ""  # the file's digest
 
 
 def tokenized(path: str, template: ChatTemplate, split_to: int | None = None, progress=None) -> TokenizedData:
@@ -80,29 +83,27 @@ def tokenized(path: str, template: ChatTemplate, split_to: int | None = None, pr
     With `split_to`, conversations longer than so many tokens are split at whole rounds, as the cleaner does. Raises
     ValueError naming the conversation when the file is no data or a mask cannot be derived.
     """
-    fingerprint = _fingerprint(path, template, split_to)
-    cached = cache_directory() / f"{fingerprint}.arrow"
+    contents, digests = _contents(path), _digests(template)
+    cached = cache_directory() / f"{_digest(json.dumps([contents, digests, split_to]))}.arrow"
     if cached.exists():
         try:
-            return _open(cached, fingerprint, path)
+            return _open(cached, digests, Source(path, 0, contents=contents))
         except pa.ArrowInvalid:  # damaged since it was written; the tokens can be made again
             pass
     write_tokens(path, template, split_to, cached, progress)
-    return _open(cached, fingerprint, path)
+    return _open(cached, digests, Source(path, 0, contents=contents))
 
 
 def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequence[int | None]) -> TokenizedData:
     """One set of several files, each with its weight and its number of epochs (None: all)."""
     sources = [replace(part.sources[0], weight=w, epochs=e) for part, w, e in zip(parts, weights, epochs)]
-    said = [(part.fingerprint, s.weight, s.epochs) for part, s in zip(parts, sources)]
-    plain = len(parts) == 1 and sources[0] == parts[0].sources[0]
     return TokenizedData(
         [ids for part in parts for ids in part.ids],
         [trained for part in parts for trained in part.trained],
         np.concatenate([part.positions for part in parts]),
         sum(part.merged_borders for part in parts),
         sum(part.lost_rounds for part in parts),
-        parts[0].fingerprint if plain else hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest(),
+        parts[0].digests,
         sources,
     )
 
@@ -192,6 +193,7 @@ class Schedule:
             if max_steps and self.starts[-1] >= max_steps:
                 break
         self.total = min(self.starts[-1], max_steps or self.starts[-1])
+        assert self.total, "every file has a conversation, and every weight takes one of them in the first epoch"
 
     @lru_cache(maxsize=2)  # noqa: B019  one schedule per stage
     def plan(self, epoch: int) -> list[np.ndarray]:
@@ -221,10 +223,13 @@ class Schedule:
 
 
 def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarray:
-    """Positions in a source, each as often as its weight says. What a fraction leaves out has its turn in a later epoch."""
-    whole, part = int(source.weight), source.weight - int(source.weight)
-    count = round(part * source.count)
-    turns = random.permutation(source.count)[(epoch * count + np.arange(count)) % source.count]
+    """Positions in a source, each as often as its weight says. What a fraction leaves out has its turn in a later epoch.
+
+    Fractions of a conversation add up over the epochs, rounded up: however small the weight, something is trained on.
+    """
+    whole, part = divmod(Fraction(str(source.weight)), 1)  # the decimal that was written: 10 x 0.1 is 1 and no more
+    first, end = (math.ceil(epochs * part * source.count) for epochs in (epoch, epoch + 1))
+    turns = random.permutation(source.count)[np.arange(first, end) % source.count]
     return np.concatenate([np.tile(np.arange(source.count), whole), np.sort(turns)])
 
 
@@ -350,17 +355,26 @@ def ahead(steps: Iterator[Step], batches: Callable[[Step], list[Batch]]) -> Iter
             yield step, found
 
 
-def _fingerprint(path: str, template: ChatTemplate, split_to: int | None) -> str:
-    """Hash of everything that the tokens depend on: data, tokenizer, template, version."""
-    digest = hashlib.blake2b(digest_size=16)
+def _digests(template: ChatTemplate) -> dict[str, str]:
+    """Of everything but the data that the tokens depend on, by name."""
     tokenizer = template.tokenizer
     rendered = template.render(
         [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
     )  # holds bos and eos
-    parts = [CACHE_VERSION, template.source, rendered, template.end_of_turn, tokenizer.special_tokens_map]
-    parts += [split_to] if split_to else []
-    digest.update(json.dumps(parts, default=str, sort_keys=True).encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    special = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
+    return {
+        "tokenizer": _digest(special + tokenizer.backend_tokenizer.to_str()),
+        "template": _digest(json.dumps([CACHE_VERSION, template.source, rendered, template.end_of_turn])),
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _contents(path: str) -> str:
+    """The digest of a file. Raises ValueError where it cannot be read."""
+    digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 22):
@@ -372,7 +386,7 @@ def _fingerprint(path: str, template: ChatTemplate, split_to: int | None) -> str
     return digest.hexdigest()
 
 
-def _open(cached: Path, fingerprint: str, path: str) -> TokenizedData:
+def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedData:
     table = pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
     ids, trained = [], []
     for batch in table.to_batches():
@@ -382,4 +396,4 @@ def _open(cached: Path, fingerprint: str, path: str) -> TokenizedData:
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
     merged, lost = (sum(table[name].to_pylist()) for name in ("merged_borders", "lost_rounds"))
     positions = table["position"].to_numpy()
-    return TokenizedData(ids, trained, positions, merged, lost, fingerprint, [Source(path, len(ids))])
+    return TokenizedData(ids, trained, positions, merged, lost, digests, [replace(source, count=len(ids))])

@@ -16,9 +16,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from fastft.config import TrainConfig, parse_classes
-from fastft.memory import FP32, GIB, Memory, Shape, load_shape, peak_memory, relief, setup_of, trained_parameters
-from fastft.metrics import peak_flops, training_flops
+from fastft.memory import (
+    FP32,
+    GIB,
+    Memory,
+    Shape,
+    load_shape,
+    peak_memory,
+    relief,
+    setup_of,
+    trained_in_block,
+    trained_parameters,
+)
+from fastft.metrics import FROZEN, TRAINED, attention_windows, peak_flops, seen_squares, training_flops
 from fastft.spot.candidates import SpotConfig, compare
 from fastft.spot.prices import read_prices
 from fastft.spot.report import show
@@ -119,8 +132,8 @@ class Work:
     tokens: int
     trained: int
     """Tokens that the loss counts."""
-    squared_lengths: int
-    """Of the conversations: attention's share."""
+    squared_lengths: float
+    """Of the conversations, as attention sees them (fastft.metrics.seen_squares)."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +164,14 @@ def estimates(
     prices: dict[str, float] | None = None,
 ) -> list[Estimate]:
     """One estimate for each kind and number of GPUs. `prices`: dollars a GPU and hour, by kind."""
+    adapters = trained_in_block(shape, setup_of(config, gpus=1)) if config.lora.r else 0
+    weight = FROZEN if config.lora.r else TRAINED
     flops = training_flops(
         work.tokens,
         work.trained,
         work.squared_lengths,
-        shape.layers * shape.block,
-        shape.vocabulary * shape.hidden,
+        shape.layers * (weight * shape.block + TRAINED * adapters),
+        weight * shape.vocabulary * shape.hidden,
         shape.layers,
         shape.heads * shape.head_dim,
     )
@@ -214,12 +229,12 @@ def choose(found: Sequence[Estimate]) -> Estimate | None:
 # The work ------------------------------------------------------------------------------------------------------------------
 
 
-def planned_work(config: TrainConfig, say) -> tuple[Work, int]:
-    """(the work of the run's own packing plan, tokens that the tokenizer knows). Fills the token cache.
+def planned_work(config: TrainConfig, say, windows: Sequence[int | None] = (None,)) -> tuple[Work, int]:
+    """(the work of the run's own packing plan, tokens that the tokenizer knows). Fills the token cache. `windows` are those of
+    the model's attention.
 
     Raises ValueError as training would, for the data, the tokenizer or the template.
     """
-    import numpy as np
     import torch.distributed as dist
 
     from fastft.config import stages_of
@@ -236,7 +251,7 @@ def planned_work(config: TrainConfig, say) -> tuple[Work, int]:
     finally:
         if alone:
             dist.destroy_process_group()
-    tokens = trained = squared = 0
+    tokens, trained, squared = 0, 0, 0.0
     counts = [stage.data.trained_counts for stage in course.stages]
     for number in range(1, course.total + 1):
         step = course.step(number)
@@ -244,18 +259,18 @@ def planned_work(config: TrainConfig, say) -> tuple[Work, int]:
         lengths = course.stages[step.stage].lengths[conversations]
         tokens += int(lengths.sum())
         trained += int(counts[step.stage][conversations].sum())
-        squared += int((lengths * lengths).sum())
+        squared += seen_squares(lengths, windows)
     return Work(course.total, tokens, trained, squared), len(template.tokenizer)
 
 
-def assumed_work(config: TrainConfig, tokens: int) -> Work:
+def assumed_work(config: TrainConfig, tokens: int, windows: Sequence[int | None] = (None,)) -> Work:
     """Work of `tokens` an epoch in full windows, each one conversation, all trained: the most that they can be."""
     steps = config.epochs * -(-tokens // (config.window * config.global_batch_size))
     total = config.epochs * tokens
     if config.max_steps and config.max_steps < steps:
         steps = config.max_steps
         total = min(total, steps * config.window * config.global_batch_size)
-    return Work(steps, total, total, total * config.window)
+    return Work(steps, total, total, seen_squares(np.array([config.window]), windows) * total / config.window)
 
 
 # The command ---------------------------------------------------------------------------------------------------------------
@@ -303,10 +318,11 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) ->
     offers = read_prices(spot.prices) if spot.spot else []
     trace = spot.preemptions(config.seed) if spot.spot else None
     model_config = load_config(config.model)
+    windows = attention_windows(model_config)
     if options.tokens:
-        work, words = assumed_work(config, options.tokens), 0
+        work, words = assumed_work(config, options.tokens, windows), 0
     else:
-        work, words = planned_work(config, lambda line: print(line, file=sys.stderr, flush=True))
+        work, words = planned_work(config, lambda line: print(line, file=sys.stderr, flush=True), windows)
     shape = load_shape(fit_config(model_config, config, words), config.model)
     found = estimates(config, shape, work, gpus, counts, options.mfu, prices)
     _require_one(config, found)

@@ -24,6 +24,7 @@ torch.compile keeps less.
   rotation keeps nothing but cosine and sine, which all blocks share. Phi-3 projects query, key and value in one: the
   value is a view that keeps all of it, b d (H + K) more, and its rotation leaves the heads in an order in which the
   output has to be copied for the projection behind it, b d H more.
+- varlen before torch 2.12 repeats keys and values for every query head: H instead of K.
 - Attention per document (`documents`): the parts are joined to a tensor of their own, b d H more.
 - SwiGLU and GeGLU: gate, activated gate, up, and their product: 4 b F.
 - LoRA freezes norms and linear layers: a norm needs no normalised x, but every adapter keeps its r inner values (b r).
@@ -155,6 +156,8 @@ class Setup:
     """Bytes of a number in the computation."""
     flash: bool = True
     """Variable-length flash attention, rather than one call for each document."""
+    repeated: bool = False
+    """Attention keeps keys and values for every query head (varlen before torch 2.12)."""
 
     @property
     def shards(self) -> int:
@@ -177,6 +180,8 @@ _8BIT_MOMENTS = 2 * (1 + FP32 / 256)  # torchao: a scale in fp32 for 256 numbers
 
 def setup_of(config: TrainConfig, gpus: int, on_gpu: bool = True) -> Setup:
     """The setup of a run on `gpus` processes. Without a GPU: fp32, and attention per document."""
+    from fastft.attention import varlen_repeats
+
     moments = {"adamw_8bit": _8BIT_MOMENTS, "float32": 2.0 * FP32, "bfloat16": 4.0}
     optimizer = config.optimizer
     return Setup(
@@ -193,6 +198,7 @@ def setup_of(config: TrainConfig, gpus: int, on_gpu: bool = True) -> Setup:
         quantized=config.lora.quantize != "none",
         low=2 if on_gpu else FP32,
         flash=on_gpu and config.attention != "documents",
+        repeated=on_gpu and config.attention in ("auto", "varlen") and varlen_repeats(),
     )
 
 
@@ -276,7 +282,7 @@ def _norms_bytes(shape: Shape, setup: Setup) -> int:
 def _attention_bytes(shape: Shape, setup: Setup) -> int:
     """What attention keeps for a token, from the rotation to the output projection."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    kept = setup.low * (2 * queries + 2 * keys) + FP32 * shape.heads
+    kept = setup.low * (2 * queries + 2 * (queries if setup.repeated else keys)) + FP32 * shape.heads
     if not setup.flash:
         kept += setup.low * queries
     if sum(linear.in_attention for linear in shape.linears) == 2:  # one projection for query, key and value

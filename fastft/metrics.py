@@ -6,24 +6,30 @@ Only rank 0 writes. After a resume, rows behind the checkpoint are cut off, so t
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastft.trackers import Trackers
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from fastft.model import TrainedModel
 
-# Dense bf16 peak in FLOP/s by a part of the device's name, from the vendors' data sheets; the first match counts.
+# Dense bf16 peak in FLOP/s by words of the device's name, from the vendors' data sheets; the first match counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
+    "GB200": 2500e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
@@ -39,19 +45,39 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    return next((flops for part, flops in PEAK_FLOPS.items() if part in device_name), None)
+    """None for a device that is not known. Whole words: an RTX A1000 is no A100."""
+    return next((flops for words, flops in PEAK_FLOPS.items() if re.search(rf"\b{words}\b", device_name)), None)
+
+
+# A multiply-add is 2 FLOPs: one for the forward pass, one for the gradient of the input, one for that of the weight.
+TRAINED, FROZEN = 6, 4  # FLOPs of a matrix's entry for a token
 
 
 def training_flops(
-    tokens: int, trained: int, squared_lengths: int, body: int, head: int, layers: int, width: int
+    tokens: int, trained: int, squared_lengths: float, body: float, head: float, layers: int, width: int
 ) -> float:
     """FLOPs that a step needs, nothing credited for padding, recomputation or untrained positions' logits.
 
-    Forward and backward: 6 per parameter and token in the blocks, 6 per head parameter and trained token, and causal
-    attention within each conversation, 6 x layers x width x length^2 (half of the full square), `width` being heads x
-    head size.
+    Forward and backward: `body` a token in the blocks' matrices, `head` a trained token in the output head
+    (fastft.model.matrix_flops), and causal attention within each conversation, 6 x layers x width x length^2 (half of the
+    full square), `width` being heads x head size and `squared_lengths` what `seen_squares` makes of the lengths.
     """
-    return 6.0 * body * tokens + 6.0 * head * trained + 6.0 * layers * width * squared_lengths
+    return body * tokens + head * trained + 6.0 * layers * width * squared_lengths
+
+
+def attention_windows(model_config) -> list[int | None]:
+    """The sliding window of each layer in tokens, None for one that sees everything; one entry where all are alike."""
+    window = getattr(model_config, "sliding_window", None)
+    kinds = getattr(model_config, "layer_types", None) or ["sliding_attention"]
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def seen_squares(lengths: "np.ndarray", windows: Sequence[int | None]) -> float:
+    """The sum of length^2 over conversations, less the (length - window)^2 out of a sliding window's sight: the mean over
+    the layers, whose `windows` are `attention_windows`'.
+    """
+    hidden = sum(((lengths - window).clip(0) ** 2).sum() for window in windows if window is not None)
+    return float((lengths**2).sum() - hidden / len(windows))
 
 
 def peak_memory_gib(device: "torch.device") -> float:
@@ -65,10 +91,10 @@ def peak_memory_gib(device: "torch.device") -> float:
 
 
 def step_rows(
-    pending: list[dict], seconds: float, model: "TrainedModel", parameters: tuple[int, int], device: "torch.device"
+    pending: list[dict], seconds: float, model: "TrainedModel", matrices: tuple[float, float], device: "torch.device"
 ) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl for the steps since the last report, which took `seconds`; `parameters` are those of
-    (blocks, head). Here the host waits for the device, once for all.
+    """The rows of metrics.jsonl for the steps since the last report, which took `seconds`; `matrices` are the FLOPs of
+    (blocks, head) for a token. Here the host waits for the device, once for all.
     """
     import torch
     import torch.distributed as dist
@@ -84,7 +110,7 @@ def step_rows(
     rows = []
     for p, (loss, z_loss, norm) in zip(pending, measured):
         flops = training_flops(
-            p["tokens"], p["trained_tokens"], p["squared_lengths"], *parameters, config.num_hidden_layers, width
+            p["tokens"], p["trained_tokens"], p["squared_lengths"], *matrices, config.num_hidden_layers, width
         )
         rows.append(
             {

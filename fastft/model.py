@@ -28,6 +28,7 @@ from fastft import lora, weights
 from fastft.config import TrainConfig
 from fastft.float8 import use_float8
 from fastft.loss import summed_cross_entropy
+from fastft.metrics import FROZEN, TRAINED
 from fastft.positions import fit_window, require_scaled
 from fastft.recompute import recompute
 
@@ -102,8 +103,8 @@ class TrainedModel(nn.Module):
 
 
 def load_config(model: str):
-    """The model's transformers config. Raises ValueError with one line; runs no remote code."""
-    from transformers import AutoConfig
+    """The config of a causal language model in transformers. Raises ValueError with one line; runs no remote code."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
     path = Path(model)
     if path.is_dir() and not (path / "config.json").exists():
@@ -111,9 +112,13 @@ def load_config(model: str):
     if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
         raise ValueError(f"{model}: no such directory")
     try:
-        return AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
         raise ValueError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
+    # BERT and its like have a causal head, too, but were not trained for it.
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(f"{model}: {config.model_type} is no causal language model")
+    return config
 
 
 def fit_config(model_config, config: TrainConfig, words: int):
@@ -164,7 +169,7 @@ def prepare_model(
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
-            block.compile()
+            block.compile(dynamic=False)  # the training batch's shapes never change: no symbols, the fastest code
     shard(model, mesh, config.offload, quantised)
     home = torch.device("cpu") if config.offload else device
     dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
@@ -246,6 +251,13 @@ def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Pa
         module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
 
 
+def uncompiled():
+    """A context in which compiled blocks run as they are written: shapes other than the training batch's would each be compiled
+    for every block, and 8 graphs are all that a block may have (torch._dynamo.config.recompile_limit).
+    """
+    return torch.compiler.set_stance("force_eager")
+
+
 @torch.no_grad()
 def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
@@ -258,7 +270,9 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     tokens = torch.arange(2 * length, device=device)
     arguments = {
         "position_ids": (tokens % length)[None],
-        "cu_seqlens": torch.tensor([0, length, 2 * length], dtype=torch.int32, device=device),
+        "cu_seqlens": torch.tensor(
+            [0, length, *[2 * length] * 3], dtype=torch.int32, device=device
+        ),  # filled up, as batches'
         "max_seqlen": 2 * length,
         "loss_index": tokens[length:-1],
         "targets": tokens[length + 1 :] % words,
@@ -266,7 +280,10 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     other = torch.where(tokens < length, tokens + length, tokens)
     model.eval()
     try:
-        loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
+        with uncompiled():
+            loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
+    except torch.OutOfMemoryError:  # a RuntimeError, too
+        raise
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
     model.train()
@@ -290,8 +307,16 @@ def model_fingerprint(model: str, config) -> str:
     return digest.hexdigest()
 
 
-def count_parameters(model: TrainedModel) -> tuple[int, int]:
-    """(parameters in the blocks, parameters in the output head), whole, whatever the sharding."""
-    sizes = (p.quant_state.shape if hasattr(p, "quant_state") else p.shape for p in model.blocks.parameters())
-    body = sum(math.prod(size) for size in sizes)
-    return body, model.causal_lm.get_output_embeddings().weight.numel()
+def matrix_flops(model: TrainedModel) -> tuple[float, float]:
+    """FLOPs of (the blocks' matrices for a token, the output head for a trained token), forward and backward, whole, whatever
+    the sharding. Frozen weights have no gradient of their own; of experts count as many as a token is sent to.
+    """
+    chosen = getattr(model.causal_lm.config, "num_experts_per_tok", None) or 1
+
+    def flops(name: str, parameter: nn.Parameter) -> float:
+        size = parameter.quant_state.shape if hasattr(parameter, "quant_state") else parameter.shape
+        share = chosen / size[0] if "experts." in name and len(size) == 3 else 1  # all experts in one tensor
+        return (TRAINED if parameter.requires_grad else FROZEN) * share * math.prod(size)
+
+    head = model.causal_lm.get_output_embeddings().weight
+    return sum(flops(name, p) for name, p in model.blocks.named_parameters()), flops("head", head)

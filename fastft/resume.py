@@ -19,6 +19,7 @@ from fastft.config import TrainConfig, stages_of
 from fastft.data import Course
 from fastft.model import TrainedModel
 from fastft.ranks import everywhere, on_first
+from fastft.run_directory import short_name
 from fastft.store import Lease, Store, trained_model
 
 
@@ -64,6 +65,8 @@ def find_starts(
     if not config.resume:
         raise ValueError(f"{where}: holds an earlier run; choose another --output_dir or remove it")
     changed = list(_differences("", starts[0].meta["identity"], identity))
+    if not config.stages:
+        changed = [difference.removeprefix("stages.") for difference in changed]
     if changed and not config.allow_change:
         raise ValueError(
             f"{where}: its checkpoints belong to another run ({'; '.join(changed)}); use another --output_dir, or "
@@ -129,7 +132,10 @@ def run_identity(config: TrainConfig, course: Course, model: str) -> dict:
     del identity["optimizer"]["lr"]  # a stage's own
     identity["stages"] = [
         {
-            "data_and_template": schedule.data.fingerprint,
+            "data": [
+                {"file": short_name(s.path), "contents": s.contents, "weight": s.weight, "epochs": s.epochs}
+                for s in schedule.data.sources
+            ],
             "epochs": stage.epochs,
             "max_steps": stage.max_steps,
             "lr": stage.optimizer.lr,
@@ -137,15 +143,22 @@ def run_identity(config: TrainConfig, course: Course, model: str) -> dict:
         }
         for stage, schedule in zip(stages_of(config), course.stages)
     ]
-    return {**identity, "model": model}
+    return {**identity, **course.stages[0].data.digests, "model": model}
 
 
 def _differences(where: str, earlier: Any, now: Any) -> Iterator[str]:
-    """A line for each value that is another: "stages.0.lr was 1e-05 and is 2e-05"."""
+    """A line for each value that is another: "stages.0.lr was 1e-05 and is 2e-05", "stages.0.data: the contents of …". What is
+    alone in its list has no number; a file may have another name.
+    """
     if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
+        if len(now) == 1:
+            yield from _differences(where, earlier[0], now[0])
+            return
         earlier, now = dict(enumerate(earlier)), dict(enumerate(now))
     if isinstance(earlier, dict) and isinstance(now, dict):
-        for key in now:
+        if "contents" in now and earlier["contents"] != now["contents"]:
+            yield f"{where}: the contents of {now['file']} are not those that {earlier['file']} had"
+        for key in (key for key in now if key not in ("file", "contents")):
             yield from _differences(f"{where}.{key}" if where else str(key), earlier.get(key), now[key])
     elif earlier != now:
         yield f"{where} was {earlier!r} and is {now!r}"

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from fastft.config import SamplesConfig, TrainConfig
 from fastft.conversation import Message
 from fastft.metrics import cut_after
-from fastft.model import TrainedModel
+from fastft.model import TrainedModel, uncompiled
 from fastft.template import ChatTemplate
 
 
@@ -110,8 +110,9 @@ def answers(
     row = _lay_out(prompts, max_new_tokens, device)
     ends = row.pop("ends")
     model.eval()
-    for n in range(max_new_tokens):
-        row["input_ids"][0, ends + n] = model.likeliest(ends + n - 1, **row)
+    with uncompiled():
+        for n in range(max_new_tokens):
+            row["input_ids"][0, ends + n] = model.likeliest(ends + n - 1, **row)
     model.train()
     model.reshard()
     written = [row["input_ids"][0, end : end + max_new_tokens].tolist() for end in ends.tolist()]

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -38,12 +39,12 @@ from fastft.data import (
     tokenized,
 )
 from fastft.memory import out_of_memory_line
-from fastft.metrics import Reporter, step_rows
+from fastft.metrics import Reporter, attention_windows, seen_squares, step_rows
 from fastft.model import (
     TrainedModel,
-    count_parameters,
     fit_config,
     load_config,
+    matrix_flops,
     model_fingerprint,
     prepare_model,
     prove_isolation,
@@ -119,7 +120,12 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         store, lease = open_store(config.checkpoint.remote, disk, at_exit, say)
         starts = find_starts(config, disk, store, identity, say)
         first = starts[0].meta["step"] if starts else 0
-        if first >= course.total and (place := finished_model(output_dir, store, identity)):
+        if first > course.total:
+            raise ValueError(
+                f"step {first} is done, and these settings end with step {course.total}: raise max_steps or epochs, or have that "
+                "step's model from fastft export"
+            )
+        if first == course.total and (place := finished_model(output_dir, store, identity)):
             say(f"finished: step {first} of {course.total} is done; the model is in {place}")
             return output_dir / "model"
 
@@ -129,7 +135,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     attention, why = choose_attention(config.attention, device)
     say(why)
     model = prepare_model(config, model_config, attention, device, say, resumed=bool(starts))
-    body, head = count_parameters(model)
+    matrices = matrix_flops(model)
     optimizer = build_optimizer(model, config)
     if config.dry_run:
         prove_isolation(model, device)
@@ -176,7 +182,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             evaluate_now = eval_data is not None and (number % config.eval_every == 0 or last) and not stop_now
             ask_now = sampler.is_due(number, course.total) and not stop_now
             if number % config.log_every == 0 or save_now or evaluate_now or ask_now:
-                rows = step_rows(pending, time.perf_counter() - began, model, (body, head), device)
+                rows = step_rows(pending, time.perf_counter() - began, model, matrices, device)
                 for row in rows:
                     skipped.count(row)
                     if reporter:
@@ -255,15 +261,15 @@ def train_step(
     dist.all_reduce(losses)
     measured = torch.cat([losses, clip_gradients(model, config.max_grad_norm).to(device)[None]])
     update(optimizer, lr, measured.isfinite().all())
-    lengths = [len(step.data.ids[c]) for c in conversations]
-    tokens = sum(lengths)
+    lengths = np.array([len(step.data.ids[c]) for c in conversations])
+    tokens = int(lengths.sum())
     return {
         "measured": measured,
         "lr": lr,
         "tokens": tokens,
         "trained_tokens": trained,
         "padding_tokens": len(step.rows) * config.window - tokens,
-        "squared_lengths": sum(length * length for length in lengths),
+        "squared_lengths": seen_squares(lengths, attention_windows(model.causal_lm.config)),
     }
 
 

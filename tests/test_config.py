@@ -33,7 +33,13 @@ def test_saved_config_reads_back_equal(tmp_path):
     ("flags", "says"),
     [
         (["--windw", "1"], "unknown key 'windw'; the nearest valid one is 'window'"),
-        (["--optimizer.learning_rate", "1"], "unknown key 'optimizer.learning_rate'"),
+        (
+            ["--optimizer.learning_rate", "1"],
+            "unknown key 'optimizer.learning_rate'; the nearest valid one is 'optimizer.lr'",
+        ),
+        (["--learning_rate", "1"], "the nearest valid one is 'optimizer.lr'"),
+        (["--warmup_ratio", "1"], "the nearest valid one is 'schedule.warmup_ratio'"),
+        (["--zzqqxxyy", "1"], "unknown key 'zzqqxxyy'; --help lists all"),
         (["--optimzer.lr", "1"], "the nearest valid one is 'optimizer.lr'"),
         (["--window", "big"], "window: expected int, got 'big'"),
         (
@@ -52,10 +58,14 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--max_bad_steps", "0"], "max_bad_steps: 0 is not 1 or more"),
         (["--float8", "true"], "float8: without compile it is slower than bf16; add --compile true"),
         (
+            ["--float8", "true", "--compile", "true", "--window", "1000", "--micro_batch_size", "3"],
+            "float8: window x micro",
+        ),
+        (
             ["--optimizer.name", "adamw_8bit", "--optimizer.state_dtype", "bfloat16"],
             "optimizer.state_dtype: adamw_8bit has moments of its own",
         ),
-        (["--config", "/nowhere.yaml"], "File does not exist: '/nowhere.yaml'"),
+        (["--config", "/nowhere.yaml"], "config: /nowhere.yaml: no such file"),
     ],
 )
 def test_mistakes_are_one_line(flags, says):
@@ -120,9 +130,16 @@ def test_stages_take_what_they_do_not_say_from_the_run(tmp_path):
     [
         (["--data", "x", "--stages", "[{data: a}]"], "not both"),
         ([], "data"),
-        (["--stages", "[{data: a, epoch: 3}]"], "'epochs'"),
+        (["--stages", "[{data: a, epoch: 3}]"], "unknown key 'epoch'; the nearest valid one is 'epochs'"),
+        (["--stages", "[{data: [{path: a, weigth: 3}]}]"], "unknown key 'weigth'; the nearest valid one is 'weight'"),
+        (["--stages", "[{data: a, schedule: {nam: wsd}}]"], "the nearest valid one is 'name'"),
+        (
+            ["--stages", "[{data: a}]", "--stages.0.epochs", "3"],
+            "0.epochs: entries of a list have no flags of their own",
+        ),
         (["--stages", "[{data: a, epochs: 0}]"], "epochs"),
         (["--data", "[{path: a, weight: 0}]"], "weight"),
+        (["--stages", "[{data: a}]", "--max_steps", "2"], "max_steps in its stages"),
     ],
 )
 def test_stages_and_mixtures_that_cannot_be(argv, named):

@@ -5,11 +5,11 @@ import pytest
 
 from fastft import estimate
 from fastft.cli import main
-from fastft.config import TrainConfig
+from fastft.config import LoraConfig, TrainConfig
 from fastft.data import Schedule, tokenized
 from fastft.estimate import GPUS, RESERVED, Work, assumed_work, choose, estimates, planned_work
 from fastft.memory import GIB, load_shape
-from fastft.metrics import PEAK_FLOPS, training_flops
+from fastft.metrics import peak_flops, training_flops
 from fastft.model import load_config
 from fastft.template import load_template
 
@@ -73,7 +73,7 @@ def test_the_arithmetic(ground):
     found = estimates(run, shape, work, gpus, [1, 8, 7], 0.5, {"H100-80GB": 2.5})
     one, eight, seven, *small = found
     body = 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
-    flops = training_flops(10**9, 6 * 10**8, 10**12, body, 32000 * 4096, 32, 4096)
+    flops = training_flops(10**9, 6 * 10**8, 10**12, 6 * body, 6 * 32000 * 4096, 32, 4096)
     assert one.flops == flops and one.hours == pytest.approx(flops / (0.5 * 989e12) / 3600)
     assert one.tokens_per_s == pytest.approx(10**9 / (one.hours * 3600))
     assert one.kwh == pytest.approx(0.7 * one.hours) and one.dollars == pytest.approx(2.5 * one.hours)
@@ -84,9 +84,18 @@ def test_the_arithmetic(ground):
     assert one.memory.total > GPUS["H100-80GB"].gib * GIB - RESERVED > 1.1 * eight.memory.total
 
 
+def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground):
+    shape = load_shape(load_config(str(ground / "7b")), "7b")
+    hours = lambda lora, work: estimates(config(ground, lora=LoraConfig(r=lora)), shape, work, [GPUS["H200"]], [8], 0.5)  # noqa: E731
+    work = Work(steps=10, tokens=10**9, trained=10**9, squared_lengths=0)
+    assert hours(16, work)[0].flops / hours(0, work)[0].flops == pytest.approx(2 / 3, rel=0.01)
+    longer = config(ground, window=8192, global_batch_size=1)
+    full, sliding = (assumed_work(longer, 8192, windows).squared_lengths / 3 for windows in ([None], [4096]))
+    assert full == 8192**2 and sliding == 8192**2 - 4096**2
+
+
 def test_every_gpu_has_a_peak():
-    for name in GPUS:
-        assert sum(part in name for part in PEAK_FLOPS) >= 1, name
+    assert all(peak_flops(name) for name in GPUS)
 
 
 def test_the_command_with_data(ground, capsys):

@@ -120,6 +120,13 @@ def test_llama_2_7b_by_hand(llama_7b):
     assert peak.total == sum(peak.parts.values())
 
 
+def test_keys_that_attention_repeats_are_counted_for_every_head():
+    """varlen before torch 2.12: of Llama-3.1-8B 32 heads instead of 8, of keys and of values."""
+    family, sizes = benchmark.SHAPES["llama-8b"]
+    shape = load_shape(benchmark.make_config(family, {**sizes, "num_hidden_layers": 1}), "llama-8b")
+    assert block_bytes(shape, Setup(repeated=True)) - block_bytes(shape, Setup()) == 2 * 2 * 128 * (32 - 8)
+
+
 def test_what_the_settings_are_for(llama_7b):
     def part(name, **options):
         return getattr(peak_memory(llama_7b, setup_of(run_config(**options), gpus=8)), name)
@@ -173,14 +180,15 @@ def test_laws(llama_7b, setup):
 # Out of memory -------------------------------------------------------------------------------------------------------------
 
 
-def test_out_of_memory_names_what_helps(tmp_path):
-    """The real run up to its first step, which ends as PyTorch ends it on a full GPU."""
+@pytest.mark.parametrize("where", ["train.train_step", "model.TrainedModel.forward"])
+def test_out_of_memory_names_what_helps(tmp_path, where):
+    """The real run up to its first step, or to the proof before it, which ends as PyTorch ends it on a full GPU."""
     models.make_model(tmp_path / "model")
     models.make_data(tmp_path / "data.jsonl")
     code = (
-        "import sys, torch, fastft.train as train\n"
-        "def full(*_): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
-        "train.train_step = full\n"
+        "import sys, torch, fastft.model as model, fastft.train as train\n"
+        "def full(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
+        f"{where} = full\n"
         "sys.exit(train.main(sys.argv[1:]))"
     )
     flags = ["--model", "model", "--data", "data.jsonl", "--output_dir", "run", "--gradient_checkpointing", "none"]

@@ -3,9 +3,21 @@
 import json
 import time
 
+import models
+import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig
 
-from fastft.metrics import Reporter, peak_flops, progress_line, read_metrics, training_flops
+from fastft.metrics import (
+    Reporter,
+    attention_windows,
+    peak_flops,
+    progress_line,
+    read_metrics,
+    seen_squares,
+    training_flops,
+)
 from fastft.trackers import Trackers
 
 
@@ -15,15 +27,55 @@ def test_flops_are_those_of_the_matrix_products():
     projections = 4 * width * width + 3 * width * mlp
     attention = 2 * width * length * length / 2  # scores and values, causal
     by_hand = 3 * 2 * (projections * length + attention + width * words * trained)
-    counted = training_flops(length, trained, length * length, projections, width * words, 1, width)
+    counted = training_flops(length, trained, length * length, 6 * projections, 6 * width * words, 1, width)
     assert counted == pytest.approx(by_hand)
+
+
+def test_frozen_weights_and_experts_that_sleep_cost_less(tmp_path):
+    """No gradient of a frozen weight: 4 FLOPs an entry and token instead of 6. Of three experts each token wakes two."""
+    from fastft.config import LoraConfig
+    from fastft.lora import add_adapters
+    from fastft.model import TrainedModel, build, load_config, matrix_flops
+
+    def model(family: str, **options) -> TrainedModel:
+        path = models.make_model(tmp_path / family, family, num_hidden_layers=1, **options)
+        return TrainedModel(build(load_config(str(path)), "eager", family))
+
+    size = lambda parameters: sum(p.numel() for p in parameters)  # noqa: E731
+    llama = model("llama")
+    whole, head = size(llama.blocks.parameters()), llama.causal_lm.lm_head.weight.numel()
+    assert matrix_flops(llama) == (6 * whole, 6 * head)
+    pytest.importorskip("peft", reason='peft is not installed: pip install "fastft[lora]"')
+    add_adapters(llama.causal_lm, llama.blocks, LoraConfig(r=4), "llama", torch.float32)
+    adapters = size(p for p in llama.blocks.parameters() if p.requires_grad)
+    assert matrix_flops(llama) == (4 * whole + 6 * adapters, 4 * head) and 0 < adapters < whole
+
+    mixtral = model("mixtral", num_local_experts=3, num_experts_per_tok=2)
+    experts = size(p for name, p in mixtral.blocks.named_parameters() if ".experts." in name)
+    assert experts == 3 * 3 * 32 * 64
+    assert matrix_flops(mixtral)[0] == pytest.approx(6 * (size(mixtral.blocks.parameters()) - experts / 3))
+
+
+def test_sliding_windows_are_counted_as_what_they_see():
+    lengths = np.array([3, 10, 50])
+    pairs = lambda window: sum(min(i, window) - 0.5 for n in lengths for i in range(1, n + 1))  # noqa: E731
+    assert seen_squares(lengths, [None]) == 2 * pairs(99) == 9 + 100 + 2500
+    assert seen_squares(lengths, [10]) == 9 + 100 + 2500 - 40**2 == pytest.approx(2 * pairs(10), rel=0.06)
+    assert seen_squares(lengths, [10, None]) == (seen_squares(lengths, [10]) + seen_squares(lengths, [None])) / 2
+    mistral, gemma = (AutoConfig.for_model(name, sliding_window=24) for name in ("mistral", "gemma3_text"))
+    assert attention_windows(mistral) == [24] and attention_windows(AutoConfig.for_model("llama")) == [None]
+    assert (
+        attention_windows(gemma)[:6] == [24] * 5 + [None] and len(attention_windows(gemma)) == gemma.num_hidden_layers
+    )
+    assert set(attention_windows(AutoConfig.for_model("qwen2"))) == {None}  # its 4,096 are not in use
 
 
 def test_the_peak_is_that_of_the_device():
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA H100 80GB HBM3") == peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("some device") is None
+    assert peak_flops("NVIDIA GH200 480GB") == 989e12 and peak_flops("NVIDIA A10G") == 70e12
+    assert peak_flops("some device") is peak_flops("NVIDIA RTX A1000") is peak_flops("NVIDIA L400") is None
 
 
 def test_rows_behind_the_checkpoint_are_cut_and_a_torn_last_line_too(tmp_path):

@@ -225,13 +225,12 @@ def test_an_adapter_is_no_model(ground, model):
     runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), "holds an adapter")
 
 
-@pytest.mark.parametrize(
-    ("family", "says"),
-    [("bert", "cannot tell its decoder layers"), ("t5", "cannot be built"), ("vit", "cannot be built")],
-)
-def test_what_is_no_causal_language_model_is_one_clear_line(ground, model, family, says):
-    config = {"model_type": family, "vocab_size": 600}
+@pytest.mark.parametrize("family", ["bert", "t5", "vit", "bart"])
+def test_what_is_no_causal_language_model_is_one_clear_line(ground, model, family):
+    """And not that it lacks embeddings, which would be the next thing to be said of this one."""
+    config = {"model_type": family, "vocab_size": 100}
     (model / "config.json").write_text(json.dumps(config))
+    says = f"{family} is no causal language model"
     runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), says)
 
 
@@ -364,7 +363,7 @@ def test_gradients_do_not_depend_on_what_is_computed_again_or_compiled(shallow, 
     from transformers import AttentionInterface
 
     compile_block = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compile_block(block, backend=compiler))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: compile_block(block, backend=compiler, **how))
     AttentionInterface.register("test_dense", _dense)
     monkeypatch.setattr(gradients, "choose_attention", lambda *_: ("test_dense", ""))
     torch._dynamo.reset()
@@ -374,6 +373,36 @@ def test_gradients_do_not_depend_on_what_is_computed_again_or_compiled(shallow, 
     runs.assert_gradients_agree(plain, gradients.first_gradients(flags))
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == bool(compiler) and not counters["graph_break"]
+
+
+def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(shallow, tmp_path, monkeypatch):
+    """The proof of isolation and the samples before the first step are shorter: compiled, they would make the sizes of all
+    that comes after symbols, for which slower code is made, and be graphs of their own.
+    """
+    import torch._dynamo
+    from transformers import AttentionInterface
+
+    import fastft.train
+
+    graphs, compile_block = [], torch.nn.Module.compile
+
+    def noting(graph, inputs):
+        inputs = [node.meta["example_value"] for node in graph.graph.nodes if node.op == "placeholder"]
+        sizes = [n for value in inputs for n in (value.shape if isinstance(value, torch.Tensor) else [value])]
+        graphs.append((torch.is_grad_enabled(), {type(size) for size in sizes}))
+        return graph.forward
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: compile_block(block, backend=noting, **how))
+    AttentionInterface.register("test_dense", _dense)
+    monkeypatch.setattr(fastft.train, "choose_attention", lambda *_: ("test_dense", ""))
+    torch._dynamo.reset()
+    path, _ = shallow
+    (tmp_path / "prompts.txt").write_text("hello\n")
+    flags = ["--samples.prompts", str(tmp_path / "prompts.txt"), "--samples.max_new_tokens", "2", "--compile", "true"]
+    more = ["--eval_data", str(path / "data.jsonl"), "--max_steps", "3", "--gradient_checkpointing", "none"]
+    done = runs._main(path, tmp_path / "out", *flags, *more)
+    assert done.returncode == 0, done.stderr
+    assert graphs == [(True, {int}), (False, {int})]  # training, held-out loss
 
 
 # Longer windows, more words ----------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_the_plan_is_a_pure_function_and_epochs_differ():
 
 
 def test_rows_of_long_tailed_lengths_are_nearly_full():
-    lengths = np.minimum(8192, np.exp(np.random.default_rng(0).normal(6.8, 1.1, 5000)).astype(int) + 10)
+    lengths = np.minimum(8192, np.exp(np.random.default_rng(0).normal(6.8, 1.1, 20_000)).astype(int) + 10)
     rows = pack(lengths, 8192, 0, 0)
     assert lengths.sum() / (len(rows) * 8192) >= 0.995
     assert len(rows) <= 1.01 * lower_bound(lengths, 8192)

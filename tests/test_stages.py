@@ -39,7 +39,7 @@ def counted(data: TokenizedData, epochs: int) -> list[list[int]]:
 def some(count: int, path: str) -> TokenizedData:
     ids = [np.arange(5 + i, dtype=np.int32) for i in range(count)]
     trained = [np.ones(len(each), bool) for each in ids]
-    return TokenizedData(ids, trained, np.arange(count), 0, 0, path, [Source(path, count)])
+    return TokenizedData(ids, trained, np.arange(count), 0, 0, {}, [Source(path, count)])
 
 
 def test_weights_are_times_an_epoch_and_fractions_take_turns():
@@ -51,10 +51,30 @@ def test_weights_are_times_an_epoch_and_fractions_take_turns():
     assert [row[18:] for row in epochs] == [[1] * 4, [1] * 4, [0] * 4, [0] * 4]
 
 
+@pytest.mark.parametrize(
+    ("weight", "totals"), [(0.02, [1, 1, 2, 2, 3]), (0.1, [3, 5, 7, 9, 11]), (1.1, [24, 47, 70, 93, 116])]
+)
+def test_fractions_of_a_conversation_add_up(weight, totals):
+    """Rounded anew in every epoch, 0.02 times 21 would never train on one."""
+    epochs = counted(mixed([some(21, "a")], [weight], [None]), 10)
+    assert np.cumsum([sum(row) for row in epochs])[:5].tolist() == totals
+    assert np.sum(epochs, axis=0).sum() == np.ceil(round(210 * weight, 9))
+
+
+def test_a_weight_near_nothing_trains_on_something(ground, tmp_path, capsys):
+    """Never a run of no steps that exports the model it was given."""
+    (tmp_path / "run.yaml").write_text(f"data: [{{path: {ground / 'data.jsonl'}, weight: 0.01}}]\n")
+    arguments = flags(ground, tmp_path / "out", "--config", str(tmp_path / "run.yaml"))
+    at = arguments.index("--data")
+    assert main(arguments[:at] + arguments[at + 2 :]) == 0
+    assert "plan: 1 rows" in (said := capsys.readouterr().err) and "done: 1 steps" in said
+    assert len(losses(tmp_path / "out")) == 1
+
+
 def test_a_single_file_is_no_mixture():
     data = some(10, "a")
-    assert mixed([data], [1.0], [None]).fingerprint == data.fingerprint
-    assert mixed([data], [2.0], [None]).fingerprint != data.fingerprint
+    assert mixed([data], [1.0], [None]).sources == data.sources
+    assert mixed([data], [2.0], [None]).sources != data.sources
 
 
 def test_stages_are_numbered_through():
@@ -101,9 +121,41 @@ def test_a_change_is_named_and_can_be_meant(ground, tmp_path, capsys):
     arguments = flags(ground, out, "--optimizer.lr", "3e-4", "--max_steps", "3")
     capsys.readouterr()
     assert main(arguments) == 1
-    assert "stages.0.lr was" in (error := capsys.readouterr().err) and "--allow_change true" in error
+    assert "another run (max_steps was 2 and is 3; lr was 0.01 and is 0.0003);" in (error := capsys.readouterr().err)
+    assert "--allow_change true" in error
     assert main([*arguments, "--allow_change", "true"]) == 0
-    assert "changed: stages.0.lr was" in capsys.readouterr().err
+    assert "changed: lr was" in capsys.readouterr().err
+
+
+def test_data_and_templates_that_changed_are_named(ground, tmp_path, capsys):
+    """A file may have another name, not other contents; a template is told from a tokenizer."""
+    out, data = tmp_path / "out", tmp_path / "data.jsonl"
+    shutil.copy(ground / "data.jsonl", data)
+    at = flags(ground, out).index("--data") + 1
+    run = lambda *more: main([*(a := flags(ground, out, "--window", "400", *more))[:at], str(data), *a[at + 1 :]])  # noqa: E731
+    assert run("--max_steps", "1") == 0
+
+    def refused(*more: str) -> str:
+        capsys.readouterr()
+        assert run("--max_steps", "2", "--checkpoint.every", "0", *more) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        return line[line.index("another run (") : line.index("); use another")]
+
+    data = data.rename(tmp_path / "moved.jsonl")
+    assert refused() == "another run (max_steps was 1 and is 2"
+    data.write_bytes(data.read_bytes().replace(b"fox", b"cat"))
+    assert "data: the contents of moved.jsonl are not those that data.jsonl had" in (said := refused())
+    assert "template" not in said and "tokenizer" not in said and "stages" not in said
+    assert "template was" in (said := refused("--template", "vicuna")) and "tokenizer" not in said
+
+
+def test_fewer_steps_than_are_done_are_refused(ground, tmp_path, capsys):
+    """It would export the weights of step 3 with a card for 2."""
+    out = tmp_path / "out"
+    assert main(flags(ground, out, "--max_steps", "3")) == 0
+    capsys.readouterr()
+    assert main(flags(ground, out, "--max_steps", "2", "--allow_change", "true")) == 1
+    assert "step 3 is done, and these settings end with step 2" in capsys.readouterr().err
 
 
 def test_longer_conversations_are_split_on_the_way(ground):
