@@ -120,15 +120,15 @@ class Uploader:
         except ValueError as error:
             return str(error)
         try:
-            self._prune(name)
+            self._prune(name, meta["step"])
         except ValueError as error:  # there is more than was asked for, not less
             self._say(f"upload: older checkpoints could not be removed ({error})")
         return None
 
-    def _prune(self, newest: str) -> None:
+    def _prune(self, newest: str, step: int) -> None:
         """Remove what is not to be kept, and uploads that were never finished."""
         committed = checkpoints(self.store, say=lambda line: None)
-        kept = marker.kept((meta["step"] for _, meta in committed), self.keep, self.keep_every)
+        kept = marker.kept((meta["step"] for _, meta in committed), step, self.keep, self.keep_every)
         keep, seen = {newest}, set()
         for name, meta in committed:
             if meta["step"] in kept and meta["step"] not in seen:
