@@ -60,7 +60,7 @@ from fastft.ranks import (
     on_first,
 )
 from fastft.rehearsal import rehearse
-from fastft.resume import find_starts, finished_model, open_store, resume, run_identity
+from fastft.resume import find_starts, finished_model, open_store, resume, run_identity, take_lease
 from fastft.run_directory import describe, read_run, write_facts
 from fastft.run_report import refresh_page
 from fastft.samples import Sampler
@@ -116,12 +116,12 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     identity, starts = run_identity(config, course, model_fingerprint(config.model, source_config)), []
     if not config.dry_run:
         disk = checkpoint.Disk(output_dir / "checkpoints")
-        store, lease = open_store(config.checkpoint.remote, disk, at_exit, say)
-        starts = find_starts(config, disk, store, identity, say)
-        first = starts[0].meta["step"] if starts else 0
-        if first >= course.total and (place := finished_model(output_dir, store, identity)):
-            say(f"finished: step {first} of {course.total} is done; the model is in {place}")
+        store = open_store(config.checkpoint.remote, disk)
+        if config.resume and (place := finished_model(output_dir, store, identity, course.total)):
+            say(f"finished: step {course.total} of {course.total} is done; the model is in {place}")
             return output_dir / "model"
+        lease = take_lease(store, at_exit, say)
+        starts = find_starts(config, disk, store, identity, say)
 
     startup.done("checkpoints found")
 

@@ -113,14 +113,27 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     assert run.steps() == list(range(1, STEPS + 1))
     assert not (run.out / stopping.MARK).exists()
 
-    # The machine is gone, the run is over: nothing is done again.
+    # The machine is gone, the run is over: nothing is done again, though only the model was kept and another run has the lease.
     shutil.rmtree(run.out)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name, _ in checkpoints(store, print):
+        (tmp_path / "bucket/run" / name).rename(kept / name)
+    lease = Lease(store, print)
     code, log = run.finish()
+    lease.release()
     assert code == 0 and f"finished: step {STEPS} of {STEPS} is done; the model is in {run.remote}/model" in log, log
     assert "resumed" not in log and "first step" not in log
 
+    # With other settings it is another run, and the model not its own.
+    shutil.rmtree(run.out)
+    code, log = run.finish("--seed", "1")
+    assert code == 1 and f"{run.remote}/model: is the model of another run" in log and "first step" not in log, log
+
     # Nothing left but checkpoints in storage that are all damaged: never a silent start from step 0.
     store.remove("model")
+    for path in kept.iterdir():
+        path.rename(tmp_path / "bucket/run" / path.name)
     for name, meta in checkpoints(store, print):
         for file in meta["files"]:
             (tmp_path / "bucket/run" / name / file).write_bytes(b"")
