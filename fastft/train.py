@@ -413,6 +413,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from fastft.cli import leave
+    from fastft.cli import run
 
-    leave(main())
+    run(main)

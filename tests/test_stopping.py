@@ -16,6 +16,7 @@ from fastft import marker, stopping
 from fastft.metrics import read_metrics
 from fastft.store import Lease, Store, checkpoints
 
+HERE = Path(__file__).parent
 PATIENCE_S = 120.0
 STEPS = 40
 
@@ -174,6 +175,53 @@ def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
             process.kill()
             process.wait()
     assert not (run.out / "model").exists() and not (run.out / stopping.MARK).exists()
+
+
+RANK_1_IS_GONE = """
+import os, signal, sys
+from datetime import timedelta
+from fastft import checkpoint, hugging_face, ranks, stopping, train, upload
+from fastft.cli import run
+step_limit, silence_limit, moment = sys.argv[1:4]
+del sys.argv[1:4]
+train.STEP_LIMIT, ranks.SILENCE_LIMIT = (timedelta(seconds=int(limit)) for limit in (step_limit, silence_limit))
+ranks.BEAT_S, stopping.NOTICE_S = 0.2, 0.0
+owner, name = {
+    "write": (checkpoint.dcp, "save"), "leave": (upload.Uploader, "finish"), "export": (hugging_face, "export")
+}[moment]
+original, step = getattr(owner, name), train.train_step
+def gone(*given, **more):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return original(*given, **more)
+def warned(*given):
+    if moment == "leave" and os.environ["RANK"] == "0" and given[4].seed == 0:
+        signal.raise_signal(signal.SIGTERM)
+    return step(*given)
+setattr(owner, name, gone)
+train.train_step = warned
+run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("step_limit", "silence_limit", "moment"),
+    [(3, 1000, "write"), (1000, 3, "write"), (1000, 3, "leave"), (1000, 3, "export")],
+)
+def test_a_peer_that_is_gone_ends_the_run_whatever_the_others_wait_for(
+    ground, tmp_path, step_limit, silence_limit, moment
+):
+    """Waits that have no limit of their own, or one of hours: for a checkpoint's writing, an upload, the export."""
+    run = Run(ground, tmp_path)
+    (tmp_path / "script.py").write_text(RANK_1_IS_GONE)
+    target = (str(HERE / "ranks.py"), "2", str(tmp_path / "script.py"), str(step_limit), str(silence_limit), moment)
+    process = run.start("--max_steps", "4", "--checkpoint.every", "1" if moment == "write" else "0", target=target)
+    try:
+        assert process.wait(PATIENCE_S) == 1, run.log.read_text()
+    finally:
+        process.kill()
+    assert ("a process of the run is gone" in run.log.read_text()) == (silence_limit == 3), run.log.read_text()
+    assert not (run.out / "model").exists()
 
 
 TWO_SIGNALS = """
