@@ -107,7 +107,9 @@ class Writer:
                 "and start the same command again"
             )
         if self.uploader and on_first(lambda: self.uploader.lease.lost):
-            raise ValueError(f"{self.uploader.store.url}: another run of that name has taken over; this one ends")
+            raise ValueError(
+                f"{self.uploader.store.url}: another run of that name has taken over, or lease.json was removed; this one ends"
+            )
 
     @property
     def patient_groups(self) -> list[dist.ProcessGroup]:
@@ -260,7 +262,7 @@ def _complete_files(candidate: Candidate, path: Path, store: Store | None, say: 
     if not lacking and _marked(path):
         return None
     if candidate.remote is None or store is None:
-        return next(iter(lacking.values()))
+        return next(iter(lacking.values()), f"{marker.NAME} is missing")
     if _marked(path) and lacking:  # a copy that was whole once
         say(f"{path}: {next(iter(lacking.values()))}; storage has it")
     partial = path.with_name(path.name + ".fetch.tmp")

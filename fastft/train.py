@@ -84,7 +84,8 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
 
     Raises ValueError for the user's mistakes, Preempted when it was asked to leave.
     """
-    started, device, stop = time.time(), join_ranks(), Stopping()
+    mark = None if local_rank() or config.dry_run else Path(config.output_dir) / stopping.MARK
+    started, device, stop = time.time(), join_ranks(), Stopping(mark)
     at_exit.callback(stop.forget)
     startup = Startup()
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -171,7 +172,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             where = {"stage": step.stage + 1} if config.stages else {}
             pending.append({**numbers, "number": number, **where, "epoch": step_epoch(stage, step)})
 
-            stop_now, save_agreed = stop.agreed(number, cadence.wants_one())
+            stop_now, save_agreed = stop.agreed(number, rank == 0 and cadence.wants_one())
             save_now = last or stop_now or save_agreed or cadence.is_due(number)
             evaluate_now = eval_data is not None and (number % config.eval_every == 0 or last) and not stop_now
             ask_now = sampler.is_due(number, course.total) and not stop_now
@@ -208,9 +209,12 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 say(str(startup))
                 limit_waiting(STEP_LIMIT, writer.patient_groups)
 
-    looped_s = time.perf_counter() - loop_began
-    limit_waiting(SET_UP_LIMIT)
-    writer.wait()
+        looped_s = time.perf_counter() - loop_began
+        limit_waiting(SET_UP_LIMIT)
+        writer.wait()
+        if stop.agreed(course.total, False, last=True)[0]:  # asked while the last step was evaluated or saved
+            leave_early(course.total, stop, writer)
+
     if writer.saves:
         say(
             f"checkpoints: {writer.saves} saved; training waited {writer.blocked_s:.2f} s for them, "
@@ -394,11 +398,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
         try:
             train(config)
+            mark.unlink(missing_ok=True)  # of a notice that came too late to matter
         except torch.OutOfMemoryError:
             raise ValueError(out_of_memory_line(config, dist.get_world_size())) from None
     except Preempted as asked:
-        if local_rank() == 0 and not config.dry_run:
-            mark.write_text(f"{asked}\n")
         if first_to_fail():
             print(asked, file=sys.stderr, flush=True)
         return stopping.EXIT_CODE

@@ -445,6 +445,14 @@ def test_pruning_takes_nothing_for_whole_that_a_start_has_passed_over(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
 
 
+def test_files_without_their_marker_are_no_checkpoint(tmp_path):
+    from fastft.checkpoint import Candidate, _complete_files
+
+    (tmp_path / "shard").write_text("12345")
+    meta = {"files": {"shard": marker.entry(tmp_path / "shard")}}
+    assert _complete_files(Candidate(meta, None), tmp_path, None, print) == "meta.json is missing"
+
+
 def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):
     """Bytes changed, sizes right: the next older one is used."""
     import shutil
