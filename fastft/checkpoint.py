@@ -109,7 +109,9 @@ class Writer:
                 "and start the same command again"
             )
         if self.uploader and on_first(lambda: self.uploader.lease.lost):
-            raise ValueError(f"{self.uploader.store.url}: another run of that name has taken over; this one ends")
+            raise ValueError(
+                f"{self.uploader.store.url}: another run of that name has taken over, or lease.json was removed; this one ends"
+            )
 
     @property
     def patient_groups(self) -> list[dist.ProcessGroup]:
@@ -176,7 +178,8 @@ class Writer:
         if self.uploader:
             here = [name for where, own, _ in everyone for name in own if where == self.disk.machine]
             self.uploader.offer(meta["step"], final, meta, here)
-        prune(self.disk.directory, self.keep, self.keep_every, self.uploader.in_use() if self.uploader else set())
+        in_use = self.uploader.in_use() if self.uploader else set()
+        prune(self.disk.directory, meta["step"], self.keep, self.keep_every, in_use)
 
 
 def _partial(final: Path) -> Path:
@@ -274,7 +277,7 @@ def _complete_files(candidate: Candidate, path: Path, store: Store | None, say: 
     if not lacking and _marked(path):
         return None
     if candidate.remote is None or store is None:
-        return next(iter(lacking.values()))
+        return next(iter(lacking.values()), f"{marker.NAME} is missing")
     if _marked(path) and lacking:  # a copy that was whole once
         say(f"{path}: {next(iter(lacking.values()))}; storage has it")
     partial = path.with_name(path.name + ".fetch.tmp")
@@ -326,12 +329,12 @@ def fault_of(path: Path) -> str | None:
         return str(error)
 
 
-def prune(directory: Path, keep: int, keep_every: int = 0, in_use: set[int] = frozenset()) -> None:
-    """Remove what interrupted writes left, checkpoints that are damaged, and of the others all but the newest `keep`, those
-    whose step is a multiple of `keep_every` (0: none), and those in use.
+def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: set[int] = frozenset()) -> None:
+    """Once step `newest` is published: remove what interrupted writes left, checkpoints that are damaged or later, and of the
+    others all but the newest `keep`, those whose step is a multiple of `keep_every` (0: none), and those in use.
     """
     found = {path: _step_if_whole(path) for path in directory.glob("step-????????")}
-    kept = marker.kept((step for step in found.values() if step is not None), keep, keep_every) | in_use
+    kept = marker.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
     for path in (*found, *directory.glob("*.tmp")):
         if found.get(path) not in kept:
             shutil.rmtree(path, ignore_errors=True)

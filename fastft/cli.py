@@ -7,6 +7,8 @@ fastft VERB --help
 import importlib
 import os
 import sys
+import traceback
+from collections.abc import Callable
 
 VERBS = {
     "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about two minutes"),
@@ -51,7 +53,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def command() -> None:
     """The console script."""
-    leave(main())
+    run(main)
+
+
+def run(main: Callable[[], int]) -> None:
+    """Call `main` and end the process with its code; with 1 after an error that nobody expected, whose stack is shown."""
+    try:
+        code = main()
+    except SystemExit:
+        raise
+    except BaseException:  # noqa: BLE001  Python's own way out would wait for a thread that writes a checkpoint with the dead
+        traceback.print_exc()
+        code = 1
+    leave(code)
 
 
 def leave(code: int) -> None:

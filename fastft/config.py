@@ -341,6 +341,11 @@ _WRONG_GROUP = re.compile(r"Unable to load config (?P<value>'.*?') - Parser key 
 _WRONG_TYPE = re.compile(
     r'Parser key "(?P<key>[\w.]+)":\s+(?P<what>Expected .*?)\. Got value: (?P<value>.*)', re.DOTALL
 )
+_NO_SUBTYPE = re.compile(
+    r"Parser key \"(?P<key>[\w.]+)\":\s+Does not .* Union .*Subtypes: \[(?P<types>(?:<class '\w+'>(?:, )?)+)\].*"
+    r"Given value: (?P<value>.*)",
+    re.DOTALL,
+)
 
 
 def _nearest(key: str, names: list[str]) -> str | None:
@@ -376,4 +381,7 @@ def _one_line(message: str, valid: list[str]) -> str:
         if found["key"] == "gradient_checkpointing":  # jsonargparse speaks of the last kind of value only
             expected = "expected one of ['none', 'selective', 'full']"
         return f"{found['key']}: {expected.replace('Expected a ', 'expected ')}, got {found['value'].strip()!r}"
+    if found := _NO_SUBTYPE.search(message):
+        types = [name for name in re.findall(r"'(\w+)'", found["types"]) if name != "NoneType"]
+        return f"{found['key']}: expected {' or '.join(types)}, got {found['value'].strip()!r}"
     return " ".join(message.split())

@@ -84,7 +84,9 @@ def _fault(path: Path, entry: dict[str, Any], contents: bool) -> str | None:
     return None
 
 
-def kept(steps: Iterable[int], keep: int, keep_every: int) -> set[int]:
-    """Which of the steps retention keeps: the newest `keep`, and multiples of `keep_every` (0: none)."""
-    newest_first = sorted(set(steps), reverse=True)
+def kept(steps: Iterable[int], newest: int, keep: int, keep_every: int) -> set[int]:
+    """Which of the steps retention keeps once `newest` is published: the newest `keep`, and multiples of `keep_every` (0:
+    none). Later ones are of an earlier start, and this one has passed over them: their bytes were wrong.
+    """
+    newest_first = sorted({step for step in steps if step <= newest}, reverse=True)
     return {step for i, step in enumerate(newest_first) if i < keep or (keep_every and step % keep_every == 0)}

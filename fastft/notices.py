@@ -22,6 +22,7 @@ from fastft.stopping import NOTICE_S, Stopping
 
 POLL_S = 5.0  # as AWS advises
 PROBE_S = 1.0
+FIRST_ANSWER_S = 150.0  # of Azure's scheduled events, which take up to two minutes
 AWS_NOTICE_S = 120.0
 LINK_LOCAL = "http://169.254.169.254"
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # a metadata service is never behind a proxy
@@ -40,7 +41,7 @@ def _watch(stopping: Stopping, say: Callable[[str], None], poll_s: float) -> Non
     for service in (Gcp, Aws, Azure):
         try:
             cloud = service()
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         say(f"notices: from the metadata service of {service.__name__.upper()}")
         while stopping.reason is None:
@@ -121,17 +122,21 @@ class Gcp:
 
 
 class Azure:
-    """Scheduled events, of which Preempt is one."""
+    """Scheduled events of all machines of a group, of which Preempt is one. The service for them is switched on by the first
+    question, whose answer takes up to two minutes: whether this is Azure, the instance's own description tells.
+    """
 
     def __init__(self) -> None:
         """Raises OSError where there is no such service."""
-        base = os.environ.get("AZURE_METADATA_ENDPOINT", LINK_LOCAL).rstrip("/")
-        self.url = f"{base}/metadata/scheduledevents?api-version=2020-07-01"
-        self._events(PROBE_S)
+        self.base = os.environ.get("AZURE_METADATA_ENDPOINT", LINK_LOCAL).rstrip("/") + "/metadata"
+        self.name = self._read("instance?api-version=2021-02-01", PROBE_S)["compute"]["name"].lower()
+        self.timeout = FIRST_ANSWER_S
 
     def ask(self, stopping: Stopping, poll_s: float) -> None:
-        for event in self._events(5):
-            if event["EventType"] == "Preempt":
+        events = self._read("scheduledevents?api-version=2020-07-01", self.timeout)["Events"]
+        self.timeout = 5.0
+        for event in events:
+            if event["EventType"] == "Preempt" and self.name in map(str.lower, event["Resources"]):
                 stopping.request("Azure: the machine is being preempted", self._seconds(event.get("NotBefore", "")))
                 return
         time.sleep(min(poll_s, 1.0))  # of thirty seconds
@@ -144,8 +149,8 @@ class Azure:
         moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
         return min(NOTICE_S, (moment - self.now).total_seconds())
 
-    def _events(self, timeout: float) -> list[dict]:
-        request = urllib.request.Request(self.url, headers={"Metadata": "true"})
+    def _read(self, document: str, timeout: float) -> dict:
+        request = urllib.request.Request(f"{self.base}/{document}", headers={"Metadata": "true"})
         with _open(request, timeout=timeout) as reply:
             self.now = parsedate_to_datetime(reply.headers["Date"])
-            return json.loads(reply.read())["Events"]
+            return json.loads(reply.read())

@@ -1,6 +1,14 @@
-"""The processes of a run: joining them, doing something on some and hearing on all how it went, leaving."""
+"""The processes of a run: joining them, doing something on some and hearing on all how it went, leaving.
+
+A machine that is gone closes no connection: only time tells. In the loop nobody is late, and every collective has a limit
+of 110 s. Elsewhere one process may make tokens for hours, upload or export while the others wait, so there a thread of each
+process tells the others every 5 s that it is there, and ends its process when one has been silent for 110 s.
+"""
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TypeVar
@@ -10,6 +18,10 @@ import torch.distributed as dist
 
 SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours while others wait
 STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
+SILENCE_LIMIT = timedelta(
+    seconds=110
+)  # with BEAT_S less than the two minutes after which a dead peer has ended the run
+BEAT_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -23,9 +35,28 @@ def join_ranks() -> torch.device:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=SET_UP_LIMIT)
+            threading.Thread(
+                target=_watch_peers, args=(dist.new_group(backend="gloo"),), name="peers", daemon=True
+            ).start()
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device
+
+
+def _watch_peers(group: dist.ProcessGroup) -> None:
+    """End this process when another one of the run is silent; runs in a thread of every rank."""
+    while dist.is_initialized():
+        began = time.monotonic()
+        try:
+            group.monitored_barrier(SILENCE_LIMIT)
+        except RuntimeError as error:
+            # One that ended has closed its connections: this process hears of it where it waits itself, and knows more.
+            time.sleep(max(0.0, began + SILENCE_LIMIT.total_seconds() - time.monotonic()))
+            if dist.is_initialized():
+                print(f"error: a process of the run is gone: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                os._exit(1)
+            return
+        time.sleep(BEAT_S)
 
 
 def local_rank() -> int:
@@ -40,7 +71,7 @@ def machine() -> int:
 
 def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ()) -> None:
     """How long the collectives to come, in all but the `patient` groups, wait for a rank that does not answer before they
-    end the run. A machine that is gone closes no connection: only time tells.
+    end the run.
     """
     for group in list(dist.distributed_c10d._world.pg_map):
         if group not in patient:

@@ -20,33 +20,43 @@ from fastft.data import Course
 from fastft.model import TrainedModel
 from fastft.ranks import everywhere, on_first
 from fastft.run_directory import short_name
-from fastft.store import Lease, Store, trained_model
+from fastft.store import MODEL, Lease, Store, trained_model
 
 
-def open_store(url: str | None, disk: checkpoint.Disk, at_exit: ExitStack, say) -> tuple[Store | None, Lease | None]:
-    """Object storage, where it is wanted, and on rank 0 the lease on it; collective. Raises ValueError where it is not as
-    it must be.
-    """
+def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
+    """Object storage, where it is wanted; collective. Raises ValueError where it is not as it must be."""
     if url is None:
         if not disk.shared:
             raise ValueError(
                 f"{disk.directory}: the machines do not share it, so none would find the others' parts of a checkpoint; give "
                 "--checkpoint.remote, or an --output_dir that they share"
             )
-        return None, None
-    store = everywhere(lambda: Store(url))
-    lease = everywhere((lambda: Lease(store, say)) if dist.get_rank() == 0 else None)
+        return None
+    return everywhere(lambda: Store(url))
+
+
+def take_lease(store: Store | None, at_exit: ExitStack, say) -> Lease | None:
+    """On rank 0 the lease on storage, until the run leaves; collective. Raises ValueError when another run has it."""
+    lease = everywhere((lambda: Lease(store, say)) if store and dist.get_rank() == 0 else None)
     if lease:
         at_exit.callback(lease.release)
-    return store, lease
+    return lease
 
 
-def finished_model(output_dir: Path, store: Store | None, identity: dict) -> str | None:
-    """Where the trained model of this run is, None while it is not everywhere that it should be; collective."""
-    if store is None:
-        return str(output_dir / "model") if (output_dir / "model").is_dir() else None
-    there = on_first(lambda: (trained_model(store) or {}).get("identity") == identity)
-    return f"{store.url}/model" if there else None
+def finished_model(output_dir: Path, store: Store | None, identity: dict, last: int) -> str | None:
+    """Where the trained model of this run is, None while it is not everywhere that it should be; collective. In storage it
+    stands for itself: its checkpoints may be gone.
+    """
+
+    def look() -> str | None:
+        if store:
+            place, made_by = f"{store.url}/{MODEL}", trained_model(store)
+        else:
+            place, found = str(output_dir / "model"), checkpoint.newest(output_dir / "checkpoints", lambda line: None)
+            made_by = found[1] if found and Path(place).is_dir() else None
+        return place if made_by and (made_by["step"], made_by["identity"]) == (last, identity) else None
+
+    return on_first(look)
 
 
 def find_starts(
@@ -60,6 +70,11 @@ def find_starts(
                 raise ValueError(
                     f"{result}: is not this run's; choose another --output_dir, what lies there would be written over"
                 )
+        if store and on_first(lambda: trained_model(store)):
+            raise ValueError(
+                f"{store.url}/{MODEL}: is the model of another run, or of this one with other settings; give this one another "
+                "name, or remove it"
+            )
         return []
     where = store.url if store and starts[0].remote else config.output_dir
     if not config.resume:

@@ -1,8 +1,9 @@
 """Leaving a machine that is about to be taken away: signals and notices set a flag, all ranks hear of it after the same step.
 
 The first SIGTERM or SIGINT, or a cloud's notice (`fastft.notices`), asks for a stop: the run saves, publishes what the
-time allows, writes OUTPUT_DIR/preempted and leaves with code 75, which says "start me again" (EX_TEMPFAIL of sysexits.h).
-torchrun returns 1 whatever its workers return, so a run script looks for that file. A second signal stops at once.
+time allows and leaves with code 75, which says "start me again" (EX_TEMPFAIL of sysexits.h). torchrun returns 1 whatever its
+workers return, so a run script looks for OUTPUT_DIR/preempted. That is written first of all: torchrun ends its workers with
+SIGKILL after a time that a save or a storage that does not answer can outlast. A second signal stops at once.
 
 The ranks agree in a small all-reduce between the hosts, every so many steps that it takes place about ten times in a notice's
 window; the devices are not waited for.
@@ -11,13 +12,14 @@ window; the devices are not waited for.
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from fastft.checkpoint import Writer
-from fastft.ranks import SET_UP_LIMIT, limit_waiting
+from fastft.ranks import SET_UP_LIMIT, limit_waiting, on_first
 
 EXIT_CODE = 75
 MARK = "preempted"
@@ -33,7 +35,9 @@ class Preempted(BaseException):
 class Stopping:
     """This process's wish to leave, and the ranks' agreement about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: Path | None = None) -> None:
+        """`mark` is the file for the run script, on the process that writes it."""
+        self.mark = mark
         self.reason: str | None = None
         self.deadline = float("inf")  # time.monotonic()
         self.save_soon = False
@@ -46,7 +50,15 @@ class Stopping:
     def request(self, reason: str, seconds: float) -> None:
         """Ask for a stop; the machine goes in so many seconds."""
         self.deadline = min(self.deadline, time.monotonic() + max(0.0, seconds - MARGIN_S))
-        self.reason = self.reason or reason
+        if self.reason is None:
+            self.reason = reason
+            self.note(f"asked to leave ({reason})")
+
+    def note(self, what: str) -> None:
+        """Have the run script know."""
+        with suppress(OSError):
+            if self.mark:
+                self.mark.write_text(f"{what}\n")
 
     def forget(self) -> None:
         """Leave signals to those who had them before."""
@@ -75,20 +87,21 @@ class Stopping:
         finally:
             self._in_loop = False
 
-    def agreed(self, step: int, save: bool) -> tuple[bool, bool]:
+    def agreed(self, step: int, save: bool, last: bool = False) -> tuple[bool, bool]:
         """(stop, save) after `step`, the same on every rank; collective, and most of the time nothing but a comparison.
 
-        `save` says whether this rank wants a checkpoint.
+        `save` says whether this rank wants a checkpoint. After the `last` step it is always asked.
         """
-        if step < self._next_check:
+        if step < self._next_check and not last:
             return False, False
         now = time.monotonic()
-        step_s = (now - self._checked_at) / (step - self._checked)
+        step_s = (now - self._checked_at) / max(1, step - self._checked)
         stop, save = self.reason is not None, save or self.save_soon
+        self.save_soon = False  # here: advice may come while the others are waited for
         wishes = torch.tensor([stop, save, step_s, now - self.deadline], dtype=torch.float64)
         dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.group)
         stop, save, slowest_s, beyond = wishes.tolist()
-        self.save_soon, self._checked, self._checked_at = False, step, now
+        self._checked, self._checked_at = step, now
         self._next_check = step + max(1, int(NOTICE_S / 10 / max(slowest_s, 1e-3)))
         if stop:
             self.request("another machine is taken away", MARGIN_S - beyond)
@@ -104,8 +117,9 @@ def leave_early(step: int, stop: Stopping, writer: Writer) -> None:
     writer.wait()
     where = "saved"
     if writer.uploader:
-        where += (
-            " and uploaded" if writer.uploader.finish(stop.remaining_s()) else ", on this disk only: there was no time"
-        )
+        uploaded = on_first(lambda: writer.uploader.finish(stop.remaining_s()))
+        where += " and uploaded" if uploaded else ", on this disk only: there was no time"
+    left = Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")
+    stop.note(str(left))
     dist.barrier()  # the first to leave has torchrun stop the others
-    raise Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")
+    raise left

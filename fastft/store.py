@@ -5,8 +5,8 @@
     RUN/model/…, RUN/model/COMMITTED    the trained model: the run is finished
     RUN/lease.json                      who writes here
 
-Only single objects are ever put, which storage does atomically; nothing is renamed, appended to, or taken from a listing
-that is not confirmed by a marker. Every request is tried again after 1, 2, 4, 8 and 16 seconds.
+Only single objects are ever put, which storage does atomically; nothing is appended to, or taken from a listing that is not
+confirmed by a marker. Every request is tried again after 1, 2, 4, 8 and 16 seconds.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ MODEL = "model"
 DELAYS_S = (1, 2, 4, 8, 16)
 LEASE_S = 120.0  # after its holder was last heard of
 RENEW_S = 20.0
+RELEASE_S = 5.0  # for leaving: of the 30 s that torchrun gives after a signal, 27 may have gone into an upload
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # another try ends the same way
 Result = TypeVar("Result")
@@ -73,7 +74,15 @@ class Store:
         self._try(lambda: self.fs.get_file(f"{self.root}/{name}", str(target)), name)
 
     def write(self, name: str, content: str) -> None:
-        self._try(lambda: self.fs.pipe_file(f"{self.root}/{name}", content.encode()), name)
+        """Put an object whose readers find the old or the new content, as object storage has it."""
+        path, beside = f"{self.root}/{name}", f"{self.root}/{name}.{secrets.token_hex(4)}.tmp"
+
+        def replace() -> None:  # fsspec writes a file in place: for a moment it would be empty
+            self.fs.pipe_file(beside, content.encode())
+            os.replace(beside, path)
+
+        local = "file" in self.fs.protocol
+        self._try(replace if local else lambda: self.fs.pipe_file(path, content.encode()), name)
 
     def read(self, name: str) -> bytes | None:
         """None where there is no such object."""
@@ -158,7 +167,8 @@ class Lease:
 
     It is an object that its holder rewrites every 20 s. Another run may take it when the holder has said that it leaves,
     when the holder was a process of this machine that has ended or an earlier start of this managed job, or when it has not
-    changed for two minutes, by the clock of the storage or by watching it.
+    changed for two minutes, by the clock of the storage or by watching it. Whoever finds it gone has lost it: another run
+    may have come and gone meanwhile.
     """
 
     def __init__(self, store: Store, say: Callable[[str], None]):
@@ -177,17 +187,24 @@ class Lease:
         self.thread.start()
 
     def is_mine(self) -> bool:
-        """False once another run has taken it."""
+        """False once another run has taken it, or this one has released it."""
         held = self._read()
-        self.lost = self.lost or bool(held and held.get("token") != self.mine["token"])
-        return not self.lost
+        self.lost = self.lost or held is None or held.get("token") != self.mine["token"]
+        return not self.lost and not self._ended.is_set()
 
     def release(self) -> None:
-        """Say that the next start need not wait."""
+        """Say that the next start need not wait. Where storage does not answer soon, that start has to."""
         self._ended.set()
-        self.thread.join(5)  # or what it is about to write would come after the removal
-        if self.is_mine():
-            self.store.remove("lease.json")
+        last = threading.Thread(target=self._remove, name="release", daemon=True)
+        last.start()
+        last.join(RELEASE_S)
+
+    def _remove(self) -> None:
+        self.thread.join()  # or what it is about to write would come after the removal
+        with contextlib.suppress(ValueError):
+            self.is_mine()
+            if not self.lost:
+                self.store.remove("lease.json")
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
@@ -223,8 +240,9 @@ class Lease:
     def _may_take(self, held: dict[str, Any], say: Callable[[str], None]) -> bool:
         if self.mine["job"] and held.get("job") == self.mine["job"]:
             return True
-        if (held.get("host"), held.get("boot")) == (self.mine["host"], self.mine["boot"]):
-            return not _alive(held.get("pid"))
+        here = (held.get("host"), held.get("boot")) == (self.mine["host"], self.mine["boot"])
+        if here and not _alive(held.get("pid")):  # one that is alive may be another process of that number
+            return True
         age = self._age()
         if age > LEASE_S:
             return True
@@ -234,7 +252,7 @@ class Lease:
         )
         until = time.monotonic() + wait
         while time.monotonic() < until:
-            time.sleep(min(RENEW_S / 2, max(0.0, until - time.monotonic())))
+            time.sleep(min(RENEW_S / 10, max(0.0, until - time.monotonic())))
             now = self._read()
             if now is None:
                 return True
@@ -262,6 +280,8 @@ def _alive(pid: Any) -> bool:
 
 
 def _managed_job() -> str:
-    """SkyPilot starts a managed job again only when its earlier machines are gone."""
-    job = os.environ.get("SKYPILOT_MANAGED_JOB_ID", "")
-    return f"{os.environ.get('SKYPILOT_USER', '')}/{job}" if job else ""
+    """SkyPilot starts a managed job again only when its earlier machines are gone. Its number alone is that of other jobs,
+    too, of other API servers; the task's id begins with the moment at which its controller began, and lasts as long.
+    """
+    names = ("SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_TASK_ID")
+    return "/".join(os.environ[name] for name in names) if all(map(os.environ.get, names)) else ""

@@ -61,7 +61,7 @@ from fastft.ranks import (
     on_first,
 )
 from fastft.rehearsal import rehearse
-from fastft.resume import find_starts, finished_model, open_store, resume, run_identity
+from fastft.resume import find_starts, finished_model, open_store, resume, run_identity, take_lease
 from fastft.run_directory import describe, read_run, write_facts
 from fastft.run_report import refresh_page
 from fastft.samples import Sampler
@@ -85,7 +85,8 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
 
     Raises ValueError for the user's mistakes, Preempted when it was asked to leave.
     """
-    started, device, stop = time.time(), join_ranks(), Stopping()
+    mark = None if local_rank() or config.dry_run else Path(config.output_dir) / stopping.MARK
+    started, device, stop = time.time(), join_ranks(), Stopping(mark)
     at_exit.callback(stop.forget)
     startup = Startup()
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -117,17 +118,17 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     identity, starts = run_identity(config, course, model_fingerprint(config.model, source_config)), []
     if not config.dry_run:
         disk = checkpoint.Disk(output_dir / "checkpoints")
-        store, lease = open_store(config.checkpoint.remote, disk, at_exit, say)
+        store = open_store(config.checkpoint.remote, disk)
+        if config.resume and (place := finished_model(output_dir, store, identity, course.total)):
+            say(f"finished: step {course.total} of {course.total} is done; the model is in {place}")
+            return output_dir / "model"
+        lease = take_lease(store, at_exit, say)
         starts = find_starts(config, disk, store, identity, say)
-        first = starts[0].meta["step"] if starts else 0
-        if first > course.total:
+        if starts and (done := starts[0].meta["step"]) > course.total:
             raise ValueError(
-                f"step {first} is done, and these settings end with step {course.total}: raise max_steps or epochs, or have that "
+                f"step {done} is done, and these settings end with step {course.total}: raise max_steps or epochs, or have that "
                 "step's model from fastft export"
             )
-        if first == course.total and (place := finished_model(output_dir, store, identity)):
-            say(f"finished: step {first} of {course.total} is done; the model is in {place}")
-            return output_dir / "model"
 
     startup.done("checkpoints found")
 
@@ -177,7 +178,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             where = {"stage": step.stage + 1} if config.stages else {}
             pending.append({**numbers, "number": number, **where, "epoch": step_epoch(stage, step)})
 
-            stop_now, save_agreed = stop.agreed(number, cadence.wants_one())
+            stop_now, save_agreed = stop.agreed(number, rank == 0 and cadence.wants_one())
             save_now = last or stop_now or save_agreed or cadence.is_due(number)
             evaluate_now = eval_data is not None and (number % config.eval_every == 0 or last) and not stop_now
             ask_now = sampler.is_due(number, course.total) and not stop_now
@@ -214,9 +215,12 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 say(str(startup))
                 limit_waiting(STEP_LIMIT, writer.patient_groups)
 
-    looped_s = time.perf_counter() - loop_began
-    limit_waiting(SET_UP_LIMIT)
-    writer.wait()
+        looped_s = time.perf_counter() - loop_began
+        limit_waiting(SET_UP_LIMIT)
+        writer.wait()
+        if stop.agreed(course.total, False, last=True)[0]:  # asked while the last step was evaluated or saved
+            leave_early(course.total, stop, writer)
+
     if writer.saves:
         say(
             f"checkpoints: {writer.saves} saved; training waited {writer.blocked_s:.2f} s for them, "
@@ -400,11 +404,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
         try:
             train(config)
+            mark.unlink(missing_ok=True)  # of a notice that came too late to matter
         except torch.OutOfMemoryError:
             raise ValueError(out_of_memory_line(config, dist.get_world_size())) from None
     except Preempted as asked:
-        if local_rank() == 0 and not config.dry_run:
-            mark.write_text(f"{asked}\n")
         if first_to_fail():
             print(asked, file=sys.stderr, flush=True)
         return stopping.EXIT_CODE
@@ -419,6 +422,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from fastft.cli import leave
+    from fastft.cli import run
 
-    leave(main())
+    run(main)

@@ -37,7 +37,7 @@ class Uploader:
         self.changed = threading.Condition()
         self.offers: dict[int, Offer] = {}
         self.closing = False
-        self.tried = self.committed = -1
+        self.tried = self.committed = self.current = -1
         self.seconds = 0.0  # of the last upload
         self.thread: threading.Thread | None = None
         if dist.get_rank() in holders:
@@ -45,8 +45,9 @@ class Uploader:
             self.thread.start()
 
     def offer(self, step: int, directory: Path, meta: dict[str, Any], files: list[str]) -> None:
-        """A checkpoint is complete on disk."""
+        """A checkpoint is complete on disk. One that still waits for its turn loses it, and its place on the disk."""
         with self.changed:
+            self.offers = {other: offer for other, offer in self.offers.items() if other == self.current}
             self.offers[step] = directory, meta, files
             self.changed.notify_all()
 
@@ -82,17 +83,22 @@ class Uploader:
         with self.changed:
             self.changed.wait_for(lambda: self.closing or max(self.offers, default=-1) > self.tried)
             newest = max(self.offers, default=-1)
-            return (newest, self.attempt) if newest > self.tried else None
+            if newest <= self.tried:
+                return None
+            self.current = newest
+            return newest, self.attempt
 
     def _upload(self, step: int, name: str) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: step in self.offers)
-            directory, meta, files = self.offers[step]
+            self.current = step
+            self.changed.wait_for(lambda: max(self.offers, default=-1) >= step)
+            offer = self.offers.get(step)  # a machine that had a newer one before it heard of this choice has none
         began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(failures, self._put(directory, name, files), group=self.group)
+        failure = self._put(name, offer) if offer else "a newer one took its place"
+        dist.all_gather_object(failures, failure, group=self.group)
         failure = next(filter(None, failures), None)
         if self.first and failure is None:
-            failure = self._commit(name, meta)
+            failure = self._commit(name, offer[1])
         self.seconds = time.monotonic() - began
         with self.changed:
             self.offers = {other: offer for other, offer in self.offers.items() if other > step}
@@ -102,8 +108,9 @@ class Uploader:
         if failure:
             self._say(f"upload: step {step} is on the disk only ({failure})")
 
-    def _put(self, directory: Path, name: str, files: list[str]) -> str | None:
-        """Upload; what went wrong."""
+    def _put(self, name: str, offer: Offer) -> str | None:
+        """Upload this machine's files; what went wrong."""
+        directory, _, files = offer
         try:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 for _ in pool.map(lambda file: self.store.put(directory / file, f"{name}/{file}"), files):
@@ -115,20 +122,20 @@ class Uploader:
     def _commit(self, name: str, meta: dict[str, Any]) -> str | None:
         try:
             if not self.lease.is_mine():
-                return f"another run writes to {self.store.url}"
+                return f"the right to write to {self.store.url} is lost"
             self.store.write(f"{name}/{COMMITTED}", marker.dumps(meta))
         except ValueError as error:
             return str(error)
         try:
-            self._prune(name)
+            self._prune(name, meta["step"])
         except ValueError as error:  # there is more than was asked for, not less
             self._say(f"upload: older checkpoints could not be removed ({error})")
         return None
 
-    def _prune(self, newest: str) -> None:
+    def _prune(self, newest: str, step: int) -> None:
         """Remove what is not to be kept, and uploads that were never finished."""
         committed = checkpoints(self.store, say=lambda line: None)
-        kept = marker.kept((meta["step"] for _, meta in committed), self.keep, self.keep_every)
+        kept = marker.kept((meta["step"] for _, meta in committed), step, self.keep, self.keep_every)
         keep, seen = {newest}, set()
         for name, meta in committed:
             if meta["step"] in kept and meta["step"] not in seen:

@@ -9,6 +9,7 @@ set -euo pipefail
 export HF_HOME="$HOME/.cache/huggingface"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100 # torchrun's 30 s would cut off the save that follows a notice
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+RUN_NAME=${RUN_NAME:-$(basename "$MODEL")}
 output="$HOME/runs/$RUN_NAME"
 first=$(head -n 1 <<<"$SKYPILOT_NODE_IPS")
 

@@ -29,6 +29,7 @@ class Cloud(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Answers)
         self.kind, self.now, self.asked, self.failures = kind, 1_700_000_000.0, 0, 0
         self.action = self.rebalance = None
+        self.switched_on = False
         self.changed = threading.Condition()
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -78,13 +79,23 @@ class _Answers(BaseHTTPRequestHandler):
         self.answer(200, "TRUE" if gone else "FALSE", "after" if gone else "before")
 
     def azure(self, path: str, query: dict) -> None:
-        if path != "/metadata/scheduledevents" or self.headers.get("Metadata") != "true":
+        if self.headers.get("Metadata") != "true":
             return self.answer(400)
-        events = [{"EventId": "1", "EventType": "Reboot", "NotBefore": ""}]
+        if path == "/metadata/instance":
+            return self.answer(200, json.dumps({"compute": {"name": "vm-7"}}))
+        if path != "/metadata/scheduledevents":
+            return self.answer(400)
+        if not self.server.switched_on:  # minutes, on a fresh machine
+            time.sleep(2 * notices.PROBE_S)
+            self.server.switched_on = True
+        now = formatdate(self.server.now, usegmt=True)
+        events = [
+            {"EventId": "1", "EventType": "Reboot", "NotBefore": "", "Resources": ["VM-7"]},
+            {"EventId": "2", "EventType": "Preempt", "NotBefore": now, "Resources": ["vm-8"]},
+        ]
         if self.server.action:
-            events.append(
-                {"EventId": "2", "EventType": "Preempt", "NotBefore": formatdate(self.server.action, usegmt=True)}
-            )
+            when = formatdate(self.server.action, usegmt=True)
+            events.append({"EventId": "3", "EventType": "Preempt", "NotBefore": when, "Resources": ["vm-8", "VM-7"]})
         self.answer(200, json.dumps({"Events": events}))
 
     def answer(self, code: int, body: str = "", tag: str = "0") -> None:

@@ -53,7 +53,7 @@ def run(tmp_path: Path, name: str, gpus: int, mib: int | None, ends_with: int = 
         "SKYPILOT_NUM_NODES": str(nodes),
         "SKYPILOT_NUM_GPUS_PER_NODE": str(gpus),
         "ENDS_WITH": str(ends_with),
-        "MARK": str(tmp_path / "runs" / envs["RUN_NAME"] / "preempted") if mark else "",
+        "MARK": str(tmp_path / "runs" / (envs["RUN_NAME"] or Path(envs["MODEL"]).name) / "preempted") if mark else "",
     }
     done = subprocess.run(["bash", "-c", config["run"]], cwd=ROOT, env={**environment, **envs}, capture_output=True)
     argv = (tmp_path / "argv").read_bytes().decode().split("\0")[:-1]
@@ -82,6 +82,12 @@ def test_the_trainer_takes_every_flag(tmp_path, name):
             assert config.micro_batch_size == 1 or mib / config.micro_batch_size >= 20_000
             assert nodes * gpus % config.replicas == 0 and launcher[launcher.index("--master-addr") + 1] == "10.0.0.1"
             assert config.checkpoint.remote == f"s3://my-chats/{Path(config.output_dir).name}"
+
+
+def test_a_run_without_a_name_has_the_models(tmp_path):
+    for name, said in (("", "Qwen2.5-7B"), ("v2", "v2")):
+        config = parse_config(run(tmp_path, "train.yaml", 8, 81_559, RUN_NAME=name)[1])
+        assert config.checkpoint.remote == f"s3://my-chats/{said}" and Path(config.output_dir).name == said
 
 
 def test_memory_is_used(tmp_path):

@@ -217,6 +217,20 @@ def test_a_loss_by_hand():
     assert (runs.hours >= runs.paid_hours).all()
 
 
+@given(st.integers(0, 5000), st.integers(60, 600), st.integers(0, 20), st.integers(0, 3000))
+def test_uploads_come_one_at_a_time(lasted, interval, blocking, upload):
+    """As the trainer's uploader has it, told step by step: the newest save that there is, as soon as the last one is safe."""
+    job = replace(JOB, interval_s=interval, blocking_s=blocking, upload_s=upload)
+    cycle, free, safe = interval + blocking, 0, 0
+    while True:
+        begins = max(free, (safe + 1) * cycle)  # when there is a newer save than the last one
+        free = begins + upload
+        if free > lasted:
+            break
+        safe = begins // cycle
+    assert job.reached_s(0.0, lasted + 0.5)[0] == min(safe * interval, job.work_s)
+
+
 @settings(max_examples=40)
 @given(jobs, st.floats(0, 1), st.integers(0, 3))
 def test_nothing_is_free(job, rate, seed):
@@ -226,7 +240,11 @@ def test_nothing_is_free(job, rate, seed):
     assert (3600 * runs.paid_hours[ended] + 1e-3 >= job.work_s + runs.lost_s[ended] + job.recovery_s).all()
     assert (runs.hours + 1e-9 >= runs.paid_hours)[ended].all()
     assert (runs.lost_s[runs.preemptions == 0] == 0).all()
-    assert (runs.lost_s <= runs.preemptions * (job.interval_s + job.upload_s + job.blocking_s) + 1e-3).all()
+    cycle = job.interval_s + job.blocking_s
+    unsafe = job.upload_s + max(
+        job.upload_s, cycle
+    )  # one upload, and what it had to wait for: the one before it, or a save
+    assert (runs.lost_s <= runs.preemptions * (unsafe + cycle * (job.upload_s > cycle)) + 1e-3).all()
 
 
 @given(st.integers(1, 20), st.integers(0, 20), st.integers(1, 20))
@@ -320,6 +338,11 @@ def test_the_same_seed_gives_the_same_numbers(model, capsys):
         (["--spot", "--trace", "nowhere.json"], "trace: nowhere.json: no such file"),
         (["--spot", "--trace", "x", "--preemption_rate", "1"], "preemption_rate: the trace has its own"),
         (["--spot", "--preemption_rate", "-1"], "preemption_rate: -1.0 is not 0 or more"),
+        (["--spot", "--preemption_rate", "nan"], "preemption_rate: expected float, got 'nan'"),
+        (["--spot", "--preemption_rate", "1000"], "preemption_rate: 1000.0 is not between 0 and 60 preemptions"),
+        (["--spot", "--trace", "/"], "trace: /: Is a directory"),
+        (["--spot", "--prices", "/"], "prices: /: Is a directory"),
+        (["--spot", "--page", "/nowhere/x.html"], "page: /nowhere/x.html: cannot be written"),
         (["--spot", "--burst", "0.5"], "burst: 0.5 is not between 1 and 64"),
         (["--spot", "--prices", "nowhere.csv"], "prices: nowhere.csv: no such file"),
         (

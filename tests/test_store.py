@@ -6,14 +6,17 @@ import re
 import socket
 import subprocess
 import threading
+import time
 
 import pytest
 import storage
+import torch.distributed as dist
 
 from fastft import marker
 from fastft import store as storing
+from fastft.ranks import join_ranks
 from fastft.store import COMMITTED, Lease, Store, checkpoints, trained_model
-from fastft.upload import fetch, upload_model
+from fastft.upload import Uploader, fetch, upload_model
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,12 @@ def store(request, tmp_path):
         return Store(f"file://{tmp_path}/bucket/run")
     request.getfixturevalue("line")
     return Store(f"s3://runs/{re.sub(r'[^a-z]+', '-', request.node.name)}")
+
+
+@pytest.fixture
+def short_lease(monkeypatch):
+    monkeypatch.setattr(storing, "LEASE_S", 1.5)
+    monkeypatch.setattr(storing, "RENEW_S", 0.2)
 
 
 def commit(store: Store, name: str, step: int, files: dict[str, dict]) -> None:
@@ -110,13 +119,67 @@ def test_the_model_counts_when_it_is_whole(store, tmp_path):
     assert set(trained_model(store)["files"]) == {"config.json", "deep/weights"}
 
 
-# The lease -------------------------------------------------------------------------------------------------------------------
+# The uploader ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def short_lease(monkeypatch):
-    monkeypatch.setattr(storing, "LEASE_S", 1.5)
-    monkeypatch.setattr(storing, "RENEW_S", 0.2)
+def uploader(tmp_path, short_lease):
+    """Of one process, whose checkpoints are each a file, and whose storage takes nothing until `uploader.goes` is set."""
+    join_ranks()
+    lease = Lease(Store(f"file://{tmp_path}/bucket/run"), print)
+    uploader = Uploader(lease.store, lease, [0], keep=2, keep_every=0)
+    put, uploader.goes = uploader._put, threading.Event()
+    uploader._put = lambda *given: uploader.goes.wait(60) and put(*given)
+    yield uploader
+    uploader.goes.set()
+    uploader.finish(60)
+    lease.release()
+    dist.destroy_process_group()
+
+
+def offer(uploader: Uploader, tmp_path, step: int) -> None:
+    path = tmp_path / f"step-{step:08d}"
+    path.mkdir()
+    (path / "shard").write_bytes(b"1" * 100)
+    files = {"shard": marker.entry(path / "shard")}
+    meta = {"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files}
+    uploader.offer(step, path, meta, ["shard"])
+
+
+def test_only_the_newest_checkpoint_waits_for_an_upload(uploader, tmp_path):
+    offer(uploader, tmp_path, 1)
+    while uploader.current < 1:
+        time.sleep(0.01)
+    for step in range(2, 30):
+        offer(uploader, tmp_path, step)
+        assert uploader.in_use() == {1, step}
+    uploader.goes.set()
+    assert uploader.finish(60) and uploader.committed == 29
+    assert [meta["step"] for _, meta in checkpoints(uploader.store, print)] == [29, 1]
+
+
+def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path, capsys):
+    """It had a newer one before it heard of the choice."""
+    for step in (1, 2, 3):
+        while step == 2 and uploader.current < 1:
+            time.sleep(0.01)
+        offer(uploader, tmp_path, step)
+    uploader._next = iter([(2, "ab"), (3, "ab"), None]).__next__
+    uploader.goes.set()
+    assert uploader.finish(60) and uploader.committed == 3
+    assert "step 2 is on the disk only (a newer one took its place)" in capsys.readouterr().err
+
+
+def test_what_a_start_has_passed_over_is_not_kept_in_storage(uploader, tmp_path):
+    for step in (10, 20, 30):  # the bytes of the last two are wrong
+        commit(uploader.store, f"step-{step:08d}-aa", step, {})
+    uploader.goes.set()
+    offer(uploader, tmp_path, 15)
+    assert uploader.finish(60)
+    assert [meta["step"] for _, meta in checkpoints(uploader.store, print)] == [15, 10]
+
+
+# The lease -------------------------------------------------------------------------------------------------------------------
 
 
 def foreign(store: Store, **changes) -> None:
@@ -130,6 +193,7 @@ def test_two_runs_never_write_to_the_same_place(store, short_lease):
     with pytest.raises(ValueError, match=r"another run writes there .*give this one another name"):
         Lease(store, print)
     with_lease.release()
+    assert not with_lease.is_mine(), "who has released it writes no more"
     Lease(store, print).release()
 
 
@@ -159,12 +223,49 @@ def test_a_holder_elsewhere_is_watched_until_its_lease_ends(store, short_lease):
 def test_the_same_managed_job_and_a_dead_process_need_not_wait(store, monkeypatch):
     """LEASE_S is two minutes here: waiting would show."""
     monkeypatch.setenv("SKYPILOT_MANAGED_JOB_ID", "7")
-    foreign(store, job="/7")
+    monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
+    foreign(store, job="7/sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
     Lease(store, print).release()
     dead = subprocess.Popen(["true"])
     dead.wait()
     foreign(store, host=socket.gethostname(), boot=storing._boot(), pid=dead.pid)
     Lease(store, print).release()
+
+
+def test_the_same_number_of_job_on_another_server_is_another_job(store, short_lease, monkeypatch):
+    monkeypatch.setenv("SKYPILOT_MANAGED_JOB_ID", "7")
+    monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
+    with_lease = Lease(store, print)
+    monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-07-08-09-123456_vicuna_7-0")
+    with pytest.raises(ValueError, match="another run writes there"):
+        Lease(store, print)
+    with_lease.release()
+
+
+def test_a_number_of_process_that_another_one_has_now_does_not_hold_the_lease(store, short_lease):
+    foreign(store, host=socket.gethostname(), boot=storing._boot(), pid=os.getpid())
+    Lease(store, print).release()
+
+
+def test_who_finds_the_lease_gone_has_lost_it(store, short_lease):
+    """Stalled for minutes: another run has taken it, has finished, and has released it."""
+    lease = Lease(store, print)
+    lease._ended.set()  # its thread is stalled, too
+    lease.thread.join()
+    lease._ended.clear()
+    store.remove("lease.json")
+    assert not lease.is_mine() and lease.lost
+    lease.release()
+
+
+def test_an_object_is_never_seen_half_written(tmp_path):
+    store = Store(f"file://{tmp_path}/run")
+    store.write("lease.json", "the first")
+    with open(tmp_path / "run" / "lease.json") as reader:
+        store.write("lease.json", "the second")
+        assert reader.read() == "the first"
+    assert store.read("lease.json") == b"the second"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lease.json"]
 
 
 def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lease):

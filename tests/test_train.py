@@ -443,8 +443,29 @@ def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
         path.mkdir()
         (path / "shard").write_text(content)
         (path / "meta.json").write_text(marker_of(step))
-    prune(tmp_path, keep=1)
+    prune(tmp_path, 16, keep=1)
     assert newest(tmp_path)[1]["step"] == 10
+
+
+def test_pruning_takes_nothing_for_whole_that_a_start_has_passed_over(tmp_path):
+    """20 and 30 have bytes of the right number and of the wrong value: the run went on from 10, and has saved 15."""
+    from fastft.checkpoint import prune
+
+    for step in (10, 15, 20, 30):
+        path = tmp_path / f"step-{step:08d}"
+        path.mkdir()
+        (path / "shard").write_text("12345" if step < 20 else "12340")
+        (path / "meta.json").write_text(marker_of(step))
+    prune(tmp_path, 15, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+
+
+def test_files_without_their_marker_are_no_checkpoint(tmp_path):
+    from fastft.checkpoint import Candidate, _complete_files
+
+    (tmp_path / "shard").write_text("12345")
+    meta = {"files": {"shard": marker.entry(tmp_path / "shard")}}
+    assert _complete_files(Candidate(meta, None), tmp_path, None, print) == "meta.json is missing"
 
 
 def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):

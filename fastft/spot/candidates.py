@@ -9,9 +9,11 @@ fastft.spot.simulate, which runs each candidate some hundred times from random m
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +77,10 @@ class SpotConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name}: {value} is not 0 or more and finite")
+        if self.page:
+            path = Path(self.page).expanduser()
+            if path.is_dir() or not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
+                raise ValueError(f"page: {self.page}: cannot be written")
         _ = self.interval_s
 
     @property

@@ -131,6 +131,8 @@ def _read_file(path: Path) -> list[Offer]:
             columns = set(reader.fieldnames or ())
     except FileNotFoundError:
         raise ValueError(f"prices: {path}: no such file; {', '.join(shipped())} come with fastft") from None
+    except OSError as error:
+        raise ValueError(f"prices: {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"prices: {path} is no CSV ({error})") from None
     if {"cloud", "gpu", "count", "region", "on_demand", "spot"} <= columns:

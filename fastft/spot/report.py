@@ -33,7 +33,7 @@ def show(found: Comparison, console, model: str) -> None:
     for line in assumptions(found):
         console.print(line)
     if found.config.page:
-        write_spot_page(Path(found.config.page), found, model)
+        write_spot_page(Path(found.config.page).expanduser(), found, model)
         console.print(f"page: {found.config.page}")
 
 

@@ -63,9 +63,16 @@ class Job:
         made = self._worked(lasted_s)
         if self.saves_on_notice:
             return min(done_s + self._worked(lasted_s - self.notice_s), self.work_s), 0.0
-        saved = max(math.floor((lasted_s - self.upload_s) / cycle), 0) * self.interval_s
+        saved = self._safe_saves(lasted_s, cycle) * self.interval_s
         made, saved = (min(seconds, self.work_s - done_s) for seconds in (made, saved))
         return done_s + saved, made - saved
+
+    def _safe_saves(self, lasted_s: float, cycle: float) -> int:
+        """The newest save that is safe. Uploads come one at a time, each of the newest save that there is then."""
+        if self.upload_s <= cycle:
+            return max(math.floor((lasted_s - self.upload_s) / cycle), 0)
+        uploads = math.floor((lasted_s - cycle) / self.upload_s)
+        return math.floor((cycle + (uploads - 1) * self.upload_s) / cycle) if uploads > 0 else 0
 
     def _worked(self, lasted_s: float) -> float:
         """Work after so many seconds of steps and saves."""

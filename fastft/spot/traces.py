@@ -23,6 +23,8 @@ import numpy as np
 
 FLEET = 64
 """Nodes of a synthetic trace, as many as bamboo's."""
+MOST_AN_HOUR = 60.0
+"""Preemptions of a node: more often than a machine can be provisioned, let alone do a step."""
 REFILL_S = 600.0
 """Mean seconds after which a synthetic fleet has a lost node again."""
 
@@ -48,6 +50,8 @@ def read_trace(path: str | Path) -> Trace:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ValueError(f"trace: {path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"trace: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(_unknown(path)) from None
     if text.lstrip().startswith("{"):
@@ -115,10 +119,12 @@ def fit(trace: Trace) -> tuple[float, float]:
 def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0, fleet: int = FLEET) -> Trace:
     """A fleet whose nodes are each lost `rate` times an hour on average, `burst` (mean, geometric) at once, and refilled.
 
-    Bursts come as a Poisson process. Raises ValueError for a rate that is negative or a burst below 1 or above the fleet.
+    Bursts come as a Poisson process. Raises ValueError for a rate that is none or a burst below 1 or above the fleet.
     """
-    if not 0 <= rate < math.inf:
-        raise ValueError(f"preemption_rate: {rate} is not 0 or more preemptions a node and hour")
+    if not 0 <= rate <= MOST_AN_HOUR:
+        raise ValueError(
+            f"preemption_rate: {rate} is not between 0 and {MOST_AN_HOUR:g} preemptions a node and hour; nothing is set up faster"
+        )
     if not 1 <= burst <= fleet:
         raise ValueError(f"burst: {burst} is not between 1 and {fleet} nodes")
     random = np.random.default_rng(seed)
