@@ -258,7 +258,7 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console, base = Console(highlight=False, soft_wrap=True), results.get("padded", {}).get("tokens_per_s")
+    console, base = Console(highlight=False, width=120), results.get("padded", {}).get("tokens_per_s")
     table = Table(title=f"{options.shape}, window {options.window}, {options.rows} rows a step", title_justify="left")
     for column in ("", "real tokens/s", "ratio", "step", "memory", "MFU", "loss"):
         table.add_column(column, justify="left" if not column else "right")

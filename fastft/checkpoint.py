@@ -26,7 +26,6 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from fastft import marker
@@ -155,8 +154,10 @@ class Writer:
         cause = _root_cause(error)
         if "inline_container" not in cause and os.strerror(errno.ENOSPC) not in cause:
             return cause
-        here = dist.get_world_size() // len(self.disk.holders)  # processes that write to this disk, all as much
-        needed = here * sum(_local(leaf).nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
+        whole = sum(
+            leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)
+        )  # of all processes' shards
+        needed = whole / len(self.disk.holders)
         written = sum(path.stat().st_size for path in partial.glob("*"))
         free = shutil.disk_usage(partial.parent).free + written
         return f"{os.strerror(errno.ENOSPC)}: {needed / 2**30:.3g} GiB needed, {free / 2**30:.3g} free"
@@ -392,11 +393,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _root_cause(error: BaseException) -> str:
