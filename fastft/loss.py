@@ -3,8 +3,8 @@
 The head, the softmax and their gradients are computed together, some positions at a time, in the forward pass: logits are
 made once (making them again in the backward pass would cost a fourth matrix product beside the three that are needed)
 and never outlive their chunk. On a CPU that takes two thirds of the time of checkpointed chunks, with equal errors
-(benchmarks/loss.py). The weight's gradient is summed over the chunks in the model's data type: of a bf16 model its error grows
-from 1.7e-3 for one chunk to 5.0e-3 for 16 and 1.0e-2 for 64. A sum in fp32 would take 1 GiB more of an 8B model, and twice the
+(benchmarks/loss.py). The weight's gradient is summed over the chunks in the model's data type: in bf16 its error grows from
+1.7e-3 for one chunk to 5.0e-3 for 16 and 1.0e-2 for 64. A sum in fp32 would take another GiB of an 8B model, and twice the
 traffic.
 
 Why not a library's: `torch.nn.functional.linear_cross_entropy` (torch 2.13) works the same way, but sums the loss of a

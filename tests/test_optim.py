@@ -395,7 +395,7 @@ def test_names_are_those_in_the_file(tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"id": "o", "messages": turns}))
     sources = [Source(str(path), 2), Source(str(other), 1)]
-    data = TokenizedData([], [], np.array([2, 1, 0]), 0, 0, "", sources)  # the first file's `x` has nothing to learn
+    data = TokenizedData([], [], np.array([2, 1, 0]), 0, 0, {}, sources)  # the first file's `x` has nothing to learn
     assert conversation_names(data, [2, 0, 1]) == ["o", "z", "data.jsonl-1"]
     assert conversation_names(replace(data, positions=np.array([0, 1, 0])), [0]) == ["x (part 2 of 3)"]
 
