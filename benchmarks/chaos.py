@@ -73,8 +73,10 @@ class Run:
     def command(self, processes: int) -> list[str]:
         port = str(29600 + random.randrange(300))
         torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", port]
+        return [sys.executable, *(torchrun if processes > 1 else []), "-m", "fastft.train", *self.flags()]
+
+    def flags(self) -> list[str]:
         return [
-            sys.executable, *(torchrun if processes > 1 else []), "-m", "fastft.train",
             "--model", str(self.ground / "model"), "--data", str(self.ground / "data.jsonl"),
             "--output_dir", str(self.out), "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-3",
             "--epochs", "1000", "--max_steps", str(self.steps), "--trackers", "none",
@@ -129,11 +131,11 @@ def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> 
 
 
 def end(run: Run, process: subprocess.Popen, window_s: float | None) -> None:
-    """SIGTERM to torchrun and `window_s` of time, where there is one; then SIGKILL to all, its workers too, which are in
-    sessions of their own.
+    """SIGTERM to torchrun, with the script that started it, and `window_s` of time, where there is one; then SIGKILL to all, its
+    workers too, which are in sessions of their own.
     """
     if window_s is not None:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(window_s)
     if process.poll() is None:

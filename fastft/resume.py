@@ -54,7 +54,9 @@ def finished_model(output_dir: Path, store: Store | None, identity: dict, last: 
         else:
             place, found = str(output_dir / "model"), checkpoint.newest(output_dir / "checkpoints", lambda line: None)
             made_by = found[1] if found and Path(place).is_dir() else None
-        return place if made_by and (made_by["step"], made_by["identity"]) == (last, identity) else None
+        if made_by and made_by["step"] == last and not any(_differences("", made_by["identity"], identity)):
+            return place
+        return None
 
     return on_first(look)
 
