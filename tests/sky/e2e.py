@@ -5,11 +5,7 @@
 SkyPilot's Slurm cloud needs no more than sshd and Slurm, so two nodes of a Slurm cluster run on loopback, in a chroot over an
 overlay of / with mount, process and host name namespaces of its own: packages, users and daemons exist in there only, and are
 gone when this ends. The job is sky_yamls/train.yaml with a tiny model on CPU; what differs is in `task` below. It is preempted by
-<<<<<<< HEAD
-`scancel` and by taking its node down. Shown at the end: SUCCEEDED, resumed at the newest checkpoint in the bucket with up to
-=======
 `scancel` and by taking its node down. Shown at the end: SUCCEEDED, resumed at the newest checkpoint in the bucket, with up to
->>>>>>> spot-fixes
 EVERY steps done again and none skipped (at SIGTERM SkyPilot's script removes the node's directory, often before the save of that
 moment is uploaded), weights and losses those of an uninterrupted run, bit for bit. Exit code 1 when anything of that is not so.
 """
