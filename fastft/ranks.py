@@ -18,9 +18,7 @@ import torch.distributed as dist
 
 SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours while others wait
 STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
-SILENCE_LIMIT = timedelta(
-    seconds=110
-)  # with BEAT_S less than the two minutes after which a dead peer has ended the run
+SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S: a dead peer ends the run within two minutes
 BEAT_S = 5.0
 
 Result = TypeVar("Result")
