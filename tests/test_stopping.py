@@ -182,14 +182,14 @@ def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
 RANK_1_IS_GONE = """
 import os, signal, sys
 from datetime import timedelta
-from fastft import checkpoint, hugging_face, ranks, stopping, train, upload
+from fastft import checkpoint, hugging_face, ranks, stopping, train
 from fastft.cli import run
 step_limit, silence_limit, moment = sys.argv[1:4]
 del sys.argv[1:4]
 train.STEP_LIMIT, ranks.SILENCE_LIMIT = (timedelta(seconds=int(limit)) for limit in (step_limit, silence_limit))
 ranks.BEAT_S, stopping.NOTICE_S = 0.2, 0.0
 owner, name = {
-    "write": (checkpoint.dcp, "save"), "leave": (upload.Uploader, "finish"), "export": (hugging_face, "export")
+    "write": (checkpoint.dcp, "save"), "leave": (train, "leave_early"), "export": (hugging_face, "export")
 }[moment]
 original, step = getattr(owner, name), train.train_step
 def gone(*given, **more):
@@ -197,7 +197,7 @@ def gone(*given, **more):
         os.kill(os.getpid(), signal.SIGSTOP)
     return original(*given, **more)
 def warned(*given):
-    if moment == "leave" and os.environ["RANK"] == "0" and given[4].seed == 0:
+    if moment == "leave" and os.environ["RANK"] == "0":
         signal.raise_signal(signal.SIGTERM)
     return step(*given)
 setattr(owner, name, gone)
