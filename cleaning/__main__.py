@@ -8,7 +8,9 @@
 """
 
 import argparse
+import contextlib
 import difflib
+import os
 import signal
 import sys
 import threading
@@ -20,7 +22,7 @@ from rich.console import Console
 
 from cleaning.duplicates import NEAR
 from cleaning.explain import explain
-from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, table_of_filters
+from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, described_filters
 from cleaning.ledger import Report, print_ledger
 from cleaning.pipeline import clean
 from cleaning.sources import ERAS, FORMATS
@@ -29,11 +31,28 @@ SHOWN_WARNINGS = 3
 
 
 def main(argv: list[str] | None = None) -> int:
+    try:
+        code = _main(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # nobody reads on (`| head`), and only what has been done is still to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich would leave with exit code 1
+        raise BrokenPipeError
+
+
+def _main(argv: list[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.explain is not None:
         return _explain(parser, arguments)
-    if not arguments.list_filters and (not arguments.inputs or arguments.output_dir is None):
+    if arguments.list_filters:
+        return _list_filters(arguments)
+    if not arguments.inputs or arguments.output_dir is None:
         parser.error("the following arguments are required: " + ("-o/--output_dir" if arguments.inputs else "IN"))
     if arguments.max_tokens is not None and arguments.model is None:
         return _fail("--max_tokens needs --model: tokens are counted with its tokenizer and chat template", 2)
@@ -42,10 +61,6 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         settings = _settings(arguments)
-        if arguments.list_filters:
-            check(settings)
-            Console().print(table_of_filters(settings))
-            return 0
         output_dir = Path(arguments.output_dir)
         if output_dir.exists() and not output_dir.is_dir():
             raise ValueError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing")
@@ -87,9 +102,19 @@ def _explain(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     if arguments.output_dir is None or arguments.inputs:
         parser.error("--explain ID goes with -o DIR, the directory of a finished run, and no input")
     try:
-        explain(Path(arguments.output_dir), arguments.explain, Console())
+        explain(Path(arguments.output_dir), arguments.explain, _Console())
     except ValueError as error:
         return _fail(str(error), 1)
+    return 0
+
+
+def _list_filters(arguments: argparse.Namespace) -> int:
+    try:
+        settings = _settings(arguments)
+        check(settings)
+    except ValueError as error:
+        return _fail(str(error), 1)
+    print(*described_filters(settings), sep="\n")
     return 0
 
 
@@ -98,7 +123,7 @@ def _tell(report: Report, directory: Path) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     if len(report.warnings) > SHOWN_WARNINGS:
         print(f"warning: {len(report.warnings) - SHOWN_WARNINGS} more of that kind, see report.json", file=sys.stderr)
-    print_ledger(report, Console())
+    print_ledger(report, _Console())
     if not report.kept:
         return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
     if not report.parts:
@@ -166,7 +191,12 @@ def _parser() -> argparse.ArgumentParser:
         "--keep", choices=("longest", "newest"), default="longest", help="which of several duplicates stays (longest)"
     )
     parser.add_argument(
-        "--against", nargs="+", default=(), metavar="FILE", help="benchmark questions that must not be in the data"
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="benchmark questions that must not be in the data",
     )
     parser.add_argument(
         "--contaminated",
@@ -217,12 +247,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_filters(group: argparse._ArgumentGroup) -> None:
+    names = {"type": _names, "action": "extend", "default": []}  # given twice, an option adds to what it had
     group.add_argument("--list_filters", "--list-filters", action="store_true", help="list them and stop")
-    group.add_argument("--with", dest="with_filters", type=_names, metavar="NAMES", help="switch on: a,b,c")
-    group.add_argument("--without", dest="without_filters", type=_names, metavar="NAMES", help="switch off: a,b,c")
+    group.add_argument("--with", dest="with_filters", **names, metavar="NAMES", help="switch on: a,b,c")
+    group.add_argument("--without", dest="without_filters", **names, metavar="NAMES", help="switch off: a,b,c")
     group.add_argument(
         "--filters",
-        type=_names,
+        **names,
         metavar="FILE.py:FUNCTION",
         help="your own: a function Conversation -> text or None in a file, which is run",
     )
@@ -232,10 +263,14 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
         "--consecutive", choices=("merge", "last"), default="merge", help="answers in a row: merge, or keep the last"
     )
     group.add_argument(
-        "--blocked_phrases", metavar="FILE", help="reject conversations that hold one of these, a phrase a line"
+        "--blocked_phrases",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="reject conversations that hold one of these, a phrase a line",
     )
-    group.add_argument("--languages", type=_names, metavar="en,zh", help="keep these (ISO 639-1), and unknown ones")
-    group.add_argument("--models", type=_names, metavar="gpt-4*", help="keep answers of these models only")
+    group.add_argument("--languages", **names, metavar="en,zh", help="keep these (ISO 639-1), and unknown ones")
+    group.add_argument("--models", **names, metavar="gpt-4*", help="keep answers of these models only")
     group.add_argument("--min_turns", type=int, metavar="N", help="questions and answers, counted together")
     group.add_argument("--max_turns", type=int, metavar="N")
     group.add_argument("--max_chars", type=int, metavar="N", help="of all turns of a conversation")
@@ -248,13 +283,13 @@ def _add_filters(group: argparse._ArgumentGroup) -> None:
 def _settings(arguments: argparse.Namespace) -> Settings:
     off_by_option = {name for name in REFUSALS if _is_default(name)} if arguments.keep_refusals else set()
     return Settings(
-        with_filters=(*(arguments.with_filters or ()), *(MASKS if arguments.mask_pii else ())),
-        without_filters=(*(arguments.without_filters or ()), *sorted(off_by_option)),
-        own_filters=arguments.filters or (),
-        blocked_phrases=tuple(_phrases(arguments.blocked_phrases)) if arguments.blocked_phrases else (),
+        with_filters=(*arguments.with_filters, *(MASKS if arguments.mask_pii else ())),
+        without_filters=(*arguments.without_filters, *sorted(off_by_option)),
+        own_filters=tuple(arguments.filters),
+        blocked_phrases=tuple(phrase for path in arguments.blocked_phrases for phrase in _phrases(path)),
         consecutive=arguments.consecutive,
-        languages=arguments.languages or (),
-        models=arguments.models or (),
+        languages=tuple(arguments.languages),
+        models=tuple(arguments.models),
         min_turns=arguments.min_turns,
         max_turns=arguments.max_turns,
         max_chars=arguments.max_chars,
@@ -276,10 +311,13 @@ def _phrases(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: is not a UTF-8 text file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # the code tells, too
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 

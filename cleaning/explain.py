@@ -95,6 +95,8 @@ def _steps(story: Story, id: str, ledger: dict[str, Any]) -> Iterator[tuple[str,
     if outcome is None:
         yield "read", "its dump is no longer where it was, or has changed; what follows is from the outputs alone"
     else:
+        if id.startswith(f"{outcome.id}-"):
+            yield "id", f"was {outcome.id!r} in its dump; another conversation has that one"
         yield from _of_outcome(outcome, story, ledger)
     row = story.rejected
     if row is not None:
@@ -136,7 +138,7 @@ def _of_outcome(outcome: Outcome, story: Story, ledger: dict[str, Any]) -> Itera
     order = {step.name: place for place, step in enumerate(STEPS)}
     for _, text in sorted(found, key=lambda each: order.get(each[0], len(order))):
         yield "filters", text
-    if not found and outcome.reason not in order:
+    if not found and not outcome.reason:
         yield "filters", "nothing to change, nothing to complain of"
     for hit in outcome.hits:
         yield (

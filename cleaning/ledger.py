@@ -12,6 +12,8 @@ from rich.table import Table
 import fastft
 from cleaning.sources import Era, Reading
 
+CHANGED_IDS = "ids that another conversation had, changed"  # a note
+
 
 @dataclass
 class Report:
@@ -103,6 +105,8 @@ def print_ledger(report: Report, console: Console) -> None:
     for name, found in report.contamination.items():
         hit = f"benchmark {name}: {found['items_hit']:,} of {found['items']:,} items found, in conversations"
         table.add_row(hit, f"{found['conversations']:,}", share(found["conversations"]))
+    if count := report.notes.get(CHANGED_IDS):
+        table.add_row(CHANGED_IDS, f"{count:,}", "", style="dim")
     for name, count in report.repairs.items():
         table.add_row(f"turns repaired: {name}", f"{count:,}", "", style="dim")
     table.add_row("answers converted from HTML", f"{report.answers['html']:,}", "", style="dim")

@@ -13,7 +13,7 @@ from cleaning.contamination import Hit, load_benchmarks
 from cleaning.duplicates import NEAR, Fingerprint, fingerprint
 from cleaning.filters import Settings, apply_steps
 from cleaning.markdown import html_to_markdown
-from cleaning.sources import RawConversation, Reading, Rejection, conversations_in, looks_like_html
+from cleaning.sources import RawConversation, Reading, Rejection, conversations_in, id_in, looks_like_html
 from fastft.conversation import Conversation, Message, parse_conversation
 from fastft.records import RawRecord, parsed, to_json
 
@@ -110,9 +110,11 @@ def outcomes_of(record: RawRecord, fallback_id: str, shard: Shard, conversion: C
             raise Rejection("broken_record", read.error)
         found = conversations_in(read.value, conversion.readings[shard.source])
     except Rejection as rejection:
-        outcomes = [Outcome(fallback_id, record.where, reason=rejection.reason, detail=rejection.detail)]
+        id = id_in(read.value) or fallback_id
+        outcomes = [Outcome(id, record.where, reason=rejection.reason, detail=rejection.detail)]
     except RecursionError:
-        outcomes = [Outcome(fallback_id, record.where, reason="broken_record", detail="nested too deeply")]
+        id = id_in(read.value) or fallback_id
+        outcomes = [Outcome(id, record.where, reason="broken_record", detail="nested too deeply")]
     else:
         outcomes = [
             _convert(raw, shard.file, fallback_id, record.where, number, conversion)
@@ -139,7 +141,7 @@ def _convert(
     id = raw.id or fallback_id
     outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
     try:
-        conversation = _to_conversation(raw, id, file)
+        conversation = to_conversation(raw, id, file)
         verdict = apply_steps(conversation, conversion.settings, raw.sessions)
         if verdict.reason:
             raise Rejection(verdict.reason, verdict.detail)
@@ -169,7 +171,7 @@ def _about_hit(hits: list[Hit]) -> str:
     return f"turn {first.turn} ({first.role}) holds {first.rule} of {first.benchmark} {first.item}{more}: {first.excerpt!r}"
 
 
-def _to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
+def to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
     messages = []
     for number, turn in enumerate(raw.turns, start=1):
         try:

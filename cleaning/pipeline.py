@@ -35,7 +35,7 @@ from cleaning.contamination import Account, load_benchmarks
 from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates
 from cleaning.examples import pick_examples
 from cleaning.filters import Settings, check
-from cleaning.ledger import Report, versions
+from cleaning.ledger import CHANGED_IDS, Report, versions
 from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, messages_json, unpack
 from cleaning.report import write_report
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
@@ -60,6 +60,7 @@ SHARD_BYTES = 1 << 20
 SHARD_RECORDS = 1024
 MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
+SHOWN_IDS = 3  # of those that were changed
 SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
 
 
@@ -208,6 +209,7 @@ def _run(sources: list[Input], conversion: Conversion, work: Path, report: Repor
     duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
     unique_ids = _unique_ids(ids, duplicates)
     held_out = _hold_out(fingerprints, unique_ids, choices.holdout, choices.seed)
+    _note_changed_ids(ids, unique_ids, report)
     report.duplicates = _about_duplicates(duplicates, ids, unique_ids)
     report.contamination = account.to_report() if account else {}
     splits = choices.max_tokens is not None
@@ -316,7 +318,7 @@ class _Tally:
         self.report.warnings += remarks
         if self.unmarked_html:
             self.report.warnings.append(
-                f"{self.unmarked_html:,} answers look like HTML but not of the page; left as they are"
+                f"{self.unmarked_html:,} answers look like HTML, but not certainly the page's; left as they are"
             )
 
 
@@ -325,7 +327,8 @@ def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) 
     for position, (source, file) in enumerate(zip(sources, report.files)):
         shard, size, done = Shard(position, source.name, 0, []), 0, 0
         for record in source.records():
-            bar.advance(record.end - done, 0)
+            # The end of a row of a table is its number: what it holds is counted there.
+            bar.advance(len(record.text) if source.packed else record.end - done, 0)
             done = record.end
             if record.error is not None and not record.text:
                 remarks.append(f"{record.where}: {record.error}")
@@ -388,6 +391,14 @@ def _unique_ids(ids: list[str], duplicates: dict[int, Duplicate]) -> dict[int, s
         taken.add(name)
         unique[position] = name
     return unique
+
+
+def _note_changed_ids(ids: list[str], unique_ids: dict[int, str], report: Report) -> None:
+    changed = [position for position, name in unique_ids.items() if name != ids[position]]
+    if changed:
+        shown = ", ".join(f"{ids[p][:40]!r} is now {unique_ids[p][-40:]!r}" for p in changed[:SHOWN_IDS])
+        report.warnings.append(f"{len(changed):,} conversations had the id of another one, and got their own: {shown}")
+        report.notes = dict(sorted([*report.notes.items(), (CHANGED_IDS, len(changed))]))
 
 
 def _second_pass(

@@ -39,6 +39,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from cleaning.continuing import is_continue
 from fastft.conversation import Conversation, Message, rounds_of
 
 CountTokens = Callable[[list[Message]], int]
@@ -49,20 +50,6 @@ CheckPart = Callable[[list[Message]], None]
 CHARACTERS_PER_TOKEN = 3.0
 GAP = "\n\n[…]\n\n"  # where the middle of a question was
 SMALLEST_PIECE = 16  # characters; a window that holds fewer beside the question holds no answer
-
-# People's ways to ask for the rest of an answer, folded and without punctuation. Whole turns only.
-_CONTINUE = frozenset(
-    """continue|continue please|please continue|go on|go on please|please go on|keep going|carry on|proceed|please proceed
-    |continue writing|keep writing|continue generating|continue from where you left off|continue where you left off
-    |continue from where you stopped|next|more|resume|cont|contiune|continua|continúa|continuar|sigue
-    |sigue por favor|continúa por favor|continue por favor|prossiga|prosseguir|continuez|continue s'il te plaît
-    |poursuis|poursuivez|la suite|weiter|mach weiter|bitte weiter|fortfahren|fahre fort|weiter bitte|prosegui
-    |vai avanti|продолжай|продолжи|продолжайте|дальше|продовжуй|kontynuuj|devam|devam et|lanjut|lanjutkan|tiếp|tiếp tục
-    |أكمل|استمر|تابع|继续|請繼續|繼續|请继续|接着写|接着|继续写|继续说|続けて|続けてください|続き|つづけて|계속|계속해|계속해줘
-    |계속해주세요|जारी रखें""".replace("\n", "")
-    .replace("    ", "")
-    .split("|")
-)
 
 # How the pieces of a cut answer are asked for: in the script of the question.
 _ASK_ON = (
@@ -155,7 +142,7 @@ class _Splitter:
         while start < len(self.rounds):
             context = self._context(start)
             # Without the answer that it goes on from, a bare "continue" is not taught even where it fits.
-            orphan = start > 0 and not context and is_bare_continue(self.rounds[start][0])
+            orphan = start > 0 and not context and is_continue(self.rounds[start][0].content)
             size = 0 if orphan else self._rounds_that_fit(start, context)
             if size:
                 parts.append(_joined(self.system + context, self.rounds[start : start + size]))
@@ -195,10 +182,10 @@ class _Splitter:
         this = self.rounds[start]
         for count in range(min(self.overlap_rounds, start - self.whole_since), 0, -1):
             context = _untrained(self.rounds[start - count : start])
-            opens_bare = start > count and is_bare_continue(context[0])
+            opens_bare = start > count and is_continue(context[0].content)
             if not opens_bare and self._fits(self.system + context, 0.5) and self._fits(self.system + context + this):
                 return context
-        if start == 0 or not is_bare_continue(this[0]):
+        if start == 0 or not is_continue(this[0].content):
             return []
         origin = self._origin(start)
         context = _untrained(self.rounds[origin:start])
@@ -209,7 +196,7 @@ class _Splitter:
     def _origin(self, start: int) -> int:
         """The last round before `start` that begins with a real question, else the first."""
         before = range(start - 1, -1, -1)
-        return next((n for n in before if not is_bare_continue(self.rounds[n][0])), 0)
+        return next((n for n in before if not is_continue(self.rounds[n][0].content)), 0)
 
     def _shortened(self, origin: int, start: int, fits: Callable[[list[Message]], bool]) -> list[Message]:
         """The question of round `origin` and the tail of the answer before round `start`, as much of both as fits."""
@@ -241,7 +228,7 @@ class _Splitter:
         if [m.role for m in this] != ["user", "assistant"]:
             return []
         question, answer = this
-        bare = number > 0 and is_bare_continue(question)
+        bare = number > 0 and is_continue(question.content)
         origin = self.rounds[self._origin(number)][0] if bare else question
         if bare and not context:
             context = self._shortened(
@@ -391,14 +378,6 @@ class Fenced:
         yield from outside
         yield from late
         yield from (end for end in reversed(ends) if end <= middle)
-
-
-def is_bare_continue(message: Message) -> bool:
-    """A question that only asks for the rest of the answer before it."""
-    if len(message.content) > 60:
-        return False
-    words = re.sub(r"[^\w\s']+", " ", message.content.casefold())
-    return " ".join(words.split()) in _CONTINUE
 
 
 def _ask_on(question: str) -> str:

@@ -1,10 +1,11 @@
-"""Worker processes that end with their parent, shards in order, and the progress bar."""
+"""Worker processes that end with their parent, shards in order, and how far they are: a bar, or lines in a log."""
 
 import collections
 import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rich.text import Text
 from cleaning.sources.inputs import Input
 
 POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
+LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
 
 
 class Pool(Protocol):
@@ -85,34 +87,51 @@ def ordered_map(function: Callable, batches: Iterable, pool: Pool | None) -> Ite
         yield waiting.popleft().result()
 
 
+def _done(task: Task) -> str:
+    """How far a pass is: "1,204 conversations, 502/s, 3.1 MB/s"."""
+    count, seconds = task.fields["conversations"], task.elapsed
+    if not seconds:
+        return ""
+    megabytes = f", {task.completed / seconds / 1e6:,.1f} MB/s" if task.fields["of_bytes"] else ""
+    return f"{count:,} conversations, {count / seconds:,.0f}/s{megabytes}"
+
+
 class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
-        count = task.fields["conversations"]
-        return Text(f"{count:,} conversations, {count / task.elapsed:,.0f}/s" if task.elapsed else "")
+        return Text(_done(task))
 
 
 class Bar:
-    """The progress bar of one pass after the other."""
+    """The progress bar of one pass after the other; where there is no terminal to draw on, a line now and then."""
 
     def __init__(self, progress: Progress):
-        self.progress, self.task, self.conversations = progress, None, 0
+        self.progress, self.task, self.conversations, self.said = progress, None, 0, time.monotonic()
 
     def say(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def begin(self, label: str, total: int | None) -> None:
+    def begin(self, label: str, total: int | None, of_bytes: bool = False) -> None:
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task, self.conversations = self.progress.add_task(label, total=total, conversations=0), 0
+        self.task = self.progress.add_task(label, total=total, conversations=0, of_bytes=of_bytes)
+        self.conversations = 0
 
     def advance(self, amount: int, conversations: int) -> None:
         self.conversations += conversations
         self.progress.update(self.task, advance=amount, conversations=self.conversations)
+        if time.monotonic() - self.said > LINE_EVERY and not self.progress.console.is_terminal:
+            self.said = time.monotonic()
+            self.say(self._line(self.progress.tasks[0]))
+
+    def _line(self, task: Task) -> str:
+        share = f"{task.percentage:.0f} %, " if task.total else ""
+        left = task.time_remaining
+        return f"{task.description}: {share}{_done(task)}" + (f", about {left / 60:.0f} min left" if left else "")
 
 
 @contextmanager
 def progress_bar(sources: list[Input]) -> Iterator[Bar]:
-    """A bar on stderr, drawn on a terminal if there is much to do. It begins with the bytes of the inputs."""
+    """On stderr; a terminal gets a bar if there is much to do. It begins with the bytes of the inputs."""
     console = Console(stderr=True)
     size = sum(source.size for source in sources)
     packed = any(source.packed for source in sources)
@@ -120,5 +139,5 @@ def progress_bar(sources: list[Input]) -> Iterator[Bar]:
     hidden = not console.is_terminal or (size < POOL_FROM and not packed)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         bar = Bar(progress)
-        bar.begin("cleaning", None if packed else size)
+        bar.begin("cleaning", None if packed else size, of_bytes=True)
         yield bar

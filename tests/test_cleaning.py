@@ -3,6 +3,8 @@
 import errno
 import gzip
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.progress import Progress
 
 import cleaning.pipeline
 import cleaning.workdir
@@ -395,6 +398,38 @@ def test_the_module_runs(tmp_path):
     assert result.returncode == 0 and "conversations kept" in result.stdout and result.stderr == ""
     heavy = "import sys, cleaning.__main__; assert not {'torch', 'transformers', 'fastft.template'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def test_a_log_gets_lines_in_place_of_a_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cleaning.workers, "LINE_EVERY", -1)
+    records = [share(f"{i} {LONG}", "An answer.", id=str(i)) for i in range(500)]
+    run(tmp_path, records, workers=1)
+    lines = capsys.readouterr().err.splitlines()
+    rates = r"500 conversations, [\d,]+/s"
+    assert any(re.fullmatch(rf"cleaning: 100 %, {rates}, \d+\.\d MB/s", line) for line in lines)
+    assert re.fullmatch(rf"writing: 100 %, {rates}", lines[-1])
+
+
+def test_the_bar_shows_megabytes_a_second(monkeypatch):
+    with Progress(disable=True, get_time=lambda: 10.0) as progress:
+        bar = cleaning.workers.Bar(progress)
+        bar.begin("cleaning", 40_000_000, of_bytes=True)
+        bar.advance(30_000_000, 1_200)
+        progress.tasks[0].start_time = 0.0
+        assert str(cleaning.workers._Speed().render(progress.tasks[0])) == "1,200 conversations, 120/s, 3.0 MB/s"
+
+
+@pytest.mark.parametrize("arguments", [["IN", "-o", "OUT"], ["--list_filters"], ["-o", "DONE", "--explain", "a"]])
+def test_a_reader_that_goes_away_is_no_error(tmp_path, arguments):
+    assert main([dump_in(tmp_path), "-o", str(tmp_path / "DONE")]) == 0
+    names = {"IN": dump_in(tmp_path), "OUT": str(tmp_path / "OUT"), "DONE": str(tmp_path / "DONE")}
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "cleaning", *(names.get(each, each) for each in arguments)]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "OUT" not in arguments or (tmp_path / "OUT/report.json").exists()
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------

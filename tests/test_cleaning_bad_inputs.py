@@ -105,9 +105,11 @@ def test_of_a_key_that_comes_twice_the_last_counts(tmp_path):
 
 
 def test_an_id_that_comes_twice_stays_with_the_first(tmp_path):
-    _, conversations, _ = run(
+    report, conversations, _ = run(
         tmp_path, lines(share("q", "one", "a"), share("r", "two", "a"), share("s", "three", "a-2"), GOOD)
     )
+    assert report.notes == {"ids that another conversation had, changed": 1}
+    assert report.warnings == ["1 conversations had the id of another one, and got their own: 'a' is now 'a-3'"]
     assert [(c.id, c.messages[1].content) for c in conversations[:3]] == [
         ("a", "one"),
         ("a-3", "two"),

@@ -38,10 +38,16 @@ def out(tmp_path):
         {"id": "none", "conversations": []},
         {"conversations": turns(prose(6, 40), prose(7, 40))},
         {"id": "\u001b[31mred", "conversations": turns(prose(8, 40), prose(9, 40))},
+        {"id": "alien", "conversations": [{"from": "ai", "value": "hello"}]},
+        {"id": "polite", "conversations": turns(prose(12, 40), "thanks")},
         {"id": "plugged", "plugins": ["maps"], "conversations": turns(prose(10, 40), prose(11, 40))},
     ]
     (tmp_path / "dump.json").write_text(json.dumps(records))
-    assert main([str(tmp_path / "dump.json"), "-o", str(tmp_path / "out"), "--mask_pii", "--workers", "1"]) == 0
+    (tmp_path / "my.py").write_text(
+        "def polite(c):\n    return 'thanks' if c.messages[1].content == 'thanks' else None\n"
+    )
+    options = ["--mask_pii", "--workers", "1", "--filters", f"{tmp_path / 'my.py'}:polite"]
+    assert main([str(tmp_path / "dump.json"), "-o", str(tmp_path / "out"), *options]) == 0
     return tmp_path / "out"
 
 
@@ -58,9 +64,22 @@ def test_each_step_of_one_that_was_kept(out, capsys):
         assert step in text
 
 
+def test_the_ledger_counts_changed_ids(tmp_path, capsys):
+    records = [{"id": "a", "conversations": turns(prose(i, 60), prose(i + 5, 60))} for i in range(3)]
+    (tmp_path / "dump.json").write_text(json.dumps(records))
+    assert main([str(tmp_path / "dump.json"), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert re.search(r"ids that another conversation had, changed +│ +2 ", printed.out)
+    assert (
+        printed.err
+        == "warning: 2 conversations had the id of another one, and got their own: 'a' is now 'a-2', 'a' is now 'a-3'\n"
+    )
+
+
 def test_the_second_of_the_same_name_and_one_without_a_name(out, capsys):
     capsys.readouterr()
     text = told(capsys, out, "a-2")
+    assert "was 'a' in its dump; another conversation has that one" in text
     assert "dump.json: record 3" in text and "refusal: round 2 went (turn 4 refuses" in text
     assert "dump.json: record 5" in told(capsys, out, "dump.json-4")
 
@@ -71,6 +90,18 @@ def test_rejected_ones_say_why(out, capsys):
     assert "dump.json: record 2" in text and "masked_emails: 1" in text and "rejected: duplicate (kept as a)" in text
     assert "rejected: too_short" in told(capsys, out, "none")
     assert "rejected: plugin_session" in told(capsys, out, "plugged")
+
+
+def test_a_record_without_a_conversation_has_its_own_id(out, capsys):
+    capsys.readouterr()
+    text = told(capsys, out, "alien")
+    assert "rejected: unknown_role (turn 1 is from 'ai')" in text and "filters" not in text
+
+
+def test_ones_own_filter_has_something_to_complain_of(out, capsys):
+    capsys.readouterr()
+    text = told(capsys, out, "polite")
+    assert "rejected: polite (thanks)" in text and "nothing to complain of" not in text
 
 
 def test_what_a_dump_wrote_cannot_steer_the_terminal(out, capsys):

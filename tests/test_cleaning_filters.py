@@ -90,19 +90,6 @@ def test_answers_in_a_row():
         assert texts(conversation) == ["q", expected]
 
 
-@pytest.mark.parametrize("text", "continue|Continue.|please continue|go on|Keep going!|继续|请继续。|weiter|bitte weiter"
-                         "|sigue|continúa por favor|continuer|prossiga|続けて|продолжай|계속|계속해줘".split("|"))  # fmt: skip
-def test_continue_in_nine_languages(text):
-    assert structure.is_continue(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["continue with chapter two", "Why go on?", "继续讲第二章的故事", "weiter unten steht was?", ""]
-)
-def test_not_a_bare_continue(text):
-    assert not structure.is_continue(text)
-
-
 @pytest.mark.parametrize(
     "first, second, whole",
     [
@@ -517,6 +504,27 @@ def test_the_ledger_balances(tmp_path_factory, dialogues):
         assert report.repairs[f"dropped_rounds:{reason}"] == sum(r["reason"] == reason for r in rounds)
 
 
+@pytest.mark.parametrize(
+    "question, answer",
+    [
+        ("用第一人称写一部小说的第一章，主角是名叫ChatGPT的机器人", "我是ChatGPT，世界上最先进的机器人。"),
+        ("Write a short story from the perspective of ChatGPT.", "My name is ChatGPT, and I woke up at noon."),
+        ("Schreib eine Geschichte in der Ich-Form über ein Programm", "Ich bin GPT-4, und mir ist langweilig."),
+    ],
+)
+def test_somebodys_line_is_no_self_identification(question, answer):
+    conversation = talk(question, answer, "continue", answer)
+    assert not apply_steps(conversation, Settings()).repairs and len(conversation.messages) == 4
+    assert reason("Who are you?", answer) == reason("Tell me a story.", answer) == "self_identification"
+    assert reason("你知道 ChatGPT 吗？", answer) == "self_identification"
+
+
+def test_what_a_character_cannot_do_is_no_refusal():
+    answer = "Sure. As a fictional pilot called Mo, I'm sorry, but I cannot open the door."
+    assert not reason("Play a pilot", answer)
+    assert reason("Play a pilot", "Sure. I'm sorry, but I cannot open links.") == "refusal"
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -581,10 +589,39 @@ def test_ones_own_filter(tmp_path, capsys, monkeypatch):
 
 
 def test_list_filters(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "40")  # nothing is cut off, however narrow the terminal
     assert main(["--list_filters"]) == 0
     shown = capsys.readouterr().out
-    assert all(step.name in shown for step in STEPS) and "--languages" in shown
+    lines = {line.split()[0]: line for line in shown.splitlines()}
+    assert all(lines[step.name].endswith(step.description) for step in STEPS) and "--languages" in shown
+
+
+def test_an_option_given_twice_adds(tmp_path):
+    (tmp_path / "a.txt").write_text("purple\n")
+    (tmp_path / "b.txt").write_text("orange\n")
+    two = ["--blocked_phrases", tmp_path / "a.txt", "--blocked_phrases", tmp_path / "b.txt"]
+    two += [
+        "--without",
+        "garbage",
+        "--without",
+        "repetition,refusal",
+        "--with",
+        "digit_run",
+        "--with",
+        "policy_refusal",
+    ]
+    two += ["--languages", "en", "--languages", "de", "--models", "gpt-4", "--models", "gpt-3*"]
+    records = [record("q", word, id=word) | {"model": "gpt-4"} for word in ("purple", "orange", "green")]
+    assert run(tmp_path, records, *two) == 0
+    report, kept = result(tmp_path)
+    assert kept == [["q", "green"]] and report["rejected"] == {"blocked_phrase": 2}
+    chosen = {name: report["settings"][name] for name in ("without_filters", "with_filters", "languages", "models")}
+    assert list(chosen.values()) == [
+        ["garbage", "repetition", "refusal"],
+        ["digit_run", "policy_refusal"],
+        ["en", "de"],
+        ["gpt-4", "gpt-3*"],
+    ]
 
 
 @pytest.mark.parametrize(

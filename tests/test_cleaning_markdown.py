@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from cleaning.markdown import html_to_markdown
-from cleaning.sources import read_conversation
+from cleaning.sources import looks_like_html, read_conversation
 
 BUTTON = '<button class="flex ml-auto gap-2"><svg class="h-4 w-4"><path d="M16 4h2"></path></svg>Copy code</button>'
 CODE_BLOCKS = {  # the page's five shapes and what a sanitiser left of one: (HTML with %s for the code, language)
@@ -272,6 +272,18 @@ def test_html_is_recognised_by_role_and_by_the_pages_wrapper():
     assert [t.html for t in turns(("human", "q"), ("chatgpt", bare), key="items")] == [False, True]
     old = '<div class="request-:r0:-3 markdown prose dark:prose-invert break-words dark"><p>x</p></div>'
     assert turns(("human", "q"), ("gpt", old))[1].html
+
+
+def test_the_boxes_around_the_pages_wrapper():
+    boxes = '<div class="flex flex-col"><div class="min-h-[20px] whitespace-pre-wrap">\n%s</div></div>'
+    answer = turns(("human", "q"), ("gpt", boxes % page("<p>x <b>y</b></p>")))[1]
+    assert answer.html and html_to_markdown(answer.text) == "x **y**"
+
+
+def test_a_wrapper_somewhere_in_an_answer_is_mentioned():
+    behind = f"Sure. {page('<pre><code>x</code></pre>')}"
+    assert not turns(("human", "q"), ("gpt", behind))[1].html and looks_like_html(behind)
+    assert not looks_like_html(f"The page writes:\n```html\n{page('x')}\n```\nfor each answer.")
 
 
 DOUBTFUL = (

@@ -79,8 +79,7 @@ def test_every_reason_stands_when_nothing_has_changed(tmp_path, name):
     (row,) = rejected(tmp_path / "again")
     assert report.rejected == {reason: 1} and detail in row["detail"]
     assert row["record"]["record"] == record
-    if reason not in ("not_a_conversation", "unknown_role"):
-        assert row["id"] == rejected(tmp_path / "out")[0]["id"]
+    assert row["id"] == rejected(tmp_path / "out")[0]["id"]
 
 
 def test_without_the_filter_that_rejected_it_stays(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cleaning.continuing import is_continue
 from cleaning.pipeline import clean
-from cleaning.split import Fenced, is_bare_continue, rounds_of, split_conversation
+from cleaning.split import Fenced, rounds_of, split_conversation
 from fastft.conversation import Conversation, Message, read_conversations
 
 
@@ -94,7 +95,19 @@ def trained_rounds(part: Conversation) -> list[list[Message]]:
     return [r for r in rounds_of(part.messages)[1] if any(m.train for m in r)]
 
 
-QUESTIONS = st.sampled_from(["q " * 5, "q " * 30, "continue", "Please continue.", "继续", "Go on!"])
+# By hand, as people write it; what the code takes for one is not asked here.
+ASKING_ON = """continue|Continue.|please continue|Please continue!|go on|Go on please!|Keep going!|keep going please
+    |ok continue|ok, continue|yes, continue|and continue|please go ahead|finish|carry on|proceed|resume|cont|contiune
+    |next|More!|keep writing|continue writing please|please continue writing|continue generating
+    |Please continue from where you left off|continue where you left off|continue from where you stopped
+    |Continue from there|continue your answer|can you continue?|继续|请继续。|請繼續|请继续写|接着写|接着写下去
+    |好的，继续|你继续|继续输出|weiter|bitte weiter|mach weiter|schreib weiter|fahre fort|Bitte fahre fort|sigue
+    |continúa|continúa por favor|por favor continúa|prossiga|continuar|prosegui|vai avanti|continuez
+    |continue s'il te plaît|continue, s’il te plaît|la suite|vas-y|продолжай|Продолжай, пожалуйста|дальше|продовжуй
+    |続けて|続けてください|続きをお願いします|つづけて|계속|계속해줘|이어서 해줘|kontynuuj|devam et|lanjutkan|tiếp tục
+    |أكمل|जारी रखें"""
+ASKING_ON = [text.strip() for text in ASKING_ON.split("|")]
+QUESTIONS = st.sampled_from(["q " * 5, "q " * 30]) | st.sampled_from(ASKING_ON)
 
 
 @given(
@@ -117,8 +130,8 @@ def test_with_context_every_round_is_still_taught_once(lengths, overlap, window,
         assert [m.train for m in part.messages if m.role == "assistant"] == sorted(m.train for m in part.messages)[
             -len(part.messages) // 2 :
         ]  # context stands before what is taught, and nowhere else
-        bare = is_bare_continue(part.messages[0])
-        assert not bare or part.messages[0] is messages[0] or is_bare_continue(messages[0])
+        bare = part.messages[0].content in ASKING_ON
+        assert not bare or part.messages[0] is messages[0] or messages[0].content in ASKING_ON
         for answer in answers:
             taught[-1:] = [taught[-1] + answer.content] if unfinished else [*taught[-1:], answer.content]
             unfinished = not answer.ends
@@ -152,16 +165,20 @@ def test_a_bare_continue_brings_its_round_along():
     assert [sum(m.train for m in p.messages) for p in parts] == [2, 1, 2]
 
 
+@pytest.mark.parametrize("text", ASKING_ON)
+def test_what_only_asks_for_the_rest(text):
+    assert is_continue(text) and is_continue(f"  {text.upper() if text.isascii() else text}…\n")
+
+
 @pytest.mark.parametrize(
-    "text, bare",
-    [
-        ("continue", True), ("Continue.", True), (" please CONTINUE!! ", True), ("go on…", True), ("继续。", True),
-        ("続けてください", True), ("Продолжай", True), ("continúa", True), ("weiter", True), ("계속", True),
-        ("continue the story with a dragon", False), ("and then?", False), ("", False), ("go", False),
-    ],
-)  # fmt: skip
-def test_what_a_bare_continue_is(text, bare):
-    assert is_bare_continue(Message("user", text)) == bare
+    "text",
+    "continue the story with a dragon|and then?||go|weiter unten steht was?|where are you|the answer|more cake|next week|"
+    "finish the code with tests|continue with chapter two|Why go on?|继续讲第二章的故事|your answer|la suite de Fibonacci".split(
+        "|"
+    ),
+)
+def test_what_asks_for_more_than_the_rest(text):
+    assert not is_continue(text)
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------

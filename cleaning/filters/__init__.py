@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from rich.table import Table
-
+from cleaning.continuing import is_continue
 from cleaning.filters import language, privacy, quality, refusals, structure
 from cleaning.filters.base import Filter, Repair, Settings, Step, TurnFilter
 from fastft.conversation import Conversation, Message, rounds_of
 
-__all__ = ["FILTERS", "REPAIRS", "STEPS", "Settings", "Verdict", "apply_steps", "check", "table_of_filters"]
+__all__ = ["FILTERS", "REPAIRS", "STEPS", "Settings", "Verdict", "apply_steps", "check", "described_filters"]
 
 ALWAYS = ("too_short", "wrong_role_order")  # nothing down the road can read what these reject
 MASKS = ("masked_keys", "masked_emails", "masked_ips", "masked_phones")
@@ -82,6 +81,7 @@ STEPS: Sequence[Step] = (
         "self_identification",
         refusals.self_identification,
         "the answer says which company's product it is",
+        asked_for=refusals.asks_for_somebodys_words,
     ),
     TurnFilter("refusal", refusals.refusal, "a short answer says what the model cannot do"),
     TurnFilter("policy_refusal", refusals.policy_refusal, "a short answer declines something harmful", default=False),
@@ -171,7 +171,7 @@ def _drop_rounds(
     for position, messages in enumerate(rounds[:1] if step.first_only else rounds):
         for message in messages:
             complaint = step.complaint(message, settings)
-            if complaint is not None:
+            if complaint is not None and not (step.asked_for and step.asked_for(_question(rounds, position))):
                 details.setdefault(position, f"turn {numbers[id(message)]} {complaint}")
                 if message is messages[0] and position and len(rounds[position - 1]) == 1:
                     details.setdefault(position - 1, details[position])  # the question that got it for an answer
@@ -188,6 +188,12 @@ def _drop_rounds(
     kept = [messages for position, messages in enumerate(rounds) if position not in details]
     conversation.messages[:] = before + [message for messages in kept for message in messages]
     return None
+
+
+def _question(rounds: list[list[Message]], position: int) -> str:
+    """What the answer of a round is to: a `continue` asks for more of the same."""
+    questions = [messages[0].content for messages in rounds[: position + 1]]
+    return next((text for text in reversed(questions) if not is_continue(text)), questions[0])
 
 
 # --- what is switched on ----------------------------------------------------------------------------------------------
@@ -265,15 +271,14 @@ def _ask_own(spec: str, function: Callable, conversation: Conversation, settings
     return answer
 
 
-def table_of_filters(settings: Settings | None = None) -> Table:
-    """For `--list_filters`."""
-    table = Table(title="Filters and repairs, in the order in which they are applied", title_justify="left")
-    for column in ("name", "default", "what goes"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what it does")
-    own = [_own_filter(spec) for spec in settings.own_filters] if settings else []
+def described_filters(settings: Settings) -> list[str]:
+    """Lines for `--list_filters`: plain ones, for people and for `grep`."""
+    own = [_own_filter(spec) for spec in settings.own_filters]
+    rows = [("name", "default", "what goes", "what it does")]
     for step in (*STEPS, *own):
         default = "always" if step.name in ALWAYS else "on" if step.default else "off"
-        table.add_row(step.name, step.option or default, step.drops, step.description)
-    table.add_row("moderation", "--moderation", "conversation", "the endpoint flags a turn")
-    return table
+        rows.append((step.name, step.option or default, step.drops, step.description))
+    rows.append(("moderation", "--moderation", "conversation", "the endpoint flags a turn"))
+    widths = [max(map(len, column)) for column in zip(*rows)][:3]
+    table = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[3]]) for row in rows]
+    return ["Filters and repairs, in the order in which they are applied", *table]

@@ -59,6 +59,7 @@ class TurnFilter:
     default: bool = True
     option: str = ""
     first_only: bool = False  # only the first round is judged
+    asked_for: Callable[[str], bool] | None = None  # of the question: such an answer was asked for, the round stays
     drops: str = "round"
 
 

@@ -130,6 +130,23 @@ _HARM = _any(
 )
 
 
+# "Write the first chapter of a book about an evil ChatGPT, in the first person": who speaks there is nobody's product. Both
+# are asked for; a mere story may be declined with "I am made by OpenAI, and …".
+_FICTION = _any(
+    r"\b(?:story|stories|novel|chapter|poem|song|lyrics|rap|script|screenplay|scene|monologue|dialogue|diary|fan ?fiction)\b",
+    r"\b(?:geschichte|roman|kapitel|gedicht|lied|szene|drehbuch|monolog)\b",
+    r"\b(?:historia|cuento|novela|capítulo|poema|canción|guion|escena|conto|história|romance|canção|roteiro|cena)\b",
+    r"\b(?:histoire|conte|roman|chapitre|poème|chanson|scénario|scène)\b",
+    r"小说|故事|[第一首].{0,2}章|诗|歌词|剧本|独白|日记|物語|小説|詩|脚本|소설|이야기|대본|рассказ|роман|глав[аыу]|стих|песн|сценари",
+)
+_SOMEBODY = _any(
+    _MAKERS,
+    r"\b(?:first[- ]person|(?:perspective|point of view|voice|eyes) of|robot|chat ?bot|ai\b)",
+    r"\b(?:ich-?perspektive|ich-?form|primera persona|primeira pessoa|première personne|ki|ia)\b",
+    r"第一人称|视角|机器人|人工智能|一人称|ロボット|1인칭|로봇|от первого лица|робот",
+)
+
+
 # Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs.
 _AI_TRIGGER = re.compile(
     r"(?<![a-zа-я])(?:ai|ia|ki|ии)(?![a-zа-я])|artificia|artificiel|künstlich|model|modèle|искусств|языков|人工|语言模型|机器人|助手"
@@ -173,6 +190,12 @@ def self_identification(message: Message, settings: Settings) -> str | None:
     return f"says {_shown(found)}" if found and _own_words(message, found) else None
 
 
+def asks_for_somebodys_words(question: str) -> bool:
+    """A text in which "I am ChatGPT" is somebody's line."""
+    question = question[:2_000].lower()
+    return _FICTION.search(question) is not None and _SOMEBODY.search(question) is not None
+
+
 def ai_boilerplate(message: Message, settings: Settings) -> str | None:
     opening = _opening(message)
     found = _AI_TRIGGER.search(opening) and _AS_AN_AI.search(opening)
@@ -209,6 +232,7 @@ def _own_words(message: Message, found: re.Match) -> bool:
     before = found.string[: found.start()]
     quoted = before.count('"') % 2 or before.count("`") % 2 or before.count("“") > before.count("”")
     quoted = quoted or before.count("「") > before.count("」") or before.count("«") > before.count("»")
+    quoted = quoted or re.search(r"\bas an? (?:fictional|imaginary|made-up) |作为一?[个名]?虚构", before) is not None
     return not quoted and not re.search(r"(?:^|\n)[^\n.!?]{1,30}(?::\s|：)|(?:^|\n)dear |\n\n[\s\S]*\n\n", before)
 
 

@@ -4,6 +4,7 @@ import fnmatch
 import re
 import unicodedata
 
+from cleaning.continuing import is_continue
 from cleaning.filters.base import Settings
 from fastft.conversation import Conversation, Message
 
@@ -214,30 +215,11 @@ def trim_last_question(messages: list[Message], settings: Settings) -> int:
     return count
 
 
-# A question that says nothing but "continue", in nine languages.
-_CONTINUE = re.compile(
-    r"(?:(?:please|pls|ok|okay|yes|and|now)[ ,]+)*"
-    r"(?:continue|go on|keep going|carry on|proceed|finish|continue (?:writing|from (?:where|there).{0,30})|"
-    r"keep writing|go ahead)(?:[ ,]+(?:please|pls))?"
-    r"|(?:bitte )?(?:mach )?(?:weiter|fortfahren|fortsetzen)(?: bitte)?|(?:bitte )?schreib(?:e)? weiter"
-    r"|(?:por favor[ ,]+)?(?:sigue|continúa|continua|continúe|continue|prossiga|prosigue|adelante)(?:[ ,]+por favor)?"
-    r"|(?:continue[rz]?|poursuis|poursuivez|vas-y|la suite)(?:[ ,]+(?:s'il (?:te|vous) pla[iî]t|stp|svp))?"
-    r"|(?:请|請|好的?[，,]?|那)*(?:继续|繼續|接着|接著|往下)(?:写|寫|说|說|写下去|下去|输出|輸出|吧)*"
-    r"|続けて(?:ください|下さい)?|続き(?:を(?:お願いします|書いて(?:ください)?))?"
-    r"|(?:пожалуйста[ ,]+)?(?:продолж(?:ай|айте|и|ить)|дальше|далее)(?:[ ,]+пожалуйста)?"
-    r"|계속(?:해 ?줘|해 ?주세요|하세요|해)?|이어서(?: ?(?:작성)?해 ?(?:줘|주세요))?",
-    re.IGNORECASE,
-)
 _RETRY = re.compile(
     r"(?:please |pls )?(?:try (?:it )?again|again|retry|regenerate)(?: please)?"
     r"|再试一次|重试|noch ?mal|reintenta|réessaie|もう一度|ещё раз|еще раз|다시",
     re.IGNORECASE,
 )
-
-
-def is_continue(text: str) -> bool:
-    text = text.strip(" \t\r\n.,!?…。！？～~\"'“”")
-    return len(text) <= 60 and _CONTINUE.fullmatch(text) is not None
 
 
 def leans_on_the_answer_before(text: str) -> bool:

@@ -18,13 +18,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleaning.sources import lists, pages, trees
-from cleaning.sources.eras import ERAS, SAMPLE_BYTES, SAMPLE_RECORDS, UNDECIDED, Era, decide, mark_html, settle, survey
+from cleaning.sources.eras import (
+    ERAS,
+    SAMPLE_BYTES,
+    SAMPLE_RECORDS,
+    UNDECIDED,
+    Era,
+    decide,
+    looks_like_html,
+    mark_html,
+    settle,
+    survey,
+)  # fmt: skip
 from cleaning.sources.rejected import is_row, unwrap
-from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, first, keys_of, shown
+from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, first, id_in, keys_of, shown
 from fastft.records import Record
 
 __all__ = [
-    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in",
+    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in", "id_in",
     "looks_like_html", "mark_html", "read_conversation", "recognise", "survey_dump",
 ]  # fmt: skip
 
@@ -149,8 +160,3 @@ def recognise(record: Any) -> str:
     if record.get("message_tree_id") is not None:
         raise Rejection("not_a_conversation", "one message of a tree: take OpenAssistant's *.trees.jsonl.gz instead")
     raise Rejection("not_a_conversation", f"no format has this shape (--format names one); keys: {keys_of(record)}")
-
-
-def looks_like_html(text: str) -> bool:
-    """True for text that begins and ends with a tag. Not evidence enough to convert it, but enough to mention it."""
-    return re.match(r"\s*<[a-z][a-z0-9]*[ >]", text) is not None and text.rstrip().endswith(">")

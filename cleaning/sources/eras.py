@@ -27,8 +27,11 @@ ERAS = ("auto", "before", "escaped", "escaped_pager", "none")
 SAMPLE_RECORDS = 5_000
 SAMPLE_BYTES = 16 << 20  # of the uncompressed file: about 1 s of reading
 
-# The page's own wrapper of an answer, 2022-12 to 2024. Nobody writes this class by hand.
-_PAGE_WRAPPER = re.compile(r'\s*<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\b[^"]{0,500}?\b(?:prose|break-words)\b')
+# The page's own wrapper of an answer, 2022-12 to 2024. Nobody writes this class by hand. Some tools saved the boxes
+# around it, too.
+_WRAPPER = r'<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\b[^"]{0,500}?\b(?:prose|break-words)\b'
+_PAGE_WRAPPER = re.compile(rf"\s*(?:<div[^>]{{0,500}}>\s*){{0,4}}{_WRAPPER}")
+_WRAPPER_INSIDE = re.compile(_WRAPPER)
 # What the sanitiser left of it: a bare <div> and, without a space, a block. People write <div> with line ends.
 _BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b[\s\S]*</div>\s*\Z")
 _FRAGMENT = re.compile(r"\s*<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)\b[^<>]*>[\s\S]*>\s*\Z")
@@ -231,6 +234,16 @@ def _mark_fragments(turns: list[Turn]) -> None:
 def _mark_blocks(turns: list[Turn]) -> None:
     for turn in turns:
         turn.html = turn.html or (turn.role == "assistant" and is_inside_of_wrapper(turn.text))
+
+
+def looks_like_html(text: str) -> bool:
+    """True for text that begins and ends with a tag, or holds the page's wrapper somewhere, and not in a code block.
+
+    Not evidence enough to convert it, but enough to mention it.
+    """
+    if "<div" in text and "```" not in text and _WRAPPER_INSIDE.search(text):
+        return True
+    return re.match(r"\s*<[a-z][a-z0-9]*[ >]", text) is not None and text.rstrip().endswith(">")
 
 
 def is_inside_of_wrapper(text: str) -> bool:

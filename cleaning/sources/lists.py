@@ -14,6 +14,7 @@ from cleaning.sources.turns import (
     as_list,
     as_object,
     first,
+    id_in,
     keys_of,
     label,
     read_content,
@@ -143,10 +144,9 @@ def read_claude_export(record: dict) -> RawConversation:
 
 def _conversation(record: dict) -> RawConversation:
     """An empty one, with what the record says about itself."""
-    id = first(record, "id", "conversation_id", "conversation_hash", "uuid")
     lang = text_of(first(record, "lang", "language")).strip().lower()
     lang = LANGUAGES.get(lang, label(lang) if lang else "")
-    conversation = RawConversation(text_of(id), text_of(record.get("model")), [], lang, time=time_in(record))
+    conversation = RawConversation(id_in(record), text_of(record.get("model")), [], lang, time=time_in(record))
     if plugins := record.get("plugins"):
         conversation.sessions["plugin_session"] = f"its 'plugins' are {shown(plugins)}"
     # The contract has no place for them; a chat template would need them as an argument of its own.

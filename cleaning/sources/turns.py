@@ -138,6 +138,12 @@ def first(record: dict, *keys: str) -> Any:
     return None
 
 
+def id_in(record: Any) -> str:
+    """What a record calls itself, also one that holds no conversation; "" for nothing."""
+    keys = ("id", "conversation_id", "conversation_hash", "uuid", "message_tree_id")
+    return text_of(first(record, *keys)) if isinstance(record, dict) else ""
+
+
 def text_of(value: Any) -> str:
     """An id, a model's name: text or a number, as text; anything else is none."""
     if isinstance(value, str):

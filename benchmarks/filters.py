@@ -1,0 +1,71 @@
+"""What each filter does to the samples: the table of docs/cleaning.md.
+
+    FASTFT_DATA=DIR python benchmarks/filters.py                     conversations, rounds and turns, by reason
+    FASTFT_DATA=DIR python benchmarks/filters.py --show refusal      … and every hit of a reason, to be read
+    FASTFT_DATA=DIR python benchmarks/filters.py --with policy_refusal,masked_emails
+
+Filters as they are by default, and those switched on, before duplicates are looked for.
+"""
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from cleaning.filters import Settings, Verdict, apply_steps
+from cleaning.outcomes import to_conversation
+from cleaning.sources import Reading, conversations_in, survey_dump
+from fastft.conversation import Conversation
+from fastft.records import read_records
+
+SAMPLES = (
+    "sharegpt_v3_sample.json",
+    "sharegpt_zh.jsonl",
+    "chatgpt_export.json",
+    "chatgpt_pages_as_sharegpt.json",
+    "schema_common_en_sample_230805.json",
+    "schema_common_zh_sample_230805.json",
+    "schema_gpt4_final_data_sample_230629.json",
+    "schema_multilang_sample_230914.json",
+    "schema_sharegpt_toolcalls.json",
+    "schema_vicuna_sample_230629.json",
+)
+
+
+def verdicts(path: Path, settings: Settings) -> Iterator[tuple[Conversation, Verdict]]:
+    """Each conversation of a dump as it was before the filters, and what they said."""
+    reading = Reading(era=survey_dump(read_records(path), Reading()))
+    for number, record in enumerate(read_records(path)):
+        for raw in conversations_in(record.value, reading):
+            conversation = to_conversation(raw, raw.id or f"{path.name}-{number}", path.name)
+            before = Conversation(conversation.id, list(conversation.messages))
+            yield before, apply_steps(conversation, settings, raw.sessions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--show", metavar="REASON", help="print every hit of it")
+    parser.add_argument("--with", dest="names", default="", metavar="NAMES", help="switched on: a,b,c")
+    arguments = parser.parse_args()
+    shown, settings = arguments.show, Settings(with_filters=tuple(filter(None, arguments.names.split(","))))
+    chats = Path(os.environ["FASTFT_DATA"]) / "chats"
+    seen, counts = 0, Counter()
+    for sample in SAMPLES:
+        for before, verdict in verdicts(chats / sample, settings):
+            seen += 1
+            hits = [("c", verdict.reason, verdict.detail, before.messages[:2])] if verdict.reason else []
+            hits += [("r", dropped.reason, dropped.detail, dropped.messages) for dropped in verdict.dropped]
+            for kind, reason, detail, messages in hits:
+                counts[reason, kind] += 1
+                if reason == shown:
+                    print(f"\n{sample}: {before.id}: {detail}")
+                    print(*(f"{message.role}: {message.content[:300]}" for message in messages), sep="\n")
+            counts.update({(name, "turns"): n for name, n in verdict.repairs.items() if ":" not in name})
+    print(f"{seen:,} conversations of {len(SAMPLES)} samples")
+    for (name, kind), count in sorted(counts.items()):
+        print(f"{name:<28}{count:>6} {kind}")
+
+
+if __name__ == "__main__":
+    main()
