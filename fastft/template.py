@@ -165,7 +165,7 @@ class ChatTemplate:
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raises TemplateError for what `encode` refuses."""
-        self._fill(_repaired(messages))
+        self._prove(_repaired(messages))
 
     def _counted(self, text: str, borders: list[_Border]) -> int | None:
         """Control tokens stand for themselves and cut the text; so do borders, where the tokens do so anyway."""
@@ -285,6 +285,11 @@ class ChatTemplate:
 
     def _fill(self, messages: list[Message]) -> tuple[str, list[_Border]]:
         """The conversation's text with control tokens renamed, and where in it each trained answer begins."""
+        self._prove(messages)
+        return self._placed(messages)
+
+    def _prove(self, messages: list[Message]) -> None:
+        """The skeleton with the texts in it is what the template makes of the conversation. Raises TemplateError."""
         skeleton = self._skeleton(messages)
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
         filled, rendered = _join(skeleton.literals, texts), self.render(messages)
@@ -293,7 +298,6 @@ class ChatTemplate:
             raise TemplateError(
                 f"{self.name}: the template changes the text of message {culprit}; its tokens cannot be placed"
             )
-        return self._placed(messages)
 
     def _placed(self, messages: list[Message]) -> tuple[str, list[_Border]]:
         """`_fill` of messages whose texts the template leaves as they are."""
@@ -460,6 +464,8 @@ def _core(text: str) -> str:
 def _margins(text: str) -> tuple[str, str] | tuple[str]:
     """White space before and after the text (all of it, when it is nothing else)."""
     core = _core(text)
+    if core is text and text:
+        return "", ""  # most texts have none
     if not core:
         return (text,)
     start = len(text) - len(text.lstrip())
