@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cleaning.duplicates import ANSWERS_BELOW, RUN, VALUES, find_duplicates, fingerprint, rows_per_band
+from cleaning.duplicates import ANSWERS_BELOW, RUN, VALUES, Fingerprints, find_duplicates, fingerprint, rows_per_band
 from cleaning.sources import read_conversation
 from fastft.conversation import Conversation, Message
 from fastft.records import read_records
@@ -92,7 +92,7 @@ def main() -> None:
         planted = [jaccard(a, b) for a, b in zip(exact, copy_exact)]
         both = exact + copy_exact
         for near in THRESHOLDS:
-            removed = find_duplicates(prints + copy_prints, near)
+            removed = find_duplicates(Fingerprints(prints + copy_prints), near)
             near_ones = [(p, d.keeper) for p, d in removed.items() if d.reason == "near_duplicate"]
             cells = []
             for least in (near, near + 0.05):
@@ -113,7 +113,7 @@ def main() -> None:
     )
     many = [replace(p, beginnings=bytes(16 - len(str(n))) + str(n).encode()) for n, p in product(range(40), prints)]
     started = time.process_time()
-    find_duplicates(many)
+    find_duplicates(Fingerprints(many))
     seconds = time.process_time() - started
     console.print(f"linking, the worst case (each {40} times): {len(many) / seconds:,.0f} conversations/s")
 

@@ -124,6 +124,8 @@ def _tell(report: Report, directory: Path) -> int:
     if len(report.warnings) > SHOWN_WARNINGS:
         print(f"warning: {len(report.warnings) - SHOWN_WARNINGS} more of that kind, see report.json", file=sys.stderr)
     print_ledger(report, _Console())
+    if not report.input:
+        return _fail("there is no record in the input", 1)
     if not report.kept:
         return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
     if not report.parts:

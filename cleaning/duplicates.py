@@ -24,12 +24,13 @@ to, a conversation that has been kept is removed and names it. So every keeper i
 others, and the result depends on the input's order only.
 
 What is remembered of a conversation is 16 bytes a round and 256 bytes of sketches, computed where it is read (pure
-functions of its text); linking happens in one place, on numpy arrays: 0.7 GB for a million conversations.
+functions of its text); linking happens in one place, on numpy arrays: 0.5 GB for a million conversations of 4.5 rounds.
 """
 
 import hashlib
+from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,7 @@ ANSWERS_BELOW = 0.1
 MISSED = 1e-3  # share of pairs at the threshold that banding may miss
 
 KEY = 16  # bytes of a BLAKE2b key
+SLICE = 1 << 20  # keys looked up at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,48 @@ class Fingerprint:
     sketch: bytes = b""  # of all turns and of the answers, 2 x VALUES bytes; empty where near duplicates do not apply
     time: float = 0.0  # when it took place, where the dump says so
     tree: bytes = b""  # the same for the branches of one tree that were asked for (`--branches all`)
+
+
+class Fingerprints:
+    """Those of many conversations, in columns: as objects, two millions would take another 500 MB."""
+
+    def __init__(self, fingerprints: Iterable[Fingerprint] = ()):
+        self.beginnings, self.ends = bytearray(), array("q")  # the keys of all; how many there are up to each position
+        self.lengths, self.times = array("q"), array("d")
+        self.sketches, self.sketched = bytearray(), array("q")  # the positions that have one
+        self.trees: dict[int, bytes] = {}
+        for each in fingerprints:
+            self.append(each)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def append(self, each: Fingerprint) -> None:
+        if each.sketch:
+            self.sketched.append(len(self))
+            self.sketches += each.sketch
+        if each.tree:
+            self.trees[len(self)] = each.tree
+        self.beginnings += each.beginnings
+        self.ends.append(len(self.beginnings) // KEY)
+        self.lengths.append(each.length)
+        self.times.append(each.time)
+
+    def whole(self, position: int) -> bytes:
+        """The key of all its turns."""
+        end = self.ends[position] * KEY
+        return bytes(self.beginnings[end - KEY : end])
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """(halves of the keys uint64[K, 2], behind which of them each position ends int64[N]); nothing is copied."""
+        return np.frombuffer(self.beginnings, np.uint64).reshape(-1, 2), np.frombuffer(self.ends, np.int64)
+
+    def sketches_of(self) -> tuple[np.ndarray, np.ndarray]:
+        """(positions of those that have one int64[S], their sketches uint8[S, 2, VALUES])"""
+        return (
+            np.frombuffer(self.sketched, np.int64),
+            np.frombuffer(self.sketches, np.uint8).reshape(-1, 2, VALUES),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +133,7 @@ def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0
     return Fingerprint(b"".join(beginnings), length, _sketch(conversation.messages) if near else b"", time, tree)
 
 
-def find_duplicates(
-    fingerprints: Sequence[Fingerprint], near: float = NEAR, keep: str = "longest"
-) -> dict[int, Duplicate]:
+def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = "longest") -> dict[int, Duplicate]:
     """{position: why it is removed}.
 
     `near` is the similarity from which conversations are near duplicates, 0 for none. `keep` is "longest" or "newest":
@@ -99,10 +141,11 @@ def find_duplicates(
     """
     supersets = _supersets(fingerprints)
     nearby = _Nearby(fingerprints, near) if near else None
-    by_text: dict[bytes, int] = {}  # whole text -> the one that is kept
+    repeated = _repeated(fingerprints)
+    by_text: dict[bytes, int] = {}  # whole text -> the one that is kept, where there are several
     duplicates: dict[int, Duplicate] = {}
     for position in _in_order_of_preference(fingerprints, supersets, keep):
-        whole = fingerprints[position].beginnings[-KEY:]
+        whole = fingerprints.whole(position)
         longer = next((s for s in supersets.get(whole, ()) if s not in duplicates), None)
         if whole in by_text:
             duplicates[position] = Duplicate("duplicate", by_text[whole], 1.0)
@@ -111,7 +154,8 @@ def find_duplicates(
         elif nearby and (found := nearby.nearest_kept(position)):
             duplicates[position] = Duplicate("near_duplicate", *found)
         else:
-            by_text[whole] = position
+            if repeated[position]:
+                by_text[whole] = position
             if nearby:
                 nearby.keep(position)
     return duplicates
@@ -125,7 +169,7 @@ def clusters(duplicates: dict[int, Duplicate]) -> dict[int, list[int]]:
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def families(fingerprints: Sequence[Fingerprint], positions: Sequence[int], near: float = 0.5) -> list[int]:
+def families(fingerprints: Fingerprints, positions: Sequence[int], near: float = 0.5) -> list[int]:
     """For each of `positions`, the first of them that it is related to, by any number of steps.
 
     Related are conversations with the same first round, and those as alike as `near`. Held-out data must not hold the
@@ -142,53 +186,78 @@ def families(fingerprints: Sequence[Fingerprint], positions: Sequence[int], near
         a, b = root(a), root(b)
         parent[max(a, b)] = min(a, b)
 
-    first_rounds: dict[bytes, int] = {}
-    for i, position in enumerate(positions):
-        join(first_rounds.setdefault(fingerprints[position].beginnings[:KEY], i), i)
-    sketched, sketches = _sketches([fingerprints[p] for p in positions])
-    for keys in _band_keys(sketches[:, 0], near):
-        order = np.argsort(keys, kind="stable")
-        begins = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] ^ np.uint64(1)))
+    at = np.asarray(positions, np.int64)
+    keys, ends = fingerprints.columns()
+    first_rounds = keys[np.append(0, ends[:-1])[at]]
+    for a, b in _alike(first_rounds[:, 0], first_rounds[:, 1]):
+        join(a, b)
+    sketched, sketches = fingerprints.sketches_of()
+    _, rows, of = np.intersect1d(sketched, at, assume_unique=True, return_indices=True)
+    of = of.tolist()
+    for band in _band_keys(sketches[:, 0], near):
         # Each is compared with the first of its band only: enough to join clusters, and linear in their size.
-        firsts = np.repeat(order[begins], np.diff(begins, append=len(order)))
-        different = firsts != order
-        for a, b in zip(firsts[different].tolist(), order[different].tolist()):
-            if root(sketched[a]) != root(sketched[b]) and _similarity(sketches[a], sketches[b]) >= near:
-                join(sketched[a], sketched[b])
+        for a, b in _alike(band[rows]):
+            if root(of[a]) != root(of[b]) and _similarity(sketches[rows[a]], sketches[rows[b]]) >= near:
+                join(of[a], of[b])
     return [root(i) for i in range(len(positions))]
+
+
+def _alike(*columns: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(the first of them, another) of the rows that agree in all columns."""
+    order = np.lexsort(columns)
+    begins = np.zeros(len(order), bool)
+    begins[:1] = True
+    for column in columns:
+        begins[1:] |= np.diff(column[order]) != 0
+    firsts = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
+    yield from zip(firsts[~begins].tolist(), order[~begins].tolist())
 
 
 # --- beginnings -------------------------------------------------------------------------------------------------------
 
 
-def _supersets(fingerprints: Sequence[Fingerprint]) -> dict[bytes, list[int]]:
-    """{whole text: positions of the conversations that begin with it and go on}, for those that have any."""
-    wholes = {each.beginnings[-KEY:] for each in fingerprints}
+def _repeated(fingerprints: Fingerprints) -> np.ndarray:
+    """Which have the text of another (bool[N]). By half a key: one too many does no harm."""
+    keys, ends = fingerprints.columns()
+    return _shared(keys[ends - 1, 0])
+
+
+def _supersets(fingerprints: Fingerprints) -> dict[bytes, list[int]]:
+    """{whole text: positions of the conversations that begin with it and go on}, for those that have any.
+
+    By half a key: an entry that is nobody's whole text is asked for by nobody.
+    """
+    keys, ends = fingerprints.columns()
     found = defaultdict(list)
-    for position, each in enumerate(fingerprints):
-        for end in range(KEY, len(each.beginnings), KEY):
-            if (key := each.beginnings[end - KEY : end]) in wholes:
-                found[key].append(position)
+    if not len(ends):
+        return found
+    wholes = np.sort(keys[ends - 1, 0])
+    goes_on = np.ones(len(keys), bool)
+    goes_on[ends - 1] = False
+    for start in range(0, len(keys), SLICE):  # in slices: a search copies what it looks for
+        part = keys[start : start + SLICE, 0]
+        same = wholes[np.searchsorted(wholes, part).clip(max=len(wholes) - 1)] == part
+        for row in (start + np.flatnonzero(same & goes_on[start : start + SLICE])).tolist():
+            found[keys[row].tobytes()].append(int(np.searchsorted(ends, row, side="right")))
+    rounds = np.diff(ends, prepend=0)
     for positions in found.values():
-        positions.sort(key=lambda p: (-len(fingerprints[p].beginnings), -fingerprints[p].length, p))
+        positions.sort(key=lambda p: (-rounds[p], -fingerprints.lengths[p], p))
     return found
 
 
-def _in_order_of_preference(
-    fingerprints: Sequence[Fingerprint], supersets: dict[bytes, list[int]], keep: str
-) -> Iterator[int]:
+def _in_order_of_preference(fingerprints: Fingerprints, supersets: dict[bytes, list[int]], keep: str) -> Iterator[int]:
     """All positions, the preferred first, and each after those that go on from it."""
     if keep == "longest":
-        preferred = sorted(range(len(fingerprints)), key=lambda p: (-fingerprints[p].length, p))
+        preferred = np.argsort(-np.frombuffer(fingerprints.lengths, np.int64), kind="stable")
     elif keep == "newest":
-        preferred = sorted(range(len(fingerprints)), key=lambda p: (fingerprints[p].time, p), reverse=True)
+        preferred = np.argsort(np.frombuffer(fingerprints.times), kind="stable")[::-1]
     else:
         raise ValueError(f"--keep {keep}: it is longest or newest")
-    done: set[int] = set()
-    for position in preferred:
-        for each in (*supersets.get(fingerprints[position].beginnings[-KEY:], ()), position):
-            if each not in done:
-                done.add(each)
+    done = bytearray(len(fingerprints))
+    for position in map(int, preferred):
+        for each in (*supersets.get(fingerprints.whole(position), ()), position):
+            if not done[each]:
+                done[each] = True
                 yield each
 
 
@@ -222,13 +291,6 @@ def _words(messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(hashes), np.concatenate(spoken_by)
 
 
-def _sketches(fingerprints: Sequence[Fingerprint]) -> tuple[list[int], np.ndarray]:
-    """(positions of those that have one, their sketches uint8[N, 2, VALUES])."""
-    sketched = [position for position, each in enumerate(fingerprints) if each.sketch]
-    data = b"".join(fingerprints[position].sketch for position in sketched)
-    return sketched, np.frombuffer(data, np.uint8).reshape(len(sketched), 2, VALUES)
-
-
 def rows_per_band(threshold: float) -> int:
     """The most rows with which less than MISSED of the pairs at `threshold` agree in no band."""
     rows = range(1, VALUES + 1)
@@ -251,6 +313,12 @@ def _row_hashes(band: np.ndarray) -> np.ndarray:
     return keys
 
 
+def _shared(keys: np.ndarray) -> np.ndarray:
+    """Which keys occur more than once (bool[N])."""
+    _, which, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    return counts[which] > 1
+
+
 def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of one sketch [2, VALUES] with another or several [N, 2, VALUES]: that of the whole, or of answers that differ."""
     equal = (a == b).mean(axis=-1)
@@ -261,22 +329,21 @@ def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class _Nearby:
     """The sketches of the conversations that are kept so far, by band."""
 
-    def __init__(self, fingerprints: Sequence[Fingerprint], threshold: float):
+    def __init__(self, fingerprints: Fingerprints, threshold: float):
         self.threshold = threshold
-        sketched, sketches = _sketches(fingerprints)
+        sketched, sketches = fingerprints.sketches_of()
         # A key that no other conversation has finds nothing. Most conversations have only such: they are done with here,
         # on whole arrays, and the tables below hold the few that are left.
-        shared = np.zeros((len(sketched), VALUES // rows_per_band(threshold)), bool)
-        for band, keys in enumerate(_band_keys(sketches[:, 0], threshold)):
-            _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-            shared[:, band] = counts[inverse] > 1
-        busy = np.flatnonzero(shared.any(axis=1))
-        self.trees = [fingerprints[sketched[i]].tree for i in busy.tolist()]
-        self.row = {sketched[i]: row for row, i in enumerate(busy.tolist())}
+        busy = np.zeros(len(sketched), bool)
+        for keys in _band_keys(sketches[:, 0], threshold):
+            busy |= _shared(keys)
         self.sketches = sketches[busy]
+        self.positions = sketched[busy].tolist()
+        self.row = {position: row for row, position in enumerate(self.positions)}
+        self.trees = [fingerprints.trees.get(position, b"") for position in self.positions]
         self.keys = np.stack(list(_band_keys(self.sketches[:, 0], threshold)), axis=1)
+        self.shared = np.stack([_shared(keys) for keys in self.keys.T], axis=1)
         self.tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(self.keys.shape[1])]
-        self.positions = [sketched[i] for i in busy.tolist()]
 
     def nearest_kept(self, position: int) -> tuple[int, float] | None:
         """(position, similarity) of the kept conversation most alike, if it is alike enough."""
@@ -297,5 +364,6 @@ class _Nearby:
     def keep(self, position: int) -> None:
         row = self.row.get(position)
         if row is not None:
-            for table, key in zip(self.tables, self.keys[row].tolist()):
-                table[key].append(row)
+            keys = self.keys[row].tolist()
+            for band in np.flatnonzero(self.shared[row]).tolist():
+                self.tables[band][keys[band]].append(row)

@@ -6,6 +6,7 @@ What became of it is read from the outputs of the finished run. What happened on
 again, with the run's own settings: from rejected.jsonl, or from the dump where it was kept.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -197,10 +198,11 @@ def _matching(
     """Outcomes of the dump's records that became the conversation `id`, with turns that open so."""
     bases = {id, id.rpartition("-")[0]} - {""}  # the second `a` is called `a-2`, so is the second branch of a tree
     bases |= {base.rpartition("-")[0] for base in bases} - {""}
+    as_written = re.fullmatch(r"[\w.-]+", id, re.ASCII)  # JSON may escape other characters
     with open_inputs([file["path"]]) as [source]:
         for number, record in enumerate(each for each in source.records() if each.text or each.error is None):
             fallback_id = f"{file['name']}-{number}"
-            if fallback_id not in bases and id.isascii() and not any(base.encode() in record.text for base in bases):
+            if fallback_id not in bases and as_written and not any(base.encode() in record.text for base in bases):
                 continue
             for outcome in _outcomes(record, fallback_id, file["name"], conversion, ledger):
                 if outcome.id in bases and outcome.conversation:

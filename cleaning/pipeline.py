@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from cleaning.contamination import Account, load_benchmarks
-from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprint, clusters, families, find_duplicates
+from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
 from cleaning.examples import pick_examples
 from cleaning.filters import Settings, check
 from cleaning.ledger import CHANGED_IDS, Report, versions
@@ -214,16 +214,16 @@ def _run(
     account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
     ids, fingerprints = _first_pass(sources, conversion, work, account, report, pool, loading, bar)
     duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
-    unique_ids = _unique_ids(ids, duplicates)
-    held_out = _hold_out(fingerprints, unique_ids, choices.holdout, choices.seed)
-    _note_changed_ids(ids, unique_ids, report)
-    report.duplicates = _about_duplicates(duplicates, ids, unique_ids)
+    _note_changed_ids(_make_unique(ids, duplicates), report)
+    held_out = _hold_out(fingerprints, ids, duplicates, choices.holdout, choices.seed)
+    del fingerprints  # 370 bytes a conversation
+    report.duplicates = _about_duplicates(duplicates, ids)
     report.contamination = account.to_report() if account else {}
     splits = choices.max_tokens is not None
     bar.begin("splitting" if splits else "writing", report.input)
     split = partial(_split_batch, choices) if splits else _whole_batch
     splitters = pool if splits else None  # without a window there is nothing to share out
-    _second_pass(work, duplicates, unique_ids, held_out, split, conversion.readings, report, splitters, bar)
+    _second_pass(work, duplicates, ids, held_out, split, conversion.readings, report, splitters, bar)
     report.check()
 
 
@@ -277,7 +277,7 @@ def _first_pass(
     pool: Pool | None,
     loading: Future | None,
     bar: Bar,
-) -> tuple[list[str], list[Fingerprint]]:
+) -> tuple[list[str], Fingerprints]:
     """Log the outcomes of every shard; return ids and fingerprints of the conversations among them."""
     tally, remarks = _Tally(report, account), []
     shards = _shards(sources, report, remarks, bar)
@@ -298,7 +298,7 @@ class _Tally:
     def __init__(self, report: Report, account: Account | None):
         self.report, self.account = report, account
         self.ids: list[str] = []
-        self.fingerprints: list[Fingerprint] = []
+        self.fingerprints = Fingerprints()
         self.unmarked_html = 0
         self.formats, self.notes = collections.Counter(), collections.Counter()
 
@@ -333,10 +333,10 @@ class _Tally:
 def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator[Shard]:
     """The inputs in pieces of SHARD_BYTES, each of one input; cut by what they hold and nothing else."""
     for position, (source, file) in enumerate(zip(sources, report.files)):
-        shard, size, done = Shard(position, source.name, 0, []), 0, 0
+        shard, size, done, packed = Shard(position, source.name, 0, []), 0, 0, source.packed
         for record in source.records():
             # The end of a row of a table is its number: what it holds is counted there.
-            bar.advance(len(record.text) if source.packed else record.end - done, 0)
+            bar.advance(len(record.text) if packed else record.end - done, 0)
             done = record.end
             if record.error is not None and not record.text:
                 remarks.append(f"{record.where}: {record.error}")
@@ -354,11 +354,13 @@ def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) 
 # --- second pass ------------------------------------------------------------------------------------------------------
 
 
-def _hold_out(fingerprints: list[Fingerprint], ids: dict[int, str], share: float, seed: int) -> set[int]:
+def _hold_out(
+    fingerprints: Fingerprints, ids: list[str], duplicates: dict[int, Duplicate], share: float, seed: int
+) -> set[int]:
     """Positions of the conversations that are set aside: whole families, chosen by the id of their first member."""
     if not share:
         return set()
-    positions = sorted(ids)
+    positions = [position for position in range(len(ids)) if position not in duplicates]
     roots = families(fingerprints, positions)
     return {p for p, root in zip(positions, roots) if _fraction(f"{seed}\0{ids[positions[root]]}") < share}
 
@@ -367,11 +369,11 @@ def _fraction(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / (1 << 48)
 
 
-def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str], unique_ids: dict[int, str]) -> dict[str, Any]:
+def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str]) -> dict[str, Any]:
     found = clusters(duplicates)
     shown = [
         {
-            "kept": unique_ids[keeper],
+            "kept": ids[keeper],
             "removed": len(positions),
             "examples": [
                 {"id": ids[p], "reason": duplicates[p].reason, "similarity": duplicates[p].similarity}
@@ -383,28 +385,33 @@ def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str], unique_i
     return {"sketches": SKETCHER, "clusters": len(found), "largest": shown}
 
 
-def _unique_ids(ids: list[str], duplicates: dict[int, Duplicate]) -> dict[int, str]:
-    """{position: id} of the conversations that are no duplicates; the second `a` becomes `a-2`.
+def _make_unique(ids: list[str], duplicates: dict[int, Duplicate]) -> list[tuple[str, str]]:
+    """Change the ids of conversations that are no duplicates, in place: the second `a` becomes `a-2`. Returns (old, new).
 
     An id that occurs in the dump is never given to another conversation.
     """
-    kept = {position: id for position, id in enumerate(ids) if position not in duplicates}
-    taken, seen, unique = set(kept.values()), collections.Counter(), {}
-    for position, id in kept.items():
-        seen[id] += 1
-        name = id
-        while seen[id] > 1 and name in taken:
+    taken, again = set(), []
+    for position, id in enumerate(ids):
+        if position not in duplicates:
+            if id in taken:
+                again.append(position)
+            taken.add(id)
+    seen, changed = collections.Counter(), []
+    for position in again:
+        id = name = ids[position]
+        seen[id] = max(seen[id], 1) + 1
+        while name in taken:
             name = f"{id}-{seen[id]}"
             seen[id] += name in taken
         taken.add(name)
-        unique[position] = name
-    return unique
+        ids[position] = name
+        changed.append((id, name))
+    return changed
 
 
-def _note_changed_ids(ids: list[str], unique_ids: dict[int, str], report: Report) -> None:
-    changed = [position for position, name in unique_ids.items() if name != ids[position]]
+def _note_changed_ids(changed: list[tuple[str, str]], report: Report) -> None:
     if changed:
-        shown = ", ".join(f"{ids[p][:40]!r} is now {unique_ids[p][-40:]!r}" for p in changed[:SHOWN_IDS])
+        shown = ", ".join(f"{id[:40]!r} is now {name[-40:]!r}" for id, name in changed[:SHOWN_IDS])
         report.warnings.append(f"{len(changed):,} conversations had the id of another one, and got their own: {shown}")
         report.notes = dict(sorted([*report.notes.items(), (CHANGED_IDS, len(changed))]))
 
@@ -412,7 +419,7 @@ def _note_changed_ids(ids: list[str], unique_ids: dict[int, str], report: Report
 def _second_pass(
     work: Path,
     duplicates: dict[int, Duplicate],
-    ids: dict[int, str],
+    ids: list[str],
     held_out: set[int],
     split: Callable[[list[bytes]], list[Split]],
     readings: list[Reading],
@@ -508,7 +515,7 @@ def _judged(
     outcome: Outcome,
     positions: Iterator[int],
     duplicates: dict[int, Duplicate],
-    ids: dict[int, str],
+    ids: list[str],
     held_out: set[int],
 ) -> Outcome:
     """The outcome once duplicates are known. `positions` numbers the conversations."""

@@ -22,6 +22,7 @@ import orjson
 
 CHUNK = 1 << 22  # bytes read at a time: 4 MiB keeps the array scanner within 10 % of json.loads on whole files
 RAW_LIMIT = 1 << 20  # characters of a broken record that are kept with it
+_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
 TOO_LONG_A_NUMBER = "a number of more than 4,300 digits"  # Python's limit: longer ones take quadratic time
 
 
@@ -79,13 +80,16 @@ def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
         raise ValueError(f"{path}: is a directory; name the files in it, for example {path}/*.jsonl")
     if not path.is_file():
         raise ValueError(f"{path}: is not a regular file; save what comes out of it first")
-    if path.suffix.lower() == ".parquet":
+    if packing_of(path) == ".parquet":
         yield from _parquet_rows(path)
         return
-    with _open(path) as stream:
-        head = _read(stream, CHUNK, path)
+    with open_unpacked(path) as stream:
+        head = read_unpacked(stream, CHUNK, path)
         if not head.strip():
             raise ValueError(f"{path}: is empty")
+        if head[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or b"\0" * 3 in (head[:3], head[1:4]):
+            utf8 = f"{path.stem}.utf8{path.suffix}"
+            raise ValueError(f"{path}: is UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {path} > {utf8}")
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" * 3 in (head[:6:2], head[1:6:2]):
             utf8 = f"{path.stem}.utf8{path.suffix}"
             raise ValueError(f"{path}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {path} > {utf8}")
@@ -142,10 +146,19 @@ def to_json(value: Any) -> bytes:
         return text.encode()
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
+def packing_of(path: Path) -> str:
+    """ ".gz", ".zst", ".parquet" or "": by the first bytes, whatever the file is called; by its name where they say nothing."""
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    named = path.suffix.lower() if path.suffix.lower() in _MAGIC.values() else ""
+    return next((packing for magic, packing in _MAGIC.items() if head.startswith(magic)), named)
+
+
+def open_unpacked(path: Path) -> BinaryIO:
+    packing = packing_of(path)
+    if packing == ".gz":
         return gzip.open(path, "rb")
-    return _ZstdReader(path) if path.suffix == ".zst" else path.open("rb")
+    return _ZstdReader(path) if packing == ".zst" else path.open("rb")
 
 
 class _ZstdReader:
@@ -182,7 +195,7 @@ class _ZstdReader:
         return b"".join(pieces)
 
 
-def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
+def read_unpacked(stream: BinaryIO, size: int, path: Path) -> bytes:
     """Read, telling a damaged archive from a damaged disk."""
     try:
         return stream.read(size)
@@ -197,7 +210,7 @@ def _read(stream: BinaryIO, size: int, path: Path) -> bytes:
 def _lines(path: Path, stream: BinaryIO, pending: bytes) -> Iterator[RawRecord]:
     number, end, chunk = 0, 0, pending
     while chunk:
-        chunk = _read(stream, CHUNK, path)
+        chunk = read_unpacked(stream, CHUNK, path)
         lines = (pending + chunk).split(b"\n")
         pending = lines.pop() if chunk else b""
         for line in lines:
@@ -227,7 +240,7 @@ class _Window:
 
     def grow(self) -> bool:
         """Drop what was read and double what is left (one record larger than the window costs O(n), not O(n^2))."""
-        chunk = _read(self.stream, max(CHUNK, len(self.text) - self.at), self.path)
+        chunk = read_unpacked(self.stream, max(CHUNK, len(self.text) - self.at), self.path)
         self.ended, self.read_bytes = not chunk, self.read_bytes + len(chunk)
         self.text, self.at = self.text[self.at :] + self.decoder.decode(chunk, final=self.ended), 0
         return not self.ended

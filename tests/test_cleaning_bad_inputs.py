@@ -185,6 +185,8 @@ MANY = b"".join(lines(share(f"q{n}", os.urandom(40).hex())) + b"\n" for n in ran
 BAD_FILES = {
     "bom16.json": ("\ufeff" + json.dumps([GOOD])).encode("utf-16-be"),
     "le16.jsonl": json.dumps(GOOD).encode("utf-16-le"),
+    "bom32.json": ("\ufeff" + json.dumps([GOOD])).encode("utf-32-le"),
+    "be32.jsonl": json.dumps(GOOD).encode("utf-32-be"),
     "nul.jsonl": b"{ \0" + lines(GOOD),
     "cut.jsonl.gz": gzip.compress(MANY)[:-20_000],
     "head.jsonl.gz": gzip.compress(MANY)[:5],
@@ -196,7 +198,8 @@ BAD_FILES = {
     "c.parquet": b"PAR1" + b"\xff" * 99 + b"PAR1",
 }
 COMPLAINTS = {
-    "bom16.json": "is UTF-16; convert it first: iconv", "le16.jsonl": "is UTF-16", "nul.jsonl": "is a binary file",
+    "bom16.json": "is UTF-16; convert it first: iconv", "le16.jsonl": "is UTF-16", "be32.jsonl": "is UTF-32",
+    "bom32.json": "is UTF-32; convert it first: iconv -f UTF-32", "nul.jsonl": "is a binary file",
     "pipe": "not a regular file", "directory": "is a directory", "/proc/self/mem": "Input/output error",
 }  # fmt: skip
 

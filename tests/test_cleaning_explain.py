@@ -76,6 +76,13 @@ def test_the_ledger_counts_changed_ids(tmp_path, capsys):
     )
 
 
+def test_an_id_that_json_escapes(tmp_path, capsys):
+    line = json.dumps({"id": 'a/b "q"', "conversations": turns(prose(1, 40), prose(2, 40))}).replace("a/b", "a\\/b")
+    (tmp_path / "dump.jsonl").write_text(line)
+    assert main([str(tmp_path / "dump.jsonl"), "-o", str(tmp_path / "out")]) == 0
+    assert "dump.jsonl: line 1" in told(capsys, tmp_path / "out", 'a/b "q"')
+
+
 def test_the_second_of_the_same_name_and_one_without_a_name(out, capsys):
     capsys.readouterr()
     text = told(capsys, out, "a-2")

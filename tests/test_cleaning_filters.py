@@ -400,6 +400,10 @@ def test_keys_are_masked(kind, around):
         ("write to jane.doe+x@acme.io.", "write to [EMAIL]."),
         ("[a1@gmail.com](mailto:a1@gmail.com)", "[[EMAIL]](mailto:[EMAIL])"),
         ("邮件至a1@gmail.com请回复", "邮件至[EMAIL]请回复"),
+        ("von Jörg.Müller@firma.de, o'neil@acme.ie, mail='a1@acme.io'", "von [EMAIL], [EMAIL], mail='[EMAIL]'"),
+        ("api_key=0f8c2b1e9d7a4c5fb6e8a1d2c3f4b5a6", "api_key=[KEY]"),
+        ('"secret-token": "Zq83hs0Fh2kd83jJs82h"', '"secret-token": "[KEY]"'),
+        ("api_key = settings_of_the_first_environment, access_token=load2(request_of_the_user1)", None),
         ("email:joe@uni-köln.de joe@uni.de", "email:joe@uni-köln.de [EMAIL]"),
         ("jane@example.com, git@github.com:a/b.git, user@localhost", None),
         ("@decorator a@b pip install x@1.2", None),
@@ -418,6 +422,23 @@ def test_keys_are_masked(kind, around):
 )
 def test_masks(text, masked):
     assert mask_text(text) == (text if masked is None else masked)
+
+
+@pytest.mark.parametrize(
+    "answer, cut",
+    [
+        ("Half an answer that was\n\nnetwork error", True),
+        ("Half an answer that was\n\n\nThere was an error generating a response\n", True),
+        ("The page then shows:\n\nnetwork error", False),
+        ("Check the cable, it may be a network error", False),
+    ],
+)
+def test_an_answer_that_an_error_cut(answer, cut):
+    assert reason("q", answer) == ("unfinished_answer" if cut else "")
+
+
+def test_a_blocked_phrase_across_lines():
+    assert reason("q", "buy  Acme\npills now", blocked_phrases=("acme pills",)) == "blocked_phrase"
 
 
 def test_masks_are_counted_by_kind():

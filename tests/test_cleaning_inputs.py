@@ -52,6 +52,29 @@ def test_containers_and_standard_input(tmp_path, monkeypatch, name):
     assert (report.kept, report.files[0]["name"], report.files[0]["records"]) == (1, "stdin", 2)
 
 
+@pytest.mark.parametrize("name", containers())
+def test_what_a_file_is_called_does_not_matter(tmp_path, name):
+    (tmp_path / "dump.json").write_bytes(containers()[name])
+    assert clean([tmp_path / "dump.json"], tmp_path / "out", workers=1).input == 2
+
+
+def test_a_packed_page(tmp_path):
+    for name, pack in (("a.html.gz", gzip.compress), ("b.html.zst", zstandard.compress)):
+        (tmp_path / name).write_bytes(pack(CHATGPT_PAGE.encode()))
+        assert clean([tmp_path / name], tmp_path / "out", workers=1).formats == {"chatgpt_page": 1}
+
+
+def test_nothing_to_read_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    (tmp_path / "a.json").write_text("[]")
+    for name, says in (
+        ("-", "standard input: is empty"),
+        (str(tmp_path / "a.json"), "there is no record in the input"),
+    ):
+        assert main([name, "-o", str(tmp_path / "out"), "--workers", "1"]) == 1
+        assert capsys.readouterr().err == f"error: {says}\n"
+
+
 def test_saved_pages_and_the_command_line(tmp_path, capsys):
     (tmp_path / "a.html").write_text(CHATGPT_PAGE)
     (tmp_path / "b.htm").write_bytes(b"\xef\xbb\xbf" + EXAMPLES["sharegpt_page"][0].encode())
@@ -114,7 +137,8 @@ def test_an_input_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys,
     def unreachable(*arguments, **options):
         raise ConnectionError("Couldn't reach the Hub\n(offline)")
 
-    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    monkeypatch.setattr("datasets.load_dataset", None)  # it would ask again and again
     assert main([name, "-o", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert complaint in error and name in error and error.count("\n") == 1
@@ -125,6 +149,7 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):
         assert (name, streaming) == ("owner/chats", True)
         return {"test": iter([]), "train": [LOG, {"conversation": None}]}
 
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: None)
     monkeypatch.setattr("datasets.load_dataset", load)
     report = clean(["owner/chats"], tmp_path / "out", workers=1)
     assert (report.input, report.kept, report.files[0]["name"]) == (2, 1, "owner/chats")

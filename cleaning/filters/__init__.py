@@ -73,7 +73,9 @@ STEPS: Sequence[Step] = (
         structure.merge_continued_answers,
         "an answer that was cut, `continue`, and its other half become one",
     ),
-    TurnFilter("unfinished_answer", structure.unfinished_answer, "an answer ends inside a code block"),
+    TurnFilter(
+        "unfinished_answer", structure.unfinished_answer, "an answer ends inside a code block, or was cut by an error"
+    ),
     TurnFilter("repetition", quality.repetition, "an answer in a loop, or 50 times the same letter or digit"),
     TurnFilter("digit_run", quality.digit_run, "60 digits in a row, outside code", default=False),
     TurnFilter("garbage", quality.garbage, "an answer decoded wrongly: more than 2 % broken characters"),

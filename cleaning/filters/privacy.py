@@ -37,11 +37,17 @@ _KEYS = re.compile(
     r"|(?<=[=:\s\"'])(?:(?<=secret_access_key=)|(?<=secret_access_key = )|(?<=SecretAccessKey\": \")"
     r"|(?<=SECRET_ACCESS_KEY=)|(?<=SECRET_ACCESS_KEY = ))[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])"
 )
+# Others have no form of their own: the name in front tells, and a digit, which words do not have.
+_NAMED_KEY = re.compile(
+    r"((?:api|secret|access|auth|private)[_-]?(?:key|token|secret)[\"']?\s{0,3}[=:]\s{0,3}[\"']?)"
+    r"(?=[A-Za-z_/+-]*\d)[A-Za-z0-9_/+-]{20,}(?![A-Za-z0-9_/+.(\[-])",
+    re.IGNORECASE,
+)
 # Keys of documentation say so.
 _SAMPLE = re.compile(r"example|your|xxxx|0000000|1234567890|abcdefgh|\.\.\.", re.IGNORECASE)
 
 _EMAIL = re.compile(
-    r"(?<![\w.+%-])[A-Za-z0-9](?:[A-Za-z0-9._%+-]{0,62}[A-Za-z0-9_+-])?@"
+    r"(?<![\wÀ-ɏ.+%-])(?<![A-Za-z]')[A-Za-z0-9À-ɏ](?:[A-Za-z0-9À-ɏ._%+'-]{0,62}[A-Za-z0-9À-ɏ_+-])?@"
     r"((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-]|\.[A-Za-z])",
     re.ASCII,  # Chinese is written without spaces: a letter there is no part of the address
 )
@@ -104,7 +110,11 @@ def _mask(messages: list[Message], masked) -> int:
 def _masked_keys(text: str) -> tuple[str, int]:
     text, blocks = _PEM.subn("[PRIVATE_KEY]", text) if "PRIVATE KEY" in text else (text, 0)
     text, keys = _replace(_KEYS, "[KEY]", text, lambda found: not _SAMPLE.search(found[0]))
-    return text, blocks + keys
+    named = 0
+    for found in reversed(list(_NAMED_KEY.finditer(text))):
+        if not _SAMPLE.search(found[0]):
+            text, named = f"{text[: found.end(1)]}[KEY]{text[found.end() :]}", named + 1
+    return text, blocks + keys + named
 
 
 def _masked_emails(text: str) -> tuple[str, int]:

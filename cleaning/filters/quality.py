@@ -99,7 +99,7 @@ def blocked_phrase(conversation: Conversation, settings: Settings) -> str | None
         return None
     automaton, phrases = _automaton(settings.blocked_phrases)
     for number, message in enumerate(conversation.messages, start=1):
-        folded = message.content.casefold()
+        folded = _folded(message.content)
         for which, start, stop in automaton.find_matches_as_indexes(folded, overlapping=True):
             if _at_word_borders(folded, start, stop):
                 return f"turn {number} holds {phrases[which]!r}"
@@ -109,8 +109,13 @@ def blocked_phrase(conversation: Conversation, settings: Settings) -> str | None
 @functools.lru_cache(maxsize=4)
 def _automaton(phrases: tuple[str, ...]) -> tuple[ahocorasick_rs.AhoCorasick, list[str]]:
     """One pass for all phrases: 110 MB/s for 2,000 of them, where `in` for each makes 12 MB/s with 200."""
-    wanted = {phrase.casefold(): phrase for phrase in phrases if phrase.strip()}
+    wanted = {_folded(phrase): phrase for phrase in phrases if phrase.strip()}
     return ahocorasick_rs.AhoCorasick(list(wanted)), list(wanted.values())
+
+
+def _folded(text: str) -> str:
+    """A phrase may be broken across lines."""
+    return " ".join(text.casefold().split())
 
 
 def _at_word_borders(text: str, start: int, stop: int) -> bool:

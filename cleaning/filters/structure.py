@@ -161,9 +161,18 @@ def open_fence(text: str) -> str:
     return fence
 
 
+# What the page wrote below the half of an answer that had come by then. An answer may speak of it: its text ends before.
+_CUT_BY_ERROR = re.compile(r"[^\s.!?:;…。！？：]\s*\n\n(network error|There was an error generating a response)\s*\Z")
+
+
 def unfinished_answer(message: Message, settings: Settings) -> str | None:
-    """Cut inside a code block. To learn it is to learn to stop there."""
-    return "ends inside a code block" if message.role == "assistant" and open_fence(message.content) else None
+    """Cut inside a code block, or by an error. To learn it is to learn to stop there."""
+    if message.role != "assistant":
+        return None
+    end = message.content[-80:]
+    if "error" in end and (found := _CUT_BY_ERROR.search(end)):
+        return f"was cut: {found[1]!r}"
+    return "ends inside a code block" if open_fence(message.content) else None
 
 
 def orphan_continue(message: Message, settings: Settings) -> str | None:

@@ -30,7 +30,7 @@ SAMPLE_BYTES = 16 << 20  # of the uncompressed file: about 1 s of reading
 # The page's own wrapper of an answer, 2022-12 to 2024. Nobody writes this class by hand. Some tools saved the boxes
 # around it, too.
 _WRAPPER = r'<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\b[^"]{0,500}?\b(?:prose|break-words)\b'
-_PAGE_WRAPPER = re.compile(rf"\s*(?:<div[^>]{{0,500}}>\s*){{0,4}}{_WRAPPER}")
+_PAGE_WRAPPER = re.compile(rf"\s*(?:<div[^>]{{0,500}}>\s*){{0,4}}?{_WRAPPER}")
 _WRAPPER_INSIDE = re.compile(_WRAPPER)
 # What the sanitiser left of it: a bare <div> and, without a space, a block. People write <div> with line ends.
 _BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b[\s\S]*</div>\s*\Z")

@@ -19,11 +19,10 @@ from pathlib import Path
 
 import orjson
 
-from fastft.records import RAW_LIMIT, RawRecord, read_raw, to_json
+from fastft.records import RAW_LIMIT, RawRecord, open_unpacked, packing_of, read_raw, read_unpacked, to_json
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html", ".htm", ".txt")
-_MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Input:
     @property
     def packed(self) -> bool:
         """True where `Record.end` is not a position among `size` bytes."""
-        return self.path is None or self.path.suffix in (".gz", ".zst", ".parquet")
+        return self.path is None or packing_of(self.path) != ""
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def _open(name: str, spool: Path) -> Input:
         with path.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 content.update(chunk)
-        return Input("stdin", path, lambda: _file_records(path), content.hexdigest())
+        return Input("stdin", path, lambda: _file_records(path, "standard input"), content.hexdigest())
     path = Path(name)
     is_file = path.exists() or path.parent.is_dir() or name.lower().endswith(_FILE_ENDINGS)
     if not is_file and _HUB_NAME.fullmatch(name):
@@ -89,29 +88,30 @@ def _spool_stdin(spool: Path) -> Path:
         raise ValueError("-: standard input can be read once only")
     with plain.open("wb") as out:
         shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
-    with plain.open("rb") as stream:
-        head = stream.read(4)
-    ending = next((ending for magic, ending in _MAGIC.items() if head.startswith(magic)), "")
-    return plain.rename(spool / f"stdin{ending}")
+    return plain
 
 
-def _file_records(path: Path) -> Iterator[RawRecord]:
+def _file_records(path: Path, called: str | None = None) -> Iterator[RawRecord]:
+    """`called`: what messages say instead of the name of a temporary file."""
     try:
         yield from _page(path) if _is_page(path) else read_raw(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), called or str(path))) from None
     except OSError as error:  # a disk that fails names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _is_page(path: Path) -> bool:
-    if not path.is_file() or path.suffix in (".gz", ".zst", ".parquet"):
+    if not path.is_file() or packing_of(path) == ".parquet":
         return False
-    with path.open("rb") as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
+    with open_unpacked(path) as stream:
+        return read_unpacked(stream, 4096, path).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"<"
 
 
 def _page(path: Path) -> Iterator[RawRecord]:
     """A saved page is one record: its text."""
-    data = path.read_bytes()
+    with open_unpacked(path) as stream:
+        data = b"".join(iter(lambda: read_unpacked(stream, 1 << 20, path), b""))
     try:
         yield RawRecord(path.name, orjson.dumps(data.decode("utf-8-sig")), len(data))
     except UnicodeDecodeError:
@@ -123,7 +123,10 @@ def _hub_records(name: str) -> Iterator[RawRecord]:
     number = 0
     try:
         import datasets
+        from huggingface_hub import HfApi
 
+        # Asked once whether it is there: `datasets` asks a Hub that cannot be reached for up to a minute, a line each time.
+        HfApi().dataset_info(name, timeout=10)
         splits = datasets.load_dataset(name, streaming=True)
         split = "train" if "train" in splits else next(iter(splits))
         for number, row in enumerate(splits[split], start=1):
