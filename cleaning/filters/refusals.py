@@ -149,7 +149,8 @@ _SOMEBODY = _any(
 
 # Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs, the pattern
 # of what triggers them 16, and these words 2.
-_AS_WORDS = """as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как |я |저는|나는|로서|이기 때문에|이므로""".replace("\n", "").split("|")
+_AS_WORDS = """as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как
+|я |저는|나는|로서|이기 때문에|이므로""".replace("\n", "").split("|")
 _REFUSAL_WORDS = """sorry|apolog|unfortunately|regrettably|cannot|can't|can not|won't|will not|unable|not able|not capable
 |not programmed|not allowed|not permitted|not authorized|not comfortable|not equipped|not designed|do not|don't
 |leid|entschuldig|ich kann|lo siento|lo lamento|disculp|lamentablemente|desafortunadamente|perdón|no puedo
