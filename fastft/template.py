@@ -72,7 +72,7 @@ class _Answer:
 
     message: int
     slots: int
-    offset: int
+    offset: int  # counts characters of the literal with its control tokens renamed
 
 
 @dataclass(slots=True)
@@ -261,7 +261,8 @@ class ChatTemplate:
                     raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i})")
                 prompt_pieces = MARK.split(prompt)
                 slots, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
-            skeleton.answers.append(_Answer(i, slots, proven[literal]))
+            offset = len(self._rename_controls(skeleton.literals[slots][: proven[literal]]))
+            skeleton.answers.append(_Answer(i, slots, offset))
             if literal[proven[literal] :].strip() and _core(message.content):
                 self.written_before_answers.add(literal[proven[literal] :])
             self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
@@ -307,13 +308,16 @@ class ChatTemplate:
         for literal, text in zip(skeleton.renamed, [*texts, ""]):
             starts.append(at)
             at += len(literal) + len(text)
-        # A border's offset counts characters of the literal before renaming.
         borders = []
         for a in skeleton.answers:
-            at = starts[a.slots] + len(self._rename_controls(skeleton.literals[a.slots][: a.offset]))
-            text_end = starts[a.slots] + len(skeleton.renamed[a.slots]) + len(_core(messages[a.message].content))
-            blank = not _core(messages[a.message].content)
-            borders.append(_Border(at, None if messages[a.message].ends else at if blank else text_end))
+            at, answer = starts[a.slots] + a.offset, messages[a.message]
+            if answer.ends:
+                stop = None
+            elif core := _core(answer.content):
+                stop = starts[a.slots] + len(skeleton.renamed[a.slots]) + len(core)
+            else:
+                stop = at
+            borders.append(_Border(at, stop))
         return _join(skeleton.renamed, texts), borders
 
     # The tokenizer ---------------------------------------------------------------------------------------------------
