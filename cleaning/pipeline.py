@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -51,7 +52,7 @@ from cleaning.workdir import (
     working_directory,
     write_whole,
 )
-from cleaning.workers import Bar, Pool, ordered_map, progress_bar, worker_pool
+from cleaning.workers import Bar, Pool, in_background, ordered_map, progress_bar, worker_pool
 from fastft.conversation import Conversation, parse_conversation
 from fastft.records import parsed
 
@@ -147,8 +148,8 @@ def clean(
             needed = ("fastft.template", "transformers.models.auto.tokenization_auto") if max_tokens is not None else ()
             with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
                 # A tokenizer that cannot be used is better known now than later. Loading it takes seconds: a worker begins,
-                # while this process reads ahead.
-                loading = pool.submit(_load_tokenizer, choices) if pool and max_tokens is not None else None
+                # while this process begins with the work.
+                loading = in_background(pool, _load_tokenizer, choices) if pool and max_tokens is not None else None
                 readings = _survey(sources, Reading(format, every_branch), era, report)
                 if settings.moderation and settings.moderation_cache is None:
                     settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
@@ -157,11 +158,9 @@ def clean(
                     bar.say(f"{work}: an interrupted run with other {', '.join(changed)} was there; begun anew")
                 elif changed == []:
                     bar.say(f"{output_dir}: going on with an interrupted run")
-                if loading:
-                    loading.result()
-                elif max_tokens is not None:
+                if max_tokens is not None and not pool:
                     _load_tokenizer(choices)
-                _run(sources, conversion, work, report, pool, bar)
+                _run(sources, conversion, work, report, pool, loading, bar)
                 ledger = orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n"
                 bar.begin("report", None)
                 write_report(work, orjson.loads(ledger))
@@ -202,10 +201,18 @@ def _empty_outputs(report: Report) -> set[str]:
     return empty | ({"conversations.holdout.jsonl"} if not report.held_out["parts"] else set())
 
 
-def _run(sources: list[Input], conversion: Conversion, work: Path, report: Report, pool: Pool | None, bar: Bar) -> None:
+def _run(
+    sources: list[Input],
+    conversion: Conversion,
+    work: Path,
+    report: Report,
+    pool: Pool | None,
+    loading: Future | None,
+    bar: Bar,
+) -> None:
     choices = conversion.choices
     account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
-    ids, fingerprints = _first_pass(sources, conversion, work, account, report, pool, bar)
+    ids, fingerprints = _first_pass(sources, conversion, work, account, report, pool, loading, bar)
     duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
     _note_changed_ids(_make_unique(ids, duplicates), report)
     held_out = _hold_out(fingerprints, ids, duplicates, choices.holdout, choices.seed)
@@ -268,6 +275,7 @@ def _first_pass(
     account: Account | None,
     report: Report,
     pool: Pool | None,
+    loading: Future | None,
     bar: Bar,
 ) -> tuple[list[str], Fingerprints]:
     """Log the outcomes of every shard; return ids and fingerprints of the conversations among them."""
@@ -277,7 +285,7 @@ def _first_pass(
         for frame in log.recover():
             bar.advance(0, tally.add(unpack(frame)))
             next(shards, None)  # reads what is done already again, which costs little: 100 MB/s
-        for frame in ordered_map(partial(convert_shard, conversion), shards, pool):
+        for frame in ordered_map(partial(convert_shard, conversion), shards, pool, loading):
             log.append(frame)
             bar.advance(0, tally.add(unpack(frame)))
     tally.finish(remarks)

@@ -13,7 +13,6 @@ what the system had not written yet: frames carry digests, and outputs shorter t
 """
 
 import fcntl
-import hashlib
 import os
 import shutil
 import struct
@@ -23,10 +22,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+from xxhash import xxh3_128_digest
 
 # In the order in which they are published.
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.html", "report.json")
-_FRAME = struct.Struct("<Q16s")  # bytes of the payload, its BLAKE2b digest
+_FRAME = struct.Struct("<Q16s")  # bytes of the payload, its XXH3: BLAKE2b took a tenth of the parent's time
 
 
 @contextmanager
@@ -104,7 +104,7 @@ class Log:
         os.truncate(self.path, end)
 
     def append(self, payload: bytes) -> None:
-        self.file.write(_FRAME.pack(len(payload), hashlib.blake2b(payload, digest_size=16).digest()))
+        self.file.write(_FRAME.pack(len(payload), xxh3_128_digest(payload)))
         self.file.write(payload)
         self.file.flush()  # to the system: a killed process loses nothing
 
@@ -114,7 +114,7 @@ class Log:
             while len(head := stream.read(_FRAME.size)) == _FRAME.size:
                 size, digest = _FRAME.unpack(head)
                 payload = stream.read(size) if size <= self.path.stat().st_size else b""
-                if len(payload) != size or hashlib.blake2b(payload, digest_size=16).digest() != digest:
+                if len(payload) != size or xxh3_128_digest(payload) != digest:
                     return
                 yield payload
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from rich.text import Text
 from cleaning.sources.inputs import Input
 
 POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
+EARLY = 32  # batches that are done while workers start, at most: 10 s of work
 LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
 
 
@@ -73,11 +74,28 @@ def begin_worker() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def ordered_map(function: Callable, batches: Iterable, pool: Pool | None) -> Iterator:
-    """function(batch) for each batch, in order; few batches are under way at a time, so memory stays small."""
+def in_background(pool: Pool, function: Callable, argument: Any) -> Future:
+    """function(argument) in a worker. Not `pool.submit`, which waits until the first worker has started: 3 s of imports."""
+    threads = ThreadPoolExecutor(1)
+    begun = threads.submit(lambda: pool.submit(function, argument).result())
+    threads.shutdown(wait=False)
+    return begun
+
+
+def ordered_map(function: Callable, batches: Iterable, pool: Pool | None, loading: Future | None = None) -> Iterator:
+    """function(batch) for each batch, in order; few batches are under way at a time, so memory stays small.
+
+    While a worker is `loading`, this process does the work, and keeps what it has done until it knows that all is well.
+    """
     if pool is None:
         yield from map(function, batches)
         return
+    batches, early = iter(batches), []
+    while loading and not loading.done() and len(early) < EARLY and (batch := next(batches, None)) is not None:
+        early.append(function(batch))
+    if loading:
+        loading.result()
+    yield from early
     waiting: collections.deque = collections.deque()
     for batch in batches:
         waiting.append(pool.submit(function, batch))

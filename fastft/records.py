@@ -105,6 +105,8 @@ def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
 
 def repair_text(text: str) -> str:
     """Join surrogate pairs and replace lone surrogates by U+FFFD: no tokenizer and no UTF-8 file can hold them."""
+    if text.isascii():  # known without looking
+        return text
     try:
         text.encode()
         return text

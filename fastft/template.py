@@ -72,7 +72,7 @@ class _Answer:
 
     message: int
     slots: int
-    offset: int
+    offset: int  # counts characters of the literal with its control tokens renamed
 
 
 @dataclass(slots=True)
@@ -165,7 +165,7 @@ class ChatTemplate:
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raises TemplateError for what `encode` refuses."""
-        self._fill(_repaired(messages))
+        self._prove(_repaired(messages))
 
     def _counted(self, text: str, borders: list[_Border]) -> int | None:
         """Control tokens stand for themselves and cut the text; so do borders, where the tokens do so anyway."""
@@ -261,7 +261,8 @@ class ChatTemplate:
                     raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i})")
                 prompt_pieces = MARK.split(prompt)
                 slots, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
-            skeleton.answers.append(_Answer(i, slots, proven[literal]))
+            offset = len(self._rename_controls(skeleton.literals[slots][: proven[literal]]))
+            skeleton.answers.append(_Answer(i, slots, offset))
             if literal[proven[literal] :].strip() and _core(message.content):
                 self.written_before_answers.add(literal[proven[literal] :])
             self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
@@ -285,6 +286,11 @@ class ChatTemplate:
 
     def _fill(self, messages: list[Message]) -> tuple[str, list[_Border]]:
         """The conversation's text with control tokens renamed, and where in it each trained answer begins."""
+        self._prove(messages)
+        return self._placed(messages)
+
+    def _prove(self, messages: list[Message]) -> None:
+        """The skeleton with the texts in it is what the template makes of the conversation. Raises TemplateError."""
         skeleton = self._skeleton(messages)
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
         filled, rendered = _join(skeleton.literals, texts), self.render(messages)
@@ -293,7 +299,6 @@ class ChatTemplate:
             raise TemplateError(
                 f"{self.name}: the template changes the text of message {culprit}; its tokens cannot be placed"
             )
-        return self._placed(messages)
 
     def _placed(self, messages: list[Message]) -> tuple[str, list[_Border]]:
         """`_fill` of messages whose texts the template leaves as they are."""
@@ -303,13 +308,16 @@ class ChatTemplate:
         for literal, text in zip(skeleton.renamed, [*texts, ""]):
             starts.append(at)
             at += len(literal) + len(text)
-        # A border's offset counts characters of the literal before renaming.
         borders = []
         for a in skeleton.answers:
-            at = starts[a.slots] + len(self._rename_controls(skeleton.literals[a.slots][: a.offset]))
-            text_end = starts[a.slots] + len(skeleton.renamed[a.slots]) + len(_core(messages[a.message].content))
-            blank = not _core(messages[a.message].content)
-            borders.append(_Border(at, None if messages[a.message].ends else at if blank else text_end))
+            at, answer = starts[a.slots] + a.offset, messages[a.message]
+            if answer.ends:
+                stop = None
+            elif core := _core(answer.content):
+                stop = starts[a.slots] + len(skeleton.renamed[a.slots]) + len(core)
+            else:
+                stop = at
+            borders.append(_Border(at, stop))
         return _join(skeleton.renamed, texts), borders
 
     # The tokenizer ---------------------------------------------------------------------------------------------------
@@ -460,6 +468,8 @@ def _core(text: str) -> str:
 def _margins(text: str) -> tuple[str, str] | tuple[str]:
     """White space before and after the text (all of it, when it is nothing else)."""
     core = _core(text)
+    if core is text and text:
+        return "", ""  # most texts have none
     if not core:
         return (text,)
     start = len(text) - len(text.lstrip())

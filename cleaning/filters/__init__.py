@@ -168,6 +168,8 @@ def _drop_rounds(
     conversation: Conversation, step: TurnFilter, settings: Settings, numbers: dict[int, int], verdict: Verdict
 ) -> str | None:
     """Drop the rounds with a turn that `step` complains of; its complaint, if none is left."""
+    if all(step.complaint(message, settings) is None for message in conversation.messages):  # as of most
+        return None
     before, rounds = rounds_of(conversation.messages)
     details: dict[int, str] = {}  # by the round's position
     for position, messages in enumerate(rounds[:1] if step.first_only else rounds):

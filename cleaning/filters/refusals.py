@@ -147,7 +147,16 @@ _SOMEBODY = _any(
 )
 
 
-# Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs.
+# Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs, the pattern
+# of what triggers them 16, and these words 2.
+_AS_WORDS = """as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как
+|я |저는|나는|로서|이기 때문에|이므로""".replace("\n", "").split("|")
+_REFUSAL_WORDS = """sorry|apolog|unfortunately|regrettably|cannot|can't|can not|won't|will not|unable|not able|not capable
+|not programmed|not allowed|not permitted|not authorized|not comfortable|not equipped|not designed|do not|don't
+|leid|entschuldig|ich kann|lo siento|lo lamento|disculp|lamentablemente|desafortunadamente|perdón|no puedo
+|désolé|je m'excuse|malheureusement|je regrette|je ne peux|desculp|sinto muito|lamento|infelizmente|não posso
+|抱歉|对不起|不好意思|遗憾|我无法|我不能|申し訳|すみません|恐れ入り|残念|сожалению|извините|простите|прощения|жаль|не могу
+|죄송|미안|유감|안타깝""".replace("\n", "").split("|")
 _AI_TRIGGER = re.compile(
     r"(?<![a-zа-я])(?:ai|ia|ki|ии)(?![a-zа-я])|artificia|artificiel|künstlich|model|modèle|искусств|языков|人工|语言模型|机器人|助手"
     r"|言語モデル|인공지능|언어|(?:text|machine|virtual|digital)[\w -]{0,20}assistant|asistente|assistente|assistant"
@@ -198,7 +207,8 @@ def asks_for_somebodys_words(question: str) -> bool:
 
 def ai_boilerplate(message: Message, settings: Settings) -> str | None:
     opening = _opening(message)
-    found = _AI_TRIGGER.search(opening) and _AS_AN_AI.search(opening)
+    perhaps = any(word in opening for word in _AS_WORDS) and _AI_TRIGGER.search(opening)
+    found = perhaps and _AS_AN_AI.search(opening)
     if found and found.start() <= OPENING // 2 and _own_words(message, found) and not _declines_harm(message):
         return f"opens with {_shown(found)}"
     return None
@@ -219,7 +229,8 @@ def _refuses(message: Message) -> re.Match | None:
     opening = _opening(message)
     if not opening or not _is_short(message):
         return None
-    found = _NEGATION.search(opening) and _REFUSAL.search(opening)
+    perhaps = any(word in opening for word in _REFUSAL_WORDS) and _NEGATION.search(opening)
+    found = perhaps and _REFUSAL.search(opening)
     return found if found and found.start() <= 80 and _own_words(message, found) else None
 
 
