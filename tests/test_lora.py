@@ -83,10 +83,11 @@ def test_adapters_learn_and_are_exported_alone_and_merged(ground, whole_run):
     merged = from_pretrained(whole_run / "model")
     assert eval_loss(whole_run) == pytest.approx(plain_loss(with_adapter, ground), rel=1e-5)
     assert eval_loss(whole_run) == pytest.approx(plain_loss(merged, ground), rel=1e-5)
-    words = torch.arange(100)[None]
-    torch.testing.assert_close(with_adapter(words).logits, merged(words).logits, rtol=1e-4, atol=1e-5)
     for name, tensor in merged.state_dict().items():
         assert torch.equal(tensor, frozen[name]) == ("_proj" not in name), name
+    # In fp64, so that what differs is the rounding of the merged weights and no processor's sums.
+    words = torch.arange(100)[None]
+    torch.testing.assert_close(with_adapter.double()(words).logits, merged.double()(words).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_checkpoints_hold_adapters_and_their_moments_only(whole_run):
