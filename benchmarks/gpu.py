@@ -88,6 +88,7 @@ def main() -> int:
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     ends, failed, room = time.monotonic() + 60 * options.minutes - 15, 0, gpu_gib()
+    patience = 2 if options.rehearse else 1  # with a CPU
     with options.out.open("w") as out, tempfile.TemporaryDirectory() as models:
         for limit, command in commands(options.rehearse, Path(models), options.trl, room > 0):
             left = ends - time.monotonic()
@@ -96,7 +97,7 @@ def main() -> int:
             elif left < 10:
                 text, code = "left out: no time", 1
             else:
-                text, code = run(command, min(limit, left))
+                text, code = run(command, min(patience * limit, left))
             failed += bool(code)
             said = " ".join(map(str, command)).replace(f"{HERE.parent}/", "").replace(models, "MODELS")
             for stream in (out, sys.stdout):
