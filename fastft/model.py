@@ -270,9 +270,8 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     tokens = torch.arange(2 * length, device=device)
     arguments = {
         "position_ids": (tokens % length)[None],
-        "cu_seqlens": torch.tensor(
-            [0, length, *[2 * length] * 3], dtype=torch.int32, device=device
-        ),  # filled up, as batches'
+        # Filled up, as those of batches are.
+        "cu_seqlens": torch.tensor([0, length, *[2 * length] * 3], dtype=torch.int32, device=device),
         "max_seqlen": 2 * length,
         "loss_index": tokens[length:-1],
         "targets": tokens[length + 1 :] % words,

@@ -306,10 +306,8 @@ def _may_be_billed(error: Exception) -> bool:
 
     if isinstance(error, openai.APIStatusError):
         return False
-    return type(error.__cause__).__name__ not in (
-        "ConnectError",
-        "ConnectTimeout",
-    )  # of httpx or httpx2, as openai's age
+    # By name: they are httpx's or httpx2's, by the age of openai.
+    return type(error.__cause__).__name__ not in ("ConnectError", "ConnectTimeout")
 
 
 def estimate_tokens(messages: Iterable[dict[str, str]]) -> int:
