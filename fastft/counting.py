@@ -21,8 +21,9 @@ from functools import lru_cache
 import tokenizers
 
 CHECKED = 64  # texts that are counted both ways
-REMEMBERED = 1 << 20  # words, about 150 MB; then all are forgotten
-LONGEST = 64  # characters of a word that is worth remembering
+REMEMBERED = 1 << 19  # chunks, and as many words, about 150 MB in all; then all are forgotten
+LONGEST = 64  # characters of a chunk or word that is worth remembering
+HELD = "\0"  # stands for a space that does not begin a chunk
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The patterns of Llama 3, Qwen 2 and 3 (which differ in how many digits they take), by which a text is tiled with words.
@@ -42,17 +43,17 @@ _STABLE = re.compile(
 
 
 class _Counts(dict[str, int]):
-    """Word -> tokens; a word that is not there yet is tokenised."""
+    """Text -> tokens; what is not there yet is counted."""
 
-    def __init__(self, model: tokenizers.models.BPE, spelled: Callable[[str], str]):
-        self.model, self.spelled = model, spelled
+    def __init__(self, count: Callable[[str], int]):
+        self.count = count
 
-    def __missing__(self, word: str) -> int:
-        count = len(self.model.tokenize(self.spelled(word)))
-        if len(word) <= LONGEST:
+    def __missing__(self, text: str) -> int:
+        count = self.count(text)
+        if len(text) <= LONGEST:
             if len(self) >= REMEMBERED:
                 self.clear()
-            self[word] = count
+            self[text] = count
         return count
 
 
@@ -64,6 +65,7 @@ class Words:
     spelled: Callable[[str], str]  # a word as the vocabulary writes it
     prefix: Callable[[str, bool], str] = lambda text, first: ""  # what is put before a text
     apart: Callable[[str, int], bool] = lambda text, position: False  # whether words are cut there, for sure
+    joins: str = ""  # white space that a word may share with a space behind it
     stable: re.Pattern | None = None  # texts whose words are known to be the tokenizer's; None: all are
 
 
@@ -71,7 +73,8 @@ class Counter:
     """Counts the tokens of texts between control tokens."""
 
     def __init__(self, backend: tokenizers.Tokenizer, words: Words, added: list[str]):
-        self.backend, self.words, self.counts = backend, words, _Counts(backend.model, words.spelled)
+        self.backend, self.model, self.words = backend, backend.model, words
+        self.word_counts, self.chunk_counts = _Counts(self._of_word), _Counts(self._of_chunk)
         self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
         self.control = added[0]
         self.to_check = CHECKED
@@ -107,7 +110,32 @@ class Counter:
         return count
 
     def _sum(self, text: str) -> int:
-        return sum(map(self.counts.__getitem__, self.words.cut(text)))
+        if HELD in text or "▁" in text:
+            return self._of_words(text)
+        first, *others = self._chunks(text)
+        return sum(map(self.chunk_counts.__getitem__, others), self._of_words(first.replace(HELD, " ")))
+
+    def _chunks(self, text: str) -> list[str]:
+        """The text cut, for a third less than the pattern takes, where a space begins a word in every pattern.
+
+        That is at a space behind something else than white space: no word goes on over it, and what stands before it
+        changes nothing behind it. That space is left out; those that follow it are held, and those behind other white
+        space of a byte-level tokenizer.
+        """
+        for white in self.words.joins:
+            text = text.replace(f"{white} ", f"{white}{HELD}")
+        return text.replace("  ", f" {HELD}").replace(f"{HELD} ", f"{HELD}{HELD}").split(" ")
+
+    def _of_chunk(self, chunk: str) -> int:
+        words = self.words.cut(f" {chunk}".replace(HELD, " "))
+        # Most chunks are one word, and are remembered themselves.
+        return self._of_word(words[0]) if len(words) == 1 else sum(map(self.word_counts.__getitem__, words))
+
+    def _of_words(self, text: str) -> int:
+        return sum(map(self.word_counts.__getitem__, self.words.cut(text)))
+
+    def _of_word(self, word: str) -> int:
+        return len(self.model.tokenize(self.words.spelled(word)))
 
     def _asked(self, text: str, first: bool, border: int | None = None) -> int | None:
         before = "" if first else self.control
@@ -158,6 +186,7 @@ def _byte_level(specification: dict) -> Words | None:
     return Words(
         cut=lambda text: ascii_words(text) if text.isascii() else words(text),
         spelled=lambda word: "".join(map(spelling.__getitem__, word.encode())),
+        joins="\t\n\r",
         stable=_STABLE,
     )
 

@@ -3,11 +3,12 @@
 import json
 import sys
 import unicodedata
+from functools import lru_cache
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import CONTROL_TOKENS, KINDS
+from tiny import CONTROL_TOKENS, KINDS, QWEN_SPLIT
 
 from fastft import counting
 from fastft.conversation import Message
@@ -41,6 +42,37 @@ def test_a_count_is_the_tokenizers(counters, name, text):
     whole, behind = (len(backend.encode(t, add_special_tokens=False).ids) for t in (text, f"<s>{text}"))
     assert counter.count(text) in (None, whole)
     assert counter.count(text, first=False) in (None, behind - 1)
+
+
+LLAMA3 = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+SPACED = st.text(st.sampled_from(" \t\n\r'.1ax你"), max_size=24)  # where the patterns differ
+
+
+@pytest.mark.parametrize("name", (*BY_WORDS, "llama3"))
+@given(text=SPACED | TEXT)
+def test_the_words_of_chunks_are_those_of_the_text(counters, name, text):
+    counter = counters[name][0] if name in BY_WORDS else _with_pattern(LLAMA3)
+    cut = counter.words.cut
+    assume(counting.HELD not in text and "▁" not in text)
+    assume(counter.words.stable is None or counter.words.stable.fullmatch(text))
+    first, *others = (chunk.replace(counting.HELD, " ") for chunk in counter._chunks(text))
+    assert [*cut(first), *(word for chunk in others for word in cut(f" {chunk}"))] == cut(text)
+
+
+@lru_cache(maxsize=1)
+def _with_pattern(pattern: str) -> counting.Counter:
+    backend = KINDS["byte_level"]().backend_tokenizer
+    specification = json.loads(backend.to_str())
+    specification["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    return counting.counter_for(specification, backend)
+
+
+@pytest.mark.parametrize("name", BY_WORDS)
+def test_held_spaces_are_spaces_and_no_others_are(counters, name):
+    counter, backend = counters[name]
+    counter.to_check = 0
+    for text in ("a   b \n  c", f"a{counting.HELD}b  c", f"{counting.HELD} a", "a ▁ b", " ", "   ", "a ", " a"):
+        assert counter.count(text) == len(backend.encode(text, add_special_tokens=False).ids), text
 
 
 @pytest.mark.parametrize("name", BY_WORDS)
