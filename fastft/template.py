@@ -42,6 +42,7 @@ from fastft.records import repair_text
 # Private noncharacters open and close every mark and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
+BORDER = f"{OPEN}border{CLOSE}"
 
 # Answers of one conversation whose prompt is rendered and compared one by one. Each costs a rendering of everything
 # before it, so a dialogue of 10,000 turns would cost 5,000^2 / 2 turns; behind this many, a prompt is rendered only when
@@ -84,6 +85,14 @@ class _Border:
 
 
 @dataclass(slots=True)
+class _Stretch:
+    """What stands between two control tokens: literals, and indices into the skeleton's slots, in order."""
+
+    before: list[str | int]  # its border, or all of it
+    behind: list[str | int] | None  # None: it has no border
+
+
+@dataclass(slots=True)
 class _Skeleton:
     """A rendering with marks for texts: literals[0] slot literals[1] slot ... literals[-1]."""
 
@@ -91,6 +100,7 @@ class _Skeleton:
     renamed: list[str]  # the same with control tokens renamed
     slots: list[int]  # index of the message whose text fills each slot
     answers: list[_Answer]  # the trained ones, in order
+    stretches: list[_Stretch] | None = None  # None where two borders have no control token between them
 
 
 class ChatTemplate:
@@ -159,25 +169,30 @@ class ChatTemplate:
         A quarter of the work is left to `check`: that the template leaves the texts as they are. Raises TemplateError.
         """
         messages = _repaired(messages)
-        text, borders = self._placed(messages)
-        counted = self._counted(text, borders) if self._counter else None
+        counted = self._counted(messages) if self._counter else None
         return len(self.encode(messages).ids) if counted is None else counted
 
     def check(self, messages: Sequence[Message]) -> None:
         """Raises TemplateError for what `encode` refuses."""
         self._prove(_repaired(messages))
 
-    def _counted(self, text: str, borders: list[_Border]) -> int | None:
+    def _counted(self, messages: list[Message]) -> int | None:
         """Control tokens stand for themselves and cut the text; so do borders, where the tokens do so anyway."""
-        count, at, waiting = 0, 0, [border.at for border in borders]
-        ends = [found.span() for found in self._name_pattern.finditer(text)] + [(len(text), len(text))]
-        for start, end in ends:
-            border = waiting.pop(0) - at if waiting and waiting[0] <= start else None
-            tokens = self._counter.count_again(text[at:start], at == 0, border) if start > at else 0
-            if tokens is None or (waiting and waiting[0] <= start):
+        skeleton = self._skeleton(messages)
+        if skeleton.stretches is None:
+            return None
+        texts = [_core(messages[slot].content) for slot in skeleton.slots]
+        count = len(skeleton.stretches) - 1
+        for i, stretch in enumerate(skeleton.stretches):
+            text, border = _with_texts(stretch.before, texts), None
+            if stretch.behind is not None:
+                border = len(text)
+                text += _with_texts(stretch.behind, texts)
+            tokens = self._counter.count_again(text, i == 0, border) if text else 0
+            if tokens is None:
                 return None
-            count, at = count + tokens, end
-        return count + len(ends) - 1
+            count += tokens
+        return count
 
     def token_bound(self, messages: Sequence[Message]) -> int | None:
         """`encode` gives at most so many tokens; None where nothing is proven. Renders, but does not tokenise.
@@ -266,7 +281,22 @@ class ChatTemplate:
             if literal[proven[literal] :].strip() and _core(message.content):
                 self.written_before_answers.add(literal[proven[literal] :])
             self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
+        skeleton.stretches = self._stretches(skeleton)
         return skeleton
+
+    def _stretches(self, skeleton: _Skeleton) -> list[_Stretch] | None:
+        """The skeleton cut at its control tokens, and each stretch at its border."""
+        marked = [literal + _mark(n) for n, literal in enumerate(skeleton.renamed)]
+        for answer in reversed(skeleton.answers):
+            literal = marked[answer.slots]
+            marked[answer.slots] = literal[: answer.offset] + BORDER + literal[answer.offset :]
+        stretches = []
+        for stretch in self._name_pattern.split("".join(marked).removesuffix(_mark(len(skeleton.slots)))):
+            sides = [[int(p) if i % 2 else p for i, p in enumerate(MARK.split(s)) if p] for s in stretch.split(BORDER)]
+            if len(sides) > 2:
+                return None
+            stretches.append(_Stretch(sides[0], sides[1] if len(sides) == 2 else None))
+        return stretches
 
     def _slots_before(self, i: int, messages: list[Message], skeleton: _Skeleton) -> int:
         """How many slots stand before message `i`."""
@@ -490,6 +520,10 @@ def _repaired(messages: Sequence[Message]) -> list[Message]:
 
 def _join(literals: list[str], texts: list[str]) -> str:
     return "".join(piece for pair in zip(literals, [*texts, ""]) for piece in pair)
+
+
+def _with_texts(pieces: list[str | int], texts: list[str]) -> str:
+    return "".join([texts[piece] if piece.__class__ is int else piece for piece in pieces])
 
 
 def _message_at(position: int, skeleton: _Skeleton, texts: list[str]) -> int:
