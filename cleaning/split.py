@@ -159,10 +159,10 @@ class _Splitter:
 
     def _rounds_that_fit(self, start: int, context: list[Message]) -> int:
         head = self.system + context
-        budget = (self.ends[start - 1] if start else 0) + self._characters_of(self.max_tokens) - _characters(head)
+        before = (self.ends[start - 1] if start else 0) - _characters(head)
         return _largest_fit(
             lambda n: self._fits(_joined(head, self.rounds[start : start + n])),
-            guess=bisect.bisect_right(self.ends, budget) - start,
+            guess=lambda: bisect.bisect_right(self.ends, before + self._characters_of(self.max_tokens)) - start,
             limit=len(self.rounds) - start,
         )
 
@@ -277,8 +277,12 @@ class _Splitter:
 
         sizes = range(0, len(text), max(self.max_tokens // 16, SMALLEST_PIECE))
         for share, answers in ((1.0, [answer]), (0.5, [])):
-            guess, limit = self._characters_of(self.max_tokens // 2) // sizes.step, len(sizes) - 1
-            count = _largest_fit(lambda n: n == 0 or fits(sizes[n], *answers, share=share), guess, limit)  # noqa: B023
+            beside = _characters([*self.system, *answers])
+            count = _largest_fit(
+                lambda n: n == 0 or fits(sizes[n], *answers, share=share),  # noqa: B023
+                guess=lambda: (self._characters_of(self.max_tokens * share) - beside) // sizes.step,  # noqa: B023
+                limit=len(sizes) - 1,
+            )
             # Beside a long answer too little would be left of the question: that answer is cut.
             if count and (not answers or not fits(sizes[count], share=0.5)):
                 short, left_out = text.without_middle(sizes[count])
@@ -290,8 +294,11 @@ class _Splitter:
         fits = lambda end: self._fits([*head, Message("assistant", text.piece(start, end), True)])  # noqa: E731
         lines = text.line_ends(start)
         room = self.max_tokens - self.count(head)
-        guess = bisect.bisect_right(lines, start + self._characters_of(room))
-        count = _largest_fit(lambda n: n == 0 or fits(lines[n - 1]), guess, len(lines))
+        count = _largest_fit(
+            lambda n: n == 0 or fits(lines[n - 1]),
+            guess=lambda: bisect.bisect_right(lines, start + self._characters_of(room)),
+            limit=len(lines),
+        )
         if count and (lines[count - 1] - start >= SMALLEST_PIECE or count == len(lines)):
             for end in text.preferred(start, lines[:count]):
                 if fits(end):  # a shorter piece with a fence to close may be longer than the longest without
@@ -299,7 +306,9 @@ class _Splitter:
         # No line fits: one long line. Between words, if the second half of what fits has a space.
         stops = range(start + SMALLEST_PIECE, (lines[count] if count < len(lines) else len(text)), SMALLEST_PIECE)
         count = _largest_fit(
-            lambda n: n == 0 or fits(stops[n - 1]), self._characters_of(room) // SMALLEST_PIECE, len(stops)
+            lambda n: n == 0 or fits(stops[n - 1]),
+            guess=lambda: self._characters_of(room) // SMALLEST_PIECE,
+            limit=len(stops),
         )
         if not count:
             return None
@@ -392,21 +401,24 @@ def _characters(messages: Sequence[Message]) -> int:
     return sum(len(message.content) for message in messages)
 
 
-def _largest_fit(fits: Callable[[int], bool], guess: int, limit: int) -> int:
+def _largest_fit(fits: Callable[[int], bool], guess: Callable[[], int], limit: int) -> int:
     """The largest n of 0 … `limit` for which `fits(n)` (0 always does, and no n above one that does not).
 
-    In steps that double, up or down from the guess, then by halves: a good guess takes two or three looks.
+    `guess` is asked again after the first look, which has shown more. From there on in steps that double, or by halves
+    where that is nearer: good guesses take two or three looks.
     """
     low, high = 0, limit + 1  # fits, does not
-    candidate, step = min(max(guess, 1), limit), 1
+    candidate, step = guess(), 0
     while high - low > 1:
-        if fits(candidate):
-            low = candidate
-            candidate = low + step if high == limit + 1 else (low + high) // 2
+        candidate = min(max(candidate, low + 1), high - 1)
+        fit = fits(candidate)
+        low, high = (candidate, high) if fit else (low, candidate)
+        middle = (low + high) // 2
+        if not step:
+            candidate, step = guess(), 1
         else:
-            high = candidate
-            candidate = high - step if low == 0 else (low + high) // 2
-        candidate, step = min(max(candidate, low + 1), high - 1), step * 2
+            candidate = min(low + step, middle) if fit else max(high - step, middle)
+            step *= 2
     return low
 
 
