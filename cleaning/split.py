@@ -249,9 +249,8 @@ class _Splitter:
             end = self._piece_end(head, text, start)
             if end is None:
                 return []
-            if not text.text[end:].strip() and self._fits(
-                [*head, replace(answer, content=text.piece(start, len(text)))]
-            ):
+            only_space_is_left = end < len(text) and not text.text[end:].strip()
+            if only_space_is_left and self._fits([*head, replace(answer, content=text.piece(start, len(text)))]):
                 end = len(text)  # no piece of white space alone
             last = end == len(text)
             message = replace(answer, content=text.piece(start, end), ends=answer.ends and last)
@@ -291,7 +290,11 @@ class _Splitter:
 
     def _piece_end(self, head: list[Message], text: "Fenced", start: int) -> int | None:
         """Where the piece that begins at `start` ends: the best border among those that fit; None if there is none."""
-        fits = lambda end: self._fits([*head, Message("assistant", text.piece(start, end), True)])  # noqa: E731
+
+        @functools.cache  # the best border is one of those looked at in most cases
+        def fits(end: int) -> bool:
+            return self._fits([*head, Message("assistant", text.piece(start, end), True)])
+
         lines = text.line_ends(start)
         room = self.max_tokens - self.count(head)
         count = _largest_fit(
