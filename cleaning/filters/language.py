@@ -8,6 +8,7 @@ code and dialogues of a few words; `--with unknown_language` rejects it.
 import difflib
 import functools
 import re
+from collections.abc import Iterator
 
 from cleaning.filters.base import Settings
 from fastft.conversation import Conversation
@@ -91,16 +92,22 @@ def language_of(text: str) -> str:
     """As `detect_language`, of a text: by pieces of it, and by all of it where they are not of one language.
 
     Of 1,258 real dialogues none is judged otherwise than by all of it at once; of 2,000 that are made of the rounds of
-    two in different languages, 3 are (26 by 1,500 characters of either end: the other language is in the middle).
+    two in different languages, 2 are (26 by 1,500 characters of either end: the other language is in the middle).
     """
     if len(text) > PIECES * PIECE:
-        step = (len(text) - PIECE) // (PIECES - 1)
-        # A piece that begins inside code is stripped of its prose instead: what is left makes them less sure.
-        pieces = [_prose(text[start : start + PIECE]) for start in range(0, step * PIECES, step)]
-        language, percent = _ask(" ".join(pieces))
+        language, percent = _ask(" ".join(map(_prose, _pieces(text))))
         if language != UNKNOWN and percent >= ALL_BUT_SURE:
             return language
     return _ask(_prose(text))[0]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    step = (len(text) - PIECE) // (PIECES - 1)
+    in_code = False
+    for start in range(0, step * PIECES, step):
+        # Or code counts as prose: of 2,346 dialogues in other languages around English ones' code, 30 became English.
+        in_code ^= text.count("```", max(start - step, 0), start) % 2
+        yield ("```\n" if in_code else "") + text[start : start + PIECE]
 
 
 def _prose(text: str) -> str:
