@@ -265,11 +265,11 @@ def _in_order_of_preference(fingerprints: Fingerprints, supersets: dict[bytes, l
 
 
 def _sketch(messages: Sequence[Message]) -> bytes:
-    everything, spoken_by = _words(messages)
+    everything, ends = _words(messages)
     if len(everything) < MIN_WORDS:
         return b""
-    of_assistant = np.array([m.role == "assistant" for m in messages])
-    answers = everything[of_assistant[spoken_by]][:MAX_WORDS]
+    spans = [(a, b) for a, b, message in zip([0, *ends], ends, messages) if message.role == "assistant"]
+    answers = np.concatenate([everything[a:b] for a, b in spans] or [everything[:0]])[:MAX_WORDS]
     everything = everything[:MAX_WORDS]
     sets = [Runs(each).of(min(RUN, max(len(each), 1))) for each in (everything, answers)]
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
@@ -279,16 +279,16 @@ def _sketch(messages: Sequence[Message]) -> bytes:
     return (values >> np.uint32(24)).astype(np.uint8).tobytes()
 
 
-def _words(messages: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-    """The hashes of all words (uint64[W]) and the positions of the messages that they stand in (int64[W])."""
+def _words(messages: Sequence[Message]) -> tuple[np.ndarray, list[int]]:
+    """The hashes of all words (uint64[W]), and behind which of them each message ends."""
     folded = [fold(m.content) for m in messages]
-    ends = np.cumsum([len(text) + 1 for text in folded])
-    hashes, spoken_by = [], []
+    hashes, starts = [], []
     for start, part in slices("\n".join(folded)):  # all messages at once: most are too short for numpy one by one
         words = Words(part, folded=True)
         hashes.append(words.hashes)
-        spoken_by.append(np.searchsorted(ends, words.starts + start, side="right"))
-    return np.concatenate(hashes), np.concatenate(spoken_by)
+        starts.append(words.starts + start)
+    ends = np.cumsum([len(text) + 1 for text in folded])
+    return np.concatenate(hashes), np.searchsorted(np.concatenate(starts), ends).tolist()
 
 
 def rows_per_band(threshold: float) -> int:

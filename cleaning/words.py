@@ -61,25 +61,23 @@ class Runs:
 class Words:
     """The W words of a text: where they stand in the folded text, their hashes, which are single wide characters."""
 
-    __slots__ = ("_kinds", "_values", "ends", "hashes", "starts", "text", "wide")
+    __slots__ = ("_kinds", "_values", "ends", "hashes", "starts", "text")
 
     def __init__(self, text: str, folded: bool = False):
         self.text = text = text if folded else fold(text)
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         self._kinds = kinds = _kinds().take(points)  # twice as fast as _kinds()[points]
-        # A border stands wherever the kind changes, and on both sides of a wide character.
-        border = np.ones(len(points) + 1, bool)
-        border[1:-1] = (kinds[1:] != kinds[:-1]) | (kinds[1:] == _WIDE)
-        borders = np.flatnonzero(border)
-        inside = kinds[borders[:-1]] != _OTHER if len(points) else np.zeros(0, bool)
-        self.starts, self.ends = borders[:-1][inside], borders[1:][inside]  # int64[W]
+        self.starts, self.ends = _borders(kinds)  # int64[W]
         self._values = _values_of_characters().take(points)
-        self.wide = kinds[self.starts] == _WIDE  # bool[W]
         # Mixed, or runs of words would be sums of sums: "ab c" is "ac b".
         self.hashes = _mixed(Runs(self._values).between(self.starts, self.ends))  # uint64[W]
 
     def __len__(self) -> int:
         return len(self.hashes)
+
+    @property
+    def wide(self) -> np.ndarray:
+        return self._kinds[self.starts] == _WIDE  # bool[W]
 
     @property
     def characters(self) -> np.ndarray:
@@ -89,6 +87,19 @@ class Words:
     def character_hashes(self) -> np.ndarray:
         """A hash for each letter and digit, whatever stands between them."""
         return self._values[self.characters]
+
+
+def _borders(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where words begin and where they end: wherever the kind changes, and on both sides of a wide character."""
+    padded = np.zeros(len(kinds) + 2, np.uint8)
+    padded[1:-1] = kinds
+    border = padded[1:] != padded[:-1]
+    if padded.max() < _WIDE:  # what is no word begins where one ends: a third of the time
+        borders = np.flatnonzero(border)
+        return borders[::2], borders[1::2]
+    border |= padded[1:] == _WIDE
+    inside = kinds != _OTHER
+    return np.flatnonzero(border[:-1] & inside), np.flatnonzero(border[1:] & inside) + 1
 
 
 # Between texts that are hashed as one: a word of its own, which none of the items or texts around it holds.
@@ -117,10 +128,14 @@ def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _mixed(values: np.ndarray) -> np.ndarray:
     """Every bit of the result depends on every bit of the value (the finaliser of splitmix64)."""
-    values = values.astype(np.uint64) + np.uint64(_B)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values = values.astype(np.uint64)  # a copy, changed in place: a quarter faster
+    values += np.uint64(_B)
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 @lru_cache(maxsize=1)

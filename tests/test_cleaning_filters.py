@@ -336,6 +336,15 @@ def test_languages_that_dumps_name_in_their_own_way():
         assert apply_steps(conversation, Settings(languages=("fr",))).reason == "other_language"
 
 
+@pytest.mark.parametrize("code", ["", "```\n" + "for line in open(name): print(line)\n" * 50 + "```\n"])
+@pytest.mark.parametrize(
+    "pieces, language", [("en de de de en", "de"), ("en en de en en", "en"), ("de de de de", "de")]
+)
+def test_a_long_dialogue_is_in_the_language_of_most_of_it(pieces, language, code):
+    answer = code.join(f"{SAMPLES[piece]}\n" * 6 for piece in pieces.split())
+    assert 1_000 < len(answer) < 10_000 and detect_language(talk("?", answer)) == language
+
+
 @pytest.mark.parametrize("code", SAMPLES)
 def test_languages(code):
     wrapped = talk(SAMPLES[code], "```python\nwhile True: the_code_is_english()  # and not counted\n```")

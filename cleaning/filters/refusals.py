@@ -12,6 +12,9 @@ first and helpful then, is kept. So only the opening is read, and a refusal must
 """
 
 import re
+from collections.abc import Callable
+
+import ahocorasick_rs
 
 from cleaning.filters.base import Settings
 from fastft.conversation import Message
@@ -23,6 +26,11 @@ OPENING = 240  # where an answer says what it is
 
 def _any(*patterns: str) -> re.Pattern:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+
+
+def _words(words: str) -> Callable[[str], list]:
+    """Where any of `words` stands in a text, in words or inside them."""
+    return ahocorasick_rs.AhoCorasick(words.replace("\n", "").split("|")).find_matches_as_indexes
 
 
 # "I" close behind it in English, else "As an AI language model, ChatGPT can …" would count, which is about the thing.
@@ -148,15 +156,15 @@ _SOMEBODY = _any(
 
 
 # Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs, the pattern
-# of what triggers them 16, and these words 2.
-_AS_WORDS = """as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как
-|я |저는|나는|로서|이기 때문에|이므로""".replace("\n", "").split("|")
-_REFUSAL_WORDS = """sorry|apolog|unfortunately|regrettably|cannot|can't|can not|won't|will not|unable|not able|not capable
+# of what triggers them 16, and these words 1, all at once (`in` for each of them takes 3 to 10).
+_AS_WORDS = _words("""as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как
+|я |저는|나는|로서|이기 때문에|이므로""")
+_REFUSAL_WORDS = _words("""sorry|apolog|unfortunately|regrettably|cannot|can't|can not|won't|will not|unable|not able|not capable
 |not programmed|not allowed|not permitted|not authorized|not comfortable|not equipped|not designed|do not|don't
 |leid|entschuldig|ich kann|lo siento|lo lamento|disculp|lamentablemente|desafortunadamente|perdón|no puedo
 |désolé|je m'excuse|malheureusement|je regrette|je ne peux|desculp|sinto muito|lamento|infelizmente|não posso
 |抱歉|对不起|不好意思|遗憾|我无法|我不能|申し訳|すみません|恐れ入り|残念|сожалению|извините|простите|прощения|жаль|не могу
-|죄송|미안|유감|안타깝""".replace("\n", "").split("|")
+|죄송|미안|유감|안타깝""")
 _AI_TRIGGER = re.compile(
     r"(?<![a-zа-я])(?:ai|ia|ki|ии)(?![a-zа-я])|artificia|artificiel|künstlich|model|modèle|искусств|языков|人工|语言模型|机器人|助手"
     r"|言語モデル|인공지능|언어|(?:text|machine|virtual|digital)[\w -]{0,20}assistant|asistente|assistente|assistant"
@@ -165,21 +173,7 @@ _NEGATION = re.compile(
     r"n't|not|unable|nicht|kein|\bno\b|\bne |\bn'|não|无法|不|没有|できません|できかね|いたしかねます|не |нет |없|불가능"
     r"|못합|어렵"
 )
-_MAKER_WORDS = (
-    "openai",
-    "gpt",
-    "anthropic",
-    "claude",
-    "bard",
-    "gemini",
-    "deepmind",
-    "bing",
-    "文心",
-    "百度",
-    "通义",
-    "阿里",
-)
-_MAKER_WORDS += ("讯飞", "yandex", "яндекс")
+_MAKER_WORDS = _words("openai|gpt|anthropic|claude|bard|gemini|deepmind|bing|文心|百度|通义|阿里|讯飞|yandex|яндекс")
 
 
 def _opening(message: Message) -> str:
@@ -195,7 +189,7 @@ def _is_short(message: Message) -> bool:
 
 def self_identification(message: Message, settings: Settings) -> str | None:
     opening = _opening(message)
-    found = any(word in opening for word in _MAKER_WORDS) and _IDENTITY.search(opening)
+    found = _MAKER_WORDS(opening) and _IDENTITY.search(opening)
     return f"says {_shown(found)}" if found and _own_words(message, found) else None
 
 
@@ -207,7 +201,7 @@ def asks_for_somebodys_words(question: str) -> bool:
 
 def ai_boilerplate(message: Message, settings: Settings) -> str | None:
     opening = _opening(message)
-    perhaps = any(word in opening for word in _AS_WORDS) and _AI_TRIGGER.search(opening)
+    perhaps = _AS_WORDS(opening) and _AI_TRIGGER.search(opening)
     found = perhaps and _AS_AN_AI.search(opening)
     if found and found.start() <= OPENING // 2 and _own_words(message, found) and not _declines_harm(message):
         return f"opens with {_shown(found)}"
@@ -229,7 +223,7 @@ def _refuses(message: Message) -> re.Match | None:
     opening = _opening(message)
     if not opening or not _is_short(message):
         return None
-    perhaps = any(word in opening for word in _REFUSAL_WORDS) and _NEGATION.search(opening)
+    perhaps = _REFUSAL_WORDS(opening) and _NEGATION.search(opening)
     found = perhaps and _REFUSAL.search(opening)
     return found if found and found.start() <= 80 and _own_words(message, found) else None
 
