@@ -163,7 +163,7 @@ def clean(
                 _run(sources, conversion, work, report, pool, loading, bar)
                 ledger = orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n"
                 bar.begin("report", None)
-                write_report(work, orjson.loads(ledger))
+                write_report(work, orjson.loads(ledger), pool if ray is None else None)  # another machine has no files
             write_whole(work / "report.json", ledger)
         else:  # interrupted while it was published
             report = Report(**orjson.loads((work / "report.json").read_bytes()))

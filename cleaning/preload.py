@@ -12,7 +12,7 @@ if "torch" not in sys.modules:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     sys.modules["torch"] = None  # Python's way to say that a module cannot be imported
 try:
-    import transformers.models.auto.tokenization_auto
+    import transformers.models.auto.tokenization_auto  # noqa: F401
 
     import fastft.template  # noqa: F401
 finally:

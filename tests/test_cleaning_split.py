@@ -375,18 +375,14 @@ def test_workers_load_a_tokenizer_without_torch_which_then_counts_the_same(tmp_p
     import tiny
 
     tiny.KINDS["byte_level"]().save_pretrained(tmp_path / "model")
-    messages = "[Message('user', 'How many?'), Message('assistant', 'Two, or three.')]"
-    told = (
-        """
+    told = """
 import sys
 {preload}
 from cleaning.split import token_counter
 from fastft.conversation import Message
-print(token_counter(sys.argv[1], "vicuna")[0](%s), "torch" in sys.modules)
+print(token_counter(sys.argv[1], "vicuna")[0]([Message("user", "Two, or three?")]), "torch" in sys.modules)
 import torch.nn
 """
-        % messages
-    )
     answers = [
         subprocess.run(
             [sys.executable, "-c", told.format(preload=preload), str(tmp_path / "model")],
