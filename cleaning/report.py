@@ -3,9 +3,10 @@
     python -m cleaning.report DIR      makes it again from the files of a finished run
 
 Everything comes from those files, read once as a stream: memory follows the longest line, and the largest of them, the
-conversations, pass at 100 MB/s on one core. No clock and no chance: the same files give the same page, byte for byte.
-Here the numbers are prepared; how they look is in report.html.jinja and, for all pages, in `fastft.page`. All text that a
-dump or a user has written is masked (`mask_text`) on its way here, so that the page can be shown around, and escaped there.
+conversations, pass at 300 MB/s on one core, or are counted by a run's workers. No clock and no chance: the same files
+give the same page, byte for byte. Here the numbers are prepared; how they look is in report.html.jinja and, for all
+pages, in `fastft.page`. All text that a dump or a user has written is masked (`mask_text`) on its way here, so that the
+page can be shown around, and escaped there.
 """
 
 import bisect
@@ -14,7 +15,9 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from cleaning.markdown import html_to_markdown
 from cleaning.sources import Rejection, conversations_in
 from cleaning.sources.lists import LANGUAGES
 from cleaning.sources.rejected import Row, read_row
-from fastft.page import Plot, compact, flatten, funnel, percent, ticks, write_page
+from fastft.page import Plot, compact, flatten, funnel, percent, template_of, ticks, write_page
 from fastft.records import parse_json
 
 EXAMPLES = 3  # of each reason, drawn evenly from all
@@ -36,6 +39,7 @@ LONGEST_PAGE = 200_000  # characters of an answer beyond which its HTML is shown
 LONGEST_VALUE = 300  # characters of a setting
 SHOWN_NAMES = 10  # languages, models, sources
 MOST_NAMES = 10_000  # that are told apart: a dump chooses them
+PIECE = 8 << 20  # bytes of conversations that are counted at a time: 0.03 s
 ROUND_EDGES = (1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 100)
 LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 8) for digit in (1, 2, 5)))
 
@@ -57,15 +61,21 @@ _REASONS = {
 _DESCRIPTIONS = {step.name: step.description for step in STEPS} | _REASONS
 
 
-def write_report(directory: Path, ledger: dict[str, Any] | None = None) -> Path:
+def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Executor | None = None) -> Path:
     """Write `directory`/report.html from the other outputs there; `ledger` is report.json where it is not written yet.
 
+    With `pool`, its processes count what is kept, while this one does the rest; the page is the same.
     Raises ValueError where they are no outputs of a finished run.
     """
     ledger = read_ledger(directory) if ledger is None else ledger
     largest = ledger["duplicates"].get("largest", [])
-    kept, rejected = Kept(directory, {cluster["kept"] for cluster in largest}), Rejected(directory)
+    counted = count_kept(directory, {cluster["kept"] for cluster in largest}, pool)
+    rejected = Rejected(directory)
     reasons, rounds = (rejected.reasons(ledger, of_rounds) for of_rounds in (False, True))
+    template_of("cleaning")
+    kept = Kept()
+    for piece in counted:
+        kept.add(piece)
     clusters = [{**_masked(cluster), "text": kept.beginnings.get(cluster["kept"], "")} for cluster in largest]
     ledger = {name: _masked(value) if name != "versions" else value for name, value in ledger.items()}
     files = ledger["files"]
@@ -170,6 +180,10 @@ class Sizes:
         self.counts: Counter[int] = Counter()
         self.total = 0
 
+    def merge(self, other: "Sizes") -> None:
+        self.counts.update(other.counts)
+        self.total += other.total
+
     def add(self, sizes: list[int]) -> None:
         self.total += sum(sizes)
         for size, count in Counter(sizes).items():  # a tenth of the time that one by one takes
@@ -228,11 +242,13 @@ class Names:
         self.counts: Counter[str] = Counter()
         self.more = 0
 
-    def add(self, name: str) -> None:
-        if name in self.counts or len(self.counts) < MOST_NAMES:
-            self.counts[name] += 1
-        else:
-            self.more += 1
+    def merge(self, counts: Counter[str]) -> None:
+        """All names of a piece of a file, in the order in which they are first seen: as if read in one go."""
+        for name, count in counts.items():
+            if name in self.counts or len(self.counts) < MOST_NAMES:
+                self.counts[name] += count
+            else:
+                self.more += count
 
 
 def bars(counts: dict[str, int], more: int = 0, unnamed: str = "not named") -> list[dict[str, Any]]:
@@ -255,29 +271,34 @@ def bars(counts: dict[str, int], more: int = 0, unnamed: str = "not named") -> l
     ]
 
 
-class Kept:
-    """What the files of conversations hold, counted by conversation: its parts stand together."""
+def count_kept(directory: Path, beginnings_of: set[str], pool: Executor | None) -> Iterator["Piece"]:
+    """The pieces of the files of conversations, in order; with `pool`, all are under way on return."""
+    paths = [directory / name for name in ("conversations.jsonl", "conversations.holdout.jsonl")]
+    places = [(path, at) for path in paths if path.exists() for at in range(0, path.stat().st_size, PIECE)]
+    count = partial(Piece, beginnings_of, PIECE)
+    if pool is None:
+        return map(count, places)
+    counting = [pool.submit(count, place) for place in places]
+    return (each.result() for each in counting)
 
-    def __init__(self, directory: Path, beginnings_of: set[str]):
+
+class Piece:
+    """What the conversations hold that begin in a piece of a file, counted; the parts of one stand together."""
+
+    def __init__(self, beginnings_of: set[str], size: int, place: tuple[Path, int]):
         """`beginnings_of`: ids of conversations of which the beginning of the first question is remembered."""
-        self.languages, self.models, self.sources = Names(), Names(), Names()
+        self.languages, self.models, self.sources = Counter(), Counter(), Counter()
         self.lengths = {name: Sizes() for name in ("rounds", "conversations", "questions", "answers")}
         self.beginnings: dict[str, str] = {}
-        self._wanted = beginnings_of
-        for name in ("conversations.jsonl", "conversations.holdout.jsonl"):
-            if (directory / name).exists():
-                self._read(directory / name)
-
-    def _read(self, path: Path) -> None:
         found: dict[str, list[int]] = {name: [] for name in self.lengths}
         rounds = characters = 0
-        for line in _lines(path):
+        for line in _lines(*place, size):
             questions, answers, ended = taught(line["messages"])
             found["questions"] += questions
             found["answers"] += answers
             rounds, characters = rounds + ended, characters + sum(questions) + sum(answers)
             if line["part"] == 0:
-                self._read_first_part(line)
+                self._read_first_part(line, beginnings_of)
             if line["part"] + 1 == line["parts"]:
                 found["rounds"].append(rounds)
                 found["conversations"].append(characters)
@@ -286,11 +307,11 @@ class Kept:
                 self._add(found)
         self._add(found)
 
-    def _read_first_part(self, line: dict[str, Any]) -> None:
-        self.languages.add(line["lang"])
-        self.models.add(line["model"])
-        self.sources.add(line["source"])
-        if line["id"] in self._wanted:
+    def _read_first_part(self, line: dict[str, Any], beginnings_of: set[str]) -> None:
+        self.languages[line["lang"]] += 1
+        self.models[line["model"]] += 1
+        self.sources[line["source"]] += 1
+        if line["id"] in beginnings_of:
             question = next((m["content"] for m in line["messages"] if m["role"] == "user"), "")
             self.beginnings[line["id"]] = said(question, LONGEST)
 
@@ -298,6 +319,23 @@ class Kept:
         for name, sizes in found.items():
             self.lengths[name].add(sizes)
             sizes.clear()
+
+
+class Kept:
+    """What all conversations hold."""
+
+    def __init__(self):
+        self.languages, self.models, self.sources = Names(), Names(), Names()
+        self.lengths: dict[str, Sizes] = defaultdict(Sizes)
+        self.beginnings: dict[str, str] = {}
+
+    def add(self, piece: Piece) -> None:
+        self.languages.merge(piece.languages)
+        self.models.merge(piece.models)
+        self.sources.merge(piece.sources)
+        for name, sizes in piece.lengths.items():
+            self.lengths[name].merge(sizes)
+        self.beginnings.update(piece.beginnings)
 
     def plots(self) -> list[tuple[Plot, str]]:
         """(plot, what it is over) where anything is kept."""
@@ -351,15 +389,34 @@ def taught(messages: list[dict[str, Any]]) -> tuple[list[int], list[int], int]:
     return questions, answers, rounds
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, start: int, size: int) -> Iterator[dict[str, Any]]:
+    """The lines of the conversations whose first part begins in the `size` bytes behind `start`."""
     with path.open("rb") as stream:
-        for number, text in enumerate(stream, start=1):
+        if start:  # to the first line that begins there
+            stream.seek(start - 1)
+            stream.readline()
+        at, begun = stream.tell(), False
+        for text in stream:
             try:
                 line = orjson.loads(text)
-                line["messages"], line["id"], line["part"]
+                line["messages"], line["id"]
+                first = line["part"] == 0
             except (orjson.JSONDecodeError, KeyError, TypeError):
-                raise ValueError(f"{path}: line {number}: is no line that the cleaner wrote") from None
-            yield line
+                where = f"{path}: line {_number_of_line(path, at)}"
+                raise ValueError(f"{where}: is no line that the cleaner wrote") from None
+            if first and at >= start + size:
+                return
+            at, begun = at + len(text), begun or first
+            if begun:
+                yield line
+
+
+def _number_of_line(path: Path, at: int) -> int:
+    number = 1
+    with path.open("rb") as stream:
+        while chunk := stream.read(min(1 << 20, at - stream.tell())):
+            number += chunk.count(b"\n")
+    return number
 
 
 # --- what is rejected -------------------------------------------------------------------------------------------------

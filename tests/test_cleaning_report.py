@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +25,19 @@ from cleaning.filters import Settings
 from cleaning.ledger import Report
 from cleaning.outcomes import Outcome
 from cleaning.pipeline import clean
-from cleaning.report import LENGTH_EDGES, ROUND_EDGES, Names, Rejected, Sizes, bars, said, taught, write_report
+from cleaning.report import (
+    LENGTH_EDGES,
+    ROUND_EDGES,
+    Kept,
+    Names,
+    Rejected,
+    Sizes,
+    bars,
+    count_kept,
+    said,
+    taught,
+    write_report,
+)
 from cleaning.sources import Reading
 from fastft.page import visible
 from fastft.records import repair_text
@@ -422,9 +436,9 @@ def test_sizes_are_all_counted(values, edges):
 def test_names_are_bounded(monkeypatch):
     monkeypatch.setattr(cleaning.report, "MOST_NAMES", 20)
     names = Names()
-    for i in range(50):
-        for _ in range(2 if i < 3 else 1):
-            names.add(f"model {i}")
+    for piece in range(10):
+        found = range(5 * piece, 5 * piece + 5)
+        names.merge(Counter({f"model {i}": 2 if i < 3 else 1 for i in found}))
     rows = bars(names.counts, names.more)
     assert [row["count"] for row in rows[:3]] == [2, 2, 2] and len(rows) == 11
     assert sum(row["count"] for row in rows) == 53 and sum(row["share"] for row in rows) == pytest.approx(1)
@@ -440,3 +454,28 @@ def test_examples_are_drawn_from_all_of_a_reason(tmp_path):
     ids = [int(example["id"]) for example in reason["examples"]]
     assert (reason["count"], reason["share"], len(set(ids))) == (1000, 0.5, 3)
     assert ids == sorted(ids) and ids[0] > 2 and all(row["turns"] == [("record", "1")] for row in reason["examples"])
+
+
+def test_the_page_does_not_depend_on_pieces_or_who_counts_them(tmp_path, monkeypatch):
+    share = {"source": "d.json", "lang": "en", "model": "m"}
+    talk = [{"role": "user", "content": "q" * 40}, {"role": "assistant", "content": "a" * 90}]
+    talk = [{**message, "train": message["role"] == "assistant", "ends": True} for message in talk]
+    kept = [{**share, "id": str(i), "model": f"m{i % 4}", "parts": 1 + i % 5, "messages": talk} for i in range(40)]
+    lines = [orjson.dumps({**each, "part": part}) for each in kept for part in range(each["parts"])]
+    (tmp_path / "conversations.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (tmp_path / "conversations.holdout.jsonl").write_bytes(b"\n".join(lines[:6]) + b"\n")
+    monkeypatch.setattr(cleaning.report, "MOST_NAMES", 3)
+
+    def counted(size, pool=None):
+        monkeypatch.setattr(cleaning.report, "PIECE", size)
+        kept = Kept()
+        for piece in count_kept(tmp_path, {"7"}, pool):
+            kept.add(piece)
+        sizes = {name: (each.counts, each.total) for name, each in kept.lengths.items()}
+        return kept.models.counts, kept.models.more, kept.languages.counts, sizes, kept.beginnings
+
+    whole = counted(1 << 20)
+    assert whole[1] == 10 and whole[3]["conversations"][1] == 130 * 126 and whole[4] == {"7": "q" * 40}
+    with ThreadPoolExecutor(2) as pool:
+        for size in (1, 100, len(lines[0]), len(lines[0]) + 1, 1000, 5000):
+            assert counted(size) == counted(size, pool) == whole

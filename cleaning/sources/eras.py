@@ -33,11 +33,11 @@ _WRAPPER = r'<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\b[^"]{0,500}?\b(?:p
 _PAGE_WRAPPER = re.compile(rf"\s*(?:<div[^>]{{0,500}}>\s*){{0,4}}?{_WRAPPER}")
 _WRAPPER_INSIDE = re.compile(_WRAPPER)
 # What the sanitiser left of it: a bare <div> and, without a space, a block. People write <div> with line ends.
-_BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b[\s\S]*</div>\s*\Z")
-_FRAGMENT = re.compile(r"\s*<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)\b[^<>]*>[\s\S]*>\s*\Z")
+_BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b(?s:.*)</div>\s*\Z")
+_FRAGMENT = re.compile(r"\s*<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)\b[^<>]*>(?s:.*)>\s*\Z")
 # What is inside the wrapper: it begins and ends with a block that markdown has, and the block says nothing of its looks.
 _BLOCKS = re.compile(
-    r"\s*<(?:p|pre|ul|ol(?: start=\"\d+\")?|h[1-6]|table|blockquote)>[\s\S]*"
+    r"\s*<(?:p|pre|ul|ol(?: start=\"\d+\")?|h[1-6]|table|blockquote)>(?s:.*)"
     r"</(?:p|pre|ol|ul|h[1-6]|table|blockquote|div)>\s*\Z"
 )
 # Tags that no markdown becomes, and that are in no code block's header: somebody's own HTML.
@@ -218,7 +218,7 @@ def mark_html(turns: list[Turn]) -> None:
     """
     answers = [turn for turn in turns if turn.role == "assistant" and turn.text.strip()]
     certain = [bool(_PAGE_WRAPPER.match(turn.text)) for turn in answers]
-    bare = [bool(_BARE_WRAPPER.match(turn.text)) for turn in answers]
+    bare = [not is_certain and bool(_BARE_WRAPPER.match(turn.text)) for turn, is_certain in zip(answers, certain)]
     bare_is_page = all(c or b for c, b in zip(certain, bare))
     for turn, is_certain, is_bare in zip(answers, certain, bare):
         turn.html = is_certain or (is_bare and bare_is_page)
