@@ -145,7 +145,7 @@ def clean(
     report = Report(settings=chosen)
     with open_inputs(inputs) as sources, working_directory(output_dir, _identity(sources, report)) as (work, changed):
         if not (work / "report.json").exists():
-            needed = _needed(choices, settings)
+            needed = ("fastft.template", "transformers.models.auto.tokenization_auto") if max_tokens is not None else ()
             with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
                 # A tokenizer that cannot be used is better known now than later. Loading it takes seconds: a worker begins,
                 # while this process begins with the work.
@@ -169,15 +169,6 @@ def clean(
             report = Report(**orjson.loads((work / "report.json").read_bytes()))
         publish(work, output_dir, _empty_outputs(report))
     return report
-
-
-def _needed(choices: Choices, settings: Settings) -> tuple[str, ...]:
-    """Modules that the workers will import."""
-    if choices.max_tokens is None:
-        return ()
-    if settings.own_filters:  # they may want torch, and models
-        return "fastft.template", "transformers.models.auto.tokenization_auto"
-    return ("cleaning.preload",)
 
 
 def _identity(sources: list[Input], report: Report) -> dict[str, Any]:

@@ -1,9 +1,6 @@
 """The splitter: whole rounds, every part within the window, none lost."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -369,29 +366,3 @@ def test_a_conversation_that_the_template_refuses_is_a_ledger_line(tmp_path):
     )
     assert (report.kept, report.rejected) == (1, {"refused_by_template": 1})
     assert "no thoughts" in (tmp_path / "out" / "rejected.jsonl").read_text()
-
-
-def test_workers_load_a_tokenizer_without_torch_which_then_counts_the_same(tmp_path):
-    import tiny
-
-    tiny.KINDS["byte_level"]().save_pretrained(tmp_path / "model")
-    told = """
-import sys
-{preload}
-from cleaning.split import token_counter
-from fastft.conversation import Message
-print(token_counter(sys.argv[1], "vicuna")[0]([Message("user", "Two, or three?")]), "torch" in sys.modules)
-import torch.nn
-"""
-    answers = [
-        subprocess.run(
-            [sys.executable, "-c", told.format(preload=preload), str(tmp_path / "model")],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[1],
-        )
-        for preload in ("import cleaning.preload", "")
-    ]
-    assert [answer.stderr for answer in answers] == ["", ""]
-    counted, with_torch = (answer.stdout.split() for answer in answers)
-    assert counted == [with_torch[0], "False"] and with_torch[1] == "True"
