@@ -215,7 +215,7 @@ def _outcomes(
     record: RawRecord, fallback_id: str, where: str, conversion: Conversion, ledger: dict[str, Any]
 ) -> list[Outcome]:
     conversion = replace(conversion, readings=[reading_of(ledger, where)])
-    return outcomes_of(record, fallback_id, Shard(0, where.partition(": ")[0], 0, []), conversion)
+    return outcomes_of([(record, fallback_id)], Shard(0, where.partition(": ")[0], 0, []), conversion)
 
 
 def _plain(text: str) -> str:

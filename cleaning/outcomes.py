@@ -80,11 +80,8 @@ class Conversion:
 
 
 def convert_shard(conversion: Conversion, shard: Shard) -> bytes:
-    outcomes = [
-        outcome
-        for number, record in enumerate(shard.records, start=shard.first)
-        for outcome in outcomes_of(record, f"{shard.file}-{number}", shard, conversion)
-    ]
+    named = [(record, f"{shard.file}-{number}") for number, record in enumerate(shard.records, start=shard.first)]
+    outcomes = outcomes_of(named, shard, conversion)
     if conversion.settings.moderation:
         _moderate([outcome for outcome in outcomes if not outcome.reason], conversion.settings)
     return pack(outcomes)
@@ -100,31 +97,59 @@ def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
             outcome.conversation, outcome.fingerprint, outcome.dropped = b"", None, []
 
 
-def outcomes_of(record: RawRecord, fallback_id: str, shard: Shard, conversion: Conversion) -> list[Outcome]:
-    """The outcomes of one record, at least one. Whatever the record holds, this does not raise."""
+@dataclass(slots=True)
+class _Work:
+    """A conversation on its way to an outcome."""
+
+    outcome: Outcome
+    raw: RawConversation | None = None  # None: the record could not be read
+    file: str = ""
+    conversation: Conversation | None = None
+
+
+def outcomes_of(named: list[tuple[RawRecord, str]], shard: Shard, conversion: Conversion) -> list[Outcome]:
+    """The outcomes of records with names for those that have none, at least one of each.
+
+    Whatever a record holds, this does not raise; a faulty filter of the user's does. All go through one step before any
+    goes through the next, which takes a tenth less time: a step's code and tables stay in the processor's cache.
+    """
+    works = [work for record, name in named for work in _read(record, name, shard, conversion)]
+    for step in (_convert, _filter, _compare_with_benchmarks, _describe, _take_fingerprint):
+        for work in works:
+            if work.outcome.reason:
+                continue
+            try:
+                step(work, conversion)
+            except Rejection as rejection:
+                work.outcome.reason, work.outcome.detail = rejection.reason, rejection.detail
+            except RecursionError:
+                work.outcome.reason, work.outcome.detail = "broken_record", "nested too deeply"
+    return [work.outcome for work in works]
+
+
+def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) -> list[_Work]:
     read = parsed(record)
-    line = b"null"
+    line, found = b"null", []
     try:
         line = to_json(read.value if read.error is None else read.raw)
         if read.error is not None:
             raise Rejection("broken_record", read.error)
         found = conversations_in(read.value, conversion.readings[shard.source])
     except Rejection as rejection:
-        id = id_in(read.value) or fallback_id
-        outcomes = [Outcome(id, record.where, reason=rejection.reason, detail=rejection.detail)]
+        reason, detail = rejection.reason, rejection.detail
     except RecursionError:
-        id = id_in(read.value) or fallback_id
-        outcomes = [Outcome(id, record.where, reason="broken_record", detail="nested too deeply")]
-    else:
-        outcomes = [
-            _convert(raw, shard.file, fallback_id, record.where, number, conversion)
-            for number, raw in enumerate(found, start=1)
-        ]
-    for position, outcome in enumerate(outcomes):
-        outcome.source = shard.source
+        reason, detail = "broken_record", "nested too deeply"
+    if not found:
+        id = id_in(read.value) or name
+        return [_Work(Outcome(id, record.where, shard.source, line, reason, detail))]
+    works = []
+    for branch, raw in enumerate(found, start=1):
+        id, where = (name, record.where) if branch == 1 else (f"{name}-{branch}", f"{record.where}, branch {branch}")
         # The whole tree with every branch would be quadratic in its size.
-        outcome.record = _as_messages(found[position]) if len(outcomes) > 1 else line
-    return outcomes
+        own = line if len(found) == 1 else _as_messages(raw)
+        outcome = Outcome(raw.id or id, where, shard.source, own, format=raw.format, notes=dict(raw.notes))
+        works.append(_Work(outcome, raw, file=shard.file))
+    return works
 
 
 def _as_messages(raw: RawConversation) -> bytes:
@@ -132,38 +157,38 @@ def _as_messages(raw: RawConversation) -> bytes:
     return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
 
 
-def _convert(
-    raw: RawConversation, file: str, fallback_id: str, where: str, branch: int, conversion: Conversion
-) -> Outcome:
-    """Whatever the conversation holds, this does not raise; a faulty filter of the user's does."""
-    if branch > 1:
-        fallback_id, where = f"{fallback_id}-{branch}", f"{where}, branch {branch}"
-    id = raw.id or fallback_id
-    outcome = Outcome(id, where, format=raw.format, notes=dict(raw.notes))
-    try:
-        conversation = to_conversation(raw, id, file)
-        verdict = apply_steps(conversation, conversion.settings, raw.sessions)
-        if verdict.reason:
-            raise Rejection(verdict.reason, verdict.detail)
-        against = conversion.choices.against
-        outcome.hits = load_benchmarks(against).hits(conversation) if against else []
-        if outcome.hits and conversion.choices.contaminated == "reject":
-            raise Rejection("contaminated", _about_hit(outcome.hits))
-    except Rejection as rejection:
-        outcome.reason, outcome.detail = rejection.reason, rejection.detail
-        return outcome
-    except RecursionError:
-        outcome.reason, outcome.detail = "broken_record", "nested too deeply"
-        return outcome
-    outcome.repairs = dict(verdict.repairs)
-    outcome.dropped = [(d.number, d.reason, d.detail, messages_json(d.messages)) for d in verdict.dropped]
-    outcome.conversation = conversation.to_json()
-    sketched = conversion.choices.near > 0 or conversion.choices.holdout > 0
-    outcome.fingerprint = fingerprint(conversation, sketched, time=raw.time, tree=raw.tree)
-    answers = [turn for turn in raw.turns if turn.role == "assistant"]
+def _convert(work: _Work, conversion: Conversion) -> None:
+    work.conversation = to_conversation(work.raw, work.outcome.id, work.file)
+
+
+def _filter(work: _Work, conversion: Conversion) -> None:
+    verdict = apply_steps(work.conversation, conversion.settings, work.raw.sessions)
+    if verdict.reason:
+        raise Rejection(verdict.reason, verdict.detail)
+    work.outcome.repairs = dict(verdict.repairs)
+    work.outcome.dropped = [(d.number, d.reason, d.detail, messages_json(d.messages)) for d in verdict.dropped]
+
+
+def _compare_with_benchmarks(work: _Work, conversion: Conversion) -> None:
+    if not conversion.choices.against:
+        return
+    work.outcome.hits = load_benchmarks(conversion.choices.against).hits(work.conversation)
+    if work.outcome.hits and conversion.choices.contaminated == "reject":
+        raise Rejection("contaminated", _about_hit(work.outcome.hits))
+
+
+def _describe(work: _Work, conversion: Conversion) -> None:
+    """What the account tells of a conversation that is kept so far."""
+    outcome, turns = work.outcome, work.raw.turns
+    outcome.conversation = work.conversation.to_json()
+    answers = [turn for turn in turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
-    return outcome
+
+
+def _take_fingerprint(work: _Work, conversion: Conversion) -> None:
+    sketched = conversion.choices.near > 0 or conversion.choices.holdout > 0
+    work.outcome.fingerprint = fingerprint(work.conversation, sketched, time=work.raw.time, tree=work.raw.tree)
 
 
 def _about_hit(hits: list[Hit]) -> str:

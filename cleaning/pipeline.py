@@ -41,7 +41,7 @@ from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard
 from cleaning.report import write_report
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
-from cleaning.split import CheckPart, rounds_of, split_conversation, token_counter
+from cleaning.split import CheckPart, Cut, OverWindow, Shortened, rounds_of, split_conversation, token_counter
 from cleaning.workdir import (
     OUTPUTS,
     Log,
@@ -557,16 +557,37 @@ def _split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
         overlap_rounds=choices.overlap_rounds,
         overlong=choices.overlong,
     )
-    return [_split(parse_conversation(orjson.loads(line)), max_tokens, split, check) for line in conversations]
+    # One step for all after the other, as in the first pass.
+    whole = [parse_conversation(orjson.loads(line)) for line in conversations]
+    made = [_tried(split, conversation) for conversation in whole]
+    checked = [each if isinstance(each, str) else _tried(_check_parts, check, each) for each in made]
+    return [
+        Split([], [], [], 0, 0, refused=each) if isinstance(each, str) else _described(conversation, max_tokens, *each)
+        for conversation, each in zip(whole, checked)
+    ]
 
 
-def _split(conversation: Conversation, max_tokens: int, split: Callable, check: CheckPart) -> Split:
+def _tried(function: Callable, *arguments: Any) -> Any:
+    """What it returns, or why the template refuses: say one that knows no system message."""
     try:
-        parts, over, shortened = split(conversation)
-        for part in parts:
-            check(part.messages)
-    except ValueError as error:  # a template that cannot hold it, say one that knows no system message
-        return Split([], [], [], 0, 0, refused=str(error))
+        return function(*arguments)
+    except ValueError as error:
+        return str(error)
+
+
+def _check_parts(check: CheckPart, made: Cut) -> Cut:
+    for part in made[0]:
+        check(part.messages)
+    return made
+
+
+def _described(
+    conversation: Conversation,
+    max_tokens: int,
+    parts: list[Conversation],
+    over: list[OverWindow],
+    shortened: list[Shortened],
+) -> Split:
     over_window = [
         (
             each.number,

@@ -81,6 +81,9 @@ class Shortened:
     message: Message  # what was left out
 
 
+Cut = tuple[list[Conversation], list[OverWindow], list[Shortened]]
+
+
 @functools.lru_cache(maxsize=1)
 def token_counter(model: str, template: str | None, enough: int = 0) -> tuple[CountTokens, CheckPart]:
     """(count, check) with the tokenizer of `model` and its chat template, or the named `template`.
@@ -112,7 +115,7 @@ def split_conversation(
     *,
     overlap_rounds: int = 0,
     overlong: str = "cut",
-) -> tuple[list[Conversation], list[OverWindow], list[Shortened]]:
+) -> Cut:
     """The parts of `conversation`, each of at most `max_tokens` tokens, the rounds that no part can hold, and what was left
     out of questions.
 
