@@ -15,7 +15,6 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,8 @@ from cleaning.markdown import html_to_markdown
 from cleaning.sources import Rejection, conversations_in
 from cleaning.sources.lists import LANGUAGES
 from cleaning.sources.rejected import Row, read_row
-from fastft.page import Plot, compact, flatten, funnel, percent, template_of, ticks, write_page
+from cleaning.workers import Pool, ordered_map
+from fastft.page import Plot, compact, flatten, funnel, percent, ticks, write_page
 from fastft.records import parse_json
 
 EXAMPLES = 3  # of each reason, drawn evenly from all
@@ -61,21 +61,16 @@ _REASONS = {
 _DESCRIPTIONS = {step.name: step.description for step in STEPS} | _REASONS
 
 
-def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Executor | None = None) -> Path:
+def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Pool | None = None) -> Path:
     """Write `directory`/report.html from the other outputs there; `ledger` is report.json where it is not written yet.
 
-    With `pool`, its processes count what is kept, while this one does the rest; the page is the same.
+    With `pool`, its processes count what is kept; the page is the same.
     Raises ValueError where they are no outputs of a finished run.
     """
     ledger = read_ledger(directory) if ledger is None else ledger
     largest = ledger["duplicates"].get("largest", [])
-    counted = count_kept(directory, {cluster["kept"] for cluster in largest}, pool)
-    rejected = Rejected(directory)
+    kept, rejected = Kept(directory, {cluster["kept"] for cluster in largest}, pool), Rejected(directory)
     reasons, rounds = (rejected.reasons(ledger, of_rounds) for of_rounds in (False, True))
-    template_of("cleaning")
-    kept = Kept()
-    for piece in counted:
-        kept.add(piece)
     clusters = [{**_masked(cluster), "text": kept.beginnings.get(cluster["kept"], "")} for cluster in largest]
     ledger = {name: _masked(value) if name != "versions" else value for name, value in ledger.items()}
     files = ledger["files"]
@@ -271,22 +266,10 @@ def bars(counts: dict[str, int], more: int = 0, unnamed: str = "not named") -> l
     ]
 
 
-def count_kept(directory: Path, beginnings_of: set[str], pool: Executor | None) -> Iterator["Piece"]:
-    """The pieces of the files of conversations, in order; with `pool`, all are under way on return."""
-    paths = [directory / name for name in ("conversations.jsonl", "conversations.holdout.jsonl")]
-    places = [(path, at) for path in paths if path.exists() for at in range(0, path.stat().st_size, PIECE)]
-    count = partial(Piece, beginnings_of, PIECE)
-    if pool is None:
-        return map(count, places)
-    counting = [pool.submit(count, place) for place in places]
-    return (each.result() for each in counting)
-
-
 class Piece:
     """What the conversations hold that begin in a piece of a file, counted; the parts of one stand together."""
 
     def __init__(self, beginnings_of: set[str], size: int, place: tuple[Path, int]):
-        """`beginnings_of`: ids of conversations of which the beginning of the first question is remembered."""
         self.languages, self.models, self.sources = Counter(), Counter(), Counter()
         self.lengths = {name: Sizes() for name in ("rounds", "conversations", "questions", "answers")}
         self.beginnings: dict[str, str] = {}
@@ -322,14 +305,19 @@ class Piece:
 
 
 class Kept:
-    """What all conversations hold."""
+    """What the files of conversations hold, counted by conversation."""
 
-    def __init__(self):
+    def __init__(self, directory: Path, beginnings_of: set[str], pool: Pool | None = None):
+        """`beginnings_of`: ids of conversations of which the beginning of the first question is remembered."""
         self.languages, self.models, self.sources = Names(), Names(), Names()
         self.lengths: dict[str, Sizes] = defaultdict(Sizes)
         self.beginnings: dict[str, str] = {}
+        paths = [directory / name for name in ("conversations.jsonl", "conversations.holdout.jsonl")]
+        places = ((path, at) for path in paths if path.exists() for at in range(0, path.stat().st_size, PIECE))
+        for piece in ordered_map(partial(Piece, beginnings_of, PIECE), places, pool):
+            self._add(piece)
 
-    def add(self, piece: Piece) -> None:
+    def _add(self, piece: Piece) -> None:
         self.languages.merge(piece.languages)
         self.models.merge(piece.models)
         self.sources.merge(piece.sources)

@@ -26,15 +26,10 @@ LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop sho
 
 def write_page(path: Path, package: str, template: str = "report.html.jinja", **values: Any) -> None:
     """Write `package`'s `template` with `values` to `path`; an older page is replaced only by a whole new one."""
-    text = template_of(package, template).render(values)
+    text = _environment(package).get_template(template).render(values)
     beside = path.with_name(path.name + ".tmp")
     beside.write_text(text.strip() + "\n", encoding="utf-8")
     os.replace(beside, path)
-
-
-def template_of(package: str, template: str = "report.html.jinja") -> "jinja2.Template":
-    """`package`'s `template`, compiled (0.2 s) once in a process."""
-    return _environment(package).get_template(template)
 
 
 @functools.cache

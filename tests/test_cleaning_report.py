@@ -33,7 +33,6 @@ from cleaning.report import (
     Rejected,
     Sizes,
     bars,
-    count_kept,
     said,
     taught,
     write_report,
@@ -468,14 +467,13 @@ def test_the_page_does_not_depend_on_pieces_or_who_counts_them(tmp_path, monkeyp
 
     def counted(size, pool=None):
         monkeypatch.setattr(cleaning.report, "PIECE", size)
-        kept = Kept()
-        for piece in count_kept(tmp_path, {"7"}, pool):
-            kept.add(piece)
+        kept = Kept(tmp_path, {"7"}, pool)
         sizes = {name: (each.counts, each.total) for name, each in kept.lengths.items()}
         return kept.models.counts, kept.models.more, kept.languages.counts, sizes, kept.beginnings
 
     whole = counted(1 << 20)
     assert whole[1] == 10 and whole[3]["conversations"][1] == 130 * 126 and whole[4] == {"7": "q" * 40}
     with ThreadPoolExecutor(2) as pool:
+        pool.ahead = 4
         for size in (1, 100, len(lines[0]), len(lines[0]) + 1, 1000, 5000):
             assert counted(size) == counted(size, pool) == whole
