@@ -25,7 +25,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,11 +37,11 @@ from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprints, cluster
 from cleaning.examples import pick_examples
 from cleaning.filters import Settings, check
 from cleaning.ledger import CHANGED_IDS, Report, versions
-from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, messages_json, unpack
+from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, unpack
+from cleaning.parts import Split, load_tokenizer, split_batch, whole_batch
 from cleaning.report import write_report
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
-from cleaning.split import CheckPart, Cut, OverWindow, Shortened, rounds_of, split_conversation, token_counter
 from cleaning.workdir import (
     OUTPUTS,
     Log,
@@ -53,7 +53,7 @@ from cleaning.workdir import (
     write_whole,
 )
 from cleaning.workers import Bar, Pool, in_background, ordered_map, progress_bar, worker_pool
-from fastft.conversation import Conversation, parse_conversation
+from fastft.conversation import parse_conversation
 from fastft.records import parsed
 
 # What goes to a worker at a time, and what an interruption costs at most for each: 1 MiB is about 0.2 s of work.
@@ -63,19 +63,6 @@ MAX_NOTES = 50  # names of notes in the report: a dump chooses some of them
 MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
 SHOWN_IDS = 3  # of those that were changed
 SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
-
-
-@dataclass(slots=True)
-class Split:
-    """What the splitter made of one conversation."""
-
-    lines: list[bytes]  # of conversations.jsonl
-    over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
-    shortened: list[tuple[int, str, bytes]]  # the same for what was left out of questions
-    rounds_in: int
-    rounds_kept: int
-    unfinished: int = 0  # lines whose last answer goes on in the next
-    refused: str = ""  # the template's reason for not rendering the conversation
 
 
 def clean(
@@ -149,7 +136,7 @@ def clean(
             with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
                 # A tokenizer that cannot be used is better known now than later. Loading it takes seconds: a worker begins,
                 # while this process begins with the work.
-                loading = in_background(pool, _load_tokenizer, choices) if pool and max_tokens is not None else None
+                loading = in_background(pool, load_tokenizer, choices) if pool and max_tokens is not None else None
                 readings = _survey(sources, Reading(format, every_branch), era, report)
                 if settings.moderation and settings.moderation_cache is None:
                     settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
@@ -159,7 +146,7 @@ def clean(
                 elif changed == []:
                     bar.say(f"{output_dir}: going on with an interrupted run")
                 if max_tokens is not None and not pool:
-                    _load_tokenizer(choices)
+                    load_tokenizer(choices)
                 _run(sources, conversion, work, report, pool, loading, bar)
                 ledger = orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n"
                 bar.begin("report", None)
@@ -221,7 +208,7 @@ def _run(
     report.contamination = account.to_report() if account else {}
     splits = choices.max_tokens is not None
     bar.begin("splitting" if splits else "writing", report.input)
-    split = partial(_split_batch, choices) if splits else _whole_batch
+    split = partial(split_batch, choices) if splits else whole_batch
     splitters = pool if splits else None  # without a window there is nothing to share out
     _second_pass(work, duplicates, ids, held_out, split, conversion.readings, report, splitters, bar)
     report.check()
@@ -534,80 +521,6 @@ def _judged(
         conversation.id = outcome.id
         outcome.conversation = conversation.to_json()
     return outcome
-
-
-def _whole_batch(conversations: list[bytes]) -> list[Split]:
-    """Without a window: each conversation is one part."""
-    messages = (orjson.loads(line)["messages"] for line in conversations)
-    counts = (sum(message["role"] == "user" for message in each) for each in messages)
-    return [Split([line + b"\n"], [], [], count, count) for line, count in zip(conversations, counts)]
-
-
-def _load_tokenizer(choices: Choices) -> None:
-    token_counter(choices.model, choices.template, choices.max_tokens)
-
-
-def _split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
-    max_tokens = choices.max_tokens
-    count, check = token_counter(choices.model, choices.template, max_tokens)
-    split = partial(
-        split_conversation,
-        max_tokens=max_tokens,
-        count_tokens=count,
-        overlap_rounds=choices.overlap_rounds,
-        overlong=choices.overlong,
-    )
-    # One step for all after the other, as in the first pass.
-    whole = [parse_conversation(orjson.loads(line)) for line in conversations]
-    made = [_tried(split, conversation) for conversation in whole]
-    checked = [each if isinstance(each, str) else _tried(_check_parts, check, each) for each in made]
-    return [
-        Split([], [], [], 0, 0, refused=each) if isinstance(each, str) else _described(conversation, max_tokens, *each)
-        for conversation, each in zip(whole, checked)
-    ]
-
-
-def _tried(function: Callable, *arguments: Any) -> Any:
-    """What it returns, or why the template refuses: say one that knows no system message."""
-    try:
-        return function(*arguments)
-    except ValueError as error:
-        return str(error)
-
-
-def _check_parts(check: CheckPart, made: Cut) -> Cut:
-    for part in made[0]:
-        check(part.messages)
-    return made
-
-
-def _described(
-    conversation: Conversation,
-    max_tokens: int,
-    parts: list[Conversation],
-    over: list[OverWindow],
-    shortened: list[Shortened],
-) -> Split:
-    over_window = [
-        (
-            each.number,
-            f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}"
-            + (", which leaves no room for what it goes on from" if each.tokens <= max_tokens else ""),
-            messages_json(each.messages),
-        )
-        for each in over
-    ]
-    left_out = [
-        (
-            each.number,
-            f"{len(each.message.content):,} of the question's {each.characters:,} characters are left out",
-            messages_json([each.message]),
-        )
-        for each in shortened
-    ]
-    lines = [part.to_json() + b"\n" for part in parts]
-    rounds, unfinished = len(rounds_of(conversation.messages)[1]), sum(not part.messages[-1].ends for part in parts)
-    return Split(lines, over_window, left_out, rounds, rounds - len(over), unfinished)
 
 
 def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None, record: bytes) -> bytes:
