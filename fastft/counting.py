@@ -1,7 +1,8 @@
 """How many tokens a text has, exactly as its tokenizer counts them, and several times as fast.
 
 The tokens of most tokenizers are those of its words: a pattern (or the mark for a space) cuts the text, and byte pair
-encoding looks at one piece at a time. Words come again and again, so each is tokenised once and its count remembered.
+encoding looks at one piece at a time. Words come again and again, so each is tokenised once and its count remembered, and
+so is that of each chunk between spaces, which is found without the pattern.
 
     counter = counter_for(specification, backend)      # of tokenizer.json, and the tokenizers.Tokenizer made of it
     counter.count("some text")                         # None: not proven here, ask the tokenizer

@@ -1,8 +1,8 @@
 """Which language a conversation is in: CLD2, 28 MB/s on one core, its tables inside the wheel (pycld2, Apache-2.0).
 
-Judged over the whole conversation with code taken out: `yes` and `continue` are no evidence, and code is English to
-any detector. What CLD2 is not sure of is "unknown", which is not "other": `--languages` keeps it, because it is mostly
-code and dialogues of a few words; `--with unknown_language` rejects it.
+Judged by pieces of the whole conversation, or by all of it where they disagree, with code taken out: `yes` and `continue`
+are no evidence, and code is English to any detector. What CLD2 is not sure of is "unknown", which is not "other":
+`--languages` keeps it, because it is mostly code and dialogues of a few words; `--with unknown_language` rejects it.
 """
 
 import difflib
