@@ -389,7 +389,7 @@ class Fenced:
         middle = start + (ends[-1] - start) // 2
         late = [end for end in reversed(ends) if end > middle and end < len(self.text)]
         outside = [end for end in late if self.fence_at(end) is None]
-        yield from (end for end in outside if self.text[:end].endswith("\n\n") or self.text.startswith("\n", end))
+        yield from (end for end in outside if self.text.endswith("\n\n", 0, end) or self.text.startswith("\n", end))
         yield from outside
         yield from late
         yield from (end for end in reversed(ends) if end <= middle)

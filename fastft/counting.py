@@ -221,7 +221,7 @@ def _by_space_marks(specification: dict) -> Words | None:
     prefix = _prefix(specification)
     if prefix is None or not (model.get("byte_fallback") or not model.get("fuse_unk")):
         return None
-    if any(re.search("[^▁]▁", piece) for piece in model["vocab"]):
+    if any("▁" in piece.lstrip("▁") for piece in model["vocab"]):
         return None  # a piece goes on behind a mark: words are not apart
     lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
     find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall

@@ -22,17 +22,17 @@ of the conversation, letter for letter. If anything does not hold, TemplateError
     encoded = template.encode(conversation.messages)     # Encoded(ids, trained, merged_borders)
 """
 
-import json
 import re
 import secrets
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 
+import orjson
 import tokenizers
 
 from fastft.conversation import Message
@@ -353,21 +353,26 @@ class ChatTemplate:
     # The tokenizer ---------------------------------------------------------------------------------------------------
 
     def _rename(self) -> None:
-        """Build the copies of the tokenizer that know the control tokens under other names."""
+        """Build the copy of the tokenizer that knows the control tokens under other names."""
         self._nonce = secrets.token_hex(8)  # no text can contain it; the ids do not depend on it
         self._names = {c: f"{OPEN}{self._nonce}.{n}{CLOSE}" for n, c in enumerate(sorted(self._controls))}
         self._control_pattern = re.compile("|".join(re.escape(c) for c in sorted(self._names, key=len, reverse=True)))
         self._name_pattern = re.compile(f"{OPEN}{self._nonce}\\.\\d+{CLOSE}")
-        specification = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        specification = orjson.loads(self.tokenizer.backend_tokenizer.to_str())
         _rename_in(specification, self._names)
-        self._backend = tokenizers.Tokenizer.from_str(json.dumps(specification))
+        self._backend = _made_of(specification)
         self._bytes_per_byte = _bytes_per_byte(specification)
         self._counter = counter_for(specification, self._backend)
-        _remove_prefix_space(specification)
-        self._continuation = tokenizers.Tokenizer.from_str(json.dumps(specification))
         original = self.tokenizer.backend_tokenizer.token_to_id
         self._renamed_ids = {self._backend.token_to_id(name): original(c) for c, name in self._names.items()}
         self._ids_agree = all(renamed == kept for renamed, kept in self._renamed_ids.items())
+
+    @cached_property
+    def _continuation(self) -> tokenizers.Tokenizer:
+        """The copy for texts that go on where another ended. The cleaner, which only counts, never makes it (0.2 s)."""
+        specification = orjson.loads(self._backend.to_str())
+        _remove_prefix_space(specification)
+        return _made_of(specification)
 
     def _rename_controls(self, text: str) -> str:
         return self._control_pattern.sub(lambda found: self._names[found.group()], text)
@@ -547,6 +552,10 @@ def _not_a_prefix(prompt: str, whole: str) -> str:
         "the prompt before an answer is not how the rendered conversation begins "
         f"(prompt has {prompt[at : at + 40]!r} where the conversation has {whole[at : at + 40]!r})"
     )
+
+
+def _made_of(specification: dict) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_str(orjson.dumps(specification).decode())
 
 
 def _rename_in(specification: dict, names: dict[str, str]) -> None:
