@@ -16,7 +16,8 @@ Text never becomes a control token. Texts are placed into the template's renderi
 have been renamed to strings that no text can spell, and a copy of the tokenizer knows the control tokens by those names
 only. Nothing is guessed: the template is first rendered with a mark in the place of every text; its literals, prompts
 and ends of turns are read off that skeleton; and the skeleton filled with the texts must equal the template's rendering
-of the conversation, letter for letter. If anything does not hold, TemplateError says what. Nothing is masked in silence.
+of the conversation, letter for letter: by comparison, or because the template provably does not look at texts
+(fastft.jinja_proof). If anything does not hold, TemplateError says what. Nothing is masked in silence.
 
     template = load_template("path/or/name", None)       # the tokenizer's own template
     encoded = template.encode(conversation.messages)     # Encoded(ids, trained, merged_borders)
@@ -37,6 +38,7 @@ import tokenizers
 
 from fastft.conversation import Message
 from fastft.counting import counter_for
+from fastft.jinja_proof import leaves_texts_alone
 from fastft.records import repair_text
 
 # Private noncharacters open and close every mark and every renamed control token.
@@ -112,6 +114,7 @@ class ChatTemplate:
             raise ValueError(f"{name}: the tokenizer has no fast version (tokenizer.json); fastft needs its offsets")
         self.tokenizer, self.source, self.name = tokenizer, source, name
         self.dated_source = _with_fixed_date(source)
+        self._leaves_texts_alone = leaves_texts_alone(self.dated_source)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
         self._added = {token.content: token for token in added.values()}
         self._controls = {content for content, token in self._added.items() if token.special}
@@ -166,7 +169,7 @@ class ChatTemplate:
     def count(self, messages: Sequence[Message]) -> int:
         """How many ids `encode` gives, found by words where that is proven to be the same.
 
-        A quarter of the work is left to `check`: that the template leaves the texts as they are. Raises TemplateError.
+        That the template leaves the texts as they are is left to `check`. Raises TemplateError.
         """
         messages = _repaired(messages)
         counted = self._counted(messages) if self._counter else None
@@ -320,8 +323,13 @@ class ChatTemplate:
         return self._placed(messages)
 
     def _prove(self, messages: list[Message]) -> None:
-        """The skeleton with the texts in it is what the template makes of the conversation. Raises TemplateError."""
+        """The skeleton with the texts in it is what the template makes of the conversation. Raises TemplateError.
+
+        Rendered for each conversation, unless the template is proven to look at no text.
+        """
         skeleton = self._skeleton(messages)
+        if self._leaves_texts_alone:
+            return
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
         filled, rendered = _join(skeleton.literals, texts), self.render(messages)
         if filled != rendered:
