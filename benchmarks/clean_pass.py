@@ -3,14 +3,15 @@
     python3 -m venv FASTCHAT
     FASTCHAT/bin/pip install transformers==4.34.1 sentencepiece "numpy<2" "protobuf<5" tqdm pycld2 beautifulsoup4 six
     FASTCHAT/bin/pip install --no-deps fschat==0.2.36 markdownify==0.11.6
-    python benchmarks/clean_pass.py --fastchat FASTCHAT [--copies 8] [--window 2048]
+    python benchmarks/clean_pass.py --fastchat FASTCHAT [--copies 384] [--passes 1] [--window 2048]
 
 FastChat has an environment of its time, because its pass asks for a slow tokenizer, which is what Llama's was then. The
 tokenizer is Llama's kind, SentencePiece BPE of 32,000 with byte fallback, trained on the dump's beginning; ours is the same as
 tokenizer.json, with Vicuna's template.
 
 The dump is made of the pages in $FASTFT_DATA (default: data/): several copies of each, three words in ten replaced, so that
-they are no near duplicates; as a JSON array.
+they are no near duplicates; as a JSON array. 384 copies are 1.1 GB and take 20 minutes (the public raw dump, sharegpt-raw in
+iamplus/Conversation_Repo, has 1.8 GB). With few copies it is mostly start-up that is compared: 7 s of CPU of ours.
 
 FastChat's pass is its own commands one after the other, as its documentation chains them: clean_sharegpt, optional_clean
 --keep-lang en, split_long_conversation. Its optional_clean asks polyglot for the language, which asks pycld2; polyglot
@@ -192,9 +193,9 @@ def rounds(path: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fastchat", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--copies", type=int, default=8)
+    parser.add_argument("--copies", type=int, default=384)
     parser.add_argument("--window", type=int, default=2048)
-    parser.add_argument("--passes", type=int, default=3)
+    parser.add_argument("--passes", type=int, default=1)
     arguments = parser.parse_args()
     if not DATA.is_dir():
         print(f"no data at {DATA}: set FASTFT_DATA to the directory that holds chats/", file=sys.stderr)
