@@ -6,7 +6,8 @@ Where that is so, one rendering with marks in the place of texts tells every oth
 a rendering for each conversation (4 % of a cleaning run). The proof follows messages and their texts through the Jinja
 syntax tree: a text may be concatenated, trimmed, given a name, chosen by a condition that does not look at it, and put
 out. Anything else that touches one (a comparison, another filter, a call, a loop over it) leaves the question open, and
-the template is rendered for each conversation.
+the template is rendered for each conversation. So does whatever is not known to give plain strings, the same at each time:
+beside `('<s>' | safe)`, `+` escapes a text.
 """
 
 from collections.abc import Iterable
@@ -15,6 +16,20 @@ from enum import Enum
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 _ABOUT_LOOPS = {"first", "last", "index", "index0", "revindex", "revindex0", "length"}  # `loop.previtem` is a message
+_PLAIN_FILTERS = {
+    "trim",
+    "length",
+    "upper",
+    "lower",
+    "capitalize",
+    "title",
+}  # they give no Markup, which would escape texts
+_PLAIN_CALLS = {"raise_exception", "namespace", "range"}
+_PLAIN_IF_ITS_PARTS_ARE = (
+    nodes.TemplateData, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Slice,
+    nodes.BinExpr, nodes.UnaryExpr, nodes.Compare, nodes.Operand, nodes.Test,
+    nodes.Assign, nodes.NSRef, nodes.Break, nodes.Continue,
+)  # fmt: skip
 
 
 class _Is(Enum):
@@ -34,14 +49,11 @@ class _Open(Exception):
 def leaves_texts_alone(source: str) -> bool:
     try:
         body = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source).body  # noqa: S701  nothing is rendered
-    except TemplateSyntaxError:  # transformers knows more tags
-        return False
-    reader = _Reader()
-    try:
+        reader = _Reader()
         while reader.learned:  # a loop may use a name before the line that says what it is
             reader.learned = False
             reader.read(body)
-    except _Open:
+    except (_Open, TemplateSyntaxError, RecursionError, ValueError):  # transformers knows more tags; and absurd ones
         return False
     return True
 
@@ -89,7 +101,13 @@ class _Reader:
             case nodes.CondExpr():
                 self._all([node.test], _Is.MESSAGES)
                 return self._all([node.expr1, node.expr2], _Is.TEXT)
-        return self._all(node.iter_child_nodes())
+            case nodes.Filter(name=name, args=[], kwargs=[], dyn_args=None, dyn_kwargs=None) if name in _PLAIN_FILTERS:
+                return self._all([node.node])
+            case nodes.Call(node=nodes.Name(name=name), dyn_args=None, dyn_kwargs=None) if name in _PLAIN_CALLS:
+                return self._all([*node.args, *node.kwargs])
+            case _ if isinstance(node, _PLAIN_IF_ITS_PARTS_ARE):
+                return self._all(node.iter_child_nodes())
+        raise _Open
 
     def _part(self, node: nodes.Getattr | nodes.Getitem) -> _Is:
         of, argument = self.kind(node.node), getattr(node, "arg", None)

@@ -20,7 +20,8 @@ ALONE = [
     LOOP % "{{ messages[0].role + m.content }}{{ messages[-1]['role'] }}",
     "{% set more = messages[1:] %}{% if more %}{% for m in more %}{{ m.content }}{% endfor %}{% endif %}",
     "{% set ns = namespace(n=0) %}" + LOOP % "{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ m.content }}",
-    "{% macro date(form) %}{{ form | upper }}{% endmacro %}{{ date('x') }}" + LOOP % "{{ m.content }}",
+    LOOP
+    % "{% if m.role not in ('user', 'assistant') %}{{ raise_exception('no') }}{% endif %}{{ (m.role | title) + m.content }}",
 ]
 LOOKED_AT = [
     LOOP % "{{ m.content | upper }}",
@@ -52,6 +53,17 @@ LOOKED_AT = [
     LOOP % "{% filter upper %}{{ m.content }}{% endfilter %}",
     "{% macro say(m) %}{{ m.content | upper }}{% endmacro %}" + LOOP % "{{ say(m) }}",
     "{% macro say() %}{{ messages[0].content | upper }}{% endmacro %}" + LOOP % "{{ say() }}",
+    "{% macro say() %}a{% endmacro %}" + LOOP % "{{ say() + m.content }}",
+    LOOP % "{{ ('<s>' | safe) + m.content }}",  # Markup escapes what is added to it
+    LOOP % "{{ m.content + ('x' | e) }}",
+    LOOP % "{{ (['a'] | map('e') | first) + m.content }}",
+    LOOP % "{{ lipsum(n=0) + m.content }}",
+    LOOP % "{% autoescape true %}{{ 'x' }}{% endautoescape %}{{ m.content }}",
+    LOOP % "{{ ['a', 'b'] | random }}{{ m.content }}",
+    LOOP % "{{ cycler('a') }}{{ m.content }}",
+    LOOP % "{{ strftime_now(format) }}{{ m.content }}",
+    LOOP % ("{{ '' " + "+ 'x'" * 2000 + " }}"),
+    LOOP % ("{{ " + "9" * 5000 + " }}"),
     "{% for m in messages if m.content != '' %}{{ m.content }}{% endfor %}",
     "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
     "{% for m in messages recursive %}{{ m.content }}{% endfor %}",
