@@ -16,14 +16,8 @@ from enum import Enum
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 _ABOUT_LOOPS = {"first", "last", "index", "index0", "revindex", "revindex0", "length"}  # `loop.previtem` is a message
-_PLAIN_FILTERS = {
-    "trim",
-    "length",
-    "upper",
-    "lower",
-    "capitalize",
-    "title",
-}  # they give no Markup, which would escape texts
+# What is known to give plain strings, numbers and truth values.
+_PLAIN_FILTERS = {"trim", "length", "upper", "lower", "capitalize", "title"}
 _PLAIN_CALLS = {"raise_exception", "namespace", "range"}
 _PLAIN_IF_ITS_PARTS_ARE = (
     nodes.TemplateData, nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair, nodes.Keyword, nodes.Slice,
