@@ -155,8 +155,8 @@ def fastchat(python: Path, dump: Path, tokenizer: Path, out: Path, window: int) 
 class Speed(threading.Thread):
     """How fast the machine is meanwhile: the CPU time of a short fixed loop, once a second.
 
-    Virtual machines change their speed by a half within minutes, unseen by `steal`. What two contestants took can be compared
-    where it is divided by this. 1 % of a core.
+    Virtual machines change their speed by a half within minutes, unseen by `steal`. What a contestant took, divided by this, is
+    free of that as far as its work is the interpreter's; how fast memory is, the loop does not see. 1 % of a core.
     """
 
     def __init__(self):
