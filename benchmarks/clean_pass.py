@@ -38,7 +38,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-TRAINED_ON = 20_000  # conversations: more of them are the same words, and a gigabyte takes SentencePiece half an hour
+TRAINED_ON = 20_000  # conversations: more copies hold the same words
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 
 # Stands for polyglot, whose detector is pycld2's answer in a class.

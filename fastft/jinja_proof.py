@@ -54,10 +54,8 @@ def leaves_texts_alone(source: str) -> bool:
 
 class _Reader:
     def __init__(self):
-        self.names = {
-            "messages": _Is.MESSAGES,
-            "loop": _Is.LOOP,
-        }  # others are plain until they are given something else
+        # Other names are plain until they are given something else.
+        self.names = {"messages": _Is.MESSAGES, "loop": _Is.LOOP}
         self.learned = True
 
     def read(self, statements: Iterable[nodes.Node]) -> None:

@@ -33,13 +33,13 @@ from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 
-import orjson
 import tokenizers
 
 from fastft.conversation import Message
 from fastft.counting import counter_for
 from fastft.jinja_proof import leaves_texts_alone
 from fastft.records import repair_text
+from fastft.specification import bytes_per_byte, remove_prefix_space, rename_tokens, specification_of, tokenizer_of
 
 # Private noncharacters open and close every mark and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -366,10 +366,10 @@ class ChatTemplate:
         self._names = {c: f"{OPEN}{self._nonce}.{n}{CLOSE}" for n, c in enumerate(sorted(self._controls))}
         self._control_pattern = re.compile("|".join(re.escape(c) for c in sorted(self._names, key=len, reverse=True)))
         self._name_pattern = re.compile(f"{OPEN}{self._nonce}\\.\\d+{CLOSE}")
-        specification = orjson.loads(self.tokenizer.backend_tokenizer.to_str())
-        _rename_in(specification, self._names)
-        self._backend = _made_of(specification)
-        self._bytes_per_byte = _bytes_per_byte(specification)
+        specification = specification_of(self.tokenizer.backend_tokenizer)
+        rename_tokens(specification, self._names)
+        self._backend = tokenizer_of(specification)
+        self._bytes_per_byte = bytes_per_byte(specification)
         self._counter = counter_for(specification, self._backend)
         original = self.tokenizer.backend_tokenizer.token_to_id
         self._renamed_ids = {self._backend.token_to_id(name): original(c) for c, name in self._names.items()}
@@ -378,9 +378,9 @@ class ChatTemplate:
     @cached_property
     def _continuation(self) -> tokenizers.Tokenizer:
         """The copy for texts that go on where another ended. The cleaner, which only counts, never makes it (0.2 s)."""
-        specification = orjson.loads(self._backend.to_str())
-        _remove_prefix_space(specification)
-        return _made_of(specification)
+        specification = specification_of(self._backend)
+        remove_prefix_space(specification)
+        return tokenizer_of(specification)
 
     def _rename_controls(self, text: str) -> str:
         return self._control_pattern.sub(lambda found: self._names[found.group()], text)
@@ -560,51 +560,6 @@ def _not_a_prefix(prompt: str, whole: str) -> str:
         "the prompt before an answer is not how the rendered conversation begins "
         f"(prompt has {prompt[at : at + 40]!r} where the conversation has {whole[at : at + 40]!r})"
     )
-
-
-def _made_of(specification: dict) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(orjson.dumps(specification).decode())
-
-
-def _rename_in(specification: dict, names: dict[str, str]) -> None:
-    """Rename tokens in a tokenizer.json, in the vocabulary too: Unigram matches pieces in text, special or not."""
-    specification["post_processor"] = specification["truncation"] = specification["padding"] = None
-    for token in specification["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    model = specification["model"]
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
-    else:
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
-
-
-def _bytes_per_byte(specification: dict) -> int | None:
-    """How many bytes of text a byte-level BPE may see for one that it is given; None for other tokenizers."""
-    before = specification.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers", [before])
-    byte_level = [step["type"] for step in steps if step.get("type") in ("ByteLevel", "Split")]
-    if specification["model"]["type"] != "BPE" or "ByteLevel" not in byte_level or len(byte_level) != len(steps):
-        return None
-    return {None: 1, "NFC": 3}.get((specification.get("normalizer") or {}).get("type"))
-
-
-def _remove_prefix_space(part) -> None:
-    """Take out whatever puts a space in front of a text: what is left tokenises a text that goes on."""
-    if isinstance(part, list):
-        part[:] = [p for p in part if not (isinstance(p, dict) and p.get("type") == "Prepend")]
-        for p in part:
-            _remove_prefix_space(p)
-    elif isinstance(part, dict):
-        if (part.get("normalizer") or {}).get("type") == "Prepend":
-            part["normalizer"] = None
-        if part.get("type") == "Metaspace":
-            part["prepend_scheme"] = "never"
-        if part.get("type") == "ByteLevel":
-            part["add_prefix_space"] = False
-        for key in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers"):
-            _remove_prefix_space(part.get(key))
 
 
 def _first_line(error: Exception) -> str:
