@@ -1,8 +1,10 @@
 """A tokenizer's specification, tokenizer.json, as a dict: read from a tokenizer, changed in place, made a tokenizer again.
 
-specification = specification_of(tokenizer)
-rename_tokens(specification, {"</s>": "end"})
-tokenizer_of(specification)                     # the same ids, the end of text by another name
+    specification = specification_of(tokenizer)
+    rename_tokens(specification, {"</s>": "end"})
+    tokenizer_of(specification)                     # the same ids, the end of text by another name
+
+The format is that of Hugging Face's tokenizers.
 """
 
 import orjson
