@@ -200,11 +200,17 @@ def main() -> int:
     if not DATA.is_dir():
         print(f"no data at {DATA}: set FASTFT_DATA to the directory that holds chats/", file=sys.stderr)
         return 1
+    python = arguments.fastchat.absolute() / "bin/python"
+    if not python.is_file():
+        print(
+            f"--fastchat {arguments.fastchat}: holds no bin/python; this file's head says how to make it",
+            file=sys.stderr,
+        )
+        return 1
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         dump, tokenizer = work / "dump.json", work / "tokenizer"
         count = make_dump(dump, arguments.copies)
-        python = arguments.fastchat.absolute() / "bin/python"
         train_tokenizer(python, dump, tokenizer)
         contestants: dict[str, Callable[[Path], Path]] = {
             "FastChat": lambda out: fastchat(python, dump, tokenizer, out, arguments.window),
