@@ -28,6 +28,7 @@ functions of its text); linking happens in one place, on numpy arrays: 0.5 GB fo
 """
 
 import hashlib
+import itertools
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -54,6 +55,7 @@ ANSWERS_BELOW = 0.1
 MISSED = 1e-3  # share of pairs at the threshold that banding may miss
 
 KEY = 16  # bytes of a BLAKE2b key
+_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # ASCII's; folding makes spaces of nearly all other
 SLICE = 1 << 20  # keys looked up at a time
 
 
@@ -62,7 +64,7 @@ class Fingerprint:
     """What is remembered of a conversation."""
 
     beginnings: bytes  # a key for the first round, the first two, … all turns
-    length: int  # characters, folded
+    length: int  # characters, folded, white space left out
     sketch: bytes = b""  # of all turns and of the answers, 2 x VALUES bytes; empty where near duplicates do not apply
     time: float = 0.0  # when it took place, where the dump says so
     tree: bytes = b""  # the same for the branches of one tree that were asked for (`--branches all`)
@@ -121,16 +123,20 @@ class Duplicate:
 
 def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0, tree: bytes = b"") -> Fingerprint:
     """`near`: sketch the conversation, too (most of the work)."""
-    lead, rounds = rounds_of(conversation.messages)
-    digest, length, beginnings = hashlib.blake2b(digest_size=KEY), 0, []
-    for messages in [lead, *rounds]:
-        for message in messages:
-            folded = " ".join(message.content.casefold().split())
-            digest.update(f"{message.role}\0{folded}\0".encode())
-            length += len(folded)
+    messages = conversation.messages
+    lead, rounds = rounds_of(messages)
+    folded = [fold(message.content) for message in messages]
+    texts, length = zip(messages, folded), 0
+    digest, beginnings = hashlib.blake2b(digest_size=KEY), []
+    for part in [lead, *rounds]:
+        for message, text in itertools.islice(texts, len(part)):
+            data = text.encode()
+            bare = data.translate(None, _WHITE_SPACE)  # four times as fast as leaving one space between words
+            digest.update(b"%b\0%b\0" % (message.role.encode(), bare))
+            length += len(text) - (len(data) - len(bare))
         beginnings.append(digest.digest())
     beginnings = beginnings[1:] or beginnings  # the system message alone is no beginning
-    return Fingerprint(b"".join(beginnings), length, _sketch(conversation.messages) if near else b"", time, tree)
+    return Fingerprint(b"".join(beginnings), length, _sketch(messages, folded) if near else b"", time, tree)
 
 
 def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = "longest") -> dict[int, Duplicate]:
@@ -264,8 +270,8 @@ def _in_order_of_preference(fingerprints: Fingerprints, supersets: dict[bytes, l
 # --- sketches ---------------------------------------------------------------------------------------------------------
 
 
-def _sketch(messages: Sequence[Message]) -> bytes:
-    everything, ends = _words(messages)
+def _sketch(messages: Sequence[Message], folded: Sequence[str]) -> bytes:
+    everything, ends = _words(folded)
     if len(everything) < MIN_WORDS:
         return b""
     spans = [(a, b) for a, b, message in zip([0, *ends], ends, messages) if message.role == "assistant"]
@@ -279,16 +285,15 @@ def _sketch(messages: Sequence[Message]) -> bytes:
     return (values >> np.uint32(24)).astype(np.uint8).tobytes()
 
 
-def _words(messages: Sequence[Message]) -> tuple[np.ndarray, list[int]]:
-    """The hashes of all words (uint64[W]), and behind which of them each message ends."""
-    folded = [fold(m.content) for m in messages]
+def _words(folded: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+    """The hashes of all words (uint64[W]), and behind which of them each text ends."""
     hashes, starts = [], []
     for start, part in slices("\n".join(folded)):  # all messages at once: most are too short for numpy one by one
         words = Words(part, folded=True)
         hashes.append(words.hashes)
         starts.append(words.starts + start)
-    ends = np.cumsum([len(text) + 1 for text in folded])
-    return np.concatenate(hashes), np.searchsorted(np.concatenate(starts), ends).tolist()
+    ends = np.fromiter(itertools.accumulate(len(text) + 1 for text in folded), np.int64, len(folded))
+    return np.concatenate(hashes), np.concatenate(starts).searchsorted(ends).tolist()
 
 
 def rows_per_band(threshold: float) -> int:
