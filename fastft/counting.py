@@ -225,6 +225,8 @@ def _by_space_marks(specification: dict) -> Words | None:
         return None  # a piece goes on behind a mark: words are not apart
     lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
     find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall
+    finer = lines_apart and _letters_apart(model["merges"])
+    find_ascii = re.compile(" *(?:[a-zA-Z]+|[^a-zA-Z \n]+)| +|\n+").findall if finer else find
 
     def apart(text: str, position: int) -> bool:
         before, behind = text[position - 1 : position], text[position : position + 1]
@@ -232,11 +234,22 @@ def _by_space_marks(specification: dict) -> Words | None:
         return at_space or (lines_apart and "" not in (before, behind) and (before == "\n") != (behind == "\n"))
 
     return Words(
-        cut=lambda text: find(text.replace("▁", " ")),
+        cut=lambda text: find_ascii(text) if text.isascii() else find(text.replace("▁", " ")),
         spelled=lambda word: word.replace(" ", "▁"),
         prefix=lambda text, first: prefix(text, first) if text else "",
         apart=apart,
     )
+
+
+def _letters_apart(merges: list[str] | list[tuple[str, str]]) -> bool:
+    """Whether no piece has an ASCII letter beside another ASCII character (SentencePiece learns none: it cuts at scripts).
+
+    Pieces of several characters are made by merges only, so it is enough to look at where each of them joins its two.
+    Then "(word)," is three words, of which most are known: half as many are left to tokenise.
+    """
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+    joints = {left[-1] + right[0] for left, right in pairs}
+    return not any(joint.isascii() and joint[0].isalpha() != joint[1].isalpha() for joint in joints)
 
 
 def _prefix(specification: dict) -> Callable[[str, bool], str] | None:

@@ -5,6 +5,7 @@ No model hub is needed, and nothing is downloaded. `byte_level` cuts like GPT-2 
 conversions (mark on the first stretch only); `unigram` like T5 (a model whose vocabulary can match control strings).
 """
 
+import re
 from functools import lru_cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -91,7 +92,9 @@ def sentencepiece():
         special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))],
         show_progress=False,
     )
-    tokenizer.train_from_iterator([word for line in TEXT for word in line.split(" ")], trainer)
+    # SentencePiece learns no piece with a letter beside a sign or digit, and none with a line end.
+    words = [word for line in TEXT for word in re.findall("[a-zA-Z]+|[^a-zA-Z \n]+", line)]
+    tokenizer.train_from_iterator(words, trainer)
     pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(pieces)
     return _wrap(_without_added_bytes(tokenizer))
