@@ -20,7 +20,7 @@ PROBE = 16  # characters of the end whose earlier places are looked at
 MOST_COMPRESSIBLE = 16
 # Letters and digits: rows of - = _ * # . are rulers, tables, forms and banners.
 _SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # not `{49,}`: the pattern's stack takes 80 bytes a character
-_PERHAPS_SAME = re.compile(r"([^\W_])\1{3}")  # in every twelfth character: the same question, ten times faster
+_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")  # in every twelfth character: looked for 15 times as fast
 _DIGITS = re.compile(r"\d{60,}")
 _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)
 
@@ -78,6 +78,7 @@ def digit_run(message: Message, settings: Settings) -> str | None:
 
 # Replacement characters, control characters, private use: what is left of text that was decoded wrongly.
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff]")
+_PLAIN = bytes((*b"\t\n", *range(32, 127)))
 # UTF-8 read as Latin-1 or Windows-1252: Ã© for é, â€™ for ’, ä½\xa0 for 你.
 _MOJIBAKE = re.compile(
     "Ã[\u0080-\u00bf‚ƒ„…†‡ˆ‰Š‹Œ–—˜™š›œž]|â€[\u0080-\u00bfœ™˜“”¦¢]|[ä-é][\u0080-\u00bf][\u0080-\u00bf]"
@@ -88,7 +89,7 @@ def garbage(message: Message, settings: Settings) -> str | None:
     text = message.content
     if message.role != "assistant":  # people paste what they like
         return None
-    if text.isascii() and text.replace("\n", " ").replace("\t", " ").isprintable():  # most are; six times as fast
+    if text.isascii() and not text.encode().translate(None, _PLAIN):  # of most answers nothing is left
         return None
     broken = len(_BROKEN.findall(text)) + len(_MOJIBAKE.findall(text))
     return f"{broken} broken characters of {len(text)}" if broken >= 5 and broken > 0.02 * len(text) else None

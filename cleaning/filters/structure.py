@@ -149,6 +149,8 @@ def open_fence(text: str) -> str:
     Closed by a line that holds nothing but a fence of its kind, at least as long (CommonMark).
     """
     fence = ""
+    if "```" not in text and "~~~" not in text:
+        return fence
     for line in text.split("\n"):
         found = _FENCE.match(line) if "```" in line or "~~~" in line else None
         if not found:
