@@ -47,10 +47,10 @@ def whole_dialogues(path: Path) -> list[Conversation]:
 
 def ours(conversations: list[Conversation], window: int, tokenizer: Path) -> tuple[int, int]:
     """(rounds lost, rounds with a shortened question)."""
-    count, _ = token_counter(str(tokenizer), "vicuna", window)
+    count, most, _ = token_counter(str(tokenizer), "vicuna")
     lost = shortened = 0
     for conversation in conversations:
-        parts, over, short = split_conversation(conversation, window, count)
+        parts, over, short = split_conversation(conversation, window, count, most)
         assert all(count(part.messages) <= window for part in parts)
         lost, shortened = lost + len(over), shortened + len(short)
     return lost, shortened

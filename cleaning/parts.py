@@ -37,17 +37,18 @@ def whole_batch(conversations: list[bytes]) -> list[Split]:
 
 def load_tokenizer(choices: Choices) -> None:
     """Raises ValueError where it cannot be used."""
-    token_counter(choices.model, choices.template, choices.max_tokens)
+    token_counter(choices.model, choices.template)
 
 
 def split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
     """Each conversation in parts that fit the window and that the trainer's template takes."""
     max_tokens = choices.max_tokens
-    count, check = token_counter(choices.model, choices.template, max_tokens)
+    count, most, check = token_counter(choices.model, choices.template)
     split = partial(
         split_conversation,
         max_tokens=max_tokens,
         count_tokens=count,
+        most_tokens=most,
         overlap_rounds=choices.overlap_rounds,
         overlong=choices.overlong,
     )

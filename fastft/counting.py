@@ -21,6 +21,8 @@ from functools import lru_cache
 
 import tokenizers
 
+from fastft.specification import LLAMA_NORMALIZER
+
 CHECKED = 64  # texts that are counted both ways
 REMEMBERED = 1 << 19  # chunks, and as many words, about 150 MB in all; then all are forgotten
 LONGEST = 64  # characters of a chunk or word that is worth remembering
@@ -262,10 +264,6 @@ def _prefix(specification: dict) -> Callable[[str, bool], str] | None:
         return lambda text, first: (
             " " if text[0] not in " ▁" and (scheme == "always" or (scheme == "first" and first)) else ""
         )
-    prepend, replace = (
-        {"type": "Prepend", "prepend": "▁"},
-        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-    )
-    if before is None and specification.get("normalizer") == {"type": "Sequence", "normalizers": [prepend, replace]}:
+    if before is None and specification.get("normalizer") == LLAMA_NORMALIZER:
         return lambda text, first: " "
     return None

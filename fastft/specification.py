@@ -10,6 +10,15 @@ The format is that of Hugging Face's tokenizers.
 import orjson
 import tokenizers
 
+# Of Llama 2 and Mistral: spaces are marks (U+2581), with one more before every text.
+LLAMA_NORMALIZER = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ],
+}
+
 
 def specification_of(tokenizer: tokenizers.Tokenizer) -> dict:
     return orjson.loads(tokenizer.to_str())
@@ -33,14 +42,21 @@ def rename_tokens(specification: dict, names: dict[str, str]) -> None:
         model["unk_token"] = names[model["unk_token"]]
 
 
-def bytes_per_byte(specification: dict) -> int | None:
-    """How many bytes of text a byte-level BPE may see for one that it is given; None for other tokenizers."""
-    before = specification.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers", [before])
-    byte_level = [step["type"] for step in steps if step.get("type") in ("ByteLevel", "Split")]
-    if specification["model"]["type"] != "BPE" or "ByteLevel" not in byte_level or len(byte_level) != len(steps):
+def tokens_per_byte(specification: dict) -> int | None:
+    """How many tokens a BPE makes at most of a byte of text, what it puts before a text apart; None: not known.
+
+    Byte-level pieces tile the bytes that the normalizer leaves: NFC writes at most three for one (Unicode's FAQ on
+    normalization). Where spaces become marks, a piece is a character or more, or one of the bytes of a character.
+    """
+    model, before = specification["model"], specification.get("pre_tokenizer") or {}
+    steps = {step.get("type") for step in before.get("pretokenizers", [before])}
+    normalizer = specification.get("normalizer")
+    if model["type"] != "BPE":
         return None
-    return {None: 1, "NFC": 3}.get((specification.get("normalizer") or {}).get("type"))
+    if "ByteLevel" in steps and steps <= {"ByteLevel", "Split"}:
+        return {None: 1, "NFC": 3}.get((normalizer or {}).get("type"))
+    marks = normalizer == LLAMA_NORMALIZER if steps == {None} else steps == {"Metaspace"} and normalizer is None
+    return 1 if marks and ("▁" in model["vocab"] or not model.get("byte_fallback")) else None
 
 
 def remove_prefix_space(part) -> None:

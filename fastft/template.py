@@ -39,7 +39,7 @@ from fastft.conversation import Message
 from fastft.counting import counter_for
 from fastft.jinja_proof import leaves_texts_alone
 from fastft.records import repair_text
-from fastft.specification import bytes_per_byte, remove_prefix_space, rename_tokens, specification_of, tokenizer_of
+from fastft.specification import remove_prefix_space, rename_tokens, specification_of, tokenizer_of, tokens_per_byte
 
 # Private noncharacters open and close every mark and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -103,6 +103,9 @@ class _Skeleton:
     slots: list[int]  # index of the message whose text fills each slot
     answers: list[_Answer]  # the trained ones, in order
     stretches: list[_Stretch] | None = None  # None where two borders have no control token between them
+    # For `token_bound`: bytes of the literals without control tokens; those, and one for each piece that they leave.
+    size: int = 0
+    tokens: int = 0
 
 
 class ChatTemplate:
@@ -130,11 +133,6 @@ class ChatTemplate:
     def control_tokens(self) -> set[str]:
         """Strings that become single tokens with a meaning of their own when the template writes them."""
         return self._controls
-
-    @property
-    def counts_by_words(self) -> bool:
-        """Whether `count` needs the tokenizer for few texts only."""
-        return self._counter is not None
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -198,20 +196,19 @@ class ChatTemplate:
         return count
 
     def token_bound(self, messages: Sequence[Message]) -> int | None:
-        """`encode` gives at most so many tokens; None where nothing is proven. Renders, but does not tokenise.
+        """`encode` gives at most so many tokens; None where nothing is proven. Looks at no text's words.
 
-        The tokens of a byte-level BPE tile the bytes of a text, so there are no more of them than bytes. `encode` cuts
-        the rendered text at control tokens (one token each) and at the answers' borders, and tokenises every piece of
-        it once; cutting adds no bytes, except that some tokenizers put a space before each piece. A normaliser may:
-        NFC writes at most three bytes for one (Unicode's FAQ on normalization), and leaves ASCII as it is. With any
-        other normaliser, or another kind of tokenizer, there is no bound here. Raises TemplateError as `encode` does.
+        `encode` cuts the text at control tokens (one token each) and at the answers' borders, and tokenises every piece
+        once. Of a piece it makes at most `tokens_per_byte`, and one for what some tokenizers put before each.
+        That the template leaves the texts as they are is left to `check`. Raises TemplateError.
         """
-        if self._bytes_per_byte is None:
+        if (most := self._tokens_per_byte) is None:
             return None
-        text, borders = self._fill(_repaired(messages))
-        text, controls = self._name_pattern.subn("", text)
-        pieces = controls + 2 * len(borders) + 1
-        return controls + pieces + len(text.encode()) * (1 if text.isascii() else self._bytes_per_byte)
+        messages = _repaired(messages)
+        skeleton = self._skeleton(messages)
+        texts = [_core(messages[slot].content) for slot in skeleton.slots]
+        in_texts = sum(len(text) if text.isascii() else len(text.encode()) * most for text in texts)  # ASCII stays so
+        return skeleton.tokens + skeleton.size * most + in_texts
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `messages` and the generation prompt: what a server feeds the model, typed control strings kept text.
@@ -285,6 +282,8 @@ class ChatTemplate:
                 self.written_before_answers.add(literal[proven[literal] :])
             self._require_end_of_turn(i, skeleton, slots, proven[literal], _core(message.content) != "")
         skeleton.stretches = self._stretches(skeleton)
+        written, controls = self._name_pattern.subn("", "".join(skeleton.renamed))
+        skeleton.size, skeleton.tokens = len(written.encode()), 2 * controls + 2 * len(skeleton.answers) + 1
         return skeleton
 
     def _stretches(self, skeleton: _Skeleton) -> list[_Stretch] | None:
@@ -369,7 +368,7 @@ class ChatTemplate:
         specification = specification_of(self.tokenizer.backend_tokenizer)
         rename_tokens(specification, self._names)
         self._backend = tokenizer_of(specification)
-        self._bytes_per_byte = bytes_per_byte(specification)
+        self._tokens_per_byte = tokens_per_byte(specification)
         self._counter = counter_for(specification, self._backend)
         original = self.tokenizer.backend_tokenizer.token_to_id
         self._renamed_ids = {self._backend.token_to_id(name): original(c) for c, name in self._names.items()}

@@ -216,7 +216,7 @@ def words(messages: list[Message]) -> int:
 
 
 def test_rounds_over_the_window_are_rejected_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (words, lambda part: None))
+    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
     records = [share("q1", "a1", "q2 " * 90, "a2", "q3", "a3"), share("q4 " * 90, "a4", id="b")]
     report, conversations, rejected = run(tmp_path, records, max_tokens=40, model="m", overlong="reject")
     assert [(c.id, c.part, c.parts, texts(c)) for c in conversations] == [
@@ -290,7 +290,7 @@ def test_a_deeply_nested_record(tmp_path, depth):
 
 
 def test_ten_thousand_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (words, lambda part: None))
+    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
     report, conversations, _ = run(tmp_path, [share(*["word"] * 10_000)], max_tokens=500, model="m")
     assert report.rounds["kept"] == 5_000 and report.parts == len(conversations) == -(-5_000 // 61)
 

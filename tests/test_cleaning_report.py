@@ -178,7 +178,7 @@ def test_contamination_and_the_window_are_told(tmp_path, monkeypatch):
     def count(messages):
         return sum(3 + len(m.content.split()) for m in messages)
 
-    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (count, lambda part: None))
+    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (count, lambda part: None, lambda part: None))
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question_id": 81, "question": LONG}))
     records = [share(LONG, "a", id="hit"), share("q", "word " * 60, "r", "b", id="long")]
     page = run(

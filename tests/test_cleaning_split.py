@@ -18,6 +18,11 @@ def by_words(messages: list[Message]) -> int:
     return 3 + 4 * len(messages) + words - len(messages) // 3
 
 
+def by_characters(messages: list[Message]) -> int | None:
+    """No fewer than `by_words`."""
+    return 3 + 4 * len(messages) + sum(len(m.content) for m in messages)
+
+
 def dialogue(lengths: list[tuple[int, int]], system: int | None = None) -> Conversation:
     messages = [] if system is None else [Message("system", "s " * system)]
     for i, (question, answer) in enumerate(lengths):
@@ -121,7 +126,11 @@ def test_with_context_every_round_is_still_taught_once(lengths, overlap, window,
     for i, (question, answer) in enumerate(lengths):
         messages += [Message("user", question), Message("assistant", f"a{i}\n" + "w w w\n\n" * answer, True)]
     conversation = Conversation("id", messages)
-    parts, over, _ = split_conversation(conversation, window, by_words, overlap_rounds=overlap, overlong=overlong)
+    parts, over, short = split_conversation(conversation, window, by_words, overlap_rounds=overlap, overlong=overlong)
+    bounded = split_conversation(
+        conversation, window, by_words, by_characters, overlap_rounds=overlap, overlong=overlong
+    )
+    assert bounded == (parts, over, short)
     taught, unfinished = [], False
     for i, part in enumerate(parts):
         assert by_words(part.messages) <= window and (part.part, part.parts) == (i, len(parts))
