@@ -79,6 +79,7 @@ class Counter:
         self.backend, self.model, self.words = backend, backend.model, words
         self.word_counts, self.chunk_counts = _Counts(self._of_word), _Counts(self._of_chunk)
         self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
+        self.added_begin = {token[0] for token in added}  # few texts hold one
         self.control = added[0]
         self.to_check = CHECKED
         # The candidates of one dialogue share most of their pieces, and the pieces of one answer their prompt.
@@ -91,7 +92,7 @@ class Counter:
         With a `border`, a position in the text, only where a token ends there and those before are the tokens of
         text[:border] on its own.
         """
-        if self.to_check < 0 or self.added.search(text):
+        if self.to_check < 0 or (any(map(text.__contains__, self.added_begin)) and self.added.search(text)):
             return None
         if self.words.stable and not self.words.stable.fullmatch(text):
             return self._asked(text, first, border)

@@ -15,6 +15,7 @@ change here: `--filters my.py:too_polite` takes a function Conversation -> str |
 import collections
 import functools
 import importlib.util
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,7 +169,7 @@ def _drop_rounds(
     conversation: Conversation, step: TurnFilter, settings: Settings, numbers: dict[int, int], verdict: Verdict
 ) -> str | None:
     """Drop the rounds with a turn that `step` complains of; its complaint, if none is left."""
-    if all(step.complaint(message, settings) is None for message in conversation.messages):  # as of most
+    if not any(map(step.complaint, conversation.messages, itertools.repeat(settings))):  # as of most
         return None
     before, rounds = rounds_of(conversation.messages)
     details: dict[int, str] = {}  # by the round's position
