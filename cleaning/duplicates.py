@@ -1,6 +1,6 @@
 """Duplicates: which conversations were shared twice, which of them stays, and how alike the two are.
 
-Three kinds, all compared on folded text (case and white space do not count):
+Three kinds, all compared on folded text (case, compatibility forms and white space do not count):
 
     duplicate            all turns are the same
     duplicate_beginning  all its rounds are the first rounds of another: people share a dialogue, go on and share it again

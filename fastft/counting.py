@@ -8,7 +8,8 @@ so is that of each chunk between spaces, which is found without the pattern.
     counter.count("some text")                         # None: not proven here, ask the tokenizer
 
 What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
-pieces of which none goes on behind a space mark (Llama 2, Mistral). Where the pattern speaks of letters and digits, texts
+pieces of which none goes on behind a space mark (Llama 2, Mistral); where none joins an ASCII letter to another ASCII
+character, either, words end there, too. Where the pattern speaks of letters and digits, texts
 with characters outside of blocks that all versions of Unicode agree on go to the tokenizer; those with an added token
 written in them are left alone. As a last guard the first texts are counted both ways, and a counter that errs once is not
 asked again.
@@ -228,7 +229,7 @@ def _by_space_marks(specification: dict) -> Words | None:
         return None  # a piece goes on behind a mark: words are not apart
     lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
     find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall
-    finer = lines_apart and _letters_apart(model["merges"])
+    finer = lines_apart and not model.get("ignore_merges") and _letters_apart(model["merges"])
     find_ascii = re.compile(" *(?:[a-zA-Z]+|[^a-zA-Z \n]+)| +|\n+").findall if finer else find
 
     def apart(text: str, position: int) -> bool:
