@@ -1,6 +1,6 @@
 """Duplicates: which conversations were shared twice, which of them stays, and how alike the two are.
 
-Three kinds, all compared on folded text (case, compatibility forms and white space do not count):
+Three kinds, all compared on folded text (case and white space do not count):
 
     duplicate            all turns are the same
     duplicate_beginning  all its rounds are the first rounds of another: people share a dialogue, go on and share it again
@@ -55,7 +55,7 @@ ANSWERS_BELOW = 0.1
 MISSED = 1e-3  # share of pairs at the threshold that banding may miss
 
 KEY = 16  # bytes of a BLAKE2b key
-_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # ASCII's; folding makes spaces of nearly all other
+_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # that of ASCII, as `str.split` has it
 SLICE = 1 << 20  # keys looked up at a time
 
 
@@ -130,13 +130,19 @@ def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0
     digest, beginnings = hashlib.blake2b(digest_size=KEY), []
     for part in [lead, *rounds]:
         for message, text in itertools.islice(texts, len(part)):
-            data = text.encode()
-            bare = data.translate(None, _WHITE_SPACE)  # four times as fast as leaving one space between words
-            digest.update(b"%b\0%b\0" % (message.role.encode(), bare))
-            length += len(text) - (len(data) - len(bare))
+            bare = _bare(text if message.content.isascii() else message.content.casefold())  # x² is not x2 here
+            digest.update(f"{message.role}\0{bare}\0".encode())
+            length += len(bare)
         beginnings.append(digest.digest())
     beginnings = beginnings[1:] or beginnings  # the system message alone is no beginning
     return Fingerprint(b"".join(beginnings), length, _sketch(messages, folded) if near else b"", time, tree)
+
+
+def _bare(text: str) -> str:
+    """`text` without white space."""
+    if text.isascii():  # four times as fast
+        return text.encode().translate(None, _WHITE_SPACE).decode()
+    return "".join(text.split())
 
 
 def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = "longest") -> dict[int, Duplicate]:

@@ -98,6 +98,8 @@ def token_counter(model: str, template: str | None) -> tuple[CountTokens, BoundT
     from fastft.template import load_template
 
     loaded = load_template(model, template)
+    # What `check` does not see: whether the tokenizer makes one token of each of its control tokens.
+    loaded.encode([Message("user", "a"), Message("assistant", "b", train=True)])
     return loaded.count, loaded.token_bound, loaded.check
 
 
@@ -175,7 +177,7 @@ class _Splitter:
 
     def _fits(self, messages: list[Message], share: float = 1.0) -> bool:
         limit, characters = self.max_tokens * share, _characters(messages)
-        # So do 41 in 100 of the conversations of benchmarks/clean_pass.py, with an eighth of the text.
+        # Of 5,848 conversations 2,633 needed no count (benchmarks/clean_pass.py).
         if characters < limit and (most := self.most(messages)) is not None and most <= limit:
             return True
         tokens = self.count(messages)

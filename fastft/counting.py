@@ -8,15 +8,14 @@ so is that of each chunk between spaces, which is found without the pattern.
     counter.count("some text")                         # None: not proven here, ask the tokenizer
 
 What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
-pieces of which none goes on behind a space mark (Llama 2, Mistral); where none joins an ASCII letter to another ASCII
-character, either, words end there, too. Where the pattern speaks of letters and digits, texts
-with characters outside of blocks that all versions of Unicode agree on go to the tokenizer; those with an added token
-written in them are left alone. As a last guard the first texts are counted both ways, and a counter that errs once is not
-asked again.
+pieces of which none goes on behind a space mark (Llama 2, Mistral), nor behind a letter where the next character is no
+letter. Where the pattern speaks of letters and digits, texts with characters outside of blocks that all versions of Unicode
+agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the first texts are
+counted both ways, and a counter that errs once is not asked again.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -223,13 +222,13 @@ def _by_space_marks(specification: dict) -> Words | None:
     """
     model = specification["model"]
     prefix = _prefix(specification)
-    if prefix is None or not (model.get("byte_fallback") or not model.get("fuse_unk")):
+    if prefix is None or model.get("ignore_merges") or not _unknown_characters_are_apart(model):
         return None
     if any("▁" in piece.lstrip("▁") for piece in model["vocab"]):
         return None  # a piece goes on behind a mark: words are not apart
     lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
     find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall
-    finer = lines_apart and not model.get("ignore_merges") and _letters_apart(model["merges"])
+    finer = lines_apart and _letters_are_apart(model)
     find_ascii = re.compile(" *(?:[a-zA-Z]+|[^a-zA-Z \n]+)| +|\n+").findall if finer else find
 
     def apart(text: str, position: int) -> bool:
@@ -245,15 +244,29 @@ def _by_space_marks(specification: dict) -> Words | None:
     )
 
 
-def _letters_apart(merges: list[str] | list[tuple[str, str]]) -> bool:
-    """Whether no piece has an ASCII letter beside another ASCII character (SentencePiece learns none: it cuts at scripts).
+def _unknown_characters_are_apart(model: dict) -> bool:
+    """Whether what is not in the vocabulary stays by itself, as its bytes or as the unknown token, and stays at all."""
+    bytes_of_text = {f"<0x{byte:02X}>" for byte in range(256)}
+    unknown = model.get("unk_token")
+    as_bytes = model.get("byte_fallback") and bytes_of_text <= model["vocab"].keys()
+    as_unknown = unknown in model["vocab"] and not model.get("fuse_unk")
+    joined = {piece for merge in _merges(model) for piece in merge}
+    return bool(as_bytes or as_unknown) and joined.isdisjoint({*bytes_of_text, unknown})
+
+
+def _letters_are_apart(model: dict) -> bool:
+    """Whether no piece has an ASCII letter beside an ASCII character that is none (SentencePiece cuts between scripts).
 
     Pieces of several characters are made by merges only, so it is enough to look at where each of them joins its two.
-    Then "(word)," is three words, of which most are known: half as many are left to tokenise.
+    Then "(word)," is three words, of which most are known: a quarter as many are left to tokenise.
     """
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
-    joints = {left[-1] + right[0] for left, right in pairs}
-    return not any(joint.isascii() and joint[0].isalpha() != joint[1].isalpha() for joint in joints)
+    joints = {left[-1:] + right[:1] for left, right in _merges(model)}
+    return not any(len(joint) == 2 and joint.isascii() and joint[0].isalpha() != joint[1].isalpha() for joint in joints)
+
+
+def _merges(model: dict) -> Iterator[Sequence[str]]:
+    """Pairs of pieces; tokenizers before 0.20 wrote each in one string."""
+    return (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
 
 
 def _prefix(specification: dict) -> Callable[[str, bool], str] | None:

@@ -43,20 +43,28 @@ def rename_tokens(specification: dict, names: dict[str, str]) -> None:
 
 
 def tokens_per_byte(specification: dict) -> int | None:
-    """How many tokens a BPE makes at most of a byte of text, what it puts before a text apart; None: not known.
+    """How many tokens a BPE makes at most of each byte of a text, one that it puts before the text apart; None: not known.
 
     Byte-level pieces tile the bytes that the normalizer leaves: NFC writes at most three for one (Unicode's FAQ on
     normalization). Where spaces become marks, a piece is a character or more, or one of the bytes of a character.
     """
-    model, before = specification["model"], specification.get("pre_tokenizer") or {}
-    steps = {step.get("type") for step in before.get("pretokenizers", [before])}
-    normalizer = specification.get("normalizer")
-    if model["type"] != "BPE":
+    model, before, normalizer = (specification.get(key) for key in ("model", "pre_tokenizer", "normalizer"))
+    if model["type"] != "BPE" or any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
         return None
-    if "ByteLevel" in steps and steps <= {"ByteLevel", "Split"}:
-        return {None: 1, "NFC": 3}.get((normalizer or {}).get("type"))
-    marks = normalizer == LLAMA_NORMALIZER if steps == {None} else steps == {"Metaspace"} and normalizer is None
-    return 1 if marks and ("▁" in model["vocab"] or not model.get("byte_fallback")) else None
+    *cuts, last = (before or {}).get("pretokenizers", [before or {}])
+    if last.get("type") == "ByteLevel":
+        most, prefix = {None: 1, "NFC": 3}.get((normalizer or {}).get("type")), last["add_prefix_space"]
+        known = all(cut["type"] == "Split" for cut in cuts) and not (cuts and prefix) and not model.get("byte_fallback")
+    else:
+        most, prefix = 1, True
+        by_metaspace = (
+            last.get("type") == "Metaspace" and last["replacement"] == "▁" and not cuts and normalizer is None
+        )
+        marks = by_metaspace or (before is None and normalizer == LLAMA_NORMALIZER)
+        known = marks and ("▁" in model["vocab"] or not model.get("byte_fallback"))
+    # Behind each added token a new text begins: with a prefix, that makes two tokens of its one byte.
+    short = prefix and any(len(token["content"].encode()) < 2 for token in specification["added_tokens"])
+    return most if known and not short else None
 
 
 def remove_prefix_space(part) -> None:

@@ -103,7 +103,7 @@ class _Skeleton:
     slots: list[int]  # index of the message whose text fills each slot
     answers: list[_Answer]  # the trained ones, in order
     stretches: list[_Stretch] | None = None  # None where two borders have no control token between them
-    # For `token_bound`: bytes of the literals without control tokens; those, and one for each piece that they leave.
+    # For `token_bound`: how many bytes of literals are no control tokens; how many control tokens there are, and pieces.
     size: int = 0
     tokens: int = 0
 
@@ -199,7 +199,7 @@ class ChatTemplate:
         """`encode` gives at most so many tokens; None where nothing is proven. Looks at no text's words.
 
         `encode` cuts the text at control tokens (one token each) and at the answers' borders, and tokenises every piece
-        once. Of a piece it makes at most `tokens_per_byte`, and one for what some tokenizers put before each.
+        once. Of each byte of a piece it makes at most `tokens_per_byte`, and one more of what some tokenizers put before it.
         That the template leaves the texts as they are is left to `check`. Raises TemplateError.
         """
         if (most := self._tokens_per_byte) is None:

@@ -290,3 +290,13 @@ def test_workers_do_not_change_what_is_near(tmp_path, monkeypatch):
 def test_choices_that_cannot_be(tmp_path, options):
     with pytest.raises(ValueError, match=f"--{next(iter(options))} is"):
         clean([dump(tmp_path / "d.jsonl", [talk("q", "a")])], tmp_path / "out", **options)
+
+
+def test_white_space_makes_no_difference_and_a_power_does():
+    def key(text: str) -> tuple[bytes, int]:
+        found = fingerprint(Conversation("", [Message("user", text), Message("assistant", "yes", True)]))
+        return found.beginnings, found.length
+
+    assert key("Was  it\u2028So?\u3000 ") == key("was\nit so?") == key("wasitso?")
+    assert key("Was it sö?\u2028") == key("was it\tSö?") != key("Was it so?")
+    assert key("10\u00b2") != key("102")

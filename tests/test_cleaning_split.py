@@ -350,6 +350,21 @@ def test_the_real_template_counts(tmp_path):
     assert report.rounds == {"in": 30, "kept": 30, "rejected": 0, "shortened": 0}
 
 
+def test_a_tokenizer_that_loses_its_control_tokens_is_known_at_the_start(tmp_path):
+    import tiny
+
+    directory = tmp_path / "model"
+    tiny.sentencepiece().save_pretrained(directory)
+    specification = json.loads((directory / "tokenizer.json").read_text())
+    for token in specification["added_tokens"]:
+        token["normalized"] = True
+    (directory / "tokenizer.json").write_text(json.dumps(specification))
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
+    (tmp_path / "dump.json").write_text(json.dumps([{"id": "a", "conversations": turns}]))
+    with pytest.raises(ValueError, match="does not make one token of each of its own control tokens"):
+        clean([tmp_path / "dump.json"], tmp_path / "out", max_tokens=99, model=str(directory), template="chatml")
+
+
 def test_a_conversation_that_the_template_refuses_is_a_ledger_line(tmp_path):
     """Vicuna's template knows no tool turns; the rest of the dump must not suffer."""
     import json

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tiny import CONTROL_TOKENS, KINDS, QWEN_SPLIT
+from tokenizers import Tokenizer
 
 from fastft import counting
 from fastft.conversation import Message
@@ -154,3 +155,33 @@ def test_words_end_where_no_piece_joins_a_letter_to_a_sign(counters, joint, apar
     cut = counting.counter_for(specification, backend).words.cut
     assert cut(" (word),\nx2") == ([" (", "word", "),", "\n", "x", "2"] if apart else [" (word),", "\n", "x2"])
     assert cut(" (wörd),") == [" (wörd),"]
+
+
+def _small(merges=(), pieces=("<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b"), **model) -> dict:
+    """A specification like Llama 2's, of a few pieces and those that merges make."""
+    specification = json.loads(KINDS["sentencepiece"]().backend_tokenizer.to_str())
+    made = [piece for left, right in merges for piece in (left, right, left + right)]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, *made]))}
+    specification["model"] |= {"vocab": vocab, "merges": list(merges), **model}
+    return specification
+
+
+NO_BYTES = ("<unk>", "▁", "a", "b")
+
+
+@pytest.mark.parametrize(
+    "specification",
+    [
+        _small([("<0x71>", ".")]),  # "q." is one piece
+        _small([("<0x09>", "<0x0A>")]),  # "\t\n"
+        _small([("a", "b")], NO_BYTES, byte_fallback=False, fuse_unk=False, unk_token=None),  # "a.b" is "ab"
+        _small([("a", "b")], NO_BYTES, unk_token=None),  # "a1b"
+        _small((), NO_BYTES),  # "q.", unknown both
+        _small([("<unk>", ".")], NO_BYTES, byte_fallback=False, fuse_unk=False),
+        _small((), (*NO_BYTES, "▁ab"), ignore_merges=True),  # a whole text that is a piece
+    ],
+)
+def test_unknown_characters_that_may_join_their_neighbours_are_not_counted(specification):
+    alike = _small([("a", "b")])
+    assert counting.counter_for(alike, Tokenizer.from_str(json.dumps(alike))) is not None
+    assert counting.counter_for(specification, None) is None

@@ -187,6 +187,18 @@ def test_the_bound_on_tokens_holds(pair, messages):
     assert bound is None or len(template.encode(messages).ids) <= bound
 
 
+def test_no_bound_where_each_added_token_of_one_byte_begins_a_new_text():
+    from tokenizers import AddedToken
+
+    tokenizer = tiny.sentencepiece()
+    assert chat_template(tokenizer, "vicuna").token_bound([Message("user", "a")]) is not None
+    tokenizer.add_tokens([AddedToken("\n", normalized=False)])
+    messages = [Message("user", "7\n" * 200 + "7"), Message("assistant", "x", True)]
+    template = chat_template(tokenizer, "vicuna")
+    assert len(template.encode(messages).ids) > sum(len(m.content) for m in messages) + 100
+    assert template.token_bound(messages) is None
+
+
 def test_the_bound_holds_where_normalising_makes_text_longer():
     from tokenizers import normalizers
 
