@@ -8,8 +8,8 @@ so is that of each chunk between spaces, which is found without the pattern.
     counter.count("some text")                         # None: not proven here, ask the tokenizer
 
 What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
-pieces of which none goes on behind a space mark (Llama 2, Mistral), nor behind a letter where the next character is no
-letter. Where the pattern speaks of letters and digits, texts with characters outside of blocks that all versions of Unicode
+pieces of which none goes on behind a space mark (Llama 2, Mistral); where none joins a letter to a sign, words end there,
+too. Where the pattern speaks of letters and digits, texts with characters outside of blocks that all versions of Unicode
 agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the first texts are
 counted both ways, and a counter that errs once is not asked again.
 """

@@ -20,7 +20,7 @@ PROBE = 16  # characters of the end whose earlier places are looked at
 MOST_COMPRESSIBLE = 16
 # Letters and digits: rows of - = _ * # . are rulers, tables, forms and banners.
 _SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # not `{49,}`: the pattern's stack takes 80 bytes a character
-_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")  # in every twelfth character: 40 times as fast
+_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")  # in every twelfth character: a 40th of the time
 _DIGITS = re.compile(r"\d{60,}")
 _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)
 
