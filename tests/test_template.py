@@ -11,7 +11,6 @@ from fastft.template import ChatTemplate, TemplateError, built_in_templates, cha
 
 PAIRS = [(kind, name) for kind in tiny.KINDS for name in built_in_templates()]
 LOSSLESS = [pair for pair in PAIRS if pair[0] != "unigram"]  # unigram turns unknown characters into <unk>
-BYTE_LEVEL = ("byte_level", "gpt2", "newlines", "phi3")
 MARKS_SPACES = ("sentencepiece", "metaspace", "unigram")  # put a space mark before text that follows a control token
 
 PIECES = [
