@@ -9,6 +9,7 @@ assistant messages to learn from. `ends` is false for an answer that goes on els
 window): its text is learned, that it ends there is not. Imports nothing heavy.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,19 @@ ROLE_NAMES = {
     "function": "tool",
     "function_response": "tool",
     "observation": "tool",
+}
+
+# The keys by which datasets say whether an answer is learned, each with whether true (or 1) means that it is.
+LOSS_FLAGS = {
+    "train": True,  # our own, and one of axolotl's
+    "training": True,
+    "trainable": True,
+    "weight": True,  # OpenAI, Mistral, Together
+    "loss": True,  # ms-swift, XTuner
+    "loss_weight": True,  # LLaMA-Factory
+    "loss_scale": True,
+    "mask": False,
+    "masked": False,  # torchtune
 }
 
 
@@ -126,6 +140,27 @@ def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message
     return messages[:first], rounds
 
 
+def loss_weight(turn: dict[str, Any]) -> float | None:
+    """How much a message counts in the loss by whichever of LOSS_FLAGS it carries: 0 for not at all, 1 for fully.
+
+    None where it carries none, or only nulls. A fraction is returned as it stands: it is for the caller to say whether
+    it can be obeyed. Raises ValueError (without saying where) for a flag that is neither a truth value nor a number of 0
+    or more, and for two flags that disagree.
+    """
+    found: dict[str, float] = {}
+    for key, positive in LOSS_FLAGS.items():
+        value = turn.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, (bool, int, float)) or not 0 <= value <= (1e300 if positive else 1):
+            raise ValueError(f"{key!r} is {_shown(value)}; expected true or false, 1 or 0")
+        found[key] = float(value if positive else 1 - value)
+    if len(set(found.values())) > 1:
+        flags = " and ".join(f"{key!r}: {_shown(turn[key])}" for key in found)
+        raise ValueError(f"{flags} contradict each other about whether it is learned; keep one of them")
+    return next(iter(found.values()), None)
+
+
 def _parse_message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"{where}: expected an object, found {_kind(turn)}")
@@ -155,6 +190,13 @@ def _number(value: Any, default: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{what} is {_kind(value)}, not a whole number")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value as its file writes it, where it is short; otherwise what it is."""
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
+        return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and len(value) <= 40 else _kind(value)
 
 
 def _kind(value: Any) -> str:
