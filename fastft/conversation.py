@@ -6,10 +6,19 @@
 The cleaner writes it, everything else reads it. `read_conversations` also takes plain `messages` (role, content) and
 ShareGPT `conversations` (from, value), so that a file from elsewhere can be trained on as it is. `train` marks the
 assistant messages to learn from. `ends` is false for an answer that goes on elsewhere (the cleaner cut it to fit the
-window): its text is learned, that it ends there is not. Imports nothing heavy.
+window): its text is learned, that it ends there is not.
+
+Nothing that changes what is trained is dropped without a word. A key of a message is one of four kinds:
+- read: role, content, `ends`, and whether to learn from it, in any spelling (LOSS_FLAGS);
+- refused unless it is empty: text or calls that a chat template would show, but that this type cannot hold (UNREAD);
+- passed over: ids, names, times, ratings, what datasets note about a message (ABOUT);
+- any other key: probably such a note, too, but nobody can be sure; it is named once per file, on standard error.
+A record's other columns are the dataset's own business. Only those that belong into the prompt are refused
+(UNREAD_OF_RECORD), and loss flags that say anything but 1, since flags are obeyed at messages. Imports nothing heavy.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,6 +34,7 @@ ROLES = ("system", "user", "assistant", "tool")
 # The names that dumps and datasets in the wild give to the four roles.
 ROLE_NAMES = {
     "system": "system",
+    "developer": "system",  # OpenAI's newer name; most templates know only the older one, the others take either
     "human": "user",
     "user": "user",
     "gpt": "assistant",
@@ -51,6 +61,44 @@ LOSS_FLAGS = {
     "mask": False,
     "masked": False,  # torchtune
 }
+
+_CALLS = "write each call as text into its content (`python -m cleaning --without tool_session` does), or leave the record out"
+_TOOLS = "write the tools as text into a system message, or leave the record out"
+_THOUGHTS = "write it into 'content' as the model's template does (often <think>…</think>), or remove the key"
+_TEXT_ONLY = "only text is learned; leave the record out"
+_SYSTEM = "make it the first message, with the role system, or remove the key"
+
+# What a message can say besides its content, and what to do about it.
+UNREAD = {
+    **dict.fromkeys(("tool_calls", "function_call", "tool_call", "tool_responses"), _CALLS),
+    **dict.fromkeys(("tools", "functions"), _TOOLS),
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thought", "thoughts", "tool_plan"),
+        _THOUGHTS,
+    ),
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _TEXT_ONLY),
+    "documents": "write them as text into a message's content, or leave the record out",
+    "refusal": "make it the message's content, or remove the key",
+    **dict.fromkeys(
+        ("train_detail", "training_detail"), "a message is learned as a whole or not at all; use 'train' instead"
+    ),
+}
+UNREAD_OF_RECORD = {
+    **dict.fromkeys(("tools", "functions"), _TOOLS),
+    **dict.fromkeys(("system", "system_prompt"), _SYSTEM),
+    **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _TEXT_ONLY),
+    "documents": UNREAD["documents"],
+}
+
+_READ = frozenset(("role", "from", "content", "value", "ends", *LOSS_FLAGS))
+
+# What datasets note about a message: who, when, from where, how it was rated.
+ABOUT = frozenset(
+    """id uuid message_id parent_id parent index turn turn_id turn_identifier name author sender tool_call_id
+    model lang language timestamp time date create_time created_at update_time updated_at
+    score rating label labels toxic redacted hashed_ip country state header tokens token_count finish_reason stop_reason
+    status metadata""".split()
+)
 
 
 @dataclass(slots=True)
@@ -93,17 +141,20 @@ class Conversation:
 def parse_conversation(record: Any, where: str = "record") -> Conversation:
     """Build a Conversation from the project's own schema, `messages`, or ShareGPT `conversations`.
 
-    Text is repaired (`repair_text`), otherwise untouched. A missing `train` means true for assistant messages,
-    a missing `ends` true.
+    Text is repaired (`repair_text`), otherwise untouched. Without a loss flag an assistant message is learned; a missing
+    `ends` means true. Keys that are neither read nor known are passed over (`read_conversations` names them).
     Raises ValueError saying `where` and what is wrong.
     """
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected an object, found {_kind(record)}")
-    turns = next((record[k] for k in ("messages", "conversations", "items") if record.get(k) is not None), None)
+    turns = _turns(record)
     if turns is None:
         raise ValueError(f"{where}: has neither 'messages' nor 'conversations' (keys: {', '.join(map(str, record))})")
     if not isinstance(turns, list):
         raise ValueError(f"{where}: its turns are {_kind(turns)}, not a list")
+    _refuse_unread(record, UNREAD_OF_RECORD, where)
+    if _loss_weight(record, where) not in (None, 1):
+        raise ValueError(f"{where}: {_flags(record)} of a record is not obeyed; put it at its messages, or remove it")
     return Conversation(
         id=_text(record.get("id"), ""),
         messages=[_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns)],
@@ -118,13 +169,15 @@ def parse_conversation(record: Any, where: str = "record") -> Conversation:
 def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
     """Yield the conversations of a file (any container of `read_records`).
 
-    Strict: raises ValueError at the first record that is no conversation, naming file and record. A missing id becomes
-    the file's name and the record's number.
+    Strict: raises ValueError at the first record that is no conversation, or says what cannot be read, naming file and
+    record. A missing id becomes the file's name and the record's number.
     """
     for number, record in enumerate(read_records(path)):
         if record.error:
             raise ValueError(f"{record.where}: {record.error}")
         conversation = parse_conversation(record.value, record.where)
+        for message, key in _unknown_keys(record.value):
+            _note_once(os.fspath(path), key, f"{record.where}, message {message}")
         conversation.id = conversation.id or f"{Path(path).name}-{number}"
         yield conversation
 
@@ -147,6 +200,8 @@ def loss_weight(turn: dict[str, Any]) -> float | None:
     it can be obeyed. Raises ValueError (without saying where) for a flag that is neither a truth value nor a number of 0
     or more, and for two flags that disagree.
     """
+    if LOSS_FLAGS.keys().isdisjoint(turn):
+        return None
     found: dict[str, float] = {}
     for key, positive in LOSS_FLAGS.items():
         value = turn.get(key)
@@ -164,20 +219,98 @@ def loss_weight(turn: dict[str, Any]) -> float | None:
 def _parse_message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise ValueError(f"{where}: expected an object, found {_kind(turn)}")
-    name = turn.get("role", turn.get("from"))
+    _refuse_unread(turn, UNREAD, where)
+    name = turn["role"] if turn.get("role") is not None else turn.get("from")
     role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise ValueError(f"{where}: unknown role {name!r} (known: {', '.join(ROLE_NAMES)})")
-    content = turn.get("content", turn.get("value"))
-    if not isinstance(content, str):
-        raise ValueError(f"{where}: its content is {_kind(content)}, not text")
-    train = turn.get("train")
-    if train not in (True, False, None) or (train and role != "assistant"):
-        raise ValueError(f"{where}: 'train' is {train!r}; it is true or false, and true for assistant messages only")
+    weight = _loss_weight(turn, where)
+    if weight not in (None, 0, 1):
+        raise ValueError(
+            f"{where}: {_flags(turn)} gives it a weight of {weight:g}; only 1 (learned) and 0 (not) can be obeyed"
+        )
+    if weight and role != "assistant":
+        raise ValueError(f"{where}: {_flags(turn)} says that a {role} message is learned; only the assistant's are")
     ends = turn.get("ends")
-    if ends not in (True, False, None) or (ends is False and role != "assistant"):
+    if not (ends is None or isinstance(ends, bool)) or (ends is False and role != "assistant"):
         raise ValueError(f"{where}: 'ends' is {ends!r}; it is true or false, and false for assistant messages only")
-    return Message(role, repair_text(content), role == "assistant" if train is None else train, ends is not False)
+    train = role == "assistant" if weight is None else weight == 1
+    return Message(role, _content(turn, where), train, ends is not False)
+
+
+def _content(turn: dict[str, Any], where: str) -> str:
+    """The text of `content` or `value`; parts are joined without anything between them, as the API means them."""
+    content, value = turn.get("content"), turn.get("value")
+    if content is not None and value is not None and content != value:
+        raise ValueError(f"{where}: its 'content' and its 'value' differ; keep one of them")
+    content = value if content is None else content
+    if isinstance(content, list) and content:
+        content = "".join(_text_of_part(part, f"{where}, part {i}") for i, part in enumerate(content))
+    if not isinstance(content, str):
+        raise ValueError(f"{where}: its content is {'an empty list' if content == [] else _kind(content)}, not text")
+    return repair_text(content)
+
+
+def _text_of_part(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise ValueError(f"{where}: expected an object with a text, found {_kind(part)}")
+    kind, text = part.get("type"), part.get("text")
+    if kind not in (None, "text", "input_text", "output_text"):
+        raise ValueError(f"{where}: is of type {_shown(kind)}, not text; {_TEXT_ONLY}")
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: its text is {_kind(text)}, not text")
+    return text
+
+
+def _turns(record: dict[str, Any]) -> Any:
+    return next((record[k] for k in ("messages", "conversations", "items") if record.get(k) is not None), None)
+
+
+def _flags(turn: dict[str, Any]) -> str:
+    return " and ".join(repr(key) for key in LOSS_FLAGS if turn.get(key) is not None)
+
+
+def _loss_weight(turn: dict[str, Any], where: str) -> float | None:
+    try:
+        return loss_weight(turn)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _refuse_unread(values: dict[str, Any], remedies: dict[str, str], where: str) -> None:
+    key = next((key for key in values if key in remedies and not _is_empty(values[key])), None)
+    if key is not None:
+        raise ValueError(f"{where}: {key!r} cannot be read, and is not dropped silently: {remedies[key]}")
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value says nothing; tables hold every column in every row, and some hold JSON as text."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    if isinstance(value, (list, dict)):
+        return not any(value.values() if isinstance(value, dict) else value)
+    return not value
+
+
+def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    """(number of the message, key) for every key of a parsed record's messages that may mean anything."""
+    for i, turn in enumerate(_turns(record)):
+        for key in turn:
+            if key not in _READ and key not in ABOUT and not _is_empty(turn[key]):
+                yield i, key
+
+
+_noted: set[tuple[str, str]] = set()  # a run reads its files more than once
+
+
+def _note_once(path: str, key: str, where: str) -> None:
+    if (path, key) not in _noted:
+        _noted.add((path, key))
+        logging.getLogger(__name__).warning(
+            "note: %s: the key %s is not read, here and wherever else the file has it", where, repr(key[:60])
+        )
 
 
 def _text(value: Any, default: str) -> str:

@@ -29,7 +29,7 @@ from fastft.packing import lower_bound, pack
 from fastft.template import ChatTemplate
 from fastft.tokenizing import write_tokens
 
-CACHE_VERSION = 4  # raise when the same key would have to hold other tokens
+CACHE_VERSION = 5  # raise when the same key would have to hold other tokens
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from fastft.config import SamplesConfig, TrainConfig
-from fastft.conversation import Message
+from fastft.conversation import Message, parse_conversation
 from fastft.metrics import cut_after
 from fastft.model import TrainedModel, uncompiled
 from fastft.template import ChatTemplate
@@ -94,10 +94,12 @@ def _messages(line: str, where: str) -> list[Message]:
         record = json.loads(line)
         if "prompt" in record:
             record = {"messages": [{"role": "user", "content": record["prompt"]}]}
-        messages = [Message(m["role"], m["content"]) for m in record["messages"]]
-    except (ValueError, KeyError, TypeError):
+        elif "messages" not in record:
+            raise ValueError
+    except ValueError:
         raise ValueError(f"{where}: is no JSON object with prompt or messages") from None
-    if not messages or messages[-1].role != "user" or not all(isinstance(m.content, str) for m in messages):
+    messages = parse_conversation(record, where).messages
+    if not messages or messages[-1].role != "user":
         raise ValueError(f"{where}: its messages do not end with a text of the user's")
     return messages
 
