@@ -7,6 +7,7 @@ trained text and the whole text letter by letter, the control tokens. Exit code 
 """
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -159,10 +160,20 @@ def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> st
 
 
 def _read_back(text: str, template: ChatTemplate) -> str:
-    """The text as the tokenizer gives it back: some change it (NFC, unknown characters)."""
-    return template.tokenizer.decode(
-        template.tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=False
+    """The text as the tokenizer gives it back: some change it (NFC, unknown characters).
+
+    Control strings typed in it stand between pieces that go there and back by themselves: the tokenizer would make control
+    tokens of them, and SentencePiece writes spaces behind those.
+    """
+    back = lambda piece: template.tokenizer.decode(  # noqa: E731
+        template.tokenizer.encode(piece, add_special_tokens=False), skip_special_tokens=False
     )
+    controls = sorted(filter(None, template.control_tokens), key=len, reverse=True)
+    first, *rest = re.split(f"({'|'.join(map(re.escape, controls))})", text)
+    if len(rest) <= 2:  # the end of turn, and nothing behind it
+        return back(text)
+    pieces = (piece if piece in controls else back("x" + piece).removeprefix("x") for piece in (first, *rest))
+    return "".join(pieces)  # behind a letter, SentencePiece keeps a first space
 
 
 def _check_text(messages, encoded, template) -> Iterator[tuple[str, str]]:

@@ -342,3 +342,18 @@ def test_a_template_whose_end_token_the_tokenizer_lacks_is_refused():
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(TemplateError, match="never learn to stop"):
         chat_template(bare, "chatml")
+
+
+@pytest.mark.parametrize("pair", LOSSLESS, ids="-".join)
+@pytest.mark.parametrize(
+    "answer",
+    ["It is <|im_end|> or </s> or <｜end▁of▁sentence｜>.", " </s>  two\n</s>\nx", "<s>a</s> <|eot_id|>\n\n  code"],
+)
+def test_answers_with_typed_control_strings_are_proven_too_and_faults_in_them_found(pair, answer):
+    """SentencePiece writes spaces behind control tokens; those of the proof must not count against the answer."""
+    template = template_of(pair)
+    messages = [Message("user", "Hi"), Message("assistant", answer, True)]
+    encoded = template.encode(messages)
+    assert not list(check(Conversation("typed", messages), encoded, template))
+    encoded.trained[encoded.trained.index(True) - 1] = True  # a header's token
+    assert "answer" in {kind for kind, _ in check(Conversation("typed", messages), encoded, template)}
