@@ -91,6 +91,40 @@ def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
     assert {name: (tmp_path / "judged" / name).read_bytes() for name in made} == made
 
 
+@pytest.mark.parametrize("names", [("gpt-4.1", "Qwen2.5-7B"), ("Qwen2.5-7B", "gpt-4.1"), ("a", "A"), ("b\n", "a\nc")])
+def test_names_that_python_and_a_template_would_sort_differently(tmp_path, names):
+    """The filter calls a pair by one name in both orders; names and categories that differ in case alone are two."""
+    games = [
+        Judgment("q1", category, "pairwise", "judge", *order, 8, 6, True, "")
+        for category in ("Math", "math")
+        for order in (names, names[::-1])
+    ]
+    write_rows(tmp_path / "judgments.jsonl", games)
+    page = report_again(tmp_path).read_text()
+    pair = " : ".join(names)
+    assert re.findall(r'data-models="([^"]*)"', page) == [pair] * 4
+    assert re.search(r'<select id="models">.*?</select>', page, re.DOTALL)[0].count("<option") == 2
+    assert "<option>Math</option><option>math</option>" in page
+
+
+def test_alone_and_in_pairs_on_one_page(tmp_path):
+    alone = [Judgment("q1", "one", "single", "judge", name, None, 5, None, True, "") for name in "ab"]
+    write_all(tmp_path, [*judgments(), *alone], [], [])
+    page = (tmp_path / "report.html").read_text()
+    assert "<option>a : b</option><option>a</option><option>b</option>" in page
+
+
+def test_a_page_that_cannot_be_written_loses_nothing(tmp_path, capsys):
+    (tmp_path / "judged/report.html").mkdir(parents=True)
+    with openai_server.endpoint(longer_wins) as server:
+        assert command.main([*write_ground(tmp_path, 3), "--judge", f"{server.url}#judge"]) == 1
+    said = capsys.readouterr()
+    assert "report.html" in said.err and "won" in said.out
+    assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 6
+    assert json.loads((tmp_path / "judged/results.json").read_text())["judgments"] == 6
+    assert (tmp_path / "judged/results.md").read_text().startswith("**Pairs**")
+
+
 def test_nothing_parsed_says_so(tmp_path):
     pairs = [("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")]
     nothing = [Judgment("q", "x", "pairwise", "judge", *pair, None, None, False, "no idea") for pair in pairs]

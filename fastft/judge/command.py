@@ -15,7 +15,7 @@ from pathlib import Path
 from fastft.judge.answering import add_endpoint_options, endpoint_limits, endpoint_prices
 from fastft.judge.client import Cache, Client, Money, tell_apart
 from fastft.judge.judging import check_answers, estimate, judge_all, load_prompts, plan
-from fastft.judge.judgment import write_rows
+from fastft.judge.judgment import Judgment, write_rows
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
 
 
@@ -63,15 +63,17 @@ def show_reviews(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastft.judge.figures import compute
-    from fastft.judge.report import answer_lengths, show
+    from fastft.judge.report import answer_lengths, show, write_judge_page
     from fastft.judge.reviews import read_reviews
 
     judgments, contradictions, questions, answers = read_reviews(arguments.reviews, arguments.scores)
-    show(compute(judgments, answer_lengths(answers), arguments.difference), Console())
+    figures = compute(judgments, answer_lengths(answers), arguments.difference)
+    show(figures, Console())
     for line in contradictions:
         print(f"contradiction: {line}")
     if arguments.output:
         write_results(arguments.output, judgments, questions, answers, arguments.difference)
+        write_judge_page(arguments.output / "report.html", figures, judgments, questions, answers)
         print(f"report: {arguments.output / 'report.html'}")
     return 0
 
@@ -80,7 +82,7 @@ def judge(arguments: argparse.Namespace) -> int:
     """Plan, ask, write. Raises ValueError for the user's mistakes, before anything is asked."""
     from rich.console import Console
 
-    from fastft.judge.report import show
+    from fastft.judge.report import show, write_judge_page
 
     if not arguments.answers or not arguments.judge:
         raise ValueError("give --answers FILE … and --judge URL#name, or --reviews DIR")
@@ -110,7 +112,9 @@ def judge(arguments: argparse.Namespace) -> int:
     judgments, stopped = judge_all(jobs, clients, prompts, arguments.max_tokens, money)
     if judgments:
         given = [answer for model in answers.values() for answer in model.values()]
-        show(write_results(output, judgments, questions, given, arguments.difference), Console())
+        figures = write_results(output, judgments, questions, given, arguments.difference)
+        show(figures, Console())
+        write_judge_page(output / "report.html", figures, judgments, questions, given)
     if money.spent:
         print(f"spent ${money.spent:.2f}")
     failed = sum("failed" in judgment.flags for judgment in judgments)
@@ -127,14 +131,14 @@ def judge(arguments: argparse.Namespace) -> int:
 
 
 def write_results(
-    directory: Path, judgments: list, questions: list[Question], answers: list[Answer], to_see: float | None
+    directory: Path, judgments: list[Judgment], questions: list[Question], answers: list[Answer], to_see: float | None
 ):
-    """All files of a judged directory but the cache. Returns the figures."""
-    from fastft.judge.report import ANSWERS, JUDGMENTS, QUESTIONS, write_all
+    """All files of a judged directory but the cache and the page, what was paid for first. Returns the figures."""
+    from fastft.judge.report import ANSWERS, JUDGMENTS, QUESTIONS, write_figures
 
     directory.mkdir(parents=True, exist_ok=True)
+    write_rows(directory / JUDGMENTS, judgments)
     for name, rows in ((QUESTIONS, questions), (ANSWERS, answers)):
         if rows:
             write_rows(directory / name, rows)
-    write_rows(directory / JUDGMENTS, judgments)
-    return write_all(directory, judgments, questions, answers, to_see)
+    return write_figures(directory, judgments, answers, to_see)

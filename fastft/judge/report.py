@@ -22,7 +22,7 @@ FLAGS = {
     "failed": "no reply, after all retries",
     "refusal": "the judge refused",
     "cut": "the judge's words were cut at --max_tokens",
-    "empty": "the judge said nothing, twice",
+    "empty": "the judge said nothing",
     "injection": "an answer speaks to the judge (asks for a score, claims to be better)",
     "quotes_injection": "the judge repeats an answer's words to it: read it",
     "contradiction": "the text of a review says other scores than its field",
@@ -36,11 +36,19 @@ def write_all(
     answers: list[Answer],
     to_see: float | None = None,
 ) -> Figures:
-    """results.json, results.md and report.html, each whole or not there. Returns the figures."""
+    """results.json, results.md and report.html, each whole or not there, the page last. Returns the figures."""
+    figures = write_figures(directory, judgments, answers, to_see)
+    write_judge_page(directory / "report.html", figures, judgments, questions, answers)
+    return figures
+
+
+def write_figures(
+    directory: Path, judgments: list[Judgment], answers: list[Answer], to_see: float | None = None
+) -> Figures:
+    """results.json and results.md. Returns the figures."""
     figures = compute(judgments, answer_lengths(answers), to_see)
     write_whole(directory / "results.json", json.dumps(_plain(asdict(figures)), indent=1, ensure_ascii=False) + "\n")
     write_whole(directory / "results.md", markdown(figures))
-    write_judge_page(directory / "report.html", figures, judgments, questions, answers)
     return figures
 
 
@@ -262,6 +270,8 @@ def _cell(text: str) -> str:
 def write_judge_page(
     path: Path, figures: Figures, judgments: list[Judgment], questions: list[Question], answers: list[Answer]
 ) -> None:
+    # A pair has one name, whoever was shown first. Templates sort nothing: theirs is another order than Python's.
+    pair_names = {frozenset((pair.first, pair.second)): f"{pair.first} : {pair.second}" for pair in figures.pairs}
     write_page(
         path,
         "fastft.judge",
@@ -275,10 +285,9 @@ def write_judge_page(
         models=figures.models,
         judges=figures.judges,
         ratings=_rating_lines(figures),
-        questions=list(_browser(judgments, questions, answers)),
-        pair_names={
-            "\n".join(sorted((pair.first, pair.second))): f"{pair.first} : {pair.second}" for pair in figures.pairs
-        },
+        questions=list(_browser(judgments, questions, answers, pair_names)),
+        question_categories=list(dict.fromkeys(judgment.category for judgment in judgments)),
+        compared=[*pair_names.values(), *(single.model for single in figures.singles)],
     )
 
 
@@ -335,7 +344,9 @@ def _rating_lines(figures: Figures) -> list[dict[str, Any]]:
     ]
 
 
-def _browser(judgments: list[Judgment], questions: list[Question], answers: list[Answer]):
+def _browser(
+    judgments: list[Judgment], questions: list[Question], answers: list[Answer], pair_names: dict[frozenset, str]
+):
     """Each judged question with its answers, its judgments, and what they can be filtered by."""
     texts = {question.id: question for question in questions}
     given = {(answer.question_id, answer.model): answer for answer in answers}
@@ -352,7 +363,10 @@ def _browser(judgments: list[Judgment], questions: list[Question], answers: list
             "turns": question.turns if question else (),
             "reference": question.reference if question else None,
             "answers": [(model, given[identity, model].turns) for model in models if (identity, model) in given],
-            "judgments": [(j, _kinds(j, flipped)) for j in own],
+            "judgments": [
+                (j, _kinds(j, flipped), pair_names[frozenset((j.model_a, j.model_b))] if j.model_b else j.model_a)
+                for j in own
+            ],
         }
 
 
