@@ -240,22 +240,24 @@ def gather(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
-    """The model's safetensors files, with the tensors that its index says each holds; None where it has none."""
+def locate(model: str, name: str) -> Path:
+    """The file `name` of a model directory or Hub name; a path where nothing is, if the model has no such file."""
     from transformers.utils import cached_file
 
-    def locate(name: str) -> Path:
-        if Path(model).is_dir():
-            return Path(model, name)
-        try:
-            return Path(cached_file(model, name))
-        except OSError:  # the repository has no such file
-            return Path(model, name)
+    if Path(model).is_dir():
+        return Path(model, name)
+    try:
+        return Path(cached_file(model, name))
+    except OSError:  # the repository has no such file
+        return Path(model, name)
 
-    single = locate("model.safetensors")
+
+def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
+    """The model's safetensors files, with the tensors that its index says each holds; None where it has none."""
+    single = locate(model, "model.safetensors")
     if single.exists():
         return {single: []}
-    index = locate("model.safetensors.index.json")
+    index = locate(model, "model.safetensors.index.json")
     if not index.exists():
         return None
     files = defaultdict(list)
@@ -264,7 +266,7 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
             files[file].append(tensor)
     except (ValueError, KeyError, AttributeError, TypeError):
         raise ValueError(f"{index}: is damaged; it should map weights to files") from None
-    return {locate(file): tensors for file, tensors in files.items()}
+    return {locate(model, file): tensors for file, tensors in files.items()}
 
 
 def _renamed(causal_lm: nn.Module, names) -> bool:
