@@ -480,10 +480,14 @@ def chat_template(tokenizer, template: str | None = None, model: str = "tokenize
             )
         return ChatTemplate(tokenizer, source, f"chat template of {model}")
     if template in built_in_templates():
-        source = (resources.files("fastft") / "templates" / f"{template}.jinja").read_text()
+        source = (resources.files("fastft") / "templates" / f"{template}.jinja").read_text("utf-8")
         return ChatTemplate(tokenizer, source, f"template {template}")
     if Path(template).is_file():
-        return ChatTemplate(tokenizer, Path(template).read_text(), f"template {template}")
+        try:
+            source = Path(template).read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--template {template}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        return ChatTemplate(tokenizer, source, f"template {template}")
     raise ValueError(f"--template {template}: neither a file nor one of {', '.join(built_in_templates())}")
 
 
