@@ -42,11 +42,13 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
         )
     template = load_template(config.model, config.template)
     model_config = fit_config(source_config, config, len(template.tokenizer))
+    directory.parent.mkdir(parents=True, exist_ok=True)
     with single_process():
+        files = hugging_face.prepare(config, model_config, template, directory, say)
         model = load_model(config, model_config, step_directory, say)
         card = model_card(run, meta["step"], hub_name or directory.name)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        hugging_face.export(model, template, config.model, model_config, directory, card)
+        with hugging_face.advising("Once the cause is gone, start the same command again"):
+            hugging_face.export(model, files, directory, card)
     say(f"exported: step {meta['step']} of {run.name} to {directory}")
 
 
@@ -69,7 +71,9 @@ def find_checkpoint(place: Path, say: Callable[[str], None]) -> tuple[Path, Path
 def load_model(config: TrainConfig, model_config, path: Path, say: Callable[[str], None]) -> TrainedModel:
     """The model of the checkpoint at `path`, on CPU, not sharded: what was not trained comes from `config.model`."""
     kept, cpu = model_config.dtype or torch.float32, torch.device("cpu")
-    model, read = assemble(config, model_config, "sdpa", torch.float32, say)
+    model, read = assemble(
+        config, model_config, "eager", torch.float32, say
+    )  # every architecture has it; nothing is computed
 
     def dtype(name: str) -> torch.dtype:
         return torch.float32 if lora.is_adapter(name) else kept

@@ -24,20 +24,25 @@ def add_adapters(
     With nf4 the linear layers of `blocks` become bitsandbytes' 4-bit ones, which compute in `dtype`. Raises ValueError
     where a library is missing, or a target is no linear layer of the model.
     """
-    try:
-        import peft
-    except ImportError:
-        raise ValueError('lora.r: peft is not installed (pip install "fastft[lora]")') from None
+    peft = _peft()
     if config.quantize == "nf4":
         _make_quantised(blocks, dtype)
         causal_lm.is_loaded_in_4bit = True  # how peft knows
+    settings = adapter_settings(blocks, config, model)
+    peft.inject_adapter_in_model(settings, causal_lm, low_cpu_mem_usage=True)
+    for name, parameter in causal_lm.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+
+
+def adapter_settings(blocks: nn.ModuleList, config: LoraConfig, model: str):
+    """peft's own config of the adapters, which is saved with them. Raises ValueError as `add_adapters` does."""
     linear = sorted({n.rpartition(".")[2] for n, module in blocks.named_modules() if isinstance(module, nn.Linear)})
     targets = linear if config.targets == "all-linear" else [t.strip() for t in config.targets.split(",") if t.strip()]
     if not linear or not set(targets) <= set(linear):
         raise ValueError(
             f"lora.targets: {config.targets} is not among the linear layers of the model's blocks ({', '.join(linear) or 'none'})"
         )
-    settings = peft.LoraConfig(
+    return _peft().LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
@@ -45,9 +50,14 @@ def add_adapters(
         task_type="CAUSAL_LM",
         base_model_name_or_path=model,
     )
-    peft.inject_adapter_in_model(settings, causal_lm, low_cpu_mem_usage=True)
-    for name, parameter in causal_lm.named_parameters():
-        parameter.requires_grad_(is_adapter(name))
+
+
+def _peft():
+    try:
+        import peft
+    except ImportError:
+        raise ValueError('lora.r: peft is not installed (pip install "fastft[lora]")') from None
+    return peft
 
 
 def is_adapter(name: str) -> bool:
@@ -120,11 +130,27 @@ def _dequantised(parameter: nn.Parameter) -> Tensor:
     return bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
 
 
-def write_adapter(adapters: dict[str, Tensor], causal_lm: nn.Module, path: Path) -> None:
-    """Write whole adapters, by their names in `causal_lm`, as peft does: PeftModel.from_pretrained(model, path)."""
+def prove_settings(settings, path: Path) -> None:
+    """Write and read peft's config in the directory `path`. Raises ValueError where it cannot be."""
+    peft = _peft()
+    try:
+        settings.save_pretrained(path)
+        read = peft.PeftConfig.from_pretrained(path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"lora: the adapter's config cannot be saved ({error})") from error
+    if (read.r, read.lora_alpha, set(read.target_modules)) != (
+        settings.r,
+        settings.lora_alpha,
+        set(settings.target_modules),
+    ):
+        raise ValueError("lora: the adapter's config, read again, is another")
+
+
+def write_adapter(adapters: dict[str, Tensor], settings, path: Path) -> None:
+    """Write whole adapters, by their names in the model, as peft does: PeftModel.from_pretrained(model, path)."""
     from safetensors.torch import save_file
 
     path.mkdir(parents=True)
     named = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in adapters.items()}
     save_file(named, path / "adapter_model.safetensors", metadata={"format": "pt"})
-    causal_lm.peft_config["default"].save_pretrained(path)
+    settings.save_pretrained(path)

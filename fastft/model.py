@@ -211,6 +211,13 @@ def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
 
 def build(model_config, attention: str, name: str) -> nn.Module:
     """transformers' causal LM of this config, its parameters on the meta device."""
+    causal_lm = without_values(model_config, torch.float32, name, attn_implementation=attention)
+    weights.compute_buffers(causal_lm)
+    return causal_lm
+
+
+def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn.Module:
+    """transformers' causal LM of this config, all of it on the meta device. Raises ValueError where it cannot be built."""
     from transformers import AutoModelForCausalLM
 
     if getattr(model_config, "quantization_config", None):
@@ -220,13 +227,9 @@ def build(model_config, attention: str, name: str) -> nn.Module:
     try:
         with torch.device("meta"):
             # A copy: transformers writes its data type into the config, and the export reads there what the files had.
-            causal_lm = AutoModelForCausalLM.from_config(
-                copy.deepcopy(model_config), dtype=torch.float32, attn_implementation=attention
-            )
+            return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=dtype, **options)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise ValueError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
-    weights.compute_buffers(causal_lm)
-    return causal_lm
 
 
 def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:

@@ -9,12 +9,14 @@ with code 75. The loss of a step is the sum over its trained tokens by their glo
 micro-batches or packing.
 """
 
+import shlex
 import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -107,6 +109,8 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         say(
             f"model: extended to {model_config.max_position_embeddings} positions, {model_config.vocab_size} embeddings"
         )
+    place = Path(at_exit.enter_context(TemporaryDirectory())) if config.dry_run else output_dir
+    files = hugging_face.prepare(config, model_config, template, place / "model", say)
     stages = stages_of(config)
     course = Course([plan_stage(stage, template, say) for stage in stages])
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
@@ -226,10 +230,16 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             f"checkpoints: {writer.saves} saved; training waited {writer.blocked_s:.2f} s for them, "
             f"{writer.blocked_s / looped_s:.1%} of its time"
         )
-    if reporter:
-        reporter.close()
-    card = model_card(read_run(output_dir), course.total) if reporter else ""
-    hugging_face.export(model, template, config.model, model_config, output_dir / "model", card, output_dir / "adapter")
+    with hugging_face.advising(saved_line(disk, course.total)):
+        try:
+            if reporter:
+                reporter.close()
+            card = model_card(read_run(output_dir), course.total) if reporter else ""
+            hugging_face.export(model, files, output_dir / "model", card, output_dir / "adapter")
+        except Exception:
+            if uploader:
+                uploader.finish()  # the last checkpoint is all that there is of the run
+            raise
     if reporter:
         refresh_page(output_dir, say)
     if uploader:
@@ -240,6 +250,15 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         f"done: {course.total} steps; the model is in {output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
     )
     return output_dir / "model"
+
+
+def saved_line(disk: checkpoint.Disk, last: int) -> str:
+    """What to do after a failure to export, when step `last`, the run's last, is saved."""
+    line = f"Step {last}, the last, is saved: once the cause is gone, the same command writes the model, and trains nothing again"
+    if not disk.shared:
+        return line
+    step, model = disk.directory / f"step-{last:08d}", disk.directory.parent / "model"
+    return f"{line}, and so does: {shlex.join(['fastft', 'export', str(step), str(model)])}"
 
 
 def train_step(

@@ -20,7 +20,7 @@ from fastft.config import parse_config
 from fastft.data import tokenized
 from fastft.export import single_process
 from fastft.metrics import read_metrics
-from fastft.model import load_config, prepare_model
+from fastft.model import fit_config, load_config, prepare_model
 from fastft.optim import build_optimizer
 from fastft.run_directory import read_run, short_name
 from fastft.template import load_template
@@ -61,7 +61,9 @@ def trainers_logits(run: Path, number: int, ids: torch.Tensor) -> torch.Tensor:
 
     config, cpu = parse_config(["--config", str(run / "config.yaml")]), torch.device("cpu")
     with single_process():
-        model = prepare_model(config, load_config(config.model), choose_attention("auto", cpu)[0], cpu, say=print)
+        words = len(load_template(config.model).tokenizer)
+        fitted = fit_config(load_config(config.model), config, words)
+        model = prepare_model(config, fitted, choose_attention("auto", cpu)[0], cpu, say=print)
         checkpoint.load(step(run, number), model, build_optimizer(model, config))
         every, edges = torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32)
         heard = []
