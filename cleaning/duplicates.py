@@ -2,7 +2,7 @@
 
 Three kinds, all compared on folded text (case and white space do not count):
 
-    duplicate            all turns are the same
+    duplicate            all turns are the same, and the same answers are learned
     duplicate_beginning  all its rounds are the first rounds of another: people share a dialogue, go on and share it again
     near_duplicate       `near` (0.8) of the runs of five words are common to both, and hardly fewer (0.7) of those of
                          the answers alone: two questions about one long pasted text are no duplicates. Runs of five
@@ -131,7 +131,9 @@ def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0
     for part in [lead, *rounds]:
         for message, text in itertools.islice(texts, len(part)):
             bare = _bare(text if message.content.isascii() else message.content.casefold())  # x² is not x2 here
-            digest.update(f"{message.role}\0{bare}\0".encode())
+            # Context is no duplicate of what is learned: else a part would go for the next, which begins with it.
+            context = message.role == "assistant" and not message.train
+            digest.update(f"{message.role}{' (context)' if context else ''}\0{bare}\0".encode())
             length += len(bare)
         beginnings.append(digest.digest())
     beginnings = beginnings[1:] or beginnings  # the system message alone is no beginning

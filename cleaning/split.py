@@ -116,14 +116,17 @@ def split_conversation(
     out of questions.
 
     `count_tokens` must not fall when rounds are added; `most_tokens` gives as many or more without counting, or None.
-    Parts share the id and say which they are (`part`, `parts`). A part never reaches across a missing round: an answer
-    would follow a question it does not belong to.
+    Parts share the id and say which they are (`part`, `parts`); a part that must be split again gets an id of its own. A
+    part never reaches across a missing round: an answer would follow a question it does not belong to.
     """
     splitter = _Splitter(
         conversation.messages, max_tokens, count_tokens, most_tokens, overlap_rounds, overlong == "cut"
     )
     parts, over = splitter.split()
-    parts = [replace(conversation, messages=part, part=i, parts=len(parts)) for i, part in enumerate(parts)]
+    if len(parts) == 1:
+        return [replace(conversation, messages=parts[0])], over, splitter.shortened
+    id = conversation.id if conversation.parts == 1 else f"{conversation.id}-part-{conversation.part}"
+    parts = [replace(conversation, id=id, messages=part, part=i, parts=len(parts)) for i, part in enumerate(parts)]
     return parts, over, splitter.shortened
 
 
