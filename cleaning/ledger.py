@@ -36,6 +36,9 @@ class Report:
         default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0, "shortened": 0}
     )
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
+    marked: dict[str, int] = field(
+        default_factory=lambda: {"not_learned": 0, "cut": 0}
+    )  # answers of kept conversations
     warnings: list[str] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(
         default_factory=list
@@ -111,4 +114,10 @@ def print_ledger(report: Report, console: Console) -> None:
         table.add_row(f"turns repaired: {name}", f"{count:,}", "", style="dim")
     table.add_row("answers converted from HTML", f"{report.answers['html']:,}", "", style="dim")
     table.add_row("answers left as they were", f"{report.answers['as_is']:,}", "", style="dim")
+    for name, about in (("not_learned", "not to learn from"), ("cut", "cut before their end")):
+        if count := report.marked[name]:
+            table.add_row(f"answers {about}", f"{count:,}", "")
+    for name, count in report.notes.items():
+        if name != CHANGED_IDS:
+            table.add_row(f"read: {name}", f"{count:,}", "", style="dim")
     console.print(table)

@@ -6,6 +6,7 @@ and into a file unopened, and no object of Python is ever loaded from there.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -13,7 +14,7 @@ from cleaning.contamination import Hit, load_benchmarks
 from cleaning.duplicates import NEAR, Fingerprint, fingerprint
 from cleaning.filters import Settings, apply_steps
 from cleaning.markdown import html_to_markdown
-from cleaning.sources import RawConversation, Reading, Rejection, conversations_in, id_in, looks_like_html
+from cleaning.sources import RawConversation, Reading, Rejection, Turn, conversations_in, id_in, looks_like_html
 from fastft.conversation import Conversation, Message, parse_conversation
 from fastft.records import RawRecord, parsed, to_json
 
@@ -66,6 +67,9 @@ class Outcome:
     answers: int = 0
     html_answers: int = 0
     unmarked_html: int = 0  # answers left as they are that look like HTML
+    not_learned: int = 0  # answers with `train` false, after the filters
+    cut: int = 0  # … with `ends` false
+    part: int = 0  # of what the cleaner had split before
     format: str = ""
     notes: dict[str, int] = field(default_factory=dict)
 
@@ -153,7 +157,7 @@ def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) ->
 
 
 def _as_messages(raw: RawConversation) -> bytes:
-    messages = [{"role": turn.role, "content": turn.text} for turn in raw.turns]
+    messages = [_as_read(turn, turn.text) for turn in raw.turns]
     return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
 
 
@@ -184,6 +188,11 @@ def _describe(work: _Work, conversion: Conversion) -> None:
     answers = [turn for turn in turns if turn.role == "assistant"]
     outcome.answers, outcome.html_answers = len(answers), sum(turn.html for turn in answers)
     outcome.unmarked_html = sum(not turn.html and looks_like_html(turn.text) for turn in answers)
+    for message in work.conversation.messages:
+        if message.role == "assistant":
+            outcome.not_learned += not message.train
+            outcome.cut += not message.ends
+    outcome.part = work.conversation.part
 
 
 def _take_fingerprint(work: _Work, conversion: Conversion) -> None:
@@ -203,12 +212,21 @@ def to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
             text = html_to_markdown(turn.text) if turn.html else turn.text
         except ValueError as error:
             raise Rejection("unreadable_html", f"turn {number}: {error}") from None
-        messages.append(Message(turn.role, text, train=turn.role == "assistant"))
-    return Conversation(id, messages, source=source, lang=raw.lang, model=raw.model)
+        answers = turn.role == "assistant"
+        messages.append(Message(turn.role, text, train=answers and turn.train, ends=turn.ends or not answers))
+    return Conversation(id, messages, raw.source or source, raw.lang, raw.model, raw.part, raw.parts)
 
 
 def messages_json(messages: list[Message]) -> bytes:
-    return orjson.dumps({"messages": [{"role": m.role, "content": m.content} for m in messages]})
+    return orjson.dumps({"messages": [_as_read(m, m.content) for m in messages]})
+
+
+def _as_read(said: Turn | Message, text: str) -> dict[str, Any]:
+    """A turn for rejected.jsonl, so that it is read again as what it is."""
+    read: dict[str, Any] = {"role": said.role, "content": text}
+    if said.role == "assistant":
+        read |= {name: False for name in ("train", "ends") if not getattr(said, name)}
+    return read
 
 
 # --- as bytes ---------------------------------------------------------------------------------------------------------
@@ -226,7 +244,8 @@ def pack(outcomes: list[Outcome]) -> bytes:
             *(d[3] for d in each.dropped),
         ]
         fields = [each.id, each.where, each.source, each.reason, each.detail, each.hits, each.repairs, each.answers,
-                  each.html_answers, each.unmarked_html, each.format, each.notes]  # fmt: skip
+                  each.html_answers, each.unmarked_html, each.format, each.notes,
+                  each.not_learned, each.cut, each.part]  # fmt: skip
         rows.append([fields, mark and [mark.length, mark.time], [d[:3] for d in each.dropped], [len(t) for t in own]])
         texts += own
     head = orjson.dumps(rows)
@@ -242,9 +261,24 @@ def unpack(data: bytes) -> list[Outcome]:
         for length in sizes:
             texts.append(data[at : at + length])
             at += length
-        id, where, source, reason, detail, hits, repairs, answers, html_answers, unmarked_html, format, notes = fields
+        (
+            id,
+            where,
+            source,
+            reason,
+            detail,
+            hits,
+            repairs,
+            answers,
+            html_answers,
+            unmarked_html,
+            format,
+            notes,
+            *marks,
+        ) = fields
         outcome = Outcome(id, where, source, texts[0], reason, detail, texts[1], repairs=repairs, answers=answers,
-                          html_answers=html_answers, unmarked_html=unmarked_html, format=format, notes=notes)  # fmt: skip
+                          html_answers=html_answers, unmarked_html=unmarked_html, format=format, notes=notes,
+                          not_learned=marks[0], cut=marks[1], part=marks[2])  # fmt: skip
         outcome.hits = [Hit(**hit) for hit in hits]
         if mark:
             outcome.fingerprint = Fingerprint(texts[2], mark[0], texts[3], mark[1], texts[4])

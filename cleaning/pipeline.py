@@ -22,6 +22,7 @@ import collections
 import hashlib
 import itertools
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -199,9 +200,9 @@ def _run(
 ) -> None:
     choices = conversion.choices
     account = Account(load_benchmarks(choices.against).benchmarks) if choices.against else None
-    ids, fingerprints = _first_pass(sources, conversion, work, account, report, pool, loading, bar)
+    ids, parts, fingerprints = _first_pass(sources, conversion, work, account, report, pool, loading, bar)
     duplicates = find_duplicates(fingerprints, choices.near, choices.keep)
-    _note_changed_ids(_make_unique(ids, duplicates), report)
+    _note_changed_ids(_make_unique(ids, parts, duplicates), report)
     held_out = _hold_out(fingerprints, ids, duplicates, choices.holdout, choices.seed)
     del fingerprints  # 370 bytes a conversation
     report.duplicates = _about_duplicates(duplicates, ids)
@@ -264,8 +265,8 @@ def _first_pass(
     pool: Pool | None,
     loading: Future | None,
     bar: Bar,
-) -> tuple[list[str], Fingerprints]:
-    """Log the outcomes of every shard; return ids and fingerprints of the conversations among them."""
+) -> tuple[list[str], Sequence[int], Fingerprints]:
+    """Log the outcomes of every shard; return ids, numbers of parts and fingerprints of the conversations among them."""
     tally, remarks = _Tally(report, account), []
     shards = _shards(sources, report, remarks, bar)
     with Log(work / "outcomes") as log:
@@ -276,7 +277,7 @@ def _first_pass(
             log.append(frame)
             bar.advance(0, tally.add(unpack(frame)))
     tally.finish(remarks)
-    return tally.ids, tally.fingerprints
+    return tally.ids, tally.parts, tally.fingerprints
 
 
 class _Tally:
@@ -285,6 +286,7 @@ class _Tally:
     def __init__(self, report: Report, account: Account | None):
         self.report, self.account = report, account
         self.ids: list[str] = []
+        self.parts = array("q")  # of which part each id is: parts of one conversation share theirs
         self.fingerprints = Fingerprints()
         self.unmarked_html = 0
         self.formats, self.notes = collections.Counter(), collections.Counter()
@@ -304,6 +306,7 @@ class _Tally:
             self.notes.update(outcome.notes)
             if outcome.fingerprint is not None:
                 self.ids.append(outcome.id)
+                self.parts.append(outcome.part)
                 self.fingerprints.append(outcome.fingerprint)
         return len(outcomes)
 
@@ -372,25 +375,28 @@ def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str]) -> dict[
     return {"sketches": SKETCHER, "clusters": len(found), "largest": shown}
 
 
-def _make_unique(ids: list[str], duplicates: dict[int, Duplicate]) -> list[tuple[str, str]]:
+def _make_unique(ids: list[str], parts: Sequence[int], duplicates: dict[int, Duplicate]) -> list[tuple[str, str]]:
     """Change the ids of conversations that are no duplicates, in place: the second `a` becomes `a-2`. Returns (old, new).
 
-    An id that occurs in the dump is never given to another conversation.
+    An id that occurs in the dump is never given to another conversation. The parts of one keep theirs.
     """
-    taken, again = set(), []
-    for position, id in enumerate(ids):
+    taken, again = {}, []  # by the number of the part
+    for position, (id, part) in enumerate(zip(ids, parts)):
         if position not in duplicates:
-            if id in taken:
+            names = taken.setdefault(part, set())
+            if id in names:
                 again.append(position)
-            taken.add(id)
+            names.add(id)
     seen, changed = collections.Counter(), []
     for position in again:
         id = name = ids[position]
-        seen[id] = max(seen[id], 1) + 1
-        while name in taken:
-            name = f"{id}-{seen[id]}"
-            seen[id] += name in taken
-        taken.add(name)
+        part = parts[position]
+        names = taken[part]
+        seen[id, part] = max(seen[id, part], 1) + 1
+        while name in names:
+            name = f"{id}-{seen[id, part]}"
+            seen[id, part] += name in names
+        names.add(name)
         ids[position] = name
         changed.append((id, name))
     return changed
@@ -446,7 +452,18 @@ def _second_pass(
 
 
 # What the second pass counts in the report.
-_COUNTED = ("kept", "rejected", "parts", "unfinished_parts", "held_out", "repairs", "rounds", "answers", "examples")
+_COUNTED = (
+    "kept",
+    "rejected",
+    "parts",
+    "unfinished_parts",
+    "held_out",
+    "repairs",
+    "rounds",
+    "answers",
+    "marked",
+    "examples",
+)
 
 
 def _write(
@@ -484,6 +501,8 @@ def _write(
             _count(report.repairs, name, count)
         report.answers["html"] += outcome.html_answers
         report.answers["as_is"] += outcome.answers - outcome.html_answers
+        report.marked["not_learned"] += outcome.not_learned
+        report.marked["cut"] += outcome.cut
         report.kept += 1
         pick_examples(report, outcome, readings[outcome.source])
         if outcome.held_out:

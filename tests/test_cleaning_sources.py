@@ -163,6 +163,14 @@ EXAMPLES = {
         {"instruction": "Add.", "input": "1, 2", "output": "3", "history": [["hi", "hello"]], "system": ""},
         ("", "", "", [("user", "hi"), ("assistant", "hello"), ("user", "Add.\n\n1, 2"), ("assistant", "3")]),
     ),
+    "completion": (
+        {"id": "c", "prompt": "q", "completion": [{"role": "assistant", "content": "a"}], "label": False},
+        ("c", "", "", [("user", "q"), ("assistant", "a")]),
+    ),
+    "preference": (
+        {"id": "p", "question": "q", "chosen": "a", "rejected": "b"},
+        ("p", "", "", [("user", "q"), ("assistant", "a")]),
+    ),
 }
 
 
@@ -201,6 +209,8 @@ NOTES = {
     "chat_log": {"flagged toxic": 1, "flagged by moderation": 1},
     "oasst": {"dropped deleted": 1},
     "sharegpt_page": {"unescaped questions": 1},
+    "completion": {"answers that their record labels as bad, not to learn from": 1},
+    "preference": {"rejected answers of preferences, left out": 1},
 }
 
 

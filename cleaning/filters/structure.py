@@ -168,13 +168,13 @@ _CUT_BY_ERROR = re.compile(r"[^\s.!?:;…。！？：]\s*\n\n(network error|Ther
 
 
 def unfinished_answer(message: Message, settings: Settings) -> str | None:
-    """Cut inside a code block, or by an error. To learn it is to learn to stop there."""
+    """Cut inside a code block, or by an error. To learn it is to learn to stop there, unless its dump says that it is cut."""
     if message.role != "assistant":
         return None
     end = message.content[-80:]
     if "error" in end and (found := _CUT_BY_ERROR.search(end)):
         return f"was cut: {found[1]!r}"
-    return "ends inside a code block" if open_fence(message.content) else None
+    return "ends inside a code block" if message.ends and open_fence(message.content) else None
 
 
 def orphan_continue(message: Message, settings: Settings) -> str | None:
@@ -198,6 +198,8 @@ def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
 def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
     """Answers in a row become one, a blank line between them: the page saved continued answers so.
 
+    After one that its dump calls cut, the next goes on at once. Where one of two is not to be learned, neither is.
+
     With `consecutive` "last" the last one stays alone: other pages saved every regenerated answer.
     """
     merged: list[Message] = []
@@ -206,7 +208,10 @@ def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
             if settings.consecutive == "last":
                 merged[-1] = message
             else:
-                merged[-1].content = "\n\n".join(text for text in (merged[-1].content, message.content) if text)
+                before = merged[-1]
+                between = "\n\n" if before.ends and before.content and message.content else ""
+                before.content += between + message.content
+                before.train, before.ends = before.train and message.train, message.ends
         else:
             merged.append(message)
     count = len(messages) - len(merged)
@@ -253,9 +258,10 @@ def merge_continued_answers(messages: list[Message], settings: Settings) -> int:
             and merged
             and merged[-1].role == "assistant"
             and is_continue(question.content)
+            and merged[-1].train == answer[0].train
             and (whole := joined(merged[-1].content, answer[0].content)) is not None
         ):
-            merged[-1].content = whole
+            merged[-1].content, merged[-1].ends = whole, answer[0].ends
             position += 2
             count += 1
             continue

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cleaning.sources import lists, pages, trees
+from cleaning.sources import lists, pages, prompted, trees
 from cleaning.sources.eras import (
     ERAS,
     SAMPLE_BYTES,
@@ -63,6 +63,8 @@ FORMATS: dict[str, Format] = {
     "pairs": Format(_one(lists.read_pairs), "conversation of human/assistant rounds"),
     "marked_text": Format(_one(lists.read_marked_text), "text with <|user|>: and <|bot|>: before each turn"),
     "alpaca": Format(_one(lists.read_alpaca), "instruction, input, output"),
+    "completion": Format(_one(prompted.read_completion), "prompt and completion, question and answer"),
+    "preference": Format(_one(prompted.read_preference), "chosen and rejected answers, of which the chosen is learned"),
 }
 
 
@@ -143,6 +145,8 @@ def recognise(record: Any) -> str:
         return "chatgpt_export"
     if record.get("chat_messages") is not None:
         return "claude_export"
+    if prompted.is_preference(record):  # before its prompt is taken for the whole
+        return "preference"
     if record.get("messages") is not None:
         return "messages"
     if first(record, "conversations", "items") is not None:
@@ -153,10 +157,12 @@ def recognise(record: Any) -> str:
         turns = as_list(record["conversation"], "turns")
         is_pair = turns and isinstance(turns[0], dict) and not {"role", "from", "content", "value"} & set(turns[0])
         return "pairs" if is_pair else "chat_log"
-    if record.get("instruction") is not None and record.get("output") is not None:
+    if record.get("instruction") is not None and first(record, "output", "response") is not None:
         return "alpaca"
     if isinstance(record.get("text"), str) and re.match(r"\s*<\|\w+\|>:", record["text"]):
         return "marked_text"
+    if prompted.is_completion(record):
+        return "completion"
     if record.get("message_tree_id") is not None:
         raise Rejection("not_a_conversation", "one message of a tree: take OpenAssistant's *.trees.jsonl.gz instead")
     raise Rejection("not_a_conversation", f"no format has this shape (--format names one); keys: {keys_of(record)}")

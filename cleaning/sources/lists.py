@@ -4,8 +4,11 @@ Each reader takes a record and returns its one conversation, or raises Rejection
 (`cleaning.sources.eras` decides); everywhere else text is text.
 """
 
+import contextlib
+import hashlib
 import re
 from collections import Counter
+from dataclasses import fields
 
 from cleaning.sources.turns import (
     RawConversation,
@@ -17,6 +20,8 @@ from cleaning.sources.turns import (
     id_in,
     keys_of,
     label,
+    mark_by_record,
+    marked,
     read_content,
     read_turn,
     role_of,
@@ -24,7 +29,8 @@ from cleaning.sources.turns import (
     text_of,
     time_in,
 )
-from fastft.records import repair_text
+from fastft.conversation import Conversation
+from fastft.records import parse_json, repair_text
 
 # The names of languages in WildChat and LMSYS-Chat-1M, where they are common; others keep their name in lower case.
 LANGUAGES = {
@@ -51,9 +57,19 @@ def _turns_of(record: dict, *keys: str) -> RawConversation:
     turns = first(record, *keys)
     if turns is None:
         raise Rejection("not_a_conversation", f"no {' or '.join(map(repr, keys))}; keys: {keys_of(record)}")
-    conversation = _conversation(record)
+    conversation = start_conversation(record)
+    if isinstance(turns, str) and turns.startswith("["):  # a table's column of JSON
+        with contextlib.suppress(ValueError):
+            turns = parse_json(repair_text(turns).encode())
     turns = enumerate(as_list(turns, "turns"), start=1)
     conversation.turns = [read_turn(turn, number, conversation.notes) for number, turn in turns]
+    return finished(conversation, record)
+
+
+def finished(conversation: RawConversation, record: dict) -> RawConversation:
+    """With what the record says beside its turns: a system prompt, what its answers are worth; and whether one calls a tool."""
+    _add_system(conversation, record)
+    mark_by_record(conversation, record)
     call = next((number for number, turn in enumerate(conversation.turns, start=1) if turn.calls), None)
     if call is not None:
         conversation.sessions["tool_session"] = f"turn {call} calls a tool"
@@ -76,12 +92,12 @@ def read_chat_log(record: dict) -> RawConversation:
 
 def read_pairs(record: dict) -> RawConversation:
     """{"conversation": [{"human": "…", "assistant": "…"}, …]}: a round an object, its keys in the order of speech."""
-    conversation = _conversation(record)
+    conversation = start_conversation(record)
     for number, pair in enumerate(as_list(record.get("conversation"), "rounds"), start=1):
         for name, content in as_object(pair, f"round {number}").items():
             text = read_content(content, number, conversation.notes)
             conversation.turns.append(Turn(role_of(name, number), text))
-    return conversation
+    return finished(conversation, record)
 
 
 _MARK = re.compile(r"(?:\A|\n)\s*<\|(system|user|human|bot|assistant)\|>:[ \t]?")
@@ -89,7 +105,7 @@ _MARK = re.compile(r"(?:\A|\n)\s*<\|(system|user|human|bot|assistant)\|>:[ \t]?"
 
 def read_marked_text(record: dict) -> RawConversation:
     """{"text": "<|user|>: …\\n\\n<|bot|>: …"}: one string, a mark at the beginning of a line before each turn."""
-    conversation, text = _conversation(record), record.get("text")
+    conversation, text = start_conversation(record), record.get("text")
     if not isinstance(text, str) or not _MARK.match(text):
         raise Rejection("not_a_conversation", f"its text does not begin with a mark like <|user|>: {shown(text)}")
     _, *pieces = _MARK.split(repair_text(text))
@@ -97,30 +113,37 @@ def read_marked_text(record: dict) -> RawConversation:
         Turn(role_of(name, number), text.removesuffix("\n").removesuffix("\n"))
         for number, (name, text) in enumerate(zip(pieces[::2], pieces[1::2]), start=1)
     ]
-    return conversation
+    return finished(conversation, record)
 
 
 def read_alpaca(record: dict) -> RawConversation:
-    """{"instruction", "input"?, "output", "system"?, "history"?: [[question, answer], …]}."""
-    if record.get("instruction") is None or record.get("output") is None:
+    """{"instruction", "input" or "context"?, "output" or "response", "system"?, "history"?: [[question, answer], …]}."""
+    if record.get("instruction") is None or first(record, "output", "response") is None:
         raise Rejection("not_a_conversation", f"no 'instruction' or no 'output'; keys: {keys_of(record)}")
-    conversation, notes = _conversation(record), Counter()
-    texts = [("system", record.get("system"))] if record.get("system") else []
-    history = as_list(record.get("history") or [], "earlier rounds")
-    for number, pair in enumerate(history, start=1):
+    conversation = start_conversation(record)
+    conversation.turns = earlier_rounds(record, conversation.notes)
+    conversation.turns.append(Turn("user", instruction_of(record, conversation.notes)))
+    answer = read_content(first(record, "output", "response"), len(conversation.turns) + 1, conversation.notes)
+    conversation.turns.append(Turn("assistant", answer))
+    return finished(conversation, record)
+
+
+def instruction_of(record: dict, notes: Counter[str]) -> str:
+    """Alpaca's question: what is to be done and, below it, with what."""
+    instruction = read_content(record.get("instruction"), 1, notes)
+    given = read_content(first(record, "input", "context"), 1, notes)
+    return f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction or given
+
+
+def earlier_rounds(record: dict, notes: Counter[str]) -> list[Turn]:
+    """Of `history`: pairs of a question and its answer."""
+    turns = []
+    for number, pair in enumerate(as_list(record.get("history") or [], "earlier rounds"), start=1):
         if not isinstance(pair, list) or len(pair) != 2:
             raise Rejection("not_a_conversation", f"earlier round {number} is not a pair but {shown(pair)}")
-        texts += zip(("user", "assistant"), pair)
-    instruction, given = (read_content(record.get(key), 1, notes) for key in ("instruction", "input"))
-    texts.append(
-        ("user", f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction or given)
-    )
-    texts.append(("assistant", record.get("output")))
-    conversation.turns = [
-        Turn(role, read_content(text, number, notes)) for number, (role, text) in enumerate(texts, start=1)
-    ]
-    conversation.notes += notes
-    return conversation
+        for role, text in zip(("user", "assistant"), pair):
+            turns.append(Turn(role, read_content(text, len(turns) + 1, notes)))
+    return turns
 
 
 def read_claude_export(record: dict) -> RawConversation:
@@ -128,22 +151,26 @@ def read_claude_export(record: dict) -> RawConversation:
 
     The text parts of `content` are what was said; `text`, where there are none, may also tell of tools.
     """
-    conversation = _conversation(record)
+    conversation = start_conversation(record)
     for number, message in enumerate(as_list(record.get("chat_messages"), "messages"), start=1):
         message = as_object(message, f"message {number}")
         parts = message.get("content")
         spoken = isinstance(parts, list) and any(isinstance(p, dict) and p.get("type") == "text" for p in parts)
         content = parts if spoken or not isinstance(message.get("text"), str) else message["text"]
-        text = read_content(content, number, conversation.notes)
-        conversation.turns.append(Turn(role_of(first(message, "sender", "role"), number), text))
+        turn = Turn(
+            role_of(first(message, "sender", "role"), number), read_content(content, number, conversation.notes)
+        )
+        conversation.turns.append(marked(turn, message, number, conversation.notes))
         for key in ("attachments", "files"):
             if isinstance(message.get(key), list):
                 conversation.notes[f"dropped {key}"] += len(message[key])
     return conversation
 
 
-def _conversation(record: dict) -> RawConversation:
+def start_conversation(record: dict) -> RawConversation:
     """An empty one, with what the record says about itself."""
+    if record.keys() == _OWN and (own := _start_own(record)):
+        return own
     lang = text_of(first(record, "lang", "language")).strip().lower()
     lang = LANGUAGES.get(lang, label(lang) if lang else "")
     conversation = RawConversation(id_in(record), text_of(record.get("model")), [], lang, time=time_in(record))
@@ -152,3 +179,36 @@ def _conversation(record: dict) -> RawConversation:
     # The contract has no place for them; a chat template would need them as an argument of its own.
     conversation.notes["dropped definitions of tools"] += record.get("tools") not in (None, "", "[]", [])
     return conversation
+
+
+_OWN = frozenset(each.name for each in fields(Conversation))
+
+
+def _start_own(record: dict) -> RawConversation | None:
+    """What the cleaner wrote about a conversation, as it stands; None where other values stand under its keys."""
+    id, source, lang, model = texts = [record[key] for key in ("id", "source", "lang", "model")]
+    part, parts = record["part"], record["parts"]
+    if not all(isinstance(text, str) and text == repair_text(text) for text in texts):
+        return None
+    if type(part) is not int or type(parts) is not int or not 0 <= part < parts < 1 << 31:
+        return None
+    own = RawConversation(id, model, [], lang, source=source, part=part, parts=parts)
+    if parts > 1:  # parts share their context, as branches share their beginning
+        own.tree = hashlib.blake2b(id.encode(), digest_size=8).digest()
+    return own
+
+
+_SYSTEM = ("system", "system_prompt", "system_message", "instructions")
+
+
+def _add_system(conversation: RawConversation, record: dict) -> None:
+    """A system prompt that stands beside the list of turns becomes the first of them, unless the list has its own."""
+    prompt = next((record[key] for key in _SYSTEM if record.get(key)), None)
+    if prompt is None:
+        return
+    if not isinstance(prompt, (str, list)):
+        conversation.notes["dropped system prompts that are no text"] += 1
+    elif conversation.turns and conversation.turns[0].role == "system":
+        conversation.notes["dropped system prompts beside one among the turns"] += 1
+    elif text := read_content(prompt, 1, conversation.notes).strip("\n"):
+        conversation.turns.insert(0, Turn("system", text))

@@ -17,6 +17,7 @@ from cleaning.sources.turns import (
     as_object,
     first,
     label,
+    marked,
     number_of,
     read_content,
     role_of,
@@ -135,7 +136,8 @@ def _conversation_on(path: list[str], nodes: dict[str, Any], id: str, record: di
             notes[f"dropped {dropped}"] += 1
             continue
         number = len(turns) + 1
-        turns.append(Turn(message["author"]["role"], read_content(message["content"].get("parts"), number, notes)))
+        text = read_content(message["content"].get("parts"), number, notes)
+        turns.append(marked(Turn(message["author"]["role"], text), message, number, notes))
         metadata = message.get("metadata")
         if isinstance(metadata, dict) and metadata.get("model_slug"):
             model = text_of(metadata["model_slug"])

@@ -1,13 +1,24 @@
 """What every reader of a dump produces, and the small pieces they share: roles, text, content parts, calls, times."""
 
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from cleaning.sources.marks import (
+    LABELLED,
+    MARKS,
+    NOT_LEARNED,
+    RECORD_MARKS,
+    comes_to_its_end,
+    is_bad_example,
+    is_learned,
+    last_answer_is_cut,
+    none_is_learned,
+)
 from fastft.conversation import ROLE_NAMES
 from fastft.records import parse_json, repair_text
 
@@ -26,6 +37,8 @@ class Turn:
     text: str
     html: bool = False
     calls: bool = False  # asks for a tool
+    train: bool = True  # to learn from, if it is an answer
+    ends: bool = True  # false for an answer that was cut
 
 
 @dataclass(slots=True)
@@ -37,6 +50,9 @@ class RawConversation:
     turns: list[Turn]
     lang: str = ""
     format: str = ""
+    source: str = ""  # these three only of what the cleaner wrote itself
+    part: int = 0
+    parts: int = 1
     time: float = 0.0  # when it was last changed, in unix seconds; 0 where the dump does not say
     tree: bytes = b""  # the same for all branches of a tree that gave several
     # What the record says of the part that plugins and tools had in it: {name of the filter: complaint}.
@@ -75,7 +91,42 @@ def read_turn(turn: Any, number: int, notes: Counter[str]) -> Turn:
     calls = _calls(turn, number) if role == "assistant" else []
     if calls:
         text = "\n".join([text, *calls] if text.strip() else calls)
-    return Turn(role, text, calls=bool(calls) or name.lower() in _CALLS)
+    return marked(Turn(role, text, calls=bool(calls) or name.lower() in _CALLS), turn, number, notes)
+
+
+def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
+    """`turn`, an answer, with what its `message` says: whether it is to be learned, whether it came to its end."""
+    if turn.role == "assistant" and not MARKS.isdisjoint(message):
+        try:
+            turn.train = is_learned(message, notes)
+        except ValueError as error:
+            raise Rejection("unclear_loss_flag", f"turn {number}: {error}") from None
+        turn.ends = comes_to_its_end(message, notes)
+    return turn
+
+
+def mark_by_record(conversation: RawConversation, record: dict) -> None:
+    """What a record says about its answers, in place: about all, or about those after the last question."""
+    if RECORD_MARKS.isdisjoint(record):
+        return
+    try:
+        bad = is_bad_example(record)
+    except ValueError as error:
+        raise Rejection("unclear_loss_flag", str(error)) from None
+    if none_is_learned(record):
+        _unlearn(conversation.turns, conversation.notes, NOT_LEARNED)
+    last = list(itertools.takewhile(lambda turn: turn.role != "user", reversed(conversation.turns)))
+    if bad:
+        _unlearn(last, conversation.notes, LABELLED)
+    if last and last[0].role == "assistant" and last_answer_is_cut(record, conversation.notes):
+        last[0].ends = False
+
+
+def _unlearn(turns: list[Turn], notes: Counter[str], reason: str) -> None:
+    for turn in turns:
+        if turn.role == "assistant":
+            notes[reason] += turn.train
+            turn.train = False
 
 
 def _calls(turn: dict, number: int) -> list[str]:
@@ -100,6 +151,9 @@ def _call(call: dict, number: int) -> str:
     return repair_text(text)
 
 
+_TEXTS = (None, "text", "input_text", "output_text", "audio_transcription")
+
+
 def role_of(name: Any, number: int) -> str:
     role = ROLES_IN_DUMPS.get(name.lower()) if isinstance(name, str) else None
     if role is None:
@@ -108,25 +162,38 @@ def role_of(name: Any, number: int) -> str:
 
 
 def read_content(content: Any, number: int, notes: Counter[str]) -> str:
-    """Text, or a list of parts: the texts are joined by line ends, anything else is counted by its type."""
+    """Text, or a list of parts: texts that follow one another are one text, anything else is counted by its type.
+
+    Parts end in the middle of sentences where an API attaches its citations. Where something was left out between two
+    texts, a line end stands for it.
+    """
     if content is None:
         return ""
     if isinstance(content, str):
         return repair_text(content)
     if not isinstance(content, list):
         raise Rejection("not_a_conversation", f"the content of turn {number} is not text but {shown(content)}")
-    return "\n".join(_text_parts(content, notes))
-
-
-def _text_parts(parts: Iterable[Any], notes: Counter[str]) -> Iterator[str]:
-    for part in parts:
-        text = part.get("text") if isinstance(part, dict) else part
-        kind = first(part, "type", "content_type") if isinstance(part, dict) else None
-        if isinstance(text, str) and kind in (None, "text", "input_text", "output_text", "audio_transcription"):
-            if text:
-                yield repair_text(text)
+    pieces = [""]
+    for part in content:
+        text, kind = _text_part(part)
+        if text is not None:
+            pieces[-1] += repair_text(text)
         elif part is not None:
             notes[f"dropped part {label(kind or type(part).__name__)}"] += 1
+            pieces.append("")
+    return "\n".join(piece for piece in pieces if piece)
+
+
+def _text_part(part: Any) -> tuple[str | None, Any]:
+    """(the text of a part, or None if it is something else; its type)."""
+    if not isinstance(part, dict):
+        return (part if isinstance(part, str) else None), None
+    kind = first(part, "type", "content_type")
+    text = first(part, "text", "value", "content")
+    if isinstance(text, dict):  # OpenAI's assistants: {"type": "text", "text": {"value": "…"}}
+        text = text.get("value")
+    is_text = isinstance(text, str) and kind in _TEXTS
+    return (text if is_text else None), kind
 
 
 def first(record: dict, *keys: str) -> Any:
