@@ -283,6 +283,8 @@ class Piece:
             if line["part"] == 0:
                 self._read_first_part(line, beginnings_of)
             if line["part"] + 1 == line["parts"]:
+                last = line["messages"][-1]
+                rounds += last["train"] and not last["ends"]  # cut in its dump: no other part goes on with it
                 found["rounds"].append(rounds)
                 found["conversations"].append(characters)
                 rounds = characters = 0
@@ -362,7 +364,7 @@ def taught(messages: list[dict[str, Any]]) -> tuple[list[int], list[int], int]:
     The splitter's own questions, which ask for the rest of an answer that it cut, count as none.
     """
     questions, answers, rounds, question, cut = [], [], 0, None, False
-    for message in messages:
+    for number, message in enumerate(messages, start=1):
         role = message["role"]
         if role == "user":
             question = len(message["content"])
@@ -370,10 +372,10 @@ def taught(messages: list[dict[str, Any]]) -> tuple[list[int], list[int], int]:
             if message["train"]:
                 answers.append(len(message["content"]))
                 if question is not None:
-                    rounds += message["ends"]
+                    rounds += message["ends"] or number < len(messages)  # the splitter's pieces are the last of a part
                     if not cut:
                         questions.append(question)
-            question, cut = None, not message["ends"]
+            question, cut = None, not message["ends"] and not message["train"]
     return questions, answers, rounds
 
 
@@ -383,7 +385,7 @@ def _lines(path: Path, start: int, size: int) -> Iterator[dict[str, Any]]:
         if start:  # to the first line that begins there
             stream.seek(start - 1)
             stream.readline()
-        at, begun = stream.tell(), False
+        at, begun = stream.tell(), not start  # part 0 of the first may be gone where parts were an input
         for text in stream:
             try:
                 line = orjson.loads(text)

@@ -39,6 +39,7 @@ from cleaning.report import (
     write_report,
 )
 from cleaning.sources import Reading
+from fastft.conversation import Conversation, Message
 from fastft.page import visible
 from fastft.records import repair_text
 
@@ -157,6 +158,17 @@ def test_context_and_pieces_are_counted_once():
     assert taught(overlap) == ([2], [1], 1)
     tools = [message("user", "q"), message("assistant", "call"), message("tool", "t"), message("assistant", "answer")]
     assert taught(tools) == ([1], [4, 6], 1)
+    cut_in_its_dump = [message("user", "q"), message("assistant", "a", ends=False), *overlap]
+    assert taught(cut_in_its_dump) == ([1, 2], [1, 1], 2)
+
+
+def test_conversations_with_cut_answers_and_lost_parts_are_counted(tmp_path):
+    cut = share("q", "a", id="cut") | {"finish_reason": "length"}
+    page = run(tmp_path, [cut])
+    assert Kept(tmp_path / "out", set()).lengths["rounds"].counts == {1: 1} and page
+    part = Conversation("p", [Message("user", "q"), Message("assistant", "a", True)], part=1, parts=2)
+    (tmp_path / "out/conversations.jsonl").write_bytes(part.to_json() + b"\n")
+    assert Kept(tmp_path / "out", set()).lengths["conversations"].counts == {2: 1}
 
 
 def test_before_and_after(tmp_path):
