@@ -16,12 +16,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Failure:
-    """`status` with an error's body; 0 closes the connection in the middle of an answer; `wait_s` before anything is sent."""
+    """`status` with an error's body; 0 closes the connection in the middle of an answer; `wait_s` before anything is sent.
+    `location`: where a redirect points to.
+    """
 
     status: int = 500
     message: str = "no"
     retry_after: str | None = None
     wait_s: float = 0.0
+    code: str | None = None
+    location: str | None = None
 
 
 @dataclass
@@ -55,21 +59,22 @@ def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Se
                     self.send(200, b'{"id": "x", "choices": [{"ind', length=500)
                     self.close_connection = True
                     return
-                self.send(
-                    answer.status, json.dumps({"error": {"message": answer.message}}).encode(), answer.retry_after
-                )
+                error = {"message": answer.message, "code": answer.code}
+                headers = {"Retry-After": answer.retry_after, "Location": answer.location}
+                self.send(answer.status, json.dumps({"error": error}).encode(), headers)
                 return
             content = answer if isinstance(answer, bytes) else completion(answer, body)
             self.send(200, content)
             with server.lock:
                 server.paid += not isinstance(answer, bytes)
 
-        def send(self, status: int, content: bytes, retry_after: str | None = None, length: int | None = None) -> None:
+        def send(self, status: int, content: bytes, headers: dict | None = None, length: int | None = None) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(length or len(content)))
-            if retry_after:
-                self.send_header("Retry-After", retry_after)
+            for name, value in (headers or {}).items():
+                if value:
+                    self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
             self.wfile.flush()
@@ -87,10 +92,12 @@ def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Se
         http.server_close()
 
 
-def completion(text: str, body: dict) -> bytes:
-    tokens = sum(len(message["content"]) for message in body["messages"]) // 4
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": tokens, "completion_tokens": len(text) // 4, "total_tokens": tokens + len(text) // 4}
+def completion(content: str | list | None, body: dict, finish_reason: str = "stop", **message) -> bytes:
+    """`message`: what else the message holds."""
+    tokens, words = sum(len(each["content"]) for each in body["messages"]) // 4, len(content or "") // 4
+    message = {"role": "assistant", "content": content, **message}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    usage = {"prompt_tokens": tokens, "completion_tokens": words, "total_tokens": tokens + words}
     reply = {
         "id": "x",
         "object": "chat.completion",

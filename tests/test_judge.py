@@ -78,7 +78,8 @@ def test_an_endpoint_that_fails_in_every_way(tmp_path, capsys):
         return trouble.get(number) or longer_wins(body)
 
     with openai_server.endpoint(reply) as server:
-        code = command.main([*ground, "--judge", f"{server.url}#judge", "--timeout", "2", "--concurrency", "3"])
+        judge = ["--judge", f"{server.url}#judge", "--judge_key_env", KEY]
+        code = command.main([*ground, *judge, "--timeout", "2", "--concurrency", "3"])
     said = capsys.readouterr()
     assert code == 0, said.err
     judgments = read_judgments(tmp_path / "judged/judgments.jsonl")
@@ -422,7 +423,9 @@ def test_bad_input(tmp_path, capsys):
     assert "no such file" in error_of(capsys, ["--answers", "none.jsonl", *ground[3:], *judge])
     assert "a key does not belong" in error_of(capsys, [*ground, "--judge", f"https://me:{SECRET}@x/v1#j"])
     with openai_server.endpoint(lambda body, number: Failure(401, f"Incorrect API key provided: {SECRET}")) as server:
-        assert f"the key in {KEY} was refused (401)" in error_of(capsys, [*ground, "--judge", f"{server.url}#judge"])
+        judge = ["--judge", f"{server.url}#judge"]
+        assert f"the key in {KEY} was refused (401)" in error_of(capsys, [*ground, *judge, "--judge_key_env", KEY])
+        assert "wants a key (name its variable with --judge_key_env" in error_of(capsys, [*ground, *judge])
     with openai_server.endpoint(lambda body, number: Failure(404)) as server:
         assert "has no judge" in error_of(capsys, [*ground, "--judge", f"{server.url}#judge"])
     assert not list((tmp_path / "judged").glob("judgments*"))
@@ -478,7 +481,7 @@ def test_a_judge_lost_on_the_way(tmp_path, capsys):
     with openai_server.endpoint(reply) as server:
         judge = ["--judge", f"{server.url}#judge"]
         said = error_of(capsys, [*ground, *judge])
-        assert "52 of 60 are not judged" in said and "was refused (401)" in said
+        assert "52 of 60 are not judged" in said and "wants a key" in said
         assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 8 == server.paid
         assert (tmp_path / "judged/report.html").is_file() and len(server.requests) < 60
         broken[0] = False

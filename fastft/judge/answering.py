@@ -12,11 +12,13 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastft.judge.client import Cache, Client, Limits, Money, Unanswered, estimate_tokens, run_all
 from fastft.judge.judgment import write_rows
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("questions", nargs="?", default=str(OWN), help="JSON Lines; without, our own 80")
     parser.add_argument("-o", "--output", required=True, help="answers, JSON Lines; what is there already is kept")
     add_model_options(parser, max_tokens=1024)
-    add_endpoint_options(parser)
+    add_endpoint_options(parser, "model")
     arguments = parser.parse_args(argv)
     try:
         return answer(arguments)
@@ -50,9 +52,17 @@ def add_model_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
     parser.add_argument("--dry_run", action="store_true", help="say what would be asked and cost")
 
 
-def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
-    """Limits and prices, for verbs that ask endpoints."""
-    options = parser.add_argument_group("endpoints", "the key comes from OPENAI_API_KEY")
+def add_endpoint_options(parser: argparse.ArgumentParser, address: str) -> None:
+    """Keys, limits and prices, for verbs that ask endpoints; `address` is the option that names those."""
+    options = parser.add_argument_group("endpoints", "OPENAI_API_KEY is for OpenAI and OPENAI_BASE_URL alone")
+    options.add_argument(
+        f"--{address}_key_env",
+        action="append",
+        default=[],
+        dest="key_env",
+        metavar="NAME",
+        help=f"the environment variable with the key for --{address}; for several, one each, '' for none",
+    )
     options.add_argument("--concurrency", type=int, default=Limits.concurrency, help="requests at a time")
     options.add_argument("--rpm", type=float, default=0, help="requests a minute, 0: no limit")
     options.add_argument("--tpm", type=float, default=0, help="tokens a minute, 0: no limit")
@@ -70,6 +80,20 @@ def endpoint_limits(arguments: argparse.Namespace) -> Limits:
     if arguments.concurrency < 1 or arguments.rpm < 0 or arguments.tpm < 0 or arguments.timeout <= 0:
         raise ValueError("--concurrency must be at least 1, --rpm and --tpm not below 0, --timeout above 0")
     return Limits(arguments.concurrency, arguments.rpm, arguments.tpm, timeout_s=arguments.timeout)
+
+
+def endpoint_keys(names: list[str], addresses: list[str]) -> list[str]:
+    """The variable with the key for each address, "" where none is named. Raises ValueError.
+
+    One name for several addresses holds where they are one host: no key goes where nobody sent it.
+    """
+    if not all(re.fullmatch(r"(?:[A-Za-z_]\w*)?", name) for name in names):
+        raise ValueError("a key is given by the name of the environment variable that holds it")
+    if len(names) == 1 and len({urlsplit(address).netloc for address in addresses}) == 1:
+        return names * len(addresses)
+    if names and len(names) != len(addresses):
+        raise ValueError("a key's variable must be named once for each endpoint ('' for none), or all must be one host")
+    return names or [""] * len(addresses)
 
 
 def endpoint_prices(arguments: argparse.Namespace, number: int) -> list[tuple[float, float]]:
@@ -116,7 +140,8 @@ def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tupl
     client = None
     if remote:
         cache, price = Cache(path.with_suffix(".cache.jsonl")), endpoint_prices(arguments, 1)[0]
-        client = Client(arguments.model, endpoint_limits(arguments), cache, price, money)
+        (key_env,) = endpoint_keys(arguments.key_env, [arguments.model])
+        client = Client(arguments.model, endpoint_limits(arguments), cache, price, money, key_env)
     source = f"{client.url}#{client.name}" if client else fingerprint(Path(arguments.model))
     made_with = {"model": source, **parameters}
     done = answered_before(path, name, made_with, questions)

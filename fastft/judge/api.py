@@ -4,11 +4,13 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from fastft.judge.answering import endpoint_keys
 from fastft.judge.client import USUAL_LIMITS, Client, Limits, Money, tell_apart
 from fastft.judge.figures import Figures, compute
 from fastft.judge.judging import judge_all, load_prompts, plan
 from fastft.judge.judgment import Judgment, Mode
 from fastft.judge.questions import Answer, Question, load_questions
+from fastft.records import repair_text
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ def compare(
     mode: Mode = "pairwise",
     baseline: str | None = None,
     limits: Limits = USUAL_LIMITS,
+    key_env: Iterable[str] = (),
 ) -> Comparison:
-    """Judge `answers` ({model: {question id: text}}) to `questions` (our own 80), in both orders; judges are URL#name.
+    """Judge `answers` ({model: {question id: text}}) to `questions` (our own 80), in both orders; judges are URL#name, `key_env`
+    the environment variables with their keys, where they have any (OPENAI_API_KEY goes to OpenAI unasked, and nowhere else).
 
         compare({"mine": {"1": "…"}, "theirs": {"1": "…"}}, "http://localhost:8000/v1#judge", [Question("1", "generic", ("…",))])
 
@@ -53,14 +57,17 @@ def compare(
     if not shared or any(len(question.turns) != 1 for question in shared):
         raise ValueError("compare needs questions of one turn that all models have answered")
     given = {
-        model: {question.id: Answer(question.id, model, (texts[question.id],)) for question in shared}
+        model: {question.id: Answer(question.id, model, (repair_text(texts[question.id]),)) for question in shared}
         for model, texts in answers.items()
     }
     money = Money()
     jobs = plan(shared, given, mode, baseline)
 
+    judges = [judge] if isinstance(judge, str) else list(judge)
+    keys = endpoint_keys(list(key_env), judges)
+
     def work() -> tuple[list[Judgment], str | None]:
-        clients = [Client(each, limits, money=money) for each in ([judge] if isinstance(judge, str) else judge)]
+        clients = [Client(each, limits, money=money, key_env=key) for each, key in zip(judges, keys)]
         tell_apart(clients)
         return judge_all(jobs, clients, load_prompts(), 1024, money)
 

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first so many items of each task: no result, a rehearsal")
     parser.add_argument("-o", "--output", type=Path, default=Path("bench"))
     add_model_options(parser, max_tokens=256)
-    add_endpoint_options(parser)
+    add_endpoint_options(parser, "model")
     arguments = parser.parse_args(argv)
     try:
         return bench(arguments)

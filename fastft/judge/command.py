@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastft.judge.answering import add_endpoint_options, endpoint_limits, endpoint_prices
+from fastft.judge.answering import add_endpoint_options, endpoint_keys, endpoint_limits, endpoint_prices
 from fastft.judge.client import Cache, Client, Money, tell_apart
 from fastft.judge.judging import check_answers, estimate, judge_all, load_prompts, plan
 from fastft.judge.judgment import Judgment, write_rows
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--difference", type=float, help="count the questions that would show it: points of win rate (5) or score (0.5)"
     )
-    add_endpoint_options(parser)
+    add_endpoint_options(parser, "judge")
     arguments = parser.parse_args(argv)
     try:
         if arguments.difference is not None and not 0 < arguments.difference < 50:
@@ -75,7 +75,7 @@ def show_reviews(arguments: argparse.Namespace) -> int:
         write_results(arguments.output, judgments, questions, answers, arguments.difference)
         write_judge_page(arguments.output / "report.html", figures, judgments, questions, answers)
         print(f"report: {arguments.output / 'report.html'}")
-    return 0
+    return is_nothing_read(judgments)
 
 
 def judge(arguments: argparse.Namespace) -> int:
@@ -101,7 +101,10 @@ def judge(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("judged")
     cache = Cache(output / "cache.jsonl")
     limits = endpoint_limits(arguments)
-    clients = [Client(address, limits, cache, price, money) for address, price in zip(arguments.judge, prices)]
+    keys = endpoint_keys(arguments.key_env, arguments.judge)
+    clients = [
+        Client(address, limits, cache, price, money, key) for address, price, key in zip(arguments.judge, prices, keys)
+    ]
     tell_apart(clients)
     calls, (new, prompt, reply, usd) = len(jobs) * len(clients), estimate(jobs, clients, prompts, arguments.max_tokens)
     priced = f", ${usd:.2f}" if arguments.usd_per_million else ""
@@ -127,7 +130,18 @@ def judge(arguments: argparse.Namespace) -> int:
         )
         return 1
     print(f"report: {output / 'report.html'}")
-    return 0
+    return is_nothing_read(judgments)
+
+
+def is_nothing_read(judgments: list[Judgment]) -> int:
+    """1, and one line that says why, where no figure has a judgment to stand on; else 0."""
+    if any(judgment.parsed for judgment in judgments):
+        return 0
+    cut = all("cut" in judgment.flags for judgment in judgments)
+    do = "give a larger --max_tokens" if cut else "report.html and judgments.jsonl have the words"
+    why = f"{judgments[0].judge} wrote {judgments[0].text.strip()[-80:]!r}"
+    print(f"error: none of {len(judgments)} judgments could be read ({why}); {do}", file=sys.stderr)
+    return 1
 
 
 def write_results(

@@ -156,9 +156,11 @@ async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_token
         words = reply.text
         usd += client.usd(reply.prompt_tokens, reply.completion_tokens)
         scores = parse_pair(words) if job.second else _one(parse_single(words))
-        if scores:
+        thought_only = not words.strip() and reply.finish_reason == "length"  # as long as it may; it would again
+        if scores or thought_only:
             break
-        messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": AGAIN}]
+        if words.strip():  # an empty turn is refused by some; to nothing the question is put again as it was
+            messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": AGAIN}]
     return Judgment(
         question_id=job.question.id,
         category=job.question.category,

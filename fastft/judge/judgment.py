@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fastft.records import repair_text
+
 Mode = Literal["pairwise", "single"]
 
 
@@ -53,9 +55,9 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """An older file is replaced by a whole new one only."""
+    """An older file is replaced by a whole new one only. A lone surrogate, which no file can hold, becomes U+FFFD."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_text(repair_text(text), encoding="utf-8")
     os.replace(beside, path)
 
 

@@ -7,11 +7,11 @@ Without --questions our own set is asked: 80 questions in the eight categories o
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastft.records import Record, read_records
+from fastft.records import Record, read_records, repair_text
 
 OWN = Path(__file__).with_name("questions.jsonl")
 
@@ -108,4 +108,13 @@ def _objects(path: str | Path) -> Iterator[Record]:
     for record in read_records(path):
         if record.error or not isinstance(record.value, dict):
             raise ValueError(f"{record.where}: {record.error or 'is no JSON object'}")
-        yield record
+        yield replace(record, value=_repaired(record.value))
+
+
+def _repaired(value: Any) -> Any:
+    """Lone surrogates can be asked of nobody and written to no file."""
+    if isinstance(value, dict):
+        return {_repaired(key): _repaired(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_repaired(each) for each in value]
+    return repair_text(value) if isinstance(value, str) else value
