@@ -71,9 +71,7 @@ def find_checkpoint(place: Path, say: Callable[[str], None]) -> tuple[Path, Path
 def load_model(config: TrainConfig, model_config, path: Path, say: Callable[[str], None]) -> TrainedModel:
     """The model of the checkpoint at `path`, on CPU, not sharded: what was not trained comes from `config.model`."""
     kept, cpu = model_config.dtype or torch.float32, torch.device("cpu")
-    model, read = assemble(
-        config, model_config, "eager", torch.float32, say
-    )  # every architecture has it; nothing is computed
+    model, read = assemble(config, model_config, "eager", torch.float32, say)  # every architecture has this attention
 
     def dtype(name: str) -> torch.dtype:
         return torch.float32 if lora.is_adapter(name) else kept

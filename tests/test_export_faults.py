@@ -225,7 +225,7 @@ from fastft import hugging_face, train
 export = hugging_face.export
 def full(*given):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     export(*given)
 limit = sys.argv.pop(1)
 hugging_face.export = full
@@ -272,6 +272,56 @@ def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(ground, tmp_path)
     again = runs._main(ground, out, *flags)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert (out / "adapter" / "adapter_model.safetensors").exists() and (out / "model" / "README.md").exists()
+
+
+def test_two_processes_end_with_one_line_and_go_on_together(ground, tmp_path):
+    (tmp_path / "script.py").write_text(FULL_AT_THE_END)
+    out, flags = tmp_path / "out", runs.flags(ground, tmp_path / "out", *FEW)
+    done = runs.run(runs.command(2, [str(tmp_path / "script.py"), "20000", *flags]))
+    runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
+    nothing_is_there(out)
+    again = runs.train(ground, out, *FEW, processes=2)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+    assert main(["export", str(out), str(tmp_path / "exported")]) == 0
+    assert same_model(out / "model", tmp_path / "exported")
+
+
+def test_two_processes_refuse_with_one_line(ground, tmp_path):
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    unsavable_tokenizer(model)
+    done = runs.train(ground, tmp_path / "out", "--model", str(model), processes=2)
+    runs.fails(done, f"{model}: its tokenizer with its chat template cannot be saved")
+
+
+# No file reaches the storage before the export is over, and with it the limit.
+STORAGE_THAT_WAITS = """
+import resource, threading
+from fastft import hugging_face, store
+over, put, write = threading.Event(), store.Store.put, hugging_face._replace
+def late(self, *given):
+    over.wait()
+    put(self, *given)
+def then(*given):
+    try:
+        write(*given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        over.set()
+store.Store.put, hugging_face._replace = late, then
+"""
+
+
+def test_storage_has_the_last_checkpoint_of_a_run_whose_export_fails(ground, finished, tmp_path):
+    """The disk of a spot machine is gone when the run ends."""
+    out, remote = tmp_path / "out", ("--checkpoint.remote", f"file://{tmp_path}/bucket/run")
+    flags = runs.flags(ground, out, *FEW, *remote)
+    done = runs.run([sys.executable, "-c", STORAGE_THAT_WAITS + FULL_AT_THE_END, "20000", *flags])
+    runs.fails(done, "the model could not be written (", "Step 2, the last, is saved")
+    shutil.rmtree(out)
+    again = runs._main(ground, out, *FEW, *remote)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr, again.stderr
+    assert same_model(out / "model", finished / "model")
+    assert (tmp_path / "bucket" / "run" / "model" / "model.safetensors").exists()
 
 
 @pytest.fixture
