@@ -2,10 +2,11 @@
 
 A review has the judge's words (`text`) and a pair of scores (`score`) that people filled in where the original parser failed.
 "field" takes the latter, "text" reads the words and names every review whose field says something else. The files are
-review_FIRST_SECOND.jsonl; the first model was always shown first.
+review_FIRST_SECOND.jsonl; the first model was shown first, unless the ids of the answers in a review say otherwise: then
+those are believed, and the file is named.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastft.judge.judgment import Judgment
@@ -15,8 +16,9 @@ from fastft.records import read_records
 
 
 def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str], list[Question], list[Answer]]:
-    """Judgments of all review files in `directory`, a line for each whose field contradicts its text, and the questions and the
-    answers, where they lie as in the original (TABLE/question.jsonl and TABLE/answer/answer_NAME.jsonl beside TABLE/review/).
+    """Judgments of all review files in `directory`, a line for each contradiction (of a field and its text, of a file's name and
+    its rows), and the questions and the answers, where they lie as in the original (TABLE/question.jsonl and
+    TABLE/answer/answer_NAME.jsonl beside TABLE/review/).
 
     Raises ValueError for a directory without reviews, or the record that is none.
     """
@@ -27,15 +29,20 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
     categories = {question.id: question.category for question in questions}
     answers = _answers(directory)
     judgments, contradictions, models = [], [], set()
+    homes = _homes(directory)
     for path in paths:
-        first, second = _models(path, answers)
-        models |= {first, second}
+        named = _models(path, answers)
+        models |= {*named}
+        swapped = 0
         for record in read_records(path):
             row = record.value
             if record.error or not isinstance(row, dict) or not isinstance(row.get("text"), str):
                 raise ValueError(f"{record.where}: {record.error or 'is no review: it has no text'}")
             question, read = str(row.get("question_id")), parse_pair(row["text"])
             entered = _pair(row.get("score"))
+            first, second = named
+            if homes.get(str(row.get("answer1_id"))) == named[1] or homes.get(str(row.get("answer2_id"))) == named[0]:
+                (second, first), swapped = named, swapped + 1  # the row knows which answer was shown first
             if read and entered and read != entered:
                 says, holds = (" : ".join(f"{score:g}" for score in pair) for pair in (read, entered))
                 contradictions.append(f"{path.name}, question {question}: the text says {says}, the field {holds}")
@@ -55,6 +62,9 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
                     flags=("contradiction",) if read and entered and read != entered else (),
                 )
             )
+        if swapped:
+            line = f"{path.name}: the ids of {swapped} answers say that {named[1]} was shown first; they are believed"
+            contradictions.append(line)
     return (
         judgments,
         contradictions,
@@ -81,12 +91,24 @@ def _pair(value) -> tuple[float, float] | None:
 
 def _answers(directory: Path) -> dict[str, list[Answer]]:
     """By the names in the files' names: some rows have no model's."""
+    return {
+        name: [Answer(str(row["question_id"]), name, (row["text"],)) for row in rows]
+        for name, rows in _answer_rows(directory)
+    }
+
+
+def _homes(directory: Path) -> dict[str, str]:
+    """Whose answer an answer's id is, where the answers have ids."""
+    return {
+        str(row["answer_id"]): name for name, rows in _answer_rows(directory) for row in rows if row.get("answer_id")
+    }
+
+
+def _answer_rows(directory: Path) -> Iterator[tuple[str, list[dict]]]:
     places = [place / "answer" for place in _places(directory)]
-    found = {}
     for path in next((sorted(place.glob("answer_*.jsonl")) for place in places if place.is_dir()), []):
-        name, rows = path.stem.removeprefix("answer_"), [record.value for record in read_records(path)]
-        found[name] = [Answer(str(row["question_id"]), name, (row["text"],)) for row in rows if _is_answer(row)]
-    return found
+        rows = [record.value for record in read_records(path)]
+        yield path.stem.removeprefix("answer_"), [row for row in rows if _is_answer(row)]
 
 
 def _is_answer(row) -> bool:
