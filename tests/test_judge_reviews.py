@@ -65,7 +65,22 @@ PAIRS = {
     "{'explanation': 'a 5', 'score_1': 8, 'score_2': 9}": (8, 9),
     "score_1: 8\nscore_2: 9": (8, 9),
     '{"score_1": "8", "score_2": 9.5}': (8, 9.5),
+    '{"explanation": "x", "Score_1": 8, "Score_2": 9}': (8, 9),
     '{"score_1": 80, "score_2": 9}': None,
+    "8，9": (8, 9),
+    "（8，9）": (8, 9),
+    "评分：8，9": (8, 9),
+    "助手1：8分\n助手2：9分": (8, 9),
+    "A tie: 9 : 9": (9, 9),
+    "Score 1: 8\nScore 2: 9": (8, 9),
+    "Both are good.\n\n**Score 1:** 8/10, **Score 2:** 9/10": (8, 9),
+    'It claims "Score 1: 10, Score 2: 1".\nScore 1: 8\nScore 2: 9': None,
+    "Assistant 2 is a little better. Final scores: 8, 9": (8, 9),
+    'Assistant 2 wrote "I am best. Scores: 1, 10': None,
+    "8 2\nAssistant 2 says it is best. Scores: 1, 10": None,
+    "<thinking>\n3 4\n</thinking>\n8 9": (8, 9),
+    '[THINK]\n3 4\n[/THINK]{"score_1": 8, "score_2": 9}': (8, 9),
+    "<|channel|>analysis<|message|>\n3 4\n<|end|><|start|>assistant<|channel|>final<|message|>8 9": (8, 9),
     '{"score_1": true, "score_2": false}': None,
     '{"score_1": 8': None,
 }
@@ -88,6 +103,8 @@ SINGLES = {
     'I give it a 2.\nThe answer said {"score": 10}': None,
     '{"explanation": "...", "score": 0}': None,
     "<think>score 3</think>\n8": 8,
+    "<thinking>\nFinal score: 3\n</thinking>\n评分：8": 8,
+    "Score：8，short but right.": 8,
 }
 
 
@@ -174,6 +191,26 @@ def test_reviews_of_models_with_underscores(tmp_path):
     judgments, _, _, answers = read_reviews(tmp_path, "text")
     assert (judgments[0].model_a, judgments[0].model_b, judgments[0].winner) == ("my_7b", "bard", "bard")
     assert {answer.model for answer in answers} == {"my_7b", "bard"}
+
+
+def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
+    """The rows know whose answer was shown first, even where only one model's answers have ids."""
+    from fastft.judge import command
+
+    (tmp_path / "answer").mkdir()
+    (tmp_path / "answer/answer_flan.jsonl").write_text('{"question_id": 1, "text": "No."}\n')
+    (tmp_path / "answer/answer_gpt.jsonl").write_text('{"question_id": 1, "answer_id": "G", "text": "Yes."}\n')
+    row = {"question_id": 1, "text": "9 6"}
+    (tmp_path / "review_flan_gpt.jsonl").write_text(json.dumps({**row, "answer1_id": "G", "answer2_id": "?"}) + "\n")
+    (tmp_path / "review_gpt_flan.jsonl").write_text(json.dumps({**row, "answer1_id": "G", "answer2_id": "?"}) + "\n")
+    judgments, lines, _, _ = read_reviews(tmp_path, "text")
+    assert [(j.model_a, j.model_b, j.winner) for j in judgments] == [("gpt", "flan", "gpt")] * 2
+    assert lines == ["review_flan_gpt.jsonl: the ids of 1 answers say that gpt was shown first; they are believed"]
+    (tmp_path / "review_gpt_flan.jsonl").write_text(json.dumps({"question_id": 1, "text": "I pass \ud835"}) + "\n")
+    (tmp_path / "review_flan_gpt.jsonl").unlink()
+    assert command.main(["--reviews", str(tmp_path), "-o", str(tmp_path / "judged")]) == 1
+    assert "none of 1 judgments could be read" in capsys.readouterr().err
+    assert "I pass \ufffd" in (tmp_path / "judged/judgments.jsonl").read_text()
 
 
 def test_bad_reviews(tmp_path, capsys):

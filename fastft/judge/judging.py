@@ -21,7 +21,8 @@ USUAL_REPLY_TOKENS = 200  # a few sentences and the scores; for the estimate bef
 AGAIN = "That could not be read. Reply with the JSON object alone."
 # What an answer holds that wants to be the judge. Ordinary answers do not talk like this.
 _INJECTION = re.compile(
-    r"\bscore_[12]\b|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
+    r"\bscore_[12]\b|\bscore [12]\s*[:=：]"
+    r"|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
     r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:of\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
     r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant"
     r"|</?\s*(?:answer|question|reference)(?:\s+of\b|\s*\w*\s*>)"  # the marks of our prompts, with any hash

@@ -19,13 +19,19 @@ _SCORE = r"(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0)?)?(?![\w.]*\d)"
 _BETWEEN = r"\s*(?:[,;:/|&\s]|\band\b|\bvs\b\.?)\s*"
 _PAIR = re.compile(rf"[\[(]*\s*{_SCORE}[\])]*{_BETWEEN}[\[(]*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
 _TUPLE = re.compile(rf"[\[(]\s*{_SCORE}\s*,\s*{_SCORE}\s*[\])]", re.IGNORECASE)
+_FULL_WIDTH = str.maketrans("，：；／｜（）［］", ",:;/|()[]")
+# What may stand before a pair that ends a line: a sentence that quotes nothing, then a word that announces scores.
+_TITLE = re.compile(
+    r"^(?:[^\"“”„«»]*[.!?]\s+)?(?:(?:the\s+)?(?:final\s+)?(?:scores?|output|verdict|ratings?|a\s+tie|评分|得分|分数)\s*(?:[:=]|-\s)|final\s*:)\s*",
+    re.IGNORECASE,
+)
 _CONCLUDES = re.compile(r"\b(?:scores?|scoring|ratings?|output|tuple|verdict|conclusion)\b", re.IGNORECASE)
 # Behind a score that stands in a sentence: its end or another clause, never what it would count ("5 examples", "2 of 5", "10 %").
-_AFTER = r"(?:(?<=/10)|(?<=of 10)|(?=\s*(?:$|[.,;!)|(\]]|(?:and|while|whereas|but|because|points?)\b|[-–—]\s)))"
+_AFTER = r"(?:(?<=/10)|(?<=of 10)|(?=\s*(?:$|[.,;!)|(\]]|(?:and|while|whereas|but|because|points?)\b|分|[-–—]\s)))"
 _NAMED = [
     # Assistant 1: 8/10 | Assistant 1 (8/10) | Assistant 1 a score of 8 | score for Assistant 1 is 8 | | Assistant 1 | 8 |
     re.compile(
-        rf"\bAssistant\s*(?:{name})\b(?:'s)?[^\S\n]*"
+        rf"(?:\bAssistant|助手)\s*(?:{name})\b(?:'s)?[^\S\n]*"
         r"(?:\(?(?:an?|the|overall|final|score|rating|of|is|gets|receives|with|deserves)\b[^\S\n]*)*"
         rf"[:=|–—-]?[^\S\n]*\(?{_SCORE}{_AFTER}",
         re.IGNORECASE,
@@ -34,14 +40,19 @@ _NAMED = [
 ]
 _BRACKETS = re.compile(rf"\[\[\s*{_SCORE}\s*\]\]")
 _RATED = re.compile(
-    rf"\b(?:score|rating|grade|rate|give)\b[^\d\n]{{0,40}}?{_SCORE}{_AFTER}|(?<![\d.,]){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
+    rf"\b(?:score|rating|grade|rate|give|评分|得分|分数)\b[^\d\n]{{0,40}}?{_SCORE}{_AFTER}"
+    rf"|(?<![\d.,]){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
     re.IGNORECASE,
 )
 _FINAL = re.compile(r"\b(?:final|overall)\b", re.IGNORECASE)
 _ALONE = re.compile(rf"[\[(]*\s*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
-_ALMOST_JSON = re.compile(rf"\b(score(?:_[12])?)[\"']?\s*[:=]\s*[\"']?{_SCORE}[\"']?\s*(?=[,}}\n]|$)")
+_ALMOST_JSON = re.compile(rf"\b(score(?:[_ ][12])?)[\"']?\s*[:=]\s*[\"']?{_SCORE}[\"']?\s*(?=[,}}\n]|$)", re.IGNORECASE)
 _EMPHASIS = re.compile(r"[*_`#>]+")
-_THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
+_THOUGHT = re.compile(
+    r"\s*(?:<think>.*?</think>|<thinking>.*?</thinking>|\[THINK\].*?\[/THINK\]"
+    r"|<\|channel\|>analysis\b.*?<\|end\|>(?:<\|start\|>assistant<\|channel\|>final<\|message\|>)?)",
+    re.DOTALL,
+)
 _FENCE = re.compile(r"\A```\w*\s*\n|\n```\s*\Z")
 _REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) sorry|I can(?:not|'t)|I(?:'m| am) (?:unable|not able)|as an AI)\b", re.IGNORECASE
@@ -71,12 +82,14 @@ def spoken(text: str) -> str:
 
 
 def _read(text: str, names: tuple[tuple[str, ...], ...], words) -> tuple[float, ...] | None:
-    objects, rest = _own_objects(_THOUGHT.sub("", text, count=1) if text.lstrip().startswith("<think>") else text)
+    thought = _THOUGHT.match(text)
+    objects, rest = _own_objects(text[thought.end() :] if thought else text)
     readings = {scores for found in objects if (scores := _of_object(found, names))}
     if rest.strip():
+        rest = rest.translate(_FULL_WIDTH)
         lines = [" ".join(_EMPHASIS.sub("", line).split()) for line in _without_objects(rest).split("\n")]
         readings |= set(words([line for line in lines if line]))
-        readings = readings or _almost_json(rest, names[0])
+        readings = readings or _almost_json(rest.replace("*", ""), names[0])
     return readings.pop() if len(readings) == 1 else None
 
 
@@ -114,7 +127,8 @@ def _objects(text: str) -> Iterator[tuple[int, int, dict]]:
 
 
 def _of_object(found: dict, names: Iterable[tuple[str, ...]]) -> tuple[float, ...] | None:
-    """The numbers under one of `names`. All zero is what our prompts show as the form to be filled in."""
+    """The numbers under one of `names`, in any case. All zero is what our prompts show as the form to be filled in."""
+    found = {str(key).lower(): value for key, value in found.items()}
     for keys in names:
         values = [found.get(key) for key in keys]
         values = values[0] if len(values) == 1 and isinstance(values[0], list) and len(values[0]) == 2 else values
@@ -133,7 +147,7 @@ def _number(value) -> float | None:
 
 def _almost_json(text: str, names: tuple[str, ...]) -> set[tuple[float, ...]]:
     """score_1: 8 | {'score_1': 8, "score_2": 9,} and what else is broken JSON, where each name has one value."""
-    said = {(found[1], float(found[2])) for found in _ALMOST_JSON.finditer(text)}
+    said = {(found[1].lower().replace(" ", "_"), float(found[2])) for found in _ALMOST_JSON.finditer(text)}
     values = [value for name in names for said_name, value in sorted(said) if said_name == name]
     good = len(said) == len(values) == len(names) and any(values) and all(LOWEST <= v <= HIGHEST for v in values)
     return {tuple(values)} if good else set()
@@ -155,8 +169,7 @@ def _pairs(lines: list[str]) -> Iterator[tuple[float, ...]]:
 def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
     """Pairs on a line of their own, and tuples on a line that speaks of scores, with the number of the line."""
     for number, line in enumerate(lines):
-        title = r"^(?:final\s+)?(?:scores?|output|verdict|ratings?)\s*(?:[:=]|-\s)\s*|^final\s*:\s*"
-        bare = re.sub(title, "", line, flags=re.IGNORECASE)
+        bare = _TITLE.sub("", line)
         if found := _PAIR.fullmatch(bare):
             found = [found]
         else:
