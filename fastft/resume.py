@@ -43,9 +43,9 @@ def take_lease(store: Store | None, at_exit: ExitStack, say) -> Lease | None:
     return lease
 
 
-def finished_model(output_dir: Path, store: Store | None, identity: dict, last: int) -> str | None:
-    """Where the trained model of this run is, None while it is not everywhere that it should be; collective. In storage it
-    stands for itself: its checkpoints may be gone.
+def finished_model(output_dir: Path, store: Store | None, identity: dict, last: int, adapters: bool) -> str | None:
+    """Where the trained model of this run is, None while it is not everywhere that it should be, or its adapters, where some
+    are trained, are not beside it; collective. In storage it stands for itself: its checkpoints may be gone.
     """
 
     def look() -> str | None:
@@ -53,7 +53,8 @@ def finished_model(output_dir: Path, store: Store | None, identity: dict, last: 
             place, made_by = f"{store.url}/{MODEL}", trained_model(store)
         else:
             place, found = str(output_dir / "model"), checkpoint.newest(output_dir / "checkpoints", lambda line: None)
-            made_by = found[1] if found and Path(place).is_dir() else None
+            results = ["model", "adapter"] if adapters else ["model"]
+            made_by = found[1] if found and all((output_dir / name).is_dir() for name in results) else None
         if made_by and made_by["step"] == last and not any(_differences("", made_by["identity"], identity)):
             return place
         return None

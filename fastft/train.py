@@ -123,8 +123,11 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     if not config.dry_run:
         disk = checkpoint.Disk(output_dir / "checkpoints")
         store = open_store(config.checkpoint.remote, disk)
-        if config.resume and (place := finished_model(output_dir, store, identity, course.total)):
-            say(f"finished: step {course.total} of {course.total} is done; the model is in {place}")
+        finished = (
+            finished_model(output_dir, store, identity, course.total, bool(config.lora.r)) if config.resume else None
+        )
+        if finished:
+            say(f"finished: step {course.total} of {course.total} is done; the model is in {finished}")
             return output_dir / "model"
         lease = take_lease(store, at_exit, say)
         starts = find_starts(config, disk, store, identity, say)

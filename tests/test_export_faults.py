@@ -269,9 +269,11 @@ def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(ground, tmp_path)
     done = runs.run([sys.executable, "-c", FULL_AT_THE_END, "5000", *runs.flags(ground, out, *flags)])
     runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
     nothing_is_there(out)
+    assert main(command_in(done)[1:]) == 0 and not (out / "adapter").exists()  # the model alone
     again = runs._main(ground, out, *flags)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert (out / "adapter" / "adapter_model.safetensors").exists() and (out / "model" / "README.md").exists()
+    assert "finished: step 2 of 2" in runs._main(ground, out, *flags).stderr
 
 
 def test_two_processes_end_with_one_line_and_go_on_together(ground, tmp_path):
