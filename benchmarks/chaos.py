@@ -37,10 +37,11 @@ sys.path.insert(0, str(TESTS))
 import models  # noqa: E402
 import storage  # noqa: E402
 
-from fastft import marker  # noqa: E402
-from fastft.metrics import read_metrics  # noqa: E402
-from fastft.spot.traces import read_trace  # noqa: E402
-from fastft.store import Store, checkpoints  # noqa: E402
+from fastft.common.object_store import Store
+from fastft.cost.spot.traces import read_trace  # noqa: E402
+from fastft.train.checkpoint import manifest as marker  # noqa: E402
+from fastft.train.checkpoint.remote import checkpoints  # noqa: E402
+from fastft.train.metrics import read_metrics  # noqa: E402
 
 WAYS = ("notice", "hurried", "kill", "save", "upload", "lost")
 EVERY = 3  # steps between two checkpoints

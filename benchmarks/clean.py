@@ -32,7 +32,7 @@ from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.table import Table
 
-from cleaning.markdown import html_to_markdown
+from cleaning.html.markdown import html_to_markdown
 from cleaning.sources import Turn, read_conversation
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"

@@ -21,10 +21,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cleaning.duplicates import ANSWERS_BELOW, RUN, VALUES, Fingerprints, find_duplicates, fingerprint, rows_per_band
+from cleaning.dedup.duplicates import (
+    ANSWERS_BELOW,
+    RUN,
+    VALUES,
+    Fingerprints,
+    find_duplicates,
+    fingerprint,
+    rows_per_band,
+)
 from cleaning.sources import read_conversation
-from fastft.conversation import Conversation, Message
-from fastft.records import read_records
+from fastft.common.records import read_records
+from fastft.data.conversation import Conversation, Message
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 WORD = re.compile(r"\w+")

@@ -26,7 +26,7 @@ import gradients  # noqa: E402
 import models  # noqa: E402
 import test_train as runs  # noqa: E402
 
-from fastft.data import Schedule  # noqa: E402
+from fastft.data.step_plan import Schedule  # noqa: E402
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cleaning.filters import Settings, Verdict, apply_steps
-from cleaning.outcomes import to_conversation
+from cleaning.first_pass import to_conversation
 from cleaning.sources import Reading, conversations_in, survey_dump
-from fastft.conversation import Conversation
-from fastft.records import read_records
+from fastft.common.records import read_records
+from fastft.data.conversation import Conversation
 
 SAMPLES = (
     "sharegpt_v3_sample.json",

@@ -31,7 +31,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TRAIN = [HERE / "train.py", "--gradient_checkpointing", "selective"]
-LARGE_GIB = 120  # 7B, selective, 8,192 tokens at a time: 118.75 GiB by fastft.memory
+LARGE_GIB = 120  # 7B, selective, 8,192 tokens at a time: 118.75 GiB by fastft.cost.memory
 
 
 def commands(rehearse: bool, models: Path, trl: Path | None, on_gpu: bool) -> list[tuple[int, list]]:

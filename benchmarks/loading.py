@@ -55,10 +55,11 @@ def worker(way: str, model: str) -> None:
     import torch.distributed as dist
     import transformers.models.llama.modeling_llama  # noqa: F401 (what is imported later would count)
 
-    from fastft.attention import choose_attention
+    from fastft.common.distributed import join_ranks
     from fastft.config import TrainConfig
-    from fastft.model import fit_config, load_config, make_mesh, prepare_model
-    from fastft.ranks import join_ranks
+    from fastft.model.attention import choose_attention
+    from fastft.model.build import make_mesh, prepare_model
+    from fastft.model.pretrained import fit_config, load_config
 
     device = join_ranks()
     config = TrainConfig(model=model, data="", output_dir="", window=512)

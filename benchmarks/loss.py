@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastft.loss import summed_cross_entropy
+from fastft.model.loss import summed_cross_entropy
 
 
 def whole(hidden: Tensor, targets: Tensor, head: nn.Linear, chunk: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The memory of a training step: fastft.memory's formula beside what real steps take, for each kind of checkpointing.
+"""The memory of a training step: fastft.cost.memory's formula beside what real steps take, for each kind of checkpointing.
 
     python benchmarks/memory.py                                      CPU: small models, fp32, tensors counted; a minute
     python benchmarks/memory.py --shape llama-7b --layers 4          one GPU: bf16, torch.cuda.max_memory_allocated
@@ -28,13 +28,14 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastft import attention, lora, model, weights
+from fastft.common.distributed import join_ranks
 from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
-from fastft.memory import GIB, Memory, load_shape, peak_memory, setup_of
-from fastft.optim import build_optimizer, clip_gradients, update
-from fastft.ranks import join_ranks
-from fastft.recompute import recompute
-from fastft.train import accumulate_gradients
+from fastft.cost.memory import GIB, Memory, load_shape, peak_memory, setup_of
+from fastft.model import attention, lora, weights
+from fastft.model import build as model
+from fastft.model.activation_checkpointing import recompute
+from fastft.train.loop import accumulate_gradients
+from fastft.train.optim import build_optimizer, clip_gradients, update
 
 SHAPES = {
     "small-llama": ("llama", {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -136,7 +137,7 @@ class GpuPrecision(ExitStack):
 def _peak(model_config, config: TrainConfig, world: int, device: torch.device, low: torch.dtype, fake: bool) -> int:
     gc.collect()  # the model before, whose parts refer to each other
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
-    # As fastft.model.prepare_model, with random weights.
+    # As fastft.model.build.prepare_model, with random weights.
     mesh = model.make_mesh(device, config.replicas)
     backend = "varlen" if fake else attention.choose_attention(config.attention, device)[0]
     causal_lm = model.build(model_config, backend, "model")
@@ -173,7 +174,7 @@ def _peak(model_config, config: TrainConfig, world: int, device: torch.device, l
 
 
 class RandomBatch:
-    """A micro-batch as fastft.data.Batch, of two conversations, every token trained."""
+    """A micro-batch as fastft.data.batch.Batch, of two conversations, every token trained."""
 
     def __init__(self, config: TrainConfig, words: int):
         self.tokens, self.words = config.window * config.micro_batch_size, words

@@ -16,12 +16,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-import fastft.demo
+import fastft.demo.run
 from cleaning.pipeline import clean
-from fastft.conversation import read_conversations
-from fastft.data import tokenized
-from fastft.packing import lower_bound, pack
-from fastft.template import load_template
+from fastft.data.conversation import read_conversations
+from fastft.data.dataset import tokenized
+from fastft.data.packing import lower_bound, pack
+from fastft.data.template.chat_template import load_template
 
 SAMPLE = Path(os.environ.get("FASTFT_DATA", "data")) / "chats/sharegpt_v3_sample.json"
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("dump", nargs="?", default=str(SAMPLE))
     parser.add_argument("--windows", nargs="+", type=int, default=[2048, 4096, 8192])
     options = parser.parse_args()
-    fastft.demo.VOCABULARY = 16384
+    fastft.demo.run.VOCABULARY = 16384
     table = Table(title=f"Packing {options.dump}")
     for column in (
         "window",
@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         os.environ["FASTFT_CACHE"] = f"{work}/cache"
         clean([options.dump], f"{work}/whole")
-        fastft.demo.make_base_model(read_conversations(f"{work}/whole/conversations.jsonl"), Path(work) / "model")
+        fastft.demo.run.make_base_model(read_conversations(f"{work}/whole/conversations.jsonl"), Path(work) / "model")
         for window in options.windows:
             table.add_row(*measure(options.dump, window, work))
     Console(width=110).print(table)

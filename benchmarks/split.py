@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cleaning.split import split_conversation, token_counter
-from fastft.conversation import Conversation, read_conversations, rounds_of
+from fastft.data.conversation import Conversation, read_conversations, rounds_of
+from fastft.data.split import split_conversation, token_counter
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 

@@ -28,10 +28,10 @@ BAMBOO_RATE = 1 / 10.05  # preemptions a node and hour
 
 
 def useful() -> None:
-    from fastft.spot.candidates import PUBLISHED as RATE
-    from fastft.spot.interval import young_interval
-    from fastft.spot.simulate import Job, mean_between_preemptions, simulate
-    from fastft.spot.traces import read_trace
+    from fastft.cost.spot.candidates import PUBLISHED as RATE
+    from fastft.cost.spot.simulate import Job, mean_between_preemptions, simulate
+    from fastft.cost.spot.traces import read_trace
+    from fastft.cost.spot.young import young_interval
 
     trace = read_trace(Path(os.environ["FASTFT_DATA"]) / "spot/traces/bamboo/a100x1-east1b.txt")
     size = 84e9
@@ -61,11 +61,12 @@ def useful() -> None:
 
 def vicuna() -> None:
     from fastft.config import TrainConfig
-    from fastft.estimate import GPUS, assumed_work, checkpoint_bytes, estimates
-    from fastft.memory import load_shape
-    from fastft.model import load_config
-    from fastft.spot.candidates import SpotConfig, compare
-    from fastft.spot.prices import read_prices
+    from fastft.cost.estimate import assumed_work, estimates
+    from fastft.cost.gpus import GPUS
+    from fastft.cost.memory import checkpoint_bytes, load_shape
+    from fastft.cost.spot.candidates import SpotConfig, compare
+    from fastft.cost.spot.prices import read_prices
+    from fastft.model.pretrained import load_config
 
     shapes = {}
     with tempfile.TemporaryDirectory() as home:

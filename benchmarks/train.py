@@ -9,7 +9,7 @@ with the lengths of a sample of ShareGPT V3 (log-normal, median 700 tokens, cut 
 other, each in a process of its own, so many optimiser steps of --rows x window positions. The first quarter of them does not
 count: tokens/s are the others' tokens by the others' time, a step's time is their median. Counted are tokens that are not
 padding. MFU is ours, on a GPU: products of matrices that the model needs for these tokens, attention over each conversation
-alone (fastft.metrics). Losses are those of the first and last step: float8's beside bf16's. --profile takes one step more of
+alone (fastft.train.metrics). Losses are those of the first and last step: float8's beside bf16's. --profile takes one step more of
 fastft's and names what it spends its time on.
 
     padded       FastChat's way: every conversation padded to the window, plain transformers, AdamW
@@ -49,8 +49,8 @@ def make_model(path: Path, shape: str, data: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from fastft.conversation import read_conversations
-    from fastft.template import chat_template
+    from fastft.data.conversation import read_conversations
+    from fastft.data.template.chat_template import chat_template
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -101,9 +101,10 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
     """The trainer itself, up to its last step: no checkpoint and no export, of a 7B model 95 GB. What was measured until an error
     stands beside it.
     """
-    import fastft.train
-    from fastft import checkpoint, hugging_face
-    from fastft.metrics import read_metrics
+    import fastft.train.loop
+    from fastft.model import huggingface as hugging_face
+    from fastft.train.checkpoint import local as checkpoint
+    from fastft.train.metrics import read_metrics
 
     out, costs = options.work / f"fastft{'-'.join(more)}", []
     flags = [
@@ -112,7 +113,7 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
         "--max_steps", options.steps + options.profile, "--overlong", "split", "--epochs", 100, "--checkpoint.every", 0,
         "--gradient_checkpointing", options.gradient_checkpointing, "--compile", str(options.gpu).lower(), *more,
     ]  # fmt: skip
-    step = fastft.train.train_step
+    step = fastft.train.loop.train_step
 
     def watched(*arguments):
         if arguments[5] <= options.steps:
@@ -126,7 +127,7 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
         redirect_stderr(io.StringIO()) as said,
     ):
         try:
-            code = fastft.train.main([str(flag) for flag in flags])
+            code = fastft.train.loop.main([str(flag) for flag in flags])
         except Exception as error:
             code, _ = 1, said.write(f"{error!r}")
     wrong = {"error": (said.getvalue().strip().splitlines() or ["no message"])[-1]} if code else {}
@@ -160,8 +161,8 @@ def run_padded(options: argparse.Namespace) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fastft.data import fit_to_window, tokenized
-    from fastft.template import load_template
+    from fastft.data.dataset import fit_to_window, tokenized
+    from fastft.data.template.chat_template import load_template
 
     device = "cuda" if options.gpu else "cpu"
     data = tokenized(str(options.data), load_template(str(options.model)), options.window)

@@ -20,11 +20,11 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from cleaning.duplicates import NEAR
-from cleaning.explain import explain
+from cleaning.dedup.duplicates import NEAR
 from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, described_filters
-from cleaning.ledger import Report, print_ledger
 from cleaning.pipeline import clean
+from cleaning.report.explain import explain
+from cleaning.report.ledger import Report, print_ledger
 from cleaning.sources import ERAS, FORMATS
 
 SHOWN_WARNINGS = 3

@@ -5,10 +5,10 @@
 Two passes. The first reads the dumps as a stream and leaves the outcomes of each shard of records in a log, keeping in
 memory only the ids and fingerprints that duplicates need. The second goes through the log in order and writes. Shards are
 cut from the inputs alone, so the result depends neither on the workers nor on interruptions: killed at any moment, a run
-goes on where it was when the same command is given again (cleaning.workdir). Everything is written under DIR/.partial and
+goes on where it was when the same command is given again (cleaning.run.workdir). Everything is written under DIR/.partial and
 renamed at the end, report.json last: where it stands, the files beside it are whole and belong to it.
 
-    conversations.jsonl  the contract of fastft.conversation, one line a conversation or part
+    conversations.jsonl  the contract of fastft.data.conversation, one line a conversation or part
     conversations.holdout.jsonl  the same, of the conversations that were held out
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}, `record` as it was read (the raw text
                          where it could not be read); `round` is null, or the number of the one round that was rejected
@@ -33,17 +33,14 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from cleaning.contamination import Account, load_benchmarks
-from cleaning.duplicates import NEAR, SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
-from cleaning.examples import pick_examples
+from cleaning.dedup.contamination import Account, load_benchmarks
+from cleaning.dedup.duplicates import NEAR, SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
 from cleaning.filters import Settings, check
-from cleaning.ledger import CHANGED_IDS, Report, versions
-from cleaning.outcomes import Choices, Conversion, Outcome, Shard, convert_shard, unpack
-from cleaning.parts import Split, load_tokenizer, split_batch, whole_batch
-from cleaning.report import write_report
-from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
-from cleaning.sources.inputs import Input, open_inputs
-from cleaning.workdir import (
+from cleaning.first_pass import Choices, Conversion, Outcome, Shard, convert_shard, unpack
+from cleaning.report.examples import pick_examples
+from cleaning.report.ledger import CHANGED_IDS, Report, versions
+from cleaning.report.page import write_report
+from cleaning.run.workdir import (
     OUTPUTS,
     Log,
     file_identity,
@@ -53,9 +50,13 @@ from cleaning.workdir import (
     working_directory,
     write_whole,
 )
-from cleaning.workers import Bar, Pool, in_background, ordered_map, progress_bar, worker_pool
-from fastft.conversation import parse_conversation
-from fastft.records import parsed
+from cleaning.run.workers import Bar, progress_bar, worker_pool
+from cleaning.second_pass import Split, load_tokenizer, split_batch, whole_batch
+from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
+from cleaning.sources.inputs import Input, open_inputs
+from fastft.common.records import parsed
+from fastft.common.workers import Pool, in_background, ordered_map
+from fastft.data.conversation import parse_conversation
 
 # What goes to a worker at a time, and what an interruption costs at most for each: 1 MiB is about 0.2 s of work.
 SHARD_BYTES = 1 << 20
@@ -95,8 +96,8 @@ def clean(
     `cleaning.sources.FORMATS` (None: recognised), `era` one of `cleaning.sources.ERAS`; with `every_branch`, a tree of
     messages gives a conversation for every leaf.
     With `max_tokens`, dialogues are split into parts of at most that many tokens of `model`'s tokenizer and chat
-    template (or the template named); `overlap_rounds` and `overlong` as in cleaning.split. `near` and `keep` are explained
-    in cleaning.duplicates. Conversations that share text with the benchmark files `against` are rejected, or with
+    template (or the template named); `overlap_rounds` and `overlong` as in fastft.data.split. `near` and `keep` are explained
+    in cleaning.dedup.duplicates. Conversations that share text with the benchmark files `against` are rejected, or with
     `contaminated` "flag" only reported. `holdout` is the share of conversations set aside, chosen by `seed` and their
     ids, with all that is alike on the same side. `settings` are the filters'; `blocked_phrases` are added to its own.
     `workers` is the number of processes, by default one a core; with `ray`, a Ray cluster's address ("" starts one on this
@@ -133,7 +134,11 @@ def clean(
     report = Report(settings=chosen)
     with open_inputs(inputs) as sources, working_directory(output_dir, _identity(sources, report)) as (work, changed):
         if not (work / "report.json").exists():
-            needed = ("fastft.template", "transformers.models.auto.tokenization_auto") if max_tokens is not None else ()
+            needed = (
+                ("fastft.data.template.chat_template", "transformers.models.auto.tokenization_auto")
+                if max_tokens is not None
+                else ()
+            )
             with worker_pool(sources, workers, ray, needed) as pool, progress_bar(sources) as bar:
                 # A tokenizer that cannot be used is better known now than later. Loading it takes seconds: a worker begins,
                 # while this process begins with the work.

@@ -13,18 +13,21 @@ from collections.abc import Callable
 VERBS = {
     "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about two minutes"),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
-    "inspect": ("fastft.inspection", "show which tokens are trained, or prove the mask over a whole file"),
-    "estimate": ("fastft.estimate", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
+    "inspect": (
+        "fastft.data.template.mask_check",
+        "show which tokens are trained, or prove the mask over a whole file",
+    ),
+    "estimate": ("fastft.cost.estimate", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
     "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
     "answer": (
-        "fastft.judge.answering",
+        "fastft.judge.answer",
         "have a model answer questions: a directory or any OpenAI-compatible endpoint",
     ),
     "judge": ("fastft.judge.command", "have a stronger model compare answers, and say how sure the result is"),
-    "bench": ("fastft.judge.bench", "multiple-choice exams (BBH, AGIEval) beside Orca's published figures"),
-    "report": ("fastft.run_report", "write the page of a run, or of a judged directory"),
-    "export": ("fastft.export", "write a checkpoint as a Hugging Face model with its card"),
-    "chat": ("fastft.chat", "talk to a model in the terminal"),
+    "bench": ("fastft.judge.exams.bench", "multiple-choice exams (BBH, AGIEval) beside Orca's published figures"),
+    "report": ("fastft.train.report.page", "write the page of a run, or of a judged directory"),
+    "export": ("fastft.train.export", "write a checkpoint as a Hugging Face model with its card"),
+    "chat": ("fastft.inference.engine", "talk to a model in the terminal"),
 }
 
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Literal
 
-from fastft.spot.interval import HOURS_BETWEEN_PREEMPTIONS
+from fastft.cost.spot.young import HOURS_BETWEEN_PREEMPTIONS
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from fastft.cli import leave
-from fastft.optim import clip_gradients
+from fastft.train.optim import clip_gradients
 
 
 def layers() -> nn.Module:

@@ -8,14 +8,16 @@ import sys
 import torch
 import torch.distributed as dist
 
-from fastft.attention import choose_attention
 from fastft.cli import leave
+from fastft.common.distributed import join_ranks
 from fastft.config import parse_config
-from fastft.data import Course, Schedule, tokenized
-from fastft.model import fit_config, load_config, prepare_model
-from fastft.ranks import join_ranks
-from fastft.template import load_template
-from fastft.train import accumulate_gradients, build_batches
+from fastft.data.dataset import tokenized
+from fastft.data.step_plan import Course, Schedule
+from fastft.data.template.chat_template import load_template
+from fastft.model.attention import choose_attention
+from fastft.model.build import prepare_model
+from fastft.model.pretrained import fit_config, load_config
+from fastft.train.loop import accumulate_gradients, build_batches
 
 
 def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:

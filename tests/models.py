@@ -43,7 +43,7 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
     """Save a random model of `family` with the byte-level tokenizer and a built-in chat template."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fastft.template import chat_template
+    from fastft.data.template.chat_template import chat_template
 
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = chat_template(tokenizer, template).source

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastft import attention
-from fastft.attention import choose_attention
+from fastft.model import attention
+from fastft.model.attention import choose_attention
 
 FA2, FA3, FA4 = "flash_attn.flash_attn_interface", "flash_attn_interface", "flash_attn.cute"
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import Failure
 
-from fastft.judge import bench
-from fastft.judge.client import KEY
-from fastft.judge.exams import MODELS, chosen, first_capital, load_items, lone_letter, published, score
+from fastft.inference.client import KEY
+from fastft.judge.exams import bench
+from fastft.judge.exams.items import MODELS, chosen, first_capital, load_items, lone_letter, published, score
 
 LETTERED = "Which is heavy?\nOptions:\n(A) a feather\n(B) an anvil\n(C) a crumb"
 

@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastft.cadence import Cadence
 from fastft.config import CheckpointConfig
+from fastft.train.checkpoint.save_interval import Cadence
 
 
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("fastft.cadence.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("fastft.train.checkpoint.save_interval.time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

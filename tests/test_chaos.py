@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import chaos
 
-from fastft import stopping
+from fastft.train.preemption import stop as stopping
 
 ROOT = Path(__file__).parents[1]
 LIVES = [("notice", 2, 2), ("kill", 4, 2), ("save", 1, 2), ("lost", 4, 2), ("upload", 1, 2)]

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-import cleaning.parts
 import cleaning.pipeline
-import cleaning.workdir
-import cleaning.workers
+import cleaning.run.workdir
+import cleaning.run.workers
+import cleaning.second_pass
 from cleaning.__main__ import main
 from cleaning.filters import Settings, apply_steps
 from cleaning.pipeline import OUTPUTS, clean
-from fastft.conversation import Conversation, Message, read_conversations
-from fastft.records import parse_json
+from fastft.common.records import parse_json
+from fastft.data.conversation import Conversation, Message, read_conversations
 
 PAGE = '<div class="markdown prose w-full break-words">%s</div>'
 LONG = "A question that is long enough to tell one dialogue from another, as most of them are, and then some more."
@@ -216,7 +216,7 @@ def words(messages: list[Message]) -> int:
 
 
 def test_rounds_over_the_window_are_rejected_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
+    monkeypatch.setattr(cleaning.second_pass, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
     records = [share("q1", "a1", "q2 " * 90, "a2", "q3", "a3"), share("q4 " * 90, "a4", id="b")]
     report, conversations, rejected = run(tmp_path, records, max_tokens=40, model="m", overlong="reject")
     assert [(c.id, c.part, c.parts, texts(c)) for c in conversations] == [
@@ -290,7 +290,7 @@ def test_a_deeply_nested_record(tmp_path, depth):
 
 
 def test_ten_thousand_turns(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
+    monkeypatch.setattr(cleaning.second_pass, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
     report, conversations, _ = run(tmp_path, [share(*["word"] * 10_000)], max_tokens=500, model="m")
     assert report.rounds["kept"] == 5_000 and report.parts == len(conversations) == -(-5_000 // 61)
 
@@ -386,7 +386,7 @@ def test_disk_full(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cleaning.workdir.Log, "append", full)
+    monkeypatch.setattr(cleaning.run.workdir.Log, "append", full)
     out = tmp_path / "out"
     assert main([dump_in(tmp_path), "-o", str(out)]) == 1
     assert capsys.readouterr().err == f"error: {out}: No space left on device\n"
@@ -397,12 +397,12 @@ def test_the_module_runs(tmp_path):
     command = [sys.executable, "-m", "cleaning", dump_in(tmp_path), "-o", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert result.returncode == 0 and "conversations kept" in result.stdout and result.stderr == ""
-    heavy = "import sys, cleaning.__main__; assert not {'torch', 'transformers', 'fastft.template'} & set(sys.modules)"
+    heavy = "import sys, cleaning.__main__; assert not {'torch', 'transformers', 'fastft.data.template.chat_template'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=Path(__file__).parents[1]).returncode == 0
 
 
 def test_a_log_gets_lines_in_place_of_a_bar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cleaning.workers, "LINE_EVERY", -1)
+    monkeypatch.setattr(cleaning.run.workers, "LINE_EVERY", -1)
     records = [share(f"{i} {LONG}", "An answer.", id=str(i)) for i in range(500)]
     run(tmp_path, records, workers=1)
     lines = capsys.readouterr().err.splitlines()
@@ -413,11 +413,11 @@ def test_a_log_gets_lines_in_place_of_a_bar(tmp_path, monkeypatch, capsys):
 
 def test_the_bar_shows_megabytes_a_second(monkeypatch):
     with Progress(disable=True, get_time=lambda: 10.0) as progress:
-        bar = cleaning.workers.Bar(progress)
+        bar = cleaning.run.workers.Bar(progress)
         bar.begin("cleaning", 40_000_000, of_bytes=True)
         bar.advance(30_000_000, 1_200)
         progress.tasks[0].start_time = 0.0
-        assert str(cleaning.workers._Speed().render(progress.tasks[0])) == "1,200 conversations, 120/s, 3.0 MB/s"
+        assert str(cleaning.run.workers._Speed().render(progress.tasks[0])) == "1,200 conversations, 120/s, 3.0 MB/s"
 
 
 @pytest.mark.parametrize("arguments", [["IN", "-o", "OUT"], ["--list_filters"], ["-o", "DONE", "--explain", "a"]])
@@ -464,7 +464,7 @@ def test_human_text_is_untouched(tmp_path_factory, questions):
 
 
 def test_workers_do_not_change_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.workers, "POOL_FROM", 0)
+    monkeypatch.setattr(cleaning.run.workers, "POOL_FROM", 0)
     monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 2_000)
     records = [share(f"question {i % 70}", PAGE % f"<p>{'x' * (i % 50)}</p>", id=str(i % 40)) for i in range(200)]
     (tmp_path / "d.json").write_text(json.dumps([*records, 3, share("q")]))

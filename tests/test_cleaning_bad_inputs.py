@@ -17,10 +17,10 @@ import pytest
 import zstandard
 
 from cleaning.__main__ import main
-from cleaning.ledger import Report
 from cleaning.pipeline import clean
-from fastft.conversation import read_conversations
-from fastft.records import parse_json, read_records
+from cleaning.report.ledger import Report
+from fastft.common.records import parse_json, read_records
+from fastft.data.conversation import read_conversations
 
 ROOT = Path(__file__).parents[1]
 PAGE = '<div class="markdown prose w-full break-words">%s</div>'

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cleaning.words
+import cleaning.dedup.shingles
 from cleaning.__main__ import main
-from cleaning.contamination import COMMON, Account, Benchmarks, load_benchmarks
-from fastft.conversation import Conversation, Message
+from cleaning.dedup.contamination import COMMON, Account, Benchmarks, load_benchmarks
+from fastft.data.conversation import Conversation, Message
 
 LONG = (
     "Imagine you are writing a blog post comparing two popular smartphone models; how would you go about it, and why?"
@@ -92,7 +92,7 @@ def test_slices_change_nothing(turns, size):
     turns = [*turns, "word " * 300 + SHORT + " word" * 300, LONG]
     whole = [(h.item, h.turn) for h in BENCHMARKS.hits(talk(*turns))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cleaning.words, "SLICE", 1 << size)
+        patch.setattr(cleaning.dedup.shingles, "SLICE", 1 << size)
         assert {(h.item, h.turn) for h in BENCHMARKS.hits(talk(*turns))} == set(whole)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cleaning.filters import Settings
 from cleaning.pipeline import clean
-from fastft.conversation import read_conversations
+from fastft.data.conversation import read_conversations
 
 _path = Path(__file__).parents[1] / "benchmarks/clean.py"
 _spec = importlib.util.spec_from_file_location("benchmark_clean", _path)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cleaning.pipeline
-import cleaning.workers
-from cleaning.duplicates import (
+import cleaning.run.workers
+from cleaning.dedup.duplicates import (
     Fingerprint,
     Fingerprints,
     clusters,
@@ -21,9 +21,9 @@ from cleaning.duplicates import (
     fingerprint,
     rows_per_band,
 )
+from cleaning.dedup.shingles import SLICE, Runs, Words, slices
 from cleaning.pipeline import clean
-from cleaning.words import SLICE, Runs, Words, slices
-from fastft.conversation import Conversation, Message, read_conversations
+from fastft.data.conversation import Conversation, Message, read_conversations
 
 HELLO = 6884409850674639192  # sketches and indexes of different machines must agree
 VOCABULARY = [f"word{i}" for i in range(5000)]
@@ -275,7 +275,7 @@ def test_hold_out_by_conversation_and_family(tmp_path):
 
 
 def test_workers_do_not_change_what_is_near(tmp_path, monkeypatch):
-    monkeypatch.setattr(cleaning.workers, "POOL_FROM", 0)
+    monkeypatch.setattr(cleaning.run.workers, "POOL_FROM", 0)
     monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 4_000)
     conversations = [talk("q", changed(prose(i % 7), 0.01 * (i % 4), seed=i)) for i in range(40)]
     path = dump(tmp_path / "d.jsonl", conversations)

@@ -15,8 +15,8 @@ from cleaning.filters import FILTERS, MASKS, REPAIRS, STEPS, Settings, apply_ste
 from cleaning.filters.language import detect_language
 from cleaning.filters.privacy import mask_text
 from cleaning.pipeline import clean
-from fastft.conversation import Conversation, Message, read_conversations
-from fastft.records import parse_json
+from fastft.common.records import parse_json
+from fastft.data.conversation import Conversation, Message, read_conversations
 
 ALL_ON = Settings(with_filters=tuple(step.name for step in STEPS if not step.default))
 

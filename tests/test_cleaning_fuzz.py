@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from test_cleaning_sources import ANYTHING, OBJECTS, places, replaced
 
 from cleaning.filters import FILTERS, Settings
-from cleaning.outcomes import Choices, Conversion, Shard, convert_shard, pack, unpack
+from cleaning.first_pass import Choices, Conversion, Shard, convert_shard, pack, unpack
 from cleaning.sources import FORMATS, Reading
 from cleaning.sources.eras import ERAS, Era, Evidence, decide
-from fastft import records
-from fastft.conversation import parse_conversation
-from fastft.records import RawRecord, parse_json, parsed, read_raw, read_records, to_json
+from fastft.common import records
+from fastft.common.records import RawRecord, parse_json, parsed, read_raw, read_records, to_json
+from fastft.data.conversation import parse_conversation
 
 # --- records ----------------------------------------------------------------------------------------------------------
 

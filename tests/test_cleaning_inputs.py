@@ -18,8 +18,8 @@ from cleaning.__main__ import main
 from cleaning.pipeline import clean
 from cleaning.sources import conversations_in
 from cleaning.sources.inputs import open_inputs
-from fastft.conversation import read_conversations
-from fastft.records import parse_json
+from fastft.common.records import parse_json
+from fastft.data.conversation import read_conversations
 
 ROOT = Path(__file__).parents[1]
 LOG = EXAMPLES["chat_log"][0]

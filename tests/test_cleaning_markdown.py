@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from cleaning.markdown import html_to_markdown
+from cleaning.html.markdown import html_to_markdown
 from cleaning.sources import looks_like_html, read_conversation
 
 BUTTON = '<button class="flex ml-auto gap-2"><svg class="h-4 w-4"><path d="M16 4h2"></path></svg>Copy code</button>'

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from cleaning.filters import ALWAYS, STEPS, Settings
-from cleaning.ledger import print_ledger
 from cleaning.pipeline import _make_unique, clean
+from cleaning.report.ledger import print_ledger
 from cleaning.sources import RawConversation, Rejection, conversations_in
-from cleaning.split import split_conversation
-from fastft.conversation import LOSS_FLAGS, Conversation, Message, parse_conversation, read_conversations
+from fastft.data.conversation import LOSS_FLAGS, Conversation, Message, parse_conversation, read_conversations
+from fastft.data.split import split_conversation
 
 ASK, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 

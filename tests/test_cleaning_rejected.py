@@ -12,8 +12,8 @@ from test_cleaning_sources import EXAMPLES, EXPORT, OASST
 from cleaning.filters import Settings
 from cleaning.pipeline import clean
 from cleaning.sources.rejected import read_row
-from fastft.conversation import read_conversations
-from fastft.records import parse_json
+from fastft.common.records import parse_json
+from fastft.data.conversation import read_conversations
 
 
 def kept(directory: Path) -> list[tuple]:

@@ -18,15 +18,15 @@ from test_cleaning import LONG, PAGE, share
 from test_cleaning_sources import LABEL
 from test_report import CHROMIUM, HOSTILE, browse, texts
 
-import cleaning.parts
 import cleaning.pipeline
-import cleaning.report
-from cleaning.examples import AMONG, LONGEST, pick_examples
+import cleaning.report.page
+import cleaning.second_pass
 from cleaning.filters import Settings
-from cleaning.ledger import Report
-from cleaning.outcomes import Outcome
+from cleaning.first_pass import Outcome
 from cleaning.pipeline import clean
-from cleaning.report import (
+from cleaning.report.examples import AMONG, LONGEST, pick_examples
+from cleaning.report.ledger import Report
+from cleaning.report.page import (
     LENGTH_EDGES,
     ROUND_EDGES,
     Kept,
@@ -39,9 +39,9 @@ from cleaning.report import (
     write_report,
 )
 from cleaning.sources import Reading
-from fastft.conversation import Conversation, Message
-from fastft.page import visible
-from fastft.records import repair_text
+from fastft.common.html import visible
+from fastft.common.records import repair_text
+from fastft.data.conversation import Conversation, Message
 
 ROOT = Path(__file__).parents[1]
 
@@ -190,7 +190,7 @@ def test_contamination_and_the_window_are_told(tmp_path, monkeypatch):
     def count(messages):
         return sum(3 + len(m.content.split()) for m in messages)
 
-    monkeypatch.setattr(cleaning.parts, "token_counter", lambda *_: (count, lambda part: None, lambda part: None))
+    monkeypatch.setattr(cleaning.second_pass, "token_counter", lambda *_: (count, lambda part: None, lambda part: None))
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question_id": 81, "question": LONG}))
     records = [share(LONG, "a", id="hit"), share("q", "word " * 60, "r", "b", id="long")]
     page = run(

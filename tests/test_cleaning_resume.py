@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cleaning.pipeline
-import cleaning.workdir
-import cleaning.workers
+import cleaning.run.workdir
+import cleaning.run.workers
 from cleaning.pipeline import clean
-from cleaning.workdir import Log
+from cleaning.run.workdir import Log
 
 PAGE = '<div class="markdown prose w-full break-words"><p>%s</p></div>'
 OPTIONS = {"holdout": 0.1, "workers": 1}
@@ -57,11 +57,11 @@ class Interrupted(BaseException):
 
 # Each is called many times in a run: after any of its calls the process may be gone.
 STEPS = {
-    "a shard is logged": (cleaning.workdir.Log, "append"),
+    "a shard is logged": (cleaning.run.workdir.Log, "append"),
     "progress, or the report, is written": (cleaning.pipeline, "write_whole"),
-    "an output is renamed": (cleaning.workdir.os, "replace"),
+    "an output is renamed": (cleaning.run.workdir.os, "replace"),
     "an output is written to": (cleaning.pipeline, "_write"),
-    "the old report goes": (cleaning.workdir, "_sync"),
+    "the old report goes": (cleaning.run.workdir, "_sync"),
 }
 
 

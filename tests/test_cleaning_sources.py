@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cleaning.sources import FORMATS, Reading, Rejection, conversations_in, looks_like_html, recognise, survey_dump
 from cleaning.sources.eras import after_pager, never_sanitised
-from fastft.records import Record, read_records
+from fastft.common.records import Record, read_records
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 

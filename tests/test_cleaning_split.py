@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleaning.continuing import is_continue
 from cleaning.pipeline import clean
-from cleaning.split import Fenced, rounds_of, split_conversation
-from fastft.conversation import Conversation, Message, read_conversations
+from fastft.data.continue_requests import is_continue
+from fastft.data.conversation import Conversation, Message, read_conversations
+from fastft.data.split import Fenced, rounds_of, split_conversation
 
 
 def by_words(messages: list[Message]) -> int:
@@ -334,7 +334,7 @@ def test_rejecting_instead_of_cutting():
 def test_the_real_template_counts(tmp_path):
     import tiny  # trains tokenizers: not for every test of this file
 
-    from fastft.template import load_template
+    from fastft.data.template.chat_template import load_template
 
     tiny.KINDS["byte_level"]().save_pretrained(tmp_path / "model")
     turns = [{"from": ("human", "gpt")[i % 2], "value": f"turn {i}: " + "hello world " * (i % 9)} for i in range(60)]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from test_cleaning_corpora import benchmark
 from test_cleaning_markdown import CODE_BLOCKS, GOLDEN, UNREADABLE, page, tex
 
-from cleaning import walker
-from cleaning.markdown import html_to_markdown, parse, tidy
+from cleaning.html import fast_markdown as walker
+from cleaning.html.markdown import html_to_markdown, parse, tidy
 from cleaning.sources import Rejection, read_conversation
 from fastft.demo.make_dump import DUMP
 

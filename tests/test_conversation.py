@@ -6,7 +6,7 @@ import logging
 import pytest
 import tiny
 
-from fastft.conversation import (
+from fastft.data.conversation import (
     LOSS_FLAGS,
     UNREAD,
     UNREAD_OF_RECORD,
@@ -14,8 +14,8 @@ from fastft.conversation import (
     parse_conversation,
     read_conversations,
 )
-from fastft.inspection import check_file
-from fastft.template import chat_template
+from fastft.data.inspect import check_file
+from fastft.data.template.chat_template import chat_template
 
 CALL = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
 

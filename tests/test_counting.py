@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiny import CONTROL_TOKENS, KINDS, QWEN_SPLIT
 from tokenizers import Tokenizer
 
-from fastft import counting
-from fastft.conversation import Message
-from fastft.template import chat_template
+from fastft.data.conversation import Message
+from fastft.data.template import token_counter as counting
+from fastft.data.template.chat_template import chat_template
 
 BY_WORDS = ("byte_level", "gpt2", "sentencepiece", "metaspace")
 TEMPLATES = {"byte_level": "chatml", "gpt2": "vicuna", "sentencepiece": "llama2", "metaspace": "mistral"}

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from cleaning.markdown import html_to_markdown
+from cleaning.html.markdown import html_to_markdown
 from fastft.demo import make_dump
 
 SOURCES = make_dump.read_sources()

@@ -3,15 +3,17 @@
 import models
 import pytest
 
-from fastft import estimate
 from fastft.cli import main
 from fastft.config import LoraConfig, TrainConfig
-from fastft.data import Schedule, tokenized
-from fastft.estimate import GPUS, RESERVED, Work, assumed_work, choose, estimates, planned_work
-from fastft.memory import GIB, load_shape
-from fastft.metrics import peak_flops, training_flops
-from fastft.model import load_config
-from fastft.template import load_template
+from fastft.cost import estimate
+from fastft.cost.estimate import RESERVED, Work, assumed_work, choose, estimates, planned_work
+from fastft.cost.flops import training_flops
+from fastft.cost.gpus import GPUS, peak_flops
+from fastft.cost.memory import GIB, load_shape
+from fastft.data.dataset import tokenized
+from fastft.data.step_plan import Schedule
+from fastft.data.template.chat_template import load_template
+from fastft.model.pretrained import load_config
 
 
 @pytest.fixture(autouse=True)

@@ -13,17 +13,19 @@ import test_train as runs
 import torch
 import yaml
 
-from fastft import checkpoint
-from fastft.card import model_card
 from fastft.cli import main
+from fastft.common.files import short_name
 from fastft.config import parse_config
-from fastft.data import tokenized
-from fastft.export import single_process
-from fastft.metrics import read_metrics
-from fastft.model import fit_config, load_config, prepare_model
-from fastft.optim import build_optimizer
-from fastft.run_directory import read_run, short_name
-from fastft.template import load_template
+from fastft.data.dataset import tokenized
+from fastft.data.template.chat_template import load_template
+from fastft.model.build import prepare_model
+from fastft.model.pretrained import fit_config, load_config
+from fastft.train.checkpoint import local as checkpoint
+from fastft.train.export import single_process
+from fastft.train.metrics import read_metrics
+from fastft.train.optim import build_optimizer
+from fastft.train.report.card import model_card
+from fastft.train.report.run_dir import read_run
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +59,7 @@ def step(run: Path, number: int) -> Path:
 
 def trainers_logits(run: Path, number: int, ids: torch.Tensor) -> torch.Tensor:
     """[L, V] of the checkpoint as the trainer resumes it: sharded, packed attention."""
-    from fastft.attention import choose_attention
+    from fastft.model.attention import choose_attention
 
     config, cpu = parse_config(["--config", str(run / "config.yaml")]), torch.device("cpu")
     with single_process():
@@ -249,7 +251,7 @@ FULL_DISK = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from fastft.export import main
+from fastft.train.export import main
 sys.exit(main(sys.argv[1:]))
 """
 

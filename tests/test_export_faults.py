@@ -17,8 +17,9 @@ import test_train as runs
 import torch
 from safetensors.torch import load_file
 
-from fastft import checkpoint, hugging_face
 from fastft.cli import main
+from fastft.model import huggingface as hugging_face
+from fastft.train.checkpoint import local as checkpoint
 
 VICUNA = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
 FEW = ("--max_steps", "2")
@@ -379,7 +380,7 @@ def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(g
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(hugging_face, "_gathered", bug)
-    from fastft.train import main as train
+    from fastft.train.loop import main as train
 
     with pytest.raises(RuntimeError, match="a bug"):
         train(runs.flags(ground, tmp_path / "out", *FEW))
@@ -388,7 +389,7 @@ def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(g
 
 
 def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monkeypatch):
-    from fastft import train
+    from fastft.train import loop as train
 
     read = train.read_run
 

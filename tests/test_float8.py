@@ -13,9 +13,9 @@ from test_train import _cache, _main, fails, ground  # noqa: F401  fixtures
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from fastft.attention import choose_attention
-from fastft.float8 import convert
-from fastft.model import TrainedModel, prove_isolation
+from fastft.model.attention import choose_attention
+from fastft.model.build import TrainedModel, prove_isolation
+from fastft.model.float8 import convert
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import sys
 import models
 import pytest
 
-from fastft.generation import read_generation_config
+from fastft.model.generation_config import read_generation_config
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,6 @@ def test_further_ends_are_token_ids(tmp_path):
 
 def test_transformers_own_warnings_of_what_is_mended_are_not_heard(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.9, "length_penalty": 2.0}')
-    script = (
-        "import sys; from fastft.generation import read_generation_config; read_generation_config(sys.argv[1], print)"
-    )
+    script = "import sys; from fastft.model.generation_config import read_generation_config; read_generation_config(sys.argv[1], print)"
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2 and "generation flags" not in done.stderr

@@ -19,9 +19,9 @@ def ground(tmp_path, monkeypatch):
 
 
 def test_a_step_neither_waits_for_the_device_nor_compiles_again(ground, monkeypatch):
-    import fastft.train
+    import fastft.train.loop
 
-    step, graphs = fastft.train.train_step, []
+    step, graphs = fastft.train.loop.train_step, []
 
     def watched(*arguments):
         torch.cuda.set_sync_debug_mode("error" if len(graphs) >= 2 else "default")
@@ -32,5 +32,5 @@ def test_a_step_neither_waits_for_the_device_nor_compiles_again(ground, monkeypa
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     monkeypatch.setattr(fastft.train, "train_step", watched)
-    assert fastft.train.main(flags(ground, ground / "out", "--compile", "true", "--log_every", "100")) == 0
+    assert fastft.train.loop.main(flags(ground, ground / "out", "--compile", "true", "--log_every", "100")) == 0
     assert len(graphs) == 9 and graphs[1] == graphs[-1] > 0

@@ -7,9 +7,9 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastft.conversation import Message
-from fastft.jinja_proof import leaves_texts_alone
-from fastft.template import ChatTemplate, built_in_templates
+from fastft.data.conversation import Message
+from fastft.data.template.chat_template import ChatTemplate, built_in_templates
+from fastft.data.template.jinja_proof import leaves_texts_alone
 
 LOOP = "{%% for m in messages %%}%s<|im_end|>{%% endfor %%}"
 ALONE = [

@@ -15,12 +15,12 @@ import openai_server
 import pytest
 from openai_server import Failure
 
+from fastft.common.records import read_records
+from fastft.inference.client import KEY, Limits, split_address
 from fastft.judge import command
-from fastft.judge.client import KEY, Limits, split_address
-from fastft.judge.judging import _INJECTION, Job, _flags, load_prompts, plan, write_prompt
 from fastft.judge.judgment import read_judgments
+from fastft.judge.pairwise import _INJECTION, Job, _flags, load_prompts, plan, write_prompt
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
-from fastft.records import read_records
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "vicuna_eval"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="NOT CHECKED HERE: FASTFT_DATA has no vicuna_eval/")
@@ -539,7 +539,7 @@ def test_addresses():
 
 
 def test_answers_of_an_endpoint_are_resumed(tmp_path, capsys):
-    from fastft.judge import answering
+    from fastft.judge import answer as answering
 
     ground = write_ground(tmp_path, 6)
     path, broken = tmp_path / "mine.jsonl", [True]
@@ -569,7 +569,7 @@ def test_answers_of_an_endpoint_are_resumed(tmp_path, capsys):
 
 
 def test_a_second_turn_that_fails_does_not_cost_the_first_again(tmp_path):
-    from fastft.judge import answering
+    from fastft.judge import answer as answering
 
     rows = [{"id": f"q{i}", "category": "x", "turns": [f"First {i}?", "And then?"]} for i in range(4)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -585,7 +585,7 @@ def test_a_second_turn_that_fails_does_not_cost_the_first_again(tmp_path):
 
 
 def test_weights_are_told_apart_where_directories_have_one_name(tmp_path):
-    from fastft.judge.answering import fingerprint
+    from fastft.judge.answer import fingerprint
 
     weights = bytearray(1_000_000)
     (tmp_path / "model.safetensors").write_bytes(weights)

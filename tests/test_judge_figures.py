@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastft.judge import figures
-from fastft.judge.figures import bootstrap_mean, bootstrap_share, compare_pair, compute, questions_needed, sign_flip_p
+from fastft.judge import stats as figures
 from fastft.judge.judgment import Judgment
+from fastft.judge.stats import bootstrap_mean, bootstrap_share, compare_pair, compute, questions_needed, sign_flip_p
 
 
 def look(question, first, second, scores, judge="judge", category="x") -> Judgment:

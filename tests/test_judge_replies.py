@@ -7,8 +7,9 @@ import pytest
 from openai_server import Failure, completion
 from test_judge import SECRET, error_of, longer_wins, write_ground
 
-from fastft.judge import answering, command
-from fastft.judge.client import KEY, Cache, ErrorInBody, Limits, Malformed, key_for, read_completion
+from fastft.inference.client import KEY, Cache, ErrorInBody, Limits, Malformed, key_for, read_completion
+from fastft.judge import answer as answering
+from fastft.judge import command
 from fastft.judge.judgment import read_judgments
 from fastft.judge.questions import read_answers
 

@@ -9,10 +9,10 @@ from test_judge import longer_wins, write_ground
 from test_report import CHROMIUM, browse, sha256
 
 from fastft.judge import command, compare
-from fastft.judge.figures import compute
 from fastft.judge.judgment import Judgment, read_judgments, write_rows
 from fastft.judge.questions import Answer, Question
 from fastft.judge.report import report_again, write_all
+from fastft.judge.stats import compute
 
 HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\u2028\u0085\x0c"
 

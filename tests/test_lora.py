@@ -11,9 +11,9 @@ import test_train as runs
 import torch
 from safetensors.torch import load_file
 
-from fastft.data import tokenized
-from fastft.metrics import read_metrics
-from fastft.template import load_template
+from fastft.data.dataset import tokenized
+from fastft.data.template.chat_template import load_template
+from fastft.train.metrics import read_metrics
 
 peft = pytest.importorskip("peft")
 
@@ -111,7 +111,7 @@ def test_a_resumed_run_is_bit_identical(ground, whole_run, tmp_path):
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground, whole_run, tmp_path, quantize):
-    from fastft.export import main as export
+    from fastft.train.export import main as export
 
     out = whole_run
     if quantize == "nf4":

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fastft.loss import CHUNK_BYTES, chunk_positions, summed_cross_entropy
+from fastft.model.loss import CHUNK_BYTES, chunk_positions, summed_cross_entropy
 
 
 def plain(hidden, targets, head, scale, softcap, z_weight):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastft.config import OptimizerConfig, TrainConfig
-from fastft.memory import Setup, block_bytes, load_shape, peak_memory, relief, setup_of
+from fastft.cost.memory import Setup, block_bytes, load_shape, peak_memory, relief, setup_of
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "memory.py"
 SPEC = importlib.util.spec_from_file_location("benchmark_memory", BENCHMARK)

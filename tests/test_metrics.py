@@ -9,16 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from fastft.metrics import (
-    Reporter,
-    attention_windows,
-    peak_flops,
-    progress_line,
-    read_metrics,
-    seen_squares,
-    training_flops,
-)
-from fastft.trackers import Trackers
+from fastft.cost.flops import attention_windows, seen_squares, training_flops
+from fastft.cost.gpus import peak_flops
+from fastft.train.metrics import Reporter, progress_line, read_metrics
+from fastft.train.trackers import Trackers
 
 
 def test_flops_are_those_of_the_matrix_products():
@@ -34,8 +28,11 @@ def test_flops_are_those_of_the_matrix_products():
 def test_frozen_weights_and_experts_that_sleep_cost_less(tmp_path):
     """No gradient of a frozen weight: 4 FLOPs an entry and token instead of 6. Of three experts each token wakes two."""
     from fastft.config import LoraConfig
-    from fastft.lora import add_adapters
-    from fastft.model import TrainedModel, build, load_config, matrix_flops
+    from fastft.cost.flops import matrix_flops
+    from fastft.model import build
+    from fastft.model.build import TrainedModel
+    from fastft.model.lora import add_adapters
+    from fastft.model.pretrained import load_config
 
     def model(family: str, **options) -> TrainedModel:
         path = models.make_model(tmp_path / family, family, num_hidden_layers=1, **options)

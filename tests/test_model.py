@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastft.model
-from fastft import weights
-from fastft.model import build, load_config
-from fastft.ranks import join_ranks
-from fastft.recompute import recompute
+import fastft.model.build
+from fastft.common.distributed import join_ranks
+from fastft.model import build, weights
+from fastft.model.activation_checkpointing import recompute
+from fastft.model.pretrained import load_config
 
 
 @pytest.fixture(autouse=True)
@@ -382,7 +382,7 @@ def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(sh
     import torch._dynamo
     from transformers import AttentionInterface
 
-    import fastft.train
+    import fastft.train.loop
 
     graphs, compile_block = [], torch.nn.Module.compile
 
@@ -415,12 +415,14 @@ def one_step(ground: Path, out: Path, *flags: str) -> None:
 
 def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
     """The exported model, loaded by transformers, gives the logits of the trainer's own forward pass over a whole window."""
-    from fastft import checkpoint, loss
-    from fastft.attention import choose_attention
     from fastft.config import parse_config
-    from fastft.model import fit_config, prepare_model
-    from fastft.template import load_template
-    from fastft.train import build_optimizer
+    from fastft.data.template.chat_template import load_template
+    from fastft.model import loss
+    from fastft.model.attention import choose_attention
+    from fastft.model.build import prepare_model
+    from fastft.model.pretrained import fit_config
+    from fastft.train.checkpoint import local as checkpoint
+    from fastft.train.loop import build_optimizer
 
     config, device = parse_config(runs.flags(ground, out, "--max_steps", "1", *flags)), join_ranks()
     template = load_template(config.model, config.template)
@@ -481,7 +483,7 @@ def test_a_window_that_fits_is_not_scaled(short, tmp_path):
 
 
 def test_scaling_goes_on_top_of_linear_only(short):
-    from fastft.positions import fit_window
+    from fastft.model.rope_scaling import fit_window
 
     def fitted(extend, window=160, **rope):
         config = load_config(str(short / "model"))
@@ -496,7 +498,7 @@ def test_scaling_goes_on_top_of_linear_only(short):
 
 
 def test_only_layers_that_see_the_whole_window_are_scaled(tmp_path):
-    from fastft.positions import fit_window
+    from fastft.model.rope_scaling import fit_window
 
     path = models.make_model(tmp_path / "model", "gemma3_text")
     rope = fit_window(load_config(str(path)), 2048, "linear", "m").rope_parameters

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from fastft import notices
-from fastft.stopping import NOTICE_S
+from fastft.train.preemption import notices
+from fastft.train.preemption.stop import NOTICE_S
 
 PATIENCE_S = 10.0
 VARIABLES = {

@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastft.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from fastft.data import Source, TokenizedData, conversation_names
-from fastft.metrics import read_metrics
-from fastft.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups, update
+from fastft.data.dataset import Source, TokenizedData, conversation_names
+from fastft.train.metrics import read_metrics
+from fastft.train.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups, update
 
 
 @pytest.fixture(autouse=True)

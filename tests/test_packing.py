@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastft.packing import lower_bound, pack
+from fastft.data.packing import lower_bound, pack
 
 lengths_and_window = st.integers(1, 64).flatmap(
     lambda w: st.tuples(st.lists(st.integers(1, w), max_size=60), st.just(w))

@@ -8,8 +8,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastft import records
-from fastft.records import read_records, repair_text
+from fastft.common import records
+from fastft.common.records import read_records, repair_text
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),

@@ -11,8 +11,9 @@ import pytest
 from lxml import etree
 from lxml import html as lxml_html
 
-from fastft.page import code_and_prose, compact, duration, flatten, funnel, precise, sha256, ticks, visible
-from fastft.report import Training, thin, write_report
+from fastft.common.html import code_and_prose, compact, duration, flatten, funnel, precise, sha256, ticks, visible
+from fastft.demo.report import write_report
+from fastft.train.report.curves import Training, thin
 
 LEDGER = {
     "input": 210,

@@ -12,9 +12,9 @@ from lxml import html as lxml_html
 from test_report import CHROMIUM, HOSTILE, browse, rows, texts
 
 from fastft.cli import main
+from fastft.common.html import visible
 from fastft.config import parse_config, save_config
-from fastft.page import visible
-from fastft.run_report import write_run_report
+from fastft.train.report.page import write_run_report
 
 
 def facts(**changes) -> dict:

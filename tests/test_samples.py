@@ -7,10 +7,10 @@ import models
 import pytest
 import test_train as runs
 
-from fastft.conversation import Message
-from fastft.export import main as export
-from fastft.run_report import answers_over_time
-from fastft.template import load_template
+from fastft.data.conversation import Message
+from fastft.data.template.chat_template import load_template
+from fastft.train.export import main as export
+from fastft.train.report.page import answers_over_time
 
 PROMPTS = ["hello there", "the quick <b>brown</b>", '{"prompt": "x"}', json.dumps({"messages": [
     {"role": "system", "content": "be kind"}, {"role": "user", "content": "the lazy dog says hello"}]})]  # fmt: skip
@@ -173,7 +173,8 @@ def test_a_dry_run_leaves_a_run_alone_whatever_its_settings(ground, run):
 
 
 def test_the_fullest_step_has_the_rows_with_most_tokens(ground):
-    from fastft.data import Course, Schedule, fullest_step, tokenized
+    from fastft.data.dataset import tokenized
+    from fastft.data.step_plan import Course, Schedule, fullest_step
 
     data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
     wide, narrow = (Schedule(data, window, 0, 1, 4, None) for window in (200, 140))

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastft import estimate
-from fastft.spot.candidates import SpotConfig, compare
-from fastft.spot.interval import young_interval
-from fastft.spot.prices import cheapest, read_prices
-from fastft.spot.simulate import Job, mean_between_preemptions, simulate, survival, undisturbed
-from fastft.spot.traces import Trace, fit, read_trace, synthetic
+from fastft.cost import estimate
+from fastft.cost.spot.candidates import SpotConfig, compare
+from fastft.cost.spot.prices import cheapest, read_prices
+from fastft.cost.spot.simulate import Job, mean_between_preemptions, simulate, survival, undisturbed
+from fastft.cost.spot.traces import Trace, fit, read_trace, synthetic
+from fastft.cost.spot.young import young_interval
 
 DATA = Path(os.environ.get("FASTFT_DATA") or "nowhere")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="FASTFT_DATA names no directory with recorded traces")
@@ -363,9 +363,10 @@ def test_mistakes_are_one_line(model, capsys, more, said):
 def test_without_preemptions_spot_costs_its_price(model):
     """The arithmetic of a row: hours of the estimate and of its saves, dollars of the offer."""
     from fastft.config import TrainConfig
-    from fastft.estimate import GPUS, assumed_work, checkpoint_bytes, estimates
-    from fastft.memory import load_shape
-    from fastft.model import load_config
+    from fastft.cost.estimate import assumed_work, estimates
+    from fastft.cost.gpus import GPUS
+    from fastft.cost.memory import checkpoint_bytes, load_shape
+    from fastft.model.pretrained import load_config
 
     config = TrainConfig(model=model, output_dir="none", data="none", window=160)
     shape = load_shape(load_config(model), model)

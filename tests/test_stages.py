@@ -10,9 +10,11 @@ import pytest
 import torch
 from test_train import flags, losses
 
-from fastft.data import Course, Schedule, Source, TokenizedData, ahead, mixed, rank_batches, tokenized
-from fastft.template import load_template
-from fastft.train import main
+from fastft.data.batch import ahead, rank_batches
+from fastft.data.dataset import Source, TokenizedData, mixed, tokenized
+from fastft.data.step_plan import Course, Schedule
+from fastft.data.template.chat_template import load_template
+from fastft.train.loop import main
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,13 @@ from pathlib import Path
 import models
 import pytest
 
-from fastft import marker, stopping
-from fastft import store as store_module
-from fastft.metrics import read_metrics
-from fastft.store import Lease, Store, checkpoints
+from fastft.common import object_store as store_module
+from fastft.common.object_store import Store
+from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint.lease import Lease
+from fastft.train.checkpoint.remote import checkpoints
+from fastft.train.metrics import read_metrics
+from fastft.train.preemption import stop as stopping
 
 HERE = Path(__file__).parent
 PATIENCE_S = 300.0
@@ -266,8 +269,8 @@ def test_advice_that_comes_while_the_ranks_agree_is_heard_the_next_time(monkeypa
 TWO_SIGNALS = """
 import os, signal, sys, time
 from pathlib import Path
-from fastft.ranks import join_ranks
-from fastft.stopping import Stopping
+from fastft.common.distributed import join_ranks
+from fastft.train.preemption.stop import Stopping
 join_ranks()
 stop = Stopping(Path(sys.argv.pop(1)))
 with stop.between_steps(0):

@@ -12,11 +12,12 @@ import pytest
 import storage
 import torch.distributed as dist
 
-from fastft import marker
-from fastft import store as storing
-from fastft.ranks import join_ranks
-from fastft.store import COMMITTED, Lease, Store, checkpoints, trained_model
-from fastft.upload import Uploader, fetch, upload_model
+from fastft.common import object_store as storing
+from fastft.common.distributed import join_ranks
+from fastft.common.object_store import COMMITTED, Store
+from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint.lease import Lease
+from fastft.train.checkpoint.remote import Uploader, checkpoints, fetch, trained_model, upload_model
 
 
 @pytest.fixture(scope="module")

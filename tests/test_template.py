@@ -5,9 +5,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastft.conversation import Conversation, Message
-from fastft.inspection import check
-from fastft.template import ChatTemplate, TemplateError, built_in_templates, chat_template
+from fastft.data.conversation import Conversation, Message
+from fastft.data.template.chat_template import ChatTemplate, built_in_templates, chat_template
+from fastft.data.template.mask_check import check
+from fastft.data.template.skeleton import TemplateError
 
 PAIRS = [(kind, name) for kind in tiny.KINDS for name in built_in_templates()]
 LOSSLESS = [pair for pair in PAIRS if pair[0] != "unigram"]  # unigram turns unknown characters into <unk>

@@ -3,10 +3,10 @@
 import models
 import pytest
 
-from fastft import tokenizing
-from fastft.conversation import read_conversations
-from fastft.data import tokenized
-from fastft.template import ChatTemplate, load_template
+from fastft.data import tokenize as tokenizing
+from fastft.data.conversation import read_conversations
+from fastft.data.dataset import tokenized
+from fastft.data.template.chat_template import ChatTemplate, load_template
 
 
 @pytest.fixture

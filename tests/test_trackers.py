@@ -8,7 +8,7 @@ import models
 import pytest
 import test_train as runs
 
-from fastft.trackers import Trackers, tracker_names
+from fastft.train.trackers import Trackers, tracker_names
 
 
 @pytest.fixture(autouse=True)

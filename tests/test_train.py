@@ -14,11 +14,12 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from fastft import marker
-from fastft.conversation import read_conversations
-from fastft.data import Schedule, tokenized
-from fastft.metrics import read_metrics
-from fastft.template import load_template
+from fastft.data.conversation import read_conversations
+from fastft.data.dataset import tokenized
+from fastft.data.step_plan import Schedule
+from fastft.data.template.chat_template import load_template
+from fastft.train.checkpoint import manifest as marker
+from fastft.train.metrics import read_metrics
 
 HERE = Path(__file__).parent
 
@@ -256,7 +257,7 @@ def marker_of(step: int) -> str:
 
 
 def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path):
-    from fastft.checkpoint import newest
+    from fastft.train.checkpoint.local import newest
 
     for step in (4, 8, 12):
         path = tmp_path / f"step-{step:08d}"
@@ -311,7 +312,7 @@ def _main(ground: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
     import contextlib
     import io
 
-    from fastft.train import main
+    from fastft.train.loop import main
 
     captured = io.StringIO()
     with contextlib.redirect_stderr(captured):
@@ -351,15 +352,15 @@ def test_a_model_without_tokenizer_or_template_is_one_clear_line(ground, tmp_pat
 # Lets files grow to 20 kB only, once a first checkpoint is published: what a disk that fills up during a run looks like.
 FULL_AFTER_THE_FIRST_CHECKPOINT = """
 import resource, signal, sys
-import fastft.checkpoint, fastft.train
-class Filling(fastft.checkpoint.Writer):
+import fastft.train.checkpoint.local, fastft.train
+class Filling(fastft.train.checkpoint.local.Writer):
     def save(self, *arguments):
         super().save(*arguments)
         self.wait()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-fastft.checkpoint.Writer = Filling
-sys.exit(fastft.train.main(sys.argv[1:]))
+fastft.train.checkpoint.local.Writer = Filling
+sys.exit(fastft.train.loop.main(sys.argv[1:]))
 """
 
 
@@ -379,12 +380,12 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_that_looks_whole(
 
 def test_torchs_words_for_a_full_disk_are_put_plainly(ground, tmp_path, monkeypatch):
     """What its writer said on a disk of 300 kB; the operating system's error is lost in it."""
-    import fastft.checkpoint
+    import fastft.train.checkpoint.local
 
     def full(*_, **__):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
 
-    monkeypatch.setattr(fastft.checkpoint.dcp, "save", full)
+    monkeypatch.setattr(fastft.train.checkpoint.local.dcp, "save", full)
     done = _main(ground, tmp_path / "out", "--max_steps", "1")
     fails(done, "could not be written (No space left on device: ", " GiB needed, ", " free)", "make room and start")
     weights = sum(tensor.nbytes for tensor in load_file(ground / "model" / "model.safetensors").values())
@@ -436,7 +437,7 @@ def test_another_model_in_the_same_place_is_not_this_run(ground, whole_run, tmp_
 
 
 def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
-    from fastft.checkpoint import newest, prune
+    from fastft.train.checkpoint.local import newest, prune
 
     for step, content in ((10, "12345"), (16, "123")):
         path = tmp_path / f"step-{step:08d}"
@@ -449,7 +450,7 @@ def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_pruning_takes_nothing_for_whole_that_a_start_has_passed_over(tmp_path):
     """20 and 30 have bytes of the right number and of the wrong value: the run went on from 10, and has saved 15."""
-    from fastft.checkpoint import prune
+    from fastft.train.checkpoint.local import prune
 
     for step in (10, 15, 20, 30):
         path = tmp_path / f"step-{step:08d}"
@@ -461,7 +462,7 @@ def test_pruning_takes_nothing_for_whole_that_a_start_has_passed_over(tmp_path):
 
 
 def test_files_without_their_marker_are_no_checkpoint(tmp_path):
-    from fastft.checkpoint import Candidate, _complete_files
+    from fastft.train.checkpoint.local import Candidate, _complete_files
 
     (tmp_path / "shard").write_text("12345")
     meta = {"files": {"shard": marker.entry(tmp_path / "shard")}}
@@ -487,8 +488,8 @@ def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):
 def test_tokens_are_made_again_when_the_end_token_changes_or_the_cache_is_damaged(ground, tmp_path, monkeypatch):
     import tiny
 
-    from fastft.data import cache_directory
-    from fastft.template import chat_template
+    from fastft.data.dataset import cache_directory
+    from fastft.data.template.chat_template import chat_template
 
     monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
     data, tokenizer = str(ground / "data.jsonl"), tiny.byte_level()

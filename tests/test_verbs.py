@@ -29,7 +29,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "lxml"
 
 
 @pytest.mark.parametrize(
-    "code", ["import fastft, cleaning", "import fastft.conversation", "from fastft.cli import main; main([])"]
+    "code", ["import fastft, cleaning", "import fastft.data.conversation", "from fastft.cli import main; main([])"]
 )
 def test_the_start_is_light(code):
     """No heavy module is imported. (The time it takes, 0.03 s, is a figure for docs/LOG.md, not for a test.)"""
@@ -73,7 +73,7 @@ def test_inspect_knows_answers_that_go_on_elsewhere(model, tmp_path, capsys):
 @pytest.mark.parametrize("fault", ["header", "user", "last"])
 def test_inspect_finds_small_faults_beside_typed_control_strings(model, tmp_path, monkeypatch, content, fault):
     """A header's line end trained, a question's tokens replaced, one wrong token at the end."""
-    from fastft.template import ChatTemplate
+    from fastft.data.template.chat_template import ChatTemplate
 
     honest = ChatTemplate.encode
 
@@ -96,7 +96,7 @@ def test_inspect_finds_small_faults_beside_typed_control_strings(model, tmp_path
 
 def test_inspect_finds_a_mask_that_is_off(model, data, monkeypatch, capsys):
     """Masks shifted by one token, and prompts with one token too many: the proof must not pass."""
-    from fastft.template import ChatTemplate, Encoded
+    from fastft.data.template.chat_template import ChatTemplate, Encoded
 
     honest = ChatTemplate.encode
     shifted = lambda self, m: (lambda e: Encoded(e.ids, [False, *e.trained[:-1]], e.merged_borders))(honest(self, m))  # noqa: E731
@@ -122,8 +122,8 @@ def test_chat_answers_resets_and_quits(model, monkeypatch, capsys):
 
 
 def test_chat_forgets_the_oldest_rounds_and_refuses_what_cannot_fit(model):
-    from fastft.chat import ChatModel
-    from fastft.conversation import Message
+    from fastft.data.conversation import Message
+    from fastft.inference.engine import ChatModel
 
     chat = ChatModel(str(model))
     history = [Message("system", "be kind")]
@@ -138,8 +138,8 @@ def test_chat_streams_what_generate_would_say(model):
     """Greedy streaming against the library's own generation, up to the end of turn."""
     import torch
 
-    from fastft.chat import ChatModel
-    from fastft.conversation import Message
+    from fastft.data.conversation import Message
+    from fastft.inference.engine import ChatModel
 
     chat = ChatModel(str(model))
     question = [Message("user", "hello there")]
@@ -151,7 +151,7 @@ def test_chat_streams_what_generate_would_say(model):
 
 
 def test_what_a_model_says_cannot_command_a_terminal():
-    from fastft.chat import printable
+    from fastft.inference.terminal import printable
 
     assert printable("a\x1b[2Jb\n\tc\u202e") == "a\ufffd[2Jb\n\tc\ufffd"
 
@@ -159,12 +159,12 @@ def test_what_a_model_says_cannot_command_a_terminal():
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The demo's directory, every stage for real, training cut to a few steps; and what it printed."""
-    import fastft.demo
+    import fastft.demo.run
 
     out = tmp_path_factory.mktemp("demo") / "demo"
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setattr(fastft.demo, "TRAINING", [*fastft.demo.TRAINING, "--max_steps", "3"])
+        patch.setattr(fastft.demo, "TRAINING", [*fastft.demo.run.TRAINING, "--max_steps", "3"])
         patch.setenv("FASTFT_CACHE", str(out.parent / "cache"))
         assert main(["demo", "--output_dir", str(out)]) == 0
     return out, printed.getvalue()
@@ -208,10 +208,10 @@ def test_the_demos_model_is_asked_judged_and_reported(demo, tmp_path, monkeypatc
 
 
 def test_the_demo_walks_the_whole_road(demo):
-    import fastft.demo
+    import fastft.demo.run
 
     out, printed = demo
-    for name in fastft.demo.FILES:
+    for name in fastft.demo.run.FILES:
         assert (out / name.rstrip("/")).exists(), name
     ledger = json.loads((out / "clean" / "report.json").read_text())
     assert ledger["input"] == ledger["kept"] + sum(ledger["rejected"].values())

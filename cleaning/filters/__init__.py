@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from cleaning.continuing import is_continue
 from cleaning.filters import language, privacy, quality, refusals, structure
-from cleaning.filters.base import Filter, Repair, Settings, Step, TurnFilter
-from fastft.conversation import Conversation, Message, rounds_of
+from cleaning.filters.base import Filter, Repair, Step, TurnFilter
+from cleaning.settings import Settings
+from fastft.data.continue_requests import is_continue
+from fastft.data.conversation import Conversation, Message, rounds_of
 
 __all__ = ["FILTERS", "REPAIRS", "STEPS", "Settings", "Verdict", "apply_steps", "check", "described_filters"]
 

@@ -10,8 +10,8 @@ import functools
 import re
 from collections.abc import Iterator
 
-from cleaning.filters.base import Settings
-from fastft.conversation import Conversation
+from cleaning.settings import Settings
+from fastft.data.conversation import Conversation
 
 try:
     import pycld2

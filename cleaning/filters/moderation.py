@@ -19,8 +19,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from cleaning.filters.base import Settings
-from fastft.conversation import Conversation
+from cleaning.settings import Settings
+from fastft.data.conversation import Conversation
 
 BATCH = 32  # texts in a request
 PIECE = 10_000  # characters; longer texts go in pieces, flagged if one of them is

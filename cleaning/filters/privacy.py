@@ -11,8 +11,8 @@ number. Nothing here ever shows what it found.
 import ipaddress
 import re
 
-from cleaning.filters.base import Settings
-from fastft.conversation import Message
+from cleaning.settings import Settings
+from fastft.data.conversation import Message
 
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?"

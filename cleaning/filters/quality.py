@@ -7,8 +7,8 @@ import zlib
 
 import ahocorasick_rs
 
-from cleaning.filters.base import Settings
-from fastft.conversation import Conversation, Message
+from cleaning.settings import Settings
+from fastft.data.conversation import Conversation, Message
 
 # --- repetition and garbage -------------------------------------------------------------------------------------------
 

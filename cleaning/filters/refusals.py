@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import ahocorasick_rs
 
-from cleaning.filters.base import Settings
-from fastft.conversation import Message
+from cleaning.settings import Settings
+from fastft.data.conversation import Message
 
 # Counted in UTF-8 bytes, as a Chinese sentence needs a third of the characters of an English one.
 SHORT = 800  # a refusal with its reason and an offer of help; longer answers have something to say

@@ -4,9 +4,9 @@ import fnmatch
 import re
 import unicodedata
 
-from cleaning.continuing import is_continue
-from cleaning.filters.base import Settings
-from fastft.conversation import Conversation, Message
+from cleaning.settings import Settings
+from fastft.data.continue_requests import is_continue
+from fastft.data.conversation import Conversation, Message
 
 # --- whole conversations ----------------------------------------------------------------------------------------------
 

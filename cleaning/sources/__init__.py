@@ -32,7 +32,7 @@ from cleaning.sources.eras import (
 )  # fmt: skip
 from cleaning.sources.rejected import is_row, unwrap
 from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, first, id_in, keys_of, shown
-from fastft.records import Record
+from fastft.common.records import Record
 
 __all__ = [
     "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in", "id_in",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import orjson
 
-from fastft.records import RAW_LIMIT, RawRecord, open_unpacked, packing_of, read_raw, read_unpacked, to_json
+from fastft.common.records import RAW_LIMIT, RawRecord, open_unpacked, packing_of, read_raw, read_unpacked, to_json
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html", ".htm", ".txt")

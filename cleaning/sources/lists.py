@@ -29,8 +29,8 @@ from cleaning.sources.turns import (
     text_of,
     time_in,
 )
-from fastft.conversation import Conversation
-from fastft.records import parse_json, repair_text
+from fastft.common.records import parse_json, repair_text
+from fastft.data.conversation import Conversation
 
 # The names of languages in WildChat and LMSYS-Chat-1M, where they are common; others keep their name in lower case.
 LANGUAGES = {

@@ -1,14 +1,14 @@
 """What a dump says of an answer beside its text: whether it is to be learned, and whether it came to its end.
 
 Every reader asks here (by way of `cleaning.sources.turns.marked` and `mark_by_record`), and what is found becomes `train`
-and `ends` of a message. The spellings of loss flags are `fastft.conversation.LOSS_FLAGS`, for the trainer's reader too.
+and `ends` of a message. The spellings of loss flags are `fastft.data.conversation.LOSS_FLAGS`, for the trainer's reader too.
 The functions raise ValueError, without saying where, for a mark that says neither yes nor no: it is not for us to guess.
 """
 
 from collections import Counter
 from typing import Any
 
-from fastft.conversation import LOSS_FLAGS, loss_weight
+from fastft.data.conversation import LOSS_FLAGS, loss_weight
 
 NOT_LEARNED = "answers marked not to learn from"  # notes
 FRACTIONS = "answers with a weight other than 0 and 1, learned in full"

@@ -16,7 +16,7 @@ from lxml import etree
 from cleaning.sources.lists import read_sharegpt
 from cleaning.sources.trees import read_chatgpt_export
 from cleaning.sources.turns import ROLES_IN_DUMPS, RawConversation, Rejection, Turn, label, shown, text_of
-from fastft.records import parse_json, repair_text
+from fastft.common.records import parse_json, repair_text
 
 _NEXT_DATA = re.compile(r"<script\b[^<>]*\bid=[\"']?__NEXT_DATA__\b[^<>]*>(.*?)</script>", re.DOTALL)
 

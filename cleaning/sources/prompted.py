@@ -22,7 +22,7 @@ from cleaning.sources.turns import (
     shown,
     text_of,
 )
-from fastft.records import repair_text
+from fastft.common.records import repair_text
 
 PROMPTS = ("prompt", "question", "query", "inputs", "input")
 COMPLETIONS = ("completion", "response", "answer", "output", "targets", "target")

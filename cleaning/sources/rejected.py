@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from cleaning.sources.turns import Rejection, text_of
-from fastft.records import parse_json
+from fastft.common.records import parse_json
 
 _KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
 _RECORD = b',"record":'  # the key: inside a text, the quotes would be escaped

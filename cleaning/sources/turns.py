@@ -19,8 +19,8 @@ from cleaning.sources.marks import (
     last_answer_is_cut,
     none_is_learned,
 )
-from fastft.conversation import ROLE_NAMES
-from fastft.records import parse_json, repair_text
+from fastft.common.records import parse_json, repair_text
+from fastft.data.conversation import ROLE_NAMES
 
 
 class Rejection(Exception):  # noqa: N818  a rejection is an outcome, not an error
@@ -33,7 +33,7 @@ class Rejection(Exception):  # noqa: N818  a rejection is an outcome, not an err
 
 @dataclass(slots=True)
 class Turn:
-    role: str  # one of fastft.conversation.ROLES
+    role: str  # one of fastft.data.conversation.ROLES
     text: str
     html: bool = False
     calls: bool = False  # asks for a tool

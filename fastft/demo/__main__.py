@@ -2,6 +2,6 @@
 
 import sys
 
-from fastft.demo import main
+from fastft.demo.run import main
 
 sys.exit(main())

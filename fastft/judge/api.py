@@ -4,13 +4,14 @@ import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fastft.judge.answering import endpoint_keys
-from fastft.judge.client import USUAL_LIMITS, Client, Limits, Money, tell_apart
-from fastft.judge.figures import Figures, compute
-from fastft.judge.judging import judge_all, load_prompts, plan
+from fastft.common.records import repair_text
+from fastft.inference.budget import Money
+from fastft.inference.client import USUAL_LIMITS, Client, Limits, tell_apart
+from fastft.judge.answer import endpoint_keys
 from fastft.judge.judgment import Judgment, Mode
+from fastft.judge.pairwise import judge_all, load_prompts, plan
 from fastft.judge.questions import Answer, Question, load_questions
-from fastft.records import repair_text
+from fastft.judge.stats import Figures, compute
 
 
 @dataclass(frozen=True)

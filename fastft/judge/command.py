@@ -12,10 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastft.judge.answering import add_endpoint_options, endpoint_keys, endpoint_limits, endpoint_prices
-from fastft.judge.client import Cache, Client, Money, tell_apart
-from fastft.judge.judging import check_answers, estimate, judge_all, load_prompts, plan
+from fastft.inference.budget import Money
+from fastft.inference.client import Cache, Client, tell_apart
+from fastft.judge.answer import add_endpoint_options, endpoint_keys, endpoint_limits, endpoint_prices
 from fastft.judge.judgment import Judgment, write_rows
+from fastft.judge.pairwise import check_answers, estimate, judge_all, load_prompts, plan
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
 
 
@@ -62,9 +63,9 @@ def show_reviews(arguments: argparse.Namespace) -> int:
     """The figures of reviews that were made long ago; files only where --output is given."""
     from rich.console import Console
 
-    from fastft.judge.figures import compute
+    from fastft.judge.replies.importers import read_reviews
     from fastft.judge.report import answer_lengths, show, write_judge_page
-    from fastft.judge.reviews import read_reviews
+    from fastft.judge.stats import compute
 
     judgments, contradictions, questions, answers = read_reviews(arguments.reviews, arguments.scores)
     figures = compute(judgments, answer_lengths(answers), arguments.difference)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastft.records import repair_text
+from fastft.common.records import repair_text
 
 Mode = Literal["pairwise", "single"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastft.records import Record, read_records, repair_text
+from fastft.common.records import Record, read_records, repair_text
 
 OWN = Path(__file__).with_name("questions.jsonl")
 

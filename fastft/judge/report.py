@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastft.judge.figures import Estimate, Figures, Lengths, Pair, compute
+from fastft.common.html import write_page
 from fastft.judge.judgment import Judgment, read_judgments, write_whole
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
-from fastft.page import write_page
+from fastft.judge.stats import Estimate, Figures, Lengths, Pair, compute
 
 JUDGMENTS, QUESTIONS, ANSWERS = "judgments.jsonl", "questions.jsonl", "answers.jsonl"
 WIDTH = 150

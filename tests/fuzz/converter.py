@@ -55,7 +55,7 @@ def check(html: str) -> None:
 
 
 def _converted(html: str, reference: bool) -> str:
-    from cleaning.markdown import html_to_markdown
+    from cleaning.html.markdown import html_to_markdown
 
     try:
         return html_to_markdown(html, reference=reference)
@@ -71,7 +71,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     with atheris.instrument_imports(include=["cleaning", "markdownify"]):
-        import cleaning.markdown  # noqa: F401
+        import cleaning.html.markdown  # noqa: F401
     atheris.Setup(sys.argv, lambda data: check(soup(data)))
     atheris.Fuzz()
 

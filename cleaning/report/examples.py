@@ -1,0 +1,70 @@
+"""A few instructive turns of a run, as they were shared and as they are kept: what report.html shows of the conversion.
+
+At most one of each kind in `KINDS`. An answer that fits whole is preferred to one that must be clipped, then the earlier.
+So the choice depends on the order of the input only; it is kept in `Report.examples` as plain JSON, with which an
+interrupted run goes on.
+"""
+
+from collections.abc import Iterator
+
+import orjson
+
+from cleaning.filters.privacy import mask_text
+from cleaning.first_pass import Outcome
+from cleaning.html.markdown import html_to_markdown
+from cleaning.report.ledger import Report
+from cleaning.sources import Reading, Rejection, as_shared, conversations_in
+from fastft.common.records import parse_json
+
+LONGEST = 2_000  # characters of a text that are kept
+AMONG = 20_000  # answers from HTML; behind these nothing better is looked for
+
+# What the HTML of an answer must hold to be an example of …
+_HOLDS = {"code": "<pre", "table": "<table", "formula": "application/x-tex", "list": "<li"}
+_QUESTION = "question"  # one from which sharegpt.com's escapes or branch counters were removed
+KINDS = (*_HOLDS, _QUESTION)
+_REPAIRED = {"unescaped questions", "branch counters removed"}
+
+
+def pick_examples(report: Report, outcome: Outcome, reading: Reading) -> None:
+    """Put into `report.examples` what the kept `outcome` has to offer; `reading` is that of its input."""
+    clipped = {example["kind"]: example["clipped"] for example in report.examples}
+    wanted = {kind for kind, mark in _HOLDS.items() if clipped.get(kind, True) and mark.encode() in outcome.record}
+    if not outcome.html_answers or report.answers["html"] > AMONG:
+        wanted = set()
+    if _QUESTION not in clipped and not _REPAIRED.isdisjoint(outcome.notes):
+        wanted.add(_QUESTION)
+    if not wanted:
+        return
+    kept = {message["content"] for message in orjson.loads(outcome.conversation)["messages"]}
+    for turn, kinds, before, after in _changed_turns(outcome, reading):
+        fits = max(len(before), len(after)) <= LONGEST
+        kind = next((kind for kind in KINDS if kind in wanted & kinds and (fits or kind not in clipped)), None)
+        if kind is None or after not in kept:
+            continue
+        example = {"kind": kind, "id": outcome.id, "where": outcome.where, "turn": turn, "clipped": not fits}
+        report.examples = [each for each in report.examples if each["kind"] != kind]
+        report.examples.append({**example, "before": _shown(before), "after": _shown(after)})
+        clipped[kind] = not fits
+        wanted -= {kind} if fits else set()
+    report.examples.sort(key=lambda example: KINDS.index(example["kind"]))
+
+
+def _changed_turns(outcome: Outcome, reading: Reading) -> Iterator[tuple[int, set[str], str, str]]:
+    """(number of the turn, kinds of which it is an example, the text as it was shared, and as it is converted)."""
+    try:
+        record = parse_json(outcome.record)
+        shared, settled = as_shared(record, reading)[0].turns, conversations_in(record, reading)[0].turns
+    except Rejection:  # a branch of a tree, kept as `messages` and read as the dump's format
+        return
+    for number, (before, after) in enumerate(zip(shared, settled), start=1):
+        if after.html:
+            kinds = {kind for kind, mark in _HOLDS.items() if mark in after.text}
+            yield number, kinds, after.text, html_to_markdown(after.text) if kinds else ""
+        elif before.text != after.text:
+            yield number, {_QUESTION}, before.text, after.text
+
+
+def _shown(text: str) -> str:
+    """Masked before it is clipped: half of a key is no key to any pattern."""
+    return mask_text(text[: 2 * LONGEST])[:LONGEST]

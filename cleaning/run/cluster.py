@@ -1,0 +1,69 @@
+"""The cleaner's shards on a Ray cluster, for dumps that one machine is too slow for.
+
+    python -m cleaning dump.jsonl -o out --ray               starts Ray on this machine
+    python -m cleaning dump.jsonl -o out --ray auto          the cluster that this machine belongs to
+    python -m cleaning dump.jsonl -o out --ray ray://head:10001
+
+This process reads, decides on duplicates and writes (100 MB/s and more); shards are converted and split by Ray tasks, by
+the very functions that worker processes run, handed out and taken back in order. So the result is the same byte for byte,
+memory stays bounded, and an interrupted run goes on as it does on one machine. (Ray Data would hold the shards as a
+dataset; it has no place for a log that is written in order and gone on with.) Needs `pip install "fastft[cluster]"`, the
+same versions on every node, and the files that options name (--against, --filters, --model) at the same paths there.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class RayPool:
+    """A `fastft.common.workers.Pool`."""
+
+    def __init__(self, ray: Any, ahead: int):
+        self.ray, self.ahead = ray, ahead
+        self.call = ray.remote(_call)
+        self.functions: dict[int, tuple[Callable, Any]] = {}  # sent to the cluster once; kept, so that ids stay theirs
+
+    def submit(self, function: Callable, batch: Any) -> "_Result":
+        if id(function) not in self.functions:
+            self.functions[id(function)] = function, self.ray.put(function)
+        return _Result(self.ray, self.call.remote(self.functions[id(function)][1], batch))
+
+
+class _Result:
+    def __init__(self, ray: Any, reference: Any):
+        self.ray, self.reference = ray, reference
+
+    def result(self) -> Any:
+        try:
+            return self.ray.get(self.reference)
+        except self.ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # what the function itself raised, as from a worker process
+
+
+def _call(function: Callable, batch: Any) -> Any:
+    return function(batch)
+
+
+@contextmanager
+def ray_pool(address: str, workers: int | None) -> Iterator[RayPool]:
+    """Connect to the cluster at `address`; "" starts one on this machine, with `workers` cores.
+
+    Raises ValueError where Ray is not installed or no cluster answers.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ValueError('--ray needs Ray: pip install "fastft[cluster]"') from None
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        else:
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
+    except Exception as error:  # Ray raises a dozen kinds for an address where nobody answers
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"--ray {address}: no Ray cluster ({line})") from None
+    try:
+        yield RayPool(ray, 2 * int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()

@@ -1,0 +1,104 @@
+"""Worker processes that end with their parent, shards in order, and how far they are: a bar, or lines in a log."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cleaning.sources.inputs import Input
+from fastft.common.workers import Pool, begin_worker
+
+POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
+LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
+
+
+@contextmanager
+def worker_pool(
+    sources: list[Input], workers: int | None, ray: str | None = None, needed: Sequence[str] = ()
+) -> Iterator[Pool | None]:
+    """Worker processes, a Ray cluster's at the address `ray`, or None where this process alone is as fast.
+
+    `needed` are modules that the work will import.
+    """
+    if ray is not None:
+        from cleaning.run.cluster import ray_pool
+
+        with ray_pool(ray, workers) as pool:
+            yield pool
+        return
+    workers = workers or len(os.sched_getaffinity(0))
+    if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
+        yield None
+        return
+    # Not "fork": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. The server has
+    # none, and imports once for all workers what they need (transformers: 2 s). Ctrl-C is the parent's to handle.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["cleaning.first_pass", *needed])
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
+    pool.ahead = 2 * workers
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _done(task: Task) -> str:
+    """How far a pass is: "1,204 conversations, 502/s, 3.1 MB/s"."""
+    count, seconds = task.fields["conversations"], task.elapsed
+    if not seconds:
+        return ""
+    megabytes = f", {task.completed / seconds / 1e6:,.1f} MB/s" if task.fields["of_bytes"] else ""
+    return f"{count:,} conversations, {count / seconds:,.0f}/s{megabytes}"
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_done(task))
+
+
+class Bar:
+    """The progress bar of one pass after the other; where there is no terminal to draw on, a line now and then."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.task, self.conversations, self.said = progress, None, 0, time.monotonic()
+
+    def say(self, line: str) -> None:
+        self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def begin(self, label: str, total: int | None, of_bytes: bool = False) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.task = self.progress.add_task(label, total=total, conversations=0, of_bytes=of_bytes)
+        self.conversations = 0
+
+    def advance(self, amount: int, conversations: int) -> None:
+        self.conversations += conversations
+        self.progress.update(self.task, advance=amount, conversations=self.conversations)
+        if time.monotonic() - self.said > LINE_EVERY and not self.progress.console.is_terminal:
+            self.said = time.monotonic()
+            self.say(self._line(self.progress.tasks[0]))
+
+    def _line(self, task: Task) -> str:
+        share = f"{task.percentage:.0f} %, " if task.total else ""
+        left = task.time_remaining
+        return f"{task.description}: {share}{_done(task)}" + (f", about {left / 60:.0f} min left" if left else "")
+
+
+@contextmanager
+def progress_bar(sources: list[Input]) -> Iterator[Bar]:
+    """On stderr; a terminal gets a bar if there is much to do. It begins with the bytes of the inputs."""
+    console = Console(stderr=True)
+    size = sum(source.size for source in sources)
+    packed = any(source.packed for source in sources)
+    columns = (TextColumn("{task.description}"), BarColumn(), _Speed(), TimeRemainingColumn())
+    hidden = not console.is_terminal or (size < POOL_FROM and not packed)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        bar = Bar(progress)
+        bar.begin("cleaning", None if packed else size, of_bytes=True)
+        yield bar

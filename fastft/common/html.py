@@ -1,0 +1,163 @@
+"""What the project's HTML pages share: the look (page.html.jinja), pieces (pieces.html.jinja), how values are written.
+
+    write_page(Path("out/report.html"), "cleaning", title="A page", …)
+
+`fastft.train.report.page` shows a training run, `cleaning.report` a cleaning run, `fastft.train.report.curves` both in one. A page loads
+nothing and its security policy forbids it to. Everything on it is data that others wrote, so every value goes through
+`visible` and jinja's autoescape.
+"""
+
+import base64
+import functools
+import hashlib
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop should not fill the page
+
+
+def write_page(path: Path, package: str, template: str = "report.html.jinja", **values: Any) -> None:
+    """Write `package`'s `template` with `values` to `path`; an older page is replaced only by a whole new one."""
+    text = _environment(package).get_template(template).render(values)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text.strip() + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+@functools.cache
+def _environment(package: str) -> "jinja2.Environment":
+    """For the templates in `package`, which may extend and import those of fastft."""
+    import jinja2
+
+    loaders = [jinja2.PackageLoader(name, ".") for name in dict.fromkeys((package, "fastft"))]
+    made = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (precise, compact, percent, duration, code_and_prose, sha256)
+    made.filters |= {filter.__name__: filter for filter in filters}
+    return made
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def funnel(ledger: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bars from input to parts: each has `left` (what is still there) and `bar` (what this row is about), in percent.
+
+    A reason's bar begins where what is left after it ends, so that the bars walk down from the input to what is kept.
+    """
+    total, kept, parts = (ledger.get(key, 0) for key in ("input", "kept", "parts"))
+    rows, left = [("input", "conversations in", total, 0)], total
+    for reason, count in sorted(ledger.get("rejected", {}).items(), key=lambda item: (-item[1], item[0])):
+        left = max(left - count, 0)
+        rows.append(("reason", reason.replace("_", " "), count, left))
+    rows += [("kept", "conversations kept", kept, 0), ("parts", "parts to train on", parts, 0)]
+    scale = 100 / max(total, kept, parts, 1)
+    return [
+        {"kind": kind, "label": label, "count": count, "left": left * scale, "bar": count * scale}
+        | {"share": count / total if total and kind != "parts" else None}
+        for kind, label, count, left in rows
+    ]
+
+
+@dataclass
+class Plot:
+    """A plot in percent of its width and height (from the top), for the template to draw at any size."""
+
+    title: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[tuple[str, str]]  # (class, path)
+    hovers: list[tuple[float, float, str]]  # (left, width, text)
+    legend: list[tuple[str, str, str]]  # (class, name, last value)
+
+
+def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+    """Three to seven round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
+    if high - low <= 1e-9 * abs(high):
+        margin = abs(high) / 10 or 1.0
+        low, high = (low - margin, high + margin) if low else (0.0, margin)
+    magnitude = 10.0 ** math.floor(math.log10(high - low))
+    step = next(magnitude * f for f in (0.2, 0.5, 1, 2) if (high - low) / (magnitude * f) <= 5)
+    step = max(step, 1.0) if whole else step
+    return [n * step for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+# --- how things are written -------------------------------------------------------------------------------------------
+
+# Characters without a look of their own, or that change how their neighbours look: controls but tab and newline, line
+# separators, directional marks, zero-width ones but the joiners that scripts and emoji need, tags, lone surrogates.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with every invisible character spelled out, as \\x1b or \\u202e, so that none can act."""
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def code_and_prose(text: str) -> list[tuple[bool, str]]:
+    """The text in pieces (is it a fenced code block?, piece), nothing added or left out but a tail that is too long."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]}\n[… {len(text) - LONGEST_TEXT:,} more characters]"
+    pieces = re.split(r"(^```.*?(?:^```[ \t]*(?:\n|\Z)|\Z))", text, flags=re.MULTILINE | re.DOTALL)
+    return [(i % 2 == 1, piece) for i, piece in enumerate(pieces) if piece]
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Settings as (dotted name, text), in their order."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "–"
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def precise(value: float) -> str:
+    """Four significant digits: 0.4213, 12.5, 2e-5."""
+    return re.sub(r"e([+-])0*", lambda e: "e-" if e[1] == "-" else "e", f"{value:.4g}")
+
+
+def compact(value: float) -> str:
+    """Three significant digits and a unit, as models are spoken of: 950, 12.3k, 1.2M, 3B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:  # 999.6 would be written 1e+03
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """9.5 s, 2 min 41 s, 3 h 05 min, on one line."""
+    minutes, rest = divmod(round(seconds), 60)
+    short = f"{seconds:.1f} s" if seconds < 60 else f"{minutes} min {rest:02d} s"
+    return (short if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min").replace(" ", "\u00a0")
+
+
+def sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

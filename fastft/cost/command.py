@@ -1,0 +1,214 @@
+"""TODO docstring of fastft.cost.command."""
+
+import sys
+from dataclasses import dataclass
+
+from fastft.config import TrainConfig, parse_classes
+from fastft.cost.estimate import RESERVED, Estimate, assumed_work, choose, estimates, planned_work
+from fastft.cost.flops import attention_windows
+from fastft.cost.gpus import GPUS, Gpu, _known_gpu
+from fastft.cost.memory import (
+    GIB,
+    Memory,
+    Shape,
+    checkpoint_bytes,
+    load_shape,
+    relief,
+    setup_of,
+)
+from fastft.cost.spot.candidates import SpotConfig, compare
+from fastft.cost.spot.prices import read_prices
+from fastft.cost.spot.report import show
+
+
+@dataclass
+class EstimateConfig:
+    """What to estimate, beside the keys of a training run."""
+
+    gpus: str = "all"
+    """Kinds of GPUs, separated by commas: A100-40GB, A100-80GB, H100-80GB, H200, L40S, A10G, RTX-4090."""
+    counts: str = "1,2,4,8"
+    """Numbers of GPUs, separated by commas."""
+    mfu: float = 0.4
+    """Share of a GPU's bf16 peak that training reaches, as metrics.jsonl reports it; lower across machines."""
+    price_per_gpu: str | None = None
+    """Dollars a GPU and hour: one number, or KIND=NUMBER separated by commas."""
+    tokens: int | None = None
+    """Tokens of an epoch where there is no data yet: taken as full windows, every token trained."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mfu <= 1:
+            raise ValueError(f"mfu: {self.mfu} is not above 0 and at most 1")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens: {self.tokens} is not 1 or more")
+
+    @property
+    def kinds(self) -> list[Gpu]:
+        names = list(GPUS) if self.gpus.strip() == "all" else _items(self.gpus)
+        for name in names:
+            _known_gpu("gpus", name)
+        if not names:
+            raise ValueError("gpus: names no GPU; leave it out, or say H100-80GB")
+        return [GPUS[name] for name in names]
+
+    @property
+    def numbers(self) -> list[int]:
+        """Of GPUs."""
+        items = _items(self.counts)
+        if not items or not all(item.isdecimal() and int(item) >= 1 for item in items):
+            raise ValueError(f"counts: {self.counts!r} is not a list of numbers from 1 on, such as 1,2,4,8")
+        return [int(item) for item in items]
+
+    @property
+    def prices(self) -> dict[str, float]:
+        """Dollars an hour by the kind of GPU; not every kind need have one."""
+        found = {}
+        for item in _items(self.price_per_gpu or ""):
+            name, equals, price = item.rpartition("=")
+            try:
+                dollars = float(price)
+            except ValueError:
+                dollars = -1.0
+            if not 0 <= dollars < float("inf"):
+                raise ValueError(f"price_per_gpu: {item!r} is neither a price nor KIND=PRICE, such as H100-80GB=2.50")
+            if equals:
+                _known_gpu("price_per_gpu", name)
+            found.update({name: dollars} if equals else dict.fromkeys(GPUS, dollars))
+        return found
+
+
+# The command ---------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    try:
+        _estimate(*_parse(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(argv: list[str]) -> list:
+    """[EstimateConfig, SpotConfig, TrainConfig]; no output_dir is asked for, and with --tokens no data. What the user says
+    comes later and wins.
+    """
+    argv = ["--output_dir", "none", *_say_true(argv, "--spot")]
+    if any(argument.split("=")[0] == "--tokens" for argument in argv):
+        argv = ["--data", "none", *argv, "--stages", "[]"]
+    description = "What a run would cost, before it is launched."
+    try:
+        return parse_classes(argv, "fastft estimate", description, EstimateConfig, SpotConfig, TrainConfig)
+    except ValueError as error:
+        if str(error).startswith("data: name the conversations"):
+            raise ValueError(f"{error}; without any yet, say --tokens 10000000") from None
+        raise
+
+
+def _say_true(argv: list[str], flag: str) -> list[str]:
+    """A flag that stands alone gets its value."""
+    alone = {i for i, word in enumerate(argv) if word == flag and argv[i + 1 : i + 2] not in (["true"], ["false"])}
+    return [part for i, word in enumerate(argv) for part in ((word, "true") if i in alone else (word,))]
+
+
+def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) -> None:
+    """Estimate and print."""
+    from rich.console import Console
+
+    from fastft.model.pretrained import fit_config, load_config
+
+    gpus, counts, prices = options.kinds, options.numbers, options.prices  # before the work that may take minutes
+    offers = read_prices(spot.prices) if spot.spot else []
+    trace = spot.preemptions(config.seed) if spot.spot else None
+    model_config = load_config(config.model)
+    windows = attention_windows(model_config)
+    if options.tokens:
+        work, words = assumed_work(config, options.tokens, windows), 0
+    else:
+        work, words = planned_work(config, lambda line: print(line, file=sys.stderr, flush=True), windows)
+    shape = load_shape(fit_config(model_config, config, words), config.model)
+    found = estimates(config, shape, work, gpus, counts, options.mfu, prices)
+    _require_one(config, found)
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"{config.model}: {shape.parameters:,} parameters; {work.tokens:,} tokens, {work.trained:,} trained, in {work.steps:,} "
+        f"steps; {found[0].flops / 1e18:,.3g} exaFLOPs at {options.mfu:.0%} of the peak"
+    )
+    if spot.spot:
+        show(compare(found, offers, trace, checkpoint_bytes(shape, config), spot, config.seed), console, config.model)
+        return
+    console.print(_table(found))
+    if chosen := choose(found):
+        console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.moment}):")
+        console.print(_breakdown(chosen.memory))
+    else:
+        _print_relief(console, config, shape, found)
+    console.print(
+        "Energy: the GPUs' design power x hours, nothing for hosts and cooling. Hours: steps alone, at the stated efficiency. "
+        f"Fits: with {RESERVED / GIB:.1f} GiB for CUDA and NCCL; tight: within the estimate's 10 %."
+    )
+
+
+def _require_one(config: TrainConfig, found: list[Estimate]) -> None:
+    if all(e.memory is None for e in found):
+        raise ValueError(
+            f"counts: none of these numbers of processes divides into replicas {config.replicas} and global_batch_size "
+            f"{config.global_batch_size} at micro_batch_size {config.micro_batch_size}"
+        )
+
+
+def _table(found: list[Estimate]):
+    from rich.table import Table
+
+    priced = any(e.dollars is not None for e in found)
+    table = Table()
+    table.add_column("GPU", no_wrap=True)
+    for heading in ("x", "GiB each", "of", "fits", "tokens/s", "hours", "kWh", *(["$"] if priced else [])):
+        table.add_column(heading, justify="left" if heading == "fits" else "right", no_wrap=True)
+    for number, e in enumerate(found):
+        last = number + 1 == len(found) or found[number + 1].gpu != e.gpu
+        table.add_row(
+            e.gpu.name,
+            str(e.count),
+            f"{e.memory.total / GIB:.1f}" if e.memory else "-",
+            f"{e.gpu.gib:.0f}",
+            e.fits,
+            f"{e.tokens_per_s:,.0f}",
+            _short(e.hours),
+            _short(e.kwh),
+            *([_short(e.dollars)] if priced else []),
+            end_section=last,
+        )
+    return table
+
+
+def _breakdown(memory: Memory):
+    from rich.table import Table
+
+    table = Table("part", show_header=False)
+    table.add_column("GiB", justify="right")
+    for part, size in memory.parts.items():
+        table.add_row(part, f"{size / GIB:.2f}")
+    table.add_section()
+    table.add_row("together", f"{memory.total / GIB:.2f}")
+    return table
+
+
+def _print_relief(console, config: TrainConfig, shape: Shape, found: list[Estimate]) -> None:
+    """What helps where nothing fits, for the combination that lacks least."""
+    nearest = min((e for e in found if e.memory), key=lambda e: e.memory.total - e.gpu.gib * GIB)
+    console.print(f"Nothing fits. {nearest.count} x {nearest.gpu.name} lacks least; each of these alone would make it:")
+    for r in relief(shape, setup_of(config, nearest.count)):
+        console.print(f"  {r.setting}: {r.peak.total / GIB:.1f} GiB")
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.01 else "<0.01"
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]

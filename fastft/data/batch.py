@@ -1,0 +1,103 @@
+"""TODO docstring of fastft.data.batch."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastft.data.dataset import TokenizedData
+from fastft.data.step_plan import Step
+
+
+@dataclass
+class Batch:
+    """A micro-batch: R packed rows laid end to end, N = R x window tokens, n of them predicting a trained token."""
+
+    input_ids: Tensor  # [1, N] int64
+    position_ids: Tensor  # [1, N] int64, from 0 in every conversation
+    cu_seqlens: Tensor  # [documents + 1] int32: where conversations begin; then N, up to a fixed size
+    max_seqlen: int  # the window: a constant, so that nothing is compiled again for another longest conversation
+    loss_index: Tensor  # [n] int64: positions whose next token is trained
+    targets: Tensor  # [n] int64: those next tokens
+
+    def pinned(self) -> "Batch":
+        """The same in memory that a GPU copies from without the host's help."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+    def to(self, device: torch.device) -> dict[str, Tensor | int]:
+        """The arguments of TrainedModel.forward on `device`."""
+        move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
+        return {
+            "input_ids": move(self.input_ids),
+            "position_ids": move(self.position_ids),
+            "cu_seqlens": move(self.cu_seqlens),
+            "max_seqlen": self.max_seqlen,
+            "loss_index": move(self.loss_index),
+            "targets": move(self.targets),
+        }
+
+
+def build_batch(
+    data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, window: int, most_in_a_row: int
+) -> Batch:
+    """Lay `rows` (and empty ones up to `row_count`) end to end. Padding is a document of its own and never trained.
+
+    No row holds more than `most_in_a_row` conversations: that gives `cu_seqlens` one size for the whole run, so that nothing
+    is compiled again.
+    """
+    total = row_count * window
+    input_ids, position_ids = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    edges, loss_index, targets = [0], [], []
+    for r in range(row_count):
+        at = r * window
+        for conversation in rows[r] if r < len(rows) else ():
+            ids, trained = data.ids[conversation], data.trained[conversation]
+            length = len(ids)
+            input_ids[at : at + length], position_ids[at : at + length] = ids, np.arange(length)
+            predicts = np.flatnonzero(trained[1:])
+            loss_index.append(at + predicts)
+            targets.append(ids[1:][predicts])
+            at += length
+            edges.append(at)
+        if at < (r + 1) * window:
+            padding = (r + 1) * window - at
+            position_ids[at : at + padding] = np.arange(padding)
+            edges.append((r + 1) * window)
+    size = row_count * (most_in_a_row + 1) + 1
+    edges += [total] * (size - len(edges))
+    return Batch(
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(position_ids)[None],
+        cu_seqlens=torch.tensor(edges, dtype=torch.int32),
+        max_seqlen=window,
+        loss_index=torch.from_numpy(np.concatenate(loss_index) if loss_index else np.zeros(0, np.int64)),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64) if targets else np.zeros(0, np.int64)),
+    )
+
+
+def rank_batches(step: Step, rank: int, world: int, micro: int, window: int, most_in_a_row: int) -> Iterator[Batch]:
+    """This rank's micro-batches of a step: rows rank, rank + world, ...; as many on every rank."""
+    mine = step.rows[rank::world]
+    count = -(-len(step.rows) // (world * micro))
+    for i in range(count):
+        yield build_batch(step.data, mine[i * micro : (i + 1) * micro], micro, window, most_in_a_row)
+
+
+def ahead(steps: Iterator[Step], batches: Callable[[Step], list[Batch]]) -> Iterator[tuple[Step, list[Batch]]]:
+    """Each step with its batches, built by a thread while the steps before it run.
+
+    Two steps ahead: building takes a few milliseconds a row, and no step is that short twice.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        waiting = deque((step, worker.submit(batches, step)) for step in islice(steps, 2))
+        while waiting:
+            step, built = waiting.popleft()
+            found = built.result()
+            waiting.extend((later, worker.submit(batches, later)) for later in islice(steps, 1))
+            yield step, found

@@ -1,0 +1,131 @@
+"""See and prove the mask: `fastft inspect DATA --model M [-n 3]`, `fastft inspect DATA --model M --check`.
+
+Without --check it prints conversations with trained tokens in one colour and the rest in another, one token beside the
+next. With --check it holds the tokens of every conversation of the file against the library's own road
+(`apply_chat_template`, which knows nothing of how fastft.data.template.chat_template finds its borders): prompts and the whole id by id, the
+trained text and the whole text letter by letter, the control tokens. Exit code 1 when anything is off.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fastft.data.conversation import Conversation, Message
+from fastft.data.template.chat_template import ChatTemplate, Encoded
+
+
+def check(
+    conversation: Conversation, encoded: Encoded, template: ChatTemplate, most: int | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yield (kind, detail) for everything about a conversation's tokens that is not as it must be.
+
+    Holding every answer's prompt against the library's takes time in the square of the rounds. With `most`, so many of the
+    answers are held against it, evenly spread, the first and the last among them; the whole always is.
+    """
+    messages = conversation.messages
+    spans = _spans(encoded.trained)
+    answers = [i for i, m in enumerate(messages) if m.train and (m.ends or m.content.strip())]
+    if len(spans) != len(answers):
+        yield "number of answers", f"{len(answers)} answers to train, {len(spans)} trained spans"
+        return
+    chosen = list(zip(answers, spans))
+    if most is not None and len(chosen) > most:
+        chosen = [chosen[round(n * (len(chosen) - 1) / (most - 1))] for n in range(most)]
+    for i, span in chosen:
+        if messages[i].ends and encoded.ids[span[1] - 1] != template.end_of_turn_id:
+            yield "end of turn", f"message {i} does not end with {template.end_of_turn}"
+        if not messages[i].ends and template.end_of_turn_id in encoded.ids[span[0] : span[1]]:
+            yield "end of turn", f"message {i} goes on elsewhere, but {template.end_of_turn} is trained"
+        text, expected = (
+            _decoded(encoded.ids, span, template),
+            _read_back(_trained_text(messages, i, template), template),
+        )
+        if text not in (expected, " " + expected):  # SentencePiece marks a space behind a control token
+            yield "answer", f"message {i}: trained {text[:60]!r}, expected {expected[:60]!r}"
+    typed = any(control in m.content for m in messages for control in template.control_tokens)
+    if typed:  # the library's own road makes control tokens of such text, but the same text again of those
+        yield from _check_text(messages, encoded, template)
+    else:
+        yield from _check_against_library(messages, encoded, template, chosen)
+    yield from _check_controls(messages, encoded, template)
+
+
+def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> str:
+    """What stands in the rendered conversation from the end of the prompt to the end of the answer's turn (or text)."""
+    rest = template.render(messages)[len(template.render(messages[:i], generation_prompt=True)) :]
+    core = messages[i].content.strip()
+    text_end = rest.index(core) + len(core)
+    if not messages[i].ends:
+        return rest[:text_end]
+    return rest[: rest.index(template.end_of_turn, text_end) + len(template.end_of_turn)]
+
+
+def _read_back(text: str, template: ChatTemplate) -> str:
+    """The text as the tokenizer gives it back: some change it (NFC, unknown characters).
+
+    Control strings typed in it stand between pieces that go there and back by themselves: the tokenizer would make control
+    tokens of them, and SentencePiece writes spaces behind those.
+    """
+    back = lambda piece: template.tokenizer.decode(  # noqa: E731
+        template.tokenizer.encode(piece, add_special_tokens=False), skip_special_tokens=False
+    )
+    controls = sorted(filter(None, template.control_tokens), key=len, reverse=True)
+    first, *rest = re.split(f"({'|'.join(map(re.escape, controls))})", text)
+    if len(rest) <= 2:  # the end of turn, and nothing behind it
+        return back(text)
+    pieces = (piece if piece in controls else back("x" + piece).removeprefix("x") for piece in (first, *rest))
+    return "".join(pieces)  # behind a letter, SentencePiece keeps a first space
+
+
+def _check_text(messages, encoded, template) -> Iterator[tuple[str, str]]:
+    decode = lambda ids: template.tokenizer.decode(ids, skip_special_tokens=False)  # noqa: E731
+    got, expected = decode(encoded.ids), decode(_library_ids(messages, template, generation_prompt=False))
+    if "".join(got.split()) != "".join(expected.split()):  # control tokens may swallow white space beside them
+        yield "whole", "the tokens do not spell the conversation"
+
+
+def _check_against_library(messages, encoded, template, answers_and_spans) -> Iterator[tuple[str, str]]:
+    if encoded.merged_borders == 0:
+        if encoded.ids != _library_ids(messages, template, generation_prompt=False):
+            yield "whole", "the ids are not the tokenizer's rendering of the conversation"
+        for i, span in answers_and_spans:
+            if encoded.ids[: span[0]] != _library_ids(messages[:i], template, generation_prompt=True):
+                yield "prompt", f"the ids before message {i} are not what a server would feed"
+        return
+    yield from _check_text(messages, encoded, template)
+    for i, _ in answers_and_spans:  # one border at a time: earlier borders of its own do not stand in a server's prompt
+        alone = template.encode([replace(m, train=m.train and j == i) for j, m in enumerate(messages)])
+        prompt = _library_ids(messages[:i], template, generation_prompt=True)
+        if alone.ids[: alone.trained.index(True)] != prompt:
+            yield "prompt", f"the ids before message {i} are not what a server would feed"
+
+
+def _check_controls(messages, encoded, template) -> Iterator[tuple[str, str]]:
+    """Texts emptied of everything special must leave exactly the same control tokens."""
+    control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
+    control.discard(template.tokenizer.unk_token_id)  # also what unknown text becomes
+    harmless = [replace(m, content="x" if m.content.strip() else m.content) for m in messages]
+    expected = [i for i in _library_ids(harmless, template, generation_prompt=False) if i in control]
+    if [i for i in encoded.ids if i in control] != expected:
+        yield "control tokens", "text became control tokens, or the template's own are missing"
+
+
+def _library_ids(messages: list[Message], template: ChatTemplate, generation_prompt: bool) -> list[int]:
+    turns = [{"role": m.role, "content": m.content} for m in messages]
+    return template.tokenizer.apply_chat_template(
+        turns,
+        chat_template=template.dated_source,
+        add_generation_prompt=generation_prompt,
+        return_dict=False,
+    )
+
+
+def _spans(trained: list[bool]) -> list[tuple[int, int]]:
+    edges = [i for i, (a, b) in enumerate(zip([False, *trained], [*trained, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2]))
+
+
+def _decoded(ids: list[int], span: tuple[int, int], template: ChatTemplate) -> str:
+    """The text of a span, decoded behind the token before it: alone, SentencePiece drops a first space."""
+    decode = lambda tokens: template.tokenizer.decode(tokens, skip_special_tokens=False)  # noqa: E731
+    return decode(ids[span[0] - 1 : span[1]])[len(decode(ids[span[0] - 1 : span[0]])) :]

@@ -1,0 +1,164 @@
+"""Conversations -> the Arrow file of their tokens: encoded in parallel, every mask proven before it is written.
+
+`write_tokens(...)` is the slow part of `fastft.data.dataset.tokenized`. What it writes has passed `fastft.data.template.mask_check.check`: the ids are
+those of the library's own road, and what is trained is each answer (of long dialogues, the prompts of eight are compared).
+So the cache is the proof, and no step is taken on a mask that was not held against the tokenizer's own rendering.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, islice
+from multiprocessing import get_context
+from pathlib import Path
+
+import pyarrow as pa
+
+from fastft.data.conversation import Conversation, read_conversations
+from fastft.data.template.chat_template import ChatTemplate
+from fastft.data.template.mask_check import check
+
+BATCH = 256  # conversations of an Arrow record batch, and of a worker's turn
+PARALLEL_FROM = 4 * BATCH  # below, the work is done sooner than worker processes start
+ANSWERS = 8  # of a conversation whose prompts are held against the library's; `fastft inspect --check` does so for all
+
+SCHEMA = pa.schema(
+    [
+        ("ids", pa.list_(pa.int32())),
+        ("trained", pa.list_(pa.bool_())),
+        ("merged_borders", pa.int32()),
+        ("position", pa.int64()),
+        ("lost_rounds", pa.int32()),
+    ]
+)
+
+
+def write_tokens(
+    path: str, template: ChatTemplate, split_to: int | None, cached: Path, progress: Callable[[int], None] | None
+) -> None:
+    """Write the Arrow file beside, then rename: two runs that tokenise the same data do no harm to each other.
+
+    Conversations longer than `split_to` tokens are split. Raises ValueError naming the first conversation whose mask cannot
+    be derived, or is not what the library's own road gives.
+    """
+    from fastft.common.workers import ordered_map  # processes that end with their parent, results in order
+
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
+    conversations, done = read_conversations(path), 0
+    first = list(islice(conversations, PARALLEL_FROM))
+    template.encode_many([c.messages for c in first[:1]])  # notes what the template writes before answers
+    encode = partial(_encode_batch, path=path, split_to=split_to)
+    try:
+        with (
+            pa.OSFile(str(partial_file), "wb") as sink,
+            pa.ipc.new_file(sink, SCHEMA) as writer,
+            _workers(template, len(first) == PARALLEL_FROM) as pool,
+        ):
+            for written in ordered_map(encode, _batches(chain(first, conversations)), pool):
+                count, batch = written
+                if batch:
+                    writer.write_batch(pa.ipc.open_stream(batch).read_next_batch())
+                done += count
+                if progress:
+                    progress(done)
+        with partial_file.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial_file, cached)
+    finally:
+        partial_file.unlink(missing_ok=True)
+
+
+def _batches(conversations: Iterator[Conversation]) -> Iterator[tuple[int, list[Conversation]]]:
+    """(position of the first, conversations)."""
+    done = 0
+    while batch := list(islice(conversations, BATCH)):
+        yield done, batch
+        done += len(batch)
+
+
+_template: ChatTemplate | None = None  # of this process
+
+
+@contextmanager
+def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor | None]:
+    """A process a core, or None where this one alone is as fast."""
+    cores = len(os.sched_getaffinity(0))
+    if not many or cores == 1:
+        _use(template)
+        yield None
+        return
+    context = get_context("forkserver")  # a forked child of a process with torch's threads can hang
+    context.set_forkserver_preload(["fastft.data.tokenize", "transformers.models.auto.tokenization_auto"])
+    made_from = (template.tokenizer, template.source, template.name)
+    pool = ProcessPoolExecutor(cores, mp_context=context, initializer=_begin_worker, initargs=made_from)
+    pool.ahead = 2 * cores
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(tokenizer, source: str, name: str) -> None:
+    from fastft.common.workers import begin_worker
+
+    begin_worker()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is enough
+    _use(ChatTemplate(tokenizer, source, name))
+
+
+def _use(template: ChatTemplate) -> None:
+    global _template
+    _template = template
+
+
+def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to: int | None) -> tuple[int, bytes]:
+    """(how many conversations, their tokens as an Arrow stream)."""
+    start, conversations = numbered
+    split = [_split(c, split_to) if split_to else ([c], 0) for c in conversations]
+    parts = [part for parts, _ in split for part in parts]
+    if not parts:
+        return len(conversations), b""
+    encoded = _proven(parts, path)
+    columns = [
+        [e.ids for e in encoded],
+        [e.trained for e in encoded],
+        [e.merged_borders for e in encoded],
+        [start + i for i, (parts, _) in enumerate(split) for _ in parts],
+        [sum(lost for _, lost in split), *[0] * (len(parts) - 1)],
+    ]
+    batch = pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, SCHEMA)], schema=SCHEMA)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, SCHEMA) as writer:
+        writer.write_batch(batch)
+    return len(conversations), sink.getvalue()
+
+
+def _split(conversation: Conversation, window: int) -> tuple[list[Conversation], int]:
+    """(parts of at most `window` tokens, rounds that none can hold)."""
+    from fastft.data.split import split_conversation  # the cleaner's splitter needs nothing else of the cleaner
+
+    parts, over, _ = split_conversation(conversation, window, _template.count)
+    return parts, len(over)
+
+
+def _proven(conversations: list[Conversation], path: str) -> list:
+    try:
+        encoded = _template.encode_many([c.messages for c in conversations])
+    except ValueError:
+        for conversation in conversations:  # one by one, to name the one that failed
+            try:
+                _template.encode(conversation.messages)
+            except ValueError as error:
+                raise ValueError(f"{path}: conversation {conversation.id!r}: {error}") from None
+        raise
+    for conversation, tokens in zip(conversations, encoded):
+        for kind, detail in check(conversation, tokens, _template, ANSWERS):
+            raise ValueError(
+                f"{path}: conversation {conversation.id!r}: the mask is off: {kind}: {detail} "
+                "(`fastft inspect DATA --model MODEL --check` lists all such conversations)"
+            )
+    return encoded

@@ -1,0 +1,243 @@
+"""Have answers judged: which pairs, in which order, with which words, and what came back.
+
+`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. What a judge sees of an answer lies between marks
+that are a hash of all that lies between them: no answer can hold its own.
+"""
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastft.inference.budget import Money
+from fastft.inference.client import Client, Reply, Unanswered, estimate_tokens, run_all
+from fastft.judge.judgment import Judgment, Mode
+from fastft.judge.questions import Answer, Question
+from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single, spoken
+
+PROMPTS = Path(__file__).with_name("prompts")
+USUAL_REPLY_TOKENS = 200  # a few sentences and the scores; for the estimate before anything is asked
+AGAIN = "That could not be read. Reply with the JSON object alone."
+# What an answer holds that wants to be the judge. Ordinary answers do not talk like this.
+_INJECTION = re.compile(
+    r"\bscore_[12]\b|\bscore [12]\s*[:=：]"
+    r"|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
+    r"|\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+)?(?:of\s+)?(?:the\s+|your\s+)?(?:previous|prior|above|earlier)\s+(?:instructions?|prompts?|text)"
+    r"|\bscore\s*(?:of|is|:|=)?\s*(?:10|ten)\b|\[The (?:Start|End) of Assistant"
+    r"|</?\s*(?:answer|question|reference)(?:\s+of\b|\s*\w*\s*>)"  # the marks of our prompts, with any hash
+    r"|\[(?:answer|question) \d+, (?:for context|to be judged)\]",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One look at one answer (`second` is None) or at two in one order."""
+
+    question: Question
+    turn: int
+    first: Answer
+    second: Answer | None
+
+    @property
+    def mode(self) -> Mode:
+        return "pairwise" if self.second else "single"
+
+
+def check_answers(
+    questions: list[Question], files: dict[str, list[Answer]], allow_missing: bool
+) -> dict[str, dict[str, Answer]]:
+    """Answers by model and question. Raises ValueError where models, questions and answers do not belong together."""
+    by_model: dict[str, dict[str, Answer]] = {}
+    home: dict[str, str] = {}
+    known = {question.id: question for question in questions}
+    for path, answers in files.items():
+        for answer in answers:
+            if home.setdefault(answer.model, path) != path:
+                raise ValueError(
+                    f"{path}: has answers of {answer.model}, and so has {home[answer.model]}; give one another model name"
+                )
+            if answer.question_id not in known:
+                raise ValueError(f"{path}: answers question {answer.question_id}, which is not among the questions")
+            if not answer.error and len(answer.turns) == len(known[answer.question_id].turns):
+                by_model.setdefault(answer.model, {})[answer.question_id] = answer
+    for model, path in home.items():
+        missing = [question.id for question in questions if question.id not in by_model.get(model, {})]
+        if missing and not allow_missing:
+            some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+            raise ValueError(
+                f"{path}: {model} has no whole answer to {len(missing)} of {len(questions)} questions ({some}); run "
+                "fastft answer again, or --allow_missing to judge the others"
+            )
+    return by_model
+
+
+def plan(
+    questions: list[Question],
+    answers: dict[str, dict[str, Answer]],
+    mode: Mode = "pairwise",
+    baseline: str | None = None,
+    both_orders: bool = True,
+) -> list[Job]:
+    """Every look that will be taken, question by question: all pairs, or each model against `baseline`; each turn."""
+    if mode == "pairwise" and len(answers) < 2:
+        raise ValueError("there is only one model to compare; give answers of another, or --mode single")
+    if baseline is not None and baseline not in answers:
+        raise ValueError(f"--baseline {baseline}: is not among the models ({', '.join(answers)})")
+    if mode == "single":
+        groups: list[tuple[str, ...]] = [(model,) for model in answers]
+    elif baseline:
+        groups = [(baseline, model) for model in answers if model != baseline]
+    else:
+        groups = list(itertools.combinations(answers, 2))
+    if both_orders:
+        groups = [order for group in groups for order in dict.fromkeys((group, group[::-1]))]
+    jobs = []
+    for question in questions:
+        for group in groups:
+            found = [answers[model].get(question.id) for model in group]
+            if all(found):
+                second = found[1] if len(found) == 2 else None
+                jobs += [Job(question, turn, found[0], second) for turn in range(1, len(question.turns) + 1)]
+    return jobs
+
+
+def load_prompts(directory: Path | None = None) -> dict[str, str]:
+    """The four prompts, ours or those of the same name in `directory`. Raises ValueError for one without its places."""
+    prompts = {}
+    for name in ("pairwise", "pairwise-reference", "single", "single-reference"):
+        path = (directory or PROMPTS) / f"{name}.txt"
+        path = path if path.is_file() else PROMPTS / f"{name}.txt"
+        text = path.read_text(encoding="utf-8")
+        needed = (
+            ["mark", "question", "answer_1"] + ["answer_2"] * ("pair" in name) + ["reference"] * ("reference" in name)
+        )
+        if missing := [place for place in needed if f"{{{place}}}" not in text]:
+            raise ValueError(f"{path}: has no {{{missing[0]}}}")
+        prompts[name] = text
+    if directory and not any((directory / f"{name}.txt").is_file() for name in prompts):
+        raise ValueError(f"{directory}: holds none of {', '.join(f'{name}.txt' for name in prompts)}")
+    return prompts
+
+
+def write_prompt(job: Job, prompts: dict[str, str]) -> str:
+    """What the judge is asked. Texts are put in once: what an answer holds in braces stays as it is."""
+    reference = job.question.reference
+    referenced = reference is not None and len(reference) >= job.turn
+    values = {
+        "question": _shown(job.question.turns[: job.turn], "question"),
+        "answer_1": _shown(job.first.turns[: job.turn], "answer"),
+        "answer_2": _shown(job.second.turns[: job.turn], "answer") if job.second else "",
+        "reference": _shown(reference[: job.turn], "answer") if referenced else "",
+    }
+    values["mark"] = hashlib.sha256("\0".join(values.values()).encode()).hexdigest()[:12]
+    template = prompts[f"{job.mode}-reference" if referenced else job.mode]
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+
+
+def _shown(turns: tuple[str, ...], what: str) -> str:
+    """One turn as it is; of several, the last is the one to be judged."""
+    if len(turns) == 1:
+        return turns[0]
+    before = "\n\n".join(f"[{what} {number}, for context]\n{turn}" for number, turn in enumerate(turns[:-1], 1))
+    return f"{before}\n\n[{what} {len(turns)}, to be judged]\n{turns[-1]}"
+
+
+async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
+    """The judge's scores; what cannot be read is asked for once more, and then recorded as unparsed."""
+    messages, options = _request(job, prompts, max_tokens)
+    words, reply, scores, usd, failed = "", None, None, 0.0, False
+    for attempt in range(2):
+        try:
+            reply = await client.ask(messages, attempt, **options)
+        except Unanswered as error:
+            words, failed = words or f"[no reply: {error}]", True
+            break
+        words = reply.text
+        usd += client.usd(reply.prompt_tokens, reply.completion_tokens)
+        scores = parse_pair(words) if job.second else _one(parse_single(words))
+        thought_only = not words.strip() and reply.finish_reason == "length"  # as long as it may; it would again
+        if scores or thought_only:
+            break
+        if words.strip():  # an empty turn is refused by some; to nothing the question is put again as it was
+            messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": AGAIN}]
+    return Judgment(
+        question_id=job.question.id,
+        category=job.question.category,
+        mode=job.mode,
+        judge=client.label,
+        model_a=job.first.model,
+        model_b=job.second.model if job.second else None,
+        score_a=scores[0] if scores else None,
+        score_b=scores[1] if scores and job.second else None,
+        parsed=scores is not None,
+        text=words,
+        turn=job.turn,
+        referenced=job.question.reference is not None and len(job.question.reference) >= job.turn,
+        flags=tuple(_flags(job, words, reply, scores is not None, failed)),
+        usd=usd or None,
+    )
+
+
+def _one(score: float | None) -> tuple[float] | None:
+    return None if score is None else (score,)
+
+
+def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool) -> Iterable[str]:
+    if failed:
+        yield "failed"
+    if not parsed and is_refusal(words):
+        yield "refusal"
+    if reply and reply.finish_reason == "length":
+        yield "cut"
+    if not words.strip():
+        yield "empty"
+    answers = [answer.turns[job.turn - 1] for answer in (job.first, job.second) if answer]
+    attacks = [found[0].lower() for answer in answers for found in _INJECTION.finditer(answer)]
+    if attacks:
+        yield "injection"
+        said = (spoken(words) if parsed else words).lower()
+        if any(attack in said for attack in attacks):
+            yield "quotes_injection"
+
+
+def _request(job: Job, prompts: dict[str, str], max_tokens: int) -> tuple[list[dict[str, str]], dict]:
+    messages = [{"role": "user", "content": write_prompt(job, prompts)}]
+    return messages, {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(job.mode)}
+
+
+def _schema(mode: Mode) -> dict:
+    scores = {"pairwise": ("score_1", "score_2"), "single": ("score",)}[mode]
+    properties = {"explanation": {"type": "string"}} | {score: {"type": "number"} for score in scores}
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": "judgment", "strict": True, "schema": schema}}
+
+
+def estimate(
+    jobs: list[Job], clients: list[Client], prompts: dict[str, str], max_tokens: int
+) -> tuple[int, int, int, float]:
+    """Calls, prompt tokens, reply tokens and dollars, about, of what is not cached."""
+    calls, prompt, usd = 0, 0, 0.0
+    for job in jobs:
+        messages, options = _request(job, prompts, max_tokens)
+        tokens = estimate_tokens(messages)
+        for client in clients:
+            if not client.cache or not client.cache.get(client.key(messages, 0, options)):
+                calls, prompt, usd = calls + 1, prompt + tokens, usd + client.usd(tokens, USUAL_REPLY_TOKENS)
+    return calls, prompt, USUAL_REPLY_TOKENS * calls, usd
+
+
+def judge_all(
+    jobs: list[Job], clients: list[Client], prompts: dict[str, str], max_tokens: int, money: Money
+) -> tuple[list[Judgment], str | None]:
+    """Every job by every judge, in their order, as far as money goes; and why it stopped early, if it did."""
+    found: dict[int, Judgment] = {}
+    works: list[Callable] = [
+        (lambda job=job, client=client: judge_one(job, client, prompts, max_tokens))
+        for job in jobs
+        for client in clients
+    ]
+    stopped = run_all(works, "judging", money, found.__setitem__)
+    return [found[index] for index in sorted(found)], stopped

@@ -1,0 +1,253 @@
+"""The model in training: built without values, checkpointed, compiled, sharded, then filled.
+
+`TrainedModel` wraps a transformers causal LM so that one forward maps a packed micro-batch to its summed loss: the head
+runs inside the root FSDP unit's forward (read outside, its weight's gradient would silently be one rank's only) and
+only on the positions that are trained.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+
+from fastft.config import TrainConfig
+from fastft.model import lora, weights
+from fastft.model.activation_checkpointing import recompute
+from fastft.model.float8 import use_float8
+from fastft.model.loss import summed_cross_entropy
+from fastft.model.pretrained import load_config
+from fastft.model.rope_scaling import require_scaled
+
+
+class TrainedModel(nn.Module):
+    """A causal LM that returns the summed cross entropy of a packed micro-batch."""
+
+    def __init__(self, causal_lm: nn.Module):
+        super().__init__()
+        config = causal_lm.config
+        if getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", 1) != 1:
+            raise ValueError(f"{config.model_type}: models that scale their logits are not supported")
+        if (
+            type(causal_lm.get_output_embeddings()) is not nn.Linear
+        ):  # the loss computes with its weight, not through it
+            raise ValueError(
+                f"{config.model_type}: models whose output head is no plain linear layer are not supported"
+            )
+        self.causal_lm = causal_lm
+        self.z_loss = 0.0
+        """Weight of the z-loss (see fastft.model.loss); left out in evaluation mode."""
+        self.logit_softcap = getattr(config, "final_logit_softcapping", None)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        loss_index: Tensor,
+        targets: Tensor,
+        scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Shapes for a flat row of N tokens, n of them predicting a trained one: input_ids, position_ids [1, N] int64;
+        cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns the loss and the z-loss in it, scalars in
+        fp32, both times `scale`.
+        """
+        hidden_nD = self._hidden(loss_index, input_ids, position_ids, cu_seqlens, max_seqlen)
+        head, z_weight = self.causal_lm.get_output_embeddings(), self.z_loss if self.training else 0.0
+        return summed_cross_entropy(hidden_nD, targets, head, scale, self.logit_softcap, z_weight)
+
+    def likeliest(
+        self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        """The likeliest next tokens [n] int64 at the positions `index` [n] of a packed row; shapes as in `forward`, and
+        collective like it. (A soft cap of the logits, which rises with them, chooses no other.)
+        """
+        hidden_nD = self._hidden(index, input_ids, position_ids, cu_seqlens, max_seqlen)
+        return self.causal_lm.get_output_embeddings()(hidden_nD).argmax(-1)
+
+    def _hidden(
+        self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
+    ) -> Tensor:
+        hidden_1ND = self.causal_lm.base_model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+        ).last_hidden_state
+        return hidden_1ND[0, index]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder layers, the units of sharding, checkpointing and compiling."""
+        lists = [m for m in self.causal_lm.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
+        if len(lists) != 1:
+            raise ValueError(
+                f"{self.causal_lm.config.model_type}: cannot tell its decoder layers; is it a causal language model?"
+            )
+        return lists[0]
+
+
+def prepare_model(
+    config: TrainConfig,
+    model_config,
+    attention: str,
+    device: torch.device,
+    say: Callable[[str], None],
+    resumed: bool = False,
+) -> TrainedModel:
+    """The sharded model with its weights, fp32 to be trained, in training mode; collective.
+
+    `model_config` is `fit_config`'s, `attention` transformers' name of the backend. What is to be trained has no values yet
+    where the run is `resumed`: its checkpoint has them. Raises ValueError with one line for a model that cannot be built or
+    read.
+    """
+    mesh = make_mesh(device, config.replicas)
+    low = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model, read = assemble(config, model_config, attention, low, say)
+    causal_lm, blocks = model.causal_lm, model.blocks
+    model.z_loss = config.z_loss
+    quantised: set[nn.Parameter] = set()
+    weights.fill_buffers(model, read)
+    if config.lora.quantize != "none":
+        quantised = lora.load_quantised(causal_lm, read, device)
+    if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
+        say("note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing")
+    if config.float8:
+        say(use_float8(blocks, device))
+    for block in blocks:
+        recompute(block, config.gradient_checkpointing)
+        if config.compile:
+            block.compile(dynamic=False)  # the training batch's shapes never change: no symbols, the fastest code
+    shard(model, mesh, config.offload, quantised)
+    home = torch.device("cpu") if config.offload else device
+    dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
+    weights.fill(model, read, home, dtype, wanted=lambda parameter: not (resumed and parameter.requires_grad))
+    return model.train()
+
+
+def assemble(
+    config: TrainConfig, model_config, attention: str, low: torch.dtype, say: Callable[[str], None]
+) -> tuple[TrainedModel, weights.Read]:
+    """The model on the meta device with its adapters, which compute in `low`, and where its weights are read; collective."""
+    causal_lm = build(model_config, attention, config.model)
+    if config.extend != "none":
+        require_scaled(causal_lm, load_config(config.model))
+    model = TrainedModel(causal_lm)
+    blocks = model.blocks  # what has none is no causal language model: said before its weights are missed
+    source = weights.open_weights(config.model, causal_lm, say)
+
+    def read(name: str) -> weights.Rows:
+        name = name.removeprefix("causal_lm.")
+        if lora.is_adapter(name):
+            return lora.start(name, causal_lm.get_parameter(name).shape, config.seed)
+        return source(lora.plain_name(name))
+
+    if config.lora.r:
+        lora.add_adapters(causal_lm, blocks, config.lora, config.model, low)
+    return model, read
+
+
+def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """One dimension over all processes, or [replicas, shards]: neighbours, on one machine, share a replica."""
+    world = dist.get_world_size()
+    if world % replicas:
+        raise ValueError(f"replicas {replicas} does not divide the {world} processes")
+    if replicas == 1:
+        return init_device_mesh(device.type, (world,))
+    return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def build(model_config, attention: str, name: str) -> nn.Module:
+    """transformers' causal LM of this config, its parameters on the meta device."""
+    causal_lm = without_values(model_config, torch.float32, name, attn_implementation=attention)
+    weights.compute_buffers(causal_lm)
+    return causal_lm
+
+
+def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn.Module:
+    """transformers' causal LM of this config, all of it on the meta device. Raises ValueError where it cannot be built."""
+    from transformers import AutoModelForCausalLM
+
+    if getattr(model_config, "quantization_config", None):
+        raise ValueError(
+            f"{name}: its weights are quantised; train the original ones, with lora.quantize nf4 to save memory"
+        )
+    try:
+        with torch.device("meta"):
+            # A copy: transformers writes its data type into the config, and the export reads there what the files had.
+            return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=dtype, **options)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise ValueError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
+
+
+def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:
+    """FSDP2 over `mesh`: each block a unit, the rest (embeddings, norm, head) the root; `whole` stays on every process.
+
+    bf16 for the computation and fp32 for the reduction on GPU; fp32 throughout on CPU. Gradients are summed, not
+    averaged: the trainer has divided by the global token count already.
+    """
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    options = {
+        "mesh": mesh,
+        "mp_policy": mixed if mesh.device_type == "cuda" else MixedPrecisionPolicy(),
+        "offload_policy": CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy(),
+        "ignored_params": whole,
+    }
+    for block in model.blocks:
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+    register_fsdp_forward_method(model, "likeliest")
+    for module in (model, *model.blocks):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
+
+
+def uncompiled():
+    """A context in which compiled blocks run as they are written: shapes other than the training batch's would each be compiled
+    for every block, and 8 graphs are all that a block may have (torch._dynamo.config.recompile_limit).
+    """
+    return torch.compiler.set_stance("force_eager")
+
+
+@torch.no_grad()
+def prove_isolation(model: TrainedModel, device: torch.device) -> None:
+    """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
+
+    Architectures that carry a state from token to token, or that pass over `cu_seqlens`, would train on a mixture of
+    conversations without a word. Raises ValueError naming the architecture.
+    """
+    name, words = model.causal_lm.config.model_type, model.causal_lm.config.vocab_size
+    length = 8
+    tokens = torch.arange(2 * length, device=device)
+    arguments = {
+        "position_ids": (tokens % length)[None],
+        # Filled up, as those of batches are.
+        "cu_seqlens": torch.tensor([0, length, *[2 * length] * 3], dtype=torch.int32, device=device),
+        "max_seqlen": 2 * length,
+        "loss_index": tokens[length:-1],
+        "targets": tokens[length + 1 :] % words,
+    }
+    other = torch.where(tokens < length, tokens + length, tokens)
+    model.eval()
+    try:
+        with uncompiled():
+            loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
+    except torch.OutOfMemoryError:  # a RuntimeError, too
+        raise
+    except (KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
+    model.train()
+    model.reshard()  # without a backward pass the root would stay whole, and the optimiser would be given its whole weights
+    if abs(loss - changed) > 1e-5 * abs(loss):
+        raise ValueError(f"{name}: in models of this architecture, conversations that share a row see each other")

@@ -1,0 +1,149 @@
+"""The generation config of the model that is trained, as far as transformers takes it: what an exported model hands on.
+
+Published files (Vicuna v1.5's, Llama 2's) set temperature or top_p without do_sample. transformers warns when it reads such
+a file and refuses to write it. What it refuses is mended or left out here, and said, when a run starts: at its end, nothing
+may stand in the way of the weights.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+from fastft.model.weights import locate
+
+NAME = "generation_config.json"
+# Which of the other values are valid depends on these; transformers does not look at their types.
+MODES = {"do_sample": bool, "num_beams": int, "return_dict_in_generate": bool, "use_cache": bool}
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the tokenizer's, but for further ends
+METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
+
+
+def read_generation_config(model: str, say: Callable[[str], None]):
+    """(transformers' GenerationConfig of a model without its tokens, further token ids at which it stops).
+
+    `say` is told what was mended and what was left out.
+    """
+    from transformers import GenerationConfig
+
+    path = locate(model, NAME)
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return GenerationConfig(), []
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        say(f"note: {path}: is damaged (no JSON object); left out, the exported model's says where to stop only")
+        return GenerationConfig(), []
+    ends = _token_ids(values.get("eos_token_id"))
+    values = {key: value for key, value in values.items() if value is not None and key not in (*TOKENS, *METADATA)}
+    with _without_warnings():
+        kept, faults, sampling = usable(values)
+        config = GenerationConfig(**kept)
+    if sampling:
+        say(f"note: {path}: {_named(sampling)} without do_sample; the exported model's says do_sample true")
+    if faults:
+        reasons = "; ".join(f"{_named({key: values[key]})} ({fault})" for key, fault in faults.items())
+        say(f"note: {path}: left out of the exported model's: {reasons}")
+    return config, ends
+
+
+def usable(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
+    """(values that transformers takes and writes together, why each of the others is left out, those for which do_sample
+    was set).
+    """
+    faults = {key: fault for key in MODES if key in values and (fault := _fault({key: values[key]}))}
+    modes = {key: values[key] for key in MODES if key in values and key not in faults}
+    rest = {key: value for key, value in values.items() if key not in MODES}
+    sampling = {}
+    if values.get("temperature") == 0:  # how other libraries spell greedy decoding
+        modes["do_sample"] = False
+    elif "do_sample" not in modes:
+        sampled = {**modes, "do_sample": True}
+        for key, value in rest.items():
+            if _is_applied(key, value) and _fault({**modes, key: value}) and not _fault({**sampled, key: value}):
+                sampling[key] = value
+        modes = sampled if sampling else modes
+    kept = dict(modes)
+    for key, value in rest.items():
+        if fault := _fault({**kept, key: value}):
+            faults[key] = fault
+        else:
+            kept[key] = value
+    return kept, faults, sampling
+
+
+def _fault(values: dict[str, Any]) -> str | None:
+    """Why transformers would not take, apply or write these values, None if it would."""
+    from transformers import GenerationConfig
+
+    try:
+        for key, value in values.items():
+            _require_alone(key, value)
+        config = GenerationConfig(**values)
+        config.validate(strict=True)
+        config.to_json_string()
+    except Exception as error:  # transformers raises a dozen kinds here
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        line = next((line.partition(": ")[2] for line in lines if line.startswith("- `")), lines[0])
+        return line.partition(" -- ")[2].partition(". ")[0] or line
+    return None
+
+
+def _require_alone(key: str, value: Any) -> None:
+    """Raise ValueError or TypeError for a value that `generate` would refuse, whatever the others are."""
+    from transformers import GenerationConfig
+
+    json.dumps(value, allow_nan=False)
+    if hasattr(GenerationConfig, key):
+        raise ValueError("is no setting of generation")
+    if key in MODES and type(value) is not MODES[key]:
+        raise ValueError(f"is no {MODES[key].__name__}")
+    if _is_applied(key, value):
+        _appliers()[key][0](value)
+
+
+def _is_applied(key: str, value: Any) -> bool:
+    return key in _appliers() and value != _appliers()[key][1]
+
+
+@lru_cache(1)
+def _appliers() -> dict[str, tuple[Callable, Any]]:
+    """What applies a value to the logits, and refuses one that it cannot apply; and the value that turns it off."""
+    from transformers import generation
+
+    return {
+        "temperature": (generation.TemperatureLogitsWarper, 1.0),
+        "top_k": (generation.TopKLogitsWarper, 0),
+        "top_p": (generation.TopPLogitsWarper, 1.0),
+        "min_p": (generation.MinPLogitsWarper, None),
+        "top_h": (generation.TopHLogitsWarper, None),
+        "typical_p": (generation.TypicalLogitsWarper, 1.0),
+        "epsilon_cutoff": (generation.EpsilonLogitsWarper, 0.0),
+        "eta_cutoff": (generation.EtaLogitsWarper, 0.0),
+        "repetition_penalty": (generation.RepetitionPenaltyLogitsProcessor, 1.0),
+        "no_repeat_ngram_size": (generation.NoRepeatNGramLogitsProcessor, 0),
+    }
+
+
+def _token_ids(value: Any) -> list[int]:
+    return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and i >= 0]
+
+
+def _named(values: dict[str, Any]) -> str:
+    return " and ".join(f"{key} {json.dumps(value)[:40]}" for key, value in values.items())
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """transformers warns of what is mended here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

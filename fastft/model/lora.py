@@ -1,0 +1,156 @@
+"""LoRA and QLoRA: adapters from peft over frozen weights, their start, and their way into the exported weights.
+
+The adapters are injected into the transformers model, which keeps its class and its nesting. Every linear layer that
+gets one becomes `….base_layer.weight` (frozen), `….lora_A.default.weight` [r, in] and `….lora_B.default.weight` [out, r],
+and computes base(x) + alpha / r * B A x.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastft.config import LoraConfig
+from fastft.model.weights import Read, gather
+
+
+def add_adapters(
+    causal_lm: nn.Module, blocks: nn.ModuleList, config: LoraConfig, model: str, dtype: torch.dtype
+) -> None:
+    """Freeze `causal_lm`, which is on the meta device, and inject adapters, still without values.
+
+    With nf4 the linear layers of `blocks` become bitsandbytes' 4-bit ones, which compute in `dtype`. Raises ValueError
+    where a library is missing, or a target is no linear layer of the model.
+    """
+    peft = _peft()
+    if config.quantize == "nf4":
+        _make_quantised(blocks, dtype)
+        causal_lm.is_loaded_in_4bit = True  # how peft knows
+    settings = adapter_settings(blocks, config, model)
+    peft.inject_adapter_in_model(settings, causal_lm, low_cpu_mem_usage=True)
+    for name, parameter in causal_lm.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+
+
+def adapter_settings(blocks: nn.ModuleList, config: LoraConfig, model: str):
+    """peft's own config of the adapters, which is saved with them. Raises ValueError as `add_adapters` does."""
+    linear = sorted({n.rpartition(".")[2] for n, module in blocks.named_modules() if isinstance(module, nn.Linear)})
+    targets = linear if config.targets == "all-linear" else [t.strip() for t in config.targets.split(",") if t.strip()]
+    if not linear or not set(targets) <= set(linear):
+        raise ValueError(
+            f"lora.targets: {config.targets} is not among the linear layers of the model's blocks ({', '.join(linear) or 'none'})"
+        )
+    return _peft().LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model,
+    )
+
+
+def _peft():
+    try:
+        import peft
+    except ImportError:
+        raise ValueError('lora.r: peft is not installed (pip install "fastft[lora]")') from None
+    return peft
+
+
+def is_adapter(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def plain_name(name: str) -> str:
+    """What a frozen parameter is called in the model without adapters."""
+    return name.replace(".base_layer.", ".")
+
+
+def start(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """An adapter's first values, the same whatever the ranks: B zero, A uniform with variance 1 / (3 in) (peft's own)."""
+    if ".lora_B." in name:
+        return torch.zeros(shape)
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    source = torch.Generator().manual_seed(int.from_bytes(digest, "little") % 2**63)
+    return torch.empty(shape).uniform_(-1 / math.sqrt(shape[1]), 1 / math.sqrt(shape[1]), generator=source)
+
+
+def _make_quantised(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        raise ValueError(
+            'lora.quantize: nf4 needs bitsandbytes, which is not installed (pip install "fastft[lora]")'
+        ) from None
+    for parent in list(blocks.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is nn.Linear:
+                bias = linear.bias is not None
+                small = bnb.nn.Linear4bit(
+                    linear.in_features, linear.out_features, bias, dtype, quant_type="nf4", device="meta"
+                )
+                setattr(parent, name, small)
+
+
+@torch.no_grad()
+def load_quantised(causal_lm: nn.Module, read: Read, device: torch.device) -> set[nn.Parameter]:
+    """Read and quantise the 4-bit weights, one at a time, whole on every process; collective. Returns them: they are not
+    to be sharded.
+    """
+    import bitsandbytes as bnb
+
+    loaded = set()
+    for name, linear in causal_lm.named_modules():
+        if isinstance(linear, bnb.nn.Linear4bit):
+            whole = read(f"{name}.weight")[:].to(linear.compute_dtype)
+            weight = linear.weight
+            linear.weight = type(weight)(whole, requires_grad=False, quant_type=weight.quant_type, module=linear).to(
+                device
+            )
+            loaded.add(linear.weight)
+    return loaded
+
+
+def merged(causal_lm: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
+    """The whole of a parameter of the model without adapters, with what its adapter has learned; collective."""
+    weight = _dequantised(parameter) if hasattr(parameter, "quant_state") else gather(parameter)
+    if not name.endswith(".base_layer.weight"):
+        return weight
+    layer = causal_lm.get_submodule(name.removesuffix(".base_layer.weight"))
+    a, b = (gather(part["default"].weight).float() for part in (layer.lora_A, layer.lora_B))
+    return weight.float() + layer.scaling["default"] * b @ a
+
+
+def _dequantised(parameter: nn.Parameter) -> Tensor:
+    import bitsandbytes as bnb
+
+    return bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
+
+
+def prove_settings(settings, path: Path) -> None:
+    """Write and read peft's config in the directory `path`. Raises ValueError where it cannot be."""
+    peft = _peft()
+    try:
+        settings.save_pretrained(path)
+        read = peft.PeftConfig.from_pretrained(path)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"lora: the adapter's config cannot be saved ({error})") from error
+    if (read.r, read.lora_alpha, set(read.target_modules)) != (
+        settings.r,
+        settings.lora_alpha,
+        set(settings.target_modules),
+    ):
+        raise ValueError("lora: the adapter's config, read again, is another")
+
+
+def write_adapter(adapters: dict[str, Tensor], settings, path: Path) -> None:
+    """Write whole adapters, by their names in the model, as peft does: PeftModel.from_pretrained(model, path)."""
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True)
+    named = {f"base_model.model.{name.replace('.default.', '.')}": tensor for name, tensor in adapters.items()}
+    save_file(named, path / "adapter_model.safetensors", metadata={"format": "pt"})
+    settings.save_pretrained(path)

@@ -1,0 +1,40 @@
+"""A dry run: two optimiser steps with the fullest rows of the run, for the largest memory, the time and the price.
+
+    fastft train … --dry_run true
+
+Two, because the first makes the optimiser's moments and compiles. Nothing is written but the cache of tokens.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from fastft.config import TrainConfig
+from fastft.data.step_plan import Course, Step, fullest_step
+from fastft.train.metrics import peak_memory_gib
+
+
+def rehearse(
+    take: Callable[[Step], dict], course: Course, config: TrainConfig, device: torch.device, say: Callable[[str], None]
+) -> None:
+    """Take the steps and say what they took; collective. `take` is the trainer's own step and returns its numbers."""
+    step = fullest_step(course, config.global_batch_size)
+    for number in (1, 2):
+        began = time.perf_counter()
+        numbers = take(step)
+        loss = float(numbers["measured"][0])  # waits for the device
+        seconds = time.perf_counter() - began
+        say(
+            f"dry run: step {number} of 2, the {len(step.rows)} fullest rows: {numbers['tokens']:,} tokens, "
+            f"{numbers['trained_tokens']:,} trained, loss {loss:.4f}, {seconds:.2f} s"
+        )
+    memory = torch.tensor(peak_memory_gib(device), device=device)
+    dist.all_reduce(memory, dist.ReduceOp.MAX)
+    hours = course.total * seconds / 3600
+    money = "" if config.price_per_hour is None else f", ${hours * config.price_per_hour:,.2f}"
+    say(
+        f"dry run: largest memory of a process {float(memory):.2f} GiB; {course.total} steps like the second take "
+        f"{hours:.2f} hours{money}; nothing was written"
+    )

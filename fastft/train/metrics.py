@@ -1,0 +1,191 @@
+"""What a run reports: `metrics.jsonl`, its trackers, and one live line; and the arithmetic of work done.
+
+Only rank 0 writes. After a resume, rows behind the checkpoint are cut off, so that the file is always one curve.
+"""
+
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastft.train.trackers import Trackers
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastft.model.build import TrainedModel
+
+from fastft.cost.flops import training_flops
+from fastft.cost.gpus import peak_flops
+
+
+def peak_memory_gib(device: "torch.device") -> float:
+    """The most memory so far in GiB: this process's tensors on a GPU, else all that it had resident."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def step_rows(
+    pending: list[dict], seconds: float, model: "TrainedModel", matrices: tuple[float, float], device: "torch.device"
+) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl for the steps since the last report, which took `seconds`; `matrices` are the FLOPs of
+    (blocks, head) for a token. Here the host waits for the device, once for all.
+    """
+    import torch
+    import torch.distributed as dist
+
+    measured = torch.stack([p["measured"] for p in pending]).tolist()
+    config, processes = model.causal_lm.config, dist.get_world_size()
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    step_time = seconds / len(pending)
+    peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    memory = peak_memory_gib(device)
+    rows = []
+    for p, (loss, z_loss, norm) in zip(pending, measured):
+        flops = training_flops(
+            p["tokens"], p["trained_tokens"], p["squared_lengths"], *matrices, config.num_hidden_layers, width
+        )
+        rows.append(
+            {
+                "step": p["number"],
+                **({"stage": p["stage"]} if "stage" in p else {}),
+                "epoch": p["epoch"],
+                "loss": loss,
+                **({"z_loss": z_loss} if model.z_loss else {}),
+                "lr": p["lr"],
+                "grad_norm": norm,
+                "tokens": p["tokens"],
+                "trained_tokens": p["trained_tokens"],
+                "padding_tokens": p["padding_tokens"],
+                "tokens_per_s": p["tokens"] / step_time,
+                "step_time_s": step_time,
+                "mfu": flops / step_time / (peak * processes) if peak else None,
+                "memory_gib": memory,
+                "processes": processes,
+            }
+        )
+    return rows
+
+
+class Reporter:
+    """Writes a run's rows.
+
+    `start_step` is the step of the checkpoint from which the run goes on (0 for a new run), `started` the time.time() at
+    which this start of it began. A row says in `elapsed_s` how long the run has taken over all its starts, the work that an
+    interruption lost included, and with `price_per_hour` in `cost` what that came to.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        start_step: int,
+        total_steps: int,
+        trackers: Trackers,
+        price_per_hour: float | None = None,
+        started: float | None = None,
+    ):
+        self.path, self.total, self.start_step = output_dir / "metrics.jsonl", total_steps, start_step
+        self.trackers, self.price, self.began = trackers, price_per_hour, time.time()
+        earlier = read_metrics(self.path) if self.path.exists() else []
+        spent = max((row.get("elapsed_s", 0.0) for row in earlier), default=0.0)
+        self.zero = (started or self.began) - spent  # when it would have begun without a pause
+        cut_after(self.path, start_step)
+        self.file = self.path.open("a", buffering=1)  # a row at a time, for those who look on
+        self.live = sys.stderr.isatty()
+
+    def step(self, row: dict[str, Any]) -> None:
+        """One optimiser step's row."""
+        row = row | self._spent()
+        self._write(row)
+        if not math.isfinite(row["loss"] + row["grad_norm"]):
+            self.say(f"step {row['step']}: left out: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
+        if self.live or row["step"] % max(1, self.total // 20) == 0 or row["step"] == self.total:
+            elapsed, done = time.time() - self.began, row["step"] - self.start_step
+            line = progress_line(row, self.total, elapsed / done * (self.total - row["step"]))
+            if self.live:
+                line = f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"
+            print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        """A held-out loss."""
+        self._write(row | self._spent())
+        self.say(f"step {row['step']}/{self.total}  held-out loss {row['eval_loss']:.4f}")
+
+    def say(self, line: str) -> None:
+        print(f"\r{line}\x1b[K" if self.live else line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Durable up to here: called before a checkpoint of the same step is published."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        if self.live:
+            print(file=sys.stderr)
+        self.flush()
+        self.file.close()
+        self.trackers.close()
+
+    def _spent(self) -> dict[str, float]:
+        elapsed = time.time() - self.zero
+        return {"elapsed_s": elapsed, **({} if self.price is None else {"cost": self.price * elapsed / 3600})}
+
+    def _write(self, row: dict[str, Any]) -> None:
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.file.write(json.dumps(numbers) + "\n")  # JSON knows no NaN
+        self.trackers.log(row)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Leave the rows up to `step` in a file of rows; none at step 0, from where everything is made again."""
+    if path.exists():
+        rows = [row for row in read_metrics(path) if step and row["step"] <= step]
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(partial, path)
+
+
+def progress_line(row: dict[str, Any], total: int, remaining: float) -> str:
+    """A step for people; `remaining` in seconds. What is not known is left out."""
+    processes = row.get("processes", 1)
+    known = row.get("mfu") is not None
+    each = " per GPU" if known else " per process" if processes > 1 else ""
+    places = row.get("tokens", 0) + row.get("padding_tokens", 0)
+    parts = [
+        f"step {row['step']}/{total}",
+        f"loss {row['loss']:.4f}",
+        f"{row['tokens_per_s'] / processes:,.0f} tokens/s{each}",
+        f"MFU {row['mfu']:.1%}" if known else "",
+        f"{row['tokens'] / places:.1%} full" if places else "",
+        f"{row['memory_gib']:.1f} GiB" if "memory_gib" in row else "",
+        f"ETA {_clock(remaining)}",
+        f"${row['cost']:,.2f}" if "cost" in row else "",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

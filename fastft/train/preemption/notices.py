@@ -1,0 +1,156 @@
+"""A cloud's notice that a spot machine is about to be taken away, from its metadata service.
+
+One thread a machine asks; where no such service answers, it ends. AWS gives two minutes (and earlier a rebalance
+recommendation, which is taken as advice to save now), GCP and Azure thirty seconds.
+
+    AWS    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+    GCP    https://cloud.google.com/compute/docs/instances/spot  (preempted?wait_for_change)
+    Azure  https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
+"""
+
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+
+from fastft.train.preemption.stop import NOTICE_S, Stopping
+
+POLL_S = 5.0  # as AWS advises
+PROBE_S = 1.0
+FIRST_ANSWER_S = 150.0  # of Azure's scheduled events, which take up to two minutes
+AWS_NOTICE_S = 120.0
+LINK_LOCAL = "http://169.254.169.254"
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # a metadata service is never behind a proxy
+
+
+def watch(stopping: Stopping, say: Callable[[str], None], poll_s: float = POLL_S) -> threading.Thread:
+    """Start the thread that turns notices into `stopping.request`. The addresses are those of the clouds, or of
+    AWS_EC2_METADATA_SERVICE_ENDPOINT, GCE_METADATA_HOST and AZURE_METADATA_ENDPOINT.
+    """
+    thread = threading.Thread(target=_watch, args=(stopping, say, poll_s), name="notices", daemon=True)
+    thread.start()
+    return thread
+
+
+def _watch(stopping: Stopping, say: Callable[[str], None], poll_s: float) -> None:
+    for service in (Gcp, Aws, Azure):
+        try:
+            cloud = service()
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        say(f"notices: from the metadata service of {service.__name__.upper()}")
+        while stopping.reason is None:
+            try:
+                cloud.ask(stopping, poll_s)
+            except (OSError, ValueError, KeyError, TypeError):  # it does not answer, or not in its own words: ask again
+                time.sleep(poll_s)
+        return
+
+
+class Aws:
+    """IMDSv2: a token, then a document that is not there (404) until the notice."""
+
+    def __init__(self) -> None:
+        """Raises OSError where there is no such service."""
+        self.base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", LINK_LOCAL).rstrip("/") + "/latest"
+        self._renew(PROBE_S)
+        self.advised = False
+
+    def ask(self, stopping: Stopping, poll_s: float) -> None:
+        notice = self._document("spot/instance-action")
+        if notice:
+            action = json.loads(notice)
+            stopping.request(f"AWS: spot {action['action']} at {action['time']}", self._seconds_until(action["time"]))
+            return
+        if not self.advised and self._document("events/recommendations/rebalance"):
+            self.advised = stopping.save_soon = True
+        time.sleep(poll_s)
+
+    def _seconds_until(self, when: str) -> float:
+        """By the service's clock: that of this machine may have jumped. Never more than the notice's own length."""
+        moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
+        return min(AWS_NOTICE_S, (moment - self.now).total_seconds())
+
+    def _renew(self, timeout: float) -> None:
+        headers = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
+        request = urllib.request.Request(f"{self.base}/api/token", method="PUT", headers=headers)
+        with _open(request, timeout=timeout) as reply:
+            self.token = reply.read().decode()
+
+    def _document(self, name: str) -> str | None:
+        request = urllib.request.Request(
+            f"{self.base}/meta-data/{name}", headers={"X-aws-ec2-metadata-token": self.token}
+        )
+        try:
+            with _open(request, timeout=5) as reply:
+                self.now = parsedate_to_datetime(reply.headers["Date"])
+                return reply.read().decode()
+        except urllib.error.HTTPError as error:
+            if error.code == 401:  # the token is too old
+                self._renew(5)
+            elif error.code != 404:
+                raise
+        return None
+
+
+class Gcp:
+    """A value that turns to TRUE; the request waits for the change."""
+
+    def __init__(self) -> None:
+        """Raises OSError where there is no such service."""
+        host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
+        self.url = f"http://{host}/computeMetadata/v1/instance/preempted"
+        self._read("alt=text", PROBE_S)
+
+    def ask(self, stopping: Stopping, poll_s: float) -> None:
+        wait = max(1, int(poll_s * 12))
+        if self.value == "TRUE":
+            stopping.request("GCP: the instance is being preempted", NOTICE_S)
+        else:  # the tag of what was read last: a change in between is not missed
+            self._read(f"wait_for_change=true&timeout_sec={wait}&last_etag={self.tag}", wait + 5)
+
+    def _read(self, query: str, timeout: float) -> None:
+        request = urllib.request.Request(f"{self.url}?{query}", headers={"Metadata-Flavor": "Google"})
+        with _open(request, timeout=timeout) as reply:
+            self.tag = reply.headers.get("ETag", "0")
+            self.value = reply.read().decode().strip()
+
+
+class Azure:
+    """Scheduled events of all machines of a group, of which Preempt is one. The service for them is switched on by the first
+    question, whose answer takes up to two minutes: whether this is Azure, the instance's own description tells.
+    """
+
+    def __init__(self) -> None:
+        """Raises OSError where there is no such service."""
+        self.base = os.environ.get("AZURE_METADATA_ENDPOINT", LINK_LOCAL).rstrip("/") + "/metadata"
+        self.name = self._read("instance?api-version=2021-02-01", PROBE_S)["compute"]["name"].lower()
+        self.timeout = FIRST_ANSWER_S
+
+    def ask(self, stopping: Stopping, poll_s: float) -> None:
+        events = self._read("scheduledevents?api-version=2020-07-01", self.timeout)["Events"]
+        self.timeout = 5.0
+        for event in events:
+            if event["EventType"] == "Preempt" and self.name in map(str.lower, event["Resources"]):
+                stopping.request("Azure: the machine is being preempted", self._seconds(event.get("NotBefore", "")))
+                return
+        time.sleep(min(poll_s, 1.0))  # of thirty seconds
+
+    def _seconds(self, not_before: str) -> float:
+        """An empty NotBefore says that it has begun."""
+        if not not_before:
+            return NOTICE_S
+        moment = parsedate_to_datetime(not_before)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return min(NOTICE_S, (moment - self.now).total_seconds())
+
+    def _read(self, document: str, timeout: float) -> dict:
+        request = urllib.request.Request(f"{self.base}/{document}", headers={"Metadata": "true"})
+        with _open(request, timeout=timeout) as reply:
+            self.now = parsedate_to_datetime(reply.headers["Date"])
+            return json.loads(reply.read())

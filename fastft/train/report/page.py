@@ -1,0 +1,108 @@
+"""The page of a training run, RUN/report.html: curves, answers over time, data, settings. `fastft report RUN`.
+
+The trainer writes it at every checkpoint and held-out loss and at the end; it can be made again at any time from the files
+of the run's directory. What its look shares with other pages is in `fastft.common.html`, how curves are drawn in `fastft.train.report.curves`.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fastft.common.files import short_name
+from fastft.common.html import flatten, write_page
+from fastft.train.report.curves import Training, file_rows
+from fastft.train.report.run_dir import Run, read_run
+
+FILES = ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "model", "adapter")
+SHOWN_ANSWERS = 6  # to a prompt; of more, the first, the last, and four between
+
+
+def write_run_report(directory: Path) -> Path:
+    """Write and return the page. Raises ValueError with one line for a directory that is no run's."""
+    run, page = read_run(directory), directory / "report.html"
+    write_page(
+        page,
+        "fastft",
+        "run_report.html.jinja",
+        title=run.name,
+        now=datetime.now().astimezone(),
+        facts=run.facts,
+        step=max((row["step"] for row in run.metrics), default=0),
+        training=Training(run.metrics) if run.metrics else None,
+        prompts=answers_over_time(run.samples),
+        data=list(_data(run)),
+        settings=list(flatten(_settings(run))),
+        files=file_rows({name: str(directory / name) for name in FILES if (directory / name).exists()}, page),
+    )
+    return page
+
+
+def refresh_page(directory: Path, say: Callable[[str], None]) -> None:
+    """`write_run_report` while a run goes on, which a page that cannot be written does not end."""
+    try:
+        write_run_report(directory)
+    except (ValueError, OSError) as error:
+        say(f"report.html could not be written ({error})")
+
+
+def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
+    """(prompt, its answers as (step, text)) of the rows of samples.jsonl, thinned out evenly where they are many."""
+    prompts: dict[str, dict[int, str]] = {}
+    for row in samples:
+        prompts.setdefault(row["prompt"], {})[row["step"]] = row["answer"]
+    found = []
+    for prompt, answers in prompts.items():
+        in_order = sorted(answers.items())
+        last, shown = len(in_order) - 1, min(len(in_order), SHOWN_ANSWERS)
+        found.append((prompt, [in_order[round(i * last / max(shown - 1, 1))] for i in range(shown)]))
+    return found
+
+
+def _data(run: Run) -> list[dict[str, Any]]:
+    """The files of all stages, with where they were used."""
+    stages = run.facts["data"]
+    for number, files in enumerate(stages, 1):
+        yield from ({**file, "use": f"stage {number}" if len(stages) > 1 else "training"} for file in files)
+    yield from ({**file, "use": "held out"} for file in run.facts["eval_data"])
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The configuration; files by their last name, as everywhere on the page."""
+    values = asdict(run.config)
+    for group, name in ((values, "model"), (values, "output_dir"), (values, "eval_data"), (values, "template")):
+        group[name] = short_name(group[name]) if group[name] else None
+    prompts = values["samples"]["prompts"]
+    values["samples"]["prompts"] = short_name(prompts) if prompts else None
+    for part in (values, *values["stages"]):
+        data = part["data"] or []
+        part["data"] = short_name(data) if isinstance(data, str) else [short_name(source["path"]) for source in data]
+    values["stages"] = {str(number): stage for number, stage in enumerate(values["stages"], 1)} or None
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fastft report", description="Write the page of a run, DIR/report.html.")
+    what = "a run's directory (--output_dir of fastft train), or what fastft judge wrote (-o)"
+    parser.add_argument("directory", type=Path, metavar="DIR", help=what)
+    options = parser.parse_args(argv)
+    try:
+        if not options.directory.is_dir():
+            raise ValueError(f"{options.directory}: no such directory")
+        if (options.directory / "judgments.jsonl").is_file():
+            from fastft.judge.report import report_again
+
+            print(report_again(options.directory))
+        else:
+            print(write_run_report(options.directory))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

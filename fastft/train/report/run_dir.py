@@ -1,0 +1,124 @@
+"""What lies in a run's directory, written by the trainer and read by `fastft export` and `fastft report`.
+
+    config.yaml      the settings
+    run.json         what only the trainer knew: data, versions, devices, the id under which trackers know the run
+    metrics.jsonl    a row for every step and every held-out loss
+    samples.jsonl    answers to fixed prompts, where some were given
+    checkpoints/     step-00000100/, …
+    model/           the trained model, once the run is finished
+
+run.json and all that is made of it name files and models by their last name, never by where they lie.
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fastft
+from fastft.config import TrainConfig, parse_config
+from fastft.train.metrics import read_metrics
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastft.data.dataset import TokenizedData
+    from fastft.data.step_plan import Course
+    from fastft.data.template.chat_template import ChatTemplate
+
+from fastft.common.files import short_name
+
+
+@dataclass
+class Run:
+    """A run as its directory tells it."""
+
+    name: str
+    config: TrainConfig
+    facts: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+    def until(self, step: int) -> "Run":
+        """The same run as it was after `step`."""
+        metrics, samples = ([row for row in rows if row["step"] <= step] for rows in (self.metrics, self.samples))
+        return Run(self.name, self.config, self.facts, metrics, samples)
+
+
+def read_run(directory: Path) -> Run:
+    """Raises ValueError with one line for a directory that is no run's."""
+    missing = [name for name in ("config.yaml", "run.json") if not (directory / name).is_file()]
+    if missing:
+        raise ValueError(f"{directory}: is no run of fastft train ({' and '.join(missing)} not found there)")
+    config = parse_config(["--config", str(directory / "config.yaml")])
+    try:
+        facts = json.loads((directory / "run.json").read_text())
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or not facts.keys() >= {"id", "model", "template", "steps", "data"}:
+        raise ValueError(f"{directory / 'run.json'}: is damaged; start the same command again, it writes a new one")
+    metrics, samples = (
+        read_metrics(path) if path.exists() else []
+        for path in (directory / "metrics.jsonl", directory / "samples.jsonl")
+    )
+    return Run(directory.resolve().name, config, facts, metrics, samples)
+
+
+def write_facts(directory: Path, facts: dict[str, Any]) -> str:
+    """Write run.json and return the run's id, which is that of an earlier start."""
+    path = directory / "run.json"
+    try:
+        run_id = json.loads(path.read_text())["id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        run_id = secrets.token_hex(4)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps({"id": run_id, **facts}, indent=1) + "\n")
+    os.replace(beside, path)
+    return run_id
+
+
+def describe(
+    config: TrainConfig,
+    template: "ChatTemplate",
+    course: "Course",
+    eval_data: "TokenizedData | None",
+    device: "torch.device",
+    processes: int,
+) -> dict[str, Any]:
+    """The facts for run.json."""
+    import torch
+
+    devices = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return {
+        "model": short_name(config.model),
+        "template": short_name(config.template) if config.template else "the tokenizer's own",
+        "end_of_turn": template.end_of_turn,
+        "steps": course.total,
+        "steps_of_stages": [stage.total for stage in course.stages],
+        "data": [_data(stage.data) for stage in course.stages],
+        "eval_data": _data(eval_data) if eval_data else [],
+        "devices": f"{processes} x {devices}",
+        "versions": {"fastft": fastft.__version__, **{name: version(name) for name in ("torch", "transformers")}},
+    }
+
+
+def _data(data: "TokenizedData") -> list[dict[str, Any]]:
+    """The files of a stage."""
+    lengths, trained, first, found = data.lengths, data.trained_counts, 0, []
+    for source in data.sources:
+        part = slice(first, first + source.count)
+        first += source.count
+        found.append(
+            {
+                "file": short_name(source.path),
+                "conversations": source.count,
+                "tokens": int(lengths[part].sum()),
+                "trained_tokens": int(trained[part].sum()),
+                "weight": source.weight,
+                "epochs": source.epochs,
+            }
+        )
+    return found

@@ -1,0 +1,143 @@
+"""What the model answers while it learns: fixed prompts, greedy answers, a line each in OUTPUT_DIR/samples.jsonl.
+
+    fastft train … --samples.prompts prompts.txt --samples.every 200
+
+All prompts stand in one packed row, each with room for its answer behind it, and every forward pass writes the next token
+of all of them: the path of training itself, so it works on sharded models and with every backend, and its shapes never
+change. Every process runs the same passes. There is no cache, so an answer of n tokens costs n passes. Nothing random is
+drawn and no gradient made: a run with samples is, bit for bit, the run without.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fastft.config import SamplesConfig, TrainConfig
+from fastft.data.conversation import Message, parse_conversation
+from fastft.data.template.chat_template import ChatTemplate
+from fastft.model.build import TrainedModel, uncompiled
+from fastft.train.metrics import cut_after
+
+
+@dataclass
+class Prompt:
+    """What is asked: the text to show, and its tokens with the generation prompt."""
+
+    text: str
+    ids: list[int]
+
+
+class Sampler:
+    """A run's prompts, when they are asked, and where the answers go: one curve whatever the interruptions."""
+
+    def __init__(self, config: TrainConfig, template: ChatTemplate):
+        """Raises ValueError as `read_prompts` does."""
+        self.config, self.template = config.samples, template
+        self.prompts = read_prompts(config.samples, template, config.window)
+
+    def go_on(self, output_dir: Path, start_step: int) -> None:
+        """Write to `output_dir`, behind what was answered up to `start_step`, the step of the checkpoint."""
+        self.path = output_dir / "samples.jsonl"
+        if dist.get_rank() == 0:
+            cut_after(self.path, start_step)
+
+    def is_due(self, step: int, total: int) -> bool:
+        return bool(self.prompts) and (step % self.config.every == 0 or step == total)
+
+    def ask(self, model: TrainedModel, step: int, device: torch.device) -> None:
+        """Collective; the first process writes."""
+        said = answers(model, self.prompts, self.config.max_new_tokens, self.template, device)
+        if dist.get_rank() == 0:
+            with self.path.open("a") as file:
+                for prompt, answer in zip(self.prompts, said):
+                    file.write(json.dumps({"step": step, "prompt": prompt.text, "answer": answer}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def read_prompts(config: SamplesConfig, template: ChatTemplate, window: int) -> list[Prompt]:
+    """The prompts of the file, none without one. Raises ValueError naming the line that is no prompt or does not fit."""
+    if config.prompts is None:
+        return []
+    try:
+        lines = Path(config.prompts).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"samples.prompts: {config.prompts}: cannot be read ({error})") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"samples.prompts: {config.prompts}: line {number}"
+            messages = _messages(line, where)
+            ids = template.encode_prompt(messages)
+            if len(ids) + config.max_new_tokens > window:
+                raise ValueError(
+                    f"{where}: {len(ids)} tokens and {config.max_new_tokens} for the answer are more than the window of "
+                    f"{window}; shorten it, or lower samples.max_new_tokens"
+                )
+            text = "\n\n".join(m.content if m.role == "user" else f"[{m.role}] {m.content}" for m in messages)
+            found.append(Prompt(text, ids))
+    if not found:
+        raise ValueError(f"samples.prompts: {config.prompts}: holds no prompt")
+    return found
+
+
+def _messages(line: str, where: str) -> list[Message]:
+    """A line's text as the user's message, or the messages of its JSON object, the last of them the user's."""
+    if not line.lstrip().startswith("{"):
+        return [Message("user", line.strip())]
+    try:
+        record = json.loads(line)
+        if "prompt" in record:
+            record = {"messages": [{"role": "user", "content": record["prompt"]}]}
+        elif "messages" not in record:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{where}: is no JSON object with prompt or messages") from None
+    messages = parse_conversation(record, where).messages
+    if not messages or messages[-1].role != "user":
+        raise ValueError(f"{where}: its messages do not end with a text of the user's")
+    return messages
+
+
+@torch.no_grad()
+def answers(
+    model: TrainedModel, prompts: list[Prompt], max_new_tokens: int, template: ChatTemplate, device: torch.device
+) -> list[str]:
+    """The model's greedy answers, up to the end of turn or `max_new_tokens`; collective."""
+    row = _lay_out(prompts, max_new_tokens, device)
+    ends = row.pop("ends")
+    model.eval()
+    with uncompiled():
+        for n in range(max_new_tokens):
+            row["input_ids"][0, ends + n] = model.likeliest(ends + n - 1, **row)
+    model.train()
+    model.reshard()
+    written = [row["input_ids"][0, end : end + max_new_tokens].tolist() for end in ends.tolist()]
+    return [_text(ids, template) for ids in written]
+
+
+def _lay_out(prompts: list[Prompt], room: int, device: torch.device) -> dict[str, Any]:
+    """The arguments of TrainedModel.likeliest, and `ends` [prompts] int64: where each prompt's answer begins."""
+    lengths = [len(prompt.ids) + room for prompt in prompts]
+    begins = [sum(lengths[:i]) for i in range(len(prompts) + 1)]
+    ids = [token for prompt in prompts for token in (*prompt.ids, *[0] * room)]
+    positions = [position for length in lengths for position in range(length)]
+    as_row = lambda values: torch.tensor(values, device=device)[None]  # noqa: E731
+    return {
+        "input_ids": as_row(ids),
+        "position_ids": as_row(positions),
+        "cu_seqlens": torch.tensor(begins, dtype=torch.int32, device=device),
+        "max_seqlen": max(lengths),
+        "ends": torch.tensor([begin + len(prompt.ids) for begin, prompt in zip(begins, prompts)], device=device),
+    }
+
+
+def _text(ids: list[int], template: ChatTemplate) -> str:
+    stop = next((i for i, token in enumerate(ids) if token in template.stop_token_ids), len(ids))
+    text = template.tokenizer.decode(ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.removeprefix(template.separator)
