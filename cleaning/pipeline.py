@@ -48,12 +48,12 @@ from cleaning.run.workdir import (
     open_output,
     publish,
     working_directory,
-    write_whole,
 )
 from cleaning.run.workers import Bar, progress_bar, worker_pool
 from cleaning.second_pass import Split, load_tokenizer, split_batch, whole_batch
 from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
+from fastft.common.files import write_whole
 from fastft.common.records import parsed
 from fastft.common.workers import Pool, in_background, ordered_map
 from fastft.data.conversation import parse_conversation

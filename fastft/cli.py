@@ -5,34 +5,26 @@ fastft VERB --help
 """
 
 import importlib
-import os
 import sys
-import traceback
-from collections.abc import Callable
+from typing import NoReturn
 
 VERBS = {
-    "demo": ("fastft.demo", "run the whole road on a small dump that ships with the package, in about two minutes"),
+    "demo": ("fastft.demo.run", "run the whole road on a small dump that ships with the package, in about two minutes"),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
-    "inspect": (
-        "fastft.data.template.mask_check",
-        "show which tokens are trained, or prove the mask over a whole file",
-    ),
-    "estimate": ("fastft.cost.estimate", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
-    "train": ("fastft.train", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
-    "answer": (
-        "fastft.judge.answer",
-        "have a model answer questions: a directory or any OpenAI-compatible endpoint",
-    ),
+    "inspect": ("fastft.data.inspect", "show which tokens are trained, or prove the mask over a whole file"),
+    "estimate": ("fastft.cost.command", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
+    "train": ("fastft.train.loop", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
+    "answer": ("fastft.judge.answer", "have a model answer questions: a directory or any OpenAI-compatible endpoint"),
     "judge": ("fastft.judge.command", "have a stronger model compare answers, and say how sure the result is"),
     "bench": ("fastft.judge.exams.bench", "multiple-choice exams (BBH, AGIEval) beside Orca's published figures"),
-    "report": ("fastft.train.report.page", "write the page of a run, or of a judged directory"),
+    "report": ("fastft.cli", "write the page of a run, or of a judged directory"),
     "export": ("fastft.train.export", "write a checkpoint as a Hugging Face model with its card"),
-    "chat": ("fastft.inference.engine", "talk to a model in the terminal"),
+    "chat": ("fastft.inference.terminal", "talk to a model in the terminal"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Call a verb's main(argv). Returns the exit code; 2 for a verb that does not exist."""
+    """Call a verb and return its exit code: 1 after an error, 2 for a command that is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -42,44 +34,63 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"fastft {__version__}")
         return 0
-    if argv[0] not in VERBS:
-        import difflib
+    from fastft.common import logs
+    from fastft.common.command_line import run
 
-        nearest = difflib.get_close_matches(argv[0], VERBS, n=1, cutoff=0.0)[0]
-        print(f"error: unknown verb {argv[0]!r}; did you mean {nearest!r}? (fastft --help lists them)", file=sys.stderr)
-        return 2
-    try:
-        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:])
-    except KeyboardInterrupt:
-        return 130
+    logs.show()
+    return run(lambda: _call(argv[0], argv[1:]))
 
 
-def command() -> None:
+def command() -> NoReturn:
     """The console script."""
-    run(main)
+    from fastft.common.command_line import leave
 
-
-def run(main: Callable[[], int]) -> None:
-    """Call `main` and end the process with its code; with 1 after an error that nobody expected, whose stack is shown."""
     try:
         code = main()
-    except SystemExit:
-        raise
-    except BaseException:  # noqa: BLE001  Python's own way out would wait for a thread that writes a checkpoint with the dead
-        traceback.print_exc()
-        code = 1
+    except SystemExit as end:  # argparse's, after --help
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
     leave(code)
 
 
-def leave(code: int) -> None:
-    """End the process without taking the interpreter apart.
+def _call(verb: str, argv: list[str]) -> int | None:
+    if verb not in VERBS:
+        import difflib
 
-    A worker thread of gloo may still be dropping the tensors of the last collective then; it cannot have the
-    interpreter's lock any more and aborts the finished process (1 of 25 runs on 2 processes, torch 2.13, Python 3.11).
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        from fastft.errors import UsageError
+
+        nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
+        raise UsageError(f"unknown verb {verb!r}; did you mean {nearest!r}? (fastft --help lists them)")
+    if verb == "report":
+        return _report(argv)
+    return importlib.import_module(VERBS[verb][0]).main(argv)
+
+
+def _report(argv: list[str]) -> int:
+    """`fastft report DIR`: the page of whatever DIR is, the judge's or the trainer's."""
+    from dataclasses import dataclass
+    from pathlib import Path
+
+    from fastft.common.command_line import option, parse
+    from fastft.errors import UserError
+
+    @dataclass
+    class ReportConfig:
+        directory: str = option(positional=True)
+        """A run's directory (--output_dir of fastft train), or what fastft judge wrote (-o)."""
+
+    [config] = parse(argv, "fastft report", "Write the page of a run, DIR/report.html.", ReportConfig)
+    directory = Path(config.directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory")
+    if (directory / "judgments.jsonl").is_file():
+        from fastft.judge.report import report_again
+
+        print(report_again(directory))
+    else:
+        from fastft.train.report.page import write_run_report
+
+        print(write_run_report(directory))
+    return 0
 
 
 def _usage() -> str:

@@ -76,7 +76,7 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Po
     files = ledger["files"]
     write_page(
         directory / "report.html",
-        "cleaning",
+        Path(__file__).with_name("cleaning.html.jinja"),
         title=f"The cleaning of {files[0]['name'] if len(files) == 1 else f'{len(files):,} inputs'}",
         ledger=ledger,
         totals=_totals(ledger, kept),

@@ -24,6 +24,8 @@ from typing import Any, BinaryIO
 import orjson
 from xxhash import xxh3_128_digest
 
+from fastft.common.files import sync, write_whole
+
 # In the order in which they are published.
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.html", "report.json")
 _FRAME = struct.Struct("<Q16s")  # bytes of the payload, its XXH3: BLAKE2b took a tenth of the parent's time
@@ -136,13 +138,6 @@ def open_output(path: Path, size: int) -> BinaryIO:
     return file
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write beside, then rename: nobody sees half of it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_bytes(data)
-    os.replace(beside, path)
-
-
 def publish(work: Path, output_dir: Path, empty: set[str]) -> None:
     """Rename the finished outputs into place; those that are `empty` are not published.
 
@@ -153,15 +148,6 @@ def publish(work: Path, output_dir: Path, empty: set[str]) -> None:
         if name in empty:
             (output_dir / name).unlink(missing_ok=True)
         elif (work / name).exists():  # else it was renamed before an interruption
-            _sync(work / name)
+            sync(work / name)
             os.replace(work / name, output_dir / name)
-    _sync(output_dir)
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or a directory's list of names, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(output_dir)

@@ -67,6 +67,11 @@ def machine() -> int:
     return int(os.environ.get("GROUP_RANK", 0))
 
 
+def world_size() -> int:
+    """How many processes the run has; 1 where none has been joined."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ()) -> None:
     """How long the collectives to come, in all but the `patient` groups, wait for a rank that does not answer before they
     end the run.

@@ -1,9 +1,8 @@
 """What the project's HTML pages share: the look (page.html.jinja), pieces (pieces.html.jinja), how values are written.
 
-    write_page(Path("out/report.html"), "cleaning", title="A page", …)
+    write_page(Path("out/report.html"), Path(__file__).with_name("cleaning.html.jinja"), title="A page", …)
 
-`fastft.train.report.page` shows a training run, `cleaning.report` a cleaning run, `fastft.train.report.curves` both in one. A page loads
-nothing and its security policy forbids it to. Everything on it is data that others wrote, so every value goes through
+Each room with a page has its template beside the module that fills it. A page loads nothing and its security policy forbids it to. Everything on it is data that others wrote, so every value goes through
 `visible` and jinja's autoescape.
 """
 
@@ -11,12 +10,13 @@ import base64
 import functools
 import hashlib
 import math
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastft.common.files import write_whole
 
 if TYPE_CHECKING:
     import jinja2
@@ -25,22 +25,19 @@ if TYPE_CHECKING:
 LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop should not fill the page
 
 
-def write_page(path: Path, package: str, template: str = "report.html.jinja", **values: Any) -> None:
-    """Write `package`'s `template` with `values` to `path`; an older page is replaced only by a whole new one."""
-    text = _environment(package).get_template(template).render(values)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text.strip() + "\n", encoding="utf-8")
-    os.replace(beside, path)
+def write_page(path: Path, template: Path, **values: Any) -> None:
+    """Write `template` filled with `values` to `path`; an older page is replaced only by a whole new one."""
+    text = _environment(template.parent).get_template(template.name).render(values)
+    write_whole(path, text.strip() + "\n")
 
 
 @functools.cache
-def _environment(package: str) -> "jinja2.Environment":
-    """For the templates in `package`, which may extend and import those of fastft."""
+def _environment(directory: Path) -> "jinja2.Environment":
+    """For the templates in `directory`, which may extend and import those that lie beside this module."""
     import jinja2
 
-    loaders = [jinja2.PackageLoader(name, ".") for name in dict.fromkeys((package, "fastft"))]
     made = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders),
+        loader=jinja2.FileSystemLoader([directory, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),

@@ -3,7 +3,8 @@
 import sys
 from dataclasses import dataclass
 
-from fastft.config import TrainConfig, parse_classes
+from fastft.common.command_line import parse
+from fastft.config import RENAMED, SYNONYMS, TrainConfig
 from fastft.cost.estimate import RESERVED, Estimate, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import attention_windows
 from fastft.cost.gpus import GPUS, Gpu, _known_gpu
@@ -94,22 +95,25 @@ def _parse(argv: list[str]) -> list:
     """[EstimateConfig, SpotConfig, TrainConfig]; no output_dir is asked for, and with --tokens no data. What the user says
     comes later and wins.
     """
-    argv = ["--output_dir", "none", *_say_true(argv, "--spot")]
+    argv = ["--output_dir", "none", *argv]
     if any(argument.split("=")[0] == "--tokens" for argument in argv):
         argv = ["--data", "none", *argv, "--stages", "[]"]
     description = "What a run would cost, before it is launched."
     try:
-        return parse_classes(argv, "fastft estimate", description, EstimateConfig, SpotConfig, TrainConfig)
+        return parse(
+            argv,
+            "fastft estimate",
+            description,
+            EstimateConfig,
+            SpotConfig,
+            TrainConfig,
+            renamed=RENAMED,
+            synonyms=SYNONYMS,
+        )
     except ValueError as error:
         if str(error).startswith("data: name the conversations"):
             raise ValueError(f"{error}; without any yet, say --tokens 10000000") from None
         raise
-
-
-def _say_true(argv: list[str], flag: str) -> list[str]:
-    """A flag that stands alone gets its value."""
-    alone = {i for i, word in enumerate(argv) if word == flag and argv[i + 1 : i + 2] not in (["true"], ["false"])}
-    return [part for i, word in enumerate(argv) for part in ((word, "true") if i in alone else (word,))]
 
 
 def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) -> None:

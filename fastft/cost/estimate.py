@@ -133,22 +133,12 @@ def planned_work(config: TrainConfig, say, windows: Sequence[int | None] = (None
 
     Raises ValueError as training would, for the data, the tokenizer or the template.
     """
-    import torch.distributed as dist
-
-    from fastft.common.distributed import join_ranks
     from fastft.config import stages_of
-    from fastft.data.step_plan import Course
+    from fastft.data.step_plan import Course, plan_stage
     from fastft.data.template.chat_template import load_template
-    from fastft.train.loop import plan_stage
 
-    alone = not dist.is_initialized()
-    join_ranks()
-    try:
-        template = load_template(config.model, config.template)
-        course = Course([plan_stage(stage, template, say) for stage in stages_of(config)])
-    finally:
-        if alone:
-            dist.destroy_process_group()
+    template = load_template(config.model, config.template)
+    course = Course([plan_stage(stage, template, say) for stage in stages_of(config)])
     tokens, trained, squared = 0, 0, 0.0
     counts = [stage.data.trained_counts for stage in course.stages]
     for number in range(1, course.total + 1):

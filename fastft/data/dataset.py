@@ -16,7 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch.distributed as dist
 
+from fastft.common.distributed import everywhere, local_rank
+from fastft.config import TrainConfig
 from fastft.data.conversation import Message, read_conversations
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.data.tokenize import write_tokens
@@ -126,6 +129,29 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
             f"{window}, {empty.sum()} without a trained token)"
         )
     return kept, {"conversations": len(kept.ids), "overlong": int(long.sum()), "nothing_to_train": int(empty.sum())}
+
+
+def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
+    """The tokens of one file, without the conversations that cannot be trained on. Raises ValueError as `tokenized` does.
+
+    In a run of several processes the first one of each machine tokenises, and all of it share the cache; collective there.
+    """
+    split_to = config.window if config.overlong == "split" else None
+    progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
+    if dist.is_initialized():
+        everywhere((lambda: tokenized(path, template, split_to, progress)) if local_rank() == 0 else None)
+    data = tokenized(path, template, split_to, progress)
+    kept, counts = fit_to_window(data, config.window, config.overlong, path)
+    lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
+    say(
+        f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
+        f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} over the window, "
+        f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_borders} borders where the answer's "
+        "own tokens won"
+    )
+    for written in sorted(template.written_before_answers):
+        say(f"note: the template writes {written!r} before some answers; it is trained with them")
+    return kept
 
 
 def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> list[str]:

@@ -8,8 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 
-from fastft.data.dataset import Source, TokenizedData
+from fastft.common.distributed import world_size
+from fastft.config import TrainConfig, sources_of
+from fastft.data.dataset import Source, TokenizedData, load_data, mixed
 from fastft.data.packing import lower_bound, pack
+from fastft.data.template.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,20 @@ class Course:
         """Step `number` in 1..total of the run."""
         stage = next(i for i, end in enumerate(self.ends) if number <= end)
         return replace(self.stages[stage].step(number - (self.ends[stage - 1] if stage else 0)), stage=stage)
+
+
+def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> Schedule:
+    """The steps of one stage, from all its files. Raises ValueError as `load_data` does."""
+    sources = sources_of(stage.data)
+    parts = [load_data(source.path, template, stage, say) for source in sources]
+    data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])
+    schedule = Schedule(data, stage.window, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
+    plan, world = schedule.describe(), world_size()
+    say(
+        f"plan: {plan['rows']} rows of {stage.window} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
+        f"{schedule.total} steps of {stage.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
+    )
+    return schedule
 
 
 def fullest_step(course: Course, rows: int) -> Step:

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from fastft.common.files import written_whole
+from fastft.common.workers import begin_worker, ordered_map
 from fastft.data.conversation import Conversation, read_conversations
+from fastft.data.split import split_conversation
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.data.template.mask_check import check
 
@@ -44,32 +47,23 @@ def write_tokens(
     Conversations longer than `split_to` tokens are split. Raises ValueError naming the first conversation whose mask cannot
     be derived, or is not what the library's own road gives.
     """
-    from fastft.common.workers import ordered_map  # processes that end with their parent, results in order
-
     cached.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = cached.with_name(f"{cached.name}.{os.getpid()}.tmp")
     conversations, done = read_conversations(path), 0
     first = list(islice(conversations, PARALLEL_FROM))
     template.encode_many([c.messages for c in first[:1]])  # notes what the template writes before answers
     encode = partial(_encode_batch, path=path, split_to=split_to)
-    try:
-        with (
-            pa.OSFile(str(partial_file), "wb") as sink,
-            pa.ipc.new_file(sink, SCHEMA) as writer,
-            _workers(template, len(first) == PARALLEL_FROM) as pool,
-        ):
-            for written in ordered_map(encode, _batches(chain(first, conversations)), pool):
-                count, batch = written
-                if batch:
-                    writer.write_batch(pa.ipc.open_stream(batch).read_next_batch())
-                done += count
-                if progress:
-                    progress(done)
-        with partial_file.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial_file, cached)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with (
+        written_whole(cached, durable=True, several_writers=True) as partial_file,
+        pa.OSFile(str(partial_file), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+        _workers(template, len(first) == PARALLEL_FROM) as pool,
+    ):
+        for count, batch in ordered_map(encode, _batches(chain(first, conversations)), pool):
+            if batch:
+                writer.write_batch(pa.ipc.open_stream(batch).read_next_batch())
+            done += count
+            if progress:
+                progress(done)
 
 
 def _batches(conversations: Iterator[Conversation]) -> Iterator[tuple[int, list[Conversation]]]:
@@ -103,8 +97,6 @@ def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor
 
 
 def _begin_worker(tokenizer, source: str, name: str) -> None:
-    from fastft.common.workers import begin_worker
-
     begin_worker()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is enough
     _use(ChatTemplate(tokenizer, source, name))
@@ -139,8 +131,6 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
 
 def _split(conversation: Conversation, window: int) -> tuple[list[Conversation], int]:
     """(parts of at most `window` tokens, rounds that none can hold)."""
-    from fastft.data.split import split_conversation  # the cleaner's splitter needs nothing else of the cleaner
-
     parts, over, _ = split_conversation(conversation, window, _template.count)
     return parts, len(over)
 

@@ -27,7 +27,7 @@ def write_report(
     path = Path(path)
     write_page(
         path,
-        "fastft",
+        Path(__file__).with_name("demo.html.jinja"),
         title=title,
         now=datetime.now().astimezone(),
         ledger=ledger,

@@ -4,12 +4,12 @@ A run of `fastft judge` appends one `Judgment` a line to judgments.jsonl; figure
 """
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fastft.common.files import write_whole
 from fastft.common.records import repair_text
 
 Mode = Literal["pairwise", "single"]
@@ -51,14 +51,7 @@ class Judgment:
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """Dataclasses, one a line of JSON."""
-    write_whole(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """An older file is replaced by a whole new one only. A lone surrogate, which no file can hold, becomes U+FFFD."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(repair_text(text), encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, repair_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)))
 
 
 def read_judgments(path: Path) -> list[Judgment]:

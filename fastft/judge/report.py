@@ -11,8 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fastft.common.files import write_whole
 from fastft.common.html import write_page
-from fastft.judge.judgment import Judgment, read_judgments, write_whole
+from fastft.common.records import repair_text
+from fastft.judge.judgment import Judgment, read_judgments
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
 from fastft.judge.stats import Estimate, Figures, Lengths, Pair, compute
 
@@ -47,8 +49,11 @@ def write_figures(
 ) -> Figures:
     """results.json and results.md. Returns the figures."""
     figures = compute(judgments, answer_lengths(answers), to_see)
-    write_whole(directory / "results.json", json.dumps(_plain(asdict(figures)), indent=1, ensure_ascii=False) + "\n")
-    write_whole(directory / "results.md", markdown(figures))
+    write_whole(
+        directory / "results.json",
+        repair_text(json.dumps(_plain(asdict(figures)), indent=1, ensure_ascii=False)) + "\n",
+    )
+    write_whole(directory / "results.md", repair_text(markdown(figures)))
     return figures
 
 
@@ -274,8 +279,7 @@ def write_judge_page(
     pair_names = {frozenset((pair.first, pair.second)): f"{pair.first} : {pair.second}" for pair in figures.pairs}
     write_page(
         path,
-        "fastft.judge",
-        "judge.html.jinja",
+        Path(__file__).with_name("judge.html.jinja"),
         title="Judged: " + ", ".join(figures.models),
         lede=_lede(figures),
         tables=tables(figures),

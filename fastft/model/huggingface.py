@@ -20,12 +20,12 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from fastft.common.distributed import everywhere, on_first
+from fastft.common.files import sync
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.model import lora
 from fastft.model.build import TrainedModel, without_values
 from fastft.model.generation_config import read_generation_config
-from fastft.train.checkpoint.local import sync
 
 PROBE = "Hello  World!\n\n\t1234 é 日本 🙂 <b>x</b>"
 

@@ -32,13 +32,13 @@ from fastft.common.distributed import (
     local_rank,
     on_first,
 )
-from fastft.config import TrainConfig, parse_config, save_config, sources_of, stages_of
+from fastft.config import TrainConfig, parse_config, save_config, stages_of
 from fastft.cost.flops import attention_windows, matrix_flops, seen_squares
 from fastft.cost.memory import out_of_memory_line
 from fastft.data.batch import Batch, ahead, rank_batches
-from fastft.data.dataset import TokenizedData, conversation_names, fit_to_window, mixed, tokenized
-from fastft.data.step_plan import Course, Schedule, Step
-from fastft.data.template.chat_template import ChatTemplate, load_template
+from fastft.data.dataset import TokenizedData, conversation_names, load_data
+from fastft.data.step_plan import Course, Schedule, Step, plan_stage
+from fastft.data.template.chat_template import load_template
 from fastft.model import huggingface as hugging_face
 from fastft.model.attention import choose_attention
 from fastft.model.build import TrainedModel, prepare_model, prove_isolation
@@ -341,39 +341,6 @@ def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
     )
 
 
-def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> Schedule:
-    """The steps of one stage, from all its files."""
-    sources = sources_of(stage.data)
-    parts = [load_data(source.path, template, stage, say) for source in sources]
-    data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])
-    schedule = Schedule(data, stage.window, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
-    plan, world = schedule.describe(), dist.get_world_size()
-    say(
-        f"plan: {plan['rows']} rows of {stage.window} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
-        f"{schedule.total} steps of {stage.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
-    )
-    return schedule
-
-
-def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
-    """Tokens of `path`, made by the first process of each machine and shared by all of it."""
-    split_to = config.window if config.overlong == "split" else None
-    progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
-    everywhere((lambda: tokenized(path, template, split_to, progress)) if local_rank() == 0 else None)
-    data = tokenized(path, template, split_to)
-    kept, counts = fit_to_window(data, config.window, config.overlong, path)
-    lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
-    say(
-        f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
-        f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} over the window, "
-        f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_borders} borders where the answer's "
-        "own tokens won"
-    )
-    for written in sorted(template.written_before_answers):
-        say(f"note: the template writes {written!r} before some answers; it is trained with them")
-    return kept
-
-
 def open_reporter(
     config: TrainConfig, names: list[str], facts: dict, first: int, total: int, started: float
 ) -> Reporter | None:
@@ -428,9 +395,3 @@ def main(argv: list[str] | None = None) -> int:
         if dist.is_initialized():
             dist.destroy_process_group()
     return 0
-
-
-if __name__ == "__main__":
-    from fastft.cli import run
-
-    run(main)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastft.common.files import write_whole
 from fastft.train.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -162,9 +163,7 @@ def cut_after(path: Path, step: int) -> None:
     """Leave the rows up to `step` in a file of rows; none at step 0, from where everything is made again."""
     if path.exists():
         rows = [row for row in read_metrics(path) if step and row["step"] <= step]
-        partial = path.with_name(path.name + ".tmp")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(partial, path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def progress_line(row: dict[str, Any], total: int, remaining: float) -> str:

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastft.config import HOURS_BETWEEN_PREEMPTIONS
 from fastft.cost.spot.prices import Offer, cheapest
 from fastft.cost.spot.simulate import Job, Runs, mean_between_preemptions, simulate, undisturbed
 from fastft.cost.spot.traces import Trace, read_trace, synthetic
-from fastft.cost.spot.young import HOURS_BETWEEN_PREEMPTIONS, young_interval
+from fastft.cost.spot.young import young_interval
 
 if TYPE_CHECKING:
     from fastft.cost.estimate import Estimate

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-SHIPPED = Path(__file__).with_name("prices")
+SHIPPED = Path(__file__).with_name("price_lists")
 CLOUDS = ("aws", "gcp", "azure", "lambda", "oci", "runpod", "nebius", "fluidstack", "cudo", "paperspace", "do", "ibm")
 
 KINDS = {

@@ -122,8 +122,7 @@ def write_spot_page(path: Path, found: Comparison, model: str) -> None:
     spot = next((c for c in found.candidates if c.spot), None)
     write_page(
         path,
-        "fastft",
-        "spot.html.jinja",
+        Path(__file__).with_name("spot.html.jinja"),
         title=f"{short_name(model)}: what it costs",
         lede=" ".join(conclusions(found)[:2]),
         rows=_bars(found.candidates),

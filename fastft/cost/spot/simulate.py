@@ -18,8 +18,8 @@ from random import Random
 
 import numpy as np
 
+from fastft.config import HOURS_BETWEEN_PREEMPTIONS
 from fastft.cost.spot.traces import Trace
-from fastft.cost.spot.young import HOURS_BETWEEN_PREEMPTIONS
 
 RUNS = 400
 GIVE_UP = 20

@@ -2,14 +2,6 @@
 
 import math
 
-HOURS_BETWEEN_PREEMPTIONS = 3.0
-"""That a node is kept, assumed where nothing is known: the geometric mean of nine recorded traces of launched instances.
-
-Hours between two preemptions of a node: AWS V100 x 1, April 2023: 1.4, 1.8, 2.3, 3.2; AWS CPU, April 2023: 0.8, 2.0, 5.3;
-GCP CPU, April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little hangs on
-it: where the truth is four times as long or a quarter, saves and lost work together cost 25 % more than they must.
-"""
-
 
 def young_interval(blocking_s: float, mean_between_preemptions_s: float, upload_s: float = 0.0) -> float:
     """Seconds of work between two saves at which saves and lost work together cost least: sqrt(2 x blocking x mean).

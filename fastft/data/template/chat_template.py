@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
-from importlib import resources
 from pathlib import Path
 
 import tokenizers
@@ -72,6 +71,7 @@ from fastft.data.template.tokenizer_json import (
 # the template's text before the answer is not one that has been proven already.
 PROVE_EACH = 64
 
+BUILT_IN = Path(__file__).with_name("builtin")
 
 # Some templates (Llama 3.1's) write today's date into the prompt. Tokens must not depend on the day on which a run is resumed.
 FIXED_DATE = datetime(2024, 7, 26)
@@ -412,11 +412,7 @@ class ChatTemplate:
 
 def built_in_templates() -> list[str]:
     """Names that `--template` knows."""
-    return sorted(
-        p.name.removesuffix(".jinja")
-        for p in (resources.files("fastft") / "templates").iterdir()
-        if p.name.endswith(".jinja")
-    )
+    return sorted(p.name.removesuffix(".jinja") for p in BUILT_IN.iterdir() if p.name.endswith(".jinja"))
 
 
 def load_tokenizer(model: str):
@@ -458,7 +454,7 @@ def chat_template(tokenizer, template: str | None = None, model: str = "tokenize
             )
         return ChatTemplate(tokenizer, source, f"chat template of {model}")
     if template in built_in_templates():
-        source = (resources.files("fastft") / "templates" / f"{template}.jinja").read_text("utf-8")
+        source = (BUILT_IN / f"{template}.jinja").read_text("utf-8")
         return ChatTemplate(tokenizer, source, f"template {template}")
     if Path(template).is_file():
         try:

@@ -273,8 +273,7 @@ def write_results(
     (arguments.output / "results.md").write_text(text, encoding="utf-8")
     write_page(
         arguments.output / "report.html",
-        "fastft.judge",
-        "bench.html.jinja",
+        Path(__file__).with_name("bench.html.jinja"),
         title=f"Exams: {name}",
         heads=heads,
         lines=lines,

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import everywhere, local_rank, machine, on_first
+from fastft.common.files import sync, write_whole
 from fastft.common.object_store import Store
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest as marker
@@ -135,7 +136,7 @@ class Writer:
             dist.barrier(self.group)
             dcp.save(state, checkpoint_id=partial, process_group=self.group)
             for name, content in run_files.items():
-                _write_durably(partial / name, content)
+                write_whole(partial / name, content, durable=True)
             own = self._describe_own(partial, run_files)
             failure = None
         except (Exception, CheckpointException) as error:  # the latter is no Exception; all ranks must hear of either
@@ -372,30 +373,12 @@ def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.
 
 def publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
     """Everything durable, then the rename, then the hint."""
-    _write_durably(partial / marker.NAME, marker.dumps(meta).encode())
+    write_whole(partial / marker.NAME, marker.dumps(meta), durable=True)
     sync(partial)
     shutil.rmtree(final, ignore_errors=True)  # an incomplete one of that name
     os.rename(partial, final)
     sync(final.parent)
-    hint = final.parent / "latest.tmp"
-    _write_durably(hint, final.name.encode() + b"\n")
-    os.replace(hint, final.parent / "latest")
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with open(path, "wb") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def sync(path: Path) -> None:
-    """Make a file, or a directory's list of names, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_whole(final.parent / "latest", f"{final.name}\n", durable=True)
 
 
 def _root_cause(error: BaseException) -> str:

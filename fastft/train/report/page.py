@@ -4,8 +4,6 @@ The trainer writes it at every checkpoint and held-out loss and at the end; it c
 of the run's directory. What its look shares with other pages is in `fastft.common.html`, how curves are drawn in `fastft.train.report.curves`.
 """
 
-import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -26,8 +24,7 @@ def write_run_report(directory: Path) -> Path:
     run, page = read_run(directory), directory / "report.html"
     write_page(
         page,
-        "fastft",
-        "run_report.html.jinja",
+        Path(__file__).with_name("run.html.jinja"),
         title=run.name,
         now=datetime.now().astimezone(),
         facts=run.facts,
@@ -82,27 +79,3 @@ def _settings(run: Run) -> dict[str, Any]:
         part["data"] = short_name(data) if isinstance(data, str) else [short_name(source["path"]) for source in data]
     values["stages"] = {str(number): stage for number, stage in enumerate(values["stages"], 1)} or None
     return values
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fastft report", description="Write the page of a run, DIR/report.html.")
-    what = "a run's directory (--output_dir of fastft train), or what fastft judge wrote (-o)"
-    parser.add_argument("directory", type=Path, metavar="DIR", help=what)
-    options = parser.parse_args(argv)
-    try:
-        if not options.directory.is_dir():
-            raise ValueError(f"{options.directory}: no such directory")
-        if (options.directory / "judgments.jsonl").is_file():
-            from fastft.judge.report import report_again
-
-            print(report_again(options.directory))
-        else:
-            print(write_run_report(options.directory))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ run.json and all that is made of it name files and models by their last name, ne
 """
 
 import json
-import os
 import secrets
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fastft
+from fastft.common.files import write_whole
 from fastft.config import TrainConfig, parse_config
 from fastft.train.metrics import read_metrics
 
@@ -74,9 +74,7 @@ def write_facts(directory: Path, facts: dict[str, Any]) -> str:
         run_id = json.loads(path.read_text())["id"]
     except (OSError, ValueError, KeyError, TypeError):
         run_id = secrets.token_hex(4)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps({"id": run_id, **facts}, indent=1) + "\n")
-    os.replace(beside, path)
+    write_whole(path, json.dumps({"id": run_id, **facts}, indent=1) + "\n")
     return run_id
 
 

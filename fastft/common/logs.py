@@ -1,0 +1,68 @@
+"""What a program says while it works: the standard library's logging, shown by rich on stderr, a message a line.
+
+    logger = logging.getLogger(__name__)          # in every module that has something to say
+    logger.info("data: %s: %d conversations", path, count)
+
+    logs.show()                                   # once, where a command begins; a library that is imported says nothing
+    logs.show_live("step 3/100  loss 1.234")      # the one line at the bottom of a terminal that is written over
+
+Messages are whole lines, never wrapped, so that they can be searched for. Warnings and errors begin with their kind.
+"""
+
+import logging
+import shutil
+import sys
+
+OURS = ("fastft", "cleaning")  # the loggers that are shown; those of other libraries stay as they are
+_live = False  # whether a live line stands at the bottom of the terminal
+
+
+def show(level: int = logging.INFO) -> None:
+    """Show the messages of this project from `level` on, on stderr. Calling it again changes the level."""
+    handler = _handler()
+    for name in OURS:
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+
+
+def show_live(line: str | None) -> None:
+    """Write `line` over the last one at the bottom of the terminal; None ends it. Nothing where stderr is no terminal."""
+    global _live
+    if not sys.stderr.isatty():
+        return
+    if line is None:
+        if _live:
+            print(file=sys.stderr, flush=True)
+        _live = False
+        return
+    width = shutil.get_terminal_size().columns - 1
+    print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+    _live = True
+
+
+def _handler() -> logging.Handler:
+    from rich.console import Console
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+
+    class LineHandler(RichHandler):
+        """rich's handler without its columns, which would wrap a message at the terminal's width."""
+
+        def render(self, *, record, traceback, message_renderable):
+            return message_renderable
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if _live:
+                print("\r\x1b[K", end="", file=sys.stderr)
+            super().emit(record)
+
+    handler = LineHandler(console=Console(stderr=True, soft_wrap=True), highlighter=NullHighlighter())
+    handler.setFormatter(_LineFormatter())
+    return handler
+
+
+class _LineFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        return kind + super().format(record)

@@ -1,0 +1,113 @@
+"""The house holds: rooms import only rooms before them, nothing imports in a circle, and nothing heavy comes at start-up.
+
+The order and the rooms are docs/architecture.md's. Imports are read from the syntax tree, those inside functions and those
+for type checkers included: what a type needs, a reader needs, too.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("fastft", "cleaning")
+ORDER = (
+    "errors", "common", "config", "data", "model", "cost", "train", "inference", "judge",
+    "compose", "serve", "distill", "cleaning", "demo", "cli",
+)  # fmt: skip
+BEFORE_CLEANING = {"errors", "common", "data"}
+AT_THE_TOP = {"__init__.py", "__main__.py", "cli.py", "config.py", "errors.py"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the packages."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every module of ours that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import; write the whole name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in PACKAGES:
+                yield node.lineno, name if name in modules() else name.rpartition(".")[0] or name
+
+
+def room(module: str) -> str:
+    """The room that a module is in; the package `fastft` itself has a version and nothing else, and belongs to none."""
+    package, *inside = module.split(".")
+    return "cleaning" if package == "cleaning" else inside[0] if inside else ""
+
+
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """(module, module that it imports, "file:line")."""
+    for module, path in modules().items():
+        for line, target in imported(path):
+            yield module, target, f"{path.relative_to(ROOT)}:{line}"
+
+
+def test_every_room_has_its_place_in_the_order():
+    rooms = {room(module) for module in modules()} - {"", "__main__"}
+    assert rooms <= set(ORDER), f"not in the order of docs/architecture.md: {sorted(rooms - set(ORDER))}"
+    at_the_top = {path.name for path in (ROOT / "fastft").glob("*.py")}
+    assert at_the_top <= AT_THE_TOP, f"belongs into a room: {sorted(at_the_top - AT_THE_TOP)}"
+
+
+def test_rooms_import_rooms_before_them():
+    against = []
+    for module, target, where in arrows():
+        a, b = room(module), room(target)
+        if a in ("", "__main__") or b in ("", a):
+            continue
+        if a == "cleaning":
+            allowed = b in BEFORE_CLEANING
+        else:
+            allowed = ORDER.index(b) < ORDER.index(a)
+        if not allowed:
+            against.append(f"{where}: {module} imports {target}")
+    assert not against, "\n".join(against)
+
+
+def test_no_module_imports_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for module, target, _ in arrows():
+        if target != module:
+            graph.setdefault(module, set()).add(target)
+    done: set[str] = set()
+
+    def follow(module: str, trail: list[str]) -> None:
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
+        if module not in done:
+            for target in sorted(graph.get(module, ())):
+                follow(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        follow(module, [])
+
+
+@pytest.mark.parametrize(
+    "statement", ["import fastft", "import cleaning", "from fastft.cli import main; main(['--help'])"]
+)
+def test_starting_imports_nothing_heavy(statement):
+    """What takes the time is counted, not the time: modules, none of them of another package."""
+    heavy = "torch", "numpy", "transformers", "rich", "jsonargparse", "orjson", "jinja2", "yaml", "pyarrow"
+    code = f"import sys; {statement}; print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stderr.strip() == "[]"
