@@ -26,6 +26,7 @@ from cleaning.pipeline import clean
 from cleaning.report.explain import explain
 from cleaning.report.ledger import Report, print_ledger
 from cleaning.sources import ERAS, FORMATS
+from fastft.errors import UserError
 
 SHOWN_WARNINGS = 3
 
@@ -63,7 +64,7 @@ def _main(argv: list[str] | None) -> int:
         settings = _settings(arguments)
         output_dir = Path(arguments.output_dir)
         if output_dir.exists() and not output_dir.is_dir():
-            raise ValueError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing")
+            raise UserError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing")
         report = clean(
             arguments.inputs,
             output_dir,
@@ -312,9 +313,9 @@ def _phrases(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not a UTF-8 text file") from None
+        raise UserError(f"{path}: is not a UTF-8 text file") from None
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+        raise UserError(f"{path}: {error.strerror}") from None
 
 
 def _fail(message: str, code: int) -> int:

@@ -57,6 +57,7 @@ from fastft.common.files import write_whole
 from fastft.common.records import parsed
 from fastft.common.workers import Pool, in_background, ordered_map
 from fastft.data.conversation import parse_conversation
+from fastft.errors import UserError
 
 # What goes to a worker at a time, and what an interruption costs at most for each: 1 MiB is about 0.2 s of work.
 SHARD_BYTES = 1 << 20
@@ -104,7 +105,7 @@ def clean(
     machine), its cores do the work. The result depends on neither. If no conversation is left, there is no
     conversations.jsonl and `kept` is 0.
 
-    Raises ValueError for inputs and settings that cannot be used, OSError when the output cannot be written; the
+    Raises UserError for inputs and settings that cannot be used, OSError when the output cannot be written; the
     outputs of an earlier run then stay as they were. Interrupted in any way, the same call goes on where it was.
     """
     output_dir = Path(output_dir)
@@ -224,38 +225,38 @@ def _check_arguments(
     inputs: Sequence[str | os.PathLike], output_dir: Path, workers: int | None, format: str | None, era: str
 ) -> None:
     if not inputs:
-        raise ValueError("no input: name at least one file")
+        raise UserError("no input: name at least one file")
     if workers is not None and workers < 1:
-        raise ValueError(f"--workers is {workers}; it must be at least 1")
+        raise UserError(f"--workers is {workers}; it must be at least 1")
     if format is not None and format not in FORMATS:
-        raise ValueError(f"--format is {format!r}; the formats are {', '.join(FORMATS)}")
+        raise UserError(f"--format is {format!r}; the formats are {', '.join(FORMATS)}")
     if era not in ERAS:
-        raise ValueError(f"--era is {era!r}; it is one of {', '.join(ERAS)}")
+        raise UserError(f"--era is {era!r}; it is one of {', '.join(ERAS)}")
     for path in map(Path, inputs):
         if path.resolve() in {(output_dir / name).resolve() for name in OUTPUTS}:
-            raise ValueError(f"{path}: is an output of this run; choose another directory for -o")
+            raise UserError(f"{path}: is an output of this run; choose another directory for -o")
         if (output_dir / ".partial").resolve() in path.resolve().parents:
-            raise ValueError(f"{path}: lies where this run works; move it, or choose another directory for -o")
+            raise UserError(f"{path}: lies where this run works; move it, or choose another directory for -o")
 
 
 def _check_choices(choices: Choices) -> None:
     if choices.max_tokens is not None and choices.max_tokens < 1:
-        raise ValueError(f"--max_tokens is {choices.max_tokens}; it must be at least 1")
+        raise UserError(f"--max_tokens is {choices.max_tokens}; it must be at least 1")
     if choices.max_tokens is not None and choices.model is None:
-        raise ValueError("--max_tokens needs --model: tokens are counted with its tokenizer and chat template")
+        raise UserError("--max_tokens needs --model: tokens are counted with its tokenizer and chat template")
     for name, values in (
         ("keep", ("longest", "newest")),
         ("contaminated", ("reject", "flag")),
         ("overlong", ("cut", "reject")),
     ):
         if getattr(choices, name) not in values:
-            raise ValueError(f"--{name} is {getattr(choices, name)}; it is {' or '.join(values)}")
+            raise UserError(f"--{name} is {getattr(choices, name)}; it is {' or '.join(values)}")
     if not (choices.near == 0 or 0.3 <= choices.near < 1):
-        raise ValueError(f"--near is {choices.near}; it is a similarity from 0.3 to 1, or 0 for none")
+        raise UserError(f"--near is {choices.near}; it is a similarity from 0.3 to 1, or 0 for none")
     if not 0 <= choices.holdout < 1:
-        raise ValueError(f"--holdout is {choices.holdout}; it is a share from 0 to 1")
+        raise UserError(f"--holdout is {choices.holdout}; it is a share from 0 to 1")
     if choices.overlap_rounds < 0:
-        raise ValueError(f"--overlap_rounds is {choices.overlap_rounds}; it must be at least 0")
+        raise UserError(f"--overlap_rounds is {choices.overlap_rounds}; it must be at least 0")
 
 
 # --- first pass -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import orjson
 from cleaning.first_pass import Choices, messages_json
 from fastft.data.conversation import Conversation, parse_conversation, rounds_of
 from fastft.data.split import CheckPart, Cut, OverWindow, Shortened, split_conversation, token_counter
+from fastft.errors import UserError
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ def whole_batch(conversations: list[bytes]) -> list[Split]:
 
 
 def load_tokenizer(choices: Choices) -> None:
-    """Raises ValueError where it cannot be used."""
+    """Raises UserError where it cannot be used."""
     token_counter(choices.model, choices.template)
 
 
@@ -66,7 +67,7 @@ def _tried(function: Callable, *arguments: Any) -> Any:
     """What it returns, or why the template refuses: say one that knows no system message."""
     try:
         return function(*arguments)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
 
 

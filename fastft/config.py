@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from fastft.common.command_line import parse
+from fastft.errors import UserError
 
 RENAMED: dict[str, str] = {}  # keys of the last release: they work until the next, with a warning
 SYNONYMS = {  # what others call our keys
@@ -226,7 +227,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.data is None) == (not self.stages):
-            raise ValueError("data: name the conversations with --data, or in stages, not both")
+            raise UserError("data: name the conversations with --data, or in stages, not both")
         if isinstance(self.gradient_checkpointing, bool):
             self.gradient_checkpointing = "full" if self.gradient_checkpointing else "none"
         for source in self.data if isinstance(self.data, list) else ():
@@ -247,7 +248,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
         if self.stages and self.max_steps is not None:
-            raise ValueError("max_steps: a run of stages has no limit of its own; say max_steps in its stages")
+            raise UserError("max_steps: a run of stages has no limit of its own; say max_steps in its stages")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
         for tracker in self.trackers.split(","):
             _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")
@@ -266,11 +267,9 @@ class TrainConfig:
         _require(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 up to, not with, 1")
         _require(lora.targets.strip(", ") != "", "lora.targets", repr(lora.targets), "a list of layers")
         if lora.quantize != "none" and not lora.r:
-            raise ValueError(f"lora.quantize: {lora.quantize} weights are frozen; give adapters a rank, say lora.r 16")
+            raise UserError(f"lora.quantize: {lora.quantize} weights are frozen; give adapters a rank, say lora.r 16")
         if lora.r and self.resize_embeddings:
-            raise ValueError(
-                "resize_embeddings: lora freezes the embeddings, new ones would never be learned; lora.r 0"
-            )
+            raise UserError("resize_embeddings: lora freezes the embeddings, new ones would never be learned; lora.r 0")
         schedule, optimizer = self.schedule, self.optimizer
         for name in ("warmup_ratio", "decay_ratio", "min_ratio"):
             _require(0 <= getattr(schedule, name) <= 1, f"schedule.{name}", getattr(schedule, name), "between 0 and 1")
@@ -285,13 +284,13 @@ class TrainConfig:
         for name in ("max_grad_norm", "z_loss"):
             _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more and finite")
         if optimizer.name == "adamw_8bit" and optimizer.state_dtype != "float32":
-            raise ValueError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
+            raise UserError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
         if self.float8 and not self.compile:
-            raise ValueError("float8: without compile it is slower than bf16; add --compile true")
+            raise UserError("float8: without compile it is slower than bf16; add --compile true")
         if (
             self.float8 and (tokens := self.window * self.micro_batch_size) % 16
         ):  # the gradient's product sums over tokens
-            raise ValueError(f"float8: window x micro_batch_size is {tokens}, the kernels need a multiple of 16")
+            raise UserError(f"float8: window x micro_batch_size is {tokens}, the kernels need a multiple of 16")
 
 
 def stages_of(config: TrainConfig) -> list[TrainConfig]:
@@ -321,7 +320,7 @@ def sources_of(data: str | list[SourceConfig]) -> list[SourceConfig]:
 
 def _require(holds: bool, key: str, value, wanted: str) -> None:
     if not holds:
-        raise ValueError(f"{key}: {value} is not {wanted}")
+        raise UserError(f"{key}: {value} is not {wanted}")
 
 
 def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:

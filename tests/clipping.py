@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from fastft.cli import leave
+from fastft.common.command_line import leave
 from fastft.train.optim import clip_gradients
 
 

@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from fastft.cli import leave
+from fastft.common.command_line import leave
 from fastft.common.distributed import join_ranks
 from fastft.config import parse_config
 from fastft.data.dataset import tokenized

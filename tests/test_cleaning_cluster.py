@@ -9,6 +9,7 @@ from test_cleaning_resume import contents, dump
 
 import cleaning.pipeline
 from cleaning.pipeline import clean
+from fastft.errors import UserError
 
 
 def test_without_ray_or_a_cluster_it_is_one_line(tmp_path):
@@ -42,5 +43,5 @@ def test_what_a_task_raises_is_what_the_function_raised(tmp_path, monkeypatch):
     faulty = tmp_path / "faulty.py"
     faulty.write_text("def f(conversation):\n    return 1 / 0\n")
     settings = cleaning.pipeline.Settings(own_filters=(f"{faulty}:f",))
-    with pytest.raises(ValueError, match="ZeroDivisionError"):
+    with pytest.raises(UserError, match="ZeroDivisionError"):
         clean([dump(tmp_path / "d.json")], tmp_path / "out", settings=settings, ray="", workers=1)

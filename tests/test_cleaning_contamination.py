@@ -10,6 +10,7 @@ import cleaning.dedup.shingles
 from cleaning.__main__ import main
 from cleaning.dedup.contamination import COMMON, Account, Benchmarks, load_benchmarks
 from fastft.data.conversation import Conversation, Message
+from fastft.errors import UserError
 
 LONG = (
     "Imagine you are writing a blog post comparing two popular smartphone models; how would you go about it, and why?"
@@ -119,7 +120,7 @@ def test_files(tmp_path):
 
 def test_a_file_without_items(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"answer": "y"}\n')
-    with pytest.raises(ValueError, match=r"x\.jsonl: no record has"):
+    with pytest.raises(UserError, match=r"x\.jsonl: no record has"):
         load_benchmarks((str(tmp_path / "x.jsonl"),))
 
 

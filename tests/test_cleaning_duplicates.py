@@ -24,6 +24,7 @@ from cleaning.dedup.duplicates import (
 from cleaning.dedup.shingles import SLICE, Runs, Words, slices
 from cleaning.pipeline import clean
 from fastft.data.conversation import Conversation, Message, read_conversations
+from fastft.errors import UserError
 
 HELLO = 6884409850674639192  # sketches and indexes of different machines must agree
 VOCABULARY = [f"word{i}" for i in range(5000)]
@@ -134,7 +135,7 @@ def test_newest():
     assert removed([new, old], keep="newest") == {0: ("near_duplicate", 1)}  # the later in the input
     assert removed([new, old], keep="newest", times=[2.0, 1.0]) == {1: ("near_duplicate", 0)}
     assert removed([talk("q", "a", "q", "b"), talk("q", "a")], keep="newest") == {1: ("duplicate_beginning", 0)}
-    with pytest.raises(ValueError, match="--keep oldest"):
+    with pytest.raises(UserError, match="--keep oldest"):
         removed([new], keep="oldest")
 
 
@@ -288,7 +289,7 @@ def test_workers_do_not_change_what_is_near(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{"near": 1.5}, {"near": 0.1}, {"keep": "best"}, {"holdout": 1}])
 def test_choices_that_cannot_be(tmp_path, options):
-    with pytest.raises(ValueError, match=f"--{next(iter(options))} is"):
+    with pytest.raises(UserError, match=f"--{next(iter(options))} is"):
         clean([dump(tmp_path / "d.jsonl", [talk("q", "a")])], tmp_path / "out", **options)
 
 

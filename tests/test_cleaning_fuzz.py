@@ -18,6 +18,7 @@ from cleaning.sources.eras import ERAS, Era, Evidence, decide
 from fastft.common import records
 from fastft.common.records import RawRecord, parse_json, parsed, read_raw, read_records, to_json
 from fastft.data.conversation import parse_conversation
+from fastft.errors import UserError
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ def test_any_bytes_as_a_file(tmp_path_factory, data, chunk, name):
         patch.setattr(records, "CHUNK", chunk)
         try:
             raw = list(read_raw(path))
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
             return
         assert [(each.where, each.error) for each in read_records(path)] == [(r.where, parsed(r).error) for r in raw]

@@ -20,6 +20,7 @@ from cleaning.sources import conversations_in
 from cleaning.sources.inputs import open_inputs
 from fastft.common.records import parse_json
 from fastft.data.conversation import read_conversations
+from fastft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 LOG = EXAMPLES["chat_log"][0]
@@ -162,7 +163,7 @@ def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):
         return {"train": rows()}
 
     monkeypatch.setattr("datasets.load_dataset", fails_later)
-    with pytest.raises(ValueError, match=r"failed after 1 rows \(connection lost\)"):
+    with pytest.raises(UserError, match=r"failed after 1 rows \(connection lost\)"):
         clean(["owner/chats"], tmp_path / "out", workers=1)
 
 
@@ -175,5 +176,5 @@ def test_standard_input_of_a_process(tmp_path):
     assert done.returncode == 0 and b"conversations.jsonl" in done.stdout
     done = run("-", "-")
     assert done.returncode == 1 and b"once only" in done.stderr
-    with pytest.raises(ValueError, match="no such file"), open_inputs([tmp_path / "x/y"]):
+    with pytest.raises(UserError, match="no such file"), open_inputs([tmp_path / "x/y"]):
         pass

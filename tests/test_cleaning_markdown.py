@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from cleaning.html.markdown import html_to_markdown
 from cleaning.sources import looks_like_html, read_conversation
+from fastft.errors import UserError
 
 BUTTON = '<button class="flex ml-auto gap-2"><svg class="h-4 w-4"><path d="M16 4h2"></path></svg>Copy code</button>'
 CODE_BLOCKS = {  # the page's five shapes and what a sanitiser left of one: (HTML with %s for the code, language)
@@ -244,7 +245,7 @@ UNREADABLE = (
 
 @pytest.mark.parametrize("source", UNREADABLE)
 def test_html_that_cannot_be_read_whole_is_refused(source):
-    with pytest.raises(ValueError, match="nested"):
+    with pytest.raises(UserError, match="nested"):
         html_to_markdown(source)
 
 

@@ -14,6 +14,7 @@ from cleaning.pipeline import clean
 from cleaning.sources.rejected import read_row
 from fastft.common.records import parse_json
 from fastft.data.conversation import read_conversations
+from fastft.errors import UserError
 
 
 def kept(directory: Path) -> list[tuple]:
@@ -148,7 +149,7 @@ def test_a_row_is_read_without_its_record(tmp_path):
     assert parse_json(row.record) == record == whole.pop("record")
     assert {name: getattr(row, name) for name in whole} == whole
     for broken in (b"{}\n", b'{"id":1}\n', b"x", b'{"where":"","record":1}'):
-        with pytest.raises(ValueError):
+        with pytest.raises(UserError):
             read_row(broken)
 
 

@@ -42,6 +42,7 @@ from cleaning.sources import Reading
 from fastft.common.html import visible
 from fastft.common.records import repair_text
 from fastft.data.conversation import Conversation, Message
+from fastft.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -281,7 +282,7 @@ def test_the_page_can_be_made_again(tmp_path):
 def test_a_directory_that_is_no_run_is_one_line_and_leaves_the_page(tmp_path, damage, complaint):
     page = run(tmp_path, RECORDS)
     damage(tmp_path / "out")
-    with pytest.raises(ValueError, match=re.escape(complaint)) as error:
+    with pytest.raises(UserError, match=re.escape(complaint)) as error:
         write_report(tmp_path / "out")
     assert "\n" not in str(error.value)
     assert (tmp_path / "out/report.html").read_text() == page

@@ -10,6 +10,7 @@ from cleaning.pipeline import clean
 from fastft.data.continue_requests import is_continue
 from fastft.data.conversation import Conversation, Message, read_conversations
 from fastft.data.split import Fenced, rounds_of, split_conversation
+from fastft.errors import UserError
 
 
 def by_words(messages: list[Message]) -> int:
@@ -361,7 +362,7 @@ def test_a_tokenizer_that_loses_its_control_tokens_is_known_at_the_start(tmp_pat
     (directory / "tokenizer.json").write_text(json.dumps(specification))
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]
     (tmp_path / "dump.json").write_text(json.dumps([{"id": "a", "conversations": turns}]))
-    with pytest.raises(ValueError, match="does not make one token of each of its own control tokens"):
+    with pytest.raises(UserError, match="does not make one token of each of its own control tokens"):
         clean([tmp_path / "dump.json"], tmp_path / "out", max_tokens=99, model=str(directory), template="chatml")
 
 

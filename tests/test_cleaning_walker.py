@@ -13,6 +13,7 @@ from cleaning.html import fast_markdown as walker
 from cleaning.html.markdown import html_to_markdown, parse, tidy
 from cleaning.sources import Rejection, read_conversation
 from fastft.demo.make_dump import DUMP
+from fastft.errors import UserError
 
 
 def both(source: str) -> tuple[str, str]:
@@ -21,7 +22,7 @@ def both(source: str) -> tuple[str, str]:
     for reference in (False, True):
         try:
             results.append(html_to_markdown(source, reference=reference))
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             assert "nested" in str(error)
             results.append(str(error))
     return results[0], results[1]

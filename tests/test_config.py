@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from fastft.config import TrainConfig, parse_config, save_config, stages_of, valid_keys
+from fastft.errors import UserError
 
 REQUIRED = ["--model", "m", "--data", "d", "--output_dir", "o"]
 
@@ -69,7 +70,7 @@ def test_saved_config_reads_back_equal(tmp_path):
     ],
 )
 def test_mistakes_are_one_line(flags, says):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_config([*REQUIRED, *flags])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -81,13 +82,13 @@ def test_mistakes_are_one_line(flags, says):
 )
 def test_mistakes_in_yaml_are_one_line(tmp_path, text):
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_config([*REQUIRED, "--config", str(tmp_path / "run.yaml")])
     assert "\n" not in str(caught.value)
 
 
 def test_missing_required_keys_are_named():
-    with pytest.raises(ValueError, match="output_dir"):
+    with pytest.raises(UserError, match="output_dir"):
         parse_config(["--model", "m"])
 
 
@@ -143,6 +144,6 @@ def test_stages_take_what_they_do_not_say_from_the_run(tmp_path):
     ],
 )
 def test_stages_and_mixtures_that_cannot_be(argv, named):
-    with pytest.raises(ValueError, match=named) as caught:
+    with pytest.raises(UserError, match=named) as caught:
         stages_of(parse_config(["--model", "m", "--output_dir", "o", *argv]))
     assert "\n" not in str(caught.value)

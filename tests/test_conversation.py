@@ -16,6 +16,7 @@ from fastft.data.conversation import (
 )
 from fastft.data.inspect import check_file
 from fastft.data.template.chat_template import chat_template
+from fastft.errors import UserError
 
 CALL = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
 
@@ -26,7 +27,7 @@ def answered(**keys) -> dict:
 
 
 def refusal(record: dict) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         parse_conversation(record, "data.jsonl: line 3")
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -69,7 +70,7 @@ def test_masks_say_the_opposite_of_weights():
     ],
 )
 def test_a_loss_flag_that_cannot_be_obeyed_is_named(turn, said):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         loss_weight(turn)
     assert said in str(error.value) and "\n" not in str(error.value)
 

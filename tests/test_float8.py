@@ -13,6 +13,7 @@ from test_train import _cache, _main, fails, ground  # noqa: F401  fixtures
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from fastft.errors import UserError
 from fastft.model.attention import choose_attention
 from fastft.model.build import TrainedModel, prove_isolation
 from fastft.model.float8 import convert
@@ -76,7 +77,7 @@ def test_conversations_in_a_row_do_not_see_each_other(model):
     for block in model.blocks:
         for linear in (m for m in block.modules() if isinstance(m, nn.Linear)):
             linear.config = tensorwise
-    with pytest.raises(ValueError, match="see each other"):
+    with pytest.raises(UserError, match="see each other"):
         prove_isolation(model, CPU)
 
 
@@ -89,5 +90,5 @@ def test_without_the_hardware_one_line_says_so(ground, tmp_path):  # noqa: F811
 
 def test_without_torchao_one_line_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
-    with pytest.raises(ValueError, match="float8: needs torchao, which is not installed"):
+    with pytest.raises(UserError, match="float8: needs torchao, which is not installed"):
         convert(nn.ModuleList([nn.Linear(16, 16)]))

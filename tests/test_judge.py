@@ -16,6 +16,7 @@ import pytest
 from openai_server import Failure
 
 from fastft.common.records import read_records
+from fastft.errors import UserError
 from fastft.inference.client import KEY, Limits, split_address
 from fastft.judge import command
 from fastft.judge.judgment import read_judgments
@@ -534,7 +535,7 @@ def test_addresses():
         "http://127.0.0.1:abc/v1#j",
         "http://[::1/v1#j",
     ):
-        with pytest.raises(ValueError, match="URL#name"):
+        with pytest.raises(UserError, match="URL#name"):
             split_address(wrong)
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastft.errors import UserError
 from fastft.judge import stats as figures
 from fastft.judge.judgment import Judgment
 from fastft.judge.stats import bootstrap_mean, bootstrap_share, compare_pair, compute, questions_needed, sign_flip_p
@@ -169,7 +170,7 @@ def test_intervals_cover(monkeypatch, skill, questions):
 
 
 def test_no_judgments():
-    with pytest.raises(ValueError, match="no judgments"):
+    with pytest.raises(UserError, match="no judgments"):
         compute([])
 
 

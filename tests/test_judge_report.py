@@ -8,6 +8,7 @@ import pytest
 from test_judge import longer_wins, write_ground
 from test_report import CHROMIUM, browse, sha256
 
+from fastft.errors import UserError
 from fastft.judge import command, compare
 from fastft.judge.judgment import Judgment, read_judgments, write_rows
 from fastft.judge.questions import Answer, Question
@@ -152,7 +153,7 @@ def test_judgments_survive_their_file(tmp_path):
     write_rows(tmp_path / "judgments.jsonl", judgments(HOSTILE))
     assert read_judgments(tmp_path / "judgments.jsonl") == judgments(HOSTILE)
     (tmp_path / "judgments.jsonl").write_text('{"question_id": 1}\n')
-    with pytest.raises(ValueError, match="line 1: is no judgment"):
+    with pytest.raises(UserError, match="line 1: is no judgment"):
         read_judgments(tmp_path / "judgments.jsonl")
 
 
@@ -164,7 +165,7 @@ def test_compare_from_python():
     (pair,) = comparison.figures.pairs
     assert (pair.first, pair.second, pair.questions, pair.total.wins) == ("short", "long<", 9, 18)
     assert "long&lt;" in comparison._repr_html_() and "long<" not in comparison._repr_html_()
-    with pytest.raises(ValueError, match="that all models have answered"):
+    with pytest.raises(UserError, match="that all models have answered"):
         compare({"a": {}, "b": {}}, "http://x/v1#j")
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fastft.config import OptimizerConfig, TrainConfig
 from fastft.cost.memory import Setup, block_bytes, load_shape, peak_memory, relief, setup_of
+from fastft.errors import UserError
 
 BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "memory.py"
 SPEC = importlib.util.spec_from_file_location("benchmark_memory", BENCHMARK)
@@ -139,7 +140,7 @@ def test_what_the_settings_are_for(llama_7b):
 
 def test_mixtures_of_experts_are_refused():
     experts = benchmark.make_config("qwen3_moe", {**SMALL, "num_key_value_heads": 2, "num_experts": 4})
-    with pytest.raises(ValueError, match="mixtures of experts"):
+    with pytest.raises(UserError, match="mixtures of experts"):
         load_shape(experts, "some model")
 
 

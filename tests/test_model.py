@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastft.model.build
 from fastft.common.distributed import join_ranks
+from fastft.errors import UserError
 from fastft.model import build, weights
 from fastft.model.activation_checkpointing import recompute
 from fastft.model.pretrained import load_config
@@ -111,7 +112,7 @@ def test_rotary_frequencies_are_those_of_transformers(kind, tmp_path):
 def test_a_buffer_that_transformers_would_not_compute_is_refused(ground):
     causal_lm = build(load_config(str(ground / "model")), "eager", "llama")
     causal_lm.model.register_buffer("forgotten", torch.ones(3), persistent=False)
-    with pytest.raises(ValueError, match=r"does not compute its buffer model\.forgotten"):
+    with pytest.raises(UserError, match=r"does not compute its buffer model\.forgotten"):
         weights.compute_buffers(causal_lm)
 
 
@@ -137,11 +138,11 @@ def test_tied_weights_are_found_under_either_name(tmp_path):
         assert_same(ours, expected)
     state["lm_head.weight"] += 1
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"safetensors: .* differs from .*ties it"):
+    with pytest.raises(UserError, match=r"safetensors: .* differs from .*ties it"):
         loaded(path)
     torch.save(state, path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"differs from .*ties it"):
+    with pytest.raises(UserError, match=r"differs from .*ties it"):
         loaded(path)
 
 
@@ -493,7 +494,7 @@ def test_scaling_goes_on_top_of_linear_only(short):
     assert fitted("linear", rope_type="linear", factor=4.0)["factor"] == 10
     assert fitted("yarn", window=64) == fitted("none", window=64)
     for extend, rope in (("yarn", {"rope_type": "linear", "factor": 4.0}), ("linear", LLAMA3)):
-        with pytest.raises(ValueError, match=f"{rope['rope_type']} scales them already: {extend} cannot"):
+        with pytest.raises(UserError, match=f"{rope['rope_type']} scales them already: {extend} cannot"):
             fitted(extend, **rope)
 
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastft.data.packing import lower_bound, pack
+from fastft.errors import UserError
 
 lengths_and_window = st.integers(1, 64).flatmap(
     lambda w: st.tuples(st.lists(st.integers(1, w), max_size=60), st.just(w))
@@ -61,7 +62,7 @@ def test_rows_of_long_tailed_lengths_are_nearly_full():
 
 
 def test_a_conversation_over_the_window_is_refused():
-    with pytest.raises(ValueError, match="9 tokens does not fit the window of 8"):
+    with pytest.raises(UserError, match="9 tokens does not fit the window of 8"):
         pack(np.array([3, 9]), 8, 0, 0)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fastft.common import records
 from fastft.common.records import read_records, repair_text
+from fastft.errors import UserError
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
@@ -47,7 +48,7 @@ def test_archives(tmp_path, name, wrap):
     path.write_bytes(wrap(b'{"a": 1}\n{"a": 2}\n'))
     assert [r.value for r in read_records(path)] == [{"a": 1}, {"a": 2}]
     path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(ValueError, match="damaged or cut short"):
+    with pytest.raises(UserError, match="damaged or cut short"):
         list(read_records(path))
 
 
@@ -59,7 +60,7 @@ def test_parquet(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert [r.value for r in read_records(tmp_path / "a.parquet")] == rows
     (tmp_path / "b.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match="not a readable Parquet file"):
+    with pytest.raises(UserError, match="not a readable Parquet file"):
         list(read_records(tmp_path / "b.parquet"))
 
 
@@ -85,11 +86,11 @@ def test_bytes_that_are_not_utf8_and_deep_nesting(tmp_path):
 )
 def test_files_that_are_no_data(tmp_path, content, says):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UserError, match=says):
         list(read_records(tmp_path / "a"))
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         list(read_records(tmp_path / "b"))
-    with pytest.raises(ValueError, match="is a directory"):
+    with pytest.raises(UserError, match="is a directory"):
         list(read_records(tmp_path))
 
 
@@ -141,5 +142,5 @@ def test_a_pipe_is_refused(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="not a regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         list(read_records(tmp_path / "pipe"))

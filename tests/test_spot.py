@@ -19,6 +19,7 @@ from fastft.cost.spot.prices import cheapest, read_prices
 from fastft.cost.spot.simulate import Job, mean_between_preemptions, simulate, survival, undisturbed
 from fastft.cost.spot.traces import Trace, fit, read_trace, synthetic
 from fastft.cost.spot.young import young_interval
+from fastft.errors import UserError
 
 DATA = Path(os.environ.get("FASTFT_DATA") or "nowhere")
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="FASTFT_DATA names no directory with recorded traces")
@@ -41,7 +42,7 @@ def test_young_is_the_cheapest_interval(blocking, mean, upload):
 
 @pytest.mark.parametrize("times", [(-1, 1, 0), (1, 0, 0), (1, -1, 0), (1, math.inf, 0), (math.nan, 1, 0), (1, 1, -1)])
 def test_young_refuses_what_is_no_time(times):
-    with pytest.raises(ValueError, match="is not a time in seconds"):
+    with pytest.raises(UserError, match="is not a time in seconds"):
         young_interval(*times)
 
 
@@ -113,13 +114,13 @@ def test_broken_prices(tmp_path, name, text, said):
     if said == "nothing":  # a short row has empty prices
         assert read_prices(str(tmp_path / name))[0].on_demand is None
         return
-    with pytest.raises(ValueError, match="prices: ") as raised:
+    with pytest.raises(UserError, match="prices: ") as raised:
         read_prices(str(tmp_path / name))
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_missing_prices():
-    with pytest.raises(ValueError, match="no such file; 2023, v8 come with fastft"):
+    with pytest.raises(UserError, match="no such file; 2023, v8 come with fastft"):
         read_prices("nowhere.csv")
 
 
@@ -158,13 +159,13 @@ def test_formats(tmp_path):
     ],
 )
 def test_broken_traces(tmp_path, text, said):
-    with pytest.raises(ValueError, match="trace: ") as raised:
+    with pytest.raises(UserError, match="trace: ") as raised:
         read_trace(write(tmp_path / "trace", text))
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_missing_trace():
-    with pytest.raises(ValueError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_trace("nowhere.json")
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from fastft.common import object_store as storing
 from fastft.common.distributed import join_ranks
 from fastft.common.object_store import COMMITTED, Store
+from fastft.errors import UserError
 from fastft.train.checkpoint import manifest as marker
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import Uploader, checkpoints, fetch, trained_model, upload_model
@@ -80,7 +81,7 @@ def test_what_is_not_what_was_written_is_never_taken(store, tmp_path, harm):
         store.put(source, "step-00000004-aa/shard")
     commit(store, "step-00000004-aa", 4, {"shard": entry})
     (tmp_path / "back").mkdir()
-    with pytest.raises(ValueError, match="shard"):
+    with pytest.raises(UserError, match="shard"):
         fetch(store, "step-00000004-aa", {"shard": entry}, tmp_path / "back", lambda line: None)
 
 
@@ -106,7 +107,7 @@ def test_a_damaged_marker_is_passed_over_and_a_newer_one_stops(store):
     assert [meta["step"] for _, meta in checkpoints(store, said.append)] == [4]
     assert "step-00000008-bb: passed over" in said[0]
     store.write(f"step-00000012-cc/{COMMITTED}", json.dumps({"format": marker.FORMAT + 1}))
-    with pytest.raises(ValueError, match="step-00000012-cc: was written by a newer fastft"):
+    with pytest.raises(UserError, match="step-00000012-cc: was written by a newer fastft"):
         checkpoints(store, said.append)
 
 
@@ -191,7 +192,7 @@ def foreign(store: Store, **changes) -> None:
 
 def test_two_runs_never_write_to_the_same_place(store, short_lease):
     with_lease = Lease(store, print)
-    with pytest.raises(ValueError, match=r"another run writes there .*give this one another name"):
+    with pytest.raises(UserError, match=r"another run writes there .*give this one another name"):
         Lease(store, print)
     with_lease.release()
     assert not with_lease.is_mine(), "who has released it writes no more"
@@ -215,7 +216,7 @@ def test_a_holder_elsewhere_is_watched_until_its_lease_ends(store, short_lease):
 
     thread = threading.Thread(target=beat)
     thread.start()
-    with pytest.raises(ValueError, match="another run writes there"):
+    with pytest.raises(UserError, match="another run writes there"):
         Lease(store, print)
     alive.set()
     thread.join()
@@ -238,7 +239,7 @@ def test_the_same_number_of_job_on_another_server_is_another_job(store, short_le
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
     with_lease = Lease(store, print)
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-07-08-09-123456_vicuna_7-0")
-    with pytest.raises(ValueError, match="another run writes there"):
+    with pytest.raises(UserError, match="another run writes there"):
         Lease(store, print)
     with_lease.release()
 
@@ -285,14 +286,14 @@ def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lea
     ("nonsense://bucket/run", "nonsense"),
 ])  # fmt: skip
 def test_a_place_that_is_none_is_one_clear_line(line, url, says):
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         Lease(Store(url), print)
     assert "\n" not in str(error.value)
 
 
 def test_a_place_where_nothing_can_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="look at the bucket's name, its permissions"):
+    with pytest.raises(UserError, match="look at the bucket's name, its permissions"):
         Lease(Store(f"file://{tmp_path}/file/run"), print)
 
 
@@ -300,14 +301,14 @@ def test_without_credentials_it_is_one_clear_line_and_soon(line, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(ValueError, match=r"s3://runs/x.*credentials"):
+    with pytest.raises(UserError, match=r"s3://runs/x.*credentials"):
         Lease(Store("s3://runs/x"), print)
 
 
 def test_storage_that_never_answers_is_one_clear_line(line):
     line.cut_every = 1
     try:
-        with pytest.raises(ValueError, match=r"s3://runs/x/lease\.json"):
+        with pytest.raises(UserError, match=r"s3://runs/x/lease\.json"):
             Lease(Store("s3://runs/x"), print)
     finally:
         line.cut_every = 0

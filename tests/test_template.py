@@ -9,6 +9,7 @@ from fastft.data.conversation import Conversation, Message
 from fastft.data.template.chat_template import ChatTemplate, built_in_templates, chat_template
 from fastft.data.template.mask_check import check
 from fastft.data.template.skeleton import TemplateError
+from fastft.errors import UserError
 
 PAIRS = [(kind, name) for kind in tiny.KINDS for name in built_in_templates()]
 LOSSLESS = [pair for pair in PAIRS if pair[0] != "unigram"]  # unigram turns unknown characters into <unk>
@@ -332,7 +333,7 @@ def test_a_prompt_is_what_the_template_says_today_but_for_the_date():
 
 
 def test_a_tokenizer_without_template_names_the_choices():
-    with pytest.raises(ValueError, match=r"no chat template.*--template chatml\|gemma"):
+    with pytest.raises(UserError, match=r"no chat template.*--template chatml\|gemma"):
         chat_template(tiny.KINDS["gpt2"](), None, "some/model")
 
 

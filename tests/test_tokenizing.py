@@ -7,6 +7,7 @@ from fastft.data import tokenize as tokenizing
 from fastft.data.conversation import read_conversations
 from fastft.data.dataset import tokenized
 from fastft.data.template.chat_template import ChatTemplate, load_template
+from fastft.errors import UserError
 
 
 @pytest.fixture
@@ -48,6 +49,6 @@ def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, mon
     monkeypatch.setattr(ChatTemplate, "encode_many", one_too_many)
     conversations = read_conversations(ground / "data.jsonl")
     name = next(c.id for c in conversations if any(m.train for m in c.messages))
-    with pytest.raises(ValueError, match=f"data.jsonl: conversation '{name}': the mask is off"):
+    with pytest.raises(UserError, match=f"data.jsonl: conversation '{name}': the mask is off"):
         tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
     assert not list((ground / "cache").iterdir())

@@ -13,6 +13,7 @@ import openai_server
 import pytest
 
 from fastft.cli import main
+from fastft.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_chat_forgets_the_oldest_rounds_and_refuses_what_cannot_fit(model):
     for _ in range(60):
         history += [Message("user", "hello there"), Message("assistant", "hello")]
     list(chat.stream([*history, Message("user", "and now?")], max_new_tokens=4))
-    with pytest.raises(ValueError, match="the model's window is 512"):
+    with pytest.raises(UserError, match="the model's window is 512"):
         list(chat.stream([Message("user", "hello " * 600)]))
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from cleaning.dedup.shingles import SEPARATOR, Runs, Words, slices
 from fastft.common.records import read_records, repair_text
 from fastft.data.conversation import Conversation
+from fastft.errors import UserError
 
 FIELDS = ("question", "prompt", "turns", "text", "instruction", "input")
 NAMES = ("question_id", "task_id", "id", "uid")
@@ -161,7 +162,7 @@ class _Table:
 def load_benchmarks(paths: tuple[str, ...]) -> Benchmarks:
     """The benchmarks in `paths`, each named after its file (and its directory, where files share a name).
 
-    Raises ValueError for a file that holds no items.
+    Raises UserError for a file that holds no items.
     """
     files = [Path(path) for path in paths]
     stems = [file.stem for file in files]
@@ -171,11 +172,11 @@ def load_benchmarks(paths: tuple[str, ...]) -> Benchmarks:
         before = len(items)
         for number, record in enumerate(read_records(file), start=1):
             if record.error:
-                raise ValueError(f"{record.where}: {record.error}")
+                raise UserError(f"{record.where}: {record.error}")
             if texts := list(_texts(record.value)):
                 items.append((name, _name(record.value, number), texts))
         if len(items) == before:
-            raise ValueError(f"{file}: no record has one of the fields {', '.join(FIELDS)}")
+            raise UserError(f"{file}: no record has one of the fields {', '.join(FIELDS)}")
     return Benchmarks(items)
 
 

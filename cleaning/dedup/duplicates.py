@@ -40,6 +40,7 @@ from rensa import RMinHash
 from cleaning.dedup.shingles import Runs, Words, fold, slices
 from fastft.data.conversation import Conversation, Message
 from fastft.data.split import rounds_of
+from fastft.errors import UserError
 
 NEAR = 0.8
 RUN = 5  # words
@@ -266,7 +267,7 @@ def _in_order_of_preference(fingerprints: Fingerprints, supersets: dict[bytes, l
     elif keep == "newest":
         preferred = np.argsort(np.frombuffer(fingerprints.times), kind="stable")[::-1]
     else:
-        raise ValueError(f"--keep {keep}: it is longest or newest")
+        raise UserError(f"--keep {keep}: it is longest or newest")
     done = bytearray(len(fingerprints))
     for position in map(int, preferred):
         for each in (*supersets.get(fingerprints.whole(position), ()), position):

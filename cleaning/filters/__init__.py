@@ -26,6 +26,7 @@ from cleaning.filters.base import Filter, Repair, Step, TurnFilter
 from cleaning.settings import Settings
 from fastft.data.continue_requests import is_continue
 from fastft.data.conversation import Conversation, Message, rounds_of
+from fastft.errors import UserError
 
 __all__ = ["FILTERS", "REPAIRS", "STEPS", "Settings", "Verdict", "apply_steps", "check", "described_filters"]
 
@@ -214,25 +215,25 @@ def _chosen_steps(settings: Settings) -> tuple[Step, ...]:
 
 
 def check(settings: Settings) -> None:
-    """Raises ValueError for settings that cannot be used: better known before the work than in the middle of it."""
+    """Raises UserError for settings that cannot be used: better known before the work than in the middle of it."""
     names = {step.name for step in STEPS}
     for name in (*settings.with_filters, *settings.without_filters):
         if name not in names:
-            raise ValueError(f"no filter is called {name!r}; --list_filters shows them")
+            raise UserError(f"no filter is called {name!r}; --list_filters shows them")
     for name in settings.without_filters:
         if name in ALWAYS:
-            raise ValueError(f"{name} cannot be switched off: what it rejects cannot be trained on")
+            raise UserError(f"{name} cannot be switched off: what it rejects cannot be trained on")
     if both := set(settings.with_filters) & set(settings.without_filters):
-        raise ValueError(f"{min(both)} is both switched on and off")
+        raise UserError(f"{min(both)} is both switched on and off")
     if settings.consecutive not in ("merge", "last"):
-        raise ValueError(f"--consecutive is {settings.consecutive!r}; it is merge or last")
+        raise UserError(f"--consecutive is {settings.consecutive!r}; it is merge or last")
     for option in ("min_turns", "max_turns", "max_chars"):
         value = getattr(settings, option)
         if value is not None and value < 1:
-            raise ValueError(f"--{option} is {value}; it must be at least 1")
+            raise UserError(f"--{option} is {value}; it must be at least 1")
     needs_language = settings.languages or "unknown_language" in settings.with_filters
     if needs_language and not language.available():
-        raise ValueError("--languages needs pycld2, which has no wheel for this platform: pip install pycld2")
+        raise UserError("--languages needs pycld2, which has no wheel for this platform: pip install pycld2")
     language.check_codes(settings.languages)
     if settings.moderation:
         from cleaning.filters import moderation
@@ -241,7 +242,7 @@ def check(settings: Settings) -> None:
     own = [_own_filter(spec).name for spec in settings.own_filters]
     for name in own:
         if name in names or own.count(name) > 1:
-            raise ValueError(f"--filters: there are two filters called {name!r}")
+            raise UserError(f"--filters: there are two filters called {name!r}")
 
 
 @functools.cache
@@ -249,20 +250,20 @@ def _own_filter(spec: str) -> Filter:
     """`my.py:too_polite`: the function of that name in the file. Loading runs the file, as the user asked."""
     path, _, name = spec.rpartition(":")
     if not path or not name.isidentifier():
-        raise ValueError(f"--filters {spec}: expected FILE.py:FUNCTION")
+        raise UserError(f"--filters {spec}: expected FILE.py:FUNCTION")
     if not Path(path).is_file():
-        raise ValueError(f"--filters {spec}: {path}: no such file")
+        raise UserError(f"--filters {spec}: {path}: no such file")
     module_spec = importlib.util.spec_from_file_location(f"own_filters_{Path(path).stem}", path)
     if module_spec is None:
-        raise ValueError(f"--filters {spec}: {path} is not a Python file")
+        raise UserError(f"--filters {spec}: {path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise ValueError(f"--filters {spec}: {type(error).__name__}: {error}") from None
+        raise UserError(f"--filters {spec}: {type(error).__name__}: {error}") from None
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"--filters {spec}: {path} has no function {name}")
+        raise UserError(f"--filters {spec}: {path} has no function {name}")
     description = (function.__doc__ or "one's own").strip().split("\n")[0]
     return Filter(name, functools.partial(_ask_own, spec, function), description)
 
@@ -271,9 +272,9 @@ def _ask_own(spec: str, function: Callable, conversation: Conversation, settings
     try:
         answer = function(conversation)
     except Exception as error:  # a fault of the filter, not of the conversation: no verdict can be given
-        raise ValueError(f"--filters {spec}: {type(error).__name__} at {conversation.id}: {error}") from None
+        raise UserError(f"--filters {spec}: {type(error).__name__} at {conversation.id}: {error}") from None
     if answer is not None and not isinstance(answer, str):
-        raise ValueError(f"--filters {spec}: returned {type(answer).__name__}; a text says what is wrong, None nothing")
+        raise UserError(f"--filters {spec}: returned {type(answer).__name__}; a text says what is wrong, None nothing")
     return answer
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from cleaning.settings import Settings
 from fastft.data.conversation import Conversation
+from fastft.errors import UserError
 
 try:
     import pycld2
@@ -59,11 +60,11 @@ def code_of(lang: str) -> str:
 
 
 def check_codes(codes: tuple[str, ...]) -> None:
-    """Raises ValueError for the first code that no language has, naming near ones."""
+    """Raises UserError for the first code that no language has, naming near ones."""
     for code in codes:
         if "-" in code or code_of(code) not in known():
             near = ", ".join(f"{each} ({known()[each]})" for each in _near(code.lower()))
-            raise ValueError(f"--languages: {code!r} is no language code; near are {near}")
+            raise UserError(f"--languages: {code!r} is no language code; near are {near}")
 
 
 def _near(code: str) -> list[str]:

@@ -21,6 +21,7 @@ from contextlib import closing
 
 from cleaning.settings import Settings
 from fastft.data.conversation import Conversation
+from fastft.errors import UserError
 
 BATCH = 32  # texts in a request
 PIECE = 10_000  # characters; longer texts go in pieces, flagged if one of them is
@@ -30,7 +31,7 @@ TIMEOUT = 60.0
 
 
 def flagged(conversations: Sequence[Conversation], settings: Settings) -> list[str | None]:
-    """For each conversation the complaint, or None. Raises ValueError if the endpoint cannot be used."""
+    """For each conversation the complaint, or None. Raises UserError if the endpoint cannot be used."""
     keys = [[[_key(piece, settings) for piece in _pieces(m.content)] for m in c.messages] for c in conversations]
     texts = {
         key: piece
@@ -80,7 +81,7 @@ def _open_cache(path: str | None) -> sqlite3.Connection:
         cache = sqlite3.connect(path or ":memory:", timeout=60)
         cache.execute("create table if not exists verdicts (key blob primary key, categories text) without rowid")
     except sqlite3.Error as error:
-        raise ValueError(f"{path}: cannot be used to remember moderation verdicts: {error}") from None
+        raise UserError(f"{path}: cannot be used to remember moderation verdicts: {error}") from None
     return cache
 
 
@@ -110,7 +111,7 @@ def _ask(texts: list[str], settings: Settings) -> list[list[str]]:
                 return _read(response.read(), len(texts))
         except urllib.error.HTTPError as error:
             if error.code not in (408, 409, 425, 429) and error.code < 500:
-                raise ValueError(f"{shown(settings.moderation)}: HTTP {error.code} {error.reason}") from None
+                raise UserError(f"{shown(settings.moderation)}: HTTP {error.code} {error.reason}") from None
             problem, asked = f"HTTP {error.code} {error.reason}", _seconds(error.headers.get("Retry-After"))
         except (OSError, http.client.HTTPException, _Unreadable) as error:  # no connection, a timeout, a cut answer
             problem, asked = str(getattr(error, "reason", error)) or type(error).__name__, 0.0
@@ -118,7 +119,7 @@ def _ask(texts: list[str], settings: Settings) -> list[list[str]]:
             # Workers that failed together should not come back together.
             time.sleep(min(max(wait * random.uniform(0.5, 1.0), asked), LONGEST_WAIT))
             wait *= 2
-    raise ValueError(
+    raise UserError(
         f"{shown(settings.moderation)}: failed {TRIES} times, last: {problem}; run again to go on from here"
     )
 
@@ -157,9 +158,9 @@ def _seconds(value: str | None) -> float:
 def check_url(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"--moderation {shown(url)}: is not an http(s) URL")
+        raise UserError(f"--moderation {shown(url)}: is not an http(s) URL")
     if parts.username or parts.password or parts.query:
-        raise ValueError(f"--moderation {shown(url)}: a key goes into FASTFT_MODERATION_KEY, not into the URL")
+        raise UserError(f"--moderation {shown(url)}: a key goes into FASTFT_MODERATION_KEY, not into the URL")
 
 
 def shown(url: str) -> str:

@@ -25,6 +25,7 @@ from cleaning.report.page import read_ledger
 from cleaning.sources.inputs import open_inputs
 from cleaning.sources.rejected import Row, read_row
 from fastft.common.records import RawRecord
+from fastft.errors import UserError
 
 SHOWN = 5  # duplicates that gave way to it
 OF_SPLIT = ("over_window", "shortened_question")
@@ -42,11 +43,11 @@ class Story:
 
 
 def explain(directory: Path, id: str, console: Console) -> None:
-    """Print the story of every conversation called `id`. Raises ValueError if there is none, or no finished run."""
+    """Print the story of every conversation called `id`. Raises UserError if there is none, or no finished run."""
     ledger = read_ledger(directory)
     stories = list(_stories(directory, id))
     if not stories:
-        raise ValueError(f"{directory}: no conversation has the id {id!r}; ids are in its .jsonl files")
+        raise UserError(f"{directory}: no conversation has the id {id!r}; ids are in its .jsonl files")
     if ledger["versions"] != versions():
         console.print(
             "note: the run was made with other versions; the steps are told as this one takes them", style="dim"

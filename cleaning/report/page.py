@@ -32,6 +32,7 @@ from cleaning.sources.rejected import Row, read_row
 from fastft.common.html import Plot, compact, flatten, funnel, percent, ticks, write_page
 from fastft.common.records import parse_json
 from fastft.common.workers import Pool, ordered_map
+from fastft.errors import UserError
 
 EXAMPLES = 3  # of each reason, drawn evenly from all
 LONGEST = 280  # characters of a turn in such an example
@@ -65,7 +66,7 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Po
     """Write `directory`/report.html from the other outputs there; `ledger` is report.json where it is not written yet.
 
     With `pool`, its processes count what is kept; the page is the same.
-    Raises ValueError where they are no outputs of a finished run.
+    Raises UserError where they are no outputs of a finished run.
     """
     ledger = read_ledger(directory) if ledger is None else ledger
     largest = ledger["duplicates"].get("largest", [])
@@ -96,16 +97,16 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Po
 
 
 def read_ledger(directory: Path) -> dict[str, Any]:
-    """report.json. Raises ValueError where there is none."""
+    """report.json. Raises UserError where there is none."""
     path = directory / "report.json"
     try:
         ledger = orjson.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: no such file; name the -o directory of a finished run") from None
+        raise UserError(f"{path}: no such file; name the -o directory of a finished run") from None
     except orjson.JSONDecodeError as error:
-        raise ValueError(f"{path}: is damaged ({error})") from None
+        raise UserError(f"{path}: is damaged ({error})") from None
     if not isinstance(ledger, dict) or "examples" not in ledger:
-        raise ValueError(f"{path}: is not of this version of the cleaner; run it again")
+        raise UserError(f"{path}: is not of this version of the cleaner; run it again")
     return ledger
 
 
@@ -393,7 +394,7 @@ def _lines(path: Path, start: int, size: int) -> Iterator[dict[str, Any]]:
                 first = line["part"] == 0
             except (orjson.JSONDecodeError, KeyError, TypeError):
                 where = f"{path}: line {_number_of_line(path, at)}"
-                raise ValueError(f"{where}: is no line that the cleaner wrote") from None
+                raise UserError(f"{where}: is no line that the cleaner wrote") from None
             if first and at >= start + size:
                 return
             at, begun = at + len(text), begun or first
@@ -434,14 +435,14 @@ class Rejected:
         self.path = directory / "rejected.jsonl"
         self.samples: dict[tuple[str, bool], _Sample] = defaultdict(_Sample)
         if not self.path.exists():
-            raise ValueError(f"{self.path}: no such file; the page is made from all outputs of a run")
+            raise UserError(f"{self.path}: no such file; the page is made from all outputs of a run")
         chance, offset = random.Random(0), 0
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
                     row = read_row(line)
-                except ValueError as error:
-                    raise ValueError(f"{self.path}: line {number}: {error}") from None
+                except UserError as error:
+                    raise UserError(f"{self.path}: line {number}: {error}") from None
                 self.samples[row.reason, row.round is not None].offer(offset, len(line), chance)
                 offset += len(line)
 

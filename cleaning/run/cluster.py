@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fastft.errors import UserError
+
 
 class RayPool:
     """A `fastft.common.workers.Pool`."""
@@ -49,12 +51,12 @@ def _call(function: Callable, batch: Any) -> Any:
 def ray_pool(address: str, workers: int | None) -> Iterator[RayPool]:
     """Connect to the cluster at `address`; "" starts one on this machine, with `workers` cores.
 
-    Raises ValueError where Ray is not installed or no cluster answers.
+    Raises UserError where Ray is not installed or no cluster answers.
     """
     try:
         import ray
     except ImportError:
-        raise ValueError('--ray needs Ray: pip install "fastft[cluster]"') from None
+        raise UserError('--ray needs Ray: pip install "fastft[cluster]"') from None
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level="error")
@@ -62,7 +64,7 @@ def ray_pool(address: str, workers: int | None) -> Iterator[RayPool]:
             ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
     except Exception as error:  # Ray raises a dozen kinds for an address where nobody answers
         line = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"--ray {address}: no Ray cluster ({line})") from None
+        raise UserError(f"--ray {address}: no Ray cluster ({line})") from None
     try:
         yield RayPool(ray, 2 * int(ray.cluster_resources().get("CPU", 1)))
     finally:

@@ -25,6 +25,7 @@ import orjson
 from xxhash import xxh3_128_digest
 
 from fastft.common.files import sync, write_whole
+from fastft.errors import UserError
 
 # In the order in which they are published.
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.html", "report.json")
@@ -36,7 +37,7 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
     """(DIR/.partial, None or what makes the interrupted run found there another one, so that it was removed).
 
     [] is a run that goes on. The directory stays when the run is interrupted, and goes when nothing is worth keeping.
-    Raises ValueError while another run has the output directory.
+    Raises UserError while another run has the output directory.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(output_dir, os.O_RDONLY)
@@ -44,7 +45,7 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"{output_dir}: another run is writing there; wait for it or choose another -o") from None
+        raise UserError(f"{output_dir}: another run is writing there; wait for it or choose another -o") from None
     work = output_dir / ".partial"
     try:
         changed = _changes(work, identity)

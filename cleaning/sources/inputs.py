@@ -20,6 +20,7 @@ from pathlib import Path
 import orjson
 
 from fastft.common.records import RAW_LIMIT, RawRecord, open_unpacked, packing_of, read_raw, read_unpacked, to_json
+from fastft.errors import UserError
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html", ".htm", ".txt")
@@ -59,7 +60,7 @@ class Input:
 
 @contextmanager
 def open_inputs(names: Sequence[str | os.PathLike]) -> Iterator[list[Input]]:
-    """Raises ValueError for an input that is missing, empty or no data."""
+    """Raises UserError for an input that is missing, empty or no data."""
     with tempfile.TemporaryDirectory(prefix="cleaning-") as spool:
         inputs = [_open(str(name), Path(spool)) for name in names]
         for each in inputs:
@@ -85,7 +86,7 @@ def _open(name: str, spool: Path) -> Input:
 def _spool_stdin(spool: Path) -> Path:
     plain = spool / "stdin"
     if plain.exists() or list(spool.iterdir()):
-        raise ValueError("-: standard input can be read once only")
+        raise UserError("-: standard input can be read once only")
     with plain.open("wb") as out:
         shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
     return plain
@@ -95,8 +96,8 @@ def _file_records(path: Path, called: str | None = None) -> Iterator[RawRecord]:
     """`called`: what messages say instead of the name of a temporary file."""
     try:
         yield from _page(path) if _is_page(path) else read_raw(path)
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(path), called or str(path))) from None
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), called or str(path))) from None
     except OSError as error:  # a disk that fails names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
@@ -136,4 +137,4 @@ def _hub_records(name: str) -> Iterator[RawRecord]:
     except Exception as error:  # the Hub's clients raise dozens of kinds: network, permissions, formats
         line = " ".join(str(error).split())[:200] or type(error).__name__
         what = f"the Hub failed after {number:,} rows" if number else "no such file, and the Hub gave no such dataset"
-        raise ValueError(f"{name}: {what} ({line})") from None
+        raise UserError(f"{name}: {what} ({line})") from None

@@ -31,6 +31,7 @@ from cleaning.sources.turns import (
 )
 from fastft.common.records import parse_json, repair_text
 from fastft.data.conversation import Conversation
+from fastft.errors import UserError
 
 # The names of languages in WildChat and LMSYS-Chat-1M, where they are common; others keep their name in lower case.
 LANGUAGES = {
@@ -59,7 +60,7 @@ def _turns_of(record: dict, *keys: str) -> RawConversation:
         raise Rejection("not_a_conversation", f"no {' or '.join(map(repr, keys))}; keys: {keys_of(record)}")
     conversation = start_conversation(record)
     if isinstance(turns, str) and turns.startswith("["):  # a table's column of JSON
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(UserError):
             turns = parse_json(repair_text(turns).encode())
     turns = enumerate(as_list(turns, "turns"), start=1)
     conversation.turns = [read_turn(turn, number, conversation.notes) for number, turn in turns]

@@ -2,13 +2,14 @@
 
 Every reader asks here (by way of `cleaning.sources.turns.marked` and `mark_by_record`), and what is found becomes `train`
 and `ends` of a message. The spellings of loss flags are `fastft.data.conversation.LOSS_FLAGS`, for the trainer's reader too.
-The functions raise ValueError, without saying where, for a mark that says neither yes nor no: it is not for us to guess.
+The functions raise UserError, without saying where, for a mark that says neither yes nor no: it is not for us to guess.
 """
 
 from collections import Counter
 from typing import Any
 
 from fastft.data.conversation import LOSS_FLAGS, loss_weight
+from fastft.errors import UserError
 
 NOT_LEARNED = "answers marked not to learn from"  # notes
 FRACTIONS = "answers with a weight other than 0 and 1, learned in full"
@@ -37,7 +38,7 @@ def is_learned(message: dict, notes: Counter[str]) -> bool:
     """False for a weight of 0, in any spelling. A fraction is learned as 1, and counted: `train` is true or false."""
     for key in _PIECES:
         if message.get(key):
-            raise ValueError(f"{key!r} marks pieces of it; a message is learned as a whole or not at all")
+            raise UserError(f"{key!r} marks pieces of it; a message is learned as a whole or not at all")
     weight = loss_weight(message)
     if weight == 0:
         notes[NOT_LEARNED] += 1
@@ -82,7 +83,7 @@ def is_bad_example(record: dict) -> bool:
     """
     tag = record.get("kto_tag")
     if tag not in (None, True, False):  # 0 and 1 among them
-        raise ValueError("its 'kto_tag' is neither true nor false")
+        raise UserError("its 'kto_tag' is neither true nor false")
     return tag in (False, 0) or record.get("label") is False
 
 

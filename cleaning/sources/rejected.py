@@ -15,6 +15,7 @@ import orjson
 
 from cleaning.sources.turns import Rejection, text_of
 from fastft.common.records import parse_json
+from fastft.errors import UserError
 
 _KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
 _RECORD = b',"record":'  # the key: inside a text, the quotes would be escaped
@@ -40,11 +41,11 @@ class Row:
 
 
 def read_row(line: bytes) -> Row:
-    """A line that the cleaner wrote. The record, most of it, is left alone. Raises ValueError for other lines."""
+    """A line that the cleaner wrote. The record, most of it, is left alone. Raises UserError for other lines."""
     try:
         return Row(**orjson.loads(line[: line.find(_RECORD)] + b"}"), line=line)
     except (orjson.JSONDecodeError, TypeError):
-        raise ValueError("is no line that the cleaner wrote") from None
+        raise UserError("is no line that the cleaner wrote") from None
 
 
 @dataclass(frozen=True, slots=True)

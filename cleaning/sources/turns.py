@@ -21,6 +21,7 @@ from cleaning.sources.marks import (
 )
 from fastft.common.records import parse_json, repair_text
 from fastft.data.conversation import ROLE_NAMES
+from fastft.errors import UserError
 
 
 class Rejection(Exception):  # noqa: N818  a rejection is an outcome, not an error
@@ -99,7 +100,7 @@ def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
     if turn.role == "assistant" and not MARKS.isdisjoint(message):
         try:
             turn.train = is_learned(message, notes)
-        except ValueError as error:
+        except UserError as error:
             raise Rejection("unclear_loss_flag", f"turn {number}: {error}") from None
         turn.ends = comes_to_its_end(message, notes)
     return turn
@@ -111,7 +112,7 @@ def mark_by_record(conversation: RawConversation, record: dict) -> None:
         return
     try:
         bad = is_bad_example(record)
-    except ValueError as error:
+    except UserError as error:
         raise Rejection("unclear_loss_flag", str(error)) from None
     if none_is_learned(record):
         _unlearn(conversation.turns, conversation.notes, NOT_LEARNED)

@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from fastft.errors import UserError
+
 SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours while others wait
 STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
 SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S: a dead peer ends the run within two minutes
@@ -84,7 +86,7 @@ def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ())
 def everywhere(action: Callable[[], Result] | None) -> Result | None:
     """Do `action` on the ranks that have one, and return what it gave; collective.
 
-    Raises ValueError on every rank when it raised ValueError or OSError on any.
+    Raises UserError on every rank when it raised ValueError or OSError on any.
     """
     result, failure = None, None
     try:
@@ -94,7 +96,7 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
     failures: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(failures, failure)
     if found := next(filter(None, failures), None):
-        raise ValueError(found)
+        raise UserError(found)
     return result
 
 

@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastft.errors import UserError
+
 COMMITTED = "COMMITTED"
 DELAYS_S = (1, 2, 4, 8, 16)
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -26,7 +28,7 @@ Result = TypeVar("Result")
 
 
 class Store:
-    """The objects under one address. All methods raise ValueError, in one line, when storage does not do what it must."""
+    """The objects under one address. All methods raise UserError, in one line, when storage does not do what it must."""
 
     def __init__(self, url: str):
         import fsspec
@@ -41,11 +43,11 @@ class Store:
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError:
-            raise ValueError(
+            raise UserError(
                 f'{self.url}: {scheme}:// needs {EXTRA.get(scheme, "a package for it")}: pip install "fastft[cloud]"'
             ) from None
         except ValueError as error:  # fsspec: unknown protocol
-            raise ValueError(f"checkpoint.remote: {url}: {error}") from None
+            raise UserError(f"checkpoint.remote: {url}: {error}") from None
         self.root = self.root.rstrip("/")
         if hasattr(self.fs, "retries"):
             self.fs.retries = 1
@@ -124,7 +126,7 @@ class Store:
                     or "credential" in str(error).lower()
                 ):
                     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise ValueError(
+                    raise UserError(
                         f"{self.url}/{name}: {reason}; look at the bucket's name, its permissions and the credentials"
                     ) from None
                 time.sleep(delay)

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from fastft.errors import UserError
+
 CHUNK = 1 << 22  # bytes read at a time: 4 MiB keeps the array scanner within 10 % of json.loads on whole files
 RAW_LIMIT = 1 << 20  # characters of a broken record that are kept with it
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"PAR1": ".parquet"}
@@ -51,7 +53,7 @@ class RawRecord:
 
 
 def read_records(path: str | os.PathLike) -> Iterator[Record]:
-    """Yield every record of `path` in file order. Raises ValueError as `read_raw` does."""
+    """Yield every record of `path` in file order. Raises UserError as `read_raw` does."""
     return map(parsed, read_raw(path))
 
 
@@ -71,30 +73,30 @@ def parsed(record: RawRecord) -> Record:
 def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
     """Yield every record of `path` in file order, unparsed.
 
-    Raises ValueError, naming the file and what to do, when the file is missing, a directory, empty or not text.
+    Raises UserError, naming the file and what to do, when the file is missing, a directory, empty or not text.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     if path.is_dir():
-        raise ValueError(f"{path}: is a directory; name the files in it, for example {path}/*.jsonl")
+        raise UserError(f"{path}: is a directory; name the files in it, for example {path}/*.jsonl")
     if not path.is_file():
-        raise ValueError(f"{path}: is not a regular file; save what comes out of it first")
+        raise UserError(f"{path}: is not a regular file; save what comes out of it first")
     if packing_of(path) == ".parquet":
         yield from _parquet_rows(path)
         return
     with open_unpacked(path) as stream:
         head = read_unpacked(stream, CHUNK, path)
         if not head.strip():
-            raise ValueError(f"{path}: is empty")
+            raise UserError(f"{path}: is empty")
         if head[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or b"\0" * 3 in (head[:3], head[1:4]):
             utf8 = f"{path.stem}.utf8{path.suffix}"
-            raise ValueError(f"{path}: is UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {path} > {utf8}")
+            raise UserError(f"{path}: is UTF-32; convert it first: iconv -f UTF-32 -t UTF-8 {path} > {utf8}")
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" * 3 in (head[:6:2], head[1:6:2]):
             utf8 = f"{path.stem}.utf8{path.suffix}"
-            raise ValueError(f"{path}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {path} > {utf8}")
+            raise UserError(f"{path}: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 {path} > {utf8}")
         if b"\0" in head[:4096]:
-            raise ValueError(f"{path}: is a binary file; expected JSON, JSON Lines or Parquet")
+            raise UserError(f"{path}: is a binary file; expected JSON, JSON Lines or Parquet")
         head = head.removeprefix(b"\xef\xbb\xbf")
         first_line = head.lstrip().split(b"\n", 1)[0].strip()
         if first_line[:1] == b"[" or first_line == b"{":
@@ -117,7 +119,7 @@ def repair_text(text: str) -> str:
 def parse_json(text: bytes) -> Any:
     """`text` as JSON; orjson first, the standard library for what orjson refuses (NaN, lone surrogates).
 
-    Raises ValueError with the reason and the position.
+    Raises UserError with the reason and the position.
     """
     try:
         return orjson.loads(text)
@@ -202,11 +204,11 @@ def read_unpacked(stream: BinaryIO, size: int, path: Path) -> bytes:
     try:
         return stream.read(size)
     except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: the archive is damaged or cut short ({error})") from None
+        raise UserError(f"{path}: the archive is damaged or cut short ({error})") from None
     except OSError:
         raise
     except Exception as error:  # zstandard.ZstdError, not imported unless needed
-        raise ValueError(f"{path}: the archive is damaged or cut short ({error})") from None
+        raise UserError(f"{path}: the archive is damaged or cut short ({error})") from None
 
 
 def _lines(path: Path, stream: BinaryIO, pending: bytes) -> Iterator[RawRecord]:
@@ -319,4 +321,4 @@ def _parquet_batches(path: Path) -> Iterator[list[dict]]:
             yield batch.to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: is not a readable Parquet file ({reason})") from None
+        raise UserError(f"{path}: is not a readable Parquet file ({reason})") from None

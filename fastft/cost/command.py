@@ -20,6 +20,7 @@ from fastft.cost.memory import (
 from fastft.cost.spot.candidates import SpotConfig, compare
 from fastft.cost.spot.prices import read_prices
 from fastft.cost.spot.report import show
+from fastft.errors import UserError
 
 
 @dataclass
@@ -39,9 +40,9 @@ class EstimateConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
-            raise ValueError(f"mfu: {self.mfu} is not above 0 and at most 1")
+            raise UserError(f"mfu: {self.mfu} is not above 0 and at most 1")
         if self.tokens is not None and self.tokens < 1:
-            raise ValueError(f"tokens: {self.tokens} is not 1 or more")
+            raise UserError(f"tokens: {self.tokens} is not 1 or more")
 
     @property
     def kinds(self) -> list[Gpu]:
@@ -49,7 +50,7 @@ class EstimateConfig:
         for name in names:
             _known_gpu("gpus", name)
         if not names:
-            raise ValueError("gpus: names no GPU; leave it out, or say H100-80GB")
+            raise UserError("gpus: names no GPU; leave it out, or say H100-80GB")
         return [GPUS[name] for name in names]
 
     @property
@@ -57,7 +58,7 @@ class EstimateConfig:
         """Of GPUs."""
         items = _items(self.counts)
         if not items or not all(item.isdecimal() and int(item) >= 1 for item in items):
-            raise ValueError(f"counts: {self.counts!r} is not a list of numbers from 1 on, such as 1,2,4,8")
+            raise UserError(f"counts: {self.counts!r} is not a list of numbers from 1 on, such as 1,2,4,8")
         return [int(item) for item in items]
 
     @property
@@ -71,7 +72,7 @@ class EstimateConfig:
             except ValueError:
                 dollars = -1.0
             if not 0 <= dollars < float("inf"):
-                raise ValueError(f"price_per_gpu: {item!r} is neither a price nor KIND=PRICE, such as H100-80GB=2.50")
+                raise UserError(f"price_per_gpu: {item!r} is neither a price nor KIND=PRICE, such as H100-80GB=2.50")
             if equals:
                 _known_gpu("price_per_gpu", name)
             found.update({name: dollars} if equals else dict.fromkeys(GPUS, dollars))
@@ -83,11 +84,7 @@ class EstimateConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line. Returns the exit code."""
-    try:
-        _estimate(*_parse(sys.argv[1:] if argv is None else argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    _estimate(*_parse(sys.argv[1:] if argv is None else argv))
     return 0
 
 
@@ -112,7 +109,7 @@ def _parse(argv: list[str]) -> list:
         )
     except ValueError as error:
         if str(error).startswith("data: name the conversations"):
-            raise ValueError(f"{error}; without any yet, say --tokens 10000000") from None
+            raise UserError(f"{error}; without any yet, say --tokens 10000000") from None
         raise
 
 
@@ -157,7 +154,7 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) ->
 
 def _require_one(config: TrainConfig, found: list[Estimate]) -> None:
     if all(e.memory is None for e in found):
-        raise ValueError(
+        raise UserError(
             f"counts: none of these numbers of processes divides into replicas {config.replicas} and global_batch_size "
             f"{config.global_batch_size} at micro_batch_size {config.micro_batch_size}"
         )

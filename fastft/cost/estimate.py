@@ -131,7 +131,7 @@ def planned_work(config: TrainConfig, say, windows: Sequence[int | None] = (None
     """(the work of the run's own packing plan, tokens that the tokenizer knows). Fills the token cache. `windows` are those of
     the model's attention.
 
-    Raises ValueError as training would, for the data, the tokenizer or the template.
+    Raises UserError as training would, for the data, the tokenizer or the template.
     """
     from fastft.config import stages_of
     from fastft.data.step_plan import Course, plan_stage

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fastft.errors import UserError
+
 if TYPE_CHECKING:
     pass
 
@@ -36,7 +38,7 @@ GPUS = {
 
 def _known_gpu(key: str, name: str) -> None:
     if name not in GPUS:
-        raise ValueError(f"{key}: no GPU {name!r} is known; known are {', '.join(GPUS)}")
+        raise UserError(f"{key}: no GPU {name!r} is known; known are {', '.join(GPUS)}")
 
 
 # Dense bf16 peak in FLOP/s by words of the device's name, from the vendors' data sheets; the first match counts.

@@ -41,6 +41,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from fastft.config import TrainConfig
+from fastft.errors import UserError
 
 GIB = 2**30
 FP32 = 4
@@ -95,7 +96,7 @@ class Shape:
 def load_shape(model_config, model: str) -> Shape:
     """The shape of the causal LM that transformers builds from `model_config`, on the meta device.
 
-    Raises ValueError for mixtures of experts, and for what cannot be built; `model` names it in the message.
+    Raises UserError for mixtures of experts, and for what cannot be built; `model` names it in the message.
     """
     from torch import nn
 
@@ -103,7 +104,7 @@ def load_shape(model_config, model: str) -> Shape:
     from fastft.model.build import TrainedModel
 
     if any(getattr(model_config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
-        raise ValueError(f"{model}: the memory of mixtures of experts cannot be estimated")
+        raise UserError(f"{model}: the memory of mixtures of experts cannot be estimated")
     trained = TrainedModel(build(model_config, "eager", model))
     modules = list(trained.blocks[0].named_modules())
     linears = [
@@ -487,7 +488,7 @@ def out_of_memory_line(config: TrainConfig, gpus: int, on_gpu: bool = True) -> s
 
     try:
         shape = load_shape(fit_config(load_config(config.model), config, words=0), config.model)
-    except ValueError as error:
+    except UserError as error:
         return f"out of memory; what helps cannot be estimated ({error})"
     setup = setup_of(config, gpus, on_gpu)
     helps = [f"{r.setting} ({r.peak.total / GIB:.1f} GiB)" for r in relief(shape, setup)[:3]]

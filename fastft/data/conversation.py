@@ -28,6 +28,7 @@ from typing import Any
 import orjson
 
 from fastft.common.records import read_records, repair_text
+from fastft.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -143,18 +144,18 @@ def parse_conversation(record: Any, where: str = "record") -> Conversation:
 
     Text is repaired (`repair_text`), otherwise untouched. Without a loss flag an assistant message is learned; a missing
     `ends` means true. Keys that are neither read nor known are passed over (`read_conversations` names them).
-    Raises ValueError saying `where` and what is wrong.
+    Raises UserError saying `where` and what is wrong.
     """
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: expected an object, found {_kind(record)}")
+        raise UserError(f"{where}: expected an object, found {_kind(record)}")
     turns = _turns(record)
     if turns is None:
-        raise ValueError(f"{where}: has neither 'messages' nor 'conversations' (keys: {', '.join(map(str, record))})")
+        raise UserError(f"{where}: has neither 'messages' nor 'conversations' (keys: {', '.join(map(str, record))})")
     if not isinstance(turns, list):
-        raise ValueError(f"{where}: its turns are {_kind(turns)}, not a list")
+        raise UserError(f"{where}: its turns are {_kind(turns)}, not a list")
     _refuse_unread(record, UNREAD_OF_RECORD, where)
     if _loss_weight(record, where) not in (None, 1):
-        raise ValueError(f"{where}: {_flags(record)} of a record is not obeyed; put it at its messages, or remove it")
+        raise UserError(f"{where}: {_flags(record)} of a record is not obeyed; put it at its messages, or remove it")
     return Conversation(
         id=_text(record.get("id"), ""),
         messages=[_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns)],
@@ -169,12 +170,12 @@ def parse_conversation(record: Any, where: str = "record") -> Conversation:
 def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
     """Yield the conversations of a file (any container of `read_records`).
 
-    Strict: raises ValueError at the first record that is no conversation, or says what cannot be read, naming file and
+    Strict: raises UserError at the first record that is no conversation, or says what cannot be read, naming file and
     record. A missing id becomes the file's name and the record's number.
     """
     for number, record in enumerate(read_records(path)):
         if record.error:
-            raise ValueError(f"{record.where}: {record.error}")
+            raise UserError(f"{record.where}: {record.error}")
         conversation = parse_conversation(record.value, record.where)
         for message, key in _unknown_keys(record.value):
             _note_once(os.fspath(path), key, f"{record.where}, message {message}")
@@ -197,7 +198,7 @@ def loss_weight(turn: dict[str, Any]) -> float | None:
     """How much a message counts in the loss by whichever of LOSS_FLAGS it carries: 0 for not at all, 1 for fully.
 
     None where it carries none, or only nulls. A fraction is returned as it stands: it is for the caller to say whether
-    it can be obeyed. Raises ValueError (without saying where) for a flag that is neither a truth value nor a number of 0
+    it can be obeyed. Raises UserError (without saying where) for a flag that is neither a truth value nor a number of 0
     or more, and for two flags that disagree.
     """
     if LOSS_FLAGS.keys().isdisjoint(turn):
@@ -208,32 +209,32 @@ def loss_weight(turn: dict[str, Any]) -> float | None:
         if value is None:
             continue
         if not isinstance(value, (bool, int, float)) or not 0 <= value <= (1e300 if positive else 1):
-            raise ValueError(f"{key!r} is {_shown(value)}; expected true or false, 1 or 0")
+            raise UserError(f"{key!r} is {_shown(value)}; expected true or false, 1 or 0")
         found[key] = float(value if positive else 1 - value)
     if len(set(found.values())) > 1:
         flags = " and ".join(f"{key!r}: {_shown(turn[key])}" for key in found)
-        raise ValueError(f"{flags} contradict each other about whether it is learned; keep one of them")
+        raise UserError(f"{flags} contradict each other about whether it is learned; keep one of them")
     return next(iter(found.values()), None)
 
 
 def _parse_message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
-        raise ValueError(f"{where}: expected an object, found {_kind(turn)}")
+        raise UserError(f"{where}: expected an object, found {_kind(turn)}")
     _refuse_unread(turn, UNREAD, where)
     name = turn["role"] if turn.get("role") is not None else turn.get("from")
     role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise ValueError(f"{where}: unknown role {name!r} (known: {', '.join(ROLE_NAMES)})")
+        raise UserError(f"{where}: unknown role {name!r} (known: {', '.join(ROLE_NAMES)})")
     weight = _loss_weight(turn, where)
     if weight not in (None, 0, 1):
-        raise ValueError(
+        raise UserError(
             f"{where}: {_flags(turn)} gives it a weight of {weight:g}; only 1 (learned) and 0 (not) can be obeyed"
         )
     if weight and role != "assistant":
-        raise ValueError(f"{where}: {_flags(turn)} says that a {role} message is learned; only the assistant's are")
+        raise UserError(f"{where}: {_flags(turn)} says that a {role} message is learned; only the assistant's are")
     ends = turn.get("ends")
     if not (ends is None or isinstance(ends, bool)) or (ends is False and role != "assistant"):
-        raise ValueError(f"{where}: 'ends' is {ends!r}; it is true or false, and false for assistant messages only")
+        raise UserError(f"{where}: 'ends' is {ends!r}; it is true or false, and false for assistant messages only")
     train = role == "assistant" if weight is None else weight == 1
     return Message(role, _content(turn, where), train, ends is not False)
 
@@ -242,12 +243,12 @@ def _content(turn: dict[str, Any], where: str) -> str:
     """The text of `content` or `value`; parts are joined without anything between them, as the API means them."""
     content, value = turn.get("content"), turn.get("value")
     if content is not None and value is not None and content != value:
-        raise ValueError(f"{where}: its 'content' and its 'value' differ; keep one of them")
+        raise UserError(f"{where}: its 'content' and its 'value' differ; keep one of them")
     content = value if content is None else content
     if isinstance(content, list) and content:
         content = "".join(_text_of_part(part, f"{where}, part {i}") for i, part in enumerate(content))
     if not isinstance(content, str):
-        raise ValueError(f"{where}: its content is {'an empty list' if content == [] else _kind(content)}, not text")
+        raise UserError(f"{where}: its content is {'an empty list' if content == [] else _kind(content)}, not text")
     return repair_text(content)
 
 
@@ -255,12 +256,12 @@ def _text_of_part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise ValueError(f"{where}: expected an object with a text, found {_kind(part)}")
+        raise UserError(f"{where}: expected an object with a text, found {_kind(part)}")
     kind, text = part.get("type"), part.get("text")
     if kind not in (None, "text", "input_text", "output_text"):
-        raise ValueError(f"{where}: is of type {_shown(kind)}, not text; {_TEXT_ONLY}")
+        raise UserError(f"{where}: is of type {_shown(kind)}, not text; {_TEXT_ONLY}")
     if not isinstance(text, str):
-        raise ValueError(f"{where}: its text is {_kind(text)}, not text")
+        raise UserError(f"{where}: its text is {_kind(text)}, not text")
     return text
 
 
@@ -275,14 +276,14 @@ def _flags(turn: dict[str, Any]) -> str:
 def _loss_weight(turn: dict[str, Any], where: str) -> float | None:
     try:
         return loss_weight(turn)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _refuse_unread(values: dict[str, Any], remedies: dict[str, str], where: str) -> None:
     key = next((key for key in values if key in remedies and not _is_empty(values[key])), None)
     if key is not None:
-        raise ValueError(f"{where}: {key!r} cannot be read, and is not dropped silently: {remedies[key]}")
+        raise UserError(f"{where}: {key!r} cannot be read, and is not dropped silently: {remedies[key]}")
 
 
 def _is_empty(value: Any) -> bool:
@@ -321,7 +322,7 @@ def _number(value: Any, default: int, what: str) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{what} is {_kind(value)}, not a whole number")
+        raise UserError(f"{what} is {_kind(value)}, not a whole number")
     return value
 
 

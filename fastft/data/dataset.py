@@ -23,6 +23,7 @@ from fastft.config import TrainConfig
 from fastft.data.conversation import Message, read_conversations
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.data.tokenize import write_tokens
+from fastft.errors import UserError
 
 CACHE_VERSION = 5  # raise when the same key would have to hold other tokens
 
@@ -111,12 +112,12 @@ def cache_directory() -> Path:
 def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) -> tuple[TokenizedData, dict[str, int]]:
     """Leave out what cannot be trained on, and say how much: (data, counts for the report).
 
-    Raises ValueError when conversations are longer than the window and `overlong` is "refuse", or when nothing is left.
+    Raises UserError when conversations are longer than the window and `overlong` is "refuse", or when nothing is left.
     """
     lengths, trained = data.lengths, data.trained_counts
     long = lengths > window
     if long.any() and overlong == "refuse":
-        raise ValueError(
+        raise UserError(
             f"{path}: {long.sum()} of {len(lengths)} conversations are longer than the window of {window} tokens (longest: "
             f"{lengths.max()}). Split them (python -m cleaning {path} -o DIR --max_tokens {window} --model MODEL), or say "
             "--overlong split (the same on the way) or --overlong drop"
@@ -124,7 +125,7 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
     empty = (trained == 0) & ~long
     kept = data.select(np.flatnonzero(~long & ~empty))
     if not kept.ids:
-        raise ValueError(
+        raise UserError(
             f"{path}: no conversation is left to train on ({len(lengths)} read, {long.sum()} longer than the window of "
             f"{window}, {empty.sum()} without a trained token)"
         )
@@ -132,7 +133,7 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
 
 
 def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
-    """The tokens of one file, without the conversations that cannot be trained on. Raises ValueError as `tokenized` does.
+    """The tokens of one file, without the conversations that cannot be trained on. Raises UserError as `tokenized` does.
 
     In a run of several processes the first one of each machine tokenises, and all of it share the cache; collective there.
     """
@@ -193,16 +194,16 @@ def _digest(text: str) -> str:
 
 
 def _contents(path: str) -> str:
-    """The digest of a file. Raises ValueError where it cannot be read."""
+    """The digest of a file. Raises UserError where it cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:
             while chunk := file.read(1 << 22):
                 digest.update(chunk)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 from fastft.data.conversation import read_conversations
 from fastft.data.template.chat_template import ChatTemplate, Encoded, load_template
 from fastft.data.template.mask_check import check
+from fastft.errors import UserError
 
 SHOWN_FAULTS = 10  # lines printed of a file with faults; the counts are always whole
 
@@ -22,15 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-n", type=int, default=3, help="conversations to show (default 3)")
     parser.add_argument("--check", action="store_true", help="prove the mask over the whole file")
     options = parser.parse_args(argv)
-    try:
-        template = load_template(options.model, options.template)
-        if options.check:
-            return check_file(options.data, template)
-        show_file(options.data, template, options.n)
-        return 0
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    template = load_template(options.model, options.template)
+    if options.check:
+        return check_file(options.data, template)
+    show_file(options.data, template, options.n)
+    return 0
 
 
 def show_file(path: str, template: ChatTemplate, count: int) -> None:
@@ -81,7 +78,7 @@ def check_file(path: str, template: ChatTemplate) -> int:
         counts["conversations"] += 1
         try:
             encoded = template.encode(conversation.messages)
-        except ValueError as error:
+        except UserError as error:
             found = [("cannot be encoded", str(error))]
         else:
             counts["tokens"] += len(encoded.ids)
@@ -100,6 +97,6 @@ def check_file(path: str, template: ChatTemplate) -> int:
         table.add_row(name, f"{number:,}")
     Console().print(table)
     if not counts["conversations"]:
-        raise ValueError(f"{path}: holds no conversation")
+        raise UserError(f"{path}: holds no conversation")
     print("the mask is off" if faults else "the mask is proven: every check passed")
     return 1 if faults else 0

@@ -7,15 +7,17 @@ still takes it. Two seeded shuffles make epochs differ: conversations of equal l
 
 import numpy as np
 
+from fastft.errors import UserError
+
 
 def pack(lengths: np.ndarray, window: int, seed: int, epoch: int) -> list[np.ndarray]:
     """Rows of one epoch: each an int64 array of conversation indices whose lengths (in tokens) sum to <= window.
 
-    Raises ValueError when a conversation is longer than the window.
+    Raises UserError when a conversation is longer than the window.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and lengths.max() > window:
-        raise ValueError(f"a conversation of {lengths.max()} tokens does not fit the window of {window}")
+        raise UserError(f"a conversation of {lengths.max()} tokens does not fit the window of {window}")
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]

@@ -90,9 +90,9 @@ def token_counter(model: str, template: str | None) -> tuple[CountTokens, BoundT
     """(count, most, check) with the tokenizer of `model` and its chat template, or the named `template`.
 
     `most` is what `count` gives or more, without a look at words; None where nothing is proven. `check` is asked for
-    what becomes a part: it raises ValueError where the trainer would.
+    what becomes a part: it raises UserError where the trainer would.
 
-    The only place where the cleaner needs the tokenizer, so the only one that imports it. Raises ValueError as
+    The only place where the cleaner needs the tokenizer, so the only one that imports it. Raises UserError as
     `load_template` does.
     """
     from fastft.data.template.chat_template import load_template

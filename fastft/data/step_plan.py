@@ -113,7 +113,7 @@ class Course:
 
 
 def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> Schedule:
-    """The steps of one stage, from all its files. Raises ValueError as `load_data` does."""
+    """The steps of one stage, from all its files. Raises UserError as `load_data` does."""
     sources = sources_of(stage.data)
     parts = [load_data(source.path, template, stage, say) for source in sources]
     data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])

@@ -23,6 +23,7 @@ from fastft.data.conversation import Conversation, read_conversations
 from fastft.data.split import split_conversation
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.data.template.mask_check import check
+from fastft.errors import UserError
 
 BATCH = 256  # conversations of an Arrow record batch, and of a worker's turn
 PARALLEL_FROM = 4 * BATCH  # below, the work is done sooner than worker processes start
@@ -44,7 +45,7 @@ def write_tokens(
 ) -> None:
     """Write the Arrow file beside, then rename: two runs that tokenise the same data do no harm to each other.
 
-    Conversations longer than `split_to` tokens are split. Raises ValueError naming the first conversation whose mask cannot
+    Conversations longer than `split_to` tokens are split. Raises UserError naming the first conversation whose mask cannot
     be derived, or is not what the library's own road gives.
     """
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -138,16 +139,16 @@ def _split(conversation: Conversation, window: int) -> tuple[list[Conversation],
 def _proven(conversations: list[Conversation], path: str) -> list:
     try:
         encoded = _template.encode_many([c.messages for c in conversations])
-    except ValueError:
+    except UserError:
         for conversation in conversations:  # one by one, to name the one that failed
             try:
                 _template.encode(conversation.messages)
-            except ValueError as error:
-                raise ValueError(f"{path}: conversation {conversation.id!r}: {error}") from None
+            except UserError as error:
+                raise UserError(f"{path}: conversation {conversation.id!r}: {error}") from None
         raise
     for conversation, tokens in zip(conversations, encoded):
         for kind, detail in check(conversation, tokens, _template, ANSWERS):
-            raise ValueError(
+            raise UserError(
                 f"{path}: conversation {conversation.id!r}: the mask is off: {kind}: {detail} "
                 "(`fastft inspect DATA --model MODEL --check` lists all such conversations)"
             )

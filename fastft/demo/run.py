@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastft.data.conversation import Message, read_conversations
+from fastft.errors import UserError
 
 HERE = Path(__file__).parent
 WINDOW = 512  # tokens in a packed row: the dump's longest dialogue but one fits, and one must be split
@@ -46,11 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     if output_dir.exists() and not (output_dir / MADE_BY_DEMO).exists():
         print(f"error: {output_dir} exists and is not a demo's; choose another --output_dir", file=sys.stderr)
         return 1
-    try:
-        run(output_dir)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    run(output_dir)
     return 0
 
 
@@ -80,7 +77,7 @@ def run(output_dir: Path) -> None:
     data, model = output_dir / "clean" / "conversations.jsonl", output_dir / "model"
     arguments = ["--model", str(output_dir / "base"), "--data", str(data), "--output_dir", str(output_dir)]
     if train([*arguments, "--window", str(WINDOW), *TRAINING]):
-        raise ValueError("the training did not finish; the line above says why")
+        raise UserError("the training did not finish; the line above says why")
 
     heading("4. The same questions, after training")
     after = ask_all(model, questions, max_new_tokens=300)
@@ -203,7 +200,3 @@ def write_html(output_dir: Path, report, questions: list[str], before: list[str]
 
 def heading(text: str) -> None:
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

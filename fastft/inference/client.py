@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fastft.common.records import parse_json, repair_text
+from fastft.errors import UserError
 from fastft.inference.budget import Money, OverBudget
 
 KEY = "OPENAI_API_KEY"
@@ -93,7 +94,7 @@ class ErrorInBody(Exception):
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """URL#name -> (URL, name). Raises ValueError."""
+    """URL#name -> (URL, name). Raises UserError."""
     url, _, name = address.partition("#")
     try:
         parts = urlsplit(url)
@@ -101,9 +102,9 @@ def split_address(address: str) -> tuple[str, str]:
     except ValueError:  # a port that is no number
         whole = False
     if not whole:
-        raise ValueError(f"{_without_user(address)}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
+        raise UserError(f"{_without_user(address)}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
     if parts.username or parts.password:
-        raise ValueError(f"{_without_user(address)}: a key does not belong into an address; put it into {KEY}")
+        raise UserError(f"{_without_user(address)}: a key does not belong into an address; put it into {KEY}")
     return url.rstrip("/"), name
 
 
@@ -140,7 +141,7 @@ class Cache:
 
 
 class Client:
-    """One model behind one URL. Raises ValueError, in one line without the key, when nothing there will ever work."""
+    """One model behind one URL. Raises UserError, in one line without the key, when nothing there will ever work."""
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class Client:
             _, writer = await asyncio.wait_for(connection, 10)
             writer.close()
         except (OSError, asyncio.TimeoutError) as error:
-            raise ValueError(f"{self.url}: cannot be reached ({self._said(error)})") from None
+            raise UserError(f"{self.url}: cannot be reached ({self._said(error)})") from None
 
     async def _wait_for_limits(self, tokens: int) -> None:
         """Requests begin as far apart as both limits ask for; whoever waits holds back those behind."""
@@ -237,16 +238,16 @@ class Client:
             await self._back_off(last, failures)
 
     def _end_the_run_at(self, error: Any) -> None:
-        """Raises ValueError for what the endpoint will say to every request: to this key, of this model, without money."""
+        """Raises UserError for what the endpoint will say to every request: to this key, of this model, without money."""
         status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
         if status == 401 or (status == 403 and not _MODERATED.search(str(error))):
             name_it = f"name its variable with --judge_key_env or --model_key_env; {KEY} goes to OpenAI alone"
             what = f"the key in {self.key_env} was refused" if self.secret else f"wants a key ({name_it})"
-            raise ValueError(f"{self.url}: {what} ({status})") from None
+            raise UserError(f"{self.url}: {what} ({status})") from None
         if status == 404:
-            raise ValueError(f"{self.url}: has no {self.name} (404)") from None
+            raise UserError(f"{self.url}: has no {self.name} (404)") from None
         if status == 402 or body.get("code") in NO_MONEY or body.get("type") in NO_MONEY:
-            raise ValueError(f"{self.url}: the account has no money left ({self._said(error)})") from None
+            raise UserError(f"{self.url}: the account has no money left ({self._said(error)})") from None
 
     async def _send(self, messages: list[dict[str, str]], sent: dict[str, Any]) -> Reply:
         """One try, within the limits; what it may have cost without a usable reply is booked as spent."""
@@ -316,7 +317,7 @@ class Client:
         if not _may_be_billed(error) or getattr(error, "foreign", False):
             self.failed_in_a_row += 1
         if self.failed_in_a_row >= IN_A_ROW:
-            return ValueError(f"{self.url}: {IN_A_ROW} requests in a row failed for good ({self._said(error)})")
+            return UserError(f"{self.url}: {IN_A_ROW} requests in a row failed for good ({self._said(error)})")
         return Unanswered(self._said(error))
 
     def _said(self, error: Exception) -> str:
@@ -330,16 +331,16 @@ def key_for(url: str, key_env: str = "") -> str:
     """The key for the endpoint at `url`: that in the variable `key_env`, or OPENAI_API_KEY's where `url` is OpenAI's own (or lies
     where OPENAI_BASE_URL points to), else none. A key that was made for one host is no other host's business.
 
-    Raises ValueError for a variable that is not set, and for what cannot be a key.
+    Raises UserError for a variable that is not set, and for what cannot be a key.
     """
     if not key_env and not _is_openai(url):
         return ""
     name = key_env or KEY
     key = os.environ.get(name, "").strip()
     if key_env and not key:
-        raise ValueError(f"{name} is not set: it is to hold the key for {url}")
+        raise UserError(f"{name} is not set: it is to hold the key for {url}")
     if not re.fullmatch(r"[\x21-\x7e]*", key):
-        raise ValueError(f"{name} holds a character that no key has (a space, a letter with an accent …)")
+        raise UserError(f"{name} holds a character that no key has (a space, a letter with an accent …)")
     return key
 
 
@@ -415,9 +416,9 @@ def most_tokens(messages: list[dict[str, str]], sent: dict[str, Any]) -> int:
 
 
 def tell_apart(clients: list[Client]) -> None:
-    """Judges of the same name are called name@host/path in tables. Raises ValueError where two are the same."""
+    """Judges of the same name are called name@host/path in tables. Raises UserError where two are the same."""
     if len({(client.url, client.name) for client in clients}) < len(clients):
-        raise ValueError("the same --judge is given twice")
+        raise UserError("the same --judge is given twice")
     names = [client.name for client in clients]
     for client in clients:
         if names.count(client.name) > 1:
@@ -459,7 +460,7 @@ def run_all(
                 done(index, await work())
             except OverBudget:
                 stopped = stopped or f"stopped before ${money.limit:.2f} would be exceeded"
-            except ValueError as error:
+            except UserError as error:
                 stopped, money.closed = stopped or str(error), True
             bar.update(task, advance=1, usd=f"${money.spent:.2f}" if money.spent else "")
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from fastft.data.conversation import Message
 from fastft.data.template.chat_template import ChatTemplate, load_template
+from fastft.errors import UserError
 
 
 class ChatModel:
     """A model directory ready to answer: weights on the GPU in bf16 where there is one, else on CPU in fp32."""
 
     def __init__(self, model: str, template: str | None = None):
-        """Raises ValueError with one line when the directory is no chat model."""
+        """Raises UserError with one line when the directory is no chat model."""
         import torch
 
         from fastft.model.pretrained import load_config
@@ -31,7 +32,7 @@ class ChatModel:
         """Yield the answer to `messages` piece by piece, up to the end of turn or `max_new_tokens`.
 
         The oldest rounds are left out of the prompt when it would not fit the model's window (a leading system message
-        stays). Raises ValueError when even the last message does not fit.
+        stays). Raises UserError when even the last message does not fit.
         """
         import torch
 
@@ -52,7 +53,7 @@ class ChatModel:
     def answer_batch(
         self, dialogues: list[list[Message]], max_new_tokens: int = 512, temperature: float = 0.0
     ) -> list["BatchAnswer"]:
-        """Answer several dialogues at once, padded on the left. Raises ValueError when a last message does not fit."""
+        """Answer several dialogues at once, padded on the left. Raises UserError when a last message does not fit."""
         import torch
 
         prompts = [self._fitting_prompt(messages, max_new_tokens) for messages in dialogues]
@@ -92,7 +93,7 @@ class ChatModel:
             if len(ids) < self.window and (len(ids) + max_new_tokens <= self.window or len(turns) <= 2):
                 return ids
             if len(turns) <= 2:
-                raise ValueError(f"the message is {len(ids)} tokens long; the model's window is {self.window}")
+                raise UserError(f"the message is {len(ids)} tokens long; the model's window is {self.window}")
             turns = turns[2:]
 
 
@@ -146,7 +147,7 @@ def _load_weights(model: str, dtype):
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
 
 
 def _pick(logits_V, temperature: float) -> int:

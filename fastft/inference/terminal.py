@@ -5,6 +5,7 @@ import sys
 import unicodedata
 
 from fastft.data.conversation import Message
+from fastft.errors import UserError
 from fastft.inference.engine import ChatModel
 
 
@@ -31,11 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
     parser.add_argument("--max_new_tokens", type=int, default=512)
     options = parser.parse_args(argv)
-    try:
-        model = ChatModel(options.model, options.template)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    model = ChatModel(options.model, options.template)
     print(f"{options.model} on {model.device}. /reset forgets, /quit leaves.")
     system = [Message("system", options.system)] if options.system else []
     history: list[Message] = []
@@ -65,7 +62,7 @@ def _answer(model: ChatModel, system: list[Message], history: list[Message], lin
             print(printable(piece), end="", flush=True)
     except KeyboardInterrupt:
         pass
-    except ValueError as error:
+    except UserError as error:
         print(f"({error})", end="")
         pieces.clear()
     print()
@@ -73,7 +70,3 @@ def _answer(model: ChatModel, system: list[Message], history: list[Message], lin
         history.append(Message("assistant", "".join(pieces)))
     else:
         history.pop()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fastft.errors import UserError
 from fastft.inference.budget import Money
 from fastft.inference.client import Cache, Client, Limits, Unanswered, estimate_tokens, run_all
 from fastft.judge.judgment import write_rows
@@ -34,11 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add_model_options(parser, max_tokens=1024)
     add_endpoint_options(parser, "model")
     arguments = parser.parse_args(argv)
-    try:
-        return answer(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return answer(arguments)
 
 
 def add_model_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
@@ -79,43 +76,43 @@ def add_endpoint_options(parser: argparse.ArgumentParser, address: str) -> None:
 
 def endpoint_limits(arguments: argparse.Namespace) -> Limits:
     if arguments.concurrency < 1 or arguments.rpm < 0 or arguments.tpm < 0 or arguments.timeout <= 0:
-        raise ValueError("--concurrency must be at least 1, --rpm and --tpm not below 0, --timeout above 0")
+        raise UserError("--concurrency must be at least 1, --rpm and --tpm not below 0, --timeout above 0")
     return Limits(arguments.concurrency, arguments.rpm, arguments.tpm, timeout_s=arguments.timeout)
 
 
 def endpoint_keys(names: list[str], addresses: list[str]) -> list[str]:
-    """The variable with the key for each address, "" where none is named. Raises ValueError.
+    """The variable with the key for each address, "" where none is named. Raises UserError.
 
     One name for several addresses holds where they are one host: no key goes where nobody sent it.
     """
     if not all(re.fullmatch(r"(?:[A-Za-z_]\w*)?", name) for name in names):
-        raise ValueError("a key is given by the name of the environment variable that holds it")
+        raise UserError("a key is given by the name of the environment variable that holds it")
     if len(names) == 1 and len({urlsplit(address).netloc for address in addresses}) == 1:
         return names * len(addresses)
     if names and len(names) != len(addresses):
-        raise ValueError("a key's variable must be named once for each endpoint ('' for none), or all must be one host")
+        raise UserError("a key's variable must be named once for each endpoint ('' for none), or all must be one host")
     return names or [""] * len(addresses)
 
 
 def endpoint_prices(arguments: argparse.Namespace, number: int) -> list[tuple[float, float]]:
-    """A price for each of `number` endpoints; one price holds for all. Raises ValueError."""
+    """A price for each of `number` endpoints; one price holds for all. Raises UserError."""
     given = arguments.usd_per_million or []
     if arguments.max_usd is not None and not given:
-        raise ValueError("--max_usd needs --usd_per_million IN,OUT: prices are not known here")
+        raise UserError("--max_usd needs --usd_per_million IN,OUT: prices are not known here")
     try:
         prices = [tuple(float(part) for part in text.split(",")) for text in given]
     except ValueError:
         prices = [()]
     if arguments.max_usd is not None and not arguments.max_usd > 0:
-        raise ValueError("--max_usd must be above 0")
+        raise UserError("--max_usd must be above 0")
     whole = all(len(price) == 2 and all(0 <= usd < math.inf for usd in price) for price in prices)
     if not whole or len(prices) not in (0, 1, number):
-        raise ValueError("--usd_per_million must be IN,OUT in dollars, once, or once for each endpoint")
+        raise UserError("--usd_per_million must be IN,OUT in dollars, once, or once for each endpoint")
     return prices * number if len(prices) == 1 else prices or [(0.0, 0.0)] * number
 
 
 def answer(arguments: argparse.Namespace) -> int:
-    """Answer what is not answered yet. Raises ValueError for the user's mistakes."""
+    """Answer what is not answered yet. Raises UserError for the user's mistakes."""
     questions = load_questions(arguments.questions)
     done, usd = answer_all(questions, arguments)
     if not arguments.dry_run:
@@ -127,12 +124,12 @@ def answer(arguments: argparse.Namespace) -> int:
 def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tuple[dict[str, Answer], float]:
     """Answers by question, those of earlier starts with them, and the dollars spent now; nothing in a dry run.
 
-    `arguments` are this verb's. Raises ValueError for the user's mistakes, and where questions are left: what is answered
+    `arguments` are this verb's. Raises UserError for the user's mistakes, and where questions are left: what is answered
     lies in `arguments.output`, and the next call goes on.
     """
     for option, least in (("max_tokens", 1), ("batch_size", 1), ("temperature", 0)):
         if not getattr(arguments, option) >= least:
-            raise ValueError(f"--{option} must be at least {least}")
+            raise UserError(f"--{option} must be at least {least}")
     remote = arguments.model.startswith(("http://", "https://"))
     name = arguments.name or (arguments.model.partition("#")[2] if remote else Path(arguments.model).resolve().name)
     path = Path(arguments.output)
@@ -177,7 +174,7 @@ def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tupl
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
         why = f" ({stopped})" if stopped else f" ({failed[0].question_id}: {failed[0].error})" if failed else ""
-        raise ValueError(f"{left} of {len(questions)} questions are not answered{why}; run the same command again")
+        raise UserError(f"{left} of {len(questions)} questions are not answered{why}; run the same command again")
     return done, money.spent
 
 
@@ -195,7 +192,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def answered_before(path: Path, name: str, parameters: dict, questions: list[Question]) -> dict[str, Answer]:
-    """The good answers of an earlier start. Raises ValueError when they are another model's, or were made otherwise."""
+    """The good answers of an earlier start. Raises UserError when they are another model's, or were made otherwise."""
     if not path.exists() or not path.stat().st_size:
         return {}
     cut_torn_line(path)
@@ -204,15 +201,13 @@ def answered_before(path: Path, name: str, parameters: dict, questions: list[Que
     known, found = {question.id for question in questions}, {}
     for answer in read_answers(path):
         if answer.model != name:
-            raise ValueError(f"{path}: holds answers of {answer.model}; give those of {name} another file")
+            raise UserError(f"{path}: holds answers of {answer.model}; give those of {name} another file")
         if answer.question_id not in known:
-            raise ValueError(
+            raise UserError(
                 f"{path}: answers question {answer.question_id}, which is not asked here; give another file"
             )
         if answer.parameters != parameters:
-            raise ValueError(
-                f"{path}: was made with {answer.parameters}, and now it is {parameters}; give another file"
-            )
+            raise UserError(f"{path}: was made with {answer.parameters}, and now it is {parameters}; give another file")
         if not answer.error:
             found[answer.question_id] = answer
     return found

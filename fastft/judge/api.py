@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from fastft.common.records import repair_text
+from fastft.errors import UserError
 from fastft.inference.budget import Money
 from fastft.inference.client import USUAL_LIMITS, Client, Limits, tell_apart
 from fastft.judge.answer import endpoint_keys
@@ -50,13 +51,13 @@ def compare(
 
         compare({"mine": {"1": "…"}, "theirs": {"1": "…"}}, "http://localhost:8000/v1#judge", [Question("1", "generic", ("…",))])
 
-    Questions that not all models have answered are left out. Raises ValueError where there are none, or a judge cannot be
+    Questions that not all models have answered are left out. Raises UserError where there are none, or a judge cannot be
     asked. Inside a running event loop (a notebook's) it works in a thread of its own.
     """
     asked = list(questions) if questions is not None else load_questions()
     shared = [question for question in asked if all(question.id in texts for texts in answers.values())]
     if not shared or any(len(question.turns) != 1 for question in shared):
-        raise ValueError("compare needs questions of one turn that all models have answered")
+        raise UserError("compare needs questions of one turn that all models have answered")
     given = {
         model: {question.id: Answer(question.id, model, (repair_text(texts[question.id]),)) for question in shared}
         for model, texts in answers.items()
@@ -74,7 +75,7 @@ def compare(
 
     judgments, stopped = _in_thread(work)
     if not judgments:
-        raise ValueError(stopped)
+        raise UserError(stopped)
     lengths = {(question.id, model): len(texts[question.id]) for model, texts in answers.items() for question in shared}
     return Comparison(compute(judgments, lengths), judgments, stopped)
 

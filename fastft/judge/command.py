@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from fastft.errors import UserError
 from fastft.inference.budget import Money
 from fastft.inference.client import Cache, Client, tell_apart
 from fastft.judge.answer import add_endpoint_options, endpoint_keys, endpoint_limits, endpoint_prices
@@ -50,13 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_endpoint_options(parser, "judge")
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.difference is not None and not 0 < arguments.difference < 50:
-            raise ValueError("--difference must be between 0 and 50 points")
-        return show_reviews(arguments) if arguments.reviews else judge(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.difference is not None and not 0 < arguments.difference < 50:
+        raise UserError("--difference must be between 0 and 50 points")
+    return show_reviews(arguments) if arguments.reviews else judge(arguments)
 
 
 def show_reviews(arguments: argparse.Namespace) -> int:
@@ -80,21 +77,21 @@ def show_reviews(arguments: argparse.Namespace) -> int:
 
 
 def judge(arguments: argparse.Namespace) -> int:
-    """Plan, ask, write. Raises ValueError for the user's mistakes, before anything is asked."""
+    """Plan, ask, write. Raises UserError for the user's mistakes, before anything is asked."""
     from rich.console import Console
 
     from fastft.judge.report import show, write_judge_page
 
     if not arguments.answers or not arguments.judge:
-        raise ValueError("give --answers FILE … and --judge URL#name, or --reviews DIR")
+        raise UserError("give --answers FILE … and --judge URL#name, or --reviews DIR")
     if arguments.max_tokens < 1:
-        raise ValueError("--max_tokens must be at least 1")
+        raise UserError("--max_tokens must be at least 1")
     if arguments.baseline and arguments.mode == "single":
-        raise ValueError("--baseline is for pairs: an answer judged alone is compared with none")
+        raise UserError("--baseline is for pairs: an answer judged alone is compared with none")
     questions = load_questions(arguments.questions, arguments.references)
     files = {path: read_answers(path) for path in arguments.answers}
     if len(files) < len(arguments.answers):
-        raise ValueError("the same file is given twice in --answers")
+        raise UserError("the same file is given twice in --answers")
     answers = check_answers(questions, files, arguments.allow_missing)
     jobs = plan(questions, answers, arguments.mode, arguments.baseline, not arguments.one_order)
     prompts = load_prompts(arguments.prompts)

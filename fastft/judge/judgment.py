@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fastft.common.files import write_whole
 from fastft.common.records import repair_text
+from fastft.errors import UserError
 
 Mode = Literal["pairwise", "single"]
 
@@ -55,12 +56,12 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_judgments(path: Path) -> list[Judgment]:
-    """Raises ValueError with the line that is no judgment."""
+    """Raises UserError with the line that is no judgment."""
     found = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # of bytes: no U+2028 ends a line
         try:
             row = json.loads(line)
             found.append(Judgment(**{**row, "flags": tuple(row["flags"])}))
         except (TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: is no judgment ({error})") from None
+            raise UserError(f"{path}, line {number}: is no judgment ({error})") from None
     return found

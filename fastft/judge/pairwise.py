@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastft.errors import UserError
 from fastft.inference.budget import Money
 from fastft.inference.client import Client, Reply, Unanswered, estimate_tokens, run_all
 from fastft.judge.judgment import Judgment, Mode
@@ -49,25 +50,25 @@ class Job:
 def check_answers(
     questions: list[Question], files: dict[str, list[Answer]], allow_missing: bool
 ) -> dict[str, dict[str, Answer]]:
-    """Answers by model and question. Raises ValueError where models, questions and answers do not belong together."""
+    """Answers by model and question. Raises UserError where models, questions and answers do not belong together."""
     by_model: dict[str, dict[str, Answer]] = {}
     home: dict[str, str] = {}
     known = {question.id: question for question in questions}
     for path, answers in files.items():
         for answer in answers:
             if home.setdefault(answer.model, path) != path:
-                raise ValueError(
+                raise UserError(
                     f"{path}: has answers of {answer.model}, and so has {home[answer.model]}; give one another model name"
                 )
             if answer.question_id not in known:
-                raise ValueError(f"{path}: answers question {answer.question_id}, which is not among the questions")
+                raise UserError(f"{path}: answers question {answer.question_id}, which is not among the questions")
             if not answer.error and len(answer.turns) == len(known[answer.question_id].turns):
                 by_model.setdefault(answer.model, {})[answer.question_id] = answer
     for model, path in home.items():
         missing = [question.id for question in questions if question.id not in by_model.get(model, {})]
         if missing and not allow_missing:
             some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-            raise ValueError(
+            raise UserError(
                 f"{path}: {model} has no whole answer to {len(missing)} of {len(questions)} questions ({some}); run "
                 "fastft answer again, or --allow_missing to judge the others"
             )
@@ -83,9 +84,9 @@ def plan(
 ) -> list[Job]:
     """Every look that will be taken, question by question: all pairs, or each model against `baseline`; each turn."""
     if mode == "pairwise" and len(answers) < 2:
-        raise ValueError("there is only one model to compare; give answers of another, or --mode single")
+        raise UserError("there is only one model to compare; give answers of another, or --mode single")
     if baseline is not None and baseline not in answers:
-        raise ValueError(f"--baseline {baseline}: is not among the models ({', '.join(answers)})")
+        raise UserError(f"--baseline {baseline}: is not among the models ({', '.join(answers)})")
     if mode == "single":
         groups: list[tuple[str, ...]] = [(model,) for model in answers]
     elif baseline:
@@ -105,7 +106,7 @@ def plan(
 
 
 def load_prompts(directory: Path | None = None) -> dict[str, str]:
-    """The four prompts, ours or those of the same name in `directory`. Raises ValueError for one without its places."""
+    """The four prompts, ours or those of the same name in `directory`. Raises UserError for one without its places."""
     prompts = {}
     for name in ("pairwise", "pairwise-reference", "single", "single-reference"):
         path = (directory or PROMPTS) / f"{name}.txt"
@@ -115,10 +116,10 @@ def load_prompts(directory: Path | None = None) -> dict[str, str]:
             ["mark", "question", "answer_1"] + ["answer_2"] * ("pair" in name) + ["reference"] * ("reference" in name)
         )
         if missing := [place for place in needed if f"{{{place}}}" not in text]:
-            raise ValueError(f"{path}: has no {{{missing[0]}}}")
+            raise UserError(f"{path}: has no {{{missing[0]}}}")
         prompts[name] = text
     if directory and not any((directory / f"{name}.txt").is_file() for name in prompts):
-        raise ValueError(f"{directory}: holds none of {', '.join(f'{name}.txt' for name in prompts)}")
+        raise UserError(f"{directory}: holds none of {', '.join(f'{name}.txt' for name in prompts)}")
     return prompts
 
 

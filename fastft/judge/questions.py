@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.records import Record, read_records, repair_text
+from fastft.errors import UserError
 
 OWN = Path(__file__).with_name("questions.jsonl")
 
@@ -42,7 +43,7 @@ class Answer:
 def load_questions(path: str | Path = OWN, references: str | Path | None = None) -> list[Question]:
     """Questions in their order. `references`: answers to (some of) them, in any of the formats of answers.
 
-    Raises ValueError with the line that is no question, an id that comes twice, a file without any.
+    Raises UserError with the line that is no question, an id that comes twice, a file without any.
     """
     trusted = {answer.question_id: answer.turns for answer in read_answers(references)} if references else {}
     found: dict[str, Question] = {}
@@ -51,25 +52,25 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
         turns = row.get("turns") or [row.get("text")]
         identity = row.get("id", row.get("question_id"))
         if identity is None or not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise ValueError(f"{record.where}: is no question; it needs an id (or question_id) and turns (or text)")
+            raise UserError(f"{record.where}: is no question; it needs an id (or question_id) and turns (or text)")
         identity = str(identity)
         if identity in found:
-            raise ValueError(f"{record.where}: the id {identity} comes twice")
+            raise UserError(f"{record.where}: the id {identity} comes twice")
         reference = row.get("reference") or trusted.get(identity)
         reference = (reference,) if isinstance(reference, str) else reference
         if reference and not _texts(reference):
-            raise ValueError(f"{record.where}: the reference is no text, and no list of texts (one a turn)")
+            raise UserError(f"{record.where}: the reference is no text, and no list of texts (one a turn)")
         reference = tuple(reference) if reference else None
         found[identity] = Question(identity, str(row.get("category", "general")), tuple(turns), reference)
     if not found:
-        raise ValueError(f"{path}: holds no questions")
+        raise UserError(f"{path}: holds no questions")
     return list(found.values())
 
 
 def read_answers(path: str | Path) -> list[Answer]:
     """Answers as `fastft answer`, Vicuna's evaluation (`text`) or MT-bench (`choices`) write them.
 
-    Raises ValueError with the line that is none, or a question that one model answers twice.
+    Raises UserError with the line that is none, or a question that one model answers twice.
     """
     found: dict[tuple[str, str], Answer] = {}
     for record in _objects(path):
@@ -83,7 +84,7 @@ def read_answers(path: str | Path) -> list[Answer]:
         model = row.get("model") or row.get("model_id")
         error = row.get("error")
         if not model or "question_id" not in row or not (error or _texts(turns)):
-            raise ValueError(
+            raise UserError(
                 f"{record.where}: is no answer; it needs question_id, model (or model_id) and turns (or text)"
             )
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
@@ -91,10 +92,10 @@ def read_answers(path: str | Path) -> list[Answer]:
         answer = Answer(str(row["question_id"]), str(model), turns, row.get("parameters") or {}, **known, error=error)
         key = answer.question_id, answer.model
         if key in found and not found[key].error:
-            raise ValueError(f"{record.where}: {answer.model} answers question {answer.question_id} twice")
+            raise UserError(f"{record.where}: {answer.model} answers question {answer.question_id} twice")
         found[key] = answer
     if not found:
-        raise ValueError(f"{path}: holds no answers")
+        raise UserError(f"{path}: holds no answers")
     return list(found.values())
 
 
@@ -104,10 +105,10 @@ def _texts(value: Any) -> bool:
 
 def _objects(path: str | Path) -> Iterator[Record]:
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     for record in read_records(path):
         if record.error or not isinstance(record.value, dict):
-            raise ValueError(f"{record.where}: {record.error or 'is no JSON object'}")
+            raise UserError(f"{record.where}: {record.error or 'is no JSON object'}")
         yield replace(record, value=_repaired(record.value))
 
 

@@ -58,7 +58,7 @@ def write_figures(
 
 
 def report_again(directory: Path) -> Path:
-    """The report of a judged directory, from its files. Raises ValueError where they are not there."""
+    """The report of a judged directory, from its files. Raises UserError where they are not there."""
     judgments = read_judgments(directory / JUDGMENTS)
     questions = load_questions(directory / QUESTIONS) if (directory / QUESTIONS).is_file() else []
     answers = read_answers(directory / ANSWERS) if (directory / ANSWERS).is_file() else []

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastft.errors import UserError
 from fastft.judge.judgment import Judgment
 
 RESAMPLES = 2000
@@ -157,9 +158,9 @@ class Figures:
 
 
 def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_see: float | None = None) -> Figures:
-    """All figures of a run. `lengths` are needed for the length-controlled win rates. Raises ValueError without judgments."""
+    """All figures of a run. `lengths` are needed for the length-controlled win rates. Raises UserError without judgments."""
     if not judgments:
-        raise ValueError("there are no judgments")
+        raise UserError("there are no judgments")
     pairwise = [j for j in judgments if j.mode == "pairwise"]
     single = [j for j in judgments if j.mode == "single"]
     names = list(dict.fromkeys(name for j in judgments for name in (j.model_a, j.model_b) if name))

@@ -22,6 +22,8 @@ import torch.nn.attention
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastft.errors import UserError
+
 # What some architectures hand to attention that the functions below would leave out, with other numbers for a result.
 _UNKNOWN = ("s_aux", "position_bias", "alibi", "head_mask")
 
@@ -29,7 +31,7 @@ _UNKNOWN = ("s_aux", "position_bias", "alibi", "head_mask")
 def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
     """Return (transformers' name of the backend, one line saying what was chosen and why).
 
-    `requested` is auto, flash_attn, varlen or documents. Raises ValueError when it cannot work on `device`.
+    `requested` is auto, flash_attn, varlen or documents. Raises UserError when it cannot work on `device`.
     """
     from transformers import AttentionInterface
 
@@ -51,12 +53,12 @@ def _choose(requested: str, device: torch.device) -> tuple[str, str]:
         if requested == "auto":
             return "documents", f"exact per conversation; no flash attention on {device.type}"
         if requested != "documents":
-            raise ValueError(
+            raise UserError(
                 f"attention: {requested} needs an NVIDIA GPU of compute capability 8.0 or more; use documents"
             )
     has_package = _installed("flash_attn.flash_attn_interface")
     if requested == "flash_attn" and not has_package:
-        raise ValueError(
+        raise UserError(
             "attention: flash_attn is not installed (pip install flash-attn --no-build-isolation); use varlen"
         )
     if requested in ("auto", "varlen") and (kernel := _switch(capability[0])):
@@ -89,7 +91,7 @@ def _refusing_unknown(function: Callable) -> Callable:
     def attention(module, query, key, value, attention_mask, **kwargs):
         for name in _UNKNOWN:
             if kwargs.get(name) is not None:
-                raise ValueError(f"{type(module).__name__} uses {name!r} in its attention, which is not supported")
+                raise UserError(f"{type(module).__name__} uses {name!r} in its attention, which is not supported")
         return function(module, query, key, value, attention_mask, **kwargs)
 
     return attention
@@ -123,7 +125,7 @@ def _varlen(
 
     if softcap or dropout:
         what = "logit soft-capping" if softcap else "dropout"
-        raise ValueError(f"attention: varlen has no {what}, which this model needs; use flash_attn or documents")
+        raise UserError(f"attention: varlen has no {what}, which this model needs; use flash_attn or documents")
     grouped = {}
     if query.shape[1] != key.shape[1]:
         if varlen_repeats():

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import (
 )
 
 from fastft.config import TrainConfig
+from fastft.errors import UserError
 from fastft.model import lora, weights
 from fastft.model.activation_checkpointing import recompute
 from fastft.model.float8 import use_float8
@@ -36,13 +37,11 @@ class TrainedModel(nn.Module):
         super().__init__()
         config = causal_lm.config
         if getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", 1) != 1:
-            raise ValueError(f"{config.model_type}: models that scale their logits are not supported")
+            raise UserError(f"{config.model_type}: models that scale their logits are not supported")
         if (
             type(causal_lm.get_output_embeddings()) is not nn.Linear
         ):  # the loss computes with its weight, not through it
-            raise ValueError(
-                f"{config.model_type}: models whose output head is no plain linear layer are not supported"
-            )
+            raise UserError(f"{config.model_type}: models whose output head is no plain linear layer are not supported")
         self.causal_lm = causal_lm
         self.z_loss = 0.0
         """Weight of the z-loss (see fastft.model.loss); left out in evaluation mode."""
@@ -92,7 +91,7 @@ class TrainedModel(nn.Module):
         """The decoder layers, the units of sharding, checkpointing and compiling."""
         lists = [m for m in self.causal_lm.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
         if len(lists) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{self.causal_lm.config.model_type}: cannot tell its decoder layers; is it a causal language model?"
             )
         return lists[0]
@@ -109,7 +108,7 @@ def prepare_model(
     """The sharded model with its weights, fp32 to be trained, in training mode; collective.
 
     `model_config` is `fit_config`'s, `attention` transformers' name of the backend. What is to be trained has no values yet
-    where the run is `resumed`: its checkpoint has them. Raises ValueError with one line for a model that cannot be built or
+    where the run is `resumed`: its checkpoint has them. Raises UserError with one line for a model that cannot be built or
     read.
     """
     mesh = make_mesh(device, config.replicas)
@@ -162,7 +161,7 @@ def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
     """One dimension over all processes, or [replicas, shards]: neighbours, on one machine, share a replica."""
     world = dist.get_world_size()
     if world % replicas:
-        raise ValueError(f"replicas {replicas} does not divide the {world} processes")
+        raise UserError(f"replicas {replicas} does not divide the {world} processes")
     if replicas == 1:
         return init_device_mesh(device.type, (world,))
     return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
@@ -176,11 +175,11 @@ def build(model_config, attention: str, name: str) -> nn.Module:
 
 
 def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn.Module:
-    """transformers' causal LM of this config, all of it on the meta device. Raises ValueError where it cannot be built."""
+    """transformers' causal LM of this config, all of it on the meta device. Raises UserError where it cannot be built."""
     from transformers import AutoModelForCausalLM
 
     if getattr(model_config, "quantization_config", None):
-        raise ValueError(
+        raise UserError(
             f"{name}: its weights are quantised; train the original ones, with lora.quantize nf4 to save memory"
         )
     try:
@@ -188,7 +187,7 @@ def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn
             # A copy: transformers writes its data type into the config, and the export reads there what the files had.
             return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=dtype, **options)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise ValueError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
 
 
 def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:
@@ -225,7 +224,7 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
 
     Architectures that carry a state from token to token, or that pass over `cu_seqlens`, would train on a mixture of
-    conversations without a word. Raises ValueError naming the architecture.
+    conversations without a word. Raises UserError naming the architecture.
     """
     name, words = model.causal_lm.config.model_type, model.causal_lm.config.vocab_size
     length = 8
@@ -246,8 +245,8 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     except torch.OutOfMemoryError:  # a RuntimeError, too
         raise
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
+        raise UserError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
     model.train()
     model.reshard()  # without a backward pass the root would stay whole, and the optimiser would be given its whole weights
     if abs(loss - changed) > 1e-5 * abs(loss):
-        raise ValueError(f"{name}: in models of this architecture, conversations that share a row see each other")
+        raise UserError(f"{name}: in models of this architecture, conversations that share a row see each other")

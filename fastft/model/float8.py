@@ -12,16 +12,18 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from fastft.errors import UserError
+
 CAPABILITY = (9, 0)  # of Hopper: the first with products of rows scaled one by one
 
 
 def use_float8(blocks: nn.ModuleList, device: torch.device) -> str:
     """Convert the linear layers of `blocks` in place, before they are compiled and sharded. Returns a line that says how many.
 
-    Raises ValueError when `device` or the installation cannot do it.
+    Raises UserError when `device` or the installation cannot do it.
     """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < CAPABILITY:
-        raise ValueError(
+        raise UserError(
             "float8: needs an NVIDIA GPU of compute capability 9.0 or more (H100, H200, B200); leave it out"
         )
     return convert(blocks)
@@ -32,7 +34,7 @@ def convert(blocks: nn.ModuleList, emulate: bool = False) -> str:
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
-        raise ValueError(
+        raise UserError(
             'float8: needs torchao, which is not installed (pip install "fastft[torchao]"); leave it out'
         ) from None
     config = replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=emulate)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from fastft.errors import UserError
 from fastft.model.weights import locate
 
 NAME = "generation_config.json"
@@ -93,14 +94,14 @@ def _fault(values: dict[str, Any]) -> str | None:
 
 
 def _require_alone(key: str, value: Any) -> None:
-    """Raise ValueError or TypeError for a value that `generate` would refuse, whatever the others are."""
+    """Raise UserError or TypeError for a value that `generate` would refuse, whatever the others are."""
     from transformers import GenerationConfig
 
     json.dumps(value, allow_nan=False)
     if hasattr(GenerationConfig, key):
-        raise ValueError("is no setting of generation")
+        raise UserError("is no setting of generation")
     if key in MODES and type(value) is not MODES[key]:
-        raise ValueError(f"is no {MODES[key].__name__}")
+        raise UserError(f"is no {MODES[key].__name__}")
     if _is_applied(key, value):
         _appliers()[key][0](value)
 

@@ -23,6 +23,7 @@ from fastft.common.distributed import everywhere, on_first
 from fastft.common.files import sync
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
+from fastft.errors import UserError
 from fastft.model import lora
 from fastft.model.build import TrainedModel, without_values
 from fastft.model.generation_config import read_generation_config
@@ -70,25 +71,25 @@ class ModelFiles:
             self.template.tokenizer.save_pretrained(path)
 
     def read_back(self, path: Path) -> None:
-        """Raise ValueError where transformers does not read what `write` has written, or reads something else."""
+        """Raise UserError where transformers does not read what `write` has written, or reads something else."""
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
         with self._saving("config"):
             _require_json(path / "config.json")
             if AutoConfig.from_pretrained(path).to_json_string() != (path / "config.json").read_text("utf-8"):
-                raise ValueError("transformers reads other values than it wrote")
+                raise UserError("transformers reads other values than it wrote")
         with self._saving("generation config"):
             _require_json(path / "generation_config.json")
             if GenerationConfig.from_pretrained(path) != self.generation:
-                raise ValueError("transformers reads other values than it wrote")
+                raise UserError("transformers reads other values than it wrote")
         with self._saving("tokenizer"):
             _require_json(path / "tokenizer_config.json")
             ours, read = self.template.tokenizer, AutoTokenizer.from_pretrained(path)
             if read.get_vocab() != ours.get_vocab() or read(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
-                raise ValueError("read again, it makes other tokens")
+                raise UserError("read again, it makes other tokens")
         with self._saving("chat template"):
             if read.chat_template != self.chat_template:
-                raise ValueError("read again, it is another")
+                raise UserError("read again, it is another")
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
@@ -100,7 +101,7 @@ class ModelFiles:
             if (isinstance(error, OSError) and error.errno) or "(os error " in str(error):  # the latter is Rust's
                 raise OSError(str(error)) from None
             why = _first_line(error)
-            raise ValueError(
+            raise UserError(
                 f"{self.source}: its {what} cannot be saved ({why}), so neither could what is trained; mend it first"
             ) from error
 
@@ -110,7 +111,7 @@ def prepare(
 ) -> ModelFiles:
     """Read what will be exported to `path` beside the weights, and prove, next to it, that it can be; collective.
 
-    Raises ValueError with one line. `say` is told what of the generation config is mended or left out.
+    Raises UserError with one line. `say` is told what of the generation config is mended or left out.
     """
     files = ModelFiles(config.model, model_config, template, None)
 
@@ -141,7 +142,7 @@ def _generation_config(model: str, template: ChatTemplate, say: Callable[[str], 
 
 def export(model: TrainedModel, files: ModelFiles, path: Path, card: str, adapter: Path | None = None) -> None:
     """Write `path` as a Hugging Face model directory with `card` as its README.md; collective. It is written beside and
-    renamed. Adapters are merged, and written alone to `adapter` first. Raises ValueError where the disk does not take it.
+    renamed. Adapters are merged, and written alone to `adapter` first. Raises UserError where the disk does not take it.
     """
     weights, adapters = _gathered(model.causal_lm, files.dtype)
 
@@ -163,8 +164,8 @@ def advising(advice: str) -> Iterator[None]:
     """Whatever goes wrong inside, `advice` is said with it."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{error}. {advice}") from None
+    except (UserError, OSError) as error:
+        raise UserError(f"{error}. {advice}") from None
     except Exception:
         print(advice, file=sys.stderr, flush=True)
         raise
@@ -207,7 +208,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: the model could not be written ({error})") from None
+        raise UserError(f"{path}: the model could not be written ({error})") from None
 
 
 @contextmanager
@@ -232,10 +233,10 @@ def _usual_mode(directory: Path) -> int:
 
 
 def _require_json(path: Path) -> None:
-    """Raise ValueError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
+    """Raise UserError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
 
     def refuse(name: str) -> None:
-        raise ValueError(f"{path.name} would hold {name}, which JSON cannot")
+        raise UserError(f"{path.name} would hold {name}, which JSON cannot")
 
     json.loads(path.read_bytes(), parse_constant=refuse)
 

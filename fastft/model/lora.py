@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.config import LoraConfig
+from fastft.errors import UserError
 from fastft.model.weights import Read, gather
 
 
@@ -21,7 +22,7 @@ def add_adapters(
 ) -> None:
     """Freeze `causal_lm`, which is on the meta device, and inject adapters, still without values.
 
-    With nf4 the linear layers of `blocks` become bitsandbytes' 4-bit ones, which compute in `dtype`. Raises ValueError
+    With nf4 the linear layers of `blocks` become bitsandbytes' 4-bit ones, which compute in `dtype`. Raises UserError
     where a library is missing, or a target is no linear layer of the model.
     """
     peft = _peft()
@@ -35,11 +36,11 @@ def add_adapters(
 
 
 def adapter_settings(blocks: nn.ModuleList, config: LoraConfig, model: str):
-    """peft's own config of the adapters, which is saved with them. Raises ValueError as `add_adapters` does."""
+    """peft's own config of the adapters, which is saved with them. Raises UserError as `add_adapters` does."""
     linear = sorted({n.rpartition(".")[2] for n, module in blocks.named_modules() if isinstance(module, nn.Linear)})
     targets = linear if config.targets == "all-linear" else [t.strip() for t in config.targets.split(",") if t.strip()]
     if not linear or not set(targets) <= set(linear):
-        raise ValueError(
+        raise UserError(
             f"lora.targets: {config.targets} is not among the linear layers of the model's blocks ({', '.join(linear) or 'none'})"
         )
     return _peft().LoraConfig(
@@ -56,7 +57,7 @@ def _peft():
     try:
         import peft
     except ImportError:
-        raise ValueError('lora.r: peft is not installed (pip install "fastft[lora]")') from None
+        raise UserError('lora.r: peft is not installed (pip install "fastft[lora]")') from None
     return peft
 
 
@@ -82,7 +83,7 @@ def _make_quantised(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
     try:
         import bitsandbytes as bnb
     except ImportError:
-        raise ValueError(
+        raise UserError(
             'lora.quantize: nf4 needs bitsandbytes, which is not installed (pip install "fastft[lora]")'
         ) from None
     for parent in list(blocks.modules()):
@@ -131,19 +132,19 @@ def _dequantised(parameter: nn.Parameter) -> Tensor:
 
 
 def prove_settings(settings, path: Path) -> None:
-    """Write and read peft's config in the directory `path`. Raises ValueError where it cannot be."""
+    """Write and read peft's config in the directory `path`. Raises UserError where it cannot be."""
     peft = _peft()
     try:
         settings.save_pretrained(path)
         read = peft.PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"lora: the adapter's config cannot be saved ({error})") from error
+        raise UserError(f"lora: the adapter's config cannot be saved ({error})") from error
     if (read.r, read.lora_alpha, set(read.target_modules)) != (
         settings.r,
         settings.lora_alpha,
         set(settings.target_modules),
     ):
-        raise ValueError("lora: the adapter's config, read again, is another")
+        raise UserError("lora: the adapter's config, read again, is another")
 
 
 def write_adapter(adapters: dict[str, Tensor], settings, path: Path) -> None:

@@ -6,38 +6,39 @@ import json
 from pathlib import Path
 
 from fastft.config import TrainConfig
+from fastft.errors import UserError
 from fastft.model.rope_scaling import fit_window
 
 
 def load_config(model: str):
-    """The config of a causal language model in transformers. Raises ValueError with one line; runs no remote code."""
+    """The config of a causal language model in transformers. Raises UserError with one line; runs no remote code."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
     path = Path(model)
     if path.is_dir() and not (path / "config.json").exists():
-        raise ValueError(f"{model}: the directory holds no model (config.json)")
+        raise UserError(f"{model}: the directory holds no model (config.json)")
     if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise ValueError(f"{model}: no such directory")
+        raise UserError(f"{model}: no such directory")
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
-        raise ValueError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
     # BERT and its like have a causal head, too, but were not trained for it.
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
-        raise ValueError(f"{model}: {config.model_type} is no causal language model")
+        raise UserError(f"{model}: {config.model_type} is no causal language model")
     return config
 
 
 def fit_config(model_config, config: TrainConfig, words: int):
     """The config of the model to train, for `config.window` positions and `words` tokens of the tokenizer: the one at
-    `config.model`, or a changed copy where the configuration asks for it. Raises ValueError where it does not fit.
+    `config.model`, or a changed copy where the configuration asks for it. Raises UserError where it does not fit.
     """
     fitted = fit_window(model_config, config.window, config.extend, config.model)
     rows = getattr(fitted, "vocab_size", words)
     if words <= rows:
         return fitted
     if not config.resize_embeddings:
-        raise ValueError(
+        raise UserError(
             f"{config.model}: the tokenizer knows {words} tokens, the model has embeddings for {rows}; "
             "--resize_embeddings true adds some"
         )

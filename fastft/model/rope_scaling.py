@@ -10,17 +10,19 @@ import copy
 import torch
 from torch import nn
 
+from fastft.errors import UserError
+
 
 def fit_window(model_config, window: int, extend: str, model: str):
     """The config to build and export: the model's own where it knows `window` positions, else scaled as `extend` says.
 
-    Raises ValueError when the window does not fit, or the model's positions cannot be scaled.
+    Raises UserError when the window does not fit, or the model's positions cannot be scaled.
     """
     longest = getattr(model_config, "max_position_embeddings", None)
     for rope in _scaled_layers(model_config):
         short = rope.get("original_max_position_embeddings", longest)
         if rope.get("rope_type") == "longrope" and window > short:
-            raise ValueError(
+            raise UserError(
                 f"window {window}: {model} chooses its positions (longrope) by the longest conversation of a row; "
                 f"packed rows are exact up to {short} tokens"
             )
@@ -28,11 +30,11 @@ def fit_window(model_config, window: int, extend: str, model: str):
         return model_config
     too_long = f"window {window} is longer than the {longest} positions that {model} knows"
     if extend == "none":
-        raise ValueError(f"{too_long}; --extend yarn or --extend linear scales them to fit")
+        raise UserError(f"{too_long}; --extend yarn or --extend linear scales them to fit")
     config = copy.deepcopy(model_config)
     layers = _scaled_layers(config)
     if not layers:
-        raise ValueError(f"{too_long}, and they are not rotary: they cannot be scaled")
+        raise UserError(f"{too_long}, and they are not rotary: they cannot be scaled")
     for rope in layers:
         _scale(rope, extend, window / longest, longest, too_long)
     config.max_position_embeddings = window
@@ -58,7 +60,7 @@ def _scale(rope: dict, extend: str, factor: float, longest: int, too_long: str) 
         if extend == "yarn":
             rope["original_max_position_embeddings"] = longest
     else:
-        raise ValueError(f"{too_long}, and {earlier} scales them already: {extend} cannot be put on top")
+        raise UserError(f"{too_long}, and {earlier} scales them already: {extend} cannot be put on top")
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from fastft.errors import UserError
+
 
 class Rows(Protocol):
     """A tensor, or one that is still in its file: slices of its first dimension can be taken."""
@@ -34,7 +36,7 @@ def compute_buffers(causal_lm: nn.Module) -> None:
     """Give a model built on the meta device the buffers that no file holds (rotary frequencies, scales), on CPU.
 
     transformers' own initialisation computes them, as in from_pretrained; the parameters, still without values, are not
-    touched. It runs over two different fillings: what it leaves as it was would have been garbage. Raises ValueError.
+    touched. It runs over two different fillings: what it leaves as it was would have been garbage. Raises UserError.
     """
     kept = causal_lm.state_dict().keys()
     computed = [name for name, _ in causal_lm.named_buffers() if name not in kept]
@@ -49,16 +51,16 @@ def compute_buffers(causal_lm: nn.Module) -> None:
         results.append([causal_lm.get_buffer(name) for name in computed])
     for name, once, again in zip(computed, *results):
         if not torch.equal(once, again):
-            raise ValueError(f"{causal_lm.config.model_type}: transformers does not compute its buffer {name}")
+            raise UserError(f"{causal_lm.config.model_type}: transformers does not compute its buffer {name}")
 
 
 def open_weights(model: str, causal_lm: nn.Module, say: Callable[[str], None]) -> Read:
     """How to read the weights of `causal_lm`, which is on the meta device, from a directory or Hub name; collective.
 
-    An embedding may have more rows than its file. Raises ValueError naming file and tensor.
+    An embedding may have more rows than its file. Raises UserError naming file and tensor.
     """
     if Path(model, "adapter_config.json").exists():
-        raise ValueError(f"{model}: holds an adapter; merge it into its model first")
+        raise UserError(f"{model}: holds an adapter; merge it into its model first")
     files = _safetensors_files(model)
     source = SafetensorsFiles(files) if files else None
     if source and not _renamed(causal_lm, source.files):
@@ -70,7 +72,7 @@ def open_weights(model: str, causal_lm: nn.Module, say: Callable[[str], None]) -
 
 
 class SafetensorsFiles:
-    """Tensors in safetensors files, memory-mapped. Raises ValueError for a file that is missing, cut short or damaged."""
+    """Tensors in safetensors files, memory-mapped. Raises UserError for a file that is missing, cut short or damaged."""
 
     def __init__(self, files: dict[Path, list[str]]):
         """`files` -> the tensors that the index promises of each, none without an index."""
@@ -80,11 +82,11 @@ class SafetensorsFiles:
         for path, promised in files.items():
             self.promised.update(dict.fromkeys(promised, path))
             if not path.exists():
-                raise ValueError(f"{path}: is missing; the model's index says that it holds {promised[0]}")
+                raise UserError(f"{path}: is missing; the model's index says that it holds {promised[0]}")
             try:
                 handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{path}: {_damage(path) or error}") from None
+                raise UserError(f"{path}: {_damage(path) or error}") from None
             for name in handle.keys():  # noqa: SIM118 (a handle is no dictionary)
                 self.handles[name], self.files[name] = handle, path
 
@@ -103,7 +105,7 @@ class SafetensorsFiles:
             held = [name for name in names if name in self.files]
             if not held:
                 path = next((self.promised[n] for n in names if n in self.promised), next(iter(self.files.values())))
-                raise ValueError(f"{path}: the weight {names[0]} is missing")
+                raise UserError(f"{path}: the weight {names[0]} is missing")
             for name in held:
                 self._require_shape(name, tensor.shape, name in growing)
                 surplus.pop(name, None)
@@ -118,14 +120,14 @@ class SafetensorsFiles:
         shape = self.shape(name)
         grows = may_grow and shape[0] <= wanted[0] and shape[1:] == list(wanted[1:])
         if shape != list(wanted) and not grows:
-            raise ValueError(f"{self.files[name]}: {name} is {shape}, the model's config makes it {list(wanted)}")
+            raise UserError(f"{self.files[name]}: {name} is {shape}, the model's config makes it {list(wanted)}")
 
     def _require_equal(self, name: str, other: str, model: str) -> None:
         same = self.shape(name) == self.shape(other) and all(
             torch.equal(a, b) for a, b in zip(_in_parts(self(name)), _in_parts(self(other)))
         )
         if not same:
-            raise ValueError(_UNTIED.format(self.files[other], other, model))
+            raise UserError(_UNTIED.format(self.files[other], other, model))
 
 
 _UNTIED = '{}: {} differs from the weight that {}/config.json ties it to; put "tie_word_embeddings": false there'
@@ -141,13 +143,13 @@ class FirstProcess:
                 self.state = _load_whole(model)
                 for names, _ in _tensors(causal_lm):
                     if any(self.state[name] is not self.state[names[0]] for name in names):
-                        raise ValueError(_UNTIED.format(model, names[0], model))
+                        raise UserError(_UNTIED.format(model, names[0], model))
                 told = [{name: tensor.shape for name, tensor in self.state.items()}]
-            except ValueError as error:
+            except UserError as error:
                 told = [str(error)]
         dist.broadcast_object_list(told)
         if isinstance(told[0], str):
-            raise ValueError(told[0])
+            raise UserError(told[0])
         self.shapes = told[0]
 
     def __call__(self, name: str) -> Rows:
@@ -165,9 +167,9 @@ def _load_whole(model: str) -> dict[str, Tensor]:
     try:
         causal_lm, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # a dozen kinds: files cut short, shapes that differ, architectures that are none
-        raise ValueError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
-        raise ValueError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
+        raise UserError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
     return causal_lm.state_dict(keep_vars=True)
 
 
@@ -265,7 +267,7 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
         for tensor, file in json.loads(index.read_text())["weight_map"].items():
             files[file].append(tensor)
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f"{index}: is damaged; it should map weights to files") from None
+        raise UserError(f"{index}: is damaged; it should map weights to files") from None
     return {locate(model, file): tensors for file, tensors in files.items()}
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import load_template
+from fastft.errors import UserError
 from fastft.model import huggingface as hugging_face
 from fastft.model import lora, weights
 from fastft.model.build import TrainedModel, assemble
@@ -30,17 +31,17 @@ from fastft.train.trackers import first_line
 def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], hub_name: str | None = None) -> None:
     """Write the model of the checkpoint at `place` to `directory`, which must not hold anything yet.
 
-    Raises ValueError with one line for a checkpoint that is not whole or belongs to no run, for a model that is not the one
+    Raises UserError with one line for a checkpoint that is not whole or belongs to no run, for a model that is not the one
     from which the run started, and for a directory that cannot be written.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory}: exists; choose a directory that does not, nothing is written over")
+        raise UserError(f"{directory}: exists; choose a directory that does not, nothing is written over")
     step_directory, run_directory = find_checkpoint(place, say)
     run, meta = read_run(run_directory), marker.read(step_directory)
     config = run.config
     source_config = load_config(config.model)
     if model_fingerprint(config.model, source_config) != meta["identity"]["model"]:
-        raise ValueError(
+        raise UserError(
             f"{config.model}: is not the model from which the run started; if that lies elsewhere now, say so in "
             f"{run_directory / 'config.yaml'}"
         )
@@ -57,18 +58,18 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
 
 
 def find_checkpoint(place: Path, say: Callable[[str], None]) -> tuple[Path, Path]:
-    """(a complete checkpoint's directory, its run's). Raises ValueError with one line."""
+    """(a complete checkpoint's directory, its run's). Raises UserError with one line."""
     if not place.is_dir():
-        raise ValueError(f"{place}: no such directory")
+        raise UserError(f"{place}: no such directory")
     if (place / "checkpoints").is_dir():
         found = checkpoint.newest(place / "checkpoints", say)
         if found is None:
-            raise ValueError(f"{place / 'checkpoints'}: holds no complete checkpoint")
+            raise UserError(f"{place / 'checkpoints'}: holds no complete checkpoint")
         return found[0], place
     if not place.name.startswith("step-") and not (place / "meta.json").exists():
-        raise ValueError(f"{place}: is neither a run's directory nor a checkpoint's (RUN/checkpoints/step-…)")
+        raise UserError(f"{place}: is neither a run's directory nor a checkpoint's (RUN/checkpoints/step-…)")
     if fault := checkpoint.fault_of(place):
-        raise ValueError(f"{place}: is no complete checkpoint: {fault}")
+        raise UserError(f"{place}: is no complete checkpoint: {fault}")
     return place, place.resolve().parent.parent
 
 
@@ -84,7 +85,7 @@ def load_model(config: TrainConfig, model_config, path: Path, say: Callable[[str
     values = checkpoint.read_trained(path, trained, dtype)
     for name, parameter in trained.items():
         if name not in values or values[name].shape != parameter.shape:
-            raise ValueError(f"{path}: does not hold the {name} that its run's config.yaml asks for")
+            raise UserError(f"{path}: does not hold the {name} that its run's config.yaml asks for")
     weights.fill_buffers(model, read)
     if config.lora.quantize != "none":
         lora.load_quantised(model.causal_lm, read, cpu)
@@ -108,24 +109,24 @@ def single_process() -> Iterator[None]:
 
 def make_repository(name: str) -> None:
     """Make the model repository on the Hub, private, if it does not exist: before the work, so that a login that lacks is
-    found out at once. Raises ValueError with one line.
+    found out at once. Raises UserError with one line.
     """
     from huggingface_hub import HfApi
 
     try:
         HfApi().create_repo(name, private=True, exist_ok=True)
     except Exception as error:  # names that are none, nobody logged in, no network: a dozen kinds
-        raise ValueError(f"--push_to_hub {name}: {first_line(error)}") from None
+        raise UserError(f"--push_to_hub {name}: {first_line(error)}") from None
 
 
 def push(directory: Path, name: str) -> str:
-    """Upload the model and return its address. Raises ValueError with one line."""
+    """Upload the model and return its address. Raises UserError with one line."""
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message="fastft export"))
     except Exception as error:
-        raise ValueError(
+        raise UserError(
             f"--push_to_hub {name}: {first_line(error)}. The model is whole in {directory}: hf upload {name} {directory}"
         ) from None
 
@@ -141,17 +142,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    try:
-        if options.push_to_hub:
-            make_repository(options.push_to_hub)
-        export_checkpoint(options.checkpoint, options.directory, say, options.push_to_hub)
-        if options.push_to_hub:
-            say(f"pushed: {push(options.directory, options.push_to_hub)}")
-    except (ValueError, OSError) as error:
-        say(f"error: {error}")
-        return 1
+    if options.push_to_hub:
+        make_repository(options.push_to_hub)
+    export_checkpoint(options.checkpoint, options.directory, say, options.push_to_hub)
+    if options.push_to_hub:
+        say(f"pushed: {push(options.directory, options.push_to_hub)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

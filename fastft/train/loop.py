@@ -39,6 +39,7 @@ from fastft.data.batch import Batch, ahead, rank_batches
 from fastft.data.dataset import TokenizedData, conversation_names, load_data
 from fastft.data.step_plan import Course, Schedule, Step, plan_stage
 from fastft.data.template.chat_template import load_template
+from fastft.errors import UserError
 from fastft.model import huggingface as hugging_face
 from fastft.model.attention import choose_attention
 from fastft.model.build import TrainedModel, prepare_model, prove_isolation
@@ -72,7 +73,7 @@ def train(config: TrainConfig) -> Path | None:
 def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     """Run to the end and return the directory of the exported model, None after a dry run.
 
-    Raises ValueError for the user's mistakes, Preempted when it was asked to leave.
+    Raises UserError for the user's mistakes, Preempted when it was asked to leave.
     """
     mark = None if local_rank() or config.dry_run else Path(config.output_dir) / stopping.MARK
     started, device, stop = time.time(), join_ranks(), Stopping(mark)
@@ -82,7 +83,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     say = (lambda line: print(line, file=sys.stderr, flush=True)) if rank == 0 else (lambda line: None)
     output_dir = Path(config.output_dir)
     if config.global_batch_size % (world * config.micro_batch_size):
-        raise ValueError(
+        raise UserError(
             f"global_batch_size {config.global_batch_size} is not a multiple of micro_batch_size {config.micro_batch_size} "
             f"x {world} processes"
         )
@@ -119,7 +120,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         lease = take_lease(store, at_exit, say)
         starts = find_starts(config, disk, store, identity, say)
         if starts and (done := starts[0].meta["step"]) > course.total:
-            raise ValueError(
+            raise UserError(
                 f"step {done} is done, and these settings end with step {course.total}: raise max_steps or epochs, or have that "
                 "step's model from fastft export"
             )
@@ -323,7 +324,7 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
 
 
 def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
-    """Raise ValueError for `count` bad steps in a row that ended with step `last`, naming their conversations."""
+    """Raise UserError for `count` bad steps in a row that ended with step `last`, naming their conversations."""
     first = last - count + 1
     names = []
     for step in map(course.step, range(first, last + 1)):
@@ -335,7 +336,7 @@ def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
         if dist.get_rank() == 0:
             path.write_text("".join(f"{name}\n" for name in names))
         more = f" and {len(names) - SHOWN_NAMES} more, all in {path}"
-    raise ValueError(
+    raise UserError(
         f"steps {first} to {last}: the loss or the gradient was not a finite number, so nothing was learned from them. "
         f"Lower optimizer.lr, or look at their conversations: {', '.join(names[:SHOWN_NAMES])}{more}"
     )
@@ -344,7 +345,7 @@ def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
 def open_reporter(
     config: TrainConfig, names: list[str], facts: dict, first: int, total: int, started: float
 ) -> Reporter | None:
-    """The run's files and trackers, which the first process has; collective. Raises ValueError where one does not open."""
+    """The run's files and trackers, which the first process has; collective. Raises UserError where one does not open."""
     output_dir = Path(config.output_dir)
 
     def open_files() -> Reporter:
@@ -377,20 +378,16 @@ def main(argv: list[str] | None = None) -> int:
                 mark.parent.mkdir(parents=True, exist_ok=True)
                 mark.unlink(missing_ok=True)
         except OSError as error:
-            raise ValueError(f"output_dir {config.output_dir}: {error.strerror}") from None
+            raise UserError(f"output_dir {config.output_dir}: {error.strerror}") from None
         try:
             train(config)
             mark.unlink(missing_ok=True)  # of a notice that came too late to matter
         except torch.OutOfMemoryError:
-            raise ValueError(out_of_memory_line(config, dist.get_world_size())) from None
+            raise UserError(out_of_memory_line(config, dist.get_world_size())) from None
     except Preempted as asked:
         if first_to_fail():
             print(asked, file=sys.stderr, flush=True)
         return stopping.EXIT_CODE
-    except (ValueError, OSError) as error:
-        if first_to_fail():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

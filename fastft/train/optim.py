@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastft.config import TrainConfig
+from fastft.errors import UserError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -22,7 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW as `config.optimizer` says: PyTorch's fused one, with moments in fp32 or bf16, or torchao's with 8-bit moments.
 
-    Raises ValueError when something that was asked for is not there.
+    Raises UserError when something that was asked for is not there.
     """
     groups = parameter_groups(model, config.optimizer.weight_decay)
     if config.optimizer.name == "adamw_8bit":
@@ -128,7 +129,7 @@ def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     version = tuple(map(int, torch.__version__.split(".")[:2]))
     if version < (2, 13) and any(p.device.type == "cuda" for p in parameters):
-        raise ValueError(
+        raise UserError(
             f"optimizer.state_dtype: bfloat16 needs torch 2.13 or newer on a GPU, this is {torch.__version__}; use float32"
         )
 
@@ -158,7 +159,7 @@ def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.O
     try:
         from torchao.optim import AdamW8bit
     except ImportError:
-        raise ValueError(
+        raise UserError(
             'optimizer.name: adamw_8bit needs torchao, which is not installed (pip install "fastft[torchao]"); use adamw'
         ) from None
     optimizer = AdamW8bit(groups, lr=0.0, betas=betas)
@@ -169,7 +170,7 @@ def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.O
         optimizer.step()
     except Exception as error:  # torch.compile without a C++ compiler, or without Triton
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"optimizer.name: adamw_8bit cannot be compiled here ({reason}); use adamw") from None
+        raise UserError(f"optimizer.name: adamw_8bit cannot be compiled here ({reason}); use adamw") from None
     for state in optimizer.state.values():
         state["step"].zero_()
     optimizer.zero_grad()

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from fastft.config import SamplesConfig, TrainConfig
 from fastft.data.conversation import Message, parse_conversation
 from fastft.data.template.chat_template import ChatTemplate
+from fastft.errors import UserError
 from fastft.model.build import TrainedModel, uncompiled
 from fastft.train.metrics import cut_after
 
@@ -36,7 +37,7 @@ class Sampler:
     """A run's prompts, when they are asked, and where the answers go: one curve whatever the interruptions."""
 
     def __init__(self, config: TrainConfig, template: ChatTemplate):
-        """Raises ValueError as `read_prompts` does."""
+        """Raises UserError as `read_prompts` does."""
         self.config, self.template = config.samples, template
         self.prompts = read_prompts(config.samples, template, config.window)
 
@@ -61,13 +62,13 @@ class Sampler:
 
 
 def read_prompts(config: SamplesConfig, template: ChatTemplate, window: int) -> list[Prompt]:
-    """The prompts of the file, none without one. Raises ValueError naming the line that is no prompt or does not fit."""
+    """The prompts of the file, none without one. Raises UserError naming the line that is no prompt or does not fit."""
     if config.prompts is None:
         return []
     try:
         lines = Path(config.prompts).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"samples.prompts: {config.prompts}: cannot be read ({error})") from None
+        raise UserError(f"samples.prompts: {config.prompts}: cannot be read ({error})") from None
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -75,14 +76,14 @@ def read_prompts(config: SamplesConfig, template: ChatTemplate, window: int) -> 
             messages = _messages(line, where)
             ids = template.encode_prompt(messages)
             if len(ids) + config.max_new_tokens > window:
-                raise ValueError(
+                raise UserError(
                     f"{where}: {len(ids)} tokens and {config.max_new_tokens} for the answer are more than the window of "
                     f"{window}; shorten it, or lower samples.max_new_tokens"
                 )
             text = "\n\n".join(m.content if m.role == "user" else f"[{m.role}] {m.content}" for m in messages)
             found.append(Prompt(text, ids))
     if not found:
-        raise ValueError(f"samples.prompts: {config.prompts}: holds no prompt")
+        raise UserError(f"samples.prompts: {config.prompts}: holds no prompt")
     return found
 
 
@@ -97,10 +98,10 @@ def _messages(line: str, where: str) -> list[Message]:
         elif "messages" not in record:
             raise ValueError
     except ValueError:
-        raise ValueError(f"{where}: is no JSON object with prompt or messages") from None
+        raise UserError(f"{where}: is no JSON object with prompt or messages") from None
     messages = parse_conversation(record, where).messages
     if not messages or messages[-1].role != "user":
-        raise ValueError(f"{where}: its messages do not end with a text of the user's")
+        raise UserError(f"{where}: its messages do not end with a text of the user's")
     return messages
 
 

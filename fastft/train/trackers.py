@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastft.errors import UserError
+
 
 class Tracker(Protocol):
     def log(self, row: dict[str, Any]) -> None:
@@ -23,11 +25,11 @@ class Tracker(Protocol):
 
 
 def tracker_names(trackers: str) -> list[str]:
-    """The names in a list with commas; none stands for none. Raises ValueError where a package is missing."""
+    """The names in a list with commas; none stands for none. Raises UserError where a package is missing."""
     names = [name for name in dict.fromkeys(each.strip() for each in trackers.split(",")) if name != "none"]
     for name in names:
         if importlib.util.find_spec(name) is None:  # each is its package's name
-            raise ValueError(
+            raise UserError(
                 f"trackers: {name} is not installed (pip install {name}); leave it out, or say --trackers none"
             )
     return names
@@ -37,14 +39,14 @@ class Trackers:
     """All of a run's trackers. `start_step` is the step of the checkpoint from which the run goes on."""
 
     def __init__(self, names: list[str], output_dir: Path, run_id: str, start_step: int, settings: dict[str, Any]):
-        """Raises ValueError where a tracker does not start, because nobody is logged in, say."""
+        """Raises UserError where a tracker does not start, because nobody is logged in, say."""
         kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
         self.open: dict[str, Tracker] = {}
         for name in names:
             try:
                 self.open[name] = kinds[name](output_dir, run_id, start_step, settings)
             except Exception as error:  # the libraries' own kinds
-                raise ValueError(f"trackers: {name} did not start ({first_line(error)})") from None
+                raise UserError(f"trackers: {name} did not start ({first_line(error)})") from None
 
     def log(self, row: dict[str, Any]) -> None:
         numbers = {name: value for name, value in row.items() if value is not None}

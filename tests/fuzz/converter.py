@@ -10,6 +10,8 @@ tag or border and never half of one. tests/test_cleaning_fuzz.py has hypothesis 
 import sys
 from pathlib import Path
 
+from fastft.errors import UserError
+
 ROOT = Path(__file__).parents[2]
 # No markdown is longer: a line end in code costs its indent in 75 nested lists, and `colspan` counts up to 1,000.
 MOST_TIMES = 1_000
@@ -59,7 +61,7 @@ def _converted(html: str, reference: bool) -> str:
 
     try:
         return html_to_markdown(html, reference=reference)
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         return f"refused: {error}"
     except BaseException:
         print(f"\nraised by {html!r}", file=sys.stderr)

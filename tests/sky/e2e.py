@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastft.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "slurm-wlm munge openssh-server rsync socat netcat-openbsd sudo"
 HOST = "box"
@@ -299,7 +301,7 @@ def metrics(ground: Path) -> list[dict]:
     for line in files[-1].read_text().splitlines() if files else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (UserError, ValueError):
             break  # being written
     return [row for row in rows if "loss" in row]
 

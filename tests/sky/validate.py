@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from fastft.errors import UserError
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CATALOG_VERSION = "v8"
@@ -94,7 +96,7 @@ def main() -> int:
         for name in yamls:
             try:
                 choices += check(name, texts)
-            except ValueError as error:
+            except (UserError, ValueError) as error:
                 problems.append(f"{name}: {error}")
         if not problems:
             problems = plant_mistakes(texts)
@@ -295,7 +297,7 @@ def plant_mistakes(texts: dict[str, str]) -> list[str]:
                 try:
                     check(yaml, changed)
                     missed.append(f"{yaml}: {wrong!r} for {right!r} in {name} was not noticed")
-                except ValueError as error:
+                except (UserError, ValueError) as error:
                     if word not in str(error):
                         missed.append(f"{yaml}: {wrong!r} for {right!r} was refused for another reason: {error}")
     return missed

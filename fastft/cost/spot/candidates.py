@@ -23,6 +23,7 @@ from fastft.cost.spot.prices import Offer, cheapest
 from fastft.cost.spot.simulate import Job, Runs, mean_between_preemptions, simulate, undisturbed
 from fastft.cost.spot.traces import Trace, read_trace, synthetic
 from fastft.cost.spot.young import young_interval
+from fastft.errors import UserError
 
 if TYPE_CHECKING:
     from fastft.cost.estimate import Estimate
@@ -71,18 +72,18 @@ class SpotConfig:
         if not self.spot and (
             said := [name for name, value in vars(self).items() if value != getattr(SpotConfig, name)]
         ):
-            raise ValueError(f"{said[0]}: only with --spot")
+            raise UserError(f"{said[0]}: only with --spot")
         if self.trace and self.preemption_rate is not None:
-            raise ValueError("preemption_rate: the trace has its own; give one of the two")
+            raise UserError("preemption_rate: the trace has its own; give one of the two")
         times = ("provision_minutes", "setup_minutes", "blocking_seconds", "upload_seconds", "preemption_rate")
         for name in times:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name}: {value} is not 0 or more and finite")
+                raise UserError(f"{name}: {value} is not 0 or more and finite")
         if self.page:
             path = Path(self.page).expanduser()
             if path.is_dir() or not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
-                raise ValueError(f"page: {self.page}: cannot be written")
+                raise UserError(f"page: {self.page}: cannot be written")
         _ = self.interval_s
 
     @property
@@ -99,7 +100,7 @@ class SpotConfig:
         except ValueError:
             seconds = -1.0
         if not 0 < seconds < math.inf:
-            raise ValueError(f"checkpoint_every: {self.checkpoint_every!r} is neither auto nor minutes above 0")
+            raise UserError(f"checkpoint_every: {self.checkpoint_every!r} is neither auto nor minutes above 0")
         return seconds
 
     def preemptions(self, seed: int) -> Trace:
@@ -202,7 +203,7 @@ def compare(
                 measured[key] = _measure(job, key[-1], trace if spot else None, seed)
             rows.append(Candidate(e, offer, nodes, spot, *measured[key]))
     if not rows:
-        raise ValueError(
+        raise UserError(
             "spot: nothing to compare; " + "; ".join(f"{why}: {', '.join(w)}" for why, w in left_out.items())
         )
     shown = {row.offer.gpu for row in rows}

@@ -24,6 +24,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastft.errors import UserError
+
 SHIPPED = Path(__file__).with_name("price_lists")
 CLOUDS = ("aws", "gcp", "azure", "lambda", "oci", "runpod", "nebius", "fluidstack", "cudo", "paperspace", "do", "ibm")
 
@@ -73,14 +75,14 @@ class Offer:
 def read_prices(names: str) -> list[Offer]:
     """The offers of shipped catalogs or files, separated by commas, with what is doubted about them.
 
-    Raises ValueError with one line for a file that is missing, of an unknown form, or without a GPU that fastft knows.
+    Raises UserError with one line for a file that is missing, of an unknown form, or without a GPU that fastft knows.
     """
     offers: list[Offer] = []
     for name in filter(None, (item.strip() for item in names.split(","))):
         path = SHIPPED / f"{name}.csv" if name in shipped() else Path(name).expanduser()
         offers += _read_file(path)
     if not offers:
-        raise ValueError(f"prices: {names!r} has no price of a GPU among {', '.join(dict.fromkeys(KINDS.values()))}")
+        raise UserError(f"prices: {names!r} has no price of a GPU among {', '.join(dict.fromkeys(KINDS.values()))}")
     return doubt(offers)
 
 
@@ -130,18 +132,18 @@ def _read_file(path: Path) -> list[Offer]:
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
             columns = set(reader.fieldnames or ())
     except FileNotFoundError:
-        raise ValueError(f"prices: {path}: no such file; {', '.join(shipped())} come with fastft") from None
+        raise UserError(f"prices: {path}: no such file; {', '.join(shipped())} come with fastft") from None
     except OSError as error:
-        raise ValueError(f"prices: {path}: {error.strerror}") from None
+        raise UserError(f"prices: {path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"prices: {path} is no CSV ({error})") from None
+        raise UserError(f"prices: {path} is no CSV ({error})") from None
     if {"cloud", "gpu", "count", "region", "on_demand", "spot"} <= columns:
         return list(_own(rows, path))
     if {"AcceleratorName", "AcceleratorCount", "Region", "GpuPrice", "HostPrice"} <= columns:
         return list(_joined(rows, path))
     if {"InstanceType", "AcceleratorName", "AcceleratorCount", "Region", "Price", "SpotPrice"} <= columns:
         return list(_skypilot(rows, path))
-    raise ValueError(
+    raise UserError(
         f"prices: {path} has columns {', '.join(sorted(columns)) or 'none'}; wanted are SkyPilot's of a vms.csv, or cloud, "
         "gpu, count, region, on_demand, spot"
     )
@@ -151,10 +153,10 @@ def _own(rows: list[dict], path: Path) -> Iterator[Offer]:
     for number, row in enumerate(rows, 1):
         gpu = KINDS.get(row["gpu"], row["gpu"])
         if gpu not in KINDS.values():
-            raise ValueError(f"prices: {path}, row {number}: no GPU {row['gpu']!r} is known")
+            raise UserError(f"prices: {path}, row {number}: no GPU {row['gpu']!r} is known")
         count = _number(row["count"], path, number)
         if not count or count != int(count):
-            raise ValueError(f"prices: {path}, row {number}: {row['count']!r} is no number of GPUs")
+            raise UserError(f"prices: {path}, row {number}: {row['count']!r} is no number of GPUs")
         on_demand, spot = (_number(row[key], path, number) for key in ("on_demand", "spot"))
         yield Offer(row["cloud"].strip().lower(), gpu, int(count), row["region"], on_demand, spot)
 
@@ -213,7 +215,7 @@ def _cloud(path: Path) -> str:
     for name in (path.parent.name, path.stem.split("_")[0]):
         if name.lower() in CLOUDS:
             return name.lower()
-    raise ValueError(f"prices: {path}: which cloud? Name the file aws_….csv, or put it into a directory of that name")
+    raise UserError(f"prices: {path}: which cloud? Name the file aws_….csv, or put it into a directory of that name")
 
 
 def _number(text: str, path: Path, row: int) -> float | None:
@@ -224,5 +226,5 @@ def _number(text: str, path: Path, row: int) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 <= value < math.inf:
-        raise ValueError(f"prices: {path}, row {row}: {text!r} is no price or number")
+        raise UserError(f"prices: {path}, row {row}: {text!r} is no price or number")
     return value or None  # a price of 0 stands for none in SkyPilot's catalog

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastft.errors import UserError
+
 FLEET = 64
 """Nodes of a synthetic trace, as many as bamboo's."""
 MOST_AN_HOUR = 60.0
@@ -44,22 +46,22 @@ class Trace:
 
 
 def read_trace(path: str | Path) -> Trace:
-    """A recorded trace. Raises ValueError with one line for a file that is missing, broken or of another format."""
+    """A recorded trace. Raises UserError with one line for a file that is missing, broken or of another format."""
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"trace: {path}: no such file") from None
+        raise UserError(f"trace: {path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"trace: {path}: {error.strerror}") from None
+        raise UserError(f"trace: {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ValueError(_unknown(path)) from None
+        raise UserError(_unknown(path)) from None
     if text.lstrip().startswith("{"):
         times, counts, end_s = _ticks(text, path)
     else:
         times, counts, end_s = _lines(text, path)
     if not counts.any():
-        raise ValueError(f"trace: {path}: there never was an instance")
+        raise UserError(f"trace: {path}: there never was an instance")
     return _changes(path.stem, times, counts, end_s)
 
 
@@ -68,11 +70,11 @@ def _ticks(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
         values = json.loads(text)
         gap, counts = values["metadata"]["gap_seconds"], np.array(values["data"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(_unknown(path)) from None
+        raise UserError(_unknown(path)) from None
     if not isinstance(gap, (int, float)) or not 0 < gap < math.inf:
-        raise ValueError(f"trace: {path}: gap_seconds {gap!r} is not a time")
+        raise UserError(f"trace: {path}: gap_seconds {gap!r} is not a time")
     if counts.ndim != 1 or len(counts) < 2 or counts.dtype.kind not in "iu" or counts.min() < 0:
-        raise ValueError(f"trace: {path}: data is not a list of two or more numbers of instances")
+        raise UserError(f"trace: {path}: data is not a list of two or more numbers of instances")
     return gap * np.arange(len(counts), dtype=float), counts, float(gap * len(counts))
 
 
@@ -84,10 +86,10 @@ def _lines(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
             moments.append(datetime.fromisoformat(f"{day}T{clock}").timestamp())
             counts.append(int(count))
         except ValueError:
-            raise ValueError(_unknown(path)) from None
+            raise UserError(_unknown(path)) from None
     times = np.array(moments)
     if len(times) < 2 or np.diff(times).min() < 0 or times[-1] == times[0] or min(counts) < 0:
-        raise ValueError(f"trace: {path}: wanted are two or more lines, in order of time, with numbers of instances")
+        raise UserError(f"trace: {path}: wanted are two or more lines, in order of time, with numbers of instances")
     return times - times[0], np.array(counts), float(times[-1] - times[0])
 
 
@@ -119,14 +121,14 @@ def fit(trace: Trace) -> tuple[float, float]:
 def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0, fleet: int = FLEET) -> Trace:
     """A fleet whose nodes are each lost `rate` times an hour on average, `burst` (mean, geometric) at once, and refilled.
 
-    Bursts come as a Poisson process. Raises ValueError for a rate that is none or a burst below 1 or above the fleet.
+    Bursts come as a Poisson process. Raises UserError for a rate that is none or a burst below 1 or above the fleet.
     """
     if not 0 <= rate <= MOST_AN_HOUR:
-        raise ValueError(
+        raise UserError(
             f"preemption_rate: {rate} is not between 0 and {MOST_AN_HOUR:g} preemptions a node and hour; nothing is set up faster"
         )
     if not 1 <= burst <= fleet:
-        raise ValueError(f"burst: {burst} is not between 1 and {fleet} nodes")
+        raise UserError(f"burst: {burst} is not between 1 and {fleet} nodes")
     random = np.random.default_rng(seed)
     end_s = 3600 * hours
     number = random.poisson(rate * fleet / burst * hours)

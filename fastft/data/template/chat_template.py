@@ -65,6 +65,7 @@ from fastft.data.template.tokenizer_json import (
     tokenizer_of,
     tokens_per_byte,
 )
+from fastft.errors import UserError
 
 # Answers of one conversation whose prompt is rendered and compared one by one. Each costs a rendering of everything
 # before it, so a dialogue of 10,000 turns would cost 5,000^2 / 2 turns; behind this many, a prompt is rendered only when
@@ -90,9 +91,9 @@ class ChatTemplate:
     """A tokenizer together with the chat template it is used with."""
 
     def __init__(self, tokenizer, source: str, name: str):
-        """`source` is the Jinja text, `name` says in messages which template it is. Raises TemplateError, ValueError."""
+        """`source` is the Jinja text, `name` says in messages which template it is. Raises TemplateError, UserError."""
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(f"{name}: the tokenizer has no fast version (tokenizer.json); fastft needs its offsets")
+            raise UserError(f"{name}: the tokenizer has no fast version (tokenizer.json); fastft needs its offsets")
         self.tokenizer, self.source, self.name = tokenizer, source, name
         self.dated_source = _with_fixed_date(source)
         self._leaves_texts_alone = leaves_texts_alone(self.dated_source)
@@ -416,28 +417,26 @@ def built_in_templates() -> list[str]:
 
 
 def load_tokenizer(model: str):
-    """The tokenizer in a model directory (or of a Hub name). Raises ValueError with one line; runs no remote code."""
+    """The tokenizer in a model directory (or of a Hub name). Raises UserError with one line; runs no remote code."""
     from transformers import AutoTokenizer
 
     path = Path(model)
     if path.is_dir() and not any(
         (path / f).exists() for f in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     ):
-        raise ValueError(
-            f"{model}: the directory holds no tokenizer (tokenizer.json); save the model's tokenizer there"
-        )
+        raise UserError(f"{model}: the directory holds no tokenizer (tokenizer.json); save the model's tokenizer there")
     if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise ValueError(f"{model}: no such directory")
+        raise UserError(f"{model}: no such directory")
     try:
         return AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises a dozen kinds here
-        raise ValueError(f"{model}: its tokenizer cannot be loaded ({_first_line(error)})") from None
+        raise UserError(f"{model}: its tokenizer cannot be loaded ({_first_line(error)})") from None
 
 
 def load_template(model: str, template: str | None = None) -> ChatTemplate:
     """The chat template to use with `model`: its tokenizer's own, a built-in by name, or a `.jinja` file.
 
-    Raises ValueError (TemplateError) when there is none or its spans cannot be derived.
+    Raises UserError (TemplateError) when there is none or its spans cannot be derived.
     """
     return chat_template(load_tokenizer(model), template, model)
 
@@ -449,7 +448,7 @@ def chat_template(tokenizer, template: str | None = None, model: str = "tokenize
         if isinstance(source, dict):
             source = source.get("default")
         if not source:
-            raise ValueError(
+            raise UserError(
                 f"{model}: its tokenizer has no chat template; choose one: --template {'|'.join(built_in_templates())}"
             )
         return ChatTemplate(tokenizer, source, f"chat template of {model}")
@@ -460,9 +459,9 @@ def chat_template(tokenizer, template: str | None = None, model: str = "tokenize
         try:
             source = Path(template).read_text("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"--template {template}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+            raise UserError(f"--template {template}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
         return ChatTemplate(tokenizer, source, f"template {template}")
-    raise ValueError(f"--template {template}: neither a file nor one of {', '.join(built_in_templates())}")
+    raise UserError(f"--template {template}: neither a file nor one of {', '.join(built_in_templates())}")
 
 
 def _with_fixed_date(source: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from fastft.common.records import repair_text
 from fastft.data.conversation import Message
+from fastft.errors import UserError
 
 # Private noncharacters open and close every mark and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
@@ -13,7 +14,7 @@ MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 BORDER = f"{OPEN}border{CLOSE}"
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """The spans of a template (or of one conversation under it) cannot be derived with certainty."""
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastft.errors import UserError
 from fastft.judge.answer import add_endpoint_options, add_model_options, answer_all
 from fastft.judge.exams.items import METRICS, MODELS, Published, chosen, load_items, write_task
 from fastft.judge.questions import Question
@@ -64,20 +65,17 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return bench(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except ImportError as error:
         print(f"error: {error.name} is missing: pip install 'fastft[bench]'", file=sys.stderr)
         return 1
 
 
 def bench(arguments: argparse.Namespace) -> int:
-    """Write the tasks, let the harness run them, show. Raises ValueError for the user's mistakes."""
+    """Write the tasks, let the harness run them, show. Raises UserError for the user's mistakes."""
     from rich.console import Console
 
     if arguments.limit is not None and arguments.limit < 1:
-        raise ValueError("--limit must be at least 1")
+        raise UserError("--limit must be at least 1")
     exams = chosen(arguments.tasks)
     loaded = [load_items(arguments.data, exam) for exam in exams]
     skipped = {exam.name: bad for exam, (_, bad) in zip(exams, loaded)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.records import read_records
+from fastft.errors import UserError
 
 SUITES = {"bbh": "bbh/{}.json", "agieval": "agieval/{}.jsonl"}
 SOURCES = {
@@ -70,7 +71,7 @@ def published() -> list[Published]:
 
 
 def chosen(wanted: str) -> list[Published]:
-    """`wanted`: suites and tasks, separated by commas. Raises ValueError for one that does not exist."""
+    """`wanted`: suites and tasks, separated by commas. Raises UserError for one that does not exist."""
     known, found = published(), {}
     for name in filter(None, map(str.strip, wanted.split(","))):
         fitting = [row for row in known if name in (row.suite, row.task, f"{row.suite}/{row.task}")]
@@ -84,10 +85,10 @@ def chosen(wanted: str) -> list[Published]:
 
 
 def load_items(data: Path, exam: Published) -> tuple[list[Item], list[str]]:
-    """The items of a task, and a line for each that cannot be asked. Raises ValueError where the file is missing or no exam."""
+    """The items of a task, and a line for each that cannot be asked. Raises UserError where the file is missing or no exam."""
     path = data / SUITES[exam.suite].format(exam.task)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; its home is {SOURCES[exam.suite]}")
+        raise UserError(f"{path}: no such file; its home is {SOURCES[exam.suite]}")
     items, skipped = [], []
     for where, row in _rows(path, exam.suite):
         try:
@@ -96,7 +97,7 @@ def load_items(data: Path, exam: Published) -> tuple[list[Item], list[str]]:
             why = str(error) if type(error) is ValueError else "has not the shape of the others"
             skipped.append(f"{where}: {why}")
     if not items:
-        raise ValueError(f"{path}: holds no multiple-choice questions ({skipped[0] if skipped else 'it is empty'})")
+        raise UserError(f"{path}: holds no multiple-choice questions ({skipped[0] if skipped else 'it is empty'})")
     return items, skipped
 
 
@@ -110,13 +111,13 @@ def _rows(path: Path, suite: str) -> Iterator[tuple[str, Any]]:
     try:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: is no JSON object with examples; its home is {SOURCES[suite]}") from None
+        raise UserError(f"{path}: is no JSON object with examples; its home is {SOURCES[suite]}") from None
     for index, row in enumerate(examples):
         yield f"{path.stem}[{index}]", row
 
 
 def _bbh_item(row: dict[str, str], task: str) -> Item:
-    """Options with letters stay as they are; words (- Yes, - No) get letters. Raises ValueError for a malformed one."""
+    """Options with letters stay as they are; words (- Yes, - No) get letters. Raises UserError for a malformed one."""
     question, mark, listed = row["input"].partition("Options:\n")
     target = row["target"].strip()
     lines = [line.strip() for line in listed.splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fastft.common.records import read_records
+from fastft.errors import UserError
 from fastft.judge.judgment import Judgment
 from fastft.judge.questions import Answer, Question, load_questions
 from fastft.judge.replies.parsing import parse_pair
@@ -20,11 +21,11 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
     its rows), and the questions and the answers, where they lie as in the original (TABLE/question.jsonl and
     TABLE/answer/answer_NAME.jsonl beside TABLE/review/).
 
-    Raises ValueError for a directory without reviews, or the record that is none.
+    Raises UserError for a directory without reviews, or the record that is none.
     """
     paths = sorted(directory.glob("review_*.jsonl")) if directory.is_dir() else []
     if not paths:
-        raise ValueError(f"{directory}: holds no reviews (review_FIRST_SECOND.jsonl)")
+        raise UserError(f"{directory}: holds no reviews (review_FIRST_SECOND.jsonl)")
     questions = _questions(directory)
     categories = {question.id: question.category for question in questions}
     answers = _answers(directory)
@@ -37,7 +38,7 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
         for record in read_records(path):
             row = record.value
             if record.error or not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise ValueError(f"{record.where}: {record.error or 'is no review: it has no text'}")
+                raise UserError(f"{record.where}: {record.error or 'is no review: it has no text'}")
             question, read = str(row.get("question_id")), parse_pair(row["text"])
             entered = _pair(row.get("score"))
             first, second = named
@@ -78,7 +79,7 @@ def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
     parts = path.stem.removeprefix("review_").split("_")
     pairs = [("_".join(parts[:i]), "_".join(parts[i:])) for i in range(1, len(parts))]
     if not pairs or not all(pairs[0]):
-        raise ValueError(f"{path}: which two models? The name must be review_FIRST_SECOND.jsonl")
+        raise UserError(f"{path}: which two models? The name must be review_FIRST_SECOND.jsonl")
     return next((pair for pair in pairs if {*pair} <= {*known}), pairs[0])
 
 

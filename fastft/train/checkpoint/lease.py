@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.object_store import Store
+from fastft.errors import UserError
 
 LEASE_S = 120.0  # after its holder was last heard of
 RENEW_S = 20.0
@@ -28,13 +29,13 @@ class Lease:
     """
 
     def __init__(self, store: Store, say: Callable[[str], None]):
-        """Raises ValueError when another run holds it, or nothing can be written there."""
+        """Raises UserError when another run holds it, or nothing can be written there."""
         self.store, self.lost, self._ended = store, False, threading.Event()
         self.mine = {"token": secrets.token_hex(8), "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
         self.mine["job"] = _managed_job()
         earlier = self._read()
         if earlier and not self._may_take(earlier, say):
-            raise ValueError(
+            raise UserError(
                 f"{store.url}: another run writes there ({earlier.get('host')}, process {earlier.get('pid')}); give this one "
                 "another name, or wait until that one has ended"
             )
@@ -57,7 +58,7 @@ class Lease:
 
     def _remove(self) -> None:
         self.thread.join()  # or what it is about to write would come after the removal
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(UserError):
             self.is_mine()
             if not self.lost:
                 self.store.remove("lease.json")
@@ -68,7 +69,7 @@ class Lease:
                 if not self.is_mine():
                     return
                 self._write()
-            except ValueError:  # storage does not answer: it will again, or the lease runs out
+            except UserError:  # storage does not answer: it will again, or the lease runs out
                 pass
 
     def _age(self) -> float:
@@ -77,7 +78,7 @@ class Lease:
         self.store.write(probe, "")
         try:
             return (self.store.modified(probe) - self.store.modified("lease.json")).total_seconds()
-        except (ValueError, NotImplementedError):
+        except (UserError, NotImplementedError):
             return 0.0
         finally:
             self.store.remove(probe)

@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from fastft.common.distributed import everywhere, local_rank, machine, on_first
 from fastft.common.files import sync, write_whole
 from fastft.common.object_store import Store
+from fastft.errors import UserError
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest as marker
 from fastft.train.checkpoint.remote import Uploader, checkpoints
@@ -82,7 +83,7 @@ class Writer:
         self.saves, self.blocked_s = 0, 0.0
 
     def save(self, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
-        """Copy the state and leave the rest to the thread; collective. Raises ValueError as `wait` does."""
+        """Copy the state and leave the rest to the thread; collective. Raises UserError as `wait` does."""
         began = time.perf_counter()
         self.wait()
         final = self.disk.directory / f"step-{step:08d}"
@@ -95,7 +96,7 @@ class Writer:
     def wait(self) -> None:
         """Return when the checkpoint under way is published; collective.
 
-        Raises ValueError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.
+        Raises UserError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.
         """
         if self.under_way is None:
             return
@@ -105,12 +106,12 @@ class Writer:
         if failure := next(filter(None, failures), None):
             if self.disk.is_holder:
                 shutil.rmtree(_partial(final), ignore_errors=True)
-            raise ValueError(
+            raise UserError(
                 f"{final}: the checkpoint could not be written ({failure}). Earlier checkpoints are untouched: make room "
                 "and start the same command again"
             )
         if self.uploader and on_first(lambda: self.uploader.lease.lost):
-            raise ValueError(
+            raise UserError(
                 f"{self.uploader.store.url}: another run of that name has taken over, or lease.json was removed; this one ends"
             )
 
@@ -218,7 +219,7 @@ class Candidate:
 def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> list[Candidate]:
     """The newest first, those on disk before others of the same step; collective.
 
-    Raises ValueError when there are checkpoints but none whose marker can be read: a run does not start again unasked.
+    Raises UserError when there are checkpoints but none whose marker can be read: a run does not start again unasked.
     """
     damaged: list[str] = []
 
@@ -238,9 +239,7 @@ def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> l
         found += [Candidate(meta, name) for name, meta in stored if _identity(meta) not in on_disk]
         found.sort(key=lambda c: c.meta["step"], reverse=True)  # stable: those on disk stay first
         if damaged and not found:
-            raise ValueError(
-                f"{damaged[0]}; there is no other checkpoint. Remove it to start again from the first step"
-            )
+            raise UserError(f"{damaged[0]}; there is no other checkpoint. Remove it to start again from the first step")
         return found
 
     return on_first(join)
@@ -266,7 +265,7 @@ def fetch(candidate: Candidate, disk: Disk, store: Store | None, say: Callable[[
     if disk.is_holder:
         try:
             fault = _complete_files(candidate, disk.directory / candidate.name, store, say)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             fault = str(error)
     everyone: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, fault)
@@ -345,7 +344,7 @@ def _step_if_whole(path: Path) -> int | None:
     """The step of a checkpoint whose files are here, or partly on other machines' disks."""
     try:
         meta = marker.read(path)
-    except (marker.DamagedError, ValueError):
+    except (marker.DamagedError, UserError):
         return None
     faults = marker.faults(path, meta)
     if meta["machines"] > 1:
@@ -356,7 +355,7 @@ def _step_if_whole(path: Path) -> int | None:
 def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.dtype]) -> dict[str, torch.Tensor]:
     """The weights that a checkpoint holds among the parameters `names`, whole, on the CPU, each in dtype(name).
 
-    Any number of processes may have written it. Raises ValueError where it cannot be read.
+    Any number of processes may have written it. Raises UserError where it cannot be read.
     """
     try:
         saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
@@ -367,7 +366,7 @@ def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.
         }
         dcp.load({"model": found}, checkpoint_id=path)
     except (Exception, CheckpointException) as error:  # damaged in a way that its sizes do not show
-        raise ValueError(f"{path}: the checkpoint cannot be read ({_root_cause(error)})") from None
+        raise UserError(f"{path}: the checkpoint cannot be read ({_root_cause(error)})") from None
     return found
 
 

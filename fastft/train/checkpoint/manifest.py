@@ -13,6 +13,8 @@ from typing import Any
 
 import xxhash
 
+from fastft.errors import UserError
+
 FORMAT = 1  # of the marker and of what it stands for
 NAME = "meta.json"
 KEYS = ("step", "world_size", "machines", "files", "identity")
@@ -35,7 +37,7 @@ def loads(text: str | bytes, where: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise DamagedError(f"{NAME} is damaged") from None
     if isinstance(version, int) and version > FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{where}: was written by a newer fastft (format {version}, this one reads {FORMAT}); update fastft"
         )
     if version != FORMAT or not complete:

@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fastft.common.object_store import COMMITTED, Store
+from fastft.errors import UserError
 from fastft.train.checkpoint import manifest as marker
 from fastft.train.checkpoint.lease import Lease
 
@@ -141,7 +142,7 @@ class Uploader:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 for _ in pool.map(lambda file: self.store.put(directory / file, f"{name}/{file}"), files):
                     pass
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             return str(error)
         return None
 
@@ -150,11 +151,11 @@ class Uploader:
             if not self.lease.is_mine():
                 return f"the right to write to {self.store.url} is lost"
             self.store.write(f"{name}/{COMMITTED}", marker.dumps(meta))
-        except ValueError as error:
+        except UserError as error:
             return str(error)
         try:
             self._prune(name, meta["step"])
-        except ValueError as error:  # there is more than was asked for, not less
+        except UserError as error:  # there is more than was asked for, not less
             self._say(f"upload: older checkpoints could not be removed ({error})")
         return None
 
@@ -176,7 +177,7 @@ class Uploader:
 
 
 def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
-    """The trained model, with a marker when it is whole. Raises ValueError where storage does not take it."""
+    """The trained model, with a marker when it is whole. Raises UserError where storage does not take it."""
     files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(lambda file: store.put(directory / file, f"{MODEL}/{file}"), files):
@@ -186,7 +187,7 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
 
 
 def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path, say: Callable[[str], None]) -> None:
-    """Download files of a checkpoint and prove them. Raises ValueError naming one that is not what its marker says."""
+    """Download files of a checkpoint and prove them. Raises UserError naming one that is not what its marker says."""
     total = sum(entry["bytes"] for entry in files.values())
     say(f"fetching {len(files)} of its files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
 
@@ -197,4 +198,4 @@ def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Pat
         for _ in pool.map(one, files):
             pass
     if found := marker.faults(target, {"files": files}, contents=True):
-        raise ValueError(f"{store.url}/{name}: {next(iter(found.values()))}")
+        raise UserError(f"{store.url}/{name}: {next(iter(found.values()))}")

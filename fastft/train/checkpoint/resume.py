@@ -19,6 +19,7 @@ from fastft.common.files import short_name
 from fastft.common.object_store import Store
 from fastft.config import TrainConfig, stages_of
 from fastft.data.step_plan import Course
+from fastft.errors import UserError
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import local as checkpoint
 from fastft.train.checkpoint.lease import Lease
@@ -26,10 +27,10 @@ from fastft.train.checkpoint.remote import MODEL, trained_model
 
 
 def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
-    """Object storage, where it is wanted; collective. Raises ValueError where it is not as it must be."""
+    """Object storage, where it is wanted; collective. Raises UserError where it is not as it must be."""
     if url is None:
         if not disk.shared:
-            raise ValueError(
+            raise UserError(
                 f"{disk.directory}: the machines do not share it, so none would find the others' parts of a checkpoint; give "
                 "--checkpoint.remote, or an --output_dir that they share"
             )
@@ -38,7 +39,7 @@ def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
 
 
 def take_lease(store: Store | None, at_exit: ExitStack, say) -> Lease | None:
-    """On rank 0 the lease on storage, until the run leaves; collective. Raises ValueError when another run has it."""
+    """On rank 0 the lease on storage, until the run leaves; collective. Raises UserError when another run has it."""
     lease = everywhere((lambda: Lease(store, say)) if store and dist.get_rank() == 0 else None)
     if lease:
         at_exit.callback(lease.release)
@@ -67,28 +68,28 @@ def finished_model(output_dir: Path, store: Store | None, identity: dict, last: 
 def find_starts(
     config: TrainConfig, disk: checkpoint.Disk, store: Store | None, identity: dict, say
 ) -> list[checkpoint.Candidate]:
-    """Checkpoints to go on from, the newest first; collective. Raises ValueError when they are another run's."""
+    """Checkpoints to go on from, the newest first; collective. Raises UserError when they are another run's."""
     starts = checkpoint.candidates(disk, store, say)
     if not starts:
         for result in (Path(config.output_dir, name) for name in ("model", "report.json")):  # a model's, the cleaner's
             if result.exists():
-                raise ValueError(
+                raise UserError(
                     f"{result}: is not this run's; choose another --output_dir, what lies there would be written over"
                 )
         if store and on_first(lambda: trained_model(store)):
-            raise ValueError(
+            raise UserError(
                 f"{store.url}/{MODEL}: is the model of another run, or of this one with other settings; give this one another "
                 "name, or remove it"
             )
         return []
     where = store.url if store and starts[0].remote else config.output_dir
     if not config.resume:
-        raise ValueError(f"{where}: holds an earlier run; choose another --output_dir or remove it")
+        raise UserError(f"{where}: holds an earlier run; choose another --output_dir or remove it")
     changed = list(_differences("", starts[0].meta["identity"], identity))
     if not config.stages:
         changed = [difference.removeprefix("stages.") for difference in changed]
     if changed and not config.allow_change:
-        raise ValueError(
+        raise UserError(
             f"{where}: its checkpoints belong to another run ({'; '.join(changed)}); use another --output_dir, or "
             "the settings of that run, or --allow_change true to go on with these"
         )
@@ -116,7 +117,7 @@ def resume(
             checkpoint.load(path, model, optimizer)
         except (Exception, CheckpointException) as error:  # its bytes are right, but not for this model
             if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
-                raise ValueError(
+                raise UserError(
                     f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
                     f"go on with {meta['world_size']}"
                 ) from None
@@ -127,7 +128,7 @@ def resume(
             checkpoint.restore_run_files(path, disk.directory.parent)
         return meta
     if starts:
-        raise ValueError(f"{disk.directory}: none of its checkpoints can be read; remove them to start again")
+        raise UserError(f"{disk.directory}: none of its checkpoints can be read; remove them to start again")
     return {"step": 0, "skipped": {}}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastft.common.files import short_name
 from fastft.common.html import flatten, write_page
+from fastft.errors import UserError
 from fastft.train.report.curves import Training, file_rows
 from fastft.train.report.run_dir import Run, read_run
 
@@ -20,7 +21,7 @@ SHOWN_ANSWERS = 6  # to a prompt; of more, the first, the last, and four between
 
 
 def write_run_report(directory: Path) -> Path:
-    """Write and return the page. Raises ValueError with one line for a directory that is no run's."""
+    """Write and return the page. Raises UserError with one line for a directory that is no run's."""
     run, page = read_run(directory), directory / "report.html"
     write_page(
         page,
@@ -42,7 +43,7 @@ def refresh_page(directory: Path, say: Callable[[str], None]) -> None:
     """`write_run_report` while a run goes on, which a page that cannot be written does not end."""
     try:
         write_run_report(directory)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         say(f"report.html could not be written ({error})")
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import fastft
 from fastft.common.files import write_whole
 from fastft.config import TrainConfig, parse_config
+from fastft.errors import UserError
 from fastft.train.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -49,17 +50,17 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Raises ValueError with one line for a directory that is no run's."""
+    """Raises UserError with one line for a directory that is no run's."""
     missing = [name for name in ("config.yaml", "run.json") if not (directory / name).is_file()]
     if missing:
-        raise ValueError(f"{directory}: is no run of fastft train ({' and '.join(missing)} not found there)")
+        raise UserError(f"{directory}: is no run of fastft train ({' and '.join(missing)} not found there)")
     config = parse_config(["--config", str(directory / "config.yaml")])
     try:
         facts = json.loads((directory / "run.json").read_text())
     except ValueError:
         facts = None
     if not isinstance(facts, dict) or not facts.keys() >= {"id", "model", "template", "steps", "data"}:
-        raise ValueError(f"{directory / 'run.json'}: is damaged; start the same command again, it writes a new one")
+        raise UserError(f"{directory / 'run.json'}: is damaged; start the same command again, it writes a new one")
     metrics, samples = (
         read_metrics(path) if path.exists() else []
         for path in (directory / "metrics.jsonl", directory / "samples.jsonl")
