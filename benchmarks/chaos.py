@@ -39,7 +39,7 @@ import storage  # noqa: E402
 
 from fastft.common.object_store import Store
 from fastft.cost.spot.traces import read_trace  # noqa: E402
-from fastft.train.checkpoint import manifest as marker  # noqa: E402
+from fastft.train.checkpoint import manifest  # noqa: E402
 from fastft.train.checkpoint.remote import checkpoints  # noqa: E402
 from fastft.train.metrics import read_metrics  # noqa: E402
 
@@ -79,7 +79,7 @@ class Run:
     def flags(self) -> list[str]:
         return [
             "--model", str(self.ground / "model"), "--data", str(self.ground / "data.jsonl"),
-            "--output_dir", str(self.out), "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-3",
+            "--output_dir", str(self.out), "--seq_len", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-3",
             "--epochs", "1000", "--max_steps", str(self.steps), "--trackers", "none",
             "--checkpoint.every", str(EVERY), "--checkpoint.remote", self.remote,
         ]  # fmt: skip
@@ -93,7 +93,7 @@ class Run:
         return max((row["step"] for row in read_metrics(path)), default=0) if path.exists() else 0
 
     def on_disk(self) -> int:
-        steps = [marker.read(path)["step"] for path in (self.out / "checkpoints").glob("step-????????")]
+        steps = [manifest.read(path)["step"] for path in (self.out / "checkpoints").glob("step-????????")]
         return max(steps, default=0)
 
     def in_storage(self) -> int:

@@ -3,7 +3,7 @@
     python3 -m venv FASTCHAT
     FASTCHAT/bin/pip install transformers==4.34.1 sentencepiece "numpy<2" "protobuf<5" tqdm pycld2 beautifulsoup4 six
     FASTCHAT/bin/pip install --no-deps fschat==0.2.36 markdownify==0.11.6
-    python benchmarks/clean_pass.py --fastchat FASTCHAT [--copies 384] [--passes 1] [--window 2048]
+    python benchmarks/clean_pass.py --fastchat FASTCHAT [--copies 384] [--passes 1] [--seq_len 2048]
 
 FastChat has an environment of its time, because its pass asks for a slow tokenizer, which is what Llama's was then. The
 tokenizer is Llama's kind, SentencePiece BPE of 32,000 with byte fallback, trained on the dump's beginning; ours is the same as
@@ -194,7 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fastchat", type=Path, required=True, metavar="DIR")
     parser.add_argument("--copies", type=int, default=384)
-    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--seq_len", type=int, default=2048)
     parser.add_argument("--passes", type=int, default=1)
     arguments = parser.parse_args()
     if not DATA.is_dir():

@@ -26,7 +26,7 @@ import gradients  # noqa: E402
 import models  # noqa: E402
 import test_train as runs  # noqa: E402
 
-from fastft.data.step_plan import Schedule  # noqa: E402
+from fastft.data.step_plan import StepPlan  # noqa: E402
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def compare_gradients(ground: Path) -> Table:
         target = [str(TESTS / "gradients.py"), str(out), *flags()]
         subprocess.run(runs.command(processes, target), check=True, capture_output=True, cwd=TESTS)
         row(f"{processes} processes x {4 // processes}", torch.load(out, weights_only=True))
-    plan = Schedule.plan
-    Schedule.plan = lambda self, epoch: [row[i : i + 1] for row in plan(self, epoch)[:4] for i in range(len(row))]
+    plan = StepPlan.plan
+    StepPlan.plan = lambda self, epoch: [row[i : i + 1] for row in plan(self, epoch)[:4] for i in range(len(row))]
     row("one conversation a row", gradients.first_gradients(flags("--global_batch_size", "100")))
-    Schedule.plan = plan
+    StepPlan.plan = plan
     return table
 
 

@@ -1,7 +1,7 @@
 """Everything that docs/LOG.md wants from one GPU, in ten minutes: speed, MFU, float8 and its losses, TRL, kernels, memory.
 
     python benchmarks/gpu.py [--trl DIR] [--minutes 10] [--out gpu.txt]
-    python benchmarks/gpu.py --rehearse          the same commands on a small model, CPU too: does each of them run?
+    python benchmarks/gpu.py --dry_run_steps          the same commands on a small model, CPU too: does each of them run?
 
 Runs benchmarks/train.py and benchmarks/memory.py one after the other and the GPU's test, the most telling first, each with a
 limit of its own; what was cut off, or did not fit into the time, is named and makes the exit code 1. Weights are random, made
@@ -34,18 +34,18 @@ TRAIN = [HERE / "train.py", "--gradient_checkpointing", "selective"]
 LARGE_GIB = 120  # 7B, selective, 8,192 tokens at a time: 118.75 GiB by fastft.cost.memory
 
 
-def commands(rehearse: bool, models: Path, trl: Path | None, on_gpu: bool) -> list[tuple[int, list]]:
+def commands(dry_run_steps: bool, models: Path, trl: Path | None, on_gpu: bool) -> list[tuple[int, list]]:
     """(limit in seconds, what to run), the most telling first."""
-    large, small = ("small", "small") if rehearse else ("llama-7b", "llama-1b")
-    window, long, steps = ("256", "512", "4") if rehearse else ("2048", "8192", "12")
+    large, small = ("small", "small") if dry_run_steps else ("llama-7b", "llama-1b")
+    window, long, steps = ("256", "512", "4") if dry_run_steps else ("2048", "8192", "12")
     ours, float8 = ["--only", "fastft"], ["--only", "fastft float8"] if on_gpu else []
     others = ["--trl", trl, "--only", "trl packing", "--only", "trl"] if trl else ["--only", "padded"]
 
     def train(shape: str, window: str, rows: str, micro: str, *contestants) -> list:
-        sizes = ["--shape", shape, "--window", window, "--rows", rows, "--micro", micro, "--steps", steps]
+        sizes = ["--shape", shape, "--seq_len", window, "--rows", rows, "--micro", micro, "--steps", steps]
         return [*TRAIN, "--model", models / shape, *sizes, *contestants]
 
-    memory = ["--window", "256"] if rehearse else ["--shape", "llama-7b", "--shape", "llama-1b", "--layers", "4"]
+    memory = ["--seq_len", "256"] if dry_run_steps else ["--shape", "llama-7b", "--shape", "llama-1b", "--layers", "4"]
     return [
         (280, train(large, window, "8", "4", *ours, "--profile", *float8, *others)),
         (120, train(small, window, "8", "4", *ours, "--profile", *others)),
@@ -85,12 +85,12 @@ def main() -> int:
     parser.add_argument("--trl", type=Path, metavar="DIR")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--out", type=Path, default=Path("gpu.txt"))
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--dry_run_steps", action="store_true")
     options = parser.parse_args()
     ends, failed, room = time.monotonic() + 60 * options.minutes - 15, 0, gpu_gib()
-    patience = 2 if options.rehearse else 1  # with a CPU
+    patience = 2 if options.dry_run_steps else 1  # with a CPU
     with options.out.open("w") as out, tempfile.TemporaryDirectory() as models:
-        for limit, command in commands(options.rehearse, Path(models), options.trl, room > 0):
+        for limit, command in commands(options.dry_run_steps, Path(models), options.trl, room > 0):
             left = ends - time.monotonic()
             if "llama-7b" in command and TRAIN[0] in command and room < LARGE_GIB:
                 text, code = f"left out: llama-7b takes {LARGE_GIB} GiB, this GPU has {room:.0f}", 1

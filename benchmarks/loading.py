@@ -62,7 +62,7 @@ def worker(way: str, model: str) -> None:
     from fastft.model.pretrained import fit_config, load_config
 
     device = join_ranks()
-    config = TrainConfig(model=model, data="", output_dir="", window=512)
+    config = TrainConfig(model=model, data="", output_dir="", seq_len=512)
     model_config, (attention, _) = fit_config(load_config(model), config, 1), choose_attention("auto", device)
     mesh = make_mesh(device, 1)
     watch = Watch()

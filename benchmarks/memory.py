@@ -177,7 +177,7 @@ class RandomBatch:
     """A micro-batch as fastft.data.batch.Batch, of two conversations, every token trained."""
 
     def __init__(self, config: TrainConfig, words: int):
-        self.tokens, self.words = config.window * config.micro_batch_size, words
+        self.tokens, self.words = config.seq_len * config.micro_batch_size, words
 
     def to(self, device: torch.device) -> dict:
         n, half = self.tokens, self.tokens // 2
@@ -198,7 +198,7 @@ def main() -> None:
         "--shape", choices=SHAPES, action="append", help="several times, for several (default: the small ones)"
     )
     parser.add_argument("--layers", type=int, help="instead of the shape's own")
-    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--seq_len", type=int, default=2048)
     parser.add_argument("--micro_batch_size", type=int, default=1)
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
     parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw")
@@ -221,7 +221,7 @@ def main() -> None:
                 model="model",
                 output_dir="none",
                 data="none",
-                window=options.window,
+                seq_len=options.seq_len,
                 micro_batch_size=options.micro_batch_size,
                 global_batch_size=world * options.micro_batch_size * options.accumulate,
                 gradient_checkpointing=checkpointing,

@@ -1,6 +1,6 @@
 """How full the packed rows are, on real conversations, beside the least number of rows that any plan could need.
 
-    python benchmarks/packing.py [DUMP] [--windows 2048 4096 8192]
+    python benchmarks/packing.py [DUMP] [--seq_lens 2048 4096 8192]
 
 DUMP is a ShareGPT file (default: the sample of ShareGPT V3 in $FASTFT_DATA). It is cleaned and split at each window with
 a byte-level BPE tokenizer trained on it, then packed. Padding to the longest conversation of a batch is shown for
@@ -29,7 +29,7 @@ SAMPLE = Path(os.environ.get("FASTFT_DATA", "data")) / "chats/sharegpt_v3_sample
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("dump", nargs="?", default=str(SAMPLE))
-    parser.add_argument("--windows", nargs="+", type=int, default=[2048, 4096, 8192])
+    parser.add_argument("--seq_lens", nargs="+", type=int, default=[2048, 4096, 8192])
     options = parser.parse_args()
     fastft.demo.run.VOCABULARY = 16384
     table = Table(title=f"Packing {options.dump}")

@@ -74,7 +74,7 @@ def vicuna() -> None:
             path = make_config(Path(home) / name, *sizes)
             shapes[name] = load_shape(load_config(path), name)
     config = TrainConfig(model="llama", output_dir="none", data="none", global_batch_size=128)
-    work = assumed_work(config, 70_000 * config.window)
+    work = assumed_work(config, 70_000 * config.seq_len)
 
     def hours(name: str, mfu: float):
         return estimates(config, shapes[name], work, [GPUS["A100-80GB"]], [8], mfu)

@@ -1,7 +1,7 @@
 """Real tokens a second of training: fastft beside padding to the window and TRL's SFTTrainer, on the same model and data.
 
     python benchmarks/train.py                                       CPU: a small Llama, two minutes
-    python benchmarks/train.py --shape llama-7b --window 2048        one GPU: random weights, bf16, compile
+    python benchmarks/train.py --shape llama-7b --seq_len 2048        one GPU: random weights, bf16, compile
     pip install --target DIR --no-deps trl accelerate psutil; … --trl DIR      with TRL (1.16 was measured)
 
 Data: --data, conversations as `python -m cleaning --max_tokens WINDOW` writes them; by default conversations of random words
@@ -108,7 +108,7 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
 
     out, costs = options.work / f"fastft{'-'.join(more)}", []
     flags = [
-        "--model", options.model, "--data", options.data, "--output_dir", out, "--window", options.window,
+        "--model", options.model, "--data", options.data, "--output_dir", out, "--seq_len", options.seq_len,
         "--global_batch_size", options.rows, "--micro_batch_size", options.micro,
         "--max_steps", options.steps + options.profile, "--overlong", "split", "--epochs", 100, "--checkpoint.every", 0,
         "--gradient_checkpointing", options.gradient_checkpointing, "--compile", str(options.gpu).lower(), *more,
@@ -161,12 +161,12 @@ def run_padded(options: argparse.Namespace) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fastft.data.dataset import fit_to_window, tokenized
+    from fastft.data.dataset import fit_to_seq_len, tokenized
     from fastft.data.template.chat_template import load_template
 
     device = "cuda" if options.gpu else "cpu"
-    data = tokenized(str(options.data), load_template(str(options.model)), options.window)
-    data, _ = fit_to_window(data, options.window, "drop", str(options.data))
+    data = tokenized(str(options.data), load_template(str(options.model)), options.seq_len)
+    data, _ = fit_to_seq_len(data, options.seq_len, "drop", str(options.data))
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device).train()
     if options.gradient_checkpointing != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -175,8 +175,8 @@ def run_padded(options: argparse.Namespace) -> dict:
     for _ in range(options.steps):
         began, count = time.perf_counter(), 0
         for _ in range(options.rows // options.micro):
-            ids, mask = torch.zeros(2, options.micro, options.window, dtype=torch.long)
-            labels = torch.full((options.micro, options.window), -100)
+            ids, mask = torch.zeros(2, options.micro, options.seq_len, dtype=torch.long)
+            labels = torch.full((options.micro, options.seq_len), -100)
             for place in range(options.micro):
                 row, trained = data.ids[at % len(data.ids)], data.trained[at % len(data.ids)]
                 ids[place, : len(row)] = torch.from_numpy(row.astype("int64"))
@@ -204,7 +204,7 @@ def run_trl(options: argparse.Namespace, packing: bool = False) -> dict:
 
     dataset = load_dataset("json", data_files=str(options.data), split="train").select_columns(["messages"])
     settings = SFTConfig(
-        output_dir=str(options.work / f"trl{packing}"), max_length=options.window, packing=packing,
+        output_dir=str(options.work / f"trl{packing}"), max_length=options.seq_len, packing=packing,
         max_steps=options.steps, per_device_train_batch_size=options.micro,
         gradient_accumulation_steps=options.rows // options.micro, bf16=options.gpu, use_cpu=not options.gpu,
         report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
@@ -260,7 +260,7 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
     from rich.table import Table
 
     console, base = Console(highlight=False, width=120), results.get("padded", {}).get("tokens_per_s")
-    table = Table(title=f"{options.shape}, window {options.window}, {options.rows} rows a step", title_justify="left")
+    table = Table(title=f"{options.shape}, window {options.seq_len}, {options.rows} rows a step", title_justify="left")
     for column in ("", "real tokens/s", "ratio", "step", "memory", "MFU", "loss"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in results.items():
@@ -295,7 +295,7 @@ def run_alone(name: str, options: argparse.Namespace) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--seq_len", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=4, help="of the window, for each optimiser step")
     parser.add_argument("--micro", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
@@ -322,7 +322,7 @@ def main() -> int:
         options.work, options.model = Path(work), options.model or Path(work) / "model"
         if not options.data:
             options.data = Path(work) / "data.jsonl"
-            make_data(options.data, options.window, options.rows * options.steps * 12)
+            make_data(options.data, options.seq_len, options.rows * options.steps * 12)
         if not options.model.exists():
             # In a process of its own: what it takes of the GPU's memory goes with it.
             partial = options.model.with_name(f"{options.model.name}.partial")

@@ -13,17 +13,17 @@ from typing import Literal
 from fastft.common.command_line import parse
 from fastft.errors import UserError
 
-RENAMED: dict[str, str] = {}  # keys of the last release: they work until the next, with a warning
+RENAMED = {"window": "seq_len"}  # keys of the last release: they work until the next, with a warning
 SYNONYMS = {  # what others call our keys
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
     "num_train_epochs": "epochs",
     "num_epochs": "epochs",
-    "max_seq_length": "window",
-    "max_length": "window",
-    "sequence_len": "window",
-    "model_max_length": "window",
-    "cutoff_len": "window",
+    "max_seq_length": "seq_len",
+    "max_length": "seq_len",
+    "sequence_len": "seq_len",
+    "model_max_length": "seq_len",
+    "cutoff_len": "seq_len",
     "model_name_or_path": "model",
     "base_model": "model",
     "data_path": "data",
@@ -73,7 +73,7 @@ class ScheduleConfig:
     """Learning rate over the run, as a function of the step alone."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Its course after the warm-up; wsd (warm-up, stable, decay) keeps the peak until `decay_ratio` of the steps is left."""
+    """Its curriculum after the warm-up; wsd (warm-up, stable, decay) keeps the peak until `decay_ratio` of the steps is left."""
     warmup_ratio: float = 0.03
     """Share of all steps over which the learning rate rises linearly from 0."""
     decay_ratio: float = 0.2
@@ -171,7 +171,7 @@ class TrainConfig:
     """Held-out conversations; their loss is measured every `eval_every` steps."""
     template: str | None = None
     """Chat template: a built-in name or a .jinja file; by default the tokenizer's own."""
-    window: int = 2048
+    seq_len: int = 2048
     """Tokens in a packed row; no conversation may be longer."""
     extend: Literal["none", "linear", "yarn"] = "none"
     """What to do with a window above the model's positions: stop, or scale its rotary positions by position interpolation
@@ -236,7 +236,7 @@ class TrainConfig:
                 source.epochs is None or source.epochs >= 1, f"data: {source.path}: epochs", source.epochs, "1 or more"
             )
         for name in (
-            "window",
+            "seq_len",
             "epochs",
             "global_batch_size",
             "micro_batch_size",
@@ -288,7 +288,7 @@ class TrainConfig:
         if self.float8 and not self.compile:
             raise UserError("float8: without compile it is slower than bf16; add --compile true")
         if (
-            self.float8 and (tokens := self.window * self.micro_batch_size) % 16
+            self.float8 and (tokens := self.seq_len * self.micro_batch_size) % 16
         ):  # the gradient's product sums over tokens
             raise UserError(f"float8: window x micro_batch_size is {tokens}, the kernels need a multiple of 16")
 

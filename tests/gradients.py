@@ -12,7 +12,7 @@ from fastft.common.command_line import leave
 from fastft.common.distributed import join_ranks
 from fastft.config import parse_config
 from fastft.data.dataset import tokenized
-from fastft.data.step_plan import Course, Schedule
+from fastft.data.step_plan import Curriculum, StepPlan
 from fastft.data.template.chat_template import load_template
 from fastft.model.attention import choose_attention
 from fastft.model.build import prepare_model
@@ -25,13 +25,13 @@ def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     config, device = parse_config(argv), join_ranks()
     template = load_template(config.model, config.template)
     data = tokenized(config.data, template)
-    schedule = Schedule(data, config.window, config.seed, 1, config.global_batch_size, None)
+    schedule = StepPlan(data, config.seq_len, config.seed, 1, config.global_batch_size, None)
     model_config = fit_config(load_config(config.model), config, len(template.tokenizer))
     attention, _ = choose_attention(config.attention, device)
     model = prepare_model(config, model_config, attention, device, say=lambda line: None)
     step = schedule.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
-    loss, _ = accumulate_gradients(model, build_batches(Course([schedule]), config, device, step), trained, device)
+    loss, _ = accumulate_gradients(model, build_batches(Curriculum([schedule]), config, device, step), trained, device)
     dist.all_reduce(loss)
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad}
     return {"loss": loss, **gradients}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastft.config import CheckpointConfig
-from fastft.train.checkpoint.save_interval import Cadence
+from fastft.train.checkpoint.save_interval import SaveInterval
 
 
 @pytest.fixture
@@ -15,16 +15,20 @@ def clock(monkeypatch):
     return clock
 
 
-def cadence(every="auto", hours=0.5, machines=1, blocking_s=None, upload_s=None):
+def save_interval(every="auto", hours=0.5, machines=1, blocking_s=None, upload_s=None):
     writer = SimpleNamespace(
         blocking_s=blocking_s, uploader=None if upload_s is None else SimpleNamespace(seconds=upload_s)
     )
     said = []
-    return Cadence(CheckpointConfig(every=every, preemption_hours=hours), machines, writer, said.append), writer, said
+    return (
+        SaveInterval(CheckpointConfig(every=every, preemption_hours=hours), machines, writer, said.append),
+        writer,
+        said,
+    )
 
 
 def test_steps_are_counted_and_the_clock_is_not_asked(clock):
-    by_count, _, said = cadence(every=20)
+    by_count, _, said = save_interval(every=20)
     clock.now += 1e6
     assert [step for step in range(1, 61) if by_count.is_due(step)] == [20, 40, 60]
     assert not by_count.wants_one()
@@ -33,7 +37,7 @@ def test_steps_are_counted_and_the_clock_is_not_asked(clock):
 
 
 def test_never_with_0(clock):
-    never, _, _ = cadence(every=0)
+    never, _, _ = save_interval(every=0)
     clock.now += 1e6
     assert not any(never.is_due(step) for step in range(1, 100)) and not never.wants_one()
 
@@ -48,7 +52,7 @@ def test_never_with_0(clock):
     ],
 )
 def test_auto_waits_for_youngs_interval(clock, blocking_s, hours, machines, upload_s, interval_s):
-    auto, writer, _ = cadence(hours=hours, machines=machines, blocking_s=blocking_s, upload_s=upload_s)
+    auto, writer, _ = save_interval(hours=hours, machines=machines, blocking_s=blocking_s, upload_s=upload_s)
     assert auto.interval_s() == pytest.approx(interval_s, abs=0.01)
     assert not auto.is_due(20)
     clock.now += interval_s - 0.1
@@ -61,7 +65,7 @@ def test_auto_waits_for_youngs_interval(clock, blocking_s, hours, machines, uplo
 
 
 def test_it_says_what_it_chose_and_again_when_that_has_doubled(clock):
-    auto, writer, said = cadence(blocking_s=2.0)
+    auto, writer, said = save_interval(blocking_s=2.0)
     auto.saved()
     assert len(said) == 1 and said[0].startswith("checkpoints: every 85 s: training waits 2.00 s for one")
     writer.blocking_s = 4.0

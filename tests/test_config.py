@@ -12,10 +12,10 @@ REQUIRED = ["--model", "m", "--data", "d", "--output_dir", "o"]
 def test_yaml_then_command_line(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        yaml.safe_dump({"model": "m", "data": "d", "output_dir": "o", "optimizer": {"lr": 1e-3}, "window": 512})
+        yaml.safe_dump({"model": "m", "data": "d", "output_dir": "o", "optimizer": {"lr": 1e-3}, "seq_len": 512})
     )
-    config = parse_config(["--config", str(path), "--window", "1024", "--schedule.name", "linear"])
-    assert (config.optimizer.lr, config.window, config.schedule.name) == (1e-3, 1024, "linear")
+    config = parse_config(["--config", str(path), "--seq_len", "1024", "--schedule.name", "linear"])
+    assert (config.optimizer.lr, config.seq_len, config.schedule.name) == (1e-3, 1024, "linear")
 
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path):
@@ -42,12 +42,12 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--warmup_ratio", "1"], "the nearest valid one is 'schedule.warmup_ratio'"),
         (["--zzqqxxyy", "1"], "unknown key 'zzqqxxyy'; --help lists all"),
         (["--optimzer.lr", "1"], "the nearest valid one is 'optimizer.lr'"),
-        (["--window", "big"], "window: expected int, got 'big'"),
+        (["--seq_len", "big"], "window: expected int, got 'big'"),
         (
             ["--schedule.name", "cos"],
             "schedule.name: expected one of ['cosine', 'linear', 'constant', 'wsd'], got 'cos'",
         ),
-        (["--window", "0"], "window: 0 is not 1 or more"),
+        (["--seq_len", "0"], "window: 0 is not 1 or more"),
         (["--optimizer.lr", ".inf"], "optimizer.lr: inf is not above 0 and finite"),
         (["--optimizer.betas", "[0.9,1.5]"], "optimizer.betas: (0.9, 1.5) is not from 0 up to, not with, 1"),
         (["--seed", "-1"], "seed: -1 is not between 0 and"),
@@ -59,7 +59,7 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--max_bad_steps", "0"], "max_bad_steps: 0 is not 1 or more"),
         (["--float8", "true"], "float8: without compile it is slower than bf16; add --compile true"),
         (
-            ["--float8", "true", "--compile", "true", "--window", "1000", "--micro_batch_size", "3"],
+            ["--float8", "true", "--compile", "true", "--seq_len", "1000", "--micro_batch_size", "3"],
             "float8: window x micro",
         ),
         (

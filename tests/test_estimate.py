@@ -11,7 +11,7 @@ from fastft.cost.flops import training_flops
 from fastft.cost.gpus import GPUS, peak_flops
 from fastft.cost.memory import GIB, load_shape
 from fastft.data.dataset import tokenized
-from fastft.data.step_plan import Schedule
+from fastft.data.step_plan import StepPlan
 from fastft.data.template.chat_template import load_template
 from fastft.model.pretrained import load_config
 
@@ -35,7 +35,7 @@ def ground(tmp_path_factory):
 
 
 def config(ground, **options) -> TrainConfig:
-    values = {"model": str(ground / "model"), "output_dir": "none", "data": str(ground / "data.jsonl"), "window": 160}
+    values = {"model": str(ground / "model"), "output_dir": "none", "data": str(ground / "data.jsonl"), "seq_len": 160}
     return TrainConfig(**{**values, **options})
 
 
@@ -58,7 +58,7 @@ def test_the_work_is_that_of_the_plan(ground):
         load_template(str(ground / "model")).tokenizer
     )
     cut, _ = planned_work(config(ground, epochs=2, global_batch_size=4, max_steps=2), say=lambda line: None)
-    rows = Schedule(data.select(keep.nonzero()[0]), 160, 0, 2, 4, 2).plan(0)[:8]
+    rows = StepPlan(data.select(keep.nonzero()[0]), 160, 0, 2, 4, 2).plan(0)[:8]
     assert cut.steps == 2 and cut.tokens == sum(int(lengths[row].sum()) for row in rows) < work.tokens
 
 
@@ -70,7 +70,7 @@ def test_assumed_work(ground):
 def test_the_arithmetic(ground):
     shape = load_shape(load_config(str(ground / "7b")), "7b")
     work = Work(steps=10, tokens=10**9, trained=6 * 10**8, squared_lengths=10**12)
-    run = config(ground, window=2048)
+    run = config(ground, seq_len=2048)
     gpus = [GPUS["H100-80GB"], GPUS["A10G"]]
     found = estimates(run, shape, work, gpus, [1, 8, 7], 0.5, {"H100-80GB": 2.5})
     one, eight, seven, *small = found
@@ -91,7 +91,7 @@ def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground):
     hours = lambda lora, work: estimates(config(ground, lora=LoraConfig(r=lora)), shape, work, [GPUS["H200"]], [8], 0.5)  # noqa: E731
     work = Work(steps=10, tokens=10**9, trained=10**9, squared_lengths=0)
     assert hours(16, work)[0].flops / hours(0, work)[0].flops == pytest.approx(2 / 3, rel=0.01)
-    longer = config(ground, window=8192, global_batch_size=1)
+    longer = config(ground, seq_len=8192, global_batch_size=1)
     full, sliding = (assumed_work(longer, 8192, windows).squared_lengths / 3 for windows in ([None], [4096]))
     assert full == 8192**2 and sliding == 8192**2 - 4096**2
 
@@ -101,7 +101,7 @@ def test_every_gpu_has_a_peak():
 
 
 def test_the_command_with_data(ground, capsys):
-    flags = ["--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--window", "160"]
+    flags = ["--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--seq_len", "160"]
     rows = table(capsys, *flags, "--gpus", "H200,L40S", "--counts", "1,8", "--price_per_gpu", "2")
     assert [row[:2] for row in rows] == [["H200", "1"], ["H200", "8"], ["L40S", "1"], ["L40S", "8"]]
     assert all(row[4] == "yes" and len(row) == 9 for row in rows)
@@ -144,8 +144,8 @@ def test_where_nothing_fits_it_says_what_helps(ground, capsys):
         (["--tokens", "0"], "tokens: 0 is not 1 or more"),
         (["--price_per_gpu", "H100-80GB=dear"], "price_per_gpu: 'H100-80GB=dear' is neither a price"),
         (["--price_per_gpu", "H300=1"], "price_per_gpu: no GPU 'H300' is known"),
-        (["--window", "0"], "window: 0 is not 1 or more"),
-        (["--windoww", "1"], "unknown key 'windoww'; the nearest valid one is 'window'"),
+        (["--seq_len", "0"], "window: 0 is not 1 or more"),
+        (["--seq_lenw", "1"], "unknown key 'windoww'; the nearest valid one is 'window'"),
         (["--mfuu", "1"], "unknown key 'mfuu'; the nearest valid one is 'mfu'"),
     ],
 )
@@ -165,4 +165,4 @@ def test_help_lists_both_kinds_of_keys(capsys):
     with pytest.raises(SystemExit):
         estimate.main(["--help"])
     out = capsys.readouterr().out
-    assert "--price_per_gpu" in out and "--window" in out
+    assert "--price_per_gpu" in out and "--seq_len" in out

@@ -32,7 +32,7 @@ def losses_and_norms(family: str, work: Path) -> list[list[float]]:
     models.make_data(work / "data.jsonl", conversations=40, seed=1)
     arguments = [
         "--model", work / "model", "--data", work / "data.jsonl", "--output_dir", work / "out", "--max_steps", 20,
-        "--window", 160, "--global_batch_size", 4, "--epochs", 9, "--optimizer.lr", 1e-3, "--optimizer.weight_decay", 0.1,
+        "--seq_len", 160, "--global_batch_size", 4, "--epochs", 9, "--optimizer.lr", 1e-3, "--optimizer.weight_decay", 0.1,
         "--checkpoint.every", 0,
     ]  # fmt: skip
     threads = torch.get_num_threads()
@@ -64,7 +64,7 @@ def test_a_model_learns_four_conversations_by_heart(tmp_path, monkeypatch):
 
     arguments = [
         "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--output_dir", tmp_path / "out",
-        "--window", 160, "--global_batch_size", 1, "--epochs", 60, "--optimizer.lr", 1e-2, "--checkpoint.every", 0,
+        "--seq_len", 160, "--global_batch_size", 1, "--epochs", 60, "--optimizer.lr", 1e-2, "--checkpoint.every", 0,
     ]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0
     assert read_metrics(tmp_path / "out" / "metrics.jsonl")[-1]["loss"] < 0.05

@@ -69,7 +69,7 @@ def test_the_counter_counts():
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_formula_is_within_a_tenth_of_a_real_step(family, checkpointing, accumulate):
-    config = run_config(window=512, global_batch_size=accumulate, gradient_checkpointing=checkpointing)
+    config = run_config(seq_len=512, global_batch_size=accumulate, gradient_checkpointing=checkpointing)
     measured = benchmark.measure(model_config(family), config, 1)
     expected = benchmark.formula(model_config(family), config, 1, on_gpu=False).total
     assert abs(expected / measured - 1) < 0.1, (expected, measured)
@@ -77,7 +77,7 @@ def test_the_formula_is_within_a_tenth_of_a_real_step(family, checkpointing, acc
 
 def test_gemma2_too():
     """Norms in fp32, four to a block, soft-capped logits."""
-    config = run_config(window=512, global_batch_size=1)
+    config = run_config(seq_len=512, global_batch_size=1)
     gemma = benchmark.make_config("gemma2", {**SMALL, "num_key_value_heads": 2, "attn_logit_softcapping": None})
     measured = benchmark.measure(gemma, config, 1)
     assert abs(benchmark.formula(gemma, config, 1, on_gpu=False).total / measured - 1) < 0.1
@@ -94,13 +94,13 @@ def offs(*command: str) -> list[float]:
 
 def test_sharded_over_two_processes():
     ranks = [str(Path(__file__).with_name("ranks.py")), "2"]
-    small = ["--layers", "2", "--window", "256", "--shape", "small-qwen3"]
+    small = ["--layers", "2", "--seq_len", "256", "--shape", "small-qwen3"]
     assert max(map(abs, offs(*ranks, str(BENCHMARK), *small))) < 0.1
 
 
 def test_full_size_as_on_eight_gpus():
     """bf16, flash attention, FSDP2: real operations on tensors without values, for every size of a published model."""
-    sizes = ["--shape", "llama-8b", "--shape", "qwen3-4b", "--layers", "3", "--window", "4096"]
+    sizes = ["--shape", "llama-8b", "--shape", "qwen3-4b", "--layers", "3", "--seq_len", "4096"]
     assert max(map(abs, offs(str(BENCHMARK), "--fake", "8", *sizes))) < 0.05
 
 
@@ -147,7 +147,7 @@ def test_mixtures_of_experts_are_refused():
 setups = st.builds(
     Setup,
     gpus=st.sampled_from([1, 2, 8]),
-    window=st.sampled_from([512, 2048, 16384]),
+    seq_len=st.sampled_from([512, 2048, 16384]),
     micro_batch=st.sampled_from([1, 2]),
     accumulates=st.booleans(),
     checkpointing=st.sampled_from(CHECKPOINTING),
@@ -163,7 +163,7 @@ def test_laws(llama_7b, setup):
     assert total(gpus=2 * setup.gpus) <= total() or (
         setup.gpus == 1 and (setup.lora_r or setup.offload)
     )  # sharing brings the next block
-    assert total() <= total(window=2 * setup.window)
+    assert total() <= total(seq_len=2 * setup.seq_len)
     slack = 2 * setup.tokens * 4096  # the last block's input, which is kept beside what is made of it
     assert (
         total(checkpointing="full") - slack <= total(checkpointing="selective") <= total(checkpointing="none") + slack
@@ -193,7 +193,7 @@ def test_out_of_memory_names_what_helps(tmp_path, where):
         "sys.exit(train.main(sys.argv[1:]))"
     )
     flags = ["--model", "model", "--data", "data.jsonl", "--output_dir", "run", "--gradient_checkpointing", "none"]
-    arguments = [sys.executable, "-c", code, *flags, "--window", "160", "--micro_batch_size", "4"]
+    arguments = [sys.executable, "-c", code, *flags, "--seq_len", "160", "--micro_batch_size", "4"]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]

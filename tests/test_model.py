@@ -431,7 +431,7 @@ def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
     attention, _ = choose_attention("documents", device)
     model = prepare_model(config, model_config, attention, device, say=lambda line: None)
     checkpoint.load(checkpoint.newest(out / "checkpoints")[0], model, build_optimizer(model, config))
-    length, logits = config.window, []
+    length, logits = config.seq_len, []
     forward = loss.summed_cross_entropy
 
     def watched(hidden_TD, targets_T, head, *more):
@@ -479,30 +479,30 @@ def test_a_longer_window_is_trained_and_exported(short, tmp_path, extend):
 
 
 def test_a_window_that_fits_is_not_scaled(short, tmp_path):
-    one_step(short, tmp_path / "out", "--extend", "yarn", "--window", "64", "--overlong", "drop")
+    one_step(short, tmp_path / "out", "--extend", "yarn", "--seq_len", "64", "--overlong", "drop")
     assert load_config(str(tmp_path / "out" / "model")).rope_parameters["rope_type"] == "default"
 
 
 def test_scaling_goes_on_top_of_linear_only(short):
-    from fastft.model.rope_scaling import fit_window
+    from fastft.model.rope_scaling import fit_seq_len
 
-    def fitted(extend, window=160, **rope):
+    def fitted(extend, seq_len=160, **rope):
         config = load_config(str(short / "model"))
         config.rope_parameters.update(rope)
-        return fit_window(config, window, extend, "m").rope_parameters
+        return fit_seq_len(config, seq_len, extend, "m").rope_parameters
 
     assert fitted("linear", rope_type="linear", factor=4.0)["factor"] == 10
-    assert fitted("yarn", window=64) == fitted("none", window=64)
+    assert fitted("yarn", seq_len=64) == fitted("none", seq_len=64)
     for extend, rope in (("yarn", {"rope_type": "linear", "factor": 4.0}), ("linear", LLAMA3)):
         with pytest.raises(UserError, match=f"{rope['rope_type']} scales them already: {extend} cannot"):
             fitted(extend, **rope)
 
 
 def test_only_layers_that_see_the_whole_window_are_scaled(tmp_path):
-    from fastft.model.rope_scaling import fit_window
+    from fastft.model.rope_scaling import fit_seq_len
 
     path = models.make_model(tmp_path / "model", "gemma3_text")
-    rope = fit_window(load_config(str(path)), 2048, "linear", "m").rope_parameters
+    rope = fit_seq_len(load_config(str(path)), 2048, "linear", "m").rope_parameters
     assert rope["full_attention"]["factor"] == 4 and rope["sliding_attention"]["rope_type"] == "default"
 
 
@@ -519,7 +519,7 @@ def test_positions_chosen_by_the_longest_conversation_of_a_row_are_refused(groun
     (path / "config.json").write_text(json.dumps({**config, "original_max_position_embeddings": 128}))
     (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
     runs.fails(runs._main(tmp_path, tmp_path / "out"), "longrope", "exact up to 128 tokens")
-    one_step(tmp_path, tmp_path / "out", "--window", "128", "--overlong", "drop")
+    one_step(tmp_path, tmp_path / "out", "--seq_len", "128", "--overlong", "drop")
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "phi"])

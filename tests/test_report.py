@@ -49,7 +49,7 @@ def rows(count: int, eval_every: int = 0) -> list[dict]:
 
 def write(tmp_path, **changes) -> str:
     pieces = {"title": "A run", "ledger": LEDGER, "metrics": rows(40, 10), "samples": SAMPLES}
-    pieces |= {"settings": {"window": 512, "optimizer": {"lr": 2e-5}}, "files": {"model": str(tmp_path / "model")}}
+    pieces |= {"settings": {"seq_len": 512, "optimizer": {"lr": 2e-5}}, "files": {"model": str(tmp_path / "model")}}
     write_report(tmp_path / "report.html", **pieces | changes)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 

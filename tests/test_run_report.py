@@ -108,7 +108,7 @@ def test_the_verb_makes_it_again_from_a_real_run(tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     stages = [{"data": str(tmp_path / "data.jsonl"), "max_steps": 2}, {"data": str(tmp_path / "data.jsonl")}]
     (tmp_path / "stages.yaml").write_text(yaml.safe_dump({"stages": stages, "epochs": 1}))
-    arguments = ["--config", str(tmp_path / "stages.yaml"), "--model", str(tmp_path / "model"), "--window", "160"]
+    arguments = ["--config", str(tmp_path / "stages.yaml"), "--model", str(tmp_path / "model"), "--seq_len", "160"]
     assert main(["train", *arguments, "--output_dir", str(run), "--global_batch_size", "4"]) == 0
     written = (run / "report.html").read_text()
     assert {"model", "metrics.jsonl", "checkpoints"} <= set(texts(written, "//table[@class='files']//th"))

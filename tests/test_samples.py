@@ -167,17 +167,17 @@ def test_a_dry_run_shows_plan_memory_and_price_and_writes_nothing(ground, tmp_pa
 
 def test_a_dry_run_leaves_a_run_alone_whatever_its_settings(ground, run):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = runs._main(ground, run, "--dry_run", "true", "--window", "200")
+    done = runs._main(ground, run, "--dry_run", "true", "--seq_len", "200")
     assert done.returncode == 0 and "nothing was written" in done.stderr, done.stderr
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
 def test_the_fullest_step_has_the_rows_with_most_tokens(ground):
     from fastft.data.dataset import tokenized
-    from fastft.data.step_plan import Course, Schedule, fullest_step
+    from fastft.data.step_plan import Curriculum, StepPlan, fullest_step
 
     data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
-    wide, narrow = (Schedule(data, window, 0, 1, 4, None) for window in (200, 140))
-    step = fullest_step(Course([narrow, wide]), 3)
+    wide, narrow = (StepPlan(data, window, 0, 1, 4, None) for window in (200, 140))
+    step = fullest_step(Curriculum([narrow, wide]), 3)
     sums = sorted((int(wide.lengths[row].sum()) for row in wide.plan(0)), reverse=True)
     assert step.stage == 1 and [int(wide.lengths[row].sum()) for row in step.rows] == sums[:3]

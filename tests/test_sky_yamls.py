@@ -100,7 +100,7 @@ def test_memory_is_used(tmp_path):
 @pytest.mark.parametrize("name", ["vicuna-7b.yaml", "vicuna-13b.yaml"])
 def test_vicunas_recipe(tmp_path, name):
     config = parse_config(run(tmp_path, name, 8, 81_559)[1])
-    assert (config.window, config.epochs, config.template, config.global_batch_size) == (2048, 3, "vicuna", 72)
+    assert (config.seq_len, config.epochs, config.template, config.global_batch_size) == (2048, 3, "vicuna", 72)
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (2e-5, 0.0)
     assert (config.schedule.name, config.schedule.warmup_ratio) == ("cosine", 0.03)
 

@@ -291,7 +291,7 @@ def arguments(model: str, *more: str) -> list[str]:
         model,
         "--tokens",
         "100000000000",
-        "--window",
+        "--seq_len",
         "160",
         "--counts",
         "8,16",
@@ -369,7 +369,7 @@ def test_without_preemptions_spot_costs_its_price(model):
     from fastft.cost.memory import checkpoint_bytes, load_shape
     from fastft.model.pretrained import load_config
 
-    config = TrainConfig(model=model, output_dir="none", data="none", window=160)
+    config = TrainConfig(model=model, output_dir="none", data="none", seq_len=160)
     shape = load_shape(load_config(model), model)
     assert checkpoint_bytes(shape, config) == 12 * shape.parameters
     found = estimates(config, shape, assumed_work(config, 10**12), [GPUS["A100-80GB"]], [8], 0.4)

@@ -12,7 +12,7 @@ from test_train import flags, losses
 
 from fastft.data.batch import ahead, rank_batches
 from fastft.data.dataset import Source, TokenizedData, mixed, tokenized
-from fastft.data.step_plan import Course, Schedule
+from fastft.data.step_plan import Curriculum, StepPlan
 from fastft.data.template.chat_template import load_template
 from fastft.train.loop import main
 
@@ -33,7 +33,7 @@ def _cache(tmp_path_factory, monkeypatch):
 
 def counted(data: TokenizedData, epochs: int) -> list[list[int]]:
     """How often each conversation comes, by epoch."""
-    schedule = Schedule(data, 64, 0, epochs, 4, None)
+    schedule = StepPlan(data, 64, 0, epochs, 4, None)
     rows = [[int(c) for row in schedule.plan(epoch) for c in row] for epoch in range(epochs)]
     return [[row.count(c) for c in range(len(data.ids))] for row in rows]
 
@@ -80,9 +80,12 @@ def test_a_single_file_is_no_mixture():
 
 
 def test_stages_are_numbered_through():
-    stages = [Schedule(some(30, "a"), 64, 0, 2, 3, None), Schedule(some(40, "b"), 64, 0, 1, 3, 2)]
-    course = Course(stages)
-    found = [(s.stage, s.number, s.epoch, s.data.sources[0].path) for s in map(course.step, range(1, course.total + 1))]
+    stages = [StepPlan(some(30, "a"), 64, 0, 2, 3, None), StepPlan(some(40, "b"), 64, 0, 1, 3, 2)]
+    curriculum = Curriculum(stages)
+    found = [
+        (s.stage, s.number, s.epoch, s.data.sources[0].path)
+        for s in map(curriculum.step, range(1, curriculum.total + 1))
+    ]
     assert [(stage, number) for stage, number, _, _ in found] == [
         (stage, n) for stage, schedule in enumerate(stages) for n in range(1, schedule.total + 1)
     ]
@@ -134,7 +137,7 @@ def test_data_and_templates_that_changed_are_named(ground, tmp_path, capsys):
     out, data = tmp_path / "out", tmp_path / "data.jsonl"
     shutil.copy(ground / "data.jsonl", data)
     at = flags(ground, out).index("--data") + 1
-    run = lambda *more: main([*(a := flags(ground, out, "--window", "400", *more))[:at], str(data), *a[at + 1 :]])  # noqa: E731
+    run = lambda *more: main([*(a := flags(ground, out, "--seq_len", "400", *more))[:at], str(data), *a[at + 1 :]])  # noqa: E731
     assert run("--max_steps", "1") == 0
 
     def refused(*more: str) -> str:
@@ -171,9 +174,9 @@ def test_longer_conversations_are_split_on_the_way(ground):
 
 
 def test_batches_built_ahead_are_those_of_the_steps():
-    course = Course([Schedule(some(30, "a"), 64, 0, 2, 3, None)])
-    steps = [course.step(n) for n in range(1, course.total + 1)]
-    make = lambda step: list(rank_batches(step, 0, 1, 3, 64, course.most_in_a_row))  # noqa: E731
+    curriculum = Curriculum([StepPlan(some(30, "a"), 64, 0, 2, 3, None)])
+    steps = [curriculum.step(n) for n in range(1, curriculum.total + 1)]
+    make = lambda step: list(rank_batches(step, 0, 1, 3, 64, curriculum.most_in_a_row))  # noqa: E731
     found = list(ahead(iter(steps), make))
     assert [step.number for step, _ in found] == [step.number for step in steps]
     for step, batches in found:

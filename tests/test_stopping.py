@@ -14,7 +14,7 @@ import pytest
 
 from fastft.common import object_store as store_module
 from fastft.common.object_store import Store
-from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import checkpoints
 from fastft.train.metrics import read_metrics
@@ -48,7 +48,7 @@ class Run:
         self.log = home / "log"
         self.arguments = [
             "--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--output_dir", str(self.out),
-            "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", "--trackers", "none",
+            "--seq_len", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", "--trackers", "none",
             "--epochs", "1000", "--max_steps", str(STEPS), "--checkpoint.remote", self.remote,
         ]  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
 
     # A bit flips on the disk: the newest copy that is whole is the one in storage.
     local = run.out / "checkpoints" / f"step-{step:08d}"
-    shard = max((local / file for file in marker.read(local)["files"]), key=lambda path: path.stat().st_size)
+    shard = max((local / file for file in manifest.read(local)["files"]), key=lambda path: path.stat().st_size)
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)

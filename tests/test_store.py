@@ -16,7 +16,7 @@ from fastft.common import object_store as storing
 from fastft.common.distributed import join_ranks
 from fastft.common.object_store import COMMITTED, Store
 from fastft.errors import UserError
-from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import Uploader, checkpoints, fetch, trained_model, upload_model
 
@@ -48,7 +48,7 @@ def short_lease(monkeypatch):
 
 def commit(store: Store, name: str, step: int, files: dict[str, dict]) -> None:
     meta = {"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files}
-    store.write(f"{name}/{COMMITTED}", marker.dumps(meta))
+    store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
 
 
 def test_what_is_put_comes_back_and_what_is_removed_is_gone(store, tmp_path):
@@ -56,7 +56,7 @@ def test_what_is_put_comes_back_and_what_is_removed_is_gone(store, tmp_path):
     source.write_bytes(os.urandom(300_000))
     store.put(source, "step-00000004-aa/shard")
     assert store.directories() == ["step-00000004-aa"] and checkpoints(store, print) == []
-    commit(store, "step-00000004-aa", 4, {"shard": marker.entry(source)})
+    commit(store, "step-00000004-aa", 4, {"shard": manifest.entry(source)})
     [(name, meta)] = checkpoints(store, print)
     assert meta["step"] == 4
     (tmp_path / "back").mkdir()
@@ -70,7 +70,7 @@ def test_what_is_put_comes_back_and_what_is_removed_is_gone(store, tmp_path):
 def test_what_is_not_what_was_written_is_never_taken(store, tmp_path, harm):
     source = tmp_path / "shard"
     source.write_bytes(b"0123456789" * 1000)
-    entry = marker.entry(source)
+    entry = manifest.entry(source)
     content = bytearray(source.read_bytes())
     if harm == "torn":
         del content[-1:]
@@ -93,7 +93,7 @@ def test_connections_that_break_are_tried_again(line, tmp_path):
     try:
         for i in range(6):
             store.put(source, f"step-0000000{i}-aa/shard")
-            commit(store, f"step-0000000{i}-aa", i, {"shard": marker.entry(source)})
+            commit(store, f"step-0000000{i}-aa", i, {"shard": manifest.entry(source)})
         assert [meta["step"] for _, meta in checkpoints(store, print)] == [5, 4, 3, 2, 1, 0]
     finally:
         line.cut_every = 0
@@ -106,7 +106,7 @@ def test_a_damaged_marker_is_passed_over_and_a_newer_one_stops(store):
     said = []
     assert [meta["step"] for _, meta in checkpoints(store, said.append)] == [4]
     assert "step-00000008-bb: passed over" in said[0]
-    store.write(f"step-00000012-cc/{COMMITTED}", json.dumps({"format": marker.FORMAT + 1}))
+    store.write(f"step-00000012-cc/{COMMITTED}", json.dumps({"format": manifest.FORMAT + 1}))
     with pytest.raises(UserError, match="step-00000012-cc: was written by a newer fastft"):
         checkpoints(store, said.append)
 
@@ -143,7 +143,7 @@ def offer(uploader: Uploader, tmp_path, step: int) -> None:
     path = tmp_path / f"step-{step:08d}"
     path.mkdir()
     (path / "shard").write_bytes(b"1" * 100)
-    files = {"shard": marker.entry(path / "shard")}
+    files = {"shard": manifest.entry(path / "shard")}
     meta = {"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files}
     uploader.offer(step, path, meta, ["shard"])
 

@@ -102,7 +102,7 @@ def test_prompts_and_whole_equal_the_tokenizers_rendering(pair, messages):
     encoded, whole = template.encode(messages), stock(template, messages)
     assert len(encoded.ids) == len(encoded.trained)
     assert len(spans(encoded.trained)) == sum(m.train for m in messages)
-    assert (encoded.ids == whole) == (encoded.merged_borders == 0)
+    assert (encoded.ids == whole) == (encoded.merged_boundaries == 0)
     if pair[0] != "phi3":  # its control tokens swallow white space, in the whole even that of an answer
         assert template.tokenizer.decode(encoded.ids) == template.tokenizer.decode(whole)
 
@@ -162,7 +162,7 @@ def test_an_unfinished_answer_is_its_text_without_the_end_of_turn(pair, messages
     span = spans(whole.trained)[sum(m.train for m in messages[:at])]
     messages[at].ends = False
     encoded = template.encode(messages)
-    assert encoded.ids == whole.ids and encoded.merged_borders == whole.merged_borders
+    assert encoded.ids == whole.ids and encoded.merged_boundaries == whole.merged_boundaries
     assert encoded.trained[: span[0]] == whole.trained[: span[0]]
     assert encoded.trained[span[1] :] == whole.trained[span[1] :]
     learned = encoded.trained[span[0] : span[1]]
@@ -234,11 +234,11 @@ def test_border_wins_over_a_merge_and_is_counted():
     from tokenizers import AddedToken
 
     tokenizer = tiny.byte_level()
-    tokenizer.add_tokens([AddedToken("\n\n\n", normalized=False)])  # a token that surely spans the border
+    tokenizer.add_tokens([AddedToken("\n\n\n", normalized=False)])  # a token that surely spans the boundary
     template = chat_template(tokenizer, "chatml")
     messages = [Message("user", "hi"), Message("assistant", "\n\nhello", True)]
     encoded = template.encode(messages)
-    assert encoded.merged_borders == 1
+    assert encoded.merged_boundaries == 1
     assert stock(template, messages) != encoded.ids
     start = encoded.trained.index(True)
     assert encoded.ids[:start] == stock(template, messages[:1], generation_prompt=True)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from fastft.data.conversation import read_conversations
 from fastft.data.dataset import tokenized
-from fastft.data.step_plan import Schedule
+from fastft.data.step_plan import StepPlan
 from fastft.data.template.chat_template import load_template
-from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint import manifest
 from fastft.train.metrics import read_metrics
 
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ def ground(tmp_path_factory):
 def flags(ground: Path, out: Path, *more: str) -> list[str]:
     return [
         "--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--output_dir", str(out),
-        "--window", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", *more,
+        "--seq_len", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", *more,
     ]  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def plain_gradients(model_dir: Path, data_file: Path, window: int, z_loss: float
     from transformers import AutoModelForCausalLM
 
     data = tokenized(str(data_file), load_template(str(model_dir)))
-    rows = Schedule(data, window, 0, 1, 4, None).step(1).rows
+    rows = StepPlan(data, window, 0, 1, 4, None).step(1).rows
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
     conversations = [c for row in rows for c in row]
     trained = sum(int(data.trained_counts[c]) for c in conversations)
@@ -144,9 +144,9 @@ def test_gradients_do_not_depend_on_packing_checkpointing_or_micro_batches(groun
         whole, gradients.first_gradients(flags(ground, tmp_path, "--gradient_checkpointing", "false"))
     )
 
-    rows = Schedule.plan
+    rows = StepPlan.plan
     alone = lambda self, epoch: [row[i : i + 1] for row in rows(self, epoch)[:4] for i in range(len(row))]  # noqa: E731
-    monkeypatch.setattr(Schedule, "plan", alone)
+    monkeypatch.setattr(StepPlan, "plan", alone)
     unpacked = gradients.first_gradients(flags(ground, tmp_path, "--global_batch_size", "100"))
     assert_gradients_agree(whole, unpacked)
 
@@ -253,7 +253,7 @@ def test_a_finished_run_exits_at_once(ground, whole_run):
 def marker_of(step: int) -> str:
     """Of a checkpoint that is one file, shard, of five bytes."""
     files = {"shard": {"bytes": 5, "xxh3": xxhash.xxh3_128(b"12345").hexdigest()}}
-    return marker.dumps({"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files})
+    return manifest.dumps({"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files})
 
 
 def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path):
@@ -286,7 +286,7 @@ def fails(done: subprocess.CompletedProcess, *says: str) -> None:
 
 
 def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
-    fails(train(ground, whole_run, "--window", "144", "--checkpoint.every", "4"), "window was 160 and is 144")
+    fails(train(ground, whole_run, "--seq_len", "144", "--checkpoint.every", "4"), "window was 160 and is 144")
 
 
 @pytest.mark.parametrize(
@@ -295,9 +295,9 @@ def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model", "./nowhere"], "./nowhere: no such directory"),
         (["--template", "nope"], "--template nope: neither a file nor one of"),
-        (["--window", "1"], "longer than the window of 1 tokens"),
-        (["--window", "1", "--overlong", "drop"], "no conversation is left to train on"),
-        (["--window", "4096"], "window 4096 is longer than the 512 positions"),
+        (["--seq_len", "1"], "longer than the window of 1 tokens"),
+        (["--seq_len", "1", "--overlong", "drop"], "no conversation is left to train on"),
+        (["--seq_len", "4096"], "window 4096 is longer than the 512 positions"),
         (["--global_batch_size", "3", "--micro_batch_size", "2"], "not a multiple of micro_batch_size 2"),
         (["--attention", "varlen"], "varlen needs an NVIDIA GPU"),
     ],
@@ -465,7 +465,7 @@ def test_files_without_their_marker_are_no_checkpoint(tmp_path):
     from fastft.train.checkpoint.local import Candidate, _complete_files
 
     (tmp_path / "shard").write_text("12345")
-    meta = {"files": {"shard": marker.entry(tmp_path / "shard")}}
+    meta = {"files": {"shard": manifest.entry(tmp_path / "shard")}}
     assert _complete_files(Candidate(meta, None), tmp_path, None, print) == "meta.json is missing"
 
 

@@ -1,12 +1,12 @@
 """A run's place in object storage: s3://, gs://, az://, hf://buckets/…, file:// or whatever fsspec knows.
 
     RUN/step-00000100-3f2a9c01/…        a checkpoint's files, each directory written once and never again
-    RUN/step-00000100-3f2a9c01/COMMITTED   its marker, put there last
+    RUN/step-00000100-3f2a9c01/COMMITTED   its manifest, put there last
     RUN/model/…, RUN/model/COMMITTED    the trained model: the run is finished
     RUN/lease.json                      who writes here
 
 Only single objects are ever put, which storage does atomically; nothing is appended to, or taken from a listing that is not
-confirmed by a marker. Every request is tried again after 1, 2, 4, 8 and 16 seconds.
+confirmed by a manifest. Every request is tried again after 1, 2, 4, 8 and 16 seconds.
 """
 
 import contextlib
@@ -105,7 +105,7 @@ class Store:
         return self._try(names, "")
 
     def remove(self, name: str) -> None:
-        """An object or all under it. The marker goes first: what is half removed is no checkpoint."""
+        """An object or all under it. The manifest goes first: what is half removed is no checkpoint."""
 
         def delete() -> None:
             for path in (f"{self.root}/{name}/{COMMITTED}", f"{self.root}/{name}"):

@@ -134,28 +134,28 @@ def planned_work(config: TrainConfig, say, windows: Sequence[int | None] = (None
     Raises UserError as training would, for the data, the tokenizer or the template.
     """
     from fastft.config import stages_of
-    from fastft.data.step_plan import Course, plan_stage
+    from fastft.data.step_plan import Curriculum, plan_stage
     from fastft.data.template.chat_template import load_template
 
     template = load_template(config.model, config.template)
-    course = Course([plan_stage(stage, template, say) for stage in stages_of(config)])
+    curriculum = Curriculum([plan_stage(stage, template, say) for stage in stages_of(config)])
     tokens, trained, squared = 0, 0, 0.0
-    counts = [stage.data.trained_counts for stage in course.stages]
-    for number in range(1, course.total + 1):
-        step = course.step(number)
+    counts = [stage.data.trained_counts for stage in curriculum.stages]
+    for number in range(1, curriculum.total + 1):
+        step = curriculum.step(number)
         conversations = np.concatenate(step.rows)
-        lengths = course.stages[step.stage].lengths[conversations]
+        lengths = curriculum.stages[step.stage].lengths[conversations]
         tokens += int(lengths.sum())
         trained += int(counts[step.stage][conversations].sum())
         squared += seen_squares(lengths, windows)
-    return Work(course.total, tokens, trained, squared), len(template.tokenizer)
+    return Work(curriculum.total, tokens, trained, squared), len(template.tokenizer)
 
 
 def assumed_work(config: TrainConfig, tokens: int, windows: Sequence[int | None] = (None,)) -> Work:
     """Work of `tokens` an epoch in full windows, each one conversation, all trained: the most that they can be."""
-    steps = config.epochs * -(-tokens // (config.window * config.global_batch_size))
+    steps = config.epochs * -(-tokens // (config.seq_len * config.global_batch_size))
     total = config.epochs * tokens
     if config.max_steps and config.max_steps < steps:
         steps = config.max_steps
-        total = min(total, steps * config.window * config.global_batch_size)
-    return Work(steps, total, total, seen_squares(np.array([config.window]), windows) * total / config.window)
+        total = min(total, steps * config.seq_len * config.global_batch_size)
+    return Work(steps, total, total, seen_squares(np.array([config.seq_len]), windows) * total / config.seq_len)

@@ -143,7 +143,7 @@ class Setup:
 
     gpus: int = 1
     replicas: int = 1
-    window: int = 2048
+    seq_len: int = 2048
     micro_batch: int = 1
     accumulates: bool = False
     """A step has several micro-batches: gradients are there while the next one's activations are."""
@@ -167,7 +167,7 @@ class Setup:
 
     @property
     def tokens(self) -> int:
-        return self.window * self.micro_batch
+        return self.seq_len * self.micro_batch
 
     def adapters(self, shape: Shape) -> tuple[Linear, ...]:
         """The linear layers of a block that get an adapter."""
@@ -189,7 +189,7 @@ def setup_of(config: TrainConfig, gpus: int, on_gpu: bool = True) -> Setup:
     return Setup(
         gpus=gpus,
         replicas=config.replicas,
-        window=config.window,
+        seq_len=config.seq_len,
         micro_batch=config.micro_batch_size,
         accumulates=config.global_batch_size > gpus * config.micro_batch_size,
         checkpointing=config.gradient_checkpointing,
@@ -467,7 +467,7 @@ def relief(shape: Shape, setup: Setup) -> list[Relief]:
     ideas = [
         ("--gradient_checkpointing full", {"checkpointing": "full"}),
         (f"--micro_batch_size {setup.micro_batch // 2}", {"micro_batch": setup.micro_batch // 2, "accumulates": True}),
-        (f"--window {setup.window // 2} --overlong split", {"window": setup.window // 2}),
+        (f"--seq_len {setup.seq_len // 2} --overlong split", {"seq_len": setup.seq_len // 2}),
         ("--optimizer.name adamw_8bit", trained),
         ("--offload true", {"offload": True}),
         (f"{2 * setup.gpus} GPUs", {"gpus": 2 * setup.gpus}),

@@ -44,18 +44,18 @@ class Batch:
 
 
 def build_batch(
-    data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, window: int, most_in_a_row: int
+    data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, seq_len: int, most_in_a_row: int
 ) -> Batch:
     """Lay `rows` (and empty ones up to `row_count`) end to end. Padding is a document of its own and never trained.
 
     No row holds more than `most_in_a_row` conversations: that gives `cu_seqlens` one size for the whole run, so that nothing
     is compiled again.
     """
-    total = row_count * window
+    total = row_count * seq_len
     input_ids, position_ids = np.zeros(total, np.int64), np.zeros(total, np.int64)
     edges, loss_index, targets = [0], [], []
     for r in range(row_count):
-        at = r * window
+        at = r * seq_len
         for conversation in rows[r] if r < len(rows) else ():
             ids, trained = data.ids[conversation], data.trained[conversation]
             length = len(ids)
@@ -65,28 +65,28 @@ def build_batch(
             targets.append(ids[1:][predicts])
             at += length
             edges.append(at)
-        if at < (r + 1) * window:
-            padding = (r + 1) * window - at
+        if at < (r + 1) * seq_len:
+            padding = (r + 1) * seq_len - at
             position_ids[at : at + padding] = np.arange(padding)
-            edges.append((r + 1) * window)
+            edges.append((r + 1) * seq_len)
     size = row_count * (most_in_a_row + 1) + 1
     edges += [total] * (size - len(edges))
     return Batch(
         input_ids=torch.from_numpy(input_ids)[None],
         position_ids=torch.from_numpy(position_ids)[None],
         cu_seqlens=torch.tensor(edges, dtype=torch.int32),
-        max_seqlen=window,
+        max_seqlen=seq_len,
         loss_index=torch.from_numpy(np.concatenate(loss_index) if loss_index else np.zeros(0, np.int64)),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64) if targets else np.zeros(0, np.int64)),
     )
 
 
-def rank_batches(step: Step, rank: int, world: int, micro: int, window: int, most_in_a_row: int) -> Iterator[Batch]:
+def rank_batches(step: Step, rank: int, world: int, micro: int, seq_len: int, most_in_a_row: int) -> Iterator[Batch]:
     """This rank's micro-batches of a step: rows rank, rank + world, ...; as many on every rank."""
     mine = step.rows[rank::world]
     count = -(-len(step.rows) // (world * micro))
     for i in range(count):
-        yield build_batch(step.data, mine[i * micro : (i + 1) * micro], micro, window, most_in_a_row)
+        yield build_batch(step.data, mine[i * micro : (i + 1) * micro], micro, seq_len, most_in_a_row)
 
 
 def ahead(steps: Iterator[Step], batches: Callable[[Step], list[Batch]]) -> Iterator[tuple[Step, list[Batch]]]:

@@ -1,8 +1,8 @@
 """Conversations -> token cache -> batches: pure functions of (data, seed, epoch, step).
 
 `tokenized(...)` tokenises a file once into an Arrow file (`fastft.data.tokenize`), keyed by what it depends on, and memory-maps it:
-the ranks of a machine share it, and a second run starts at once. `mixed(...)` makes one set of several files. `Schedule` turns
-the packing plan of each epoch into optimiser steps, `Course` puts the stages of a run one behind the other; `build_batch`
+the ranks of a machine share it, and a second run starts at once. `mixed(...)` makes one set of several files. `StepPlan` turns
+the packing plan of each epoch into optimiser steps, `Curriculum` puts the stages of a run one behind the other; `build_batch`
 turns rows into tensors, `ahead` does so for the steps to come. Nothing here has a state to save: step number in, batch out.
 """
 
@@ -35,7 +35,7 @@ class TokenizedData:
     ids: list[np.ndarray]  # C arrays, int32
     trained: list[np.ndarray]  # C arrays, bool
     positions: np.ndarray  # [C] int64: which record of its file each one is
-    merged_borders: int
+    merged_boundaries: int
     lost_rounds: int  # that no part of the window's size could hold, where conversations were split
     digests: dict[str, str]  # of what the tokens depend on beside the files: tokenizer, template
     sources: list["Source"]
@@ -55,7 +55,7 @@ class TokenizedData:
             [self.ids[i] for i in keep],
             [self.trained[i] for i in keep],
             self.positions[keep],
-            self.merged_borders,
+            self.merged_boundaries,
             self.lost_rounds,
             self.digests,
             [replace(self.sources[0], count=len(keep))],
@@ -97,7 +97,7 @@ def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequ
         [ids for part in parts for ids in part.ids],
         [trained for part in parts for trained in part.trained],
         np.concatenate([part.positions for part in parts]),
-        sum(part.merged_borders for part in parts),
+        sum(part.merged_boundaries for part in parts),
         sum(part.lost_rounds for part in parts),
         parts[0].digests,
         sources,
@@ -109,17 +109,17 @@ def cache_directory() -> Path:
     return Path(os.environ.get("FASTFT_CACHE") or Path.home() / ".cache" / "fastft")
 
 
-def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) -> tuple[TokenizedData, dict[str, int]]:
+def fit_to_seq_len(data: TokenizedData, seq_len: int, overlong: str, path: str) -> tuple[TokenizedData, dict[str, int]]:
     """Leave out what cannot be trained on, and say how much: (data, counts for the report).
 
     Raises UserError when conversations are longer than the window and `overlong` is "refuse", or when nothing is left.
     """
     lengths, trained = data.lengths, data.trained_counts
-    long = lengths > window
+    long = lengths > seq_len
     if long.any() and overlong == "refuse":
         raise UserError(
-            f"{path}: {long.sum()} of {len(lengths)} conversations are longer than the window of {window} tokens (longest: "
-            f"{lengths.max()}). Split them (python -m cleaning {path} -o DIR --max_tokens {window} --model MODEL), or say "
+            f"{path}: {long.sum()} of {len(lengths)} conversations are longer than the window of {seq_len} tokens (longest: "
+            f"{lengths.max()}). Split them (python -m cleaning {path} -o DIR --max_tokens {seq_len} --model MODEL), or say "
             "--overlong split (the same on the way) or --overlong drop"
         )
     empty = (trained == 0) & ~long
@@ -127,7 +127,7 @@ def fit_to_window(data: TokenizedData, window: int, overlong: str, path: str) ->
     if not kept.ids:
         raise UserError(
             f"{path}: no conversation is left to train on ({len(lengths)} read, {long.sum()} longer than the window of "
-            f"{window}, {empty.sum()} without a trained token)"
+            f"{seq_len}, {empty.sum()} without a trained token)"
         )
     return kept, {"conversations": len(kept.ids), "overlong": int(long.sum()), "nothing_to_train": int(empty.sum())}
 
@@ -137,17 +137,17 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> To
 
     In a run of several processes the first one of each machine tokenises, and all of it share the cache; collective there.
     """
-    split_to = config.window if config.overlong == "split" else None
+    split_to = config.seq_len if config.overlong == "split" else None
     progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
     if dist.is_initialized():
         everywhere((lambda: tokenized(path, template, split_to, progress)) if local_rank() == 0 else None)
     data = tokenized(path, template, split_to, progress)
-    kept, counts = fit_to_window(data, config.window, config.overlong, path)
+    kept, counts = fit_to_seq_len(data, config.seq_len, config.overlong, path)
     lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
     say(
         f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
         f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} over the window, "
-        f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_borders} borders where the answer's "
+        f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_boundaries} boundaries where the answer's "
         "own tokens won"
     )
     for written in sorted(template.written_before_answers):
@@ -215,6 +215,6 @@ def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedDat
         flat_ids, flat_trained = batch["ids"].values.to_numpy(), batch["trained"].values.to_numpy(zero_copy_only=False)
         ids += [flat_ids[a:b] for a, b in zip(edges, edges[1:])]
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
-    merged, lost = (sum(table[name].to_pylist()) for name in ("merged_borders", "lost_rounds"))
+    merged, lost = (sum(table[name].to_pylist()) for name in ("merged_boundaries", "lost_rounds"))
     positions = table["position"].to_numpy()
     return TokenizedData(ids, trained, positions, merged, lost, digests, [replace(source, count=len(ids))])

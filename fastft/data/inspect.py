@@ -42,8 +42,8 @@ def show_file(path: str, template: ChatTemplate, count: int) -> None:
     for conversation in islice(read_conversations(path), count):
         encoded = template.encode(conversation.messages)
         title = f"{conversation.id}  {len(encoded.ids)} tokens, {sum(encoded.trained)} trained"
-        if encoded.merged_borders:
-            title += f", {encoded.merged_borders} borders where the answer's own tokens won"
+        if encoded.merged_boundaries:
+            title += f", {encoded.merged_boundaries} boundaries where the answer's own tokens won"
         console.rule(Text(title), align="left")
         console.print(coloured(encoded, template), soft_wrap=True)
 
@@ -86,7 +86,7 @@ def check_file(path: str, template: ChatTemplate) -> int:
             counts["answers trained"] += sum(m.train for m in conversation.messages)
             unfinished = sum(m.train and not m.ends for m in conversation.messages)
             counts["answers trained without their end of turn"] += unfinished
-            counts["borders where the answer's own tokens won"] += encoded.merged_borders
+            counts["boundaries where the answer's own tokens won"] += encoded.merged_boundaries
             found = list(check(conversation, encoded, template))
         for kind, detail in found:
             faults[kind] += 1

@@ -26,19 +26,19 @@ class Step:
     stage: int = 0
 
 
-class Schedule:
+class StepPlan:
     """The packing plans of all epochs, cut into optimiser steps of `global_batch_size` rows.
 
     The last step of an epoch may hold fewer rows; every conversation is seen once per epoch, or as its source says.
     """
 
     def __init__(
-        self, data: TokenizedData, window: int, seed: int, epochs: int, global_batch_size: int, max_steps: int | None
+        self, data: TokenizedData, seq_len: int, seed: int, epochs: int, global_batch_size: int, max_steps: int | None
     ):
-        self.data, self.lengths, self.window, self.seed, self.batch = (
+        self.data, self.lengths, self.seq_len, self.seed, self.batch = (
             data,
             data.lengths,
-            window,
+            seq_len,
             seed,
             global_batch_size,
         )
@@ -56,7 +56,7 @@ class Schedule:
     @lru_cache(maxsize=2)  # noqa: B019  one schedule per stage
     def plan(self, epoch: int) -> list[np.ndarray]:
         chosen = self.chosen(epoch)
-        return [chosen[row] for row in pack(self.lengths[chosen], self.window, self.seed, epoch)]
+        return [chosen[row] for row in pack(self.lengths[chosen], self.seq_len, self.seed, epoch)]
 
     def chosen(self, epoch: int) -> np.ndarray:
         """The conversations of an epoch (int64), some several times or not at all where sources have weights."""
@@ -76,8 +76,8 @@ class Schedule:
     def describe(self) -> dict[str, float]:
         """Rows of the first epoch, the lower bound for its lengths, and how full the rows are."""
         rows, lengths = len(self.plan(0)), self.lengths[self.chosen(0)]
-        fill = float(lengths.sum() / (rows * self.window))
-        return {"rows": rows, "lower_bound": lower_bound(lengths, self.window), "fill": fill, "steps": self.total}
+        fill = float(lengths.sum() / (rows * self.seq_len))
+        return {"rows": rows, "lower_bound": lower_bound(lengths, self.seq_len), "fill": fill, "steps": self.total}
 
 
 def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarray:
@@ -91,10 +91,10 @@ def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarra
     return np.concatenate([np.tile(np.arange(source.count), whole), np.sort(turns)])
 
 
-class Course:
+class Curriculum:
     """The stages of a run one behind the other, their steps numbered through."""
 
-    def __init__(self, stages: Sequence[Schedule]):
+    def __init__(self, stages: Sequence[StepPlan]):
         self.stages = stages
         self.ends = np.cumsum([stage.total for stage in stages]).tolist()
 
@@ -112,24 +112,24 @@ class Course:
         return replace(self.stages[stage].step(number - (self.ends[stage - 1] if stage else 0)), stage=stage)
 
 
-def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> Schedule:
+def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> StepPlan:
     """The steps of one stage, from all its files. Raises UserError as `load_data` does."""
     sources = sources_of(stage.data)
     parts = [load_data(source.path, template, stage, say) for source in sources]
     data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])
-    schedule = Schedule(data, stage.window, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
+    schedule = StepPlan(data, stage.seq_len, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
     plan, world = schedule.describe(), world_size()
     say(
-        f"plan: {plan['rows']} rows of {stage.window} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
+        f"plan: {plan['rows']} rows of {stage.seq_len} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
         f"{schedule.total} steps of {stage.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
     )
     return schedule
 
 
-def fullest_step(course: Course, rows: int) -> Step:
+def fullest_step(curriculum: Curriculum, rows: int) -> Step:
     """A step of the `rows` rows that hold the most tokens in a stage's first epoch, of the stage where that is most."""
     best, most = None, -1
-    for number, stage in enumerate(course.stages):
+    for number, stage in enumerate(curriculum.stages):
         trained = stage.data.trained_counts
         plan = sorted(stage.plan(0), key=lambda row: (-stage.lengths[row].sum(), -trained[row].sum()))[:rows]
         tokens = sum(int(stage.lengths[row].sum()) for row in plan)

@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.int32())),
         ("trained", pa.list_(pa.bool_())),
-        ("merged_borders", pa.int32()),
+        ("merged_boundaries", pa.int32()),
         ("position", pa.int64()),
         ("lost_rounds", pa.int32()),
     ]
@@ -119,7 +119,7 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
     columns = [
         [e.ids for e in encoded],
         [e.trained for e in encoded],
-        [e.merged_borders for e in encoded],
+        [e.merged_boundaries for e in encoded],
         [start + i for i, (parts, _) in enumerate(split) for _ in parts],
         [sum(lost for _, lost in split), *[0] * (len(parts) - 1)],
     ]

@@ -76,7 +76,7 @@ def run(output_dir: Path) -> None:
 
     data, model = output_dir / "clean" / "conversations.jsonl", output_dir / "model"
     arguments = ["--model", str(output_dir / "base"), "--data", str(data), "--output_dir", str(output_dir)]
-    if train([*arguments, "--window", str(WINDOW), *TRAINING]):
+    if train([*arguments, "--seq_len", str(WINDOW), *TRAINING]):
         raise UserError("the training did not finish; the line above says why")
 
     heading("4. The same questions, after training")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastft.config import TrainConfig
 from fastft.errors import UserError
-from fastft.model.rope_scaling import fit_window
+from fastft.model.rope_scaling import fit_seq_len
 
 
 def load_config(model: str):
@@ -30,10 +30,10 @@ def load_config(model: str):
 
 
 def fit_config(model_config, config: TrainConfig, words: int):
-    """The config of the model to train, for `config.window` positions and `words` tokens of the tokenizer: the one at
+    """The config of the model to train, for `config.seq_len` positions and `words` tokens of the tokenizer: the one at
     `config.model`, or a changed copy where the configuration asks for it. Raises UserError where it does not fit.
     """
-    fitted = fit_window(model_config, config.window, config.extend, config.model)
+    fitted = fit_seq_len(model_config, config.seq_len, config.extend, config.model)
     rows = getattr(fitted, "vocab_size", words)
     if words <= rows:
         return fitted

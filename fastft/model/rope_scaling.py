@@ -13,7 +13,7 @@ from torch import nn
 from fastft.errors import UserError
 
 
-def fit_window(model_config, window: int, extend: str, model: str):
+def fit_seq_len(model_config, seq_len: int, extend: str, model: str):
     """The config to build and export: the model's own where it knows `window` positions, else scaled as `extend` says.
 
     Raises UserError when the window does not fit, or the model's positions cannot be scaled.
@@ -21,14 +21,14 @@ def fit_window(model_config, window: int, extend: str, model: str):
     longest = getattr(model_config, "max_position_embeddings", None)
     for rope in _scaled_layers(model_config):
         short = rope.get("original_max_position_embeddings", longest)
-        if rope.get("rope_type") == "longrope" and window > short:
+        if rope.get("rope_type") == "longrope" and seq_len > short:
             raise UserError(
-                f"window {window}: {model} chooses its positions (longrope) by the longest conversation of a row; "
+                f"window {seq_len}: {model} chooses its positions (longrope) by the longest conversation of a row; "
                 f"packed rows are exact up to {short} tokens"
             )
-    if not longest or window <= longest:
+    if not longest or seq_len <= longest:
         return model_config
-    too_long = f"window {window} is longer than the {longest} positions that {model} knows"
+    too_long = f"window {seq_len} is longer than the {longest} positions that {model} knows"
     if extend == "none":
         raise UserError(f"{too_long}; --extend yarn or --extend linear scales them to fit")
     config = copy.deepcopy(model_config)
@@ -36,8 +36,8 @@ def fit_window(model_config, window: int, extend: str, model: str):
     if not layers:
         raise UserError(f"{too_long}, and they are not rotary: they cannot be scaled")
     for rope in layers:
-        _scale(rope, extend, window / longest, longest, too_long)
-    config.max_position_embeddings = window
+        _scale(rope, extend, seq_len / longest, longest, too_long)
+    config.max_position_embeddings = seq_len
     config.validate_rope()
     return config
 

@@ -12,15 +12,19 @@ import torch
 import torch.distributed as dist
 
 from fastft.config import TrainConfig
-from fastft.data.step_plan import Course, Step, fullest_step
+from fastft.data.step_plan import Curriculum, Step, fullest_step
 from fastft.train.metrics import peak_memory_gib
 
 
-def rehearse(
-    take: Callable[[Step], dict], course: Course, config: TrainConfig, device: torch.device, say: Callable[[str], None]
+def dry_run_steps(
+    take: Callable[[Step], dict],
+    curriculum: Curriculum,
+    config: TrainConfig,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> None:
     """Take the steps and say what they took; collective. `take` is the trainer's own step and returns its numbers."""
-    step = fullest_step(course, config.global_batch_size)
+    step = fullest_step(curriculum, config.global_batch_size)
     for number in (1, 2):
         began = time.perf_counter()
         numbers = take(step)
@@ -32,9 +36,9 @@ def rehearse(
         )
     memory = torch.tensor(peak_memory_gib(device), device=device)
     dist.all_reduce(memory, dist.ReduceOp.MAX)
-    hours = course.total * seconds / 3600
+    hours = curriculum.total * seconds / 3600
     money = "" if config.price_per_hour is None else f", ${hours * config.price_per_hour:,.2f}"
     say(
-        f"dry run: largest memory of a process {float(memory):.2f} GiB; {course.total} steps like the second take "
+        f"dry run: largest memory of a process {float(memory):.2f} GiB; {curriculum.total} steps like the second take "
         f"{hours:.2f} hours{money}; nothing was written"
     )

@@ -22,7 +22,7 @@ from fastft.model import lora, weights
 from fastft.model.build import TrainedModel, assemble
 from fastft.model.pretrained import fit_config, load_config, model_fingerprint
 from fastft.train.checkpoint import local as checkpoint
-from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint import manifest
 from fastft.train.report.card import model_card
 from fastft.train.report.run_dir import read_run
 from fastft.train.trackers import first_line
@@ -37,7 +37,7 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists; choose a directory that does not, nothing is written over")
     step_directory, run_directory = find_checkpoint(place, say)
-    run, meta = read_run(run_directory), marker.read(step_directory)
+    run, meta = read_run(run_directory), manifest.read(step_directory)
     config = run.config
     source_config = load_config(config.model)
     if model_fingerprint(config.model, source_config) != meta["identity"]["model"]:

@@ -37,7 +37,7 @@ from fastft.cost.flops import attention_windows, matrix_flops, seen_squares
 from fastft.cost.memory import out_of_memory_line
 from fastft.data.batch import Batch, ahead, rank_batches
 from fastft.data.dataset import TokenizedData, conversation_names, load_data
-from fastft.data.step_plan import Course, Schedule, Step, plan_stage
+from fastft.data.step_plan import Curriculum, Step, StepPlan, plan_stage
 from fastft.data.template.chat_template import load_template
 from fastft.errors import UserError
 from fastft.model import huggingface as hugging_face
@@ -47,8 +47,8 @@ from fastft.model.pretrained import fit_config, load_config, model_fingerprint
 from fastft.train.checkpoint import local as checkpoint
 from fastft.train.checkpoint.remote import Uploader, upload_model
 from fastft.train.checkpoint.resume import find_starts, finished_model, open_store, resume, run_identity, take_lease
-from fastft.train.checkpoint.save_interval import Cadence
-from fastft.train.dry_run import rehearse
+from fastft.train.checkpoint.save_interval import SaveInterval
+from fastft.train.dry_run import dry_run_steps
 from fastft.train.metrics import Reporter, step_rows
 from fastft.train.optim import SkippedSteps, build_optimizer, clip_gradients, learning_rate, update
 from fastft.train.preemption import notices
@@ -100,28 +100,30 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     place = Path(at_exit.enter_context(TemporaryDirectory())) if config.dry_run else output_dir
     files = hugging_face.prepare(config, model_config, template, place / "model", say)
     stages = stages_of(config)
-    course = Course([plan_stage(stage, template, say) for stage in stages])
+    curriculum = Curriculum([plan_stage(stage, template, say) for stage in stages])
     eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
     sampler = Sampler(config, template)
 
     startup.done("data")
 
     # Where an earlier start of this run left off.
-    identity, starts = run_identity(config, course, model_fingerprint(config.model, source_config)), []
+    identity, starts = run_identity(config, curriculum, model_fingerprint(config.model, source_config)), []
     if not config.dry_run:
         disk = checkpoint.Disk(output_dir / "checkpoints")
         store = open_store(config.checkpoint.remote, disk)
         finished = (
-            finished_model(output_dir, store, identity, course.total, bool(config.lora.r)) if config.resume else None
+            finished_model(output_dir, store, identity, curriculum.total, bool(config.lora.r))
+            if config.resume
+            else None
         )
         if finished:
-            say(f"finished: step {course.total} of {course.total} is done; the model is in {finished}")
+            say(f"finished: step {curriculum.total} of {curriculum.total} is done; the model is in {finished}")
             return output_dir / "model"
         lease = take_lease(store, at_exit, say)
         starts = find_starts(config, disk, store, identity, say)
-        if starts and (done := starts[0].meta["step"]) > course.total:
+        if starts and (done := starts[0].meta["step"]) > curriculum.total:
             raise UserError(
-                f"step {done} is done, and these settings end with step {course.total}: raise max_steps or epochs, or have that "
+                f"step {done} is done, and these settings end with step {curriculum.total}: raise max_steps or epochs, or have that "
                 "step's model from fastft export"
             )
 
@@ -135,21 +137,21 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     optimizer = build_optimizer(model, config)
     if config.dry_run:
         prove_isolation(model, device)
-        batches = partial(build_batches, course, config, device)
+        batches = partial(build_batches, curriculum, config, device)
         take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
-        return rehearse(take, course, config, device, say)
+        return dry_run_steps(take, curriculum, config, device, say)
     startup.done("model")
     start = resume(starts, disk, store, model, optimizer, config, say)
     startup.done("checkpoint")
     prove_isolation(model, device)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
-    facts = describe(config, template, course, eval_data, device, world)
-    reporter = open_reporter(config, trackers, facts, first, course.total, started)
+    facts = describe(config, template, curriculum, eval_data, device, world)
+    reporter = open_reporter(config, trackers, facts, first, curriculum.total, started)
     sampler.go_on(output_dir, first)
     retention = config.checkpoint.keep, config.checkpoint.keep_every
     uploader = Uploader(store, lease, disk.holders, *retention) if store else None
     writer = checkpoint.Writer(disk, *retention, uploader)
-    cadence = Cadence(config.checkpoint, len(disk.holders), writer, say)
+    save_interval = SaveInterval(config.checkpoint, len(disk.holders), writer, say)
     if disk.is_holder:
         notices.watch(stop, say)
     dist.barrier()
@@ -162,21 +164,21 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     pending: list[dict] = []
     startup.done("files")
     began = loop_began = time.perf_counter()
-    steps = map(course.step, range(first + 1, course.total + 1))
+    steps = map(curriculum.step, range(first + 1, curriculum.total + 1))
     with stop.between_steps(first):
         for number, (step, batches) in enumerate(
-            ahead(steps, partial(build_batches, course, config, device)), first + 1
+            ahead(steps, partial(build_batches, curriculum, config, device)), first + 1
         ):
-            stage, last = course.stages[step.stage], number == course.total
+            stage, last = curriculum.stages[step.stage], number == curriculum.total
             lr = learning_rate(stages[step.stage], step.number, stage.total)
             numbers = train_step(model, optimizer, step, batches, config, number, lr, device)
             where = {"stage": step.stage + 1} if config.stages else {}
             pending.append({**numbers, "number": number, **where, "epoch": step_epoch(stage, step)})
 
-            stop_now, save_agreed = stop.agreed(number, rank == 0 and cadence.wants_one())
-            save_now = last or stop_now or save_agreed or cadence.is_due(number)
+            stop_now, save_agreed = stop.agreed(number, rank == 0 and save_interval.wants_one())
+            save_now = last or stop_now or save_agreed or save_interval.is_due(number)
             evaluate_now = eval_data is not None and (number % config.eval_every == 0 or last) and not stop_now
-            ask_now = sampler.is_due(number, course.total) and not stop_now
+            ask_now = sampler.is_due(number, curriculum.total) and not stop_now
             if number % config.log_every == 0 or save_now or evaluate_now or ask_now:
                 rows = step_rows(pending, time.perf_counter() - began, model, matrices, device)
                 for row in rows:
@@ -186,7 +188,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                     if skipped.in_a_row >= config.max_bad_steps:
                         if reporter:
                             reporter.flush()
-                        give_up(row["step"], skipped.in_a_row, course, config)
+                        give_up(row["step"], skipped.in_a_row, curriculum, config)
                 pending.clear()
                 began = time.perf_counter()
             if evaluate_now:
@@ -200,7 +202,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 refresh_page(output_dir, say)
             if save_now:
                 writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
-                cadence.saved()
+                save_interval.saved()
             if stop_now:
                 leave_early(number, stop, writer)
             if save_now or evaluate_now or ask_now:
@@ -213,19 +215,19 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         looped_s = time.perf_counter() - loop_began
         limit_waiting(SET_UP_LIMIT)
         writer.wait()
-        if stop.agreed(course.total, False, last=True)[0]:  # asked while the last step was evaluated or saved
-            leave_early(course.total, stop, writer)
+        if stop.agreed(curriculum.total, False, last=True)[0]:  # asked while the last step was evaluated or saved
+            leave_early(curriculum.total, stop, writer)
 
     if writer.saves:
         say(
             f"checkpoints: {writer.saves} saved; training waited {writer.blocked_s:.2f} s for them, "
             f"{writer.blocked_s / looped_s:.1%} of its time"
         )
-    with hugging_face.advising(saved_line(disk, course.total)):
+    with hugging_face.advising(saved_line(disk, curriculum.total)):
         try:
             if reporter:
                 reporter.close()
-            card = model_card(read_run(output_dir), course.total) if reporter else ""
+            card = model_card(read_run(output_dir), curriculum.total) if reporter else ""
             hugging_face.export(model, files, output_dir / "model", card, output_dir / "adapter")
         except Exception:
             if uploader:
@@ -235,10 +237,10 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
         refresh_page(output_dir, say)
     if uploader:
         uploader.finish()
-        marks = {"step": course.total, "world_size": world, "machines": len(disk.holders), "identity": identity}
+        marks = {"step": curriculum.total, "world_size": world, "machines": len(disk.holders), "identity": identity}
         on_first(lambda: upload_model(store, output_dir / "model", marks))
     say(
-        f"done: {course.total} steps; the model is in {output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
+        f"done: {curriculum.total} steps; the model is in {output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
     )
     return output_dir / "model"
 
@@ -282,7 +284,7 @@ def train_step(
         "lr": lr,
         "tokens": tokens,
         "trained_tokens": trained,
-        "padding_tokens": len(step.rows) * config.window - tokens,
+        "padding_tokens": len(step.rows) * config.seq_len - tokens,
         "squared_lengths": seen_squares(lengths, attention_windows(model.causal_lm.config)),
     }
 
@@ -300,10 +302,10 @@ def accumulate_gradients(model: TrainedModel, batches: list[Batch], trained: int
     return losses
 
 
-def build_batches(course: Course, config: TrainConfig, device: torch.device, step: Step) -> list[Batch]:
+def build_batches(curriculum: Curriculum, config: TrainConfig, device: torch.device, step: Step) -> list[Batch]:
     """This rank's micro-batches of a step, where the device can fetch them."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    batches = rank_batches(step, rank, world, config.micro_batch_size, config.window, course.most_in_a_row)
+    batches = rank_batches(step, rank, world, config.micro_batch_size, config.seq_len, curriculum.most_in_a_row)
     return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
 
 
@@ -311,11 +313,11 @@ def build_batches(course: Course, config: TrainConfig, device: torch.device, ste
 def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, device: torch.device) -> float:
     """Mean loss per trained token over the held-out conversations; collective."""
     rows = dist.get_world_size() * config.micro_batch_size
-    course = Course([Schedule(data, config.window, config.seed, 1, rows, None)])
+    curriculum = Curriculum([StepPlan(data, config.seq_len, config.seed, 1, rows, None)])
     total = torch.zeros((), device=device, dtype=torch.float64)
     model.eval()
-    for number in range(1, course.total + 1):
-        for batch in build_batches(course, config, device, course.step(number)):
+    for number in range(1, curriculum.total + 1):
+        for batch in build_batches(curriculum, config, device, curriculum.step(number)):
             total += model(**batch.to(device))[0]
     model.train()
     model.reshard()
@@ -323,11 +325,11 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
     return float(total) / int(data.trained_counts.sum())
 
 
-def give_up(last: int, count: int, course: Course, config: TrainConfig) -> None:
+def give_up(last: int, count: int, curriculum: Curriculum, config: TrainConfig) -> None:
     """Raise UserError for `count` bad steps in a row that ended with step `last`, naming their conversations."""
     first = last - count + 1
     names = []
-    for step in map(course.step, range(first, last + 1)):
+    for step in map(curriculum.step, range(first, last + 1)):
         names += conversation_names(step.data, [int(c) for row in step.rows for c in row])
     names = list(dict.fromkeys(names))
     more = ""
@@ -357,7 +359,7 @@ def open_reporter(
     return everywhere(open_files if dist.get_rank() == 0 else None)
 
 
-def step_epoch(schedule: Schedule, step: Step) -> float:
+def step_epoch(schedule: StepPlan, step: Step) -> float:
     """Epochs done after this step, as a fraction."""
     start, end = schedule.starts[step.epoch], schedule.starts[step.epoch + 1]
     return step.epoch + (step.number - start) / (end - start)

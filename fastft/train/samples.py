@@ -39,7 +39,7 @@ class Sampler:
     def __init__(self, config: TrainConfig, template: ChatTemplate):
         """Raises UserError as `read_prompts` does."""
         self.config, self.template = config.samples, template
-        self.prompts = read_prompts(config.samples, template, config.window)
+        self.prompts = read_prompts(config.samples, template, config.seq_len)
 
     def go_on(self, output_dir: Path, start_step: int) -> None:
         """Write to `output_dir`, behind what was answered up to `start_step`, the step of the checkpoint."""
@@ -61,7 +61,7 @@ class Sampler:
                 os.fsync(file.fileno())
 
 
-def read_prompts(config: SamplesConfig, template: ChatTemplate, window: int) -> list[Prompt]:
+def read_prompts(config: SamplesConfig, template: ChatTemplate, seq_len: int) -> list[Prompt]:
     """The prompts of the file, none without one. Raises UserError naming the line that is no prompt or does not fit."""
     if config.prompts is None:
         return []
@@ -75,10 +75,10 @@ def read_prompts(config: SamplesConfig, template: ChatTemplate, window: int) -> 
             where = f"samples.prompts: {config.prompts}: line {number}"
             messages = _messages(line, where)
             ids = template.encode_prompt(messages)
-            if len(ids) + config.max_new_tokens > window:
+            if len(ids) + config.max_new_tokens > seq_len:
                 raise UserError(
                     f"{where}: {len(ids)} tokens and {config.max_new_tokens} for the answer are more than the window of "
-                    f"{window}; shorten it, or lower samples.max_new_tokens"
+                    f"{seq_len}; shorten it, or lower samples.max_new_tokens"
                 )
             text = "\n\n".join(m.content if m.role == "user" else f"[{m.role}] {m.content}" for m in messages)
             found.append(Prompt(text, ids))

@@ -32,7 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "slurm-wlm munge openssh-server rsync socat netcat-openbsd sudo"
 HOST = "box"
 STEPS, EVERY = 400, 20
-TRAINING = f"--max_steps {STEPS} --epochs 100 --window 256 --checkpoint.every {EVERY} --optimizer.lr 1e-3 --log_every 1"
+TRAINING = (
+    f"--max_steps {STEPS} --epochs 100 --seq_len 256 --checkpoint.every {EVERY} --optimizer.lr 1e-3 --log_every 1"
+)
 GLOBAL_BATCH = 4
 
 SLURM_CONF = f"""

@@ -3,14 +3,14 @@
 What is trained is what the model will be asked for. For every answer marked `train`:
 
 - the prompt before it is tokenised exactly as a server will feed it (the chat template's own rendering with the
-  generation prompt), and the answer begins a new token there: the border;
+  generation prompt), and the answer begins a new token there: the boundary;
 - trained are the separator that the template puts after its generation prompt (Vicuna's space), the answer, and the
   end-of-turn token; never headers, never padding. Of an answer that does not end there (`ends` false) only the separator
   and the text are trained: the end of turn stands in its place, and nobody learns it.
 
 Everywhere else the ids equal the tokenizer's rendering of the whole conversation. Tokenising the whole string merges
-across some borders (Qwen and GPT-2 make one token of "assistant\\n" + "\\nhello"'s newlines): there the border wins, and
-`Encoded.merged_borders` counts it.
+across some boundaries (Qwen and GPT-2 make one token of "assistant\\n" + "\\nhello"'s newlines): there the boundary wins, and
+`Encoded.merged_boundaries` counts it.
 
 Text never becomes a control token. Texts are placed into the template's rendering only after the control tokens in it
 have been renamed to strings that no text can spell, and a copy of the tokenizer knows the control tokens by those names
@@ -20,7 +20,7 @@ of the conversation, letter for letter: by comparison, or because the template p
 (fastft.data.template.jinja_proof). If anything does not hold, TemplateError says what. Nothing is masked in silence.
 
     template = load_template("path/or/name", None)       # the tokenizer's own template
-    encoded = template.encode(conversation.messages)     # Encoded(ids, trained, merged_borders)
+    encoded = template.encode(conversation.messages)     # Encoded(ids, trained, merged_boundaries)
 """
 
 import re
@@ -37,13 +37,13 @@ import tokenizers
 from fastft.data.conversation import Message
 from fastft.data.template.jinja_proof import leaves_texts_alone
 from fastft.data.template.skeleton import (
-    BORDER,
+    BOUNDARY,
     CLOSE,
     MARK,
     OPEN,
     TemplateError,
     _Answer,
-    _Border,
+    _Boundary,
     _core,
     _first_difference,
     _join,
@@ -84,7 +84,7 @@ class Encoded:
 
     ids: list[int]  # T token ids
     trained: list[bool]  # T; True for tokens to learn
-    merged_borders: int  # trained answers whose beginning the tokenizer would have merged with the prompt
+    merged_boundaries: int  # trained answers whose beginning the tokenizer would have merged with the prompt
 
 
 class ChatTemplate:
@@ -141,7 +141,7 @@ class ChatTemplate:
         """`encode` for several conversations; the tokenizer works on them in parallel."""
         filled = [self._fill(_repaired(messages)) for messages in conversations]
         encodings = self._backend.encode_batch([text for text, _ in filled], add_special_tokens=False)
-        return [self._mask(text, borders, encoding) for (text, borders), encoding in zip(filled, encodings)]
+        return [self._mask(text, boundaries, encoding) for (text, boundaries), encoding in zip(filled, encodings)]
 
     def count(self, messages: Sequence[Message]) -> int:
         """How many ids `encode` gives, found by words where that is proven to be the same.
@@ -157,18 +157,18 @@ class ChatTemplate:
         self._prove(_repaired(messages))
 
     def _counted(self, messages: list[Message]) -> int | None:
-        """Control tokens stand for themselves and cut the text; so do borders, where the tokens do so anyway."""
+        """Control tokens stand for themselves and cut the text; so do boundaries, where the tokens do so anyway."""
         skeleton = self._skeleton(messages)
         if skeleton.stretches is None:
             return None
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
         count = len(skeleton.stretches) - 1
         for i, stretch in enumerate(skeleton.stretches):
-            text, border = _with_texts(stretch.before, texts), None
+            text, boundary = _with_texts(stretch.before, texts), None
             if stretch.behind is not None:
-                border = len(text)
+                boundary = len(text)
                 text += _with_texts(stretch.behind, texts)
-            tokens = self._counter.count_again(text, i == 0, border) if text else 0
+            tokens = self._counter.count_again(text, i == 0, boundary) if text else 0
             if tokens is None:
                 return None
             count += tokens
@@ -177,7 +177,7 @@ class ChatTemplate:
     def token_bound(self, messages: Sequence[Message]) -> int | None:
         """`encode` gives at most so many tokens; None where nothing is proven. Looks at no text's words.
 
-        `encode` cuts the text at control tokens (one token each) and at the answers' borders, and tokenises every piece
+        `encode` cuts the text at control tokens (one token each) and at the answers' boundaries, and tokenises every piece
         once. Of each byte of a piece it makes at most `tokens_per_byte`, and one more of what some tokenizers put before it.
         That the template leaves the texts as they are is left to `check`. Raises TemplateError.
         """
@@ -266,14 +266,16 @@ class ChatTemplate:
         return skeleton
 
     def _stretches(self, skeleton: _Skeleton) -> list[_Stretch] | None:
-        """The skeleton cut at its control tokens, and each stretch at its border."""
+        """The skeleton cut at its control tokens, and each stretch at its boundary."""
         marked = [literal + _mark(n) for n, literal in enumerate(skeleton.renamed)]
         for answer in reversed(skeleton.answers):
             literal = marked[answer.slots]
-            marked[answer.slots] = literal[: answer.offset] + BORDER + literal[answer.offset :]
+            marked[answer.slots] = literal[: answer.offset] + BOUNDARY + literal[answer.offset :]
         stretches = []
         for stretch in self._name_pattern.split("".join(marked).removesuffix(_mark(len(skeleton.slots)))):
-            sides = [[int(p) if i % 2 else p for i, p in enumerate(MARK.split(s)) if p] for s in stretch.split(BORDER)]
+            sides = [
+                [int(p) if i % 2 else p for i, p in enumerate(MARK.split(s)) if p] for s in stretch.split(BOUNDARY)
+            ]
             if len(sides) > 2:
                 return None
             stretches.append(_Stretch(sides[0], sides[1] if len(sides) == 2 else None))
@@ -295,7 +297,7 @@ class ChatTemplate:
         if found is None or found.group() != self.end_of_turn or (has_text and literal[: found.start()].strip()):
             raise TemplateError(f"{self.name}: {self.end_of_turn!r} does not follow the answer in message {i}")
 
-    def _fill(self, messages: list[Message]) -> tuple[str, list[_Border]]:
+    def _fill(self, messages: list[Message]) -> tuple[str, list[_Boundary]]:
         """The conversation's text with control tokens renamed, and where in it each trained answer begins."""
         self._prove(messages)
         return self._placed(messages)
@@ -316,7 +318,7 @@ class ChatTemplate:
                 f"{self.name}: the template changes the text of message {culprit}; its tokens cannot be placed"
             )
 
-    def _placed(self, messages: list[Message]) -> tuple[str, list[_Border]]:
+    def _placed(self, messages: list[Message]) -> tuple[str, list[_Boundary]]:
         """`_fill` of messages whose texts the template leaves as they are."""
         skeleton = self._skeleton(messages)
         texts = [_core(messages[slot].content) for slot in skeleton.slots]
@@ -324,7 +326,7 @@ class ChatTemplate:
         for literal, text in zip(skeleton.renamed, [*texts, ""]):
             starts.append(at)
             at += len(literal) + len(text)
-        borders = []
+        boundaries = []
         for a in skeleton.answers:
             at, answer = starts[a.slots] + a.offset, messages[a.message]
             if answer.ends:
@@ -333,8 +335,8 @@ class ChatTemplate:
                 stop = starts[a.slots] + len(skeleton.renamed[a.slots]) + len(core)
             else:
                 stop = at
-            borders.append(_Border(at, stop))
-        return _join(skeleton.renamed, texts), borders
+            boundaries.append(_Boundary(at, stop))
+        return _join(skeleton.renamed, texts), boundaries
 
     # The tokenizer ---------------------------------------------------------------------------------------------------
 
@@ -366,8 +368,8 @@ class ChatTemplate:
     def _original_ids(self, ids: list[int]) -> list[int]:
         return ids if self._ids_agree else [self._renamed_ids.get(i, i) for i in ids]
 
-    def _mask(self, text: str, borders: list[_Border], encoding: tokenizers.Encoding) -> Encoded:
-        """Put the borders into the tokens of the whole text, and mark what lies between border and end of turn."""
+    def _mask(self, text: str, boundaries: list[_Boundary], encoding: tokenizers.Encoding) -> Encoded:
+        """Put the boundaries into the tokens of the whole text, and mark what lies between boundary and end of turn."""
         ids, offsets = encoding.ids, encoding.offsets
         starts = [start for start, _ in offsets]
         controls = [(found.start(), found.end()) for found in self._name_pattern.finditer(text)]
@@ -379,8 +381,8 @@ class ChatTemplate:
         done, merged = 0, 0  # tokens of `ids` already taken over
         out_ids: list[int] = []
         trained: list[bool] = []
-        for border in borders:
-            at = border.at
+        for boundary in boundaries:
+            at = boundary.at
             end = bisect_left(controls, (at, at))  # the answer's end of turn is the first control token behind it
             first = control_tokens[end - 1] if end else 0
             left_text = text[controls[end - 1][0] if end else 0 : at]
@@ -396,7 +398,7 @@ class ChatTemplate:
                 alone = self._continuation.encode(text[at : controls[end][1]], add_special_tokens=False)
                 answer, answer_starts = alone.ids, [at + start for start, _ in alone.offsets]
             out_ids += answer
-            trained += [border.stop is None or start < border.stop for start in answer_starts]
+            trained += [boundary.stop is None or start < boundary.stop for start in answer_starts]
             done = control_tokens[end] + 1
         out_ids += ids[done:]
         trained += [False] * (len(out_ids) - len(trained))

@@ -2,7 +2,7 @@
 
 Without --check it prints conversations with trained tokens in one colour and the rest in another, one token beside the
 next. With --check it holds the tokens of every conversation of the file against the library's own road
-(`apply_chat_template`, which knows nothing of how fastft.data.template.chat_template finds its borders): prompts and the whole id by id, the
+(`apply_chat_template`, which knows nothing of how fastft.data.template.chat_template finds its boundaries): prompts and the whole id by id, the
 trained text and the whole text letter by letter, the control tokens. Exit code 1 when anything is off.
 """
 
@@ -85,7 +85,7 @@ def _check_text(messages, encoded, template) -> Iterator[tuple[str, str]]:
 
 
 def _check_against_library(messages, encoded, template, answers_and_spans) -> Iterator[tuple[str, str]]:
-    if encoded.merged_borders == 0:
+    if encoded.merged_boundaries == 0:
         if encoded.ids != _library_ids(messages, template, generation_prompt=False):
             yield "whole", "the ids are not the tokenizer's rendering of the conversation"
         for i, span in answers_and_spans:
@@ -93,7 +93,10 @@ def _check_against_library(messages, encoded, template, answers_and_spans) -> It
                 yield "prompt", f"the ids before message {i} are not what a server would feed"
         return
     yield from _check_text(messages, encoded, template)
-    for i, _ in answers_and_spans:  # one border at a time: earlier borders of its own do not stand in a server's prompt
+    for (
+        i,
+        _,
+    ) in answers_and_spans:  # one boundary at a time: earlier boundaries of its own do not stand in a server's prompt
         alone = template.encode([replace(m, train=m.train and j == i) for j, m in enumerate(messages)])
         prompt = _library_ids(messages[:i], template, generation_prompt=True)
         if alone.ids[: alone.trained.index(True)] != prompt:

@@ -11,7 +11,7 @@ from fastft.errors import UserError
 # Private noncharacters open and close every mark and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
-BORDER = f"{OPEN}border{CLOSE}"
+BOUNDARY = f"{OPEN}boundary{CLOSE}"
 
 
 class TemplateError(UserError):
@@ -28,7 +28,7 @@ class _Answer:
 
 
 @dataclass(slots=True)
-class _Border:
+class _Boundary:
     """Where the tokens of a trained answer begin in the text, and, if they stop before its end of turn, where."""
 
     at: int
@@ -39,8 +39,8 @@ class _Border:
 class _Stretch:
     """What stands between two control tokens: literals, and indices into the skeleton's slots, in order."""
 
-    before: list[str | int]  # its border, or all of it
-    behind: list[str | int] | None  # None: it has no border
+    before: list[str | int]  # its boundary, or all of it
+    behind: list[str | int] | None  # None: it has no boundary
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class _Skeleton:
     renamed: list[str]  # the same with control tokens renamed
     slots: list[int]  # index of the message whose text fills each slot
     answers: list[_Answer]  # the trained ones, in order
-    stretches: list[_Stretch] | None = None  # None where two borders have no control token between them
+    stretches: list[_Stretch] | None = None  # None where two boundaries have no control token between them
     # For `token_bound`: how many bytes of literals are no control tokens; how many control tokens there are, and pieces.
     size: int = 0
     tokens: int = 0

@@ -86,18 +86,18 @@ class Counter:
         self.count_again = lru_cache(maxsize=256)(self.count)
         self._sum_again = lru_cache(maxsize=256)(self._sum)
 
-    def count(self, text: str, first: bool = True, border: int | None = None) -> int | None:
+    def count(self, text: str, first: bool = True, boundary: int | None = None) -> int | None:
         """The tokens of `text`, or None. `first`: it stands at the beginning; otherwise behind an added token.
 
-        With a `border`, a position in the text, only where a token ends there and those before are the tokens of
-        text[:border] on its own.
+        With a `boundary`, a position in the text, only where a token ends there and those before are the tokens of
+        text[:boundary] on its own.
         """
         if self.to_check < 0 or (any(map(text.__contains__, self.added_begin)) and self.added.search(text)):
             return None
         if self.words.stable and not self.words.stable.fullmatch(text):
-            return self._asked(text, first, border)
+            return self._asked(text, first, boundary)
         prefix = self.words.prefix(text, first)
-        whole, at = prefix + text, None if border is None else len(prefix) + border
+        whole, at = prefix + text, None if boundary is None else len(prefix) + boundary
         if at is None:
             count = self._sum(whole)
         elif self.words.apart(whole, at):
@@ -141,12 +141,12 @@ class Counter:
     def _of_word(self, word: str) -> int:
         return len(self.model.tokenize(self.words.spelled(word)))
 
-    def _asked(self, text: str, first: bool, border: int | None = None) -> int | None:
+    def _asked(self, text: str, first: bool, boundary: int | None = None) -> int | None:
         before = "" if first else self.control
         whole = self.backend.encode(before + text, add_special_tokens=False)
-        if border is not None:
-            left = self.backend.encode(before + text[:border], add_special_tokens=False).ids
-            at = len(before) + border
+        if boundary is not None:
+            left = self.backend.encode(before + text[:boundary], add_special_tokens=False).ids
+            at = len(before) + boundary
             split = sum(start < at for start, _ in whole.offsets)
             if not split or whole.ids[:split] != left or whole.offsets[split - 1][1] > at:
                 return None

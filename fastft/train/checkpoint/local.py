@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: on this machine's disk first, from there to object storage.
 
 A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100: PyTorch's distributed checkpoint (every rank writes its
-shards and syncs them to disk), the run's own files as they were after that step, and `meta.json`, the marker, which names
+shards and syncs them to disk), the run's own files as they were after that step, and `meta.json`, the manifest, which names
 every file with its size and XXH3-128. A step waits only while the state is copied to the host's memory; a thread writes the
 copy as `….tmp` and publishes it by one rename, then `fastft.train.checkpoint.remote` has it. `latest` is a hint for people and scripts:
 `candidates` looks at the directories and at the storage, and `fetch` proves the bytes before they are loaded. A run's
@@ -33,7 +33,7 @@ from fastft.common.files import sync, write_whole
 from fastft.common.object_store import Store
 from fastft.errors import UserError
 from fastft.model.build import TrainedModel
-from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.remote import Uploader, checkpoints
 from fastft.train.checkpoint.remote import fetch as download
 
@@ -167,11 +167,11 @@ class Writer:
         return f"{os.strerror(errno.ENOSPC)}: {needed / 2**30:.3g} GiB needed, {free / 2**30:.3g} free"
 
     def _describe_own(self, partial: Path, run_files: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The marker's entries for the files that this rank has written."""
+        """The manifest's entries for the files that this rank has written."""
         paths = sorted(partial.glob(f"__{dist.get_rank()}_*.distcp"))
         if dist.get_rank() == 0:
             paths += [partial / ".metadata", *(partial / name for name in run_files)]
-        return {path.name: marker.entry(path) for path in paths}
+        return {path.name: manifest.entry(path) for path in paths}
 
     def _publish(self, final: Path, meta: dict[str, Any], everyone: list[tuple[int, dict[str, Any], Any]]) -> None:
         files = {name: entry for _, own, _ in everyone for name, entry in own.items()}
@@ -206,7 +206,7 @@ def _state(model: TrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, A
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint that has a marker: on disks, in storage (its directory there), or both."""
+    """A checkpoint that has a manifest: on disks, in storage (its directory there), or both."""
 
     meta: dict[str, Any]
     remote: str | None
@@ -219,7 +219,7 @@ class Candidate:
 def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> list[Candidate]:
     """The newest first, those on disk before others of the same step; collective.
 
-    Raises UserError when there are checkpoints but none whose marker can be read: a run does not start again unasked.
+    Raises UserError when there are checkpoints but none whose manifest can be read: a run does not start again unasked.
     """
     damaged: list[str] = []
 
@@ -227,14 +227,14 @@ def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> l
         damaged.append(line)
         say(line)
 
-    here = everywhere(lambda: _markers(disk.directory, pass_over)) if disk.is_holder else everywhere(None)
+    here = everywhere(lambda: _manifests(disk.directory, pass_over)) if disk.is_holder else everywhere(None)
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, here or [])
 
     def join() -> list[Candidate]:
         stored = checkpoints(store, pass_over) if store else []
         places = {_identity(meta): name for name, meta in reversed(stored)}
-        on_disk = {_identity(meta): meta for markers in everyone for meta in markers}
+        on_disk = {_identity(meta): meta for manifests in everyone for meta in manifests}
         found = [Candidate(meta, places.get(key)) for key, meta in on_disk.items()]
         found += [Candidate(meta, name) for name, meta in stored if _identity(meta) not in on_disk]
         found.sort(key=lambda c: c.meta["step"], reverse=True)  # stable: those on disk stay first
@@ -246,15 +246,15 @@ def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> l
 
 
 def _identity(meta: dict[str, Any]) -> str:
-    return marker.dumps({"step": meta["step"], "files": meta["files"]})
+    return manifest.dumps({"step": meta["step"], "files": meta["files"]})
 
 
-def _markers(directory: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def _manifests(directory: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
     found = []
     for path in directory.glob("step-????????"):
         try:
-            found.append(marker.read(path))
-        except marker.DamagedError as error:
+            found.append(manifest.read(path))
+        except manifest.DamagedError as error:
             say(f"{path}: passed over: {error}")
     return found
 
@@ -273,12 +273,12 @@ def fetch(candidate: Candidate, disk: Disk, store: Store | None, say: Callable[[
 
 
 def _complete_files(candidate: Candidate, path: Path, store: Store | None, say: Callable[[str], None]) -> str | None:
-    lacking = marker.faults(path, candidate.meta, contents=True)
-    if not lacking and _marked(path):
+    lacking = manifest.faults(path, candidate.meta, contents=True)
+    if not lacking and _has_manifest(path):
         return None
     if candidate.remote is None or store is None:
-        return next(iter(lacking.values()), f"{marker.NAME} is missing")
-    if _marked(path) and lacking:  # a copy that was whole once
+        return next(iter(lacking.values()), f"{manifest.NAME} is missing")
+    if _has_manifest(path) and lacking:  # a copy that was whole once
         say(f"{path}: {next(iter(lacking.values()))}; storage has it")
     partial = path.with_name(path.name + ".fetch.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -290,8 +290,8 @@ def _complete_files(candidate: Candidate, path: Path, store: Store | None, say: 
     return None
 
 
-def _marked(path: Path) -> bool:
-    return (path / marker.NAME).exists()
+def _has_manifest(path: Path) -> bool:
+    return (path / manifest.NAME).exists()
 
 
 def restore_run_files(path: Path, output_dir: Path) -> None:
@@ -310,22 +310,22 @@ def complete(directory: Path, say: Callable[[str], None] = print) -> list[tuple[
     for path in sorted(directory.glob("step-????????"), reverse=True):
         fault = fault_of(path)
         if fault is None:
-            found.append((path, marker.read(path)))
+            found.append((path, manifest.read(path)))
         else:
             say(f"{path}: passed over: {fault}")
     return found
 
 
 def newest(directory: Path, say: Callable[[str], None] = print) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete checkpoint and its marker, or None."""
+    """The newest complete checkpoint and its manifest, or None."""
     return next(iter(complete(directory, say)), None)
 
 
 def fault_of(path: Path) -> str | None:
     """What is wrong with a published checkpoint, None if it is complete."""
     try:
-        return next(iter(marker.faults(path, marker.read(path)).values()), None)
-    except marker.DamagedError as error:
+        return next(iter(manifest.faults(path, manifest.read(path)).values()), None)
+    except manifest.DamagedError as error:
         return str(error)
 
 
@@ -334,7 +334,7 @@ def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: 
     others all but the newest `keep`, those whose step is a multiple of `keep_every` (0: none), and those in use.
     """
     found = {path: _step_if_whole(path) for path in directory.glob("step-????????")}
-    kept = marker.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
+    kept = manifest.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
     for path in (*found, *directory.glob("*.tmp")):
         if found.get(path) not in kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -343,10 +343,10 @@ def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: 
 def _step_if_whole(path: Path) -> int | None:
     """The step of a checkpoint whose files are here, or partly on other machines' disks."""
     try:
-        meta = marker.read(path)
-    except (marker.DamagedError, UserError):
+        meta = manifest.read(path)
+    except (manifest.DamagedError, UserError):
         return None
-    faults = marker.faults(path, meta)
+    faults = manifest.faults(path, meta)
     if meta["machines"] > 1:
         faults = {name: fault for name, fault in faults.items() if (path / name).exists()}
     return None if faults else meta["step"]
@@ -372,7 +372,7 @@ def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.
 
 def publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
     """Everything durable, then the rename, then the hint."""
-    write_whole(partial / marker.NAME, marker.dumps(meta), durable=True)
+    write_whole(partial / manifest.NAME, manifest.dumps(meta), durable=True)
     sync(partial)
     shutil.rmtree(final, ignore_errors=True)  # an incomplete one of that name
     os.rename(partial, final)

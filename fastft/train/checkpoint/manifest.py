@@ -1,7 +1,7 @@
-"""The marker of a checkpoint: the file that makes a directory a checkpoint, on disks and in object storage.
+"""The manifest of a checkpoint: the file that makes a directory a checkpoint, on disks and in object storage.
 
-It is written last and names every file with its size and XXH3-128. What has no marker was never finished, what does not
-agree with its marker is damaged; neither is ever loaded. The checksum is for accidents, not for enemies: XXH3 reads
+It is written last and names every file with its size and XXH3-128. What has no manifest was never finished, what does not
+agree with its manifest is damaged; neither is ever loaded. The checksum is for accidents, not for enemies: XXH3 reads
 6.9 GB/s of one core where SHA-256 reads 0.77, and a restart reads 84 GB for a 7B model.
 """
 
@@ -15,14 +15,14 @@ import xxhash
 
 from fastft.errors import UserError
 
-FORMAT = 1  # of the marker and of what it stands for
+FORMAT = 1  # of the manifest and of what it stands for
 NAME = "meta.json"
 KEYS = ("step", "world_size", "machines", "files", "identity")
 AT_ONCE = 8  # files that are read at the same time; hashing leaves Python's lock alone
 
 
 class DamagedError(Exception):
-    """The text of a marker is none."""
+    """The text of a manifest is none."""
 
 
 def dumps(meta: dict[str, Any]) -> str:
@@ -30,7 +30,7 @@ def dumps(meta: dict[str, Any]) -> str:
 
 
 def loads(text: str | bytes, where: str) -> dict[str, Any]:
-    """Raises DamagedError for what is no marker, ValueError for one that a newer version wrote."""
+    """Raises DamagedError for what is no manifest, ValueError for one that a newer version wrote."""
     try:
         meta = json.loads(text)
         version, complete = meta["format"], all(key in meta for key in KEYS)
@@ -46,7 +46,7 @@ def loads(text: str | bytes, where: str) -> dict[str, Any]:
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """The marker of a directory; raises as `loads` does."""
+    """The manifest of a directory; raises as `loads` does."""
     try:
         return loads((directory / NAME).read_bytes(), str(directory))
     except FileNotFoundError:
@@ -54,7 +54,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def entry(path: Path) -> dict[str, Any]:
-    """What a marker says of a file."""
+    """What a manifest says of a file."""
     return {"bytes": path.stat().st_size, "xxh3": checksum(path)}
 
 

@@ -1,7 +1,7 @@
 """Checkpoints to object storage while training goes on: one thread on each machine that has files of its own.
 
 The first machine names the newest checkpoint that is complete on disk; every machine uploads its own files; when all have
-confirmed, the first one puts the marker there. What fails is said and left without a marker; the next checkpoint is tried
+confirmed, the first one puts the manifest there. What fails is said and left without a manifest; the next checkpoint is tried
 anew. Training never waits for an upload, except for the last one.
 """
 
@@ -19,36 +19,36 @@ import torch.distributed as dist
 
 from fastft.common.object_store import COMMITTED, Store
 from fastft.errors import UserError
-from fastft.train.checkpoint import manifest as marker
+from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 
 MODEL = "model"
 
 
 def checkpoints(store: Store, say: Callable[[str], None]) -> list[tuple[str, dict[str, Any]]]:
-    """(directory, marker) of every committed checkpoint, the newest first. `say` is told of damaged markers."""
+    """(directory, manifest) of every committed checkpoint, the newest first. `say` is told of damaged manifests."""
     found = []
     for name in store.directories():
         if not name.startswith("step-") or (text := store.read(f"{name}/{COMMITTED}")) is None:
             continue
         try:
-            found.append((name, marker.loads(text, f"{store.url}/{name}")))
-        except marker.DamagedError as error:
+            found.append((name, manifest.loads(text, f"{store.url}/{name}")))
+        except manifest.DamagedError as error:
             say(f"{store.url}/{name}: passed over: {error}")
     return sorted(found, key=lambda item: (item[1]["step"], item[0]), reverse=True)
 
 
 def trained_model(store: Store) -> dict[str, Any] | None:
-    """The marker of the trained model, None where none is whole."""
+    """The manifest of the trained model, None where none is whole."""
     text = store.read(f"{MODEL}/{COMMITTED}")
     try:
-        return marker.loads(text, f"{store.url}/{MODEL}") if text else None
-    except marker.DamagedError:
+        return manifest.loads(text, f"{store.url}/{MODEL}") if text else None
+    except manifest.DamagedError:
         return None
 
 
 AT_ONCE = 8  # objects on their way at the same time
-Offer = tuple[Path, dict[str, Any], list[str]]  # directory, marker, and which of its files this machine uploads
+Offer = tuple[Path, dict[str, Any], list[str]]  # directory, manifest, and which of its files this machine uploads
 
 
 class Uploader:
@@ -150,7 +150,7 @@ class Uploader:
         try:
             if not self.lease.is_mine():
                 return f"the right to write to {self.store.url} is lost"
-            self.store.write(f"{name}/{COMMITTED}", marker.dumps(meta))
+            self.store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
         except UserError as error:
             return str(error)
         try:
@@ -162,7 +162,7 @@ class Uploader:
     def _prune(self, newest: str, step: int) -> None:
         """Remove what is not to be kept, and uploads that were never finished."""
         committed = checkpoints(self.store, say=lambda line: None)
-        kept = marker.kept((meta["step"] for _, meta in committed), step, self.keep, self.keep_every)
+        kept = manifest.kept((meta["step"] for _, meta in committed), step, self.keep, self.keep_every)
         keep, seen = {newest}, set()
         for name, meta in committed:
             if meta["step"] in kept and meta["step"] not in seen:
@@ -177,17 +177,17 @@ class Uploader:
 
 
 def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
-    """The trained model, with a marker when it is whole. Raises UserError where storage does not take it."""
+    """The trained model, with a manifest when it is whole. Raises UserError where storage does not take it."""
     files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(lambda file: store.put(directory / file, f"{MODEL}/{file}"), files):
             pass
-    meta = {**meta, "files": {file: marker.entry(directory / file) for file in files}}
-    store.write(f"{MODEL}/{COMMITTED}", marker.dumps(meta))
+    meta = {**meta, "files": {file: manifest.entry(directory / file) for file in files}}
+    store.write(f"{MODEL}/{COMMITTED}", manifest.dumps(meta))
 
 
 def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path, say: Callable[[str], None]) -> None:
-    """Download files of a checkpoint and prove them. Raises UserError naming one that is not what its marker says."""
+    """Download files of a checkpoint and prove them. Raises UserError naming one that is not what its manifest says."""
     total = sum(entry["bytes"] for entry in files.values())
     say(f"fetching {len(files)} of its files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
 
@@ -197,5 +197,5 @@ def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Pat
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(one, files):
             pass
-    if found := marker.faults(target, {"files": files}, contents=True):
+    if found := manifest.faults(target, {"files": files}, contents=True):
         raise UserError(f"{store.url}/{name}: {next(iter(found.values()))}")

@@ -18,7 +18,7 @@ from fastft.common.distributed import everywhere, on_first
 from fastft.common.files import short_name
 from fastft.common.object_store import Store
 from fastft.config import TrainConfig, stages_of
-from fastft.data.step_plan import Course
+from fastft.data.step_plan import Curriculum
 from fastft.errors import UserError
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import local as checkpoint
@@ -132,11 +132,11 @@ def resume(
     return {"step": 0, "skipped": {}}
 
 
-def run_identity(config: TrainConfig, course: Course, model: str) -> dict:
+def run_identity(config: TrainConfig, curriculum: Curriculum, model: str) -> dict:
     """What must not change under a run that is resumed, by name. Paths may move; their contents may not."""
     values = asdict(config)
     same = (
-        "window",
+        "seq_len",
         "overlong",
         "extend",
         "resize_embeddings",
@@ -162,9 +162,9 @@ def run_identity(config: TrainConfig, course: Course, model: str) -> dict:
             "lr": stage.optimizer.lr,
             "schedule": asdict(stage.schedule),
         }
-        for stage, schedule in zip(stages_of(config), course.stages)
+        for stage, schedule in zip(stages_of(config), curriculum.stages)
     ]
-    return {**identity, **course.stages[0].data.digests, "model": model}
+    return {**identity, **curriculum.stages[0].data.digests, "model": model}
 
 
 def _differences(where: str, earlier: Any, now: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from fastft.train.checkpoint.local import Writer
 ASSUMED_BLOCKING_S = 1.0  # until one is measured
 
 
-class Cadence:
+class SaveInterval:
     """Of a run on `machines` machines: any of them that goes takes the run with it."""
 
     def __init__(self, config: CheckpointConfig, machines: int, writer: Writer, say: Callable[[str], None]):

@@ -45,7 +45,7 @@ def model_card(run: Run, step: int, path: str = "path/to/this/directory") -> str
         "## Data",
         _table(("file", "conversations", "tokens", "trained tokens", "how often"), _data_rows(run)),
         f"Chat template: {_inline(facts['template'])}. Trained are the assistant's answers and their ends of turn, nothing "
-        f"else. Conversations are packed into rows of {config.window:,} tokens and never see each other.",
+        f"else. Conversations are packed into rows of {config.seq_len:,} tokens and never see each other.",
         "## Recipe",
         _table(("setting", "value"), recipe(run, step)),
         "## Measured",
@@ -91,10 +91,10 @@ def recipe(run: Run, step: int) -> list[tuple[str, str]]:
     rows = [
         ("trained", _what_is_trained(config)),
         ("steps", f"{step:,} of {facts['steps']:,}"),
-        ("batch", f"{config.global_batch_size:,} rows x {config.window:,} tokens"),
+        ("batch", f"{config.global_batch_size:,} rows x {config.seq_len:,} tokens"),
         (
-            "window",
-            f"{config.window:,} tokens{'' if config.extend == 'none' else f', positions scaled ({config.extend})'}",
+            "seq_len",
+            f"{config.seq_len:,} tokens{'' if config.extend == 'none' else f', positions scaled ({config.extend})'}",
         ),
     ]
     for number, (stage, total) in enumerate(zip(stages_of(config), facts["steps_of_stages"]), 1):

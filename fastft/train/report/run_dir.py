@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from fastft.data.dataset import TokenizedData
-    from fastft.data.step_plan import Course
+    from fastft.data.step_plan import Curriculum
     from fastft.data.template.chat_template import ChatTemplate
 
 from fastft.common.files import short_name
@@ -82,7 +82,7 @@ def write_facts(directory: Path, facts: dict[str, Any]) -> str:
 def describe(
     config: TrainConfig,
     template: "ChatTemplate",
-    course: "Course",
+    curriculum: "Curriculum",
     eval_data: "TokenizedData | None",
     device: "torch.device",
     processes: int,
@@ -95,9 +95,9 @@ def describe(
         "model": short_name(config.model),
         "template": short_name(config.template) if config.template else "the tokenizer's own",
         "end_of_turn": template.end_of_turn,
-        "steps": course.total,
-        "steps_of_stages": [stage.total for stage in course.stages],
-        "data": [_data(stage.data) for stage in course.stages],
+        "steps": curriculum.total,
+        "steps_of_stages": [stage.total for stage in curriculum.stages],
+        "data": [_data(stage.data) for stage in curriculum.stages],
         "eval_data": _data(eval_data) if eval_data else [],
         "devices": f"{processes} x {devices}",
         "versions": {"fastft": fastft.__version__, **{name: version(name) for name in ("torch", "transformers")}},
