@@ -165,7 +165,6 @@ def chaos(
     lives: list[tuple[str, int, int]],
     processes: int,
     steps: int,
-    say=lambda line: None,
 ) -> tuple[Run, Run, list[Life]]:
     """An uninterrupted run, and one that is ended as `lives` (way, steps, processes) say and then left to finish."""
     whole, torn = (Run(ground, ground / name, f"s3://runs/{name}", steps) for name in ("whole", "torn"))

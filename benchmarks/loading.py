@@ -67,7 +67,7 @@ def worker(way: str, model: str) -> None:
     mesh = make_mesh(device, 1)
     watch = Watch()
     if way == "ours":
-        kept = prepare_model(config, model_config, attention, device, say=lambda line: None)
+        kept = prepare_model(config, model_config, attention, device)
     else:
         kept = whole_then_sharded(model, mesh)
     print(json.dumps(watch.stop()), flush=True)

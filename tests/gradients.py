@@ -28,7 +28,7 @@ def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     schedule = StepPlan(data, config.seq_len, config.seed, 1, config.global_batch_size, None)
     model_config = fit_config(load_config(config.model), config, len(template.tokenizer))
     attention, _ = choose_attention(config.attention, device)
-    model = prepare_model(config, model_config, attention, device, say=lambda line: None)
+    model = prepare_model(config, model_config, attention, device)
     step = schedule.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
     loss, _ = accumulate_gradients(model, build_batches(Curriculum([schedule]), config, device, step), trained, device)

@@ -52,12 +52,12 @@ def test_the_work_is_that_of_the_plan(ground):
     data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
     keep = data.trained_counts > 0
     lengths, trained = data.lengths[keep], data.trained_counts[keep]
-    work, words = planned_work(config(ground, epochs=2, global_batch_size=4), say=lambda line: None)
+    work, words = planned_work(config(ground, epochs=2, global_batch_size=4))
     assert work.tokens == 2 * lengths.sum() and work.trained == 2 * trained.sum()
     assert work.squared_lengths == 2 * (lengths**2).sum() and words == len(
         load_template(str(ground / "model")).tokenizer
     )
-    cut, _ = planned_work(config(ground, epochs=2, global_batch_size=4, max_steps=2), say=lambda line: None)
+    cut, _ = planned_work(config(ground, epochs=2, global_batch_size=4, max_steps=2))
     rows = StepPlan(data.select(keep.nonzero()[0]), 160, 0, 2, 4, 2).plan(0)[:8]
     assert cut.steps == 2 and cut.tokens == sum(int(lengths[row].sum()) for row in rows) < work.tokens
 

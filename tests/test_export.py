@@ -65,7 +65,7 @@ def trainers_logits(run: Path, number: int, ids: torch.Tensor) -> torch.Tensor:
     with single_process():
         words = len(load_template(config.model).tokenizer)
         fitted = fit_config(load_config(config.model), config, words)
-        model = prepare_model(config, fitted, choose_attention("auto", cpu)[0], cpu, say=print)
+        model = prepare_model(config, fitted, choose_attention("auto", cpu)[0], cpu)
         checkpoint.load(step(run, number), model, build_optimizer(model, config))
         every, edges = torch.arange(len(ids)), torch.tensor([0, len(ids)], dtype=torch.int32)
         heard = []

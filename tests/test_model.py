@@ -429,7 +429,7 @@ def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
     template = load_template(config.model, config.template)
     model_config = fit_config(load_config(config.model), config, len(template.tokenizer))
     attention, _ = choose_attention("documents", device)
-    model = prepare_model(config, model_config, attention, device, say=lambda line: None)
+    model = prepare_model(config, model_config, attention, device)
     checkpoint.load(checkpoint.newest(out / "checkpoints")[0], model, build_optimizer(model, config))
     length, logits = config.seq_len, []
     forward = loss.summed_cross_entropy

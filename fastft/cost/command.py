@@ -127,7 +127,7 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) ->
     if options.tokens:
         work, words = assumed_work(config, options.tokens, windows), 0
     else:
-        work, words = planned_work(config, lambda line: print(line, file=sys.stderr, flush=True), windows)
+        work, words = planned_work(config, windows)
     shape = load_shape(fit_config(model_config, config, words), config.model)
     found = estimates(config, shape, work, gpus, counts, options.mfu, prices)
     _require_one(config, found)

@@ -127,7 +127,7 @@ def choose(found: Sequence[Estimate]) -> Estimate | None:
 # The work ------------------------------------------------------------------------------------------------------------------
 
 
-def planned_work(config: TrainConfig, say, windows: Sequence[int | None] = (None,)) -> tuple[Work, int]:
+def planned_work(config: TrainConfig, windows: Sequence[int | None] = (None,)) -> tuple[Work, int]:
     """(the work of the run's own packing plan, tokens that the tokenizer knows). Fills the token cache. `windows` are those of
     the model's attention.
 
@@ -138,7 +138,7 @@ def planned_work(config: TrainConfig, say, windows: Sequence[int | None] = (None
     from fastft.data.template.chat_template import load_template
 
     template = load_template(config.model, config.template)
-    curriculum = Curriculum([plan_stage(stage, template, say) for stage in stages_of(config)])
+    curriculum = Curriculum([plan_stage(stage, template) for stage in stages_of(config)])
     tokens, trained, squared = 0, 0, 0.0
     counts = [stage.data.trained_counts for stage in curriculum.stages]
     for number in range(1, curriculum.total + 1):

@@ -8,6 +8,7 @@ turns rows into tensors, `ahead` does so for the steps to come. Nothing here has
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,8 @@ from fastft.data.conversation import Message, read_conversations
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.data.tokenize import write_tokens
 from fastft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 5  # raise when the same key would have to hold other tokens
 
@@ -132,26 +135,26 @@ def fit_to_seq_len(data: TokenizedData, seq_len: int, overlong: str, path: str) 
     return kept, {"conversations": len(kept.ids), "overlong": int(long.sum()), "nothing_to_train": int(empty.sum())}
 
 
-def load_data(path: str, template: ChatTemplate, config: TrainConfig, say) -> TokenizedData:
+def load_data(path: str, template: ChatTemplate, config: TrainConfig) -> TokenizedData:
     """The tokens of one file, without the conversations that cannot be trained on. Raises UserError as `tokenized` does.
 
     In a run of several processes the first one of each machine tokenises, and all of it share the cache; collective there.
     """
     split_to = config.seq_len if config.overlong == "split" else None
-    progress = lambda done: say(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
+    progress = lambda done: logger.info(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
     if dist.is_initialized():
         everywhere((lambda: tokenized(path, template, split_to, progress)) if local_rank() == 0 else None)
     data = tokenized(path, template, split_to, progress)
     kept, counts = fit_to_seq_len(data, config.seq_len, config.overlong, path)
     lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
-    say(
+    logger.info(
         f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
         f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} over the window, "
         f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_boundaries} boundaries where the answer's "
         "own tokens won"
     )
     for written in sorted(template.written_before_answers):
-        say(f"note: the template writes {written!r} before some answers; it is trained with them")
+        logger.info(f"note: the template writes {written!r} before some answers; it is trained with them")
     return kept
 
 

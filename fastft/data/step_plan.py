@@ -1,5 +1,6 @@
 """TODO docstring of fastft.data.step_plan."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from fastft.config import TrainConfig, sources_of
 from fastft.data.dataset import Source, TokenizedData, load_data, mixed
 from fastft.data.packing import lower_bound, pack
 from fastft.data.template.chat_template import ChatTemplate
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,14 @@ class Curriculum:
         return replace(self.stages[stage].step(number - (self.ends[stage - 1] if stage else 0)), stage=stage)
 
 
-def plan_stage(stage: TrainConfig, template: ChatTemplate, say) -> StepPlan:
+def plan_stage(stage: TrainConfig, template: ChatTemplate) -> StepPlan:
     """The steps of one stage, from all its files. Raises UserError as `load_data` does."""
     sources = sources_of(stage.data)
-    parts = [load_data(source.path, template, stage, say) for source in sources]
+    parts = [load_data(source.path, template, stage) for source in sources]
     data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])
     schedule = StepPlan(data, stage.seq_len, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
     plan, world = schedule.describe(), world_size()
-    say(
+    logger.info(
         f"plan: {plan['rows']} rows of {stage.seq_len} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
         f"{schedule.total} steps of {stage.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
     )

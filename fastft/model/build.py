@@ -6,7 +6,7 @@ only on the positions that are trained.
 """
 
 import copy
-from collections.abc import Callable
+import logging
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,8 @@ from fastft.model.float8 import use_float8
 from fastft.model.loss import summed_cross_entropy
 from fastft.model.pretrained import load_config
 from fastft.model.rope_scaling import require_scaled
+
+logger = logging.getLogger(__name__)
 
 
 class TrainedModel(nn.Module):
@@ -102,7 +104,6 @@ def prepare_model(
     model_config,
     attention: str,
     device: torch.device,
-    say: Callable[[str], None],
     resumed: bool = False,
 ) -> TrainedModel:
     """The sharded model with its weights, fp32 to be trained, in training mode; collective.
@@ -113,7 +114,7 @@ def prepare_model(
     """
     mesh = make_mesh(device, config.replicas)
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model, read = assemble(config, model_config, attention, low, say)
+    model, read = assemble(config, model_config, attention, low)
     causal_lm, blocks = model.causal_lm, model.blocks
     model.z_loss = config.z_loss
     quantised: set[nn.Parameter] = set()
@@ -121,9 +122,11 @@ def prepare_model(
     if config.lora.quantize != "none":
         quantised = lora.load_quantised(causal_lm, read, device)
     if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
-        say("note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing")
+        logger.info(
+            "note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing"
+        )
     if config.float8:
-        say(use_float8(blocks, device))
+        logger.info(use_float8(blocks, device))
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
@@ -135,16 +138,14 @@ def prepare_model(
     return model.train()
 
 
-def assemble(
-    config: TrainConfig, model_config, attention: str, low: torch.dtype, say: Callable[[str], None]
-) -> tuple[TrainedModel, weights.Read]:
+def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype) -> tuple[TrainedModel, weights.Read]:
     """The model on the meta device with its adapters, which compute in `low`, and where its weights are read; collective."""
     causal_lm = build(model_config, attention, config.model)
     if config.extend != "none":
         require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
     blocks = model.blocks  # what has none is no causal language model: said before its weights are missed
-    source = weights.open_weights(config.model, causal_lm, say)
+    source = weights.open_weights(config.model, causal_lm)
 
     def read(name: str) -> weights.Rows:
         name = name.removeprefix("causal_lm.")

@@ -6,6 +6,7 @@ may stand in the way of the weights.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,6 +15,8 @@ from typing import Any
 from fastft.errors import UserError
 from fastft.model.weights import locate
 
+logger = logging.getLogger(__name__)
+
 NAME = "generation_config.json"
 # Which of the other values are valid depends on these; transformers does not look at their types.
 MODES = {"do_sample": bool, "num_beams": int, "return_dict_in_generate": bool, "use_cache": bool}
@@ -21,7 +24,7 @@ TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the tokenizer's, bu
 METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
 
 
-def read_generation_config(model: str, say: Callable[[str], None]):
+def read_generation_config(model: str):
     """(transformers' GenerationConfig of a model without its tokens, further token ids at which it stops).
 
     `say` is told what was mended and what was left out.
@@ -36,7 +39,9 @@ def read_generation_config(model: str, say: Callable[[str], None]):
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        say(f"note: {path}: is damaged (no JSON object); left out, the exported model's says where to stop only")
+        logger.info(
+            f"note: {path}: is damaged (no JSON object); left out, the exported model's says where to stop only"
+        )
         return GenerationConfig(), []
     ends = _token_ids(values.get("eos_token_id"))
     values = {key: value for key, value in values.items() if value is not None and key not in (*TOKENS, *METADATA)}
@@ -44,10 +49,10 @@ def read_generation_config(model: str, say: Callable[[str], None]):
         kept, faults, sampling = usable(values)
         config = GenerationConfig(**kept)
     if sampling:
-        say(f"note: {path}: {_named(sampling)} without do_sample; the exported model's says do_sample true")
+        logger.info(f"note: {path}: {_named(sampling)} without do_sample; the exported model's says do_sample true")
     if faults:
         reasons = "; ".join(f"{_named({key: values[key]})} ({fault})" for key, fault in faults.items())
-        say(f"note: {path}: left out of the exported model's: {reasons}")
+        logger.info(f"note: {path}: left out of the exported model's: {reasons}")
     return config, ends
 
 

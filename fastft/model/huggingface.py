@@ -106,9 +106,7 @@ class ModelFiles:
             ) from error
 
 
-def prepare(
-    config: TrainConfig, model_config, template: ChatTemplate, path: Path, say: Callable[[str], None]
-) -> ModelFiles:
+def prepare(config: TrainConfig, model_config, template: ChatTemplate, path: Path) -> ModelFiles:
     """Read what will be exported to `path` beside the weights, and prove, next to it, that it can be; collective.
 
     Raises UserError with one line. `say` is told what of the generation config is mended or left out.
@@ -116,7 +114,7 @@ def prepare(
     files = ModelFiles(config.model, model_config, template, None)
 
     def prove() -> None:
-        files.generation = _generation_config(config.model, template, say)
+        files.generation = _generation_config(config.model, template)
         if config.lora.r:
             blocks = TrainedModel(without_values(model_config, files.dtype, config.model)).blocks
             files.adapter = lora.adapter_settings(blocks, config.lora, config.model)
@@ -131,8 +129,8 @@ def prepare(
     return files
 
 
-def _generation_config(model: str, template: ChatTemplate, say: Callable[[str], None]):
-    generation, earlier = read_generation_config(model, say)
+def _generation_config(model: str, template: ChatTemplate):
+    generation, earlier = read_generation_config(model)
     tokenizer, stops = template.tokenizer, template.stop_token_ids
     generation.eos_token_id = [*stops, *(i for i in earlier if i not in stops)]
     generation.bos_token_id = tokenizer.bos_token_id

@@ -10,6 +10,7 @@ nor embeddings that grow, and its errors name neither file nor tensor.)
 """
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from fastft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
@@ -54,7 +57,7 @@ def compute_buffers(causal_lm: nn.Module) -> None:
             raise UserError(f"{causal_lm.config.model_type}: transformers does not compute its buffer {name}")
 
 
-def open_weights(model: str, causal_lm: nn.Module, say: Callable[[str], None]) -> Read:
+def open_weights(model: str, causal_lm: nn.Module) -> Read:
     """How to read the weights of `causal_lm`, which is on the meta device, from a directory or Hub name; collective.
 
     An embedding may have more rows than its file. Raises UserError naming file and tensor.
@@ -64,10 +67,10 @@ def open_weights(model: str, causal_lm: nn.Module, say: Callable[[str], None]) -
     files = _safetensors_files(model)
     source = SafetensorsFiles(files) if files else None
     if source and not _renamed(causal_lm, source.files):
-        source.require(causal_lm, model, say)
+        source.require(causal_lm, model)
         return source
     why = "their names or shapes are not those of transformers' model" if files else "they are not in safetensors files"
-    say(f"weights: {model}: {why}; the first process loads the whole model and sends it to the others")
+    logger.info(f"weights: {model}: {why}; the first process loads the whole model and sends it to the others")
     return FirstProcess(model, causal_lm)
 
 
@@ -97,7 +100,7 @@ class SafetensorsFiles:
     def shape(self, name: str) -> list[int]:
         return self(name).get_shape()
 
-    def require(self, causal_lm: nn.Module, model: str, say: Callable[[str], None]) -> None:
+    def require(self, causal_lm: nn.Module, model: str) -> None:
         """Every tensor of `causal_lm` is here, with its shape; ties hold. Surplus tensors are only told of."""
         surplus = {name: path for name, path in self.files.items() if not name.endswith("rotary_emb.inv_freq")}
         growing = _embedding_names(causal_lm)
@@ -114,7 +117,7 @@ class SafetensorsFiles:
             self.names[names[0]] = held[0]  # tied weights are in the file under one of their names
         if surplus:
             name, path = next(iter(surplus.items()))
-            say(f"note: {path}: {name} has no place in the model ({len(surplus)} such tensors); it is left out")
+            logger.info(f"note: {path}: {name} has no place in the model ({len(surplus)} such tensors); it is left out")
 
     def _require_shape(self, name: str, wanted: torch.Size, may_grow: bool) -> None:
         shape = self.shape(name)

@@ -5,6 +5,7 @@
 Two, because the first makes the optimiser's moments and compiles. Nothing is written but the cache of tokens.
 """
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -15,13 +16,14 @@ from fastft.config import TrainConfig
 from fastft.data.step_plan import Curriculum, Step, fullest_step
 from fastft.train.metrics import peak_memory_gib
 
+logger = logging.getLogger(__name__)
+
 
 def dry_run_steps(
     take: Callable[[Step], dict],
     curriculum: Curriculum,
     config: TrainConfig,
     device: torch.device,
-    say: Callable[[str], None],
 ) -> None:
     """Take the steps and say what they took; collective. `take` is the trainer's own step and returns its numbers."""
     step = fullest_step(curriculum, config.global_batch_size)
@@ -30,7 +32,7 @@ def dry_run_steps(
         numbers = take(step)
         loss = float(numbers["measured"][0])  # waits for the device
         seconds = time.perf_counter() - began
-        say(
+        logger.info(
             f"dry run: step {number} of 2, the {len(step.rows)} fullest rows: {numbers['tokens']:,} tokens, "
             f"{numbers['trained_tokens']:,} trained, loss {loss:.4f}, {seconds:.2f} s"
         )
@@ -38,7 +40,7 @@ def dry_run_steps(
     dist.all_reduce(memory, dist.ReduceOp.MAX)
     hours = curriculum.total * seconds / 3600
     money = "" if config.price_per_hour is None else f", ${hours * config.price_per_hour:,.2f}"
-    say(
+    logger.info(
         f"dry run: largest memory of a process {float(memory):.2f} GiB; {curriculum.total} steps like the second take "
         f"{hours:.2f} hours{money}; nothing was written"
     )

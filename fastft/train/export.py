@@ -6,8 +6,8 @@ Memory: the model once in the data type of its files, 14 GB for 7 billion parame
 """
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from fastft.train.report.card import model_card
 from fastft.train.report.run_dir import read_run
 from fastft.train.trackers import first_line
 
+logger = logging.getLogger(__name__)
 
-def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], hub_name: str | None = None) -> None:
+
+def export_checkpoint(place: Path, directory: Path, hub_name: str | None = None) -> None:
     """Write the model of the checkpoint at `place` to `directory`, which must not hold anything yet.
 
     Raises UserError with one line for a checkpoint that is not whole or belongs to no run, for a model that is not the one
@@ -36,7 +38,7 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists; choose a directory that does not, nothing is written over")
-    step_directory, run_directory = find_checkpoint(place, say)
+    step_directory, run_directory = find_checkpoint(place)
     run, meta = read_run(run_directory), manifest.read(step_directory)
     config = run.config
     source_config = load_config(config.model)
@@ -49,20 +51,20 @@ def export_checkpoint(place: Path, directory: Path, say: Callable[[str], None], 
     model_config = fit_config(source_config, config, len(template.tokenizer))
     directory.parent.mkdir(parents=True, exist_ok=True)
     with single_process():
-        files = hugging_face.prepare(config, model_config, template, directory, say)
-        model = load_model(config, model_config, step_directory, say)
+        files = hugging_face.prepare(config, model_config, template, directory)
+        model = load_model(config, model_config, step_directory)
         card = model_card(run, meta["step"], hub_name or directory.name)
         with hugging_face.advising("Once the cause is gone, start the same command again"):
             hugging_face.export(model, files, directory, card)
-    say(f"exported: step {meta['step']} of {run.name} to {directory}")
+    logger.info(f"exported: step {meta['step']} of {run.name} to {directory}")
 
 
-def find_checkpoint(place: Path, say: Callable[[str], None]) -> tuple[Path, Path]:
+def find_checkpoint(place: Path) -> tuple[Path, Path]:
     """(a complete checkpoint's directory, its run's). Raises UserError with one line."""
     if not place.is_dir():
         raise UserError(f"{place}: no such directory")
     if (place / "checkpoints").is_dir():
-        found = checkpoint.newest(place / "checkpoints", say)
+        found = checkpoint.newest(place / "checkpoints", logger.info)
         if found is None:
             raise UserError(f"{place / 'checkpoints'}: holds no complete checkpoint")
         return found[0], place
@@ -73,10 +75,10 @@ def find_checkpoint(place: Path, say: Callable[[str], None]) -> tuple[Path, Path
     return place, place.resolve().parent.parent
 
 
-def load_model(config: TrainConfig, model_config, path: Path, say: Callable[[str], None]) -> TrainedModel:
+def load_model(config: TrainConfig, model_config, path: Path) -> TrainedModel:
     """The model of the checkpoint at `path`, on CPU, not sharded: what was not trained comes from `config.model`."""
     kept, cpu = model_config.dtype or torch.float32, torch.device("cpu")
-    model, read = assemble(config, model_config, "eager", torch.float32, say)  # every architecture has this attention
+    model, read = assemble(config, model_config, "eager", torch.float32)  # every architecture has this attention
 
     def dtype(name: str) -> torch.dtype:
         return torch.float32 if lora.is_adapter(name) else kept
@@ -141,10 +143,9 @@ def main(argv: list[str] | None = None) -> int:
         "--push_to_hub", metavar="NAME", help="upload it, too; the repository is made private if it is new"
     )
     options = parser.parse_args(argv)
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     if options.push_to_hub:
         make_repository(options.push_to_hub)
-    export_checkpoint(options.checkpoint, options.directory, say, options.push_to_hub)
+    export_checkpoint(options.checkpoint, options.directory, options.push_to_hub)
     if options.push_to_hub:
-        say(f"pushed: {push(options.directory, options.push_to_hub)}")
+        logger.info(f"pushed: {push(options.directory, options.push_to_hub)}")
     return 0

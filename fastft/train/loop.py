@@ -9,6 +9,7 @@ with code 75. The loss of a step is the sum over its trained tokens by their glo
 micro-batches or packing.
 """
 
+import logging
 import shlex
 import sys
 import time
@@ -61,6 +62,8 @@ from fastft.train.samples import Sampler
 from fastft.train.startup import Startup
 from fastft.train.trackers import Trackers, tracker_names
 
+logger = logging.getLogger(__name__)
+
 SHOWN_NAMES = 10  # conversations in an error's one line; the rest goes to a file
 
 
@@ -80,7 +83,6 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     at_exit.callback(stop.forget)
     startup = Startup()
     rank, world = dist.get_rank(), dist.get_world_size()
-    say = (lambda line: print(line, file=sys.stderr, flush=True)) if rank == 0 else (lambda line: None)
     output_dir = Path(config.output_dir)
     if config.global_batch_size % (world * config.micro_batch_size):
         raise UserError(
@@ -94,14 +96,14 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     template = load_template(config.model, config.template)
     model_config = fit_config(source_config, config, len(template.tokenizer))
     if model_config is not source_config:
-        say(
+        logger.info(
             f"model: extended to {model_config.max_position_embeddings} positions, {model_config.vocab_size} embeddings"
         )
     place = Path(at_exit.enter_context(TemporaryDirectory())) if config.dry_run else output_dir
-    files = hugging_face.prepare(config, model_config, template, place / "model", say)
+    files = hugging_face.prepare(config, model_config, template, place / "model")
     stages = stages_of(config)
-    curriculum = Curriculum([plan_stage(stage, template, say) for stage in stages])
-    eval_data = load_data(config.eval_data, template, config, say) if config.eval_data else None
+    curriculum = Curriculum([plan_stage(stage, template) for stage in stages])
+    eval_data = load_data(config.eval_data, template, config) if config.eval_data else None
     sampler = Sampler(config, template)
 
     startup.done("data")
@@ -117,10 +119,10 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             else None
         )
         if finished:
-            say(f"finished: step {curriculum.total} of {curriculum.total} is done; the model is in {finished}")
+            logger.info(f"finished: step {curriculum.total} of {curriculum.total} is done; the model is in {finished}")
             return output_dir / "model"
-        lease = take_lease(store, at_exit, say)
-        starts = find_starts(config, disk, store, identity, say)
+        lease = take_lease(store, at_exit)
+        starts = find_starts(config, disk, store, identity)
         if starts and (done := starts[0].meta["step"]) > curriculum.total:
             raise UserError(
                 f"step {done} is done, and these settings end with step {curriculum.total}: raise max_steps or epochs, or have that "
@@ -131,17 +133,17 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
 
     # Model and optimiser.
     attention, why = choose_attention(config.attention, device)
-    say(why)
-    model = prepare_model(config, model_config, attention, device, say, resumed=bool(starts))
+    logger.info(why)
+    model = prepare_model(config, model_config, attention, device, resumed=bool(starts))
     matrices = matrix_flops(model)
     optimizer = build_optimizer(model, config)
     if config.dry_run:
         prove_isolation(model, device)
         batches = partial(build_batches, curriculum, config, device)
         take = lambda step: train_step(model, optimizer, step, batches(step), config, 1, config.optimizer.lr, device)  # noqa: E731
-        return dry_run_steps(take, curriculum, config, device, say)
+        return dry_run_steps(take, curriculum, config, device)
     startup.done("model")
-    start = resume(starts, disk, store, model, optimizer, config, say)
+    start = resume(starts, disk, store, model, optimizer, config)
     startup.done("checkpoint")
     prove_isolation(model, device)
     first, skipped = start["step"], SkippedSteps(**start["skipped"])
@@ -151,9 +153,9 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
     retention = config.checkpoint.keep, config.checkpoint.keep_every
     uploader = Uploader(store, lease, disk.holders, *retention) if store else None
     writer = checkpoint.Writer(disk, *retention, uploader)
-    save_interval = SaveInterval(config.checkpoint, len(disk.holders), writer, say)
+    save_interval = SaveInterval(config.checkpoint, len(disk.holders), writer)
     if disk.is_holder:
-        notices.watch(stop, say)
+        notices.watch(stop)
     dist.barrier()
 
     if first == 0 and sampler.prompts:
@@ -199,7 +201,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 sampler.ask(model, number, device)
             if reporter and (save_now or evaluate_now or ask_now):
                 reporter.flush()
-                refresh_page(output_dir, say)
+                refresh_page(output_dir)
             if save_now:
                 writer.save(number, model, optimizer, {"identity": identity, "skipped": asdict(skipped)})
                 save_interval.saved()
@@ -209,7 +211,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 began = time.perf_counter()
             if number == first + 1:  # that compiled and warmed up: from here on, who is late is gone
                 startup.done("step")
-                say(str(startup))
+                logger.info(str(startup))
                 limit_waiting(STEP_LIMIT, writer.patient_groups)
 
         looped_s = time.perf_counter() - loop_began
@@ -219,7 +221,7 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
             leave_early(curriculum.total, stop, writer)
 
     if writer.saves:
-        say(
+        logger.info(
             f"checkpoints: {writer.saves} saved; training waited {writer.blocked_s:.2f} s for them, "
             f"{writer.blocked_s / looped_s:.1%} of its time"
         )
@@ -234,12 +236,12 @@ def run_to_the_end(config: TrainConfig, at_exit: ExitStack) -> Path | None:
                 uploader.finish()  # the last checkpoint is all that there is of the run
             raise
     if reporter:
-        refresh_page(output_dir, say)
+        refresh_page(output_dir)
     if uploader:
         uploader.finish()
         marks = {"step": curriculum.total, "world_size": world, "machines": len(disk.holders), "identity": identity}
         on_first(lambda: upload_model(store, output_dir / "model", marks))
-    say(
+    logger.info(
         f"done: {curriculum.total} steps; the model is in {output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
     )
     return output_dir / "model"

@@ -4,6 +4,7 @@ Only rank 0 writes. After a resume, rows behind the checkpoint are cut off, so t
 """
 
 import json
+import logging
 import math
 import os
 import resource
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 from fastft.cost.flops import training_flops
 from fastft.cost.gpus import peak_flops
+
+logger = logging.getLogger(__name__)
 
 
 def peak_memory_gib(device: "torch.device") -> float:
@@ -110,7 +113,7 @@ class Reporter:
         row = row | self._spent()
         self._write(row)
         if not math.isfinite(row["loss"] + row["grad_norm"]):
-            self.say(f"step {row['step']}: left out: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
+            logger.info(f"step {row['step']}: left out: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
         if self.live or row["step"] % max(1, self.total // 20) == 0 or row["step"] == self.total:
             elapsed, done = time.time() - self.began, row["step"] - self.start_step
             line = progress_line(row, self.total, elapsed / done * (self.total - row["step"]))
@@ -121,10 +124,7 @@ class Reporter:
     def evaluation(self, row: dict[str, Any]) -> None:
         """A held-out loss."""
         self._write(row | self._spent())
-        self.say(f"step {row['step']}/{self.total}  held-out loss {row['eval_loss']:.4f}")
-
-    def say(self, line: str) -> None:
-        print(f"\r{line}\x1b[K" if self.live else line, file=sys.stderr, flush=True)
+        logger.info(f"step {row['step']}/{self.total}  held-out loss {row['eval_loss']:.4f}")
 
     def flush(self) -> None:
         """Durable up to here: called before a checkpoint of the same step is published."""

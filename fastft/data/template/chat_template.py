@@ -192,7 +192,7 @@ class ChatTemplate:
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of `messages` and the generation prompt: what a server feeds the model, typed control strings kept text.
 
-        The template sees the real texts (it may drop earlier thinking, say), but for a break inside typed control strings.
+        The template sees the real texts (it may drop earlier thinking), but for a break inside typed control strings.
         """
         mark = f"{OPEN}{self._nonce}{CLOSE}"
         broken = [Message(m.role, self._broken(m.content, mark), m.train) for m in _repaired(messages)]

@@ -2,17 +2,19 @@
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastft.common.object_store import Store
 from fastft.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LEASE_S = 120.0  # after its holder was last heard of
 RENEW_S = 20.0
@@ -28,13 +30,13 @@ class Lease:
     may have come and gone meanwhile.
     """
 
-    def __init__(self, store: Store, say: Callable[[str], None]):
+    def __init__(self, store: Store):
         """Raises UserError when another run holds it, or nothing can be written there."""
         self.store, self.lost, self._ended = store, False, threading.Event()
         self.mine = {"token": secrets.token_hex(8), "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
         self.mine["job"] = _managed_job()
         earlier = self._read()
-        if earlier and not self._may_take(earlier, say):
+        if earlier and not self._may_take(earlier):
             raise UserError(
                 f"{store.url}: another run writes there ({earlier.get('host')}, process {earlier.get('pid')}); give this one "
                 "another name, or wait until that one has ended"
@@ -94,7 +96,7 @@ class Lease:
             return None
         return held if isinstance(held, dict) else None
 
-    def _may_take(self, held: dict[str, Any], say: Callable[[str], None]) -> bool:
+    def _may_take(self, held: dict[str, Any]) -> bool:
         if self.mine["job"] and held.get("job") == self.mine["job"]:
             return True
         here = (held.get("host"), held.get("boot")) == (self.mine["host"], self.mine["boot"])
@@ -104,7 +106,7 @@ class Lease:
         if age > LEASE_S:
             return True
         wait = LEASE_S - max(0.0, age)
-        say(
+        logger.info(
             f"{self.store.url}: {held.get('host')} may still be writing there; watching for {wait:.0f} s whether it does"
         )
         until = time.monotonic() + wait

@@ -9,6 +9,7 @@ position is one integer, the step; everything else is computed again.
 """
 
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -36,6 +37,8 @@ from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.remote import Uploader, checkpoints
 from fastft.train.checkpoint.remote import fetch as download
+
+logger = logging.getLogger(__name__)
 
 RUN_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")  # with them a run goes on as one on an empty disk
 WRITE_LIMIT = timedelta(hours=2)
@@ -96,7 +99,7 @@ class Writer:
     def wait(self) -> None:
         """Return when the checkpoint under way is published; collective.
 
-        Raises UserError on every rank when any rank could not write (a full disk, say); nothing that looks whole is left.
+        Raises UserError on every rank when any rank could not write (a full disk); nothing that looks whole is left.
         """
         if self.under_way is None:
             return
@@ -216,7 +219,7 @@ class Candidate:
         return f"step-{self.meta['step']:08d}"
 
 
-def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> list[Candidate]:
+def candidates(disk: Disk, store: Store | None) -> list[Candidate]:
     """The newest first, those on disk before others of the same step; collective.
 
     Raises UserError when there are checkpoints but none whose manifest can be read: a run does not start again unasked.
@@ -225,7 +228,7 @@ def candidates(disk: Disk, store: Store | None, say: Callable[[str], None]) -> l
 
     def pass_over(line: str) -> None:
         damaged.append(line)
-        say(line)
+        logger.info(line)
 
     here = everywhere(lambda: _manifests(disk.directory, pass_over)) if disk.is_holder else everywhere(None)
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -259,12 +262,12 @@ def _manifests(directory: Path, say: Callable[[str], None]) -> list[dict[str, An
     return found
 
 
-def fetch(candidate: Candidate, disk: Disk, store: Store | None, say: Callable[[str], None]) -> str | None:
+def fetch(candidate: Candidate, disk: Disk, store: Store | None) -> str | None:
     """Have all its files, proven, in the directory of each holder; collective. Returns what stands in the way."""
     fault = None
     if disk.is_holder:
         try:
-            fault = _complete_files(candidate, disk.directory / candidate.name, store, say)
+            fault = _complete_files(candidate, disk.directory / candidate.name, store)
         except (UserError, OSError) as error:
             fault = str(error)
     everyone: list[str | None] = [None] * dist.get_world_size()
@@ -272,20 +275,20 @@ def fetch(candidate: Candidate, disk: Disk, store: Store | None, say: Callable[[
     return next(filter(None, everyone), None)
 
 
-def _complete_files(candidate: Candidate, path: Path, store: Store | None, say: Callable[[str], None]) -> str | None:
+def _complete_files(candidate: Candidate, path: Path, store: Store | None) -> str | None:
     lacking = manifest.faults(path, candidate.meta, contents=True)
     if not lacking and _has_manifest(path):
         return None
     if candidate.remote is None or store is None:
         return next(iter(lacking.values()), f"{manifest.NAME} is missing")
     if _has_manifest(path) and lacking:  # a copy that was whole once
-        say(f"{path}: {next(iter(lacking.values()))}; storage has it")
+        logger.info(f"{path}: {next(iter(lacking.values()))}; storage has it")
     partial = path.with_name(path.name + ".fetch.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for name in candidate.meta["files"].keys() - lacking.keys():
         os.link(path / name, partial / name)
-    download(store, candidate.remote, {name: candidate.meta["files"][name] for name in lacking}, partial, say)
+    download(store, candidate.remote, {name: candidate.meta["files"][name] for name in lacking}, partial)
     publish(partial, path, {key: value for key, value in candidate.meta.items() if key != "format"})
     return None
 

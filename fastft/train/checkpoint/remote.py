@@ -5,8 +5,8 @@ confirmed, the first one puts the manifest there. What fails is said and left wi
 anew. Training never waits for an upload, except for the last one.
 """
 
+import logging
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +21,8 @@ from fastft.common.object_store import COMMITTED, Store
 from fastft.errors import UserError
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
+
+logger = logging.getLogger(__name__)
 
 MODEL = "model"
 
@@ -98,7 +100,7 @@ class Uploader:
                 step, attempt = choice
                 self._upload(step, f"step-{step:08d}-{attempt}")
         except RuntimeError as error:  # another machine is gone; the trainer hears of it by itself
-            self._say(f"upload: ended ({str(error).splitlines()[0]})")
+            logger.warning(f"upload: ended ({str(error).splitlines()[0]})")
 
     def _agree(self, choice: tuple[int, str] | None) -> tuple[int, str] | None:
         box = [choice]
@@ -133,7 +135,7 @@ class Uploader:
             if failure is None:
                 self.committed = step
         if failure:
-            self._say(f"upload: step {step} is on the disk only ({failure})")
+            logger.warning(f"upload: step {step} is on the disk only ({failure})")
 
     def _put(self, name: str, offer: Offer) -> str | None:
         """Upload this machine's files; what went wrong."""
@@ -156,7 +158,7 @@ class Uploader:
         try:
             self._prune(name, meta["step"])
         except UserError as error:  # there is more than was asked for, not less
-            self._say(f"upload: older checkpoints could not be removed ({error})")
+            logger.warning(f"upload: older checkpoints could not be removed ({error})")
         return None
 
     def _prune(self, newest: str, step: int) -> None:
@@ -172,9 +174,6 @@ class Uploader:
             if name.startswith("step-") and name not in keep:
                 self.store.remove(name)
 
-    def _say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
 
 def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
     """The trained model, with a manifest when it is whole. Raises UserError where storage does not take it."""
@@ -186,10 +185,10 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
     store.write(f"{MODEL}/{COMMITTED}", manifest.dumps(meta))
 
 
-def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path, say: Callable[[str], None]) -> None:
+def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> None:
     """Download files of a checkpoint and prove them. Raises UserError naming one that is not what its manifest says."""
     total = sum(entry["bytes"] for entry in files.values())
-    say(f"fetching {len(files)} of its files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
+    logger.info(f"fetching {len(files)} of its files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
 
     def one(file: str) -> None:
         store.get(f"{name}/{file}", target / file)

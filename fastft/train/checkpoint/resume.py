@@ -4,6 +4,7 @@ What must be the same is named (`run_identity`), and saved with every checkpoint
 and what is, unless --allow_change says that it is meant. Everything else may change: processes, micro-batches, paths.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -25,6 +26,8 @@ from fastft.train.checkpoint import local as checkpoint
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import MODEL, trained_model
 
+logger = logging.getLogger(__name__)
+
 
 def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
     """Object storage, where it is wanted; collective. Raises UserError where it is not as it must be."""
@@ -38,9 +41,9 @@ def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
     return everywhere(lambda: Store(url))
 
 
-def take_lease(store: Store | None, at_exit: ExitStack, say) -> Lease | None:
+def take_lease(store: Store | None, at_exit: ExitStack) -> Lease | None:
     """On rank 0 the lease on storage, until the run leaves; collective. Raises UserError when another run has it."""
-    lease = everywhere((lambda: Lease(store, say)) if store and dist.get_rank() == 0 else None)
+    lease = everywhere((lambda: Lease(store)) if store and dist.get_rank() == 0 else None)
     if lease:
         at_exit.callback(lease.release)
     return lease
@@ -66,10 +69,10 @@ def finished_model(output_dir: Path, store: Store | None, identity: dict, last: 
 
 
 def find_starts(
-    config: TrainConfig, disk: checkpoint.Disk, store: Store | None, identity: dict, say
+    config: TrainConfig, disk: checkpoint.Disk, store: Store | None, identity: dict
 ) -> list[checkpoint.Candidate]:
     """Checkpoints to go on from, the newest first; collective. Raises UserError when they are another run's."""
-    starts = checkpoint.candidates(disk, store, say)
+    starts = checkpoint.candidates(disk, store)
     if not starts:
         for result in (Path(config.output_dir, name) for name in ("model", "report.json")):  # a model's, the cleaner's
             if result.exists():
@@ -94,7 +97,7 @@ def find_starts(
             "the settings of that run, or --allow_change true to go on with these"
         )
     for difference in changed:
-        say(f"changed: {difference}")
+        logger.info(f"changed: {difference}")
     return starts
 
 
@@ -105,13 +108,12 @@ def resume(
     model: TrainedModel,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
-    say,
 ) -> dict:
     """Load the newest checkpoint whose files are proven; return what it says of itself, the beginning's without any."""
     for start in starts:
         path, meta = disk.directory / start.name, start.meta
-        if fault := checkpoint.fetch(start, disk, store, say):
-            say(f"{path}: passed over: {fault}")
+        if fault := checkpoint.fetch(start, disk, store):
+            logger.info(f"{path}: passed over: {fault}")
             continue
         try:
             checkpoint.load(path, model, optimizer)
@@ -121,9 +123,9 @@ def resume(
                     f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
                     f"go on with {meta['world_size']}"
                 ) from None
-            say(f"{path}: passed over: cannot be read ({type(error).__name__})")
+            logger.info(f"{path}: passed over: cannot be read ({type(error).__name__})")
             continue
-        say(f"resumed: step {meta['step']} from {path}")
+        logger.info(f"resumed: step {meta['step']} from {path}")
         if disk.is_holder:
             checkpoint.restore_run_files(path, disk.directory.parent)
         return meta

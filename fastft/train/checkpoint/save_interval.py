@@ -5,12 +5,14 @@ lets the first process watch the clock (monotonic: the time of day may jump). Wh
 is learned.
 """
 
+import logging
 import time
-from collections.abc import Callable
 
 from fastft.config import CheckpointConfig
 from fastft.cost.spot.young import young_interval
 from fastft.train.checkpoint.local import Writer
+
+logger = logging.getLogger(__name__)
 
 ASSUMED_BLOCKING_S = 1.0  # until one is measured
 
@@ -18,8 +20,8 @@ ASSUMED_BLOCKING_S = 1.0  # until one is measured
 class SaveInterval:
     """Of a run on `machines` machines: any of them that goes takes the run with it."""
 
-    def __init__(self, config: CheckpointConfig, machines: int, writer: Writer, say: Callable[[str], None]):
-        self.every, self.writer, self.say = config.every, writer, say
+    def __init__(self, config: CheckpointConfig, machines: int, writer: Writer):
+        self.every, self.writer = config.every, writer
         self.hours = config.preemption_hours / machines
         self.last = time.monotonic()
         self.said: float | None = None
@@ -45,7 +47,7 @@ class SaveInterval:
         if self.said is None or not 0.5 < interval / self.said < 2:
             self.said = interval
             upload_s = self.writer.uploader.seconds if self.writer.uploader else 0.0
-            self.say(
+            logger.info(
                 f"checkpoints: every {_duration(interval)}: training waits {self.writer.blocking_s:.2f} s for one, an upload "
                 f"takes {upload_s:.0f} s, and a machine goes every {self.hours:.1f} h, it is assumed (sqrt(2 x wait x hours))"
             )

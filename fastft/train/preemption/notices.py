@@ -9,16 +9,18 @@ recommendation, which is taken as advice to save now), GCP and Azure thirty seco
 """
 
 import json
+import logging
 import os
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
 from fastft.train.preemption.stop import NOTICE_S, Stopping
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 5.0  # as AWS advises
 PROBE_S = 1.0
@@ -28,22 +30,22 @@ LINK_LOCAL = "http://169.254.169.254"
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # a metadata service is never behind a proxy
 
 
-def watch(stopping: Stopping, say: Callable[[str], None], poll_s: float = POLL_S) -> threading.Thread:
+def watch(stopping: Stopping, poll_s: float = POLL_S) -> threading.Thread:
     """Start the thread that turns notices into `stopping.request`. The addresses are those of the clouds, or of
     AWS_EC2_METADATA_SERVICE_ENDPOINT, GCE_METADATA_HOST and AZURE_METADATA_ENDPOINT.
     """
-    thread = threading.Thread(target=_watch, args=(stopping, say, poll_s), name="notices", daemon=True)
+    thread = threading.Thread(target=_watch, args=(stopping, poll_s), name="notices", daemon=True)
     thread.start()
     return thread
 
 
-def _watch(stopping: Stopping, say: Callable[[str], None], poll_s: float) -> None:
+def _watch(stopping: Stopping, poll_s: float) -> None:
     for service in (Gcp, Aws, Azure):
         try:
             cloud = service()
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        say(f"notices: from the metadata service of {service.__name__.upper()}")
+        logger.info(f"notices: from the metadata service of {service.__name__.upper()}")
         while stopping.reason is None:
             try:
                 cloud.ask(stopping, poll_s)

@@ -4,7 +4,7 @@ The trainer writes it at every checkpoint and held-out loss and at the end; it c
 of the run's directory. What its look shares with other pages is in `fastft.common.html`, how curves are drawn in `fastft.train.report.curves`.
 """
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,8 @@ from fastft.common.html import flatten, write_page
 from fastft.errors import UserError
 from fastft.train.report.curves import Training, file_rows
 from fastft.train.report.run_dir import Run, read_run
+
+logger = logging.getLogger(__name__)
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "model", "adapter")
 SHOWN_ANSWERS = 6  # to a prompt; of more, the first, the last, and four between
@@ -39,12 +41,12 @@ def write_run_report(directory: Path) -> Path:
     return page
 
 
-def refresh_page(directory: Path, say: Callable[[str], None]) -> None:
+def refresh_page(directory: Path) -> None:
     """`write_run_report` while a run goes on, which a page that cannot be written does not end."""
     try:
         write_run_report(directory)
     except (UserError, OSError) as error:
-        say(f"report.html could not be written ({error})")
+        logger.info(f"report.html could not be written ({error})")
 
 
 def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
