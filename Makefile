@@ -24,7 +24,7 @@ lint: .venv/ready
 # The cleaner on a real Ray, of one machine.
 test-cluster: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable ".[cluster]" --constraint constraints.txt
-	$(BIN)/python -m pytest tests/test_cleaning_cluster.py
+	$(BIN)/python -m pytest tests/cleaning/test_cluster.py
 
 # The real SkyPilot over sky_yamls/. In its own environment: it pins click < 8.2, which transformers cannot live with.
 test-sky: .venv-sky/ready

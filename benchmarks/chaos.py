@@ -34,8 +34,10 @@ from rich.table import Table
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
-import models  # noqa: E402
-import storage  # noqa: E402
+from helpers import (
+    models,  # noqa: E402
+    storage,  # noqa: E402
+)
 
 from fastft.common.object_store import Store
 from fastft.cost.spot.traces import read_trace  # noqa: E402
@@ -165,6 +167,7 @@ def chaos(
     lives: list[tuple[str, int, int]],
     processes: int,
     steps: int,
+    say=lambda line: None,
 ) -> tuple[Run, Run, list[Life]]:
     """An uninterrupted run, and one that is ended as `lives` (way, steps, processes) say and then left to finish."""
     whole, torn = (Run(ground, ground / name, f"s3://runs/{name}", steps) for name in ("whole", "torn"))

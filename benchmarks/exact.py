@@ -22,9 +22,11 @@ from rich.table import Table
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
-import gradients  # noqa: E402
-import models  # noqa: E402
-import test_train as runs  # noqa: E402
+from helpers import (
+    gradients,  # noqa: E402
+    models,  # noqa: E402
+)
+from helpers import training as runs  # noqa: E402
 
 from fastft.data.step_plan import StepPlan  # noqa: E402
 

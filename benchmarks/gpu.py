@@ -1,4 +1,4 @@
-"""Everything that docs/LOG.md wants from one GPU, in ten minutes: speed, MFU, float8 and its losses, TRL, kernels, memory.
+"""Everything that docs/log/2026-11.md wants from one GPU, in ten minutes: speed, MFU, float8 and its losses, TRL, kernels, memory.
 
     python benchmarks/gpu.py [--trl DIR] [--minutes 10] [--out gpu.txt]
     python benchmarks/gpu.py --dry_run_steps          the same commands on a small model, CPU too: does each of them run?
@@ -49,7 +49,7 @@ def commands(dry_run_steps: bool, models: Path, trl: Path | None, on_gpu: bool) 
     return [
         (280, train(large, window, "8", "4", *ours, "--profile", *float8, *others)),
         (120, train(small, window, "8", "4", *ours, "--profile", *others)),
-        (90, ["-m", "pytest", "-q", "-rs", HERE.parent / "tests/test_gpu.py"]),
+        (90, ["-m", "pytest", "-q", "-rs", HERE.parent / "tests/model/test_gpu.py"]),
         (100, train(large, long, "2", "1", *ours)),
         (60, train(small, long, "4", "1", *ours)),
         (60, [HERE / "memory.py", *memory]),

@@ -37,8 +37,8 @@ def main() -> None:
 
 def make_model(path: Path) -> None:
     sys.path.insert(0, str(TESTS))
-    import models
     import torch
+    from helpers import models
     from transformers import AutoModelForCausalLM
 
     models.make_model(path, num_key_value_heads=12, head_dim=64, **SIZES)

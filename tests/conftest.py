@@ -17,3 +17,23 @@ settings.load_profile("fastft")
 import transformers.utils.logging  # noqa: E402, F401
 
 transformers.utils.logging.get_logger()
+
+import pytest  # noqa: E402
+from helpers import models  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _token_cache(tmp_path_factory):
+    """All tests of a worker share the tokens that they make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def ground(tmp_path_factory):
+    """A directory with a tiny Llama, `model`, and some conversations, `data.jsonl`. Nobody writes there."""
+    path = tmp_path_factory.mktemp("ground")
+    models.make_model(path / "model")
+    models.make_data(path / "data.jsonl")
+    return path

@@ -3,7 +3,8 @@
 import pytest
 import yaml
 
-from fastft.config import TrainConfig, parse_config, save_config, stages_of, valid_keys
+from fastft.common.command_line import valid_keys
+from fastft.config import TrainConfig, parse_config, save_config, stages_of
 from fastft.errors import UserError
 
 REQUIRED = ["--model", "m", "--data", "d", "--output_dir", "o"]
@@ -33,7 +34,7 @@ def test_saved_config_reads_back_equal(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--windw", "1"], "unknown key 'windw'; the nearest valid one is 'window'"),
+        (["--seq_ln", "1"], "unknown key 'seq_ln'; the nearest valid one is 'seq_len'"),
         (
             ["--optimizer.learning_rate", "1"],
             "unknown key 'optimizer.learning_rate'; the nearest valid one is 'optimizer.lr'",
@@ -42,12 +43,12 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--warmup_ratio", "1"], "the nearest valid one is 'schedule.warmup_ratio'"),
         (["--zzqqxxyy", "1"], "unknown key 'zzqqxxyy'; --help lists all"),
         (["--optimzer.lr", "1"], "the nearest valid one is 'optimizer.lr'"),
-        (["--seq_len", "big"], "window: expected int, got 'big'"),
+        (["--seq_len", "big"], "seq_len: expected a whole number, got 'big'"),
         (
             ["--schedule.name", "cos"],
-            "schedule.name: expected one of ['cosine', 'linear', 'constant', 'wsd'], got 'cos'",
+            "schedule.name: expected one of cosine, linear, constant, wsd, got 'cos'",
         ),
-        (["--seq_len", "0"], "window: 0 is not 1 or more"),
+        (["--seq_len", "0"], "seq_len: 0 is not 1 or more"),
         (["--optimizer.lr", ".inf"], "optimizer.lr: inf is not above 0 and finite"),
         (["--optimizer.betas", "[0.9,1.5]"], "optimizer.betas: (0.9, 1.5) is not from 0 up to, not with, 1"),
         (["--seed", "-1"], "seed: -1 is not between 0 and"),
@@ -93,7 +94,7 @@ def test_missing_required_keys_are_named():
 
 
 def test_keys_are_the_fields_names():
-    named = """model data eval_data output_dir template window epochs max_steps global_batch_size micro_batch_size seed
+    named = """model data eval_data output_dir template seq_len epochs max_steps global_batch_size micro_batch_size seed
     optimizer.name optimizer.state_dtype optimizer.lr optimizer.weight_decay optimizer.betas schedule.name
     schedule.warmup_ratio schedule.decay_ratio schedule.min_ratio max_grad_norm z_loss max_bad_steps float8
     gradient_checkpointing attention compile checkpoint.every checkpoint.keep log_every eval_every""".split()
@@ -131,12 +132,18 @@ def test_stages_take_what_they_do_not_say_from_the_run(tmp_path):
     [
         (["--data", "x", "--stages", "[{data: a}]"], "not both"),
         ([], "data"),
-        (["--stages", "[{data: a, epoch: 3}]"], "unknown key 'epoch'; the nearest valid one is 'epochs'"),
-        (["--stages", "[{data: [{path: a, weigth: 3}]}]"], "unknown key 'weigth'; the nearest valid one is 'weight'"),
-        (["--stages", "[{data: a, schedule: {nam: wsd}}]"], "the nearest valid one is 'name'"),
+        (
+            ["--stages", "[{data: a, epoch: 3}]"],
+            "unknown key 'stages.0.epoch'; the nearest valid one is 'stages.0.epochs'",
+        ),
+        (
+            ["--stages", "[{data: [{path: a, weigth: 3}]}]"],
+            "unknown key 'stages.0.data.0.weigth'; the nearest valid one is 'stages.0.data.0.weight'",
+        ),
+        (["--stages", "[{data: a, schedule: {nam: wsd}}]"], "the nearest valid one is 'stages.0.schedule.name'"),
         (
             ["--stages", "[{data: a}]", "--stages.0.epochs", "3"],
-            "0.epochs: entries of a list have no flags of their own",
+            "0.epochs: entries of a list have no options of their own",
         ),
         (["--stages", "[{data: a, epochs: 0}]"], "epochs"),
         (["--data", "[{path: a, weight: 0}]"], "weight"),

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import models
-import openai_server
 import pytest
+from helpers import models, openai_server
 
 from fastft.cli import main
 from fastft.errors import UserError
@@ -33,7 +32,7 @@ HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "lxml"
     "code", ["import fastft, cleaning", "import fastft.data.conversation", "from fastft.cli import main; main([])"]
 )
 def test_the_start_is_light(code):
-    """No heavy module is imported. (The time it takes, 0.03 s, is a figure for docs/LOG.md, not for a test.)"""
+    """No heavy module is imported. (The time it takes, 0.03 s, is a figure for docs/log/2026-11.md, not for a test.)"""
     check = f"{code}; import sys; print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"

@@ -15,6 +15,7 @@ An unknown key, or a value of the wrong type, is a `UsageError` of one line that
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import json
@@ -265,8 +266,21 @@ class _Reader:
         alone = following is None or following.lower() not in ("true", "false", "yes", "no")
         if option.annotation is bool and not equals and alone:
             return f"--{name}=true"
-        self.given.append((option.key, value if equals else following, option.annotation))
+        self._look_inside(option, value if equals else following)
         return f"--{name}{'+' * plus}{equals}{value}"
+
+    def _look_inside(self, option: _Option, value: str | None) -> None:
+        """Note a value of the command line; the entries of a list one by one, for their keys."""
+        import yaml
+
+        entries = None
+        if _entry(option.annotation) and value is not None and value.lstrip().startswith("["):
+            with contextlib.suppress(yaml.YAMLError):
+                entries = yaml.safe_load(value)
+        if isinstance(entries, list):
+            self._look_at({option.key: entries}, {option.key: option.annotation}, "")
+        else:
+            self.given.append((option.key, value, option.annotation))
 
     def _present(self, name: str) -> str:
         if name in self.renamed:
@@ -294,10 +308,12 @@ class _Reader:
         """Note every value of a file with the type that it must have. Raises UsageError for a key that does not exist."""
         for key, value in values.items():
             if key not in keys:
-                known = list(self.options) if not prefix else [prefix + name for name in keys]
-                raise UsageError(self._unknown(f"{prefix}{key}", known))
+                raise UsageError(
+                    self._unknown(f"{prefix}{key}", [prefix + name for name in keys] if prefix else list(self.options))
+                )
             annotation, name = keys[key], f"{prefix}{key}"
-            group, entry = _group(annotation), _entry(annotation)
+            entry = _entry(annotation)
+            group = next(filter(None, map(_group, (annotation, *typing.get_args(annotation)))), None)
             if group and isinstance(value, dict):
                 self._look_at(value, typing.get_type_hints(group), f"{name}.")
             elif entry and isinstance(value, list):

@@ -4,7 +4,7 @@
     python tests/fuzz/converter.py crash-…                           one input again
 
 Needs atheris, lxml, beautifulsoup4 and markdownify. A byte of an input names a piece of HTML, so that a mutation is another
-tag or border and never half of one. tests/test_cleaning_fuzz.py has hypothesis put the same pieces to the same `check`.
+tag or border and never half of one. tests/cleaning/test_fuzz.py has hypothesis put the same pieces to the same `check`.
 """
 
 import sys

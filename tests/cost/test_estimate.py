@@ -1,0 +1,163 @@
+"""`fastft estimate`: its arithmetic against the plan of the run itself, its table, and mistakes in one line each."""
+
+import pytest
+from helpers import models
+
+from fastft.cli import main
+from fastft.config import LoraConfig, TrainConfig
+from fastft.cost import estimate
+from fastft.cost.estimate import RESERVED, Work, assumed_work, choose, estimates, planned_work
+from fastft.cost.flops import training_flops
+from fastft.cost.gpus import GPUS, peak_flops
+from fastft.cost.memory import GIB, load_shape
+from fastft.data.dataset import tokenized
+from fastft.data.step_plan import StepPlan
+from fastft.data.template.chat_template import load_template
+from fastft.model.pretrained import load_config
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A directory with a tiny Llama, some conversations, and the config of Llama-2-7B."""
+    from transformers import AutoConfig
+
+    path = tmp_path_factory.mktemp("ground")
+    models.make_model(path / "model")
+    models.make_data(path / "data.jsonl")
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+    AutoConfig.for_model("llama", vocab_size=32000, max_position_embeddings=4096, **sizes).save_pretrained(path / "7b")
+    return path
+
+
+def config(ground, **options) -> TrainConfig:
+    values = {"model": str(ground / "model"), "output_dir": "none", "data": str(ground / "data.jsonl"), "seq_len": 160}
+    return TrainConfig(**{**values, **options})
+
+
+def table(capsys, *arguments: str) -> list[list[str]]:
+    """The cells of the rows about GPUs."""
+    assert main(["estimate", *arguments]) == 0, capsys.readouterr().err
+    lines = capsys.readouterr().out.splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    return [row for row in rows if row[0] in GPUS]
+
+
+def test_the_work_is_that_of_the_plan(ground):
+    """Epochs of every conversation once, and the first steps of an epoch where max_steps cuts it."""
+    data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
+    keep = data.trained_counts > 0
+    lengths, trained = data.lengths[keep], data.trained_counts[keep]
+    work, words = planned_work(config(ground, epochs=2, global_batch_size=4))
+    assert work.tokens == 2 * lengths.sum() and work.trained == 2 * trained.sum()
+    assert work.squared_lengths == 2 * (lengths**2).sum() and words == len(
+        load_template(str(ground / "model")).tokenizer
+    )
+    cut, _ = planned_work(config(ground, epochs=2, global_batch_size=4, max_steps=2))
+    rows = StepPlan(data.select(keep.nonzero()[0]), 160, 0, 2, 4, 2).plan(0)[:8]
+    assert cut.steps == 2 and cut.tokens == sum(int(lengths[row].sum()) for row in rows) < work.tokens
+
+
+def test_assumed_work(ground):
+    assert assumed_work(config(ground, epochs=3, global_batch_size=2), 1000) == Work(12, 3000, 3000, 3000 * 160)
+    assert assumed_work(config(ground, epochs=3, global_batch_size=2, max_steps=5), 1000).tokens == 5 * 320
+
+
+def test_the_arithmetic(ground):
+    shape = load_shape(load_config(str(ground / "7b")), "7b")
+    work = Work(steps=10, tokens=10**9, trained=6 * 10**8, squared_lengths=10**12)
+    run = config(ground, seq_len=2048)
+    gpus = [GPUS["H100-80GB"], GPUS["A10G"]]
+    found = estimates(run, shape, work, gpus, [1, 8, 7], 0.5, {"H100-80GB": 2.5})
+    one, eight, seven, *small = found
+    body = 32 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096)
+    flops = training_flops(10**9, 6 * 10**8, 10**12, 6 * body, 6 * 32000 * 4096, 32, 4096)
+    assert one.flops == flops and one.hours == pytest.approx(flops / (0.5 * 989e12) / 3600)
+    assert one.tokens_per_s == pytest.approx(10**9 / (one.hours * 3600))
+    assert one.kwh == pytest.approx(0.7 * one.hours) and one.dollars == pytest.approx(2.5 * one.hours)
+    assert eight.hours == pytest.approx(one.hours / 8) and eight.kwh == pytest.approx(one.kwh)
+    assert (one.fits, eight.fits, small[0].fits) == ("no", "yes", "no") and small[0].dollars is None
+    assert seven.fits == "no: global_batch_size" and seven.memory is None
+    assert choose(found) is eight and choose([one]) is None
+    assert one.memory.total > GPUS["H100-80GB"].gib * GIB - RESERVED > 1.1 * eight.memory.total
+
+
+def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground):
+    shape = load_shape(load_config(str(ground / "7b")), "7b")
+    hours = lambda lora, work: estimates(config(ground, lora=LoraConfig(r=lora)), shape, work, [GPUS["H200"]], [8], 0.5)  # noqa: E731
+    work = Work(steps=10, tokens=10**9, trained=10**9, squared_lengths=0)
+    assert hours(16, work)[0].flops / hours(0, work)[0].flops == pytest.approx(2 / 3, rel=0.01)
+    longer = config(ground, seq_len=8192, global_batch_size=1)
+    full, sliding = (assumed_work(longer, 8192, windows).squared_lengths / 3 for windows in ([None], [4096]))
+    assert full == 8192**2 and sliding == 8192**2 - 4096**2
+
+
+def test_every_gpu_has_a_peak():
+    assert all(peak_flops(name) for name in GPUS)
+
+
+def test_the_command_with_data(ground, capsys):
+    flags = ["--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--seq_len", "160"]
+    rows = table(capsys, *flags, "--gpus", "H200,L40S", "--counts", "1,8", "--price_per_gpu", "2")
+    assert [row[:2] for row in rows] == [["H200", "1"], ["H200", "8"], ["L40S", "1"], ["L40S", "8"]]
+    assert all(row[4] == "yes" and len(row) == 9 for row in rows)
+
+
+def test_the_command_without_data(ground, tmp_path, capsys):
+    """--tokens stands for data, also for the stages of a YAML file; prices by kind; all kinds by default."""
+    (tmp_path / "run.yaml").write_text(
+        f"model: {ground / '7b'}\nstages:\n- data: nowhere.jsonl\nglobal_batch_size: 64\n"
+    )
+    arguments = ["--config", str(tmp_path / "run.yaml"), "--tokens", "1000000", "--price_per_gpu", "H200=3,A10G=1"]
+    rows = table(capsys, *arguments)
+    assert {row[0] for row in rows} == set(GPUS) and {row[1] for row in rows} == {"1", "2", "4", "8"}
+    assert {row[0] for row in rows if row[-1] != "-"} == {"H200", "A10G"}
+    assert rows[0][2:5] == ["103.9", "39", "no"]
+
+
+def test_where_nothing_fits_it_says_what_helps(ground, capsys):
+    assert (
+        main(["estimate", "--model", str(ground / "7b"), "--tokens", "1000", "--gpus", "A10G", "--counts", "1,2"]) == 0
+    )
+    out = capsys.readouterr().out
+    assert "Nothing fits. 2 x A10G lacks least" in out and "--offload true: " in out and "4 GPUs: " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "no/such-model"], "no/such-model: the model's config cannot be read"),
+        (["--model", "./nowhere"], "./nowhere: no such directory"),
+        (["--gpus", "H100"], "gpus: no GPU 'H100' is known; known are A100-40GB, "),
+        (["--gpus", ","], "gpus: names no GPU"),
+        (["--mfu", "0"], "mfu: 0.0 is not above 0 and at most 1"),
+        (["--mfu", "1.5"], "mfu: 1.5 is not"),
+        (["--mfu", "nan"], "mfu: expected float, got 'nan'"),
+        (["--counts", "0"], "counts: '0' is not a list of numbers from 1 on"),
+        (["--counts", "1,x"], "counts: '1,x' is not"),
+        (["--counts", ""], "counts: '' is not"),
+        (["--counts", "3,7"], "counts: none of these numbers"),
+        (["--tokens", "0"], "tokens: 0 is not 1 or more"),
+        (["--price_per_gpu", "H100-80GB=dear"], "price_per_gpu: 'H100-80GB=dear' is neither a price"),
+        (["--price_per_gpu", "H300=1"], "price_per_gpu: no GPU 'H300' is known"),
+        (["--seq_len", "0"], "window: 0 is not 1 or more"),
+        (["--seq_lenw", "1"], "unknown key 'windoww'; the nearest valid one is 'window'"),
+        (["--mfuu", "1"], "unknown key 'mfuu'; the nearest valid one is 'mfu'"),
+    ],
+)
+def test_mistakes_are_one_line(ground, capsys, arguments, said):
+    assert main(["estimate", "--model", str(ground / "7b"), "--tokens", "1000", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1, captured
+    assert captured.err.startswith(f"error: {said}")
+
+
+def test_without_data_it_asks_for_some(ground, capsys):
+    assert main(["estimate", "--model", str(ground / "7b")]) == 1
+    assert "--tokens" in capsys.readouterr().err
+
+
+def test_help_lists_both_kinds_of_keys(capsys):
+    with pytest.raises(SystemExit):
+        estimate.main(["--help"])
+    out = capsys.readouterr().out
+    assert "--price_per_gpu" in out and "--seq_len" in out

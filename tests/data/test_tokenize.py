@@ -1,0 +1,54 @@
+"""The token cache: the same from one process as from several, and only what passed the proof of its masks."""
+
+import pytest
+from helpers import models
+
+from fastft.data import tokenize as tokenizing
+from fastft.data.conversation import read_conversations
+from fastft.data.dataset import tokenized
+from fastft.data.template.chat_template import ChatTemplate, load_template
+from fastft.errors import UserError
+
+
+@pytest.fixture
+def ground(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
+    models.make_model(tmp_path / "model")
+    models.make_data(tmp_path / "data.jsonl", conversations=30)
+    return tmp_path
+
+
+def cached(ground) -> bytes:
+    [file] = (ground / "cache").iterdir()
+    content = file.read_bytes()
+    file.unlink()
+    return content
+
+
+@pytest.mark.parametrize("split_to", [None, 40])
+def test_several_processes_write_what_one_writes(ground, monkeypatch, split_to):
+    monkeypatch.setattr(tokenizing, "BATCH", 4)
+    template, done = load_template(str(ground / "model")), []
+    tokenized(str(ground / "data.jsonl"), template, split_to)
+    alone = cached(ground)
+    monkeypatch.setattr(tokenizing, "PARALLEL_FROM", 8)
+    monkeypatch.setattr(tokenizing.os, "sched_getaffinity", lambda process: {0, 1})
+    tokenized(str(ground / "data.jsonl"), template, split_to, done.append)
+    assert cached(ground) == alone and done[-1] == 30 and len(done) == 8
+
+
+def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, monkeypatch):
+    encode_many = ChatTemplate.encode_many
+
+    def one_too_many(self, conversations):
+        encoded = encode_many(self, conversations)
+        first = next(each for each in encoded if True in each.trained)
+        first.trained[first.trained.index(True) - 1] = True
+        return encoded
+
+    monkeypatch.setattr(ChatTemplate, "encode_many", one_too_many)
+    conversations = read_conversations(ground / "data.jsonl")
+    name = next(c.id for c in conversations if any(m.train for m in c.messages))
+    with pytest.raises(UserError, match=f"data.jsonl: conversation '{name}': the mask is off"):
+        tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
+    assert not list((ground / "cache").iterdir())

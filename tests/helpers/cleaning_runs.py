@@ -1,0 +1,29 @@
+"""A dump for tests of interrupted cleaning, and what a run has written."""
+
+import json
+from pathlib import Path
+
+PAGE = '<div class="markdown prose w-full break-words"><p>%s</p></div>'
+
+
+def dump(path: Path, conversations: int = 60) -> Path:
+    """With duplicates, broken records, a repeated id and rounds that are dropped."""
+    records = [
+        {
+            "id": str(i % 50),
+            "conversations": [
+                {"from": "human", "value": f"question {i % 55} of many"},
+                {"from": "gpt", "value": PAGE % f"answer {i % 55} " * (i % 7 + 1) if i % 9 else "network error"},
+                {"from": "human", "value": "and?"},
+                {"from": "gpt", "value": PAGE % f"more {i}"},
+            ],
+        }
+        for i in range(conversations)
+    ]
+    path.write_text(json.dumps([*records, 3, {"id": "x"}])[:-9])
+    return path
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    assert not (directory / ".partial").exists()
+    return {path.name: path.read_bytes() for path in directory.iterdir()}

@@ -1,0 +1,83 @@
+"""Five preemptions, each another way, of a real run on 2 processes whose storage cuts its connections. The first one is
+started as SkyPilot starts it, by sky_yamls/train.sh with torchrun, and warned; twenty of them are in benchmarks/chaos.py.
+"""
+
+import random
+import sys
+from pathlib import Path
+
+from helpers import models, storage
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import chaos
+
+from fastft.train.preemption import stop as stopping
+
+ROOT = Path(__file__).parents[2]
+LIVES = [("notice", 2, 2), ("kill", 4, 2), ("save", 1, 2), ("lost", 4, 2), ("upload", 1, 2)]
+STEPS = 60
+
+# Steps and saves that last long enough for this process to see them, on a busy machine too; the ranks agree every other step.
+SLOW = """
+import time
+from fastft import checkpoint, stopping, train
+from fastft.cli import run
+def slower(module, name, seconds):
+    original = getattr(module, name)
+    setattr(module, name, lambda *given: (time.sleep(seconds), original(*given))[1])
+slower(train, "train_step", 0.05)
+slower(checkpoint, "publish", 0.2)
+stopping.NOTICE_S = 1.0
+run(train.main)
+"""
+# In the place of the environment's own: the port may be another test's.
+ACTIVATE = """
+torchrun() {{ local given=("${{@/fastft.train/slow}}"); {python} -m torch.distributed.run "${{given[@]/29500/{port}}}"; }}
+"""
+
+
+def as_skypilot_does(run: chaos.Run, flags: list[str]) -> list[str]:
+    """The command of a node with two processes, whose home holds what the YAML and its set-up have put there."""
+    home = run.ground / "home"
+    for directory in ("venv/bin", "data"):
+        (home / directory).mkdir(parents=True)
+    (home / "venv/bin/activate").write_text(ACTIVATE.format(python=sys.executable, port=29600 + random.randrange(300)))
+    (home / "data/conversations.jsonl").symlink_to(run.ground / "data.jsonl")
+    (home / "runs").symlink_to(run.ground)
+    bucket, name = run.remote.rsplit("/", 1)
+    envs = {
+        "HOME": home, "MODEL": run.ground / "model", "BUCKET": bucket, "RUN_NAME": name, "GLOBAL_BATCH": 4, "ARGS": "",
+        "SKYPILOT_NODE_IPS": "127.0.0.1", "SKYPILOT_NODE_RANK": 0, "SKYPILOT_NUM_NODES": 1, "SKYPILOT_NUM_GPUS_PER_NODE": 2,
+    }  # fmt: skip
+    return ["env", *(f"{key}={value}" for key, value in envs.items()), "bash", str(ROOT / "sky_yamls/train.sh"), *flags]
+
+
+def command(run: chaos.Run, processes: int) -> list[str]:
+    """As in chaos.Run, from processes that share their imports."""
+    first_life = run.out.name == "torn" and not run.log()
+    target = ["-m", "fastft.train"] if run.out.name == "whole" else [str(run.ground / "slow.py")]
+    flags = run.flags()
+    if first_life:
+        taken = ("--model", "--data", "--output_dir", "--checkpoint.remote", "--global_batch_size")
+        pairs = zip(flags[::2], flags[1::2])
+        return as_skypilot_does(run, [word for pair in pairs if pair[0] not in taken for word in pair])
+    return [sys.executable, str(ROOT / "tests/helpers/ranks.py"), str(processes), *target, *flags]
+
+
+def test_five_preemptions_change_no_bit_and_lose_no_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(chaos.Run, "command", command)
+    (tmp_path / "slow.py").write_text(SLOW)
+    models.make_model(tmp_path / "model")
+    models.make_data(tmp_path / "data.jsonl")
+    with storage.s3() as line:
+        whole, torn, lives = chaos.chaos(tmp_path, line, LIVES, processes=2, steps=STEPS)
+        assert line.cuts > 0
+    assert lives[0].code == stopping.EXIT_CODE, "though torchrun itself ended with 1"
+    assert (lives[0].held, lives[0].reached - lives[0].held) == (lives[1].resumed, 0), "with notice nothing is lost"
+    assert all(later.resumed >= life.held for life, later in zip(lives, lives[1:])), lives
+    assert chaos.curve(torn) == chaos.curve(whole)
+    assert chaos.same_weights(whole, torn)

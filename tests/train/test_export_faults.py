@@ -1,0 +1,442 @@
+"""No training is lost at its end: what cannot be exported is not trained, and what fails at the export is done later."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import models
+from helpers import training as runs
+from safetensors.torch import load_file
+
+from fastft.cli import main
+from fastft.model import huggingface as hugging_face
+from fastft.train.checkpoint import local as checkpoint
+
+VICUNA = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
+FEW = ("--max_steps", "2")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ground")
+    models.make_model(path / "model")
+    (path / "model" / "generation_config.json").write_text(json.dumps(VICUNA))
+    models.make_data(path / "data.jsonl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(ground, tmp_path_factory):
+    """A run to its end in which nothing went wrong."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        done = runs._main(ground, out, *FEW)
+    assert done.returncode == 0, done.stderr
+    (out / "said").write_text(done.stderr)
+    return out
+
+
+def steps_of(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").glob("step-*"))
+
+
+def nothing_is_there(out: Path) -> None:
+    assert not any((out / name).exists() for name in ("model", "model.partial", "adapter", "adapter.partial"))
+
+
+def same_model(one: Path, other: Path) -> bool:
+    ours, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# Vicuna v1.5's and Llama 2's generation configs ----------------------------------------------------------------------------
+
+
+def test_sampling_without_do_sample_is_mended_and_said_once(finished):
+    from transformers import AutoModelForCausalLM
+
+    written = json.loads((finished / "model" / "generation_config.json").read_text())
+    assert (written["do_sample"], written["temperature"], written["top_p"]) == (True, 0.9, 0.6)
+    notes = [line for line in (finished / "said").read_text().splitlines() if "do_sample" in line]
+    assert len(notes) == 1 and notes[0].startswith("note: ") and "temperature 0.9 and top_p 0.6" in notes[0]
+    answer = AutoModelForCausalLM.from_pretrained(finished / "model").generate(torch.tensor([[5, 6]]), max_new_tokens=3)
+    assert answer.shape[1] > 2
+
+
+def test_a_checkpoint_of_a_run_that_ended_without_a_model_is_exported(ground, finished, tmp_path, capsys):
+    """Its run was begun when nobody looked at the generation config."""
+    older = shutil.copytree(finished, tmp_path / "older")
+    shutil.rmtree(older / "model")
+    assert main(["export", str(older / "checkpoints" / "step-00000002"), str(tmp_path / "out")]) == 0
+    assert "temperature 0.9 and top_p 0.6 without do_sample" in capsys.readouterr().err
+    assert same_model(tmp_path / "out", finished / "model")
+    done = runs._main(ground, older, *FEW)
+    assert done.returncode == 0 and "resumed: step 2" in done.stderr
+    assert runs.losses(older) == runs.losses(finished) and same_model(older / "model", finished / "model")
+
+
+# Refused before the first step ---------------------------------------------------------------------------------------------
+
+
+def edit(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def unsavable_config(model: Path) -> None:
+    edit(model / "config.json", to_json_file={})  # transformers makes an attribute of it, where it has a method
+
+
+def unsavable_tokenizer(model: Path) -> None:
+    edit(model / "tokenizer_config.json", note="half a character: \ud83d")
+
+
+def tokenizer_with_nan(model: Path) -> None:
+    edit(model / "tokenizer_config.json", note=float("nan"))
+
+
+def unsavable_template(model: Path) -> None:
+    template = model / "chat_template.jinja"
+    edit(model / "tokenizer_config.json", chat_template="{# \udc00 #}" + template.read_text())
+    template.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (unsavable_config, "its config, or its generation config, cannot be saved"),
+        (unsavable_tokenizer, "its tokenizer with its chat template cannot be saved ('utf-8' codec can't encode"),
+        (tokenizer_with_nan, "its tokenizer cannot be saved (tokenizer_config.json would hold NaN, which JSON cannot"),
+        (unsavable_template, "its tokenizer with its chat template cannot be saved ('utf-8' codec can't encode"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_before_anything_is_tokenised(ground, tmp_path, damage, says):
+    model, out = shutil.copytree(ground / "model", tmp_path / "model"), tmp_path / "out"
+    damage(model)
+    done = runs._main(ground, out, "--model", str(model))
+    runs.fails(done, f"{model}: {says}", "mend it first")
+    assert "plan:" not in done.stderr and list(out.iterdir()) == []
+
+
+def test_a_dry_run_refuses_it_too_and_writes_nothing(ground, tmp_path):
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    unsavable_tokenizer(model)
+    runs.fails(runs._main(ground, tmp_path / "out", "--model", str(model), "--dry_run", "true"), "its tokenizer with")
+    assert not (tmp_path / "out").exists()
+
+
+def test_adapters_settings_are_proven_too(ground, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    to_dict = peft.LoraConfig.to_dict
+    monkeypatch.setattr(
+        peft.LoraConfig, "to_dict", lambda self: to_dict(self) | {"new": {1j}}
+    )  # a later version's, say
+    done = runs._main(ground, tmp_path / "out", "--lora.r", "4")
+    runs.fails(done, "lora: the adapter's config cannot be saved (Object of type complex is not JSON serializable)")
+    assert "plan:" not in done.stderr
+
+
+def test_a_tokenizer_that_makes_other_tokens_when_it_is_read_again_is_refused(ground, tmp_path, monkeypatch):
+    """As one of a class would whose saved form is not what it was read from."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    save = TokenizersBackend._save_pretrained
+
+    def lossy(self, save_directory, *given, **more):
+        files = save(self, save_directory, *given, **more)
+        spec = json.loads(Path(save_directory, "tokenizer.json").read_text())
+        spec["model"]["merges"] = spec["model"]["merges"][:10]
+        Path(save_directory, "tokenizer.json").write_text(json.dumps(spec))
+        return files
+
+    assert issubclass(PreTrainedTokenizerFast, TokenizersBackend)
+    monkeypatch.setattr(TokenizersBackend, "_save_pretrained", lossy)
+    runs.fails(
+        runs._main(ground, tmp_path / "out"), "its tokenizer cannot be saved (read again, it makes other tokens)"
+    )
+
+
+def test_templates_survive_line_ends_signatures_and_every_language(ground, tmp_path):
+    """A file as Windows writes it: what is trained, and what the exported model is asked with, is the same template."""
+    from transformers import AutoTokenizer
+
+    source = (ground / "model" / "chat_template.jinja").read_text()
+    odd = "{# é 日本 🙂 \u2028 \x85 #}" + source
+    (tmp_path / "odd.jinja").write_bytes(b"\xef\xbb\xbf" + odd.replace("\n", "\r\n").encode())
+    done = runs._main(ground, tmp_path / "out", *FEW, "--template", str(tmp_path / "odd.jinja"))
+    assert done.returncode == 0, done.stderr
+    plain, read = (AutoTokenizer.from_pretrained(path) for path in (ground / "model", tmp_path / "out" / "model"))
+    assert read.chat_template == odd
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    assert read.apply_chat_template(messages)["input_ids"] == plain.apply_chat_template(messages)["input_ids"]
+
+
+def test_a_template_of_a_tokenizer_config_keeps_its_meaning_with_other_line_ends(ground, tmp_path):
+    from transformers import AutoTokenizer
+
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    source = (model / "chat_template.jinja").read_text().replace("\n", "\r\n") + "{# \r #}"
+    (model / "chat_template.jinja").unlink()
+    edit(model / "tokenizer_config.json", chat_template=source)
+    done = runs._main(ground, tmp_path / "out", *FEW, "--model", str(model))
+    assert done.returncode == 0, done.stderr
+    plain, read = (AutoTokenizer.from_pretrained(path) for path in (model, tmp_path / "out" / "model"))
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    assert read.apply_chat_template(messages)["input_ids"] == plain.apply_chat_template(messages)["input_ids"]
+
+
+def test_a_template_that_is_not_utf_8_is_one_line(ground, tmp_path):
+    (tmp_path / "latin.jinja").write_bytes("{# Übung #}".encode("latin-1"))
+    done = runs._main(ground, tmp_path / "out", "--template", str(tmp_path / "latin.jinja"))
+    runs.fails(done, "latin.jinja: is not UTF-8 (byte 3); save it as UTF-8")
+
+
+def test_a_config_with_numbers_that_are_none_survives(ground, tmp_path):
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    edit(model / "config.json", limits=[0.0, float("inf")])
+    done = runs._main(ground, tmp_path / "out", *FEW, "--model", str(model))
+    assert done.returncode == 0, done.stderr
+    from transformers import AutoConfig
+
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "model").limits == [0.0, float("inf")]
+    assert "Infinity," not in (tmp_path / "out" / "model" / "config.json").read_text()
+
+
+# The end of a run ----------------------------------------------------------------------------------------------------------
+
+# Once all steps are done, files can grow no further than this: what a disk that is full at the very end looks like.
+FULL_AT_THE_END = """
+import resource, signal, sys
+from fastft import hugging_face, train
+export = hugging_face.export
+def full(*given):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
+    export(*given)
+limit = sys.argv.pop(1)
+hugging_face.export = full
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def command_in(done: subprocess.CompletedProcess) -> list[str]:
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return shlex.split(line.partition("and so does: ")[2])
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
+
+
+@pytest.mark.parametrize("fails_at", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_disk_that_is_full_at_the_very_end_costs_no_training(ground, finished, tmp_path, fails_at):
+    out = tmp_path / "a place with spaces" / "run"
+    sizes = {path.name: size(path) for path in (finished / "model").iterdir()}
+    limit = sizes[fails_at] - 1
+    done = runs.run([sys.executable, "-c", FULL_AT_THE_END, str(limit), *runs.flags(ground, out, *FEW)])
+    runs.fails(done, "model: the model could not be written (", "File too large", "Step 2, the last, is saved")
+    nothing_is_there(out)
+    assert steps_of(out) == ["step-00000002"] and checkpoint.fault_of(out / "checkpoints" / "step-00000002") is None
+
+    assert command_in(done)[:2] == ["fastft", "export"]
+    copy = shutil.copytree(out, tmp_path / "copy")
+    assert main(command_in(done)[1:]) == 0
+    assert same_model(out / "model", finished / "model")
+    assert "finished: step 2 of 2" in runs._main(ground, out, *FEW).stderr
+
+    again = runs._main(ground, copy, *FEW)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+    assert runs.losses(copy) == runs.losses(finished) and same_model(copy / "model", finished / "model")
+
+
+def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(ground, tmp_path):
+    pytest.importorskip("peft")
+    out, flags = tmp_path / "out", (*FEW, "--lora.r", "8")
+    done = runs.run([sys.executable, "-c", FULL_AT_THE_END, "5000", *runs.flags(ground, out, *flags)])
+    runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
+    nothing_is_there(out)
+    assert main(command_in(done)[1:]) == 0 and not (out / "adapter").exists()  # the model alone
+    again = runs._main(ground, out, *flags)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+    assert (out / "adapter" / "adapter_model.safetensors").exists() and (out / "model" / "README.md").exists()
+    assert "finished: step 2 of 2" in runs._main(ground, out, *flags).stderr
+
+
+def test_two_processes_end_with_one_line_and_go_on_together(ground, tmp_path):
+    (tmp_path / "script.py").write_text(FULL_AT_THE_END)
+    out, flags = tmp_path / "out", runs.flags(ground, tmp_path / "out", *FEW)
+    done = runs.run(runs.command(2, [str(tmp_path / "script.py"), "20000", *flags]))
+    runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
+    nothing_is_there(out)
+    again = runs.train(ground, out, *FEW, processes=2)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+    assert main(["export", str(out), str(tmp_path / "exported")]) == 0
+    assert same_model(out / "model", tmp_path / "exported")
+
+
+def test_two_processes_refuse_with_one_line(ground, tmp_path):
+    model = shutil.copytree(ground / "model", tmp_path / "model")
+    unsavable_tokenizer(model)
+    done = runs.train(ground, tmp_path / "out", "--model", str(model), processes=2)
+    runs.fails(done, f"{model}: its tokenizer with its chat template cannot be saved")
+
+
+# No file reaches the storage before the export is over, and with it the limit.
+STORAGE_THAT_WAITS = """
+import resource, threading
+from fastft import hugging_face, store
+over, put, write = threading.Event(), store.Store.put, hugging_face._replace
+def late(self, *given):
+    over.wait()
+    put(self, *given)
+def then(*given):
+    try:
+        write(*given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        over.set()
+store.Store.put, hugging_face._replace = late, then
+"""
+
+
+def test_storage_has_the_last_checkpoint_of_a_run_whose_export_fails(ground, finished, tmp_path):
+    """The disk of a spot machine is gone when the run ends."""
+    out, remote = tmp_path / "out", ("--checkpoint.remote", f"file://{tmp_path}/bucket/run")
+    flags = runs.flags(ground, out, *FEW, *remote)
+    done = runs.run([sys.executable, "-c", STORAGE_THAT_WAITS + FULL_AT_THE_END, "20000", *flags])
+    runs.fails(done, "the model could not be written (", "Step 2, the last, is saved")
+    shutil.rmtree(out)
+    again = runs._main(ground, out, *FEW, *remote)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr, again.stderr
+    assert same_model(out / "model", finished / "model")
+    assert (tmp_path / "bucket" / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def small_disk(finished, tmp_path):
+    """A file system that has room for a run and half of its model."""
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    model = sum(size(path) for path in (finished / "model").iterdir())
+    whole = sum(-(-size(path) // 4096) * 4096 for path in files) - model
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={whole + model // 2}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_real_disk_that_is_full_at_the_very_end(ground, finished, small_disk):
+    done = runs._main(ground, small_disk / "run", *FEW)
+    runs.fails(
+        done, "model: the model could not be written (", "No space left on device", "and so does: fastft export "
+    )
+    nothing_is_there(small_disk / "run")
+    subprocess.run(["mount", "-o", "remount,size=100M", str(small_disk)], check=True)
+    again = runs._main(ground, small_disk / "run", *FEW)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+    assert same_model(small_disk / "run" / "model", finished / "model")
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, signal, sys
+from pathlib import Path
+from fastft import hugging_face, train
+def gone(*given):
+    os.kill(os.getpid(), signal.SIGKILL)
+hugging_face._usual_mode = gone
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_kill_while_the_model_is_written_leaves_none(ground, finished, tmp_path):
+    out = tmp_path / "out"
+    done = runs.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, *runs.flags(ground, out, *FEW)])
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (out / "model").exists() and (out / "model.partial" / "model.safetensors").exists()
+    again = runs._main(ground, out, *FEW)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+    assert same_model(out / "model", finished / "model") and not (out / "model.partial").exists()
+
+
+def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(ground, tmp_path, monkeypatch, capsys):
+    def bug(*given):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(hugging_face, "_gathered", bug)
+    from fastft.train.loop import main as train
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        train(runs.flags(ground, tmp_path / "out", *FEW))
+    assert "Step 2, the last, is saved" in capsys.readouterr().err
+    assert steps_of(tmp_path / "out") == ["step-00000002"]
+
+
+def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monkeypatch):
+    from fastft.train import loop as train
+
+    read = train.read_run
+
+    def damaged(directory):
+        (directory / "run.json").write_text("{")
+        return read(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "read_run", damaged)
+        runs.fails(runs._main(ground, tmp_path / "out", *FEW), "run.json: is damaged", "Step 2, the last, is saved")
+    again = runs._main(ground, tmp_path / "out", *FEW)
+    assert again.returncode == 0 and "resumed: step 2" in again.stderr
+
+
+# What is written -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_permissions_of_the_umask(ground, finished, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert main(["export", str(finished), str(tmp_path / "out")]) == 0
+        out = tmp_path / "run"
+        assert runs._main(ground, out, *FEW, "--lora.r", "4").returncode == 0
+    finally:
+        os.umask(before)
+    for directory in (tmp_path / "out", out / "model", out / "adapter"):
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o777 & ~umask
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()}
+        assert set(modes.values()) == {0o666 & ~umask}, modes
+
+
+@pytest.mark.parametrize("family", ["llama_tied", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("more", [(), ("--resize_embeddings", "true")], ids=["", "resized"])
+def test_tied_models_load_with_the_trainers_logits(ground, tmp_path, family, more):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    models.make_model(tmp_path / "model", family)
+    if more:  # a token that the model has no embedding for
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+        tokenizer.add_tokens([f"<|new {i}|>" for i in range(8)])
+        tokenizer.save_pretrained(tmp_path / "model")
+    shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
+    done = runs._main(tmp_path, tmp_path / "run", *FEW, *more)
+    assert done.returncode == 0, done.stderr
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    ids = torch.arange(3, 90)
+    trainers = exports.trainers_logits(tmp_path / "run", 2, ids)
+    for path in (tmp_path / "run" / "model", tmp_path / "out"):
+        model = AutoModelForCausalLM.from_pretrained(path).eval()
+        assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        with torch.no_grad():
+            logits = model(ids[None]).logits[0]
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        expected = torch.tanh(trainers / cap) * cap if cap else trainers  # the trainer's head is heard before its cap
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)

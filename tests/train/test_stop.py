@@ -1,0 +1,306 @@
+"""Leaving when asked, and coming back: real processes, real signals, storage that outlives the machine's disk."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastft.common import object_store as store_module
+from fastft.common.object_store import Store
+from fastft.train.checkpoint import manifest
+from fastft.train.checkpoint.lease import Lease
+from fastft.train.checkpoint.remote import checkpoints
+from fastft.train.metrics import read_metrics
+from fastft.train.preemption import stop as stopping
+
+HERE = Path(__file__).parent
+PATIENCE_S = 300.0
+STEPS = 40
+
+
+class Run:
+    """One run's directory and storage, and its starts."""
+
+    def __init__(self, ground: Path, home: Path):
+        self.out, self.remote = home / "out", f"file://{home}/bucket/run"
+        self.log = home / "log"
+        self.arguments = [
+            "--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--output_dir", str(self.out),
+            "--seq_len", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-2", "--trackers", "none",
+            "--epochs", "1000", "--max_steps", str(STEPS), "--checkpoint.remote", self.remote,
+        ]  # fmt: skip
+
+    def start(self, *more: str, target: tuple[str, ...] = ("-m", "fastft.train"), **environment) -> subprocess.Popen:
+        self.log.write_text("")
+        environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
+        command = [sys.executable, *target, *self.arguments, *more]
+        return subprocess.Popen(command, stderr=self.log.open("a"), env=environment)
+
+    def finish(self, *more: str) -> tuple[int, str]:
+        return self.start(*more).wait(PATIENCE_S), self.log.read_text()
+
+    def wait_for(self, words: str, process: subprocess.Popen) -> None:
+        end = time.monotonic() + PATIENCE_S
+        while words not in self.log.read_text():
+            assert process.poll() is None and time.monotonic() < end, self.log.read_text()
+            time.sleep(0.01)
+
+    def steps(self) -> list[int]:
+        return [row["step"] for row in read_metrics(self.out / "metrics.jsonl")]
+
+
+SLOW_STEPS = """
+import sys, time
+from datetime import timedelta
+from fastft import ranks, train
+step, taken, slow_after = train.train_step, 0, int(sys.argv.pop(1))
+train.STEP_LIMIT = timedelta(seconds=3)
+def slow(*given):
+    global taken
+    taken += 1
+    if taken > slow_after:
+        time.sleep(0.1)
+    return step(*given)
+train.train_step = slow
+sys.exit(train.main())
+"""
+
+
+def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, tmp_path):
+    """One story: a notice, a lost disk, a damaged copy, an end, and a start after the end."""
+    run = Run(ground, tmp_path)
+    process = run.start(target=("-c", SLOW_STEPS, "10"))
+    run.wait_for("first step after", process)
+    while not run.out.joinpath("metrics.jsonl").exists() or not run.steps():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == stopping.EXIT_CODE
+    step = run.steps()[-1]
+    said = f"asked to leave (SIGTERM): step {step} is saved and uploaded"
+    assert said in run.log.read_text() and said in (run.out / stopping.MARK).read_text()
+    assert step < STEPS and not (run.out / "model").exists()
+    store = Store(run.remote)
+    [(name, meta)] = checkpoints(store, print)
+    assert meta["step"] == step
+
+    # A bit flips on the disk: the newest copy that is whole is the one in storage.
+    local = run.out / "checkpoints" / f"step-{step:08d}"
+    shard = max((local / file for file in manifest.read(local)["files"]), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    code, log = run.finish()
+    assert code == 0, log
+    assert f"{local}: {shard.name} does not hold what was written; storage has it" in log, log
+    assert f"resumed: step {step} from" in log and "fetching 1 of its files," in log
+    assert run.steps() == list(range(1, STEPS + 1))
+    assert not (run.out / stopping.MARK).exists()
+
+    # The machine is gone, the run is over: nothing is done again, though only the model was kept and another run has the lease.
+    shutil.rmtree(run.out)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for name, _ in checkpoints(store, print):
+        (tmp_path / "bucket/run" / name).rename(kept / name)
+    lease = Lease(store, print)
+    code, log = run.finish()
+    lease.release()
+    assert code == 0 and f"finished: step {STEPS} of {STEPS} is done; the model is in {run.remote}/model" in log, log
+    assert "resumed" not in log and "first step" not in log
+
+    # With other settings it is another run, and the model not its own.
+    shutil.rmtree(run.out)
+    code, log = run.finish("--seed", "1")
+    assert code == 1 and f"{run.remote}/model: is the model of another run" in log and "first step" not in log, log
+
+    # Nothing left but checkpoints in storage that are all damaged: never a silent start from step 0.
+    store.remove("model")
+    for path in kept.iterdir():
+        path.rename(tmp_path / "bucket/run" / path.name)
+    for name, meta in checkpoints(store, print):
+        for file in meta["files"]:
+            (tmp_path / "bucket/run" / name / file).write_bytes(b"")
+    shutil.rmtree(run.out, ignore_errors=True)
+    code, log = run.finish()
+    assert code == 1 and "none of its checkpoints can be read" in log and "Traceback" not in log, log
+
+
+def test_two_runs_in_the_same_place_the_second_refuses(ground, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "RENEW_S", 0.2)
+    run = Run(ground, tmp_path)
+    lease = Lease(Store(run.remote), print)
+    try:
+        code, log = run.finish()
+    finally:
+        lease.release()
+    [line] = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert code == 1 and run.remote in line and not (run.out / "model").exists()
+
+
+def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
+    """SIGSTOP: no connection is closed, as when a machine is gone. The limit is 3 s here, 110 s otherwise."""
+    run = Run(ground, tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    both = []
+    for rank in (0, 1):
+        environment = {**address, "RANK": rank, "LOCAL_RANK": rank}
+        both.append(run.start("--max_steps", "4000", target=("-c", SLOW_STEPS, "0"), **environment))
+    try:
+        run.wait_for("first step after", both[0])
+        time.sleep(0.5)
+        both[1].send_signal(signal.SIGSTOP)
+        assert both[0].wait(60) not in (0, stopping.EXIT_CODE)
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert not (run.out / "model").exists() and not (run.out / stopping.MARK).exists()
+
+
+RANK_1_IS_GONE = """
+import os, signal, sys
+from datetime import timedelta
+from fastft import checkpoint, hugging_face, ranks, stopping, train
+from fastft.cli import run
+step_limit, silence_limit, moment = sys.argv[1:4]
+del sys.argv[1:4]
+train.STEP_LIMIT, ranks.SILENCE_LIMIT = (timedelta(seconds=int(limit)) for limit in (step_limit, silence_limit))
+ranks.BEAT_S, stopping.NOTICE_S = 0.2, 0.0
+owner, name = {
+    "write": (checkpoint.dcp, "save"), "leave": (train, "leave_early"), "export": (hugging_face, "export")
+}[moment]
+original, step = getattr(owner, name), train.train_step
+def gone(*given, **more):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return original(*given, **more)
+def warned(*given):
+    if moment == "leave" and os.environ["RANK"] == "0":
+        signal.raise_signal(signal.SIGTERM)
+    return step(*given)
+setattr(owner, name, gone)
+train.train_step = warned
+run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("step_limit", "silence_limit", "moment"),
+    [(3, 1000, "write"), (1000, 3, "write"), (1000, 3, "leave"), (1000, 3, "export")],
+)
+def test_a_peer_that_is_gone_ends_the_run_whatever_the_others_wait_for(
+    ground, tmp_path, step_limit, silence_limit, moment
+):
+    """Waits that have no limit of their own, or one of hours: for a checkpoint's writing, an upload, the export."""
+    run = Run(ground, tmp_path)
+    (tmp_path / "script.py").write_text(RANK_1_IS_GONE)
+    target = (str(HERE / "ranks.py"), "2", str(tmp_path / "script.py"), str(step_limit), str(silence_limit), moment)
+    process = run.start("--max_steps", "4", "--checkpoint.every", "1" if moment == "write" else "0", target=target)
+    try:
+        assert process.wait(PATIENCE_S) == 1, run.log.read_text()
+    finally:
+        process.kill()
+    assert ("a process of the run is gone" in run.log.read_text()) == (silence_limit == 3), run.log.read_text()
+    assert not (run.out / "model").exists()
+
+
+# While the last checkpoint is saved SIGTERM comes, and storage answers no more. What torchrun grants is over at once.
+ASKED_AT_THE_END = """
+import os, signal, sys, time
+from fastft import checkpoint, store, train
+from fastft.cli import run
+os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"], store.RELEASE_S = "0", 0.5
+save = checkpoint.Writer.save
+def asked(self, step, *given):
+    save(self, step, *given)
+    if step == int(sys.argv[-1]):
+        store.Store._try = lambda *given: time.sleep(1000)
+        signal.raise_signal(signal.SIGTERM)
+checkpoint.Writer.save = asked
+run(train.main)
+"""
+
+
+def test_asked_after_the_last_step_by_a_machine_whose_storage_answers_no_more(ground, tmp_path):
+    run = Run(ground, tmp_path)
+    process = run.start("--checkpoint.every", "2", "--max_steps", "4", target=("-c", ASKED_AT_THE_END))
+    try:
+        assert process.wait(PATIENCE_S) == stopping.EXIT_CODE, run.log.read_text()
+    finally:
+        process.kill()
+    assert "step 4 is saved, on this disk only" in (run.out / stopping.MARK).read_text()
+    assert (run.out / "checkpoints/step-00000004").is_dir() and not (run.out / "model").exists()
+
+
+def test_advice_that_comes_while_the_ranks_agree_is_heard_the_next_time(monkeypatch):
+    stop = stopping.Stopping()
+    stop.forget()
+    stop.group = None
+    monkeypatch.setattr(stopping.dist, "all_reduce", lambda *given, **more: setattr(stop, "save_soon", True))
+    stop.agreed(1, False)
+    assert stop.save_soon
+
+
+TWO_SIGNALS = """
+import os, signal, sys, time
+from pathlib import Path
+from fastft.common.distributed import join_ranks
+from fastft.train.preemption.stop import Stopping
+join_ranks()
+stop = Stopping(Path(sys.argv.pop(1)))
+with stop.between_steps(0):
+    for gap in map(float, sys.argv[1:]):
+        time.sleep(gap)
+        os.kill(os.getpid(), signal.SIGTERM)
+    stop.agreed(1, False) == (True, False) or sys.exit("not agreed")
+    print("saved")
+"""
+
+
+@pytest.mark.parametrize(
+    ("gaps", "code", "said"), [(["0"], 0, "saved\n"), (["0", "0.2"], 0, "saved\n"), (["0", "1.2"], 75, "")]
+)
+def test_a_second_signal_stops_at_once_but_one_that_comes_twice_is_one(tmp_path, gaps, code, said):
+    mark = tmp_path / stopping.MARK
+    command = [sys.executable, "-c", TWO_SIGNALS, str(mark), *gaps]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert "SIGTERM" in mark.read_text()
+
+
+def test_at_the_automatic_interval(ground, tmp_path):
+    run = Run(ground, tmp_path)
+    code, log = run.finish("--checkpoint.every", "auto", "--checkpoint.preemption_hours", "1e-7")
+    assert code == 0 and "checkpoints: every " in log and "it is assumed" in log
+    assert int(log.split("checkpoints: ")[-1].split(" saved")[0]) > 2
+
+
+# Uploads take twelve days on the first rank, which has them all; the other one knows of none.
+SLOW_UPLOADS = """
+from fastft import train, upload
+from fastft.cli import run
+class Slow(upload.Uploader):
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.seconds = 1e6 if self.first else 0.0
+train.Uploader = Slow
+run(train.main)
+"""
+
+
+def test_the_automatic_interval_is_never_below_the_upload_on_two_processes(ground, tmp_path):
+    run = Run(ground, tmp_path)
+    (tmp_path / "script.py").write_text(SLOW_UPLOADS)
+    target = (str(HERE / "ranks.py"), "2", str(tmp_path / "script.py"))
+    process = run.start("--checkpoint.every", "auto", "--checkpoint.preemption_hours", "1e-7", target=target)
+    assert process.wait(PATIENCE_S) == 0, run.log.read_text()
+    assert "checkpoints: 1 saved" in run.log.read_text(), run.log.read_text()
