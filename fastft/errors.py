@@ -18,3 +18,7 @@ class UsageError(UserError):
     """The command itself is wrong: an unknown option, a value of the wrong type, a verb that does not exist."""
 
     exit_code = 2
+
+
+class PeerError(Exception):
+    """Another process of the run met an error, and says so itself: this one has nothing to add."""

@@ -30,7 +30,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from fastft.errors import UsageError, UserError
+from fastft.errors import PeerError, UsageError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
         return code
     except UserError as error:
         line, code = str(error), error.exit_code
+    except PeerError:
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # nobody reads on (`| head`), and only what has been done is still to be told

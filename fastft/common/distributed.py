@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from fastft.errors import UserError
+from fastft.errors import PeerError, UserError
 
 SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours while others wait
 STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
@@ -86,17 +86,24 @@ def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ())
 def everywhere(action: Callable[[], Result] | None) -> Result | None:
     """Do `action` on the ranks that have one, and return what it gave; collective.
 
-    Raises UserError on every rank when it raised ValueError or OSError on any.
+    An error keeps its kind on its way: a UserError or an OSError on any rank is a UserError on every rank. Of a bug, the rank
+    that has it raises it with its traceback, and the others raise PeerError.
     """
-    result, failure = None, None
+    result, error = None, None
     try:
         result = action() if action else None
-    except (ValueError, OSError) as error:
-        failure = str(error)
-    failures: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    if found := next(filter(None, failures), None):
-        raise UserError(found)
+    except Exception as caught:  # noqa: BLE001  raised again below, once all ranks know
+        error = caught
+    is_bug = error is not None and not isinstance(error, (UserError, OSError))
+    errors: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, None if error is None else (is_bug, str(error)))
+    found = [each for each in errors if each]
+    if is_bug:
+        raise error
+    if any(bug for bug, _ in found):
+        raise PeerError
+    if found:
+        raise UserError(found[0][1])
     return result
 
 

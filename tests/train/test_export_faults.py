@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import models
+from helpers import exports, models
 from helpers import training as runs
 from safetensors.torch import load_file
 
