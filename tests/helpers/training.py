@@ -1,5 +1,7 @@
 """Runs of the trainer for tests: their flags, processes, losses and weights."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +46,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_gradients_agree(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    """1e-5 relative to each gradient's largest entry, in fp32."""
+    """Equal to 1e-5 of each gradient's largest entry, in fp32."""
     assert a.keys() == b.keys()
     for name in a:
         scale = a[name].abs().max()
@@ -52,10 +54,7 @@ def assert_gradients_agree(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor
         assert (a[name] - b[name]).abs().max() <= 1e-5 * scale, name
 
 
-# Gradients ---------------------------------------------------------------------------------------------------------------
-
-
-def plain_gradients(model_dir: Path, data_file: Path, window: int, z_loss: float = 0.0) -> dict[str, torch.Tensor]:
+def plain_gradients(model_dir: Path, data_file: Path, seq_len: int, z_loss: float = 0.0) -> dict[str, torch.Tensor]:
     """transformers' own unpacked forward and backward in fp64, one conversation at a time, over the same first step.
 
     "loss" is the cross entropy alone, gradients are those of cross entropy and z-loss.
@@ -63,7 +62,7 @@ def plain_gradients(model_dir: Path, data_file: Path, window: int, z_loss: float
     from transformers import AutoModelForCausalLM
 
     data = tokenized(str(data_file), load_template(str(model_dir)))
-    rows = StepPlan(data, window, 0, 1, 4, None).step(1).rows
+    rows = StepPlan(data, seq_len, 0, 1, 4, None).step(1).rows
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64, attn_implementation="eager")
     conversations = [c for row in rows for c in row]
     trained = sum(int(data.trained_counts[c]) for c in conversations)
@@ -79,11 +78,8 @@ def plain_gradients(model_dir: Path, data_file: Path, window: int, z_loss: float
     return {"loss": torch.tensor(total), **named}
 
 
-# The user's mistakes ---------------------------------------------------------------------------------------------------------
-
-
 def fails(done: subprocess.CompletedProcess, *says: str) -> None:
-    """One line that says what, where and what to do; and a non-zero exit."""
+    """Assert that the process ended with one line that says what, where and what to do, and with exit code 1."""
     assert done.returncode == 1, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in done.stderr
@@ -91,14 +87,16 @@ def fails(done: subprocess.CompletedProcess, *says: str) -> None:
         assert text in lines[0]
 
 
-def _main(ground: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
-    """fastft.train in this process, as a command would end: ten starts of Python would take a minute."""
-    import contextlib
-    import io
+def train_here(ground: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
+    """`fastft train` in this process, as the command would end: ten starts of Python would take a minute."""
+    return here(["train", *flags(ground, out, *more)])
 
-    from fastft.train.loop import main
 
-    captured = io.StringIO()
-    with contextlib.redirect_stderr(captured):
-        code = main(flags(ground, out, *more))
-    return subprocess.CompletedProcess([], code, "", captured.getvalue())
+def here(argv: list[str]) -> subprocess.CompletedProcess:
+    """A verb of `fastft` in this process: its exit code and what it said on stderr."""
+    from fastft.cli import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(argv)
+    return subprocess.CompletedProcess(argv, code, "", said.getvalue())

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import models
-from helpers.training import _main, fails  # noqa: F401  fixtures
+from helpers.training import fails, train_here  # noqa: F401  fixtures
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -83,7 +83,7 @@ def test_conversations_in_a_row_do_not_see_each_other(model):
 
 def test_without_the_hardware_one_line_says_so(ground, tmp_path):  # noqa: F811
     fails(
-        _main(ground, tmp_path / "out", "--float8", "true", "--compile", "true"),
+        train_here(ground, tmp_path / "out", "--float8", "true", "--compile", "true"),
         "float8: needs an NVIDIA GPU of compute capability 9.0 or more",
     )
 

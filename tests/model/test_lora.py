@@ -39,7 +39,7 @@ def whole_run(ground, tmp_path_factory):
 
 
 def run(ground: Path, out: Path, *flags: str) -> None:
-    done = runs._main(ground, out, "--eval_data", str(ground / "data.jsonl"), "--epochs", "4", *LORA, *flags)
+    done = runs.train_here(ground, out, "--eval_data", str(ground / "data.jsonl"), "--epochs", "4", *LORA, *flags)
     assert done.returncode == 0, done.stderr
 
 
@@ -174,9 +174,9 @@ def test_targets_and_dropout(ground, tmp_path):
 def test_mistakes_are_one_clear_line(ground, tmp_path, monkeypatch, flags, absent, says):
     if absent:
         monkeypatch.setitem(sys.modules, absent, None)
-    runs.fails(runs._main(ground, tmp_path / "out", *LORA, *flags), says)
+    runs.fails(runs.train_here(ground, tmp_path / "out", *LORA, *flags), says)
 
 
 def test_another_rank_is_another_run(ground, whole_run):
     options = ("--eval_data", str(ground / "data.jsonl"), "--epochs", "4", *LORA)
-    runs.fails(runs._main(ground, whole_run, *options, "--lora.r", "4"), "lora.r was 8 and is 4")
+    runs.fails(runs.train_here(ground, whole_run, *options, "--lora.r", "4"), "lora.r was 8 and is 4")

@@ -155,7 +155,7 @@ def test_a_pickle_of_a_stranger_is_not_run(ground, model, monkeypatch):
     monkeypatch.chdir(model)
     (model / "model.safetensors").unlink()
     torch.save({"model.embed_tokens.weight": Bomb()}, model / "pytorch_model.bin", pickle_module=pickle)
-    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), "the model cannot be loaded")
+    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), "the model cannot be loaded")
     assert not (model / "exploded").exists()
 
 
@@ -188,7 +188,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 )  # fmt: skip
 def test_files_that_are_damaged_are_one_clear_line(ground, model, damage, says):
     damage(model)
-    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), says)
+    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
 
 
 def test_a_missing_part_is_named_with_what_it_holds(ground, model):
@@ -197,7 +197,7 @@ def test_a_missing_part_is_named_with_what_it_holds(ground, model):
     index = {"weight_map": {**names, "lm_head.weight": "model-00002-of-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     says = "model-00002-of-00002.safetensors: is missing; the model's index says that it holds lm_head.weight"
-    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), says)
+    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
 
 
 def test_tensors_without_a_place_are_told_of(model):
@@ -208,7 +208,7 @@ def test_tensors_without_a_place_are_told_of(model):
 
 def test_an_adapter_is_no_model(ground, model):
     (model / "adapter_config.json").write_text("{}")
-    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), "holds an adapter")
+    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), "holds an adapter")
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "vit", "bart"])
@@ -217,14 +217,14 @@ def test_what_is_no_causal_language_model_is_one_clear_line(ground, model, famil
     config = {"model_type": family, "vocab_size": 100}
     (model / "config.json").write_text(json.dumps(config))
     says = f"{family} is no causal language model"
-    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), says)
+    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
 
 
 def test_quantised_weights_are_refused(ground, model):
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (model / "config.json").write_text(json.dumps(config))
-    runs.fails(runs._main(ground, model.parent / "out", "--model", str(model)), "its weights are quantised")
+    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), "its weights are quantised")
 
 
 # Sharding ----------------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_weights_sent_by_the_first_process_and_grown_are_sharded_as_on_one(groun
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused(ground, tmp_path):
-    runs.fails(runs._main(ground, tmp_path / "out", "--replicas", "2"), "replicas 2 does not divide the 1 processes")
+    runs.fails(runs.train_here(ground, tmp_path / "out", "--replicas", "2"), "replicas 2 does not divide the 1 processes")
 
 
 def test_offloading_leaves_gradients_as_they_are(ground, tmp_path):
@@ -268,7 +268,7 @@ def test_offloading_leaves_gradients_as_they_are(ground, tmp_path):
     offloaded = gradients.first_gradients(runs.flags(ground, tmp_path, "--offload", "true"))
     for name in plain:
         assert torch.equal(plain[name], offloaded[name]), name
-    done = runs._main(ground, tmp_path / "out", "--offload", "true", "--max_steps", "2")
+    done = runs.train_here(ground, tmp_path / "out", "--offload", "true", "--max_steps", "2")
     assert done.returncode == 0, done.stderr
 
 
@@ -386,7 +386,7 @@ def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(sh
     (tmp_path / "prompts.txt").write_text("hello\n")
     flags = ["--samples.prompts", str(tmp_path / "prompts.txt"), "--samples.max_new_tokens", "2", "--compile", "true"]
     more = ["--eval_data", str(path / "data.jsonl"), "--max_steps", "3", "--gradient_checkpointing", "none"]
-    done = runs._main(path, tmp_path / "out", *flags, *more)
+    done = runs.train_here(path, tmp_path / "out", *flags, *more)
     assert done.returncode == 0, done.stderr
     assert graphs == [(True, {int}), (False, {int})]  # training, held-out loss
 
@@ -395,7 +395,7 @@ def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(sh
 
 
 def one_step(ground: Path, out: Path, *flags: str) -> None:
-    done = runs._main(ground, out, "--max_steps", "1", *flags)
+    done = runs.train_here(ground, out, "--max_steps", "1", *flags)
     assert done.returncode == 0, done.stderr
 
 
@@ -443,7 +443,7 @@ def short(ground, tmp_path_factory):
 
 def test_a_window_beyond_the_models_positions_names_the_option(short, tmp_path):
     says = "window 160 is longer than the 64 positions", "--extend yarn or --extend linear"
-    runs.fails(runs._main(short, tmp_path / "out"), *says)
+    runs.fails(runs.train_here(short, tmp_path / "out"), *says)
 
 
 @pytest.mark.parametrize("extend", ["linear", "yarn"])
@@ -494,7 +494,7 @@ def test_only_layers_that_see_the_whole_window_are_scaled(tmp_path):
 def test_positions_that_cannot_be_scaled_are_refused(ground, tmp_path):
     models.make_model(tmp_path / "model", "gpt2", n_embd=32, n_layer=2, n_head=4, max_position_embeddings=64)
     (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
-    runs.fails(runs._main(tmp_path, tmp_path / "out", "--extend", "yarn"), "they are not rotary")
+    runs.fails(runs.train_here(tmp_path, tmp_path / "out", "--extend", "yarn"), "they are not rotary")
 
 
 def test_positions_chosen_by_the_longest_conversation_of_a_row_are_refused(ground, tmp_path):
@@ -503,7 +503,7 @@ def test_positions_chosen_by_the_longest_conversation_of_a_row_are_refused(groun
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "original_max_position_embeddings": 128}))
     (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
-    runs.fails(runs._main(tmp_path, tmp_path / "out"), "longrope", "exact up to 128 tokens")
+    runs.fails(runs.train_here(tmp_path, tmp_path / "out"), "longrope", "exact up to 128 tokens")
     one_step(tmp_path, tmp_path / "out", "--seq_len", "128", "--overlong", "drop")
 
 
@@ -513,7 +513,7 @@ def test_new_tokens_get_the_mean_embedding(ground, tmp_path, family):
     model = models.make_model(tmp_path / "model", family, vocab_size=500)
     (tmp_path / "data.jsonl").symlink_to(ground / "data.jsonl")
     says = "knows 556 tokens, the model has embeddings for 500; --resize_embeddings true"
-    runs.fails(runs._main(tmp_path, tmp_path / "out"), says)
+    runs.fails(runs.train_here(tmp_path, tmp_path / "out"), says)
 
     grow = ("--resize_embeddings", "true", "--optimizer.lr", "1e-30")  # as good as not trained
     one_step(tmp_path, tmp_path / "out", *grow)

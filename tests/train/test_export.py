@@ -65,7 +65,7 @@ def test_a_run_stands_for_its_newest_checkpoint_and_the_trainer_exports_the_same
 def test_the_data_is_not_needed_and_base_models_in_half_precision_stay_so(ground, tmp_path):
     models.make_model(tmp_path / "model", "llama_tied", dtype="bfloat16")
     shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
-    done = runs._main(tmp_path, tmp_path / "run", "--max_steps", "2")
+    done = runs.train_here(tmp_path, tmp_path / "run", "--max_steps", "2")
     assert done.returncode == 0, done.stderr
     (tmp_path / "data.jsonl").unlink()
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0

@@ -39,7 +39,7 @@ def finished(ground, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs._main(ground, out, *FEW)
+        done = runs.train_here(ground, out, *FEW)
     assert done.returncode == 0, done.stderr
     (out / "said").write_text(done.stderr)
     return out
@@ -79,7 +79,7 @@ def test_a_checkpoint_of_a_run_that_ended_without_a_model_is_exported(ground, fi
     assert main(["export", str(older / "checkpoints" / "step-00000002"), str(tmp_path / "out")]) == 0
     assert "temperature 0.9 and top_p 0.6 without do_sample" in capsys.readouterr().err
     assert same_model(tmp_path / "out", finished / "model")
-    done = runs._main(ground, older, *FEW)
+    done = runs.train_here(ground, older, *FEW)
     assert done.returncode == 0 and "resumed: step 2" in done.stderr
     assert runs.losses(older) == runs.losses(finished) and same_model(older / "model", finished / "model")
 
@@ -121,7 +121,7 @@ def unsavable_template(model: Path) -> None:
 def test_what_cannot_be_saved_is_refused_before_anything_is_tokenised(ground, tmp_path, damage, says):
     model, out = shutil.copytree(ground / "model", tmp_path / "model"), tmp_path / "out"
     damage(model)
-    done = runs._main(ground, out, "--model", str(model))
+    done = runs.train_here(ground, out, "--model", str(model))
     runs.fails(done, f"{model}: {says}", "mend it first")
     assert "plan:" not in done.stderr and list(out.iterdir()) == []
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_tokenised(ground, tm
 def test_a_dry_run_refuses_it_too_and_writes_nothing(ground, tmp_path):
     model = shutil.copytree(ground / "model", tmp_path / "model")
     unsavable_tokenizer(model)
-    runs.fails(runs._main(ground, tmp_path / "out", "--model", str(model), "--dry_run", "true"), "its tokenizer with")
+    runs.fails(runs.train_here(ground, tmp_path / "out", "--model", str(model), "--dry_run", "true"), "its tokenizer with")
     assert not (tmp_path / "out").exists()
 
 
@@ -139,7 +139,7 @@ def test_adapters_settings_are_proven_too(ground, tmp_path, monkeypatch):
     monkeypatch.setattr(
         peft.LoraConfig, "to_dict", lambda self: to_dict(self) | {"new": {1j}}
     )  # a later version's, say
-    done = runs._main(ground, tmp_path / "out", "--lora.r", "4")
+    done = runs.train_here(ground, tmp_path / "out", "--lora.r", "4")
     runs.fails(done, "lora: the adapter's config cannot be saved (Object of type complex is not JSON serializable)")
     assert "plan:" not in done.stderr
 
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_makes_other_tokens_when_it_is_read_again_is_refused(gr
     assert issubclass(PreTrainedTokenizerFast, TokenizersBackend)
     monkeypatch.setattr(TokenizersBackend, "_save_pretrained", lossy)
     runs.fails(
-        runs._main(ground, tmp_path / "out"), "its tokenizer cannot be saved (read again, it makes other tokens)"
+        runs.train_here(ground, tmp_path / "out"), "its tokenizer cannot be saved (read again, it makes other tokens)"
     )
 
 
@@ -172,7 +172,7 @@ def test_templates_survive_line_ends_signatures_and_every_language(ground, tmp_p
     source = (ground / "model" / "chat_template.jinja").read_text()
     odd = "{# é 日本 🙂 \u2028 \x85 #}" + source
     (tmp_path / "odd.jinja").write_bytes(b"\xef\xbb\xbf" + odd.replace("\n", "\r\n").encode())
-    done = runs._main(ground, tmp_path / "out", *FEW, "--template", str(tmp_path / "odd.jinja"))
+    done = runs.train_here(ground, tmp_path / "out", *FEW, "--template", str(tmp_path / "odd.jinja"))
     assert done.returncode == 0, done.stderr
     plain, read = (AutoTokenizer.from_pretrained(path) for path in (ground / "model", tmp_path / "out" / "model"))
     assert read.chat_template == odd
@@ -187,7 +187,7 @@ def test_a_template_of_a_tokenizer_config_keeps_its_meaning_with_other_line_ends
     source = (model / "chat_template.jinja").read_text().replace("\n", "\r\n") + "{# \r #}"
     (model / "chat_template.jinja").unlink()
     edit(model / "tokenizer_config.json", chat_template=source)
-    done = runs._main(ground, tmp_path / "out", *FEW, "--model", str(model))
+    done = runs.train_here(ground, tmp_path / "out", *FEW, "--model", str(model))
     assert done.returncode == 0, done.stderr
     plain, read = (AutoTokenizer.from_pretrained(path) for path in (model, tmp_path / "out" / "model"))
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
@@ -196,14 +196,14 @@ def test_a_template_of_a_tokenizer_config_keeps_its_meaning_with_other_line_ends
 
 def test_a_template_that_is_not_utf_8_is_one_line(ground, tmp_path):
     (tmp_path / "latin.jinja").write_bytes("{# Übung #}".encode("latin-1"))
-    done = runs._main(ground, tmp_path / "out", "--template", str(tmp_path / "latin.jinja"))
+    done = runs.train_here(ground, tmp_path / "out", "--template", str(tmp_path / "latin.jinja"))
     runs.fails(done, "latin.jinja: is not UTF-8 (byte 3); save it as UTF-8")
 
 
 def test_a_config_with_numbers_that_are_none_survives(ground, tmp_path):
     model = shutil.copytree(ground / "model", tmp_path / "model")
     edit(model / "config.json", limits=[0.0, float("inf")])
-    done = runs._main(ground, tmp_path / "out", *FEW, "--model", str(model))
+    done = runs.train_here(ground, tmp_path / "out", *FEW, "--model", str(model))
     assert done.returncode == 0, done.stderr
     from transformers import AutoConfig
 
@@ -251,9 +251,9 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_training(ground, finished,
     copy = shutil.copytree(out, tmp_path / "copy")
     assert main(command_in(done)[1:]) == 0
     assert same_model(out / "model", finished / "model")
-    assert "finished: step 2 of 2" in runs._main(ground, out, *FEW).stderr
+    assert "finished: step 2 of 2" in runs.train_here(ground, out, *FEW).stderr
 
-    again = runs._main(ground, copy, *FEW)
+    again = runs.train_here(ground, copy, *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert runs.losses(copy) == runs.losses(finished) and same_model(copy / "model", finished / "model")
 
@@ -265,10 +265,10 @@ def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(ground, tmp_path)
     runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
     nothing_is_there(out)
     assert main(command_in(done)[1:]) == 0 and not (out / "adapter").exists()  # the model alone
-    again = runs._main(ground, out, *flags)
+    again = runs.train_here(ground, out, *flags)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert (out / "adapter" / "adapter_model.safetensors").exists() and (out / "model" / "README.md").exists()
-    assert "finished: step 2 of 2" in runs._main(ground, out, *flags).stderr
+    assert "finished: step 2 of 2" in runs.train_here(ground, out, *flags).stderr
 
 
 def test_two_processes_end_with_one_line_and_go_on_together(ground, tmp_path):
@@ -315,7 +315,7 @@ def test_storage_has_the_last_checkpoint_of_a_run_whose_export_fails(ground, fin
     done = runs.run([sys.executable, "-c", STORAGE_THAT_WAITS + FULL_AT_THE_END, "20000", *flags])
     runs.fails(done, "the model could not be written (", "Step 2, the last, is saved")
     shutil.rmtree(out)
-    again = runs._main(ground, out, *FEW, *remote)
+    again = runs.train_here(ground, out, *FEW, *remote)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr, again.stderr
     assert same_model(out / "model", finished / "model")
     assert (tmp_path / "bucket" / "run" / "model" / "model.safetensors").exists()
@@ -337,13 +337,13 @@ def small_disk(finished, tmp_path):
 
 
 def test_a_real_disk_that_is_full_at_the_very_end(ground, finished, small_disk):
-    done = runs._main(ground, small_disk / "run", *FEW)
+    done = runs.train_here(ground, small_disk / "run", *FEW)
     runs.fails(
         done, "model: the model could not be written (", "No space left on device", "and so does: fastft export "
     )
     nothing_is_there(small_disk / "run")
     subprocess.run(["mount", "-o", "remount,size=100M", str(small_disk)], check=True)
-    again = runs._main(ground, small_disk / "run", *FEW)
+    again = runs.train_here(ground, small_disk / "run", *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert same_model(small_disk / "run" / "model", finished / "model")
 
@@ -364,7 +364,7 @@ def test_a_kill_while_the_model_is_written_leaves_none(ground, finished, tmp_pat
     done = runs.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, *runs.flags(ground, out, *FEW)])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (out / "model").exists() and (out / "model.partial" / "model.safetensors").exists()
-    again = runs._main(ground, out, *FEW)
+    again = runs.train_here(ground, out, *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert same_model(out / "model", finished / "model") and not (out / "model.partial").exists()
 
@@ -393,8 +393,8 @@ def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "read_run", damaged)
-        runs.fails(runs._main(ground, tmp_path / "out", *FEW), "run.json: is damaged", "Step 2, the last, is saved")
-    again = runs._main(ground, tmp_path / "out", *FEW)
+        runs.fails(runs.train_here(ground, tmp_path / "out", *FEW), "run.json: is damaged", "Step 2, the last, is saved")
+    again = runs.train_here(ground, tmp_path / "out", *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
 
 
@@ -407,7 +407,7 @@ def test_files_have_the_permissions_of_the_umask(ground, finished, tmp_path, uma
     try:
         assert main(["export", str(finished), str(tmp_path / "out")]) == 0
         out = tmp_path / "run"
-        assert runs._main(ground, out, *FEW, "--lora.r", "4").returncode == 0
+        assert runs.train_here(ground, out, *FEW, "--lora.r", "4").returncode == 0
     finally:
         os.umask(before)
     for directory in (tmp_path / "out", out / "model", out / "adapter"):
@@ -427,7 +427,7 @@ def test_tied_models_load_with_the_trainers_logits(ground, tmp_path, family, mor
         tokenizer.add_tokens([f"<|new {i}|>" for i in range(8)])
         tokenizer.save_pretrained(tmp_path / "model")
     shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
-    done = runs._main(tmp_path, tmp_path / "run", *FEW, *more)
+    done = runs.train_here(tmp_path, tmp_path / "run", *FEW, *more)
     assert done.returncode == 0, done.stderr
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
     ids = torch.arange(3, 90)

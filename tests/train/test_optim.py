@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import clipping, models
-from helpers.training import HERE, _main, command, fails, flags, losses, run, weights
+from helpers.training import HERE, command, fails, flags, losses, run, train_here, weights
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
@@ -297,7 +297,7 @@ def whole(broken, tmp_path_factory):
 
     os.environ["FASTFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     out = tmp_path_factory.mktemp("whole") / "out"
-    done = _main(broken, out, "--checkpoint.every", "1", "--checkpoint.keep", "99")
+    done = train_here(broken, out, "--checkpoint.every", "1", "--checkpoint.keep", "99")
     assert done.returncode == 0, done.stderr
     return out
 
@@ -336,14 +336,14 @@ def test_resumed_behind_a_bad_step_it_is_bit_identical(broken, tmp_path, eager, 
     more = ["--optimizer.name", optimizer.name, "--optimizer.state_dtype", optimizer.state_dtype]
     more += ["--checkpoint.every", "1", "--checkpoint.keep", "99", "--epochs", "1"]
     whole = tmp_path / "whole"
-    assert _main(broken, whole, *more).returncode == 0
+    assert train_here(broken, whole, *more).returncode == 0
     bad = next(row["step"] for row in read_metrics(whole / "metrics.jsonl") if row["loss"] is None)
     cut = shutil.copytree(whole, tmp_path / "cut")
     shutil.rmtree(cut / "model")
     for path in (cut / "checkpoints").glob("step-*"):
         if int(path.name.removeprefix("step-")) > bad:
             shutil.rmtree(path)
-    done = _main(broken, cut, *more)
+    done = train_here(broken, cut, *more)
     assert f"resumed: step {bad} from" in done.stderr
     assert losses(cut) == losses(whole) and skipped(cut) == skipped(whole) and skipped(whole)[-1] > 0
     again, first = weights(cut), weights(whole)
@@ -353,7 +353,7 @@ def test_resumed_behind_a_bad_step_it_is_bit_identical(broken, tmp_path, eager, 
 def test_bad_steps_in_a_row_end_the_run_and_name_their_conversations(broken, tmp_path):
     data, out = tmp_path / "one.jsonl", tmp_path / "out"
     data.write_text((broken / "data.jsonl").read_text().splitlines()[17])
-    done = _main(broken, out, "--data", str(data), "--epochs", "9", "--max_bad_steps", "2", "--log_every", "50")
+    done = train_here(broken, out, "--data", str(data), "--epochs", "9", "--max_bad_steps", "2", "--log_every", "50")
     fails(done, "steps 1 to 2: the loss or the gradient was not a finite number", "look at their conversations: c17")
     assert [row["step"] for row in read_metrics(out / "metrics.jsonl")] == [1, 2]
     assert not (out / "model").exists()
@@ -361,7 +361,7 @@ def test_bad_steps_in_a_row_end_the_run_and_name_their_conversations(broken, tmp
 
 def test_a_run_that_diverges_ends_and_all_conversations_are_in_a_file(broken, tmp_path):
     out = tmp_path / "out"
-    done = _main(
+    done = train_here(
         broken, out, "--data", str(broken / "plain.jsonl"), "--optimizer.lr", "1e30", "--checkpoint.every", "1"
     )
     fails(done, "steps 2 to 4", "more, all in", "bad_conversations.txt")
@@ -373,8 +373,8 @@ def test_the_count_of_bad_steps_in_a_row_survives_a_resume(broken, tmp_path):
     """Stopped after 2 of 3, it ends at the third, as without the stop."""
     out, plain = tmp_path / "out", str(broken / "plain.jsonl")
     arguments = ["--data", plain, "--optimizer.lr", "1e30", "--checkpoint.every", "1", "--checkpoint.keep", "9"]
-    fails(_main(broken, out, *arguments), "steps 2 to 4")
-    fails(_main(broken, out, *arguments), "steps 2 to 4")
+    fails(train_here(broken, out, *arguments), "steps 2 to 4")
+    fails(train_here(broken, out, *arguments), "steps 2 to 4")
 
 
 def test_names_are_those_in_the_file(tmp_path):
@@ -399,7 +399,7 @@ def test_names_are_those_in_the_file(tmp_path):
 
 def test_without_torchao_one_line_says_so(broken, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    done = _main(broken, tmp_path / "out", "--optimizer.name", "adamw_8bit")
+    done = train_here(broken, tmp_path / "out", "--optimizer.name", "adamw_8bit")
     fails(done, "optimizer.name: adamw_8bit needs torchao, which is not installed")
 
 
@@ -414,7 +414,7 @@ def test_8_bit_moments_go_on_with_another_number_of_processes_or_say_why_not(
     shutil.copy(broken / "plain.jsonl", tmp_path / "data.jsonl")
     more = ["--optimizer.name", "adamw_8bit", "--checkpoint.every", "4", "--epochs", "2", "--optimizer.lr", "1e-3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert _main(tmp_path, whole, *more).returncode == 0
+    assert train_here(tmp_path, whole, *more).returncode == 0
     shutil.copytree(whole, cut)
     shutil.rmtree(cut / "model")
     for path in sorted((cut / "checkpoints").glob("step-*"))[1:]:

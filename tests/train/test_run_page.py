@@ -140,7 +140,7 @@ def test_a_page_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch)
     models.make_model(tmp_path / "model")
     models.make_data(tmp_path / "data.jsonl")
     (tmp_path / "out" / "report.html" / "in the way").mkdir(parents=True)
-    done = runs._main(tmp_path, tmp_path / "out", "--max_steps", "1")
+    done = runs.train_here(tmp_path, tmp_path / "out", "--max_steps", "1")
     assert done.returncode == 0 and "report.html could not be written" in done.stderr
 
 

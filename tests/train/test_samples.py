@@ -34,7 +34,7 @@ def run(ground, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs._main(ground, out, "--checkpoint.every", "4", "--checkpoint.keep", "9", *asked(ground))
+        done = runs.train_here(ground, out, "--checkpoint.every", "4", "--checkpoint.keep", "9", *asked(ground))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -79,7 +79,7 @@ def test_they_are_asked_at_the_start_on_the_way_and_at_the_end(run):
 
 def test_training_does_not_notice(ground, run, tmp_path):
     """Bit for bit."""
-    assert runs._main(ground, tmp_path / "out").returncode == 0
+    assert runs.train_here(ground, tmp_path / "out").returncode == 0
     assert runs.losses(tmp_path / "out") == runs.losses(run)
     for name, tensor in runs.weights(run).items():
         assert tensor.equal(runs.weights(tmp_path / "out")[name]), name
@@ -89,11 +89,11 @@ def test_nor_does_dropout(ground, tmp_path):
     models.make_model(tmp_path / "model", attention_dropout=0.3)
     shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
     more = ["--max_steps", "4"]
-    assert runs._main(tmp_path, tmp_path / "without", *more).returncode == 0
-    assert runs._main(tmp_path, tmp_path / "with", *more, *asked(ground), "--samples.every", "1").returncode == 0
+    assert runs.train_here(tmp_path, tmp_path / "without", *more).returncode == 0
+    assert runs.train_here(tmp_path, tmp_path / "with", *more, *asked(ground), "--samples.every", "1").returncode == 0
     assert runs.losses(tmp_path / "with") == runs.losses(tmp_path / "without")
     models.make_model(tmp_path / "model", attention_dropout=0.0)
-    assert runs._main(tmp_path, tmp_path / "plain", *more).returncode == 0
+    assert runs.train_here(tmp_path, tmp_path / "plain", *more).returncode == 0
     assert runs.losses(tmp_path / "plain") != runs.losses(tmp_path / "without"), "nothing was dropped"
 
 
@@ -113,7 +113,7 @@ def test_after_an_interruption_there_is_one_curve(ground, run, tmp_path):
     shutil.rmtree(out / "model")
     shutil.rmtree(out / "checkpoints" / "step-00000009")
     shutil.rmtree(out / "checkpoints" / "step-00000008")
-    assert runs._main(ground, out, "--checkpoint.every", "4", *asked(ground)).returncode == 0
+    assert runs.train_here(ground, out, "--checkpoint.every", "4", *asked(ground)).returncode == 0
     assert rows(out) == rows(run)
     assert json.loads((out / "run.json").read_text()) == json.loads((run / "run.json").read_text())
 
@@ -142,18 +142,18 @@ def test_answers_are_thinned_out_evenly_and_the_last_is_kept():
 def test_mistakes_are_one_clear_line(ground, tmp_path, content, says):
     (tmp_path / "prompts.txt").write_bytes(content)
     more = ["--samples.prompts", str(tmp_path / "prompts.txt"), "--samples.max_new_tokens", "8"]
-    runs.fails(runs._main(ground, tmp_path / "out", *more), f"samples.prompts: {tmp_path / 'prompts.txt'}", says)
+    runs.fails(runs.train_here(ground, tmp_path / "out", *more), f"samples.prompts: {tmp_path / 'prompts.txt'}", says)
 
 
 def test_a_file_that_is_not_there_is_one_clear_line(ground, tmp_path):
-    runs.fails(runs._main(ground, tmp_path / "out", "--samples.prompts", "./nowhere"), "./nowhere: cannot be read")
+    runs.fails(runs.train_here(ground, tmp_path / "out", "--samples.prompts", "./nowhere"), "./nowhere: cannot be read")
 
 
 # Dry run -------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_dry_run_shows_plan_memory_and_price_and_writes_nothing(ground, tmp_path):
-    done = runs._main(ground, tmp_path / "out", "--dry_run", "true", "--price_per_hour", "36000")
+    done = runs.train_here(ground, tmp_path / "out", "--dry_run", "true", "--price_per_hour", "36000")
     assert done.returncode == 0, done.stderr
     for says in ("plan: 10 rows of 160 tokens", "step 2 of 2, the 4 fullest rows", "GiB", "9 steps", ", $"):
         assert says in done.stderr, says
@@ -162,7 +162,7 @@ def test_a_dry_run_shows_plan_memory_and_price_and_writes_nothing(ground, tmp_pa
 
 def test_a_dry_run_leaves_a_run_alone_whatever_its_settings(ground, run):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = runs._main(ground, run, "--dry_run", "true", "--seq_len", "200")
+    done = runs.train_here(ground, run, "--dry_run", "true", "--seq_len", "200")
     assert done.returncode == 0 and "nothing was written" in done.stderr, done.stderr
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 

@@ -14,7 +14,7 @@ def interrupted(ground, out, tracker: str) -> str:
     """Train with a tracker to step 4, lose what came after step 2, train on; return the run's id."""
     more = ["--trackers", tracker, "--checkpoint.every", "2", "--max_steps", "4"]
     for _ in range(2):
-        done = runs._main(ground, out, *more)
+        done = runs.train_here(ground, out, *more)
         assert done.returncode == 0, done.stderr
         shutil.rmtree(out / "model")
         shutil.rmtree(out / "checkpoints" / "step-00000004")
@@ -28,13 +28,13 @@ def test_names_are_a_list_and_none_stands_for_none():
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
 def test_a_package_that_is_missing_is_one_clear_line_before_any_work(ground, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
-    done = runs._main(ground, tmp_path / "out", "--trackers", f"none,{name}")
+    done = runs.train_here(ground, tmp_path / "out", "--trackers", f"none,{name}")
     runs.fails(done, f"trackers: {name} is not installed (pip install {name}); leave it out, or say --trackers none")
     assert "data:" not in done.stderr
 
 
 def test_without_trackers_there_is_metrics_jsonl_only(ground, tmp_path):
-    done = runs._main(ground, tmp_path / "out", "--trackers", "none", "--max_steps", "1")
+    done = runs.train_here(ground, tmp_path / "out", "--trackers", "none", "--max_steps", "1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "metrics.jsonl").exists() and not (tmp_path / "out" / "tensorboard").exists()
 
@@ -42,7 +42,7 @@ def test_without_trackers_there_is_metrics_jsonl_only(ground, tmp_path):
 def test_a_tracker_that_does_not_start_is_one_clear_line(ground, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "tensorboard").write_text("a file in the way")
-    runs.fails(runs._main(ground, tmp_path / "out"), "trackers: tensorboard did not start (")
+    runs.fails(runs.train_here(ground, tmp_path / "out"), "trackers: tensorboard did not start (")
 
 
 def test_a_tracker_that_fails_is_given_up_with_a_line(tmp_path, capsys):

@@ -11,7 +11,6 @@ import xxhash
 from helpers import gradients, models
 from helpers.training import (
     HERE,
-    _main,
     assert_gradients_agree,
     command,
     fails,
@@ -20,6 +19,7 @@ from helpers.training import (
     plain_gradients,
     run,
     train,
+    train_here,
 )
 from safetensors.torch import load_file
 
@@ -57,7 +57,7 @@ def test_the_z_loss_is_reported_beside_the_loss_and_not_held_out(ground, tmp_pat
     rows = {}
     for weight in ("0", "0.01"):
         out = tmp_path / weight
-        assert _main(ground, out, *more, "--z_loss", weight).returncode == 0
+        assert train_here(ground, out, *more, "--z_loss", weight).returncode == 0
         rows[weight] = read_metrics(out / "metrics.jsonl")
     for plain, with_z in zip(rows["0"], rows["0.01"], strict=True):
         for key in ("loss", "eval_loss"):
@@ -220,7 +220,7 @@ def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
     ],
 )
 def test_mistakes_are_one_clear_line(ground, tmp_path, more, says):
-    fails(_main(ground, tmp_path / "out", *more), says)
+    fails(train_here(ground, tmp_path / "out", *more), says)
     assert not (tmp_path / "out" / "model").exists()
 
 
@@ -238,7 +238,7 @@ def test_mistakes_are_one_clear_line(ground, tmp_path, more, says):
 )
 def test_bad_data_is_one_clear_line(ground, tmp_path, content, says):
     (tmp_path / "bad.jsonl").write_bytes(content)
-    fails(_main(ground, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")), says)
+    fails(train_here(ground, tmp_path / "out", "--data", str(tmp_path / "bad.jsonl")), says)
 
 
 def test_a_model_without_tokenizer_or_template_is_one_clear_line(ground, tmp_path):
@@ -247,10 +247,10 @@ def test_a_model_without_tokenizer_or_template_is_one_clear_line(ground, tmp_pat
     bare = shutil.copytree(ground / "model", tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
-    fails(_main(ground, tmp_path / "out", "--model", str(bare)), "holds no tokenizer")
+    fails(train_here(ground, tmp_path / "out", "--model", str(bare)), "holds no tokenizer")
     untold = shutil.copytree(ground / "model", tmp_path / "untold")
     (untold / "chat_template.jinja").unlink()
-    fails(_main(ground, tmp_path / "out", "--model", str(untold)), "no chat template; choose one: --template chatml|")
+    fails(train_here(ground, tmp_path / "out", "--model", str(untold)), "no chat template; choose one: --template chatml|")
 
 
 # Lets files grow to 20 kB only, once a first checkpoint is published: what a disk that fills up during a run looks like.
@@ -290,7 +290,7 @@ def test_torchs_words_for_a_full_disk_are_put_plainly(ground, tmp_path, monkeypa
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
 
     monkeypatch.setattr(fastft.train.checkpoint.local.dcp, "save", full)
-    done = _main(ground, tmp_path / "out", "--max_steps", "1")
+    done = train_here(ground, tmp_path / "out", "--max_steps", "1")
     fails(done, "could not be written (No space left on device: ", " GiB needed, ", " free)", "make room and start")
     weights = sum(tensor.nbytes for tensor in load_file(ground / "model" / "model.safetensors").values())
     needed = float(done.stderr.split("device: ")[1].split(" GiB")[0])
@@ -318,26 +318,26 @@ def test_architectures_that_would_mix_conversations_are_refused(ground, tmp_path
     config = AutoConfig.for_model(family, vocab_size=words, initializer_range=0.3, **sizes)
     (model / "model.safetensors").unlink()
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
-    fails(_main(ground, tmp_path / "out", "--model", str(model)), says)
+    fails(train_here(ground, tmp_path / "out", "--model", str(model)), says)
 
 
 def test_the_model_that_a_run_starts_from_is_never_written_over(ground, tmp_path):
     import shutil
 
     shutil.copytree(ground / "model", tmp_path / "model")
-    fails(_main(ground, tmp_path, "--model", str(tmp_path / "model")), "model: is not this run's; choose another")
+    fails(train_here(ground, tmp_path, "--model", str(tmp_path / "model")), "model: is not this run's; choose another")
 
 
 def test_the_cleaners_report_is_never_written_over(ground, tmp_path):
     for name in ("report.json", "report.html"):
         (tmp_path / name).write_text("the cleaner's")
-    fails(_main(ground, tmp_path), "report.json: is not this run's; choose another")
+    fails(train_here(ground, tmp_path), "report.json: is not this run's; choose another")
     assert (tmp_path / "report.html").read_text() == "the cleaner's"
 
 
 def test_another_model_in_the_same_place_is_not_this_run(ground, whole_run, tmp_path):
     other = models.make_model(tmp_path / "other", intermediate_size=96)
-    fails(_main(ground, whole_run, "--model", str(other), "--checkpoint.every", "4"), "model was")
+    fails(train_here(ground, whole_run, "--model", str(other), "--checkpoint.every", "4"), "model was")
 
 
 def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
@@ -382,7 +382,7 @@ def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):
     last = sorted((out / "checkpoints").glob("step-*"))[-1]
     metadata = last / ".metadata"
     metadata.write_bytes(b"\0" * metadata.stat().st_size)
-    done = _main(ground, out, "--checkpoint.every", "4")
+    done = train_here(ground, out, "--checkpoint.every", "4")
     assert (
         done.returncode == 0 and f"{last.name}: passed over: .metadata does not hold what was written" in done.stderr
     ), done.stderr
@@ -412,5 +412,5 @@ def test_conversations_with_ten_thousand_turns_are_counted_not_cut(ground, tmp_p
     turns = [{"role": role, "content": "x"} for _ in range(5000) for role in ("user", "assistant")]
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "messages": turns}))
     assert len(next(read_conversations(tmp_path / "long.jsonl")).messages) == 10_000
-    done = _main(ground, tmp_path / "out", "--data", str(tmp_path / "long.jsonl"))
+    done = train_here(ground, tmp_path / "out", "--data", str(tmp_path / "long.jsonl"))
     fails(done, "1 of 1 conversations are longer than the window of 160 tokens", "--max_tokens 160")
