@@ -1,22 +1,23 @@
-"""TODO docstring of fastft.cost.command."""
+"""`fastft estimate`: what a run would cost on kinds and numbers of GPUs, printed as a table.
 
-import sys
+    fastft estimate --config run.yaml --counts 1,2,4,8 --mfu 0.4 --price_per_gpu A100-80GB=1.5,H100=2.5
+    fastft estimate --model Qwen/Qwen2.5-7B --tokens 50000000 --gpus H100
+    fastft estimate --config run.yaml --spot --trace trace.json --page spot.html
+
+The keys of `fastft train` say what is run; those of `EstimateConfig` and `SpotConfig` say where. fastft.cost.estimate does
+the arithmetic, and fastft.cost.spot compares spot machines with machines on demand (--spot).
+"""
+
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastft.common.command_line import parse
 from fastft.config import RENAMED, SYNONYMS, TrainConfig
 from fastft.cost.estimate import RESERVED, Estimate, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import attention_windows
-from fastft.cost.gpus import GPUS, Gpu, _known_gpu
-from fastft.cost.memory import (
-    GIB,
-    Memory,
-    Shape,
-    checkpoint_bytes,
-    load_shape,
-    relief,
-    setup_of,
-)
+from fastft.cost.gpus import GPUS, Gpu, find_gpu
+from fastft.cost.memory import GIB, Memory, Shape, checkpoint_bytes, load_shape, relief, setup_of
 from fastft.cost.spot.candidates import SpotConfig, compare
 from fastft.cost.spot.prices import read_prices
 from fastft.cost.spot.report import show
@@ -28,34 +29,31 @@ class EstimateConfig:
     """What to estimate, beside the keys of a training run."""
 
     gpus: str = "all"
-    """Kinds of GPUs, separated by commas: A100-40GB, A100-80GB, H100-80GB, H200, L40S, A10G, RTX-4090."""
+    """Kinds of GPUs, separated by commas: A100-40GB, A100-80GB, H100-80GB, H200, L40S, A10G, RTX-4090. H100 will do for
+    H100-80GB, and so will other usual spellings."""
     counts: str = "1,2,4,8"
     """Numbers of GPUs, separated by commas."""
     mfu: float = 0.4
     """Share of a GPU's bf16 peak that training reaches, as metrics.jsonl reports it; lower across machines."""
     price_per_gpu: str | None = None
     """Dollars a GPU and hour: one number, or KIND=NUMBER separated by commas."""
-    tokens: int | None = None
-    """Tokens of an epoch where there is no data yet: taken as full windows, every token trained."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
             raise UserError(f"mfu: {self.mfu} is not above 0 and at most 1")
-        if self.tokens is not None and self.tokens < 1:
-            raise UserError(f"tokens: {self.tokens} is not 1 or more")
 
     @property
     def kinds(self) -> list[Gpu]:
-        names = list(GPUS) if self.gpus.strip() == "all" else _items(self.gpus)
-        for name in names:
-            _known_gpu("gpus", name)
-        if not names:
+        if self.gpus.strip() == "all":
+            return list(GPUS.values())
+        found = [find_gpu("gpus", text) for text in _items(self.gpus)]
+        if not found:
             raise UserError("gpus: names no GPU; leave it out, or say H100-80GB")
-        return [GPUS[name] for name in names]
+        return list(dict.fromkeys(found))
 
     @property
     def numbers(self) -> list[int]:
-        """Of GPUs."""
+        """Numbers of GPUs."""
         items = _items(self.counts)
         if not items or not all(item.isdecimal() and int(item) >= 1 for item in items):
             raise UserError(f"counts: {self.counts!r} is not a list of numbers from 1 on, such as 1,2,4,8")
@@ -63,69 +61,63 @@ class EstimateConfig:
 
     @property
     def prices(self) -> dict[str, float]:
-        """Dollars an hour by the kind of GPU; not every kind need have one."""
+        """Dollars an hour by the name of the kind; not every kind need have one."""
         found = {}
         for item in _items(self.price_per_gpu or ""):
-            name, equals, price = item.rpartition("=")
+            kind, equals, price = item.rpartition("=")
             try:
                 dollars = float(price)
             except ValueError:
-                dollars = -1.0
-            if not 0 <= dollars < float("inf"):
+                dollars = math.nan
+            if not 0 <= dollars < math.inf:
                 raise UserError(f"price_per_gpu: {item!r} is neither a price nor KIND=PRICE, such as H100-80GB=2.50")
-            if equals:
-                _known_gpu("price_per_gpu", name)
-            found.update({name: dollars} if equals else dict.fromkeys(GPUS, dollars))
+            kinds = [find_gpu("price_per_gpu", kind).name] if equals else GPUS
+            found.update(dict.fromkeys(kinds, dollars))
         return found
+
+
+@dataclass
+class EstimatedRun(TrainConfig):
+    """A training run that writes nothing, and may have no data yet."""
+
+    output_dir: str = "none"
+    """Not used: an estimate writes nothing there."""
+    tokens: int | None = None
+    """Tokens of an epoch where there is no data yet: taken as full rows, every token trained."""
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None:
+            if self.tokens < 1:
+                raise UserError(f"tokens: {self.tokens} is not 1 or more")
+            self.data, self.stages = "none", []
+        elif self.data is None and not self.stages:
+            raise UserError("data: name the conversations with --data or in stages; without any yet, say --tokens 10000000")
+        super().__post_init__()
 
 
 # The command ---------------------------------------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    _estimate(*_parse(sys.argv[1:] if argv is None else argv))
+def main(argv: list[str]) -> int:
+    """Estimate a run and print what it would cost. Returns the exit code."""
+    description = "What a run would cost, before it is launched."
+    classes = (EstimateConfig, SpotConfig, EstimatedRun)
+    _estimate(*parse(argv, "fastft estimate", description, *classes, renamed=RENAMED, synonyms=SYNONYMS))
     return 0
 
 
-def _parse(argv: list[str]) -> list:
-    """[EstimateConfig, SpotConfig, TrainConfig]; no output_dir is asked for, and with --tokens no data. What the user says
-    comes later and wins.
-    """
-    argv = ["--output_dir", "none", *argv]
-    if any(argument.split("=")[0] == "--tokens" for argument in argv):
-        argv = ["--data", "none", *argv, "--stages", "[]"]
-    description = "What a run would cost, before it is launched."
-    try:
-        return parse(
-            argv,
-            "fastft estimate",
-            description,
-            EstimateConfig,
-            SpotConfig,
-            TrainConfig,
-            renamed=RENAMED,
-            synonyms=SYNONYMS,
-        )
-    except ValueError as error:
-        if str(error).startswith("data: name the conversations"):
-            raise UserError(f"{error}; without any yet, say --tokens 10000000") from None
-        raise
-
-
-def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) -> None:
-    """Estimate and print."""
+def _estimate(options: EstimateConfig, spot: SpotConfig, config: EstimatedRun) -> None:
     from rich.console import Console
 
-    from fastft.model.pretrained import fit_config, load_config
+    from fastft.model.pretrained import fit_config
 
     gpus, counts, prices = options.kinds, options.numbers, options.prices  # before the work that may take minutes
     offers = read_prices(spot.prices) if spot.spot else []
     trace = spot.preemptions(config.seed) if spot.spot else None
-    model_config = load_config(config.model)
+    model_config = _load_config(config.model)
     windows = attention_windows(model_config)
-    if options.tokens:
-        work, words = assumed_work(config, options.tokens, windows), 0
+    if config.tokens:
+        work, words = assumed_work(config, config.tokens, windows), 0
     else:
         work, words = planned_work(config, windows)
     shape = load_shape(fit_config(model_config, config, words), config.model)
@@ -139,7 +131,24 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: TrainConfig) ->
     )
     if spot.spot:
         show(compare(found, offers, trace, checkpoint_bytes(shape, config), spot, config.seed), console, config.model)
-        return
+    else:
+        _print_estimates(console, config, shape, found)
+
+
+def _load_config(model: str):
+    """The model's config, from a directory or the Hub. Raises UserError, without retries where the Hub cannot be reached."""
+    from fastft.model.pretrained import load_config, require_hub
+
+    if Path(model).exists():
+        return load_config(model)
+    try:
+        require_hub(model)
+        return load_config(model)
+    except UserError as error:
+        raise UserError(f"{error}; with --tokens, a directory that holds the model's config.json is enough") from None
+
+
+def _print_estimates(console, config: TrainConfig, shape: Shape, found: list[Estimate]) -> None:
     console.print(_table(found))
     if chosen := choose(found):
         console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.moment}):")

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastft.config import TrainConfig
 from fastft.cost.flops import FROZEN, TRAINED, seen_squares, training_flops
-from fastft.cost.gpus import Gpu, peak_flops
+from fastft.cost.gpus import Gpu
 from fastft.cost.memory import GIB, Memory, Shape, peak_memory, setup_of, trained_in_block
 
 RESERVED = 1.5 * GIB
@@ -83,7 +83,7 @@ def estimates(
     for gpu in gpus:
         price = (prices or {}).get(gpu.name)
         for count in counts:
-            seconds = flops / (count * mfu * peak_flops(gpu.name))
+            seconds = flops / (count * mfu * gpu.bf16_flops)
             hours = seconds / 3600
             refused = _refusal(config, count)
             memory = None if refused else peak_memory(shape, setup_of(config, count))

@@ -1,67 +1,92 @@
-"""TODO docstring of fastft.cost.gpus."""
+"""The one table of GPU facts: names, memory, power, speed, and how drivers and price catalogs spell each of them.
+
+    peak_flops(torch.cuda.get_device_name())     # dense bf16 FLOP/s of the device at hand, None if it is not in the table
+    GPUS["H100-80GB"]                            # what `fastft estimate` knows, by the name it prints
+    find_gpu("gpus", "H100")                     # the same from a shorter or another spelling
+
+The numbers are from the vendors' data sheets of these products.
+"""
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fastft.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU. Its peak in FLOP/s is in fastft.train.metrics, by the same name."""
+    """A kind of GPU. Those without memory and power are known for their speed only: `fastft estimate` does not offer them."""
 
     name: str
-    gib: float
-    """Memory that torch.cuda.get_device_properties reports, about."""
-    watts: float
+    bf16_flops: float
+    """Peak of dense matrix products in bf16, in FLOP/s."""
+    device: str
+    """Words of torch.cuda.get_device_name by which the kind is recognised."""
+    gib: float | None = None
+    """Memory that torch.cuda.get_device_properties reports, about. (It is sold in GB, and error correction takes some.)"""
+    watts: float | None = None
     """Thermal design power."""
+    catalogs: tuple[str, ...] = ()
+    """SkyPilot's names for it."""
 
 
-# From NVIDIA's data sheets of these products (A10G: of AWS G5; A100, H100, H200: SXM). Memory is sold in GB, and ECC takes some.
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("A100-40GB", 39.4, 400),
-        Gpu("A100-80GB", 79.2, 400),
-        Gpu("H100-80GB", 79.1, 700),
-        Gpu("H200", 139.8, 700),
-        Gpu("L40S", 44.4, 350),
-        Gpu("A10G", 22.1, 300),
-        Gpu("RTX-4090", 23.5, 450),
-    )
-}
+TABLE = (
+    Gpu("A100-40GB", 312e12, "A100", 39.4, 400, ("A100",)),  # SXM
+    Gpu("A100-80GB", 312e12, "A100", 79.2, 400, ("A100-80GB", "A100-80GB-SXM")),  # SXM
+    Gpu("H100-80GB", 989e12, "H100", 79.1, 700, ("H100", "H100-SXM")),  # SXM
+    Gpu("H100-PCIe", 756e12, "H100 PCIe"),
+    Gpu("H100-NVL", 835e12, "H100 NVL"),
+    Gpu("H200", 989e12, "H200", 139.8, 700, ("H200", "H200-SXM")),  # SXM
+    Gpu("H200-NVL", 835e12, "H200 NVL"),
+    Gpu("GH200", 989e12, "GH200"),
+    Gpu("B200", 2250e12, "B200"),
+    Gpu("GB200", 2500e12, "GB200"),
+    Gpu("L40S", 362e12, "L40S", 44.4, 350, ("L40S",)),
+    Gpu("L40", 181e12, "L40"),
+    Gpu("L4", 121e12, "L4"),
+    Gpu("A10G", 70e12, "A10G", 22.1, 300, ("A10G",)),  # of AWS G5
+    Gpu("A10", 125e12, "A10"),
+    Gpu("RTX-4090", 165e12, "4090", 23.5, 450, ("RTX4090",)),
+    Gpu("RTX-3090", 71e12, "3090"),
+)
 
+_SAY_NOTHING = {"NVIDIA", "GEFORCE", "SXM", "SXM4", "SXM5", "HBM3", "HBM3E"}  # words of a spelling
 
-def _known_gpu(key: str, name: str) -> None:
-    if name not in GPUS:
-        raise UserError(f"{key}: no GPU {name!r} is known; known are {', '.join(GPUS)}")
-
-
-# Dense bf16 peak in FLOP/s by words of the device's name, from the vendors' data sheets; the first match counts.
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "GB200": 2500e12,
-    "H200 NVL": 835e12,
-    "H200": 989e12,
-    "GH200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
+GPUS = {gpu.name: gpu for gpu in TABLE if gpu.gib}
+"""The kinds that `fastft estimate` offers, by name."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """None for a device that is not known. Whole words: an RTX A1000 is no A100."""
-    return next((flops for words, flops in PEAK_FLOPS.items() if re.search(rf"\b{words}\b", device_name)), None)
+    """Dense bf16 peak of the device with this name in FLOP/s, None for one that is not in the table.
+
+    Only whole words count (an RTX A1000 is no A100), and of several kinds the one with the longest words: "H100 PCIe" is
+    not the faster "H100".
+    """
+    found = [gpu for gpu in TABLE if re.search(rf"\b{gpu.device}\b", device_name)]
+    return max(found, key=lambda gpu: len(gpu.device)).bf16_flops if found else None
+
+
+def find_gpu(key: str, text: str) -> Gpu:
+    """The kind that a user means by `text`: its name, a spelling of it, or the words that its name begins with.
+
+    Raises UserError, beginning with the option's name `key`, where no kind is meant, or more than one.
+    """
+    words = _words(text)
+    found = [gpu for gpu in GPUS.values() if _words(gpu.name) == words]
+    found = found or [gpu for gpu in GPUS.values() if _may_mean(words, gpu)]
+    if not found:
+        raise UserError(f"{key}: no GPU {text!r} is known; known are {', '.join(GPUS)}")
+    if len(found) > 1:
+        raise UserError(f"{key}: {text!r} may mean {' or '.join(gpu.name for gpu in found)}; say which")
+    return found[0]
+
+
+def _may_mean(words: list[str], gpu: Gpu) -> bool:
+    """Whole words only: L4 is a GPU of its own and does not mean L40S."""
+    spellings = [_words(spelling) for spelling in (gpu.device, *gpu.catalogs)]
+    return bool(words) and (_words(gpu.name)[: len(words)] == words or words in spellings)
+
+
+def _words(text: str) -> list[str]:
+    """The words that tell kinds apart: alike for "H100-80GB", "h100 80gb" and the driver's "NVIDIA H100 80GB HBM3"."""
+    return [word for word in re.split(r"[\s_-]+", text.upper()) if word and word not in _SAY_NOTHING]

@@ -100,12 +100,11 @@ def load_shape(model_config, model: str) -> Shape:
     """
     from torch import nn
 
-    from fastft.model import build
-    from fastft.model.build import TrainedModel
+    from fastft.model.build import TrainedModel, build_model
 
     if any(getattr(model_config, key, None) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise UserError(f"{model}: the memory of mixtures of experts cannot be estimated")
-    trained = TrainedModel(build(model_config, "eager", model))
+    trained = TrainedModel(build_model(model_config, "eager", model))
     modules = list(trained.blocks[0].named_modules())
     linears = [
         Linear(name.rpartition(".")[2], module.in_features, module.out_features, "attn" in name)

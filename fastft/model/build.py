@@ -140,7 +140,7 @@ def prepare_model(
 
 def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype) -> tuple[TrainedModel, weights.Read]:
     """The model on the meta device with its adapters, which compute in `low`, and where its weights are read; collective."""
-    causal_lm = build(model_config, attention, config.model)
+    causal_lm = build_model(model_config, attention, config.model)
     if config.extend != "none":
         require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
@@ -168,7 +168,7 @@ def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
     return init_device_mesh(device.type, (replicas, world // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def build(model_config, attention: str, name: str) -> nn.Module:
+def build_model(model_config, attention: str, name: str) -> nn.Module:
     """transformers' causal LM of this config, its parameters on the meta device."""
     causal_lm = without_values(model_config, torch.float32, name, attn_implementation=attention)
     weights.compute_buffers(causal_lm)
@@ -218,36 +218,3 @@ def uncompiled():
     for every block, and 8 graphs are all that a block may have (torch._dynamo.config.recompile_limit).
     """
     return torch.compiler.set_stance("force_eager")
-
-
-@torch.no_grad()
-def prove_isolation(model: TrainedModel, device: torch.device) -> None:
-    """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
-
-    Architectures that carry a state from token to token, or that pass over `cu_seqlens`, would train on a mixture of
-    conversations without a word. Raises UserError naming the architecture.
-    """
-    name, words = model.causal_lm.config.model_type, model.causal_lm.config.vocab_size
-    length = 8
-    tokens = torch.arange(2 * length, device=device)
-    arguments = {
-        "position_ids": (tokens % length)[None],
-        # Filled up, as those of batches are.
-        "cu_seqlens": torch.tensor([0, length, *[2 * length] * 3], dtype=torch.int32, device=device),
-        "max_seqlen": 2 * length,
-        "loss_index": tokens[length:-1],
-        "targets": tokens[length + 1 :] % words,
-    }
-    other = torch.where(tokens < length, tokens + length, tokens)
-    model.eval()
-    try:
-        with uncompiled():
-            loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
-    except torch.OutOfMemoryError:  # a RuntimeError, too
-        raise
-    except (KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise UserError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
-    model.train()
-    model.reshard()  # without a backward pass the root would stay whole, and the optimiser would be given its whole weights
-    if abs(loss - changed) > 1e-5 * abs(loss):
-        raise UserError(f"{name}: in models of this architecture, conversations that share a row see each other")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastft.errors import UserError
-from fastft.model.weights import locate
+from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
 

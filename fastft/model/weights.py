@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from fastft.errors import UserError
+from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
 
@@ -243,18 +244,6 @@ def _length(rows: Rows) -> int:
 def gather(parameter: Tensor) -> Tensor:
     """The whole of a parameter; collective if it is sharded."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def locate(model: str, name: str) -> Path:
-    """The file `name` of a model directory or Hub name; a path where nothing is, if the model has no such file."""
-    from transformers.utils import cached_file
-
-    if Path(model).is_dir():
-        return Path(model, name)
-    try:
-        return Path(cached_file(model, name))
-    except OSError:  # the repository has no such file
-        return Path(model, name)
 
 
 def _safetensors_files(model: str) -> dict[Path, list[str]] | None:

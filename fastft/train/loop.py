@@ -43,7 +43,8 @@ from fastft.data.template.chat_template import load_template
 from fastft.errors import UserError
 from fastft.model import huggingface as hugging_face
 from fastft.model.attention import choose_attention
-from fastft.model.build import TrainedModel, prepare_model, prove_isolation
+from fastft.model.build import TrainedModel, prepare_model
+from fastft.model.isolation import prove_isolation
 from fastft.model.pretrained import fit_config, load_config, model_fingerprint
 from fastft.train.checkpoint import local as checkpoint
 from fastft.train.checkpoint.remote import Uploader, upload_model

@@ -29,14 +29,13 @@ def test_frozen_weights_and_experts_that_sleep_cost_less(tmp_path):
     """No gradient of a frozen weight: 4 FLOPs an entry and token instead of 6. Of three experts each token wakes two."""
     from fastft.config import LoraConfig
     from fastft.cost.flops import matrix_flops
-    from fastft.model import build
-    from fastft.model.build import TrainedModel
+    from fastft.model.build import TrainedModel, build_model
     from fastft.model.lora import add_adapters
     from fastft.model.pretrained import load_config
 
     def model(family: str, **options) -> TrainedModel:
         path = models.make_model(tmp_path / family, family, num_hidden_layers=1, **options)
-        return TrainedModel(build(load_config(str(path)), "eager", family))
+        return TrainedModel(build_model(load_config(str(path)), "eager", family))
 
     size = lambda parameters: sum(p.numel() for p in parameters)  # noqa: E731
     llama = model("llama")

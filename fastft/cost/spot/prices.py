@@ -24,24 +24,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastft.cost.gpus import GPUS
 from fastft.errors import UserError
 
 SHIPPED = Path(__file__).with_name("price_lists")
 CLOUDS = ("aws", "gcp", "azure", "lambda", "oci", "runpod", "nebius", "fluidstack", "cudo", "paperspace", "do", "ibm")
 
-KINDS = {
-    "A100": "A100-40GB",
-    "A100-80GB": "A100-80GB",
-    "A100-80GB-SXM": "A100-80GB",
-    "H100": "H100-80GB",
-    "H100-SXM": "H100-80GB",
-    "H200": "H200",
-    "H200-SXM": "H200",
-    "L40S": "L40S",
-    "A10G": "A10G",
-    "RTX4090": "RTX-4090",
-}
-"""SkyPilot's names of GPUs -> those of fastft.cost.estimate. Others are left out."""
+KINDS = {spelling: gpu.name for gpu in GPUS.values() for spelling in gpu.catalogs}
+"""SkyPilot's names of GPUs -> those of fastft.cost.gpus. Others are left out."""
 
 GCP_HOSTS = {"A100": "a2-highgpu-{}g", "A100-80GB": "a2-ultragpu-{}g", "H100": "a3-highgpu-{}g"}
 """The machine that so many GPUs are attached to; of those here, only GCP bills the two apart."""
@@ -57,7 +47,7 @@ class Offer:
 
     cloud: str
     gpu: str
-    """As in fastft.cost.estimate."""
+    """As in fastft.cost.gpus."""
     count: int
     region: str
     on_demand: float | None
