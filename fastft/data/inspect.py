@@ -1,37 +1,61 @@
-"""TODO docstring of fastft.data.inspect."""
+"""Show which tokens are trained, or prove the loss mask of a whole file.
 
-import argparse
-import sys
+    fastft inspect DATA --model MODEL -n 3       # conversations in colour: trained tokens, others, control tokens
+    fastft inspect DATA --model MODEL --check    # every check of fastft.data.template.mask_check on every conversation
+
+With `--check` the counts of the file are printed, and the exit code is 1 if anything is wrong.
+"""
+
+import logging
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from fastft.data.conversation import read_conversations
+from fastft.common.command_line import option, parse
+from fastft.data.conversation import Conversation, read_conversations
 from fastft.data.template.chat_template import ChatTemplate, Encoded, load_template
 from fastft.data.template.mask_check import check
 from fastft.errors import UserError
 
-SHOWN_FAULTS = 10  # lines printed of a file with faults; the counts are always whole
+if TYPE_CHECKING:
+    from rich.text import Text
+
+logger = logging.getLogger(__name__)
+
+SHOWN_FAULTS = 10  # faults of a file that are described; the counts include all of them
+TRAINED, UNTRAINED = "black on green", "dim"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="fastft inspect", description="Show which tokens are trained, or prove the mask."
-    )
-    parser.add_argument("data", help="a file of conversations")
-    parser.add_argument("--model", required=True, help="directory or Hub name; only its tokenizer is loaded")
-    parser.add_argument("--template", help="built-in name or .jinja file (default: the tokenizer's own)")
-    parser.add_argument("-n", type=int, default=3, help="conversations to show (default 3)")
-    parser.add_argument("--check", action="store_true", help="prove the mask over the whole file")
-    options = parser.parse_args(argv)
-    template = load_template(options.model, options.template)
-    if options.check:
-        return check_file(options.data, template)
-    show_file(options.data, template, options.n)
+@dataclass
+class InspectConfig:
+    data: str = option(positional=True)
+    """A file of conversations."""
+    model: str
+    """A model's directory or its name on the Hub; only the tokenizer is loaded."""
+    template: str | None = None
+    """The name of a built-in chat template, or a .jinja file; the default is the tokenizer's own."""
+    count: int = option(3, short="-n")
+    """How many conversations to show."""
+    check: bool = False
+    """Prove the loss mask of the whole file instead."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb `fastft inspect`. Returns the exit code: 1 when the mask of any conversation is wrong."""
+    [config] = parse(argv, "fastft inspect", "Show which tokens are trained, or prove the loss mask.", InspectConfig)
+    if config.count < 1:
+        raise UserError(f"-n {config.count}: give the number of conversations to show, at least 1")
+    template = load_template(config.model, config.template)
+    if config.check:
+        return check_file(config.data, template)
+    show_file(config.data, template, config.count)
     return 0
 
 
 def show_file(path: str, template: ChatTemplate, count: int) -> None:
-    """Print the first `count` conversations in colour."""
+    """Print the first `count` conversations in colour. Raises UserError where there is none, or one cannot be encoded."""
     from rich.console import Console
     from rich.text import Text
 
@@ -39,7 +63,10 @@ def show_file(path: str, template: ChatTemplate, count: int) -> None:
     console.print(
         Text.assemble(("trained", TRAINED), "  ", ("not trained", UNTRAINED), "  ", ("control token", "bold"))
     )
-    for conversation in islice(read_conversations(path), count):
+    conversations = list(islice(read_conversations(path), count))
+    if not conversations:
+        raise UserError(f"{path}: holds no conversation")
+    for conversation in conversations:
         encoded = template.encode(conversation.messages)
         title = f"{conversation.id}  {len(encoded.ids)} tokens, {sum(encoded.trained)} trained"
         if encoded.merged_boundaries:
@@ -48,11 +75,8 @@ def show_file(path: str, template: ChatTemplate, count: int) -> None:
         console.print(coloured(encoded, template), soft_wrap=True)
 
 
-TRAINED, UNTRAINED = "black on green", "dim"
-
-
-def coloured(encoded: Encoded, template: ChatTemplate):
-    """The tokens as rich text; bytes of a character that several tokens share are shown with the last of them."""
+def coloured(encoded: Encoded, template: ChatTemplate) -> "Text":
+    """The tokens as rich text. A character whose bytes are several tokens is shown with the last of them."""
     from rich.text import Text
 
     control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
@@ -69,29 +93,19 @@ def coloured(encoded: Encoded, template: ChatTemplate):
 
 
 def check_file(path: str, template: ChatTemplate) -> int:
-    """Prove the mask of every conversation; print the counts. Returns 1 when anything is off."""
+    """Prove the loss mask of every conversation and print the counts. Returns 1 when anything is wrong, else 0.
+
+    Raises UserError when the file cannot be read or holds no conversation.
+    """
     from rich.console import Console
     from rich.table import Table
 
     counts, faults = Counter(), Counter()
     for conversation in read_conversations(path):
-        counts["conversations"] += 1
-        try:
-            encoded = template.encode(conversation.messages)
-        except UserError as error:
-            found = [("cannot be encoded", str(error))]
-        else:
-            counts["tokens"] += len(encoded.ids)
-            counts["trained tokens"] += sum(encoded.trained)
-            counts["answers trained"] += sum(m.train for m in conversation.messages)
-            unfinished = sum(m.train and not m.ends for m in conversation.messages)
-            counts["answers trained without their end of turn"] += unfinished
-            counts["boundaries where the answer's own tokens won"] += encoded.merged_boundaries
-            found = list(check(conversation, encoded, template))
-        for kind, detail in found:
+        for kind, detail in _faults(conversation, template, counts):
             faults[kind] += 1
             if sum(faults.values()) <= SHOWN_FAULTS:
-                print(f"{conversation.id}: {kind}: {detail}", file=sys.stderr)
+                logger.error("%s: %s: %s", conversation.id, kind, detail)
     table = Table(title=f"{path} under {template.name}", title_justify="left", show_header=False)
     for name, number in [*counts.items(), *((f"FAULT: {kind}", number) for kind, number in faults.items())]:
         table.add_row(name, f"{number:,}")
@@ -100,3 +114,18 @@ def check_file(path: str, template: ChatTemplate) -> int:
         raise UserError(f"{path}: holds no conversation")
     print("the mask is off" if faults else "the mask is proven: every check passed")
     return 1 if faults else 0
+
+
+def _faults(conversation: Conversation, template: ChatTemplate, counts: Counter) -> list[tuple[str, str]]:
+    """(kind, detail) of everything that is wrong with a conversation's tokens; adds what they are to `counts`."""
+    counts["conversations"] += 1
+    try:
+        encoded = template.encode(conversation.messages)
+    except UserError as error:
+        return [("cannot be encoded", str(error))]
+    counts["tokens"] += len(encoded.ids)
+    counts["trained tokens"] += sum(encoded.trained)
+    counts["answers trained"] += sum(m.train for m in conversation.messages)
+    counts["answers trained without their end of turn"] += sum(m.train and not m.ends for m in conversation.messages)
+    counts["boundaries where the answer's own tokens won"] += encoded.merged_boundaries
+    return list(check(conversation, encoded, template))

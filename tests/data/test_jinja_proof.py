@@ -1,14 +1,12 @@
 """Templates that are proven to leave texts alone do so; whatever looks at a text is not proven."""
 
-from importlib import resources
-
 import pytest
 from helpers import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.data.conversation import Message
-from fastft.data.template.chat_template import ChatTemplate, built_in_templates
+from fastft.data.template.chat_template import BUILT_IN, ChatTemplate, built_in_templates
 from fastft.data.template.jinja_proof import leaves_texts_alone
 
 LOOP = "{%% for m in messages %%}%s<|im_end|>{%% endfor %%}"
@@ -84,8 +82,9 @@ def test_left_open(source):
 
 
 def test_what_we_ship_is_proven():
+    assert len(built_in_templates()) == 7
     for name in built_in_templates():
-        assert leaves_texts_alone((resources.files("fastft") / "templates" / f"{name}.jinja").read_text()), name
+        assert leaves_texts_alone((BUILT_IN / f"{name}.jinja").read_text("utf-8")), name
 
 
 @settings(max_examples=200)
