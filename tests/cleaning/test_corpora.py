@@ -3,13 +3,11 @@
 import json
 
 import pytest
-from helpers.corpora import _spec, benchmark
+from helpers.corpora import benchmark
 
 from cleaning.filters import Settings
 from cleaning.pipeline import clean
 from fastft.data.conversation import read_conversations
-
-_spec.loader.exec_module(benchmark)
 
 pytestmark = pytest.mark.skipif(
     not benchmark.DATA.is_dir(), reason=f"no corpora at {benchmark.DATA}: set FASTFT_DATA to the directory of chats/"
