@@ -16,17 +16,20 @@ An unknown key, or a value of the wrong type, is a `UsageError` of one line that
 
 import argparse
 import contextlib
+import copy
 import difflib
 import errno
 import json
 import logging
+import math
 import os
 import sys
 import traceback
 import types
 import typing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -103,11 +106,11 @@ def option(
     several: bool = False,
     alone: Any = MISSING,
 ) -> Any:
-    """A dataclass field that is more than `--field VALUE`.
+    """Declare a dataclass field that is more than `--field VALUE`.
 
-    `short`: a short name too, such as "-o". `name`: what it is called on the command line where the field's name cannot be
-    (`--with`). `positional`: the values that stand without a name. `several`: any number of values, separated by spaces or
-    by giving the option again. `alone`: what the option means without a value.
+    `short`: an additional short name, such as "-o". `name`: the name on the command line where it must differ from the
+    field's (`--with`). `positional`: the option is given by its place, without a name. `several`: any number of values,
+    separated by spaces or by repeating the option. `alone`: the value that the option has when it is given without one.
     """
     metadata = {
         "option": True,
@@ -131,31 +134,39 @@ def parse(
     synonyms: dict[str, str] | None = None,
     usage: str | None = None,
 ) -> list:
-    """One instance of each of the dataclasses `classes`. Raises UsageError with one line; `--help` exits.
+    """Return one instance of each of the dataclasses `classes`. Raises UsageError with one line; `--help` exits.
 
-    `renamed` maps keys that had another name in the last release to the present one: they work, with a warning. `synonyms`
-    maps what other projects call a key to our name, for the line that an unknown key gets.
+    The command line wins over files, whatever the order, and a later file over an earlier one. `renamed` maps keys that
+    had another name in the last release to the present one: they still work, with a warning. `synonyms` maps the names
+    that other projects use to ours, for the line that an unknown key gets.
     """
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, description=description, usage=usage, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file with the options below as its keys")
-    options: dict[str, _Option] = {}
+    options = [option for cls in classes for option in _options(cls)]
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=description, usage=usage or _usage(prog, options), exit_on_error=False
+    )
+    parser.add_argument(
+        "--config", action="config", metavar="FILE", help="a YAML file with the options below as its keys"
+    )
     for cls in classes:
         _add_options(parser, cls)
-        options |= _options(cls)
+    for action in parser._actions:
+        if action.dest == "print_config":
+            action.help = "print all options as YAML, a file for --config, and stop (=skip_default: only what is given)"
     reader = _Reader(options, renamed or {}, synonyms or {})
-    argv = reader.read(list(argv))
+    argv = reader.read(argv)
     try:
-        values = parser.instantiate(parser.parse_args(argv))
-    except (jsonargparse.ArgumentError, TypeError) as error:  # the latter for a group that is null
+        values = parser.parse_args(argv)
+    except jsonargparse.ArgumentError as error:
         raise UsageError(reader.explain(error)) from None
+    values = parser.instantiate(values)
     return [cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in classes]
 
 
 def valid_keys(cls: type, prefix: str = "") -> list[str]:
-    """Dotted names of all keys of a dataclass, those of dataclasses inside it included."""
+    """Return the dotted names of all keys of a dataclass, those of dataclasses inside it included."""
     keys, hints = [], typing.get_type_hints(cls)
     for f in fields(cls):
         nested = _group(hints[f.name])
@@ -165,27 +176,58 @@ def valid_keys(cls: type, prefix: str = "") -> list[str]:
 
 # Inside --------------------------------------------------------------------------------------------------------------------
 
-_OTHERS = ("help", "h", "print_config")  # what jsonargparse adds
+TRUTH_VALUES = ("true", "false", "yes", "no")
+ADDED = ("help", "print_config")  # options that jsonargparse adds
+NOTHING = object()
 
 
 @dataclass(frozen=True)
 class _Option:
-    """An option as the command line knows it: `key` is its dotted name, `annotation` the type of its value."""
+    """An option as the command line and the files know it."""
 
     key: str
+    """Dotted name of the field: the key in a file."""
+    name: str
+    """What follows the two dashes, with underscores."""
     annotation: Any
+    short: str | None = None
+    positional: bool = False
+    several: bool = False
+    alone: bool = False
+    """Whether it may stand without a value."""
+    required: bool = False
+
+    @property
+    def item(self) -> Any:
+        """Type of one value on the command line."""
+        return typing.get_args(self.annotation)[0] if self.several else self.annotation
 
 
-def _options(cls: type, prefix: str = "") -> Iterator[tuple[str, _Option]]:
-    """(name on the command line without dashes, option) for every key of `cls`, its groups and short names too."""
+def _options(cls: type, prefix: str = "") -> Iterator[_Option]:
+    """Yield an option for every key of `cls`; a group has one of its own, after its keys."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
-        made = _Option(prefix + f.name, hints[f.name])
         if nested := _group(hints[f.name]):
             yield from _options(nested, f"{prefix}{f.name}.")
-        for name in (f.name, f.metadata.get("name"), f.metadata.get("short")):
-            if name:
-                yield prefix + name.lstrip("-"), made
+        more = f.metadata
+        yield _Option(
+            key=prefix + f.name,
+            name=_underscored(more.get("name") or prefix + f.name),
+            annotation=hints[f.name],
+            short=(more.get("short") or "").lstrip("-") or None,
+            positional=more.get("positional", False),
+            several=more.get("several", False),
+            alone=more.get("alone", MISSING) is not MISSING,
+            required=_required(f),
+        )
+
+
+def _required(f: Field) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+def _underscored(name: str) -> str:
+    return name.lstrip("-").replace("-", "_")
 
 
 def _group(annotation: Any) -> type | None:
@@ -201,141 +243,299 @@ def _entry(annotation: Any) -> type | None:
     return None
 
 
+def _usage(prog: str, options: Iterable[_Option]) -> str:
+    """The first line of --help; the list of all options follows it anyway."""
+    places = []
+    for option in options:
+        if option.positional:
+            word = option.key.upper()
+            places.append(f"[{word} ...]" if option.several else word if option.required else f"[{word}]")
+        elif option.required and not option.key.count("."):
+            places.append(f"--{option.name} {option.key.upper()}")
+    return " ".join([prog, *places, "[--KEY VALUE ...] [--config FILE]"])
+
+
 def _add_options(parser: Any, cls: type) -> None:
     """Plain fields by jsonargparse itself; those made by `option` one by one, as argparse has them."""
+    made = {option.key: option for option in _options(cls)}
     special = [f for f in fields(cls) if f.metadata.get("option")]
-    texts, hints = _attribute_docstrings(cls), typing.get_type_hints(cls)
+    texts = _attribute_docstrings(cls)
     for f in special:
-        several, alone = f.metadata["several"], f.metadata["alone"]
-        settings: dict[str, Any] = {"type": hints[f.name], "help": texts.get(f.name, "")}
-        if several:
-            settings |= {"type": typing.get_args(hints[f.name])[0], "nargs": "+", "action": "extend"}
-        elif alone is not MISSING:
-            settings |= {"nargs": "?", "const": alone}
-        if f.metadata["positional"]:
-            settings |= {"nargs": "*", "default": argparse.SUPPRESS} if several else {}
-            parser.add_argument(f.name, **settings)
+        option = made[f.name]
+        settings: dict[str, Any] = {"type": option.item, "help": texts.get(f.name, "")}
+        if option.several:
+            settings |= {"nargs": "*" if option.positional else "+", "action": "extend"}
+        elif option.alone:
+            settings |= {"nargs": "?", "const": f.metadata["alone"]}
+        if option.positional:
+            optional = {"nargs": "*" if option.several else "?", "default": argparse.SUPPRESS}
+            parser.add_argument(f.name, **(settings if option.required else settings | optional))
             continue
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        settings |= {"required": True} if default is MISSING else {"default": default}
-        names = [name for name in (f.metadata["short"], f.metadata["name"] or f"--{f.name}") if name]
+        settings |= {"required": True} if option.required else {"default": default}
+        names = [f"-{option.short}"] * bool(option.short) + [f"--{option.name}"]
         parser.add_argument(*names, dest=f.name, **settings)
     parser.add_class_arguments(cls, skip={f.name for f in special})
+    groups = {option.key for option in made.values() if _group(option.annotation)}
+    for action in parser._actions:  # a group is given by its keys, and an option for the whole of it only hides them
+        if action.dest in groups or action.dest.endswith(".help"):
+            action.help = argparse.SUPPRESS
 
 
 def _attribute_docstrings(cls: type) -> dict[str, str]:
+    """Texts of the fields, by name, those of the classes that `cls` derives from included."""
     from docstring_parser import parse_from_object
 
-    return {p.arg_name: " ".join((p.description or "").split()) for p in parse_from_object(cls).params}
+    return {
+        parameter.arg_name: " ".join((parameter.description or "").split())
+        for each in reversed(cls.__mro__)
+        if is_dataclass(each)
+        for parameter in parse_from_object(each).params
+    }
 
 
 class _Reader:
-    """Reads what the user gave, on the command line and in files, before jsonargparse does: for names, and for what to say."""
+    """Reads what the user gave, on the command line and in files, before jsonargparse does.
 
-    def __init__(self, options: dict[str, _Option], renamed: dict[str, str], synonyms: dict[str, str]):
-        self.options, self.renamed, self.synonyms = options, renamed, synonyms
+    It knows the names, so that an unknown one gets a helpful line; and it remembers every value with the type that it must
+    have, so that `explain` can say which of them was wrong.
+    """
+
+    def __init__(self, options: Sequence[_Option], renamed: dict[str, str], synonyms: dict[str, str]):
+        self.renamed, self.synonyms = renamed, synonyms
+        self.by_key = {option.key: option for option in options}
+        self.by_name = {option.name: option for option in options if not option.positional}
+        self.by_short = {option.short: option for option in options if option.short}
+        self.positional = [option for option in options if option.positional]
         self.given: list[tuple[str, Any, Any]] = []  # (key, value, annotation)
+        self.in_files: dict[str, Any] = {}  # dotted key -> value
+        self.out: list[str] = []
+        self.places: list[str] = []  # values without a name
 
-    def read(self, argv: list[str]) -> list[str]:
-        """The command in jsonargparse's form: underscores, present names, truth values with a value, files as contents."""
-        out = []
-        for i, word in enumerate(argv):
+    def read(self, argv: Sequence[str]) -> list[str]:
+        """Return the command in one plain form: the files as one, then `--key=value`, then what has no name.
+
+        With `--key=value`, a value may begin with a dash; and argparse accepts positional values only in one piece.
+        """
+        words = deque(argv)
+        while words:
+            word = words.popleft()
             if word == "--":
-                return out + argv[i:]
-            following = argv[i + 1] if i + 1 < len(argv) else None
-            if i and argv[i - 1] == "--config":
-                out.append(self._contents(word))
-            elif word.startswith("--config="):
-                out.append(f"--config={self._contents(word.partition('=')[2])}")
-            elif word.startswith("--"):
-                out.append(self._option(word, following))
+                self.places += words
+                break
+            if word.startswith("--"):
+                self._read_long(word, words)
+            elif self._is_option(word) and len(word) > 1:
+                self._read_short(word, words)
             else:
-                if word.startswith("-") and (short := self.options.get(word[1:])):
-                    self.given.append((short.key, following, short.annotation))
-                out.append(word)
-        return out
+                self.places.append(word)
+        self._place()
+        named = {key for key, _, _ in self.given}
+        from_files = {key: value for key, value in self.in_files.items() if key not in named}
+        self.given += [(key, value, self.by_key[key].annotation) for key, value in from_files.items()]
+        if not any(word.partition("=")[0].lstrip("-") in ADDED for word in self.out):
+            self._check_required(named | set(from_files))
+        files = [f"--config={json.dumps(_nested(from_files), default=str)}"] * bool(from_files)
+        return [*files, *self.out, *(["--", *self.places] if self.places else [])]
 
-    def _option(self, word: str, following: str | None) -> str:
-        name, equals, value = word[2:].partition("=")
-        name, plus = name.replace("-", "_").removesuffix("+"), name.endswith("+")
-        if name == "config" or name.split(".")[-1] in _OTHERS:
-            return word
-        if any(part.isdecimal() for part in name.split(".")):
+    def _read_long(self, word: str, words: deque[str]) -> None:
+        name, equals, text = word[2:].partition("=")
+        given = text if equals else None
+        name, plus = _underscored(name).removesuffix("+"), "+" * name.endswith("+")
+        if name in ADDED:
+            self.out.append(f"--{name}{equals}{text}")
+        elif name == "config":
+            if given is None and not words:
+                raise UsageError("config: expected a YAML file, got nothing")
+            self._read_file(words.popleft() if given is None else given)
+        elif any(part.isdecimal() for part in name.split(".")):
             raise UsageError(f"{name}: entries of a list have no options of their own; write them in the YAML file")
-        name = self._present(name)
-        if (option := self.options.get(name)) is None:
-            raise UsageError(self._unknown(name, list(self.options)))
-        alone = following is None or following.lower() not in ("true", "false", "yes", "no")
-        if option.annotation is bool and not equals and alone:
-            return f"--{name}=true"
-        self._look_inside(option, value if equals else following)
-        return f"--{name}{'+' * plus}{equals}{value}"
+        elif (option := self.by_name.get(self._present(name))) is None:
+            raise UsageError(self._unknown(name, self.by_name))
+        else:
+            self._take(option, given, words, plus)
 
-    def _look_inside(self, option: _Option, value: str | None) -> None:
-        """Note a value of the command line; the entries of a list one by one, for their keys."""
+    def _read_short(self, word: str, words: deque[str]) -> None:
+        """`-o VALUE`, `-oVALUE` or `-o=VALUE`."""
+        if word == "-h":
+            self.out.append("--help")
+        elif option := self.by_short.get(word[1:]):
+            self._take(option, None, words)
+        elif option := self.by_short.get(word[1]):
+            self._take(option, word[2:].removeprefix("="), words)
+        else:
+            raise UsageError(f"unknown option {word!r}; --help lists all (a file of that name: ./{word})")
+
+    def _take(self, option: _Option, given: str | None, words: deque[str], plus: str = "") -> None:
+        """Take the value of an option, or its values, from its own word or from the words that follow."""
+        if given is not None:
+            values = [given]
+        elif option.several:
+            values = []
+            while words and not self._is_option(words[0]):
+                values.append(words.popleft())
+        elif option.annotation is bool:
+            values = [words.popleft() if words and words[0].lower() in TRUTH_VALUES else "true"]
+        elif words and not self._is_option(words[0]):
+            values = [words.popleft()]
+        elif option.alone:
+            self.out.append(f"--{option.name}")
+            self.given.append((option.key, NOTHING, Any))
+            return
+        else:
+            values = ["true"] if True in typing.get_args(option.annotation) else []
+        if not values:
+            hint = f"; a value that begins with a dash is written --{option.name}={words[0]}" if words else ""
+            raise UsageError(f"{option.name}: expected {_expected(option.item)}, got nothing{hint}")
+        for value in values:
+            self._note_text(option, value)
+            self.out.append(f"--{option.name}{plus}={value}")
+
+    def _is_option(self, word: str) -> bool:
+        """Whether a word is an option and no value: a number and a lone dash are values."""
+        try:
+            float(word)
+        except ValueError:
+            return word.startswith("-") and word != "-"
+        return False
+
+    def _note_text(self, option: _Option, text: str) -> None:
+        """Remember a value of the command line, and check the keys inside it."""
         import yaml
 
-        entries = None
-        if _entry(option.annotation) and value is not None and value.lstrip().startswith("["):
+        value = None
+        if _group(option.annotation) or _entry(option.annotation):
             with contextlib.suppress(yaml.YAMLError):
-                entries = yaml.safe_load(value)
-        if isinstance(entries, list):
-            self._look_at({option.key: entries}, {option.key: option.annotation}, "")
-        else:
+                value = yaml.safe_load(text)
+        if _group(option.annotation) and not isinstance(value, dict):
+            raise UsageError(_misfit(option.key, text, option.annotation))
+        if isinstance(value, (list, dict)):
+            self._check_value(option.key, value, option.annotation)
             self.given.append((option.key, value, option.annotation))
+        else:
+            self.given.append((option.key, text, option.item))
+
+    def _place(self) -> None:
+        """Give the values without a name to the positional options; one that has none takes its value from a file."""
+        free = deque(self.places)
+        for option in self.positional:
+            if free:
+                values = list(free) if option.several else [free[0]]
+                for value in values:
+                    self.given.append((option.key, value, option.item))
+                    free.popleft()
+            elif option.key in self.in_files:
+                value = self.in_files.pop(option.key)
+                self.given.append((option.key, value, option.annotation))
+                self.places += [str(each) for each in (value if isinstance(value, list) else [value])]
+        if free:
+            raise UsageError(f"{free[0]!r} is one value too many; an option is written --KEY VALUE, --help lists all")
+
+    def _check_required(self, named: set[str]) -> None:
+        missing = [option for option in self.by_key.values() if option.required and "." not in option.key]
+        missing = [option for option in missing if option.key not in named]
+        if missing:
+            how = " ".join(option.key.upper() if option.positional else f"--{option.name} ..." for option in missing)
+            raise UsageError(
+                f"{', '.join(option.name for option in missing)}: missing; say {how}, or use --config FILE"
+            )
 
     def _present(self, name: str) -> str:
+        """The name of today."""
         if name in self.renamed:
-            logger.warning("%s is called %s now; the old name goes with the next release", name, self.renamed[name])
+            logger.warning(
+                "%s is called %s now; the old name stops working in the next release", name, self.renamed[name]
+            )
         return self.renamed.get(name, name)
 
-    def _contents(self, path: str) -> str:
-        """A file of options as one line of JSON, its keys known and by their present names."""
+    def _read_file(self, path: str) -> None:
+        """Take the values of a file of options, under the names of today."""
         import yaml
 
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"config: {path}: no such file") from None
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise UsageError(f"config: {path}, line {line}: not YAML ({error.problem or error.context})") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UsageError(f"config: {path}: cannot be read ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict):
             raise UsageError(f"config: {path}: holds no keys; write KEY: VALUE lines")
-        values = {self._present(str(key)): value for key, value in values.items()}
-        keys = {name: option.annotation for name, option in self.options.items() if "." not in name}
-        self._look_at(values, keys, "")
-        return json.dumps(values, default=str)
+        for name, value in self._flat(values):
+            key = self._present(name)
+            if key not in self.by_key and key in self.by_name:
+                key = self.by_name[key].key
+            if key not in self.by_key:
+                raise UsageError(self._unknown(name, self.by_key))
+            option = self.by_key[key]
+            self._check_value(key, value, option.annotation)
+            if (option.several or option.positional) and not _fits(value, option.annotation):
+                raise UsageError(_misfit(key, value, option.annotation))
+            endless = isinstance(value, float) and not math.isfinite(value)  # which JSON has no word for
+            self.in_files[key] = f".{value}".replace(".-", "-.") if endless else value
 
-    def _look_at(self, values: dict[str, Any], keys: dict[str, Any], prefix: str) -> None:
-        """Note every value of a file with the type that it must have. Raises UsageError for a key that does not exist."""
+    def _flat(self, values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Yield (dotted key, value) of a file's keys; groups are walked into, values are left whole."""
         for key, value in values.items():
-            if key not in keys:
-                raise UsageError(
-                    self._unknown(f"{prefix}{key}", [prefix + name for name in keys] if prefix else list(self.options))
-                )
-            annotation, name = keys[key], f"{prefix}{key}"
-            entry = _entry(annotation)
-            group = next(filter(None, map(_group, (annotation, *typing.get_args(annotation)))), None)
-            if group and isinstance(value, dict):
-                self._look_at(value, typing.get_type_hints(group), f"{name}.")
-            elif entry and isinstance(value, list):
-                for number, each in enumerate(value):
-                    if isinstance(each, dict):
-                        self._look_at(each, typing.get_type_hints(entry), f"{name}.{number}.")
+            name = f"{prefix}{key}"
+            option = self.by_key.get(self.renamed.get(name, name))
+            if isinstance(value, dict) and (option is None or _group(option.annotation)) and value:
+                yield from self._flat(value, f"{name}.")
             else:
-                self.given.append((name, value, annotation))
+                yield name, value
 
-    def _unknown(self, name: str, known: list[str]) -> str:
+    def _check_value(self, name: str, value: Any, annotation: Any) -> None:
+        """Check what jsonargparse lets pass or explains badly: a null where none may be, and the keys inside a value."""
+        parts = typing.get_args(annotation)
+        if value is None and annotation is not Any and type(None) not in parts:
+            raise UsageError(_misfit(name, value, annotation))
+        if _group(annotation) and not isinstance(value, dict):
+            raise UsageError(_misfit(name, value, annotation))
+        entry = _entry(annotation)
+        group = next(filter(None, map(_group, (annotation, *parts))), None)
+        if entry and isinstance(value, list):
+            for number, each in enumerate(value):
+                self._check_value(f"{name}.{number}", each, entry)
+                if absent := [f.name for f in fields(entry) if _required(f) and f.name not in each]:
+                    raise UsageError(f"{name}.{number}.{absent[0]}: missing")
+        elif group and isinstance(value, dict):
+            hints = typing.get_type_hints(group)
+            for key, each in value.items():
+                if key not in hints:
+                    raise UsageError(self._unknown(f"{name}.{key}", [f"{name}.{known}" for known in hints]))
+                self._check_value(f"{name}.{key}", each, hints[key])
+
+    def _unknown(self, name: str, known: Iterable[str]) -> str:
         """The line for a key that does not exist: with what another project's name means here, or the nearest one."""
-        meant = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, known)
-        return f"unknown key {name!r}; " + (f"the nearest valid one is {meant!r}" if meant else "--help lists all")
+        nearest = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, [*known, *self.renamed])
+        nearest = self.renamed.get(nearest, nearest)
+        return f"unknown key {name!r}; " + (f"the nearest valid one is {nearest!r}" if nearest else "--help lists all")
 
     def explain(self, error: Exception) -> str:
-        """Which of the given values does not fit its type, in one line; jsonargparse's own words where all of them do."""
+        """Say which of the given values does not fit its type, in one line; jsonargparse's own words if all of them do."""
         for key, value, annotation in self.given:
-            if not _fits(value, annotation):
-                return f"{key}: expected {_expected(annotation)}, got {value!r}"
+            if value is not NOTHING and not _fits(value, annotation):
+                return _misfit(key, value, annotation)
         return " ".join(str(error).split())
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as groups within groups."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, last = key.split(".")
+        place = found
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[last] = value
+    return found
+
+
+def _misfit(key: str, value: Any, annotation: Any) -> str:
+    """The line for a value of the wrong type."""
+    return f"{key}: expected {_expected(annotation)}, got {'null' if value is None else repr(value)}"
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -345,8 +545,10 @@ def _fits(value: Any, annotation: Any) -> bool:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=annotation)
     try:
-        parser.parse_object({"value": value}) if not isinstance(value, str) else parser.parse_args([f"--value={value}"])
-    except Exception:  # noqa: BLE001  jsonargparse's, or the type's own
+        parser.parse_object({"value": copy.deepcopy(value)}) if not isinstance(value, str) else parser.parse_args(
+            [f"--value={value}"]
+        )
+    except jsonargparse.ArgumentError:
         return False
     return True
 
@@ -357,13 +559,14 @@ def _expected(annotation: Any) -> str:
         return f"a group of keys ({', '.join(f.name for f in fields(group))})"
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        return f"one of {', '.join(str(part) for part in parts if not isinstance(part, bool))}"
+        names = [str(part) for part in parts if not isinstance(part, bool)]
+        return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_expected(part) for part in parts if part is not type(None))
     if origin is tuple:
         return f"a list of {len(parts)} values"
     if origin is list:
-        return "a list"
+        return "a list" + {str: " of texts", int: " of whole numbers", float: " of numbers"}.get(parts[0], "")
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
 

@@ -2,8 +2,8 @@
 
     write_page(Path("out/report.html"), Path(__file__).with_name("cleaning.html.jinja"), title="A page", …)
 
-Each room with a page has its template beside the module that fills it. A page loads nothing and its security policy forbids it to. Everything on it is data that others wrote, so every value goes through
-`visible` and jinja's autoescape.
+Each room with a page has its template beside the module that fills it. A page loads nothing, and its security policy
+forbids it to. Everything on it is data that others wrote, so every value goes through `visible` and jinja's autoescape.
 """
 
 import base64
