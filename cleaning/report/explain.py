@@ -20,8 +20,7 @@ from rich.text import Text
 
 from cleaning.filters import STEPS, Settings
 from cleaning.first_pass import Choices, Conversion, Outcome, Shard, outcomes_of
-from cleaning.report.ledger import reading_of, versions
-from cleaning.report.page import read_ledger
+from cleaning.report.ledger import read_ledger, reading_of, versions
 from cleaning.sources.inputs import open_inputs
 from cleaning.sources.rejected import Row, read_row
 from fastft.common.records import RawRecord

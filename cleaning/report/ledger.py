@@ -4,13 +4,16 @@ import contextlib
 import platform
 from dataclasses import dataclass, field
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import orjson
 from rich.console import Console
 from rich.table import Table
 
 import fastft
 from cleaning.sources import Era, Reading
+from fastft.errors import UserError
 
 CHANGED_IDS = "ids that another conversation had, changed"  # a note
 
@@ -73,6 +76,20 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             installed[package] = metadata.version(package)
     return {"fastft": fastft.__version__, "python": platform.python_version(), **installed}
+
+
+def read_ledger(directory: Path) -> dict[str, Any]:
+    """The report.json of a finished run. Raises UserError where there is none, or one of another version of the cleaner."""
+    path = directory / "report.json"
+    try:
+        ledger = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; name the -o directory of a finished run") from None
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"{path}: is damaged ({error}); run the cleaner again") from None
+    if not isinstance(ledger, dict) or "examples" not in ledger:
+        raise UserError(f"{path}: was written by another version of the cleaner; run it again")
+    return ledger
 
 
 def reading_of(ledger: dict[str, Any], where: str) -> Reading:

@@ -19,25 +19,17 @@ from hypothesis import strategies as st
 from lxml import html as lxml_html
 
 import cleaning.pipeline
-import cleaning.report.page
+import cleaning.report.figures
 import cleaning.second_pass
 from cleaning.filters import Settings
 from cleaning.first_pass import Outcome
 from cleaning.pipeline import clean
 from cleaning.report.examples import AMONG, LONGEST, pick_examples
+from cleaning.report.figures import LENGTH_EDGES, ROUND_EDGES, Kept, Names, Sizes, bars, trained_lengths
 from cleaning.report.ledger import Report
-from cleaning.report.page import (
-    LENGTH_EDGES,
-    ROUND_EDGES,
-    Kept,
-    Names,
-    Rejected,
-    Sizes,
-    bars,
-    said,
-    taught,
-    write_report,
-)
+from cleaning.report.masking import excerpt
+from cleaning.report.page import write_report
+from cleaning.report.rejections import Rejected
 from cleaning.sources import Reading
 from fastft.common.html import visible
 from fastft.common.records import repair_text
@@ -146,21 +138,21 @@ def test_context_and_pieces_are_counted_once():
         }
 
     part = [message("system", "s"), message("user", "four"), message("assistant", "a" * 6, ends=False)]
-    assert taught(part) == ([4], [6], 0)
+    assert trained_lengths(part) == ([4], [6], 0)
     tail = message("assistant", "tail", train=False, ends=False)
     part = [message("user", "four"), tail, message("user", "Continue"), message("assistant", "b" * 7)]
-    assert taught(part) == ([], [7], 1)
+    assert trained_lengths(part) == ([], [7], 1)
     overlap = [
         message("user", "q"),
         message("assistant", "a", train=False),
         message("user", "qq"),
         message("assistant", "b"),
     ]
-    assert taught(overlap) == ([2], [1], 1)
+    assert trained_lengths(overlap) == ([2], [1], 1)
     tools = [message("user", "q"), message("assistant", "call"), message("tool", "t"), message("assistant", "answer")]
-    assert taught(tools) == ([1], [4, 6], 1)
+    assert trained_lengths(tools) == ([1], [4, 6], 1)
     cut_in_its_dump = [message("user", "q"), message("assistant", "a", ends=False), *overlap]
-    assert taught(cut_in_its_dump) == ([1, 2], [1, 1], 2)
+    assert trained_lengths(cut_in_its_dump) == ([1, 2], [1, 1], 2)
 
 
 def test_conversations_with_cut_answers_and_lost_parts_are_counted(tmp_path):
@@ -263,7 +255,10 @@ def test_the_page_can_be_made_again(tmp_path):
     [
         (lambda out: (out / "report.json").unlink(), "report.json: no such file; name the -o directory"),
         (lambda out: (out / "report.json").write_text("{"), "report.json: is damaged"),
-        (lambda out: (out / "report.json").write_text("{}"), "is not of this version"),
+        (
+            lambda out: (out / "report.json").write_text("{}"),
+            "report.json: was written by another version of the cleaner",
+        ),
         (lambda out: (out / "rejected.jsonl").unlink(), "rejected.jsonl: no such file"),
         (
             lambda out: (out / "rejected.jsonl").write_text('{"id": 1}\n'),
@@ -271,11 +266,11 @@ def test_the_page_can_be_made_again(tmp_path):
         ),
         (
             lambda out: (out / "conversations.jsonl").write_text("{}\n{"),
-            "conversations.jsonl: line 1: is no line that the cleaner wrote",
+            "conversations.jsonl: line 1: was not written by the cleaner",
         ),
         (
             lambda out: (out / "conversations.jsonl").write_text("{"),
-            "conversations.jsonl: line 1: is no line that the cleaner wrote",
+            "conversations.jsonl: line 1: was not written by the cleaner",
         ),
     ],
 )
@@ -355,7 +350,7 @@ def test_no_secret_reaches_the_page(tmp_path, secret):
 
 def test_a_secret_that_is_clipped_is_masked_too():
     for start in range(60, 130):
-        shown = said("x" * start + " " + SECRETS[0] + " y" * 99, 100)
+        shown = excerpt("x" * start + " " + SECRETS[0] + " y" * 99, 100)
         assert "AKIA" not in shown and len(shown) <= 102
 
 
@@ -447,7 +442,7 @@ def test_sizes_are_all_counted(values, edges):
 
 
 def test_names_are_bounded(monkeypatch):
-    monkeypatch.setattr(cleaning.report, "MOST_NAMES", 20)
+    monkeypatch.setattr(cleaning.report.figures, "MOST_NAMES", 20)
     names = Names()
     for piece in range(10):
         found = range(5 * piece, 5 * piece + 5)
@@ -477,10 +472,10 @@ def test_the_page_does_not_depend_on_pieces_or_who_counts_them(tmp_path, monkeyp
     lines = [orjson.dumps({**each, "part": part}) for each in kept for part in range(each["parts"])]
     (tmp_path / "conversations.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     (tmp_path / "conversations.holdout.jsonl").write_bytes(b"\n".join(lines[:6]) + b"\n")
-    monkeypatch.setattr(cleaning.report, "MOST_NAMES", 3)
+    monkeypatch.setattr(cleaning.report.figures, "MOST_NAMES", 3)
 
     def counted(size, pool=None):
-        monkeypatch.setattr(cleaning.report, "PIECE", size)
+        monkeypatch.setattr(cleaning.report.figures, "PIECE", size)
         kept = Kept(tmp_path, {"7"}, pool)
         sizes = {name: (each.counts, each.total) for name, each in kept.lengths.items()}
         return kept.models.counts, kept.models.more, kept.languages.counts, sizes, kept.beginnings

@@ -37,7 +37,7 @@ STEPS = {
     "progress, or the report, is written": (cleaning.pipeline, "write_whole"),
     "an output is renamed": (cleaning.run.workdir.os, "replace"),
     "an output is written to": (cleaning.pipeline, "_write"),
-    "the old report goes": (cleaning.run.workdir, "_sync"),
+    "the old report goes": (cleaning.run.workdir, "sync"),
 }
 
 
