@@ -13,7 +13,7 @@ import orjson
 from cleaning.dedup.contamination import Hit, load_benchmarks
 from cleaning.dedup.duplicates import NEAR, Fingerprint, fingerprint
 from cleaning.filters import Settings, apply_steps
-from cleaning.html.markdown import html_to_markdown
+from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.sources import RawConversation, Reading, Rejection, Turn, conversations_in, id_in, looks_like_html
 from fastft.common.records import RawRecord, parsed, to_json
 from fastft.data.conversation import Conversation, Message, parse_conversation
@@ -210,7 +210,7 @@ def to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
     for number, turn in enumerate(raw.turns, start=1):
         try:
             text = html_to_markdown(turn.text) if turn.html else turn.text
-        except ValueError as error:
+        except UnreadableHtml as error:
             raise Rejection("unreadable_html", f"turn {number}: {error}") from None
         answers = turn.role == "assistant"
         messages.append(Message(turn.role, text, train=answers and turn.train, ends=turn.ends or not answers))

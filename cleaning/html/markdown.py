@@ -1,18 +1,23 @@
-"""The HTML of a ChatGPT page to the markdown that the model wrote.
+"""Convert the HTML of a ChatGPT page to the markdown that the model wrote.
 
     html_to_markdown('<div class="markdown prose"><p>Run <code>make</code>.</p></div>')  ->  "Run `make`."
 
-Two steps. `tidy` brings the page's tree to plain HTML first: buttons and icons go, the five shapes that code blocks
-had between 2022 and 2024 become `pre > code`, a formula that the page states up to three times (MathML, TeX, glyphs)
-becomes its TeX. `PageConverter`, a markdownify converter, then writes markdown from a tree that holds only what was
-said; where it holds no tag that is new to it, `cleaning.html.fast_markdown` writes the same in an eighth of the time. Nothing is
-cleaned after the conversion: by then code and chrome look alike, and every pattern that removes one damages the other.
-Code is copied, never rewritten (its line ends become "\\n", as in any HTML parser).
+The conversion has two steps. `tidy` reduces the page's tree to plain HTML: it removes buttons and icons, turns the five
+shapes that code blocks had between 2022 and 2024 into `pre > code`, and replaces a formula, which the page states up to
+three times (as MathML, TeX and glyphs), by its TeX. The tree then holds only what was said, and is written as markdown:
+by `cleaning.html.fast_markdown` where that knows every tag of the tree, and otherwise by `PageConverter`, a markdownify
+converter, which is the reference and takes eight times as long.
 
-What the page does not say cannot come back: `*` or `_` for emphasis, `-` or `*` for bullets, `$` or `\\(` for
-formulas, whether a blank line stood between a paragraph and the list nested below it (none is written: 77 of 86 such
-places in real answers had none), nor the number at which a list went on behind a code block where an early page showed
-"1." again (then that is written; later pages say `<ol start="2">`).
+Nothing is cleaned after the conversion: by then code and the page's controls look alike, and every pattern that removes
+one damages the other. Code is copied and never rewritten; only its line ends become "\\n", as in any HTML parser.
+
+Some of the original markdown is lost, because the page does not show it:
+
+- whether emphasis was written with `*` or `_`, bullets with `-` or `*`, and formulas with `$` or `\\(`;
+- whether there was a blank line between a paragraph and the list nested below it (none is written: 77 of 86 such places
+  in real answers had none);
+- the number at which a list continued after a code block, where an early page showed "1." again (then "1." is written;
+  later pages say `<ol start="2">`).
 """
 
 import re
@@ -23,17 +28,18 @@ from bs4.element import PageElement, Tag
 from lxml import etree
 from markdownify import ATX, MarkdownConverter
 
-from cleaning.html import fast_markdown as walker
-from cleaning.html import syntax
+from cleaning.html import fast_markdown, syntax
 
-# One for all answers: a new one costs 2 µs of an answer's 20, and it keeps no more than 100 lines of its error log of
-# what it read (a process had the same 19 MB after 50 MB of text). Not lxml.html's: that one looks up a class per element.
+# One parser serves all answers: creating one takes 2 of the 20 µs that an answer takes. Of what it has read it keeps at
+# most 100 lines of error log (a process still had 19 MB after 50 MB of text). lxml.html's parser is not used because it
+# looks up a class for every element.
 _PARSER = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
 
-# If the parser gave up before the end (libxml2 does so silently at depth 2,048), this element is missing from the tree.
+# This element is added after the text. If it is missing from the tree, the parser gave up before the end, which libxml2
+# does silently at a depth of 2,048.
 _END = "end-of-answer"
 
-_CHROME = ("svg", "button", "script", "style", "noscript")  # what the page shows around an answer
+_CONTROLS = ("svg", "button", "script", "style", "noscript")  # what the page adds to an answer
 _WRAPPERS = ("span", "font", "main", "center", "nobr", "label", "tbody", "thead", "tfoot", "colgroup")
 _TAGS = """
     a abbr acronym address annotation article aside audio b bdi bdo big blockquote br caption cite code col colgroup dd
@@ -49,34 +55,39 @@ _BLOCK_TAGS = """
 """
 _BLOCKS = frozenset(_BLOCK_TAGS.split())
 _FORMULA_CLASSES = frozenset(("katex", "katex-display", "math-inline", "math-display"))
-_COPY_LABELS = ("Copy code", "CopyEdit")  # a button's text, left behind where a sanitiser took the button's tag
-_NO_LANGUAGE = "plaintext"  # how later pages label a block that the model gave no language
-# What another browser extension wrote under each answer. Not after a control character: lxml would not take the rest.
+_COPY_LABELS = ("Copy code", "CopyEdit")  # the text of a button, which stays where a sanitiser removed only its tag
+_NO_LANGUAGE = "plaintext"  # the label that later pages give to a block for which the model named no language
+# The line that another browser extension wrote under each answer. It is not looked for after a control character, because
+# lxml does not let a text that holds one be assigned again.
 _FOOTER = re.compile(r"([^\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]*)Copy\d+ chars / \d+ words\s*$")
 
 
-def html_to_markdown(html: str, *, reference: bool = False) -> str:
-    """Markdown of one answer, without leading or trailing blank lines.
+class UnreadableHtml(Exception):  # noqa: N818  a property of the input, which rejects one record and not the run
+    """The HTML cannot be read as a whole: it is nested too deeply, or it ends inside a tag or comment."""
 
-    `html` holds no lone surrogates (`fastft.common.records.repair_text`). `reference` keeps the fast path out. Raises
-    ValueError for HTML that is nested too deeply or that ends inside a tag or comment.
+
+def html_to_markdown(html: str, *, reference: bool = False) -> str:
+    """Return the markdown of one answer, without leading or trailing blank lines.
+
+    `html` must hold no lone surrogates (see `fastft.common.records.repair_text`). With `reference`, the fast converter is
+    not used. Raises UnreadableHtml.
     """
     root = parse(html)
     tidy(root)
     if "chars /" in html:
         _remove_footer(root)
-    markdown = None if reference else walker.to_markdown(root)
+    markdown = None if reference else fast_markdown.to_markdown(root)
     if markdown is None:
         markdown = PageConverter().convert_soup(_soup(root, html))
     return markdown.strip(" \t\r\n")
 
 
 def parse(html: str) -> etree._Element:
-    """The tree of `html`, its root a `body`. Raises ValueError when the parser did not reach the end."""
+    """Parse `html` into a tree whose root is a `body`. Raises UnreadableHtml if the parser did not reach the end."""
     tree = etree.fromstring(f"<html><body>{html}<{_END}></{_END}></body></html>".encode(), _PARSER)
     body, *ends = tree.iter("body", _END)
     if not ends:
-        raise ValueError("the HTML is nested deeper than the parser follows, or ends inside a tag or comment")
+        raise UnreadableHtml("the HTML is nested deeper than the parser follows, or ends inside a tag or comment")
     ends[-1].getparent().remove(ends[-1])
     return body
 
@@ -84,11 +95,11 @@ def parse(html: str) -> etree._Element:
 def tidy(root: etree._Element) -> None:
     """Turn the page's tree into plain HTML, in place.
 
-    Works by renaming, moving and lxml's own strip functions: assigning text would refuse the control characters
-    (terminal colours, for example) that code may hold.
+    Elements are renamed, moved, or removed by lxml's strip functions, but text is never assigned: lxml refuses to assign
+    the control characters (terminal colours, for example) that code may hold.
     """
-    etree.strip_elements(root, *_CHROME, with_tail=False)
-    found = list(root.iter("annotation", "pre"))  # a pass over the tree costs 2 to 4 µs an answer
+    etree.strip_elements(root, *_CONTROLS, with_tail=False)
+    found = list(root.iter("annotation", "pre"))  # one pass for both: each takes 2 to 4 µs an answer
     for element in found:
         if element.get("encoding") == "application/x-tex":
             _collapse_formula(element)
@@ -99,7 +110,7 @@ def tidy(root: etree._Element) -> None:
 
 
 def _collapse_formula(source: etree._Element) -> None:
-    """Put `<tex>` or `<tex display>`, which holds only `source`, in the place of the outermost formula around it."""
+    """Replace the outermost formula around `source`, its TeX, by a `<tex>` or `<tex display>` that holds only `source`."""
     formula, display = None, False
     for ancestor in source.iterancestors():
         classes = _FORMULA_CLASSES.intersection(ancestor.get("class", "").split())
@@ -115,7 +126,7 @@ def _collapse_formula(source: etree._Element) -> None:
 
 
 def _collapse_code_block(pre: etree._Element) -> None:
-    """`pre > header + div > code` -> `pre > code`, the language noted on the `pre`."""
+    """Turn `pre > header + div > code` into `pre > code`, with the language as an attribute of the `pre`."""
     codes = list(pre.iter("code"))
     if len(codes) != 1:
         return
@@ -128,7 +139,7 @@ def _collapse_code_block(pre: etree._Element) -> None:
     named = [name.removeprefix("language-") for name in names if name.startswith("language-")]
     language = named[0] if named else header
     if not is_label or "`" in header or len(header) > 40 or not (header + language).isprintable():
-        return  # no header of the page: the block's own text stands beside its <code>
+        return  # this is not a header of the page: the text beside the <code> belongs to the block
     pre.text = None
     for child in list(pre):
         pre.remove(child)
@@ -138,6 +149,7 @@ def _collapse_code_block(pre: etree._Element) -> None:
 
 
 def _text_outside(pre: etree._Element, code: etree._Element) -> Iterator[str]:
+    """Yield the texts inside `pre` that are not inside `code`."""
     inside = set(code.iter())
     for element in pre.iter():
         if element not in inside and element.text:
@@ -147,6 +159,7 @@ def _text_outside(pre: etree._Element, code: etree._Element) -> Iterator[str]:
 
 
 def _remove_footer(root: etree._Element) -> None:
+    """Remove the extension's line (_FOOTER) from the end of every text outside code."""
     for element in root.iter():
         if (found := _FOOTER.match(element.text or "")) and not _in_code(element):
             element.text = found[1]
@@ -159,10 +172,10 @@ def _in_code(element: etree._Element) -> bool:
 
 
 def _soup(root: etree._Element, html: str) -> BeautifulSoup:
-    """The tree as markdownify needs it, without a second parse.
+    """Build the Beautiful Soup tree that markdownify needs from lxml's, without parsing a second time.
 
-    Unknown tags (`List<String>`, where a page did not escape an answer's angle brackets) stay as the text they are in
-    `html`. Raises ValueError beyond MAX_DEPTH.
+    Unknown tags become text again, spelled as in `html`: they come from pages that did not escape the angle brackets of
+    an answer (`List<String>`). Raises UnreadableHtml beyond MAX_DEPTH.
     """
     soup = BeautifulSoup("", "html.parser")
     soup.reset()
@@ -180,8 +193,8 @@ def _soup(root: etree._Element, html: str) -> BeautifulSoup:
             if tag == "pre":
                 code_block = element if start else None
             depth += 1 if start else -1
-            if depth > walker.MAX_DEPTH:
-                raise ValueError(f"the HTML is nested more than {walker.MAX_DEPTH} levels deep")
+            if depth > fast_markdown.MAX_DEPTH:
+                raise UnreadableHtml(f"the HTML is nested more than {fast_markdown.MAX_DEPTH} levels deep")
             if start:
                 soup.handle_starttag(tag, None, None, _attributes(element, numbers))
             else:
@@ -194,7 +207,10 @@ def _soup(root: etree._Element, html: str) -> BeautifulSoup:
 
 
 def _is_kept(element: etree._Element) -> bool:
-    """False for the root and for a `div` that is all its parent `div` holds (1,000 of them are one)."""
+    """Tell whether the element gets into the soup: not the root, and not a `div` that is all its parent `div` holds.
+
+    Leaving the latter out keeps 1,000 nested `div`s from counting as 1,000 levels of nesting.
+    """
     parent = element.getparent()
     if parent is None or element.tag == "body":
         return False
@@ -205,7 +221,7 @@ def _is_kept(element: etree._Element) -> bool:
 
 
 def _literal_tag(element: etree._Element, html: str, start: bool) -> str:
-    """The tag as text, in the capitals that `html` has; no end tag where `html` has none."""
+    """Return the tag as text, in upper or lower case as in `html`; "" for an end tag that `html` does not have."""
     opening = "<" if start else "</"
     written = re.search(re.escape(opening + element.tag), html, re.IGNORECASE)
     if written is None:
@@ -215,7 +231,10 @@ def _literal_tag(element: etree._Element, html: str, start: bool) -> str:
 
 
 def _attributes(element: etree._Element, numbers: dict) -> dict[str, str]:
-    """The element's attributes; an item of an ordered list gets its number as `value`."""
+    """Return the element's attributes; an item of an ordered list gets its number as `value`.
+
+    `numbers` holds the next number of each ordered list so far, and is updated.
+    """
     attributes = {str(name): value for name, value in element.attrib.items()}
     if element.tag == "ol":
         numbers[element] = syntax.first_number(element)
@@ -228,10 +247,11 @@ def _attributes(element: etree._Element, numbers: dict) -> dict[str, str]:
 
 
 class PageConverter(MarkdownConverter):
-    """markdownify for trees from `tidy`: nothing is escaped, code is verbatim, tables and lists are GitHub's.
+    """A markdownify converter for trees from `tidy`: it escapes nothing, copies code, and writes GitHub's tables and lists.
 
-    Each `convert_<tag>(element, text, parent_tags)` gets the markdown of the children and returns the element's. This
-    is the reference: `cleaning.html.fast_markdown` writes the same, and what is not in the walker's table comes here.
+    Each `convert_<tag>(element, text, parent_tags)` gets the markdown of the element's children and returns that of the
+    element. This is the reference: `cleaning.html.fast_markdown` must write the same, and leaves to this class what it
+    does not know.
     """
 
     class Options(MarkdownConverter.DefaultOptions):
@@ -239,7 +259,7 @@ class PageConverter(MarkdownConverter):
         bullets = "-"
 
     def process_text(self, el: PageElement, parent_tags: set[str] | None = None) -> str:
-        """A text node: as it is in code; elsewhere line ends lose the spaces around them."""
+        """Return a text node unchanged in code; elsewhere without the spaces around its line ends."""
         text = str(el)
         if "pre" in (parent_tags or ()):
             return text
@@ -297,7 +317,7 @@ class PageConverter(MarkdownConverter):
         if not text:
             return ""
         if el.parent.name == "li":
-            # Text after a nested list would be read as part of its last item without a blank line.
+            # Without the blank line, text after a nested list would be read as part of the list's last item.
             return f"\n{text}\n" if _next_content(el) is None else f"\n{text}\n\n"
         return f"\n\n{text}\n\n"
 
@@ -320,19 +340,19 @@ class PageConverter(MarkdownConverter):
         return syntax.row(cells, text, is_first, is_header=all(cell.name == "th" for cell in cells))
 
 
-def _mark(mark: str, end: str):
-    """A converter for what stands between two marks."""
+def _delimited(start: str, end: str):
+    """Return a converter that writes the element's text between two delimiters."""
 
     def convert(self: PageConverter, el: Tag, text: str, parent_tags: set[str]) -> str:
-        return text if "_noformat" in parent_tags else syntax.enclose(text, mark, end)
+        return text if "_noformat" in parent_tags else syntax.enclose(text, start, end)
 
     return convert
 
 
-PageConverter.convert_b = PageConverter.convert_strong = _mark("**", "**")
-PageConverter.convert_i = PageConverter.convert_em = _mark("*", "*")
-PageConverter.convert_del = PageConverter.convert_s = PageConverter.convert_strike = _mark("~~", "~~")
-PageConverter.convert_sub, PageConverter.convert_sup = _mark("<sub>", "</sub>"), _mark("<sup>", "</sup>")
+PageConverter.convert_b = PageConverter.convert_strong = _delimited("**", "**")
+PageConverter.convert_i = PageConverter.convert_em = _delimited("*", "*")
+PageConverter.convert_del = PageConverter.convert_s = PageConverter.convert_strike = _delimited("~~", "~~")
+PageConverter.convert_sub, PageConverter.convert_sup = _delimited("<sub>", "</sub>"), _delimited("<sup>", "</sup>")
 
 
 def _is_block(node: PageElement | None) -> bool:
@@ -340,7 +360,7 @@ def _is_block(node: PageElement | None) -> bool:
 
 
 def _next_content(el: Tag) -> PageElement | None:
-    """The next sibling that is not white space."""
+    """Return the next sibling that is not white space."""
     sibling = el.next_sibling
     while sibling is not None and not isinstance(sibling, Tag) and not str(sibling).strip():
         sibling = sibling.next_sibling
@@ -348,6 +368,6 @@ def _next_content(el: Tag) -> PageElement | None:
 
 
 def _close_to_nested_list(el: Tag, text: str) -> str:
-    """One line end after a block of a list item when a nested list follows; two elsewhere."""
+    """Remove one line end after `text`, the markdown of `el`, if `el` is in a list item and a nested list follows it."""
     nested = el.parent.name == "li" and getattr(_next_content(el), "name", None) in ("ul", "ol")
     return text.removesuffix("\n") if nested else text

@@ -1,6 +1,6 @@
-"""How each piece of markdown is written, whoever walks the tree: used by `cleaning.html.markdown` and `cleaning.html.fast_markdown`.
+"""How each piece of markdown is written: shared by the reference (`cleaning.html.markdown`) and the fast converter.
 
-An `element` here is anything with `.get(attribute, default)`: lxml's elements have it and Beautiful Soup's tags too.
+An `element` here is anything with `.get(attribute, default)`: an element of lxml or a tag of Beautiful Soup.
 """
 
 import re
@@ -14,9 +14,9 @@ _RULES = {"left": ":---", "right": "---:", "center": ":---:"}
 
 
 def fold_lines(text: str) -> str:
-    """`text` without spaces around its line ends and without blank lines.
+    """Return `text` without spaces around its line ends and without blank lines.
 
-    By splitting: the pattern that says the same looks at a run of n spaces n times.
+    The text is split, because the regular expression that does the same looks at a run of n spaces n times.
     """
     if "\n" not in text:
         return text
@@ -25,22 +25,23 @@ def fold_lines(text: str) -> str:
     return "\n".join([first.rstrip(" \t\r"), *kept, last.lstrip(" \t\r")])
 
 
-def enclose(text: str, mark: str, end: str) -> str:
-    """An inline mark around `text`; spaces and line ends at its borders move outside, where markdown wants them."""
+def enclose(text: str, start: str, end: str) -> str:
+    """Put inline delimiters around `text`. White space at either end of it moves outside, where markdown wants it."""
     stripped = text.strip()
     if not stripped:
         return text
     if len(stripped) == len(text):
-        return mark + text + end
-    start = text.index(stripped)
-    return f"{text[:start]}{mark}{stripped}{end}{text[start + len(stripped) :]}"
+        return start + text + end
+    at = text.index(stripped)
+    return f"{text[:at]}{start}{stripped}{end}{text[at + len(stripped) :]}"
 
 
 def link(element, text: str) -> str:
+    """Write a link, or only its text where that is the address: the page makes links of bare addresses."""
     address, title = element.get("href"), element.get("title")
     stripped = text.strip()
     if not address or not stripped or (stripped == address and not title):
-        return text  # the page makes links of bare addresses
+        return text
     return enclose(text, "[", f"]({address}{_quoted(title)})")
 
 
@@ -53,7 +54,7 @@ def _quoted(title: str | None) -> str:
 
 
 def code_span(text: str) -> str:
-    """Its delimiter is longer than any run of backticks inside; spaces only where they are needed."""
+    """Write a code span. Its delimiter is longer than any run of backticks inside, and is padded only where it must be."""
     text = text.replace("\n", " ")
     if "`" not in text and text[0] != " ":
         return f"`{text}`"
@@ -63,13 +64,14 @@ def code_span(text: str) -> str:
 
 
 def code_block(code: str, language: str) -> str:
+    """Write a fenced code block. Its fence is longer than any run of backticks inside."""
     fence = "`" * max(3, _longest_run(code) + 1)
     line_end = "" if not code or code.endswith("\n") else "\n"
     return f"\n\n{fence}{language}\n{code}{line_end}{fence}\n\n"
 
 
 def code_block_in_cell(code: str) -> str:
-    """One code span a line: no block can stand in a table's cell."""
+    """Write each line of a code block as a code span of its own, because a table's cell cannot hold a block."""
     return "<br>".join(code_span(line) if line else "" for line in code.rstrip("\n").split("\n"))
 
 
@@ -83,7 +85,7 @@ def formula(tex: str, display: bool) -> str:
 
 
 def checkbox(element) -> str:
-    """The box of a task list."""
+    """Write the box of a task list's item; nothing for other kinds of input."""
     if element.get("type") != "checkbox":
         return ""
     return "[x]" if element.get("checked") is not None else "[ ]"
@@ -99,7 +101,7 @@ def quotation(text: str) -> str:
 
 
 def list_item(bullet: str, text: str, loose: bool) -> str:
-    """An item, its further lines indented by the bullet's width; blank lines around it in a loose list."""
+    """Write a list item, its further lines indented by the bullet's width, with blank lines around it if it is `loose`."""
     text = bullet + text.strip(" \t\n")
     if "\n" in text:
         indent = " " * len(bullet)
@@ -110,23 +112,28 @@ def list_item(bullet: str, text: str, loose: bool) -> str:
 
 
 def first_number(ordered_list) -> int:
+    """Return the number of the list's first item: its `start`, if that is one, or 1."""
     start = ordered_list.get("start", "")
     return int(start) if _NUMBER.fullmatch(start) else 1
 
 
 def cell(element, text: str) -> str:
-    """A table's cell. Everything in it is on one line, and a `|` of its own is escaped, also in code and formulas."""
+    """Write a table's cell on one line. A `|` inside it is escaped, in code and formulas too."""
     text = text.strip(" \t\n").replace("\n", " ").replace("|", "\\|")
     return f" {text}" + " |" * columns(element)
 
 
 def columns(cell) -> int:
+    """Return how many columns the cell spans; at most 1,000, as in HTML."""
     span = cell.get("colspan", "")
     return min(1000, max(1, int(span))) if _COLUMNS.fullmatch(span) else 1
 
 
 def row(cells: list, text: str, is_first: bool, is_header: bool) -> str:
-    """A row; under the first the rule that makes it a table (a table without header gets an empty one)."""
+    """Write a table's row. The first is followed by the line that makes it a table.
+
+    A table without a header gets an empty one, because markdown has no table without.
+    """
     line = f"|{text}\n"
     if not is_first:
         return line

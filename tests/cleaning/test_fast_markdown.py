@@ -1,4 +1,4 @@
-"""The fast path writes what the reference writes: on the corpora, the demo's dump and trees that hypothesis makes."""
+"""The fast converter writes what the reference writes: on the corpora, the demo's dump and random trees of hypothesis."""
 
 import html
 import json
@@ -9,29 +9,29 @@ from helpers.markdown_cases import CODE_BLOCKS, GOLDEN, UNREADABLE, page, tex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning.html import fast_markdown as walker
-from cleaning.html.markdown import html_to_markdown, parse, tidy
+from cleaning.html import fast_markdown
+from cleaning.html.markdown import UnreadableHtml, html_to_markdown, parse, tidy
 from cleaning.sources import Rejection, read_conversation
 from fastft.demo.make_dump import DUMP
-from fastft.errors import UserError
 
 
 def both(source: str) -> tuple[str, str]:
-    """What the fast path and the reference make of `source`; a refusal, which only depth excuses, is its message."""
+    """Return what the fast converter and the reference make of `source`; for a refusal, its message."""
     results = []
     for reference in (False, True):
         try:
             results.append(html_to_markdown(source, reference=reference))
-        except (UserError, ValueError) as error:
+        except UnreadableHtml as error:
             assert "nested" in str(error)
             results.append(str(error))
     return results[0], results[1]
 
 
-def is_walked(source: str) -> bool:
+def is_fast(source: str) -> bool:
+    """Tell whether the fast converter knows everything in `source`."""
     root = parse(source)
     tidy(root)
-    return walker.to_markdown(root) is not None
+    return fast_markdown.to_markdown(root) is not None
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -42,8 +42,8 @@ def test_constructs(name):
 
 def test_constructs_of_the_page_do_not_need_the_reference():
     foreign = {"unescaped angle brackets", "item in a wrapper"}
-    assert {name for name, (source, _) in GOLDEN.items() if not is_walked(page(source))} == foreign
-    assert all(is_walked(page(block % "x")) for block, _ in CODE_BLOCKS.values())
+    assert {name for name, (source, _) in GOLDEN.items() if not is_fast(page(source))} == foreign
+    assert all(is_fast(page(block % "x")) for block, _ in CODE_BLOCKS.values())
 
 
 @pytest.mark.parametrize("corpus", ["generated", "rendered"])
@@ -53,7 +53,7 @@ def test_corpora(corpus):
         pytest.skip(f"no corpora at {benchmark.DATA}: set FASTFT_DATA to the directory of chats/")
     answers = [turn.text for turn, _ in benchmark.turns(path) if turn.html]
     assert [fast for fast, reference in map(both, answers) if fast != reference] == []
-    assert sum(map(is_walked, answers)) >= 0.99 * len(answers)
+    assert sum(map(is_fast, answers)) >= 0.99 * len(answers)
 
 
 def test_demo_dump():
@@ -62,12 +62,12 @@ def test_demo_dump():
         try:
             answers += [turn.text for turn in read_conversation(record).turns if turn.html]
         except Rejection:
-            continue  # dirt that was put there
-    assert len(answers) > 100 and all(map(is_walked, answers))
+            continue  # a faulty record that the demo puts into its dump on purpose
+    assert len(answers) > 100 and all(map(is_fast, answers))
     assert [fast for fast, reference in map(both, answers) if fast != reference] == []
 
 
-# Text as it stands between tags: white space of all kinds, what markdown could take for its own, literal angle brackets.
+# Text between tags: all kinds of white space, characters that mean something in markdown, literal angle brackets.
 TEXT = st.text(st.sampled_from("ab|`*_ \n\t\r\f\xa0\u3000\x1b<&#-1.\\$"), max_size=6).map(html.escape)
 SPACE = st.sampled_from(["", "", "", " ", "\n", "\n\n", " \n ", "\t", "\xa0", "\r\n", "\x0c", "&nbsp; "])
 FORMULA = st.tuples(
@@ -93,7 +93,7 @@ FOREIGN = "x-y kbd tt q dl dt dd u figure caption video template details".split(
 
 @st.composite
 def pages(draw, foreign: bool = False, depth: int = 4) -> str:
-    """An answer's HTML: lists hold items and tables rows, but now and then anything stands anywhere."""
+    """Draw the HTML of an answer: lists hold items and tables hold rows, but now and then any element is anywhere."""
     tags = st.sampled_from([*INLINE, *BLOCKS, *GROUPS, *(FOREIGN if foreign else [])])
 
     def element(opening: str, left: int) -> str:

@@ -1,4 +1,4 @@
-"""HTML of the ChatGPT page to markdown: one golden case per construct; code must come through byte for byte."""
+"""HTML of the ChatGPT page becomes markdown: one golden case per construct, and code that is copied byte for byte."""
 
 import html
 import json
@@ -11,9 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from cleaning.html.markdown import html_to_markdown
+from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.sources import looks_like_html, read_conversation
-from fastft.errors import UserError
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -30,7 +29,7 @@ def test_code_block_shape(shape):
     assert html_to_markdown(page("<p>a</p>" + block % code + "<p>b</p>")) == expected
 
 
-# What a CommonMark parser reads back unchanged: it replaces NUL itself, and line ends are one "\n".
+# Characters that a CommonMark parser reads back unchanged: it replaces NUL, and turns all line ends into "\n".
 CODE = st.text(
     st.one_of(
         st.sampled_from("`~ \n\t<>&|*_#-\\$'\"x"),
@@ -59,7 +58,7 @@ def test_text_is_not_rewritten(text):
     assert html_to_markdown(page(f"<p>{html.escape(text)}</p>")).strip(" \t") == expected
 
 
-# All tags that pages have, and some that they never had.
+# Tags that pages have, and some that they never had.
 TREE_TAGS = "p div span ul ol li table tr td th pre code b em a blockquote h2 br hr del sup dl dt img input q tex x-y"
 TREES = st.recursive(
     st.text("ab|`*_ \n<&", max_size=6).map(html.escape),
@@ -79,7 +78,7 @@ def test_no_tree_crashes(tree):
 
 @pytest.mark.parametrize("source", UNREADABLE)
 def test_html_that_cannot_be_read_whole_is_refused(source):
-    with pytest.raises(UserError, match="nested"):
+    with pytest.raises(UnreadableHtml, match="nested"):
         html_to_markdown(source)
 
 
@@ -115,9 +114,9 @@ def test_the_boxes_around_the_pages_wrapper():
     assert answer.html and html_to_markdown(answer.text) == "x **y**"
 
 
-def test_a_wrapper_somewhere_in_an_answer_is_mentioned():
-    behind = f"Sure. {page('<pre><code>x</code></pre>')}"
-    assert not turns(("human", "q"), ("gpt", behind))[1].html and looks_like_html(behind)
+def test_a_wrapper_somewhere_in_an_answer_is_counted():
+    after_text = f"Sure. {page('<pre><code>x</code></pre>')}"
+    assert not turns(("human", "q"), ("gpt", after_text))[1].html and looks_like_html(after_text)
     assert not looks_like_html(f"The page writes:\n```html\n{page('x')}\n```\nfor each answer.")
 
 
@@ -145,7 +144,7 @@ def test_a_bare_wrapper_counts_only_if_all_answers_have_one():
 
 
 def test_golden_cases_read_back_as_json():
-    """Every expectation above can stand in conversations.jsonl."""
+    """Every expectation above can be written to conversations.jsonl."""
     assert all(json.loads(json.dumps(e)) == e and not re.search("Copy code|katex|hljs", e) for _, e in GOLDEN.values())
 
 

@@ -1,19 +1,19 @@
-"""The converter of HTML, fuzzed with coverage as the guide: `make fuzz`, FUZZ_SECONDS (60) long.
+"""Fuzz the HTML converter with coverage guidance: `make fuzz` runs this for FUZZ_SECONDS (60).
 
-    python tests/fuzz/converter.py CORPUS_DIR -max_total_time=60     any option of libFuzzer
-    python tests/fuzz/converter.py crash-…                           one input again
+    python tests/fuzz/converter.py CORPUS_DIR -max_total_time=60     with any options of libFuzzer
+    python tests/fuzz/converter.py crash-…                           runs one input again
 
-Needs atheris, lxml, beautifulsoup4 and markdownify. A byte of an input names a piece of HTML, so that a mutation is another
-tag or border and never half of one. tests/cleaning/test_fuzz.py has hypothesis put the same pieces to the same `check`.
+Needs atheris, lxml, beautifulsoup4 and markdownify, and nothing else of the project's dependencies. Each byte of an input
+stands for a piece of HTML, so that a mutation gives another tag or text and never half of one. tests/cleaning/test_fuzz.py
+runs the same `check` on the same pieces with hypothesis.
 """
 
 import sys
 from pathlib import Path
 
-from fastft.errors import UserError
-
 ROOT = Path(__file__).parents[2]
-# No markdown is longer: a line end in code costs its indent in 75 nested lists, and `colspan` counts up to 1,000.
+# How many times longer than the HTML the markdown may be: a line end in code inside 75 nested lists costs 75 indents, and
+# one cell may span 1,000 columns.
 MOST_TIMES = 1_000
 
 _CONTAINERS = """
@@ -44,12 +44,12 @@ assert len(PIECES) <= 256
 
 
 def soup(data: bytes) -> str:
-    """The HTML that `data` stands for."""
+    """Return the HTML that `data` stands for."""
     return "".join(PIECES[byte % len(PIECES)] for byte in data)
 
 
 def check(html: str) -> None:
-    """Both ways to convert `html` give the same, of bounded size, or refuse it with a ValueError."""
+    """Assert that both converters give the same markdown for `html`, of bounded size, or refuse it with the same reason."""
     fast, reference = _converted(html, reference=False), _converted(html, reference=True)
     assert fast == reference, f"the fast path and the reference differ on {html!r}:\n{fast!r}\n{reference!r}"
     assert len(fast) <= MOST_TIMES * (len(html) + 1), f"{len(fast):,} characters from {len(html):,}: {html!r}"
@@ -57,11 +57,11 @@ def check(html: str) -> None:
 
 
 def _converted(html: str, reference: bool) -> str:
-    from cleaning.html.markdown import html_to_markdown
+    from cleaning.html.markdown import UnreadableHtml, html_to_markdown  # late, so that `main` can instrument it
 
     try:
         return html_to_markdown(html, reference=reference)
-    except (UserError, ValueError) as error:
+    except UnreadableHtml as error:
         return f"refused: {error}"
     except BaseException:
         print(f"\nraised by {html!r}", file=sys.stderr)
