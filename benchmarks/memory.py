@@ -32,7 +32,7 @@ from fastft.common.distributed import join_ranks
 from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
 from fastft.cost.memory import GIB, Memory, load_shape, peak_memory, setup_of
 from fastft.model import attention, lora, weights
-from fastft.model import build as model
+from fastft.model import build
 from fastft.model.activation_checkpointing import recompute
 from fastft.train.loop import accumulate_gradients
 from fastft.train.optim import build_optimizer, clip_gradients, update
@@ -129,7 +129,7 @@ class GpuPrecision(ExitStack):
         from transformers import AttentionInterface
 
         mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        self.enter_context(patch.object(model, "MixedPrecisionPolicy", lambda **_: mixed))
+        self.enter_context(patch.object(build, "MixedPrecisionPolicy", lambda **_: mixed))
         AttentionInterface.register("varlen", attention._varlen)
         return super().__enter__()
 
@@ -138,15 +138,15 @@ def _peak(model_config, config: TrainConfig, world: int, device: torch.device, l
     gc.collect()  # the model before, whose parts refer to each other
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     # As fastft.model.build.prepare_model, with random weights.
-    mesh = model.make_mesh(device, config.replicas)
+    mesh = build.make_mesh(device, config.replicas)
     backend = "varlen" if fake else attention.choose_attention(config.attention, device)[0]
-    causal_lm = model.build(model_config, backend, "model")
-    trained = model.TrainedModel(causal_lm)
+    causal_lm = build.build_model(model_config, backend, "model")
+    trained = build.TrainedModel(causal_lm)
     if config.lora.r:
         lora.add_adapters(causal_lm, trained.blocks, config.lora, "model", low)
     for block in trained.blocks:
         recompute(block, config.gradient_checkpointing)
-    model.shard(trained, mesh, config.offload, set())
+    build.shard(trained, mesh, config.offload, set())
 
     with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext(), LiveTensors() as counter:
         shapes = {name: parameter.shape for name, parameter in trained.named_parameters()}

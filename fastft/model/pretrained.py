@@ -13,7 +13,7 @@ from fastft.config import TrainConfig
 from fastft.errors import UserError
 from fastft.model.rope_scaling import fit_seq_len
 
-HUB_LIMIT_S = 6.0
+HUB_LIMIT_S = 5.0
 """A Hub that is there answers within a second."""
 
 

@@ -1,15 +1,22 @@
 """`fastft estimate`: its arithmetic against the plan of the run itself, its table, and mistakes in one line each."""
 
+import os
+import socket
+import subprocess
+import sys
+import threading
+
 import pytest
+import yaml
 from helpers import models
 
 from fastft.cli import main
 from fastft.config import LoraConfig, TrainConfig
-from fastft.cost import estimate
 from fastft.cost.estimate import RESERVED, Work, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import training_flops
-from fastft.cost.gpus import GPUS, peak_flops
+from fastft.cost.gpus import GPUS, TABLE, find_gpu, peak_flops
 from fastft.cost.memory import GIB, load_shape
+from fastft.cost.spot.prices import KINDS
 from fastft.data.dataset import tokenized
 from fastft.data.step_plan import StepPlan
 from fastft.data.template.chat_template import load_template
@@ -27,6 +34,32 @@ def ground(tmp_path_factory):
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
     AutoConfig.for_model("llama", vocab_size=32000, max_position_embeddings=4096, **sizes).save_pretrained(path / "7b")
     return path
+
+
+@pytest.fixture
+def http_hub():
+    """An endpoint that answers every request with 404, as the Hub does for a repository that it does not have."""
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Nothing(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Nothing)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 def config(ground, **options) -> TrainConfig:
@@ -91,24 +124,34 @@ def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground):
     assert full == 8192**2 and sliding == 8192**2 - 4096**2
 
 
-def test_every_gpu_has_a_peak():
-    assert all(peak_flops(name) for name in GPUS)
+def test_the_table_of_gpus():
+    """A kind is found by its name, by what its name begins with, and as drivers and catalogs spell it."""
+    spelled = {
+        "H100-80GB": ["H100", "h100", "H100-80GB", "H100 80GB", "H100-SXM", "NVIDIA H100 80GB HBM3"],
+        "A100-80GB": ["A100-80GB", "a100_80gb", "NVIDIA A100-SXM4-80GB"],
+        "RTX-4090": ["RTX-4090", "RTX4090", "4090", "NVIDIA GeForce RTX 4090"],
+    }
+    for name, spellings in spelled.items():
+        assert {find_gpu("gpus", spelling).name for spelling in spellings} == {name}
+    assert all(peak_flops(gpu.device) == gpu.bf16_flops for gpu in TABLE)
+    assert KINDS["A100"] == "A100-40GB" and set(KINDS.values()) == set(GPUS)
 
 
 def test_the_command_with_data(ground, capsys):
     flags = ["--model", str(ground / "model"), "--data", str(ground / "data.jsonl"), "--seq_len", "160"]
-    rows = table(capsys, *flags, "--gpus", "H200,L40S", "--counts", "1,8", "--price_per_gpu", "2")
+    rows = table(capsys, *flags, "--gpus", "H200,l40s,L40S", "--counts", "1,8", "--price_per_gpu", "2")
     assert [row[:2] for row in rows] == [["H200", "1"], ["H200", "8"], ["L40S", "1"], ["L40S", "8"]]
     assert all(row[4] == "yes" and len(row) == 9 for row in rows)
 
 
 def test_the_command_without_data(ground, tmp_path, capsys):
     """--tokens stands for data, also for the stages of a YAML file; prices by kind; all kinds by default."""
-    (tmp_path / "run.yaml").write_text(
-        f"model: {ground / '7b'}\nstages:\n- data: nowhere.jsonl\nglobal_batch_size: 64\n"
-    )
-    arguments = ["--config", str(tmp_path / "run.yaml"), "--tokens", "1000000", "--price_per_gpu", "H200=3,A10G=1"]
-    rows = table(capsys, *arguments)
+    run = {"model": str(ground / "7b"), "stages": [{"data": "nowhere.jsonl"}], "global_batch_size": 64}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    prices = ["--price_per_gpu", "H200=3,A10G=1"]
+    rows = table(capsys, "--config", str(tmp_path / "run.yaml"), "--tokens", "1000000", *prices)
+    (tmp_path / "tokens.yaml").write_text(yaml.safe_dump({**run, "tokens": 1000000}))
+    assert table(capsys, "--config", str(tmp_path / "tokens.yaml"), *prices) == rows
     assert {row[0] for row in rows} == set(GPUS) and {row[1] for row in rows} == {"1", "2", "4", "8"}
     assert {row[0] for row in rows if row[-1] != "-"} == {"H200", "A10G"}
     assert rows[0][2:5] == ["103.9", "39", "no"]
@@ -127,11 +170,12 @@ def test_where_nothing_fits_it_says_what_helps(ground, capsys):
     [
         (["--model", "no/such-model"], "no/such-model: the model's config cannot be read"),
         (["--model", "./nowhere"], "./nowhere: no such directory"),
-        (["--gpus", "H100"], "gpus: no GPU 'H100' is known; known are A100-40GB, "),
+        (["--gpus", "H300"], "gpus: no GPU 'H300' is known; known are A100-40GB, "),
+        (["--gpus", "A100"], "gpus: 'A100' may mean A100-40GB or A100-80GB; say which"),
+        (["--gpus", "L4"], "gpus: no GPU 'L4' is known"),
         (["--gpus", ","], "gpus: names no GPU"),
         (["--mfu", "0"], "mfu: 0.0 is not above 0 and at most 1"),
         (["--mfu", "1.5"], "mfu: 1.5 is not"),
-        (["--mfu", "nan"], "mfu: expected float, got 'nan'"),
         (["--counts", "0"], "counts: '0' is not a list of numbers from 1 on"),
         (["--counts", "1,x"], "counts: '1,x' is not"),
         (["--counts", ""], "counts: '' is not"),
@@ -139,9 +183,9 @@ def test_where_nothing_fits_it_says_what_helps(ground, capsys):
         (["--tokens", "0"], "tokens: 0 is not 1 or more"),
         (["--price_per_gpu", "H100-80GB=dear"], "price_per_gpu: 'H100-80GB=dear' is neither a price"),
         (["--price_per_gpu", "H300=1"], "price_per_gpu: no GPU 'H300' is known"),
-        (["--seq_len", "0"], "window: 0 is not 1 or more"),
-        (["--seq_lenw", "1"], "unknown key 'windoww'; the nearest valid one is 'window'"),
-        (["--mfuu", "1"], "unknown key 'mfuu'; the nearest valid one is 'mfu'"),
+        (["--price_per_gpu", "A100=1"], "price_per_gpu: 'A100' may mean A100-40GB or A100-80GB"),
+        (["--price_per_gpu", "H100=nan"], "price_per_gpu: 'H100=nan' is neither a price"),
+        (["--seq_len", "0"], "seq_len: 0 is not 1 or more"),
     ],
 )
 def test_mistakes_are_one_line(ground, capsys, arguments, said):
@@ -151,13 +195,68 @@ def test_mistakes_are_one_line(ground, capsys, arguments, said):
     assert captured.err.startswith(f"error: {said}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seq_lenn", "1"], "unknown key 'seq_lenn'; the nearest valid one is 'seq_len'"),
+        (["--mfuu", "1"], "unknown key 'mfuu'; the nearest valid one is 'mfu'"),
+        (["--tokenss", "1"], "unknown key 'tokenss'; the nearest valid one is 'tokens'"),
+        (["--mfu", "fast"], "mfu: expected a number, got 'fast'"),
+        (["--mfu", "nan"], "mfu: expected a number, got 'nan'"),
+    ],
+)
+def test_a_wrong_command_names_the_nearest_key(ground, capsys, arguments, said):
+    assert main(["estimate", "--model", str(ground / "7b"), *arguments]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 def test_without_data_it_asks_for_some(ground, capsys):
     assert main(["estimate", "--model", str(ground / "7b")]) == 1
-    assert "--tokens" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("without any yet, say --tokens 10000000\n")
 
 
 def test_help_lists_both_kinds_of_keys(capsys):
     with pytest.raises(SystemExit):
-        estimate.main(["--help"])
+        main(["estimate", "--help"])
     out = capsys.readouterr().out
-    assert "--price_per_gpu" in out and "--seq_len" in out
+    assert "--price_per_gpu" in out and "--seq_len" in out and all(name in out for name in GPUS)
+
+
+def test_the_printed_config_gives_the_same_estimate(ground, tmp_path, capsys):
+    flags = ["--model", str(ground / "7b"), "--tokens", "1000", "--gpus", "H100", "--counts", "8", "--seq_len", "512"]
+    with pytest.raises(SystemExit):
+        main(["estimate", *flags, "--print_config"])
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["tokens"] == 1000
+    (tmp_path / "estimate.yaml").write_text(printed)
+    assert table(capsys, "--config", str(tmp_path / "estimate.yaml")) == table(capsys, *flags)
+
+
+# The Hub -------------------------------------------------------------------------------------------------------------------
+
+
+def from_the_hub(tmp_path, endpoint: str) -> subprocess.CompletedProcess:
+    """An estimate for a name on the Hub, whose place `endpoint` takes; it may ask there, and its cache is empty."""
+    code = "import sys; from fastft.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = [sys.executable, "-c", code, "estimate", "--model", "some/model", "--tokens", "1000"]
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_hub_that_cannot_be_reached_is_said_without_retries(tmp_path, listens):
+    """Refused, and taken up but never answered: one line each, with what helps, and none about trying again."""
+    with socket.socket() as hub:
+        hub.bind(("127.0.0.1", 0))
+        if listens:
+            hub.listen()
+        done = from_the_hub(tmp_path, f"http://127.0.0.1:{hub.getsockname()[1]}")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: some/model: no such directory, and the Hugging Face Hub cannot be reached (")
+    assert "a directory that holds the model's config.json is enough" in done.stderr
+
+
+def test_an_answer_of_the_hub_is_left_to_transformers(tmp_path, http_hub):
+    done = from_the_hub(tmp_path, http_hub)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "some/model: the model's config cannot be read (some/model is not a local folder" in done.stderr

@@ -181,16 +181,16 @@ def test_laws(llama_7b, setup):
 # Out of memory -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["train.train_step", "model.TrainedModel.forward"])
+@pytest.mark.parametrize("where", ["fastft.train.loop.train_step", "fastft.model.build.TrainedModel.forward"])
 def test_out_of_memory_names_what_helps(tmp_path, where):
     """The real run up to its first step, or to the proof before it, which ends as PyTorch ends it on a full GPU."""
     models.make_model(tmp_path / "model")
     models.make_data(tmp_path / "data.jsonl")
     code = (
-        "import sys, torch, fastft.model as model, fastft.train as train\n"
+        "import sys, torch, fastft.cli, fastft.model.build, fastft.train.loop\n"
         "def full(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
         f"{where} = full\n"
-        "sys.exit(train.main(sys.argv[1:]))"
+        "sys.exit(fastft.cli.main(['train', *sys.argv[1:]]))"
     )
     flags = ["--model", "model", "--data", "data.jsonl", "--output_dir", "run", "--gradient_checkpointing", "none"]
     arguments = [sys.executable, "-c", code, *flags, "--seq_len", "160", "--micro_batch_size", "4"]

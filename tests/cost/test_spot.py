@@ -1,4 +1,4 @@
-"""fastft.spot: prices and their doubts, formats of traces, the simulation against arithmetic, `fastft estimate --spot`."""
+"""fastft.cost.spot: prices and their doubts, formats of traces, the simulation against arithmetic, `fastft estimate --spot`."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from helpers import models
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastft.cost import estimate
+from fastft.cli import main
 from fastft.cost.spot.candidates import SpotConfig, compare
 from fastft.cost.spot.prices import cheapest, read_prices
 from fastft.cost.spot.simulate import Job, mean_between_preemptions, simulate, survival, undisturbed
@@ -42,7 +42,7 @@ def test_young_is_the_cheapest_interval(blocking, mean, upload):
 
 @pytest.mark.parametrize("times", [(-1, 1, 0), (1, 0, 0), (1, -1, 0), (1, math.inf, 0), (math.nan, 1, 0), (1, 1, -1)])
 def test_young_refuses_what_is_no_time(times):
-    with pytest.raises(UserError, match="is not a time in seconds"):
+    with pytest.raises(ValueError, match="is not a time in seconds"):
         young_interval(*times)
 
 
@@ -72,7 +72,7 @@ def test_doubts(tmp_path):
 
 def test_skypilots_catalog(tmp_path):
     """AWS's rows as they are; GCP's GPUs with the machine they are attached to, doubted where the GPUs alone give reason."""
-    catalog = Path(__file__).parent / "sky" / "catalog"
+    catalog = Path(__file__).parents[1] / "sky" / "catalog"
     offers = read_prices(f"{catalog / 'aws' / 'vms.csv'},{catalog / 'gcp' / 'vms.csv'}")
     assert cheapest(offers, "A100-80GB", 8, "aws", spot=True).spot == 8.6505
     assert cheapest(offers, "H100-80GB", 8, "gcp", spot=True).spot == pytest.approx(17.8848 + 2.15966)
@@ -287,36 +287,17 @@ def model(tmp_path_factory):
 
 def arguments(model: str, *more: str) -> list[str]:
     return [
-        "--model",
-        model,
-        "--tokens",
-        "100000000000",
-        "--seq_len",
-        "160",
-        "--counts",
-        "8,16",
-        "--gpus",
-        "H100-80GB",
-        *more,
-    ]
+        "estimate", "--model", model, "--tokens", "100000000000", "--seq_len", "160",
+        "--counts", "8,16", "--gpus", "H100-80GB", *more,
+    ]  # fmt: skip
 
 
 def test_the_command(model, tmp_path, capsys):
     """Cheapest first; a flag alone; doubts, what is left out and assumptions said; the page whole and escaped."""
     page = tmp_path / "page.html"
     own = write(tmp_path / "own.csv", OWN + 'aws,H100,8,"<b>here</b>",55,10\ngcp,H100,8,there,80,80\n')
-    options = [
-        "--spot",
-        "--prices",
-        str(own),
-        "--preemption_rate",
-        "0.2",
-        "--page",
-        str(page),
-        "--global_batch_size",
-        "32",
-    ]
-    assert estimate.main(arguments(model, *options)) == 0
+    options = ["--prices", str(own), "--preemption_rate", "0.2", "--page", str(page), "--global_batch_size", "32"]
+    assert main(arguments(model, "--spot", *options)) == 0
     out = capsys.readouterr().out
     assert "Cheapest: 1 x 8 H100-80GB, aws, spot" in out and "Not believed: gcp H100-80GB in there: spot $80.00" in out
     assert out.index("2 x 8 H100-80GB") > out.index("1 x 8 H100-80GB") and "Young's interval" in out
@@ -326,7 +307,7 @@ def test_the_command(model, tmp_path, capsys):
 
 def test_the_same_seed_gives_the_same_numbers(model, capsys):
     for seed in ("1", "1", "2"):
-        assert estimate.main(arguments(model, "--spot", "--global_batch_size", "32", "--seed", seed)) == 0
+        assert main(arguments(model, "--spot", "--global_batch_size", "32", "--seed", seed)) == 0
     first, second, other = capsys.readouterr().out.split(f"{model}: ")[1:]
     assert first == second != other
 
@@ -339,7 +320,6 @@ def test_the_same_seed_gives_the_same_numbers(model, capsys):
         (["--spot", "--trace", "nowhere.json"], "trace: nowhere.json: no such file"),
         (["--spot", "--trace", "x", "--preemption_rate", "1"], "preemption_rate: the trace has its own"),
         (["--spot", "--preemption_rate", "-1"], "preemption_rate: -1.0 is not 0 or more"),
-        (["--spot", "--preemption_rate", "nan"], "preemption_rate: expected float, got 'nan'"),
         (["--spot", "--preemption_rate", "1000"], "preemption_rate: 1000.0 is not between 0 and 60 preemptions"),
         (["--spot", "--trace", "/"], "trace: /: Is a directory"),
         (["--spot", "--prices", "/"], "prices: /: Is a directory"),
@@ -352,13 +332,18 @@ def test_the_same_seed_gives_the_same_numbers(model, capsys):
         ),
         (["--spot", "--checkpoint_every", "often"], "checkpoint_every: 'often' is neither auto nor minutes"),
         (["--spot", "--checkpoint_every", "0"], "checkpoint_every: '0' is neither"),
-        (["--spot", "--setup_minutes", "inf"], "setup_minutes: expected float"),
     ],
 )
 def test_mistakes_are_one_line(model, capsys, more, said):
-    assert estimate.main(arguments(model, "--global_batch_size", "32", *more)) == 1
+    assert main(arguments(model, "--global_batch_size", "32", *more)) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(f"error: {said}") and captured.err.count("\n") == 1, captured
+
+
+@pytest.mark.parametrize(("key", "value"), [("preemption_rate", "nan"), ("setup_minutes", "inf"), ("burst", "two")])
+def test_what_is_no_number_is_a_wrong_command(model, capsys, key, value):
+    assert main(arguments(model, "--spot", f"--{key}", value)) == 2
+    assert capsys.readouterr().err == f"error: {key}: expected a number, got {value!r}\n"
 
 
 def test_without_preemptions_spot_costs_its_price(model):
