@@ -23,6 +23,8 @@ import json
 import logging
 import math
 import os
+import select
+import signal
 import sys
 import traceback
 import types
@@ -33,12 +35,13 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from fastft.common import logs
 from fastft.errors import PeerError, UsageError, UserError
 
 logger = logging.getLogger(__name__)
 
 BUG = "this is a bug in fastft and not your mistake: please report it with the lines above"
-# What the machine refuses, as opposed to what a program asks for by mistake: one line with the path says it all.
+# Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM}
 
 
@@ -49,8 +52,8 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     """Call `main` and return the exit code of the process: the one place where an error becomes a line.
 
     A `UserError` is printed as one line ("error: …"), and so is a disk that is full or a directory that may not be written
-    to. Anything else is a bug: its traceback is printed, and a line that asks for a report; the code is 1. Of several
-    processes with the same error only those print it for which `speaks()` is true.
+    to. Anything else is a bug: its traceback is printed, and a line that asks for a report; the code is 1. Where several
+    processes meet the same error, only those print it for which `speaks()` is true.
     """
     try:
         code = main() or 0
@@ -62,9 +65,8 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # nobody reads on (`| head`), and only what has been done is still to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        return _end_of_reader() or _bug(speaks)
     except OSError as error:
         if error.errno not in MACHINE:
             return _bug(speaks)
@@ -72,12 +74,27 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     except Exception:  # noqa: BLE001  whatever it is
         return _bug(speaks)
     if speaks():
+        logs.clear_live()
         print(f"error: {line}", file=sys.stderr, flush=True)
     return code
 
 
+def _end_of_reader() -> int | None:
+    """The exit code if nobody reads the standard output any more (`| head`): that of a program that SIGPIPE ends.
+
+    None if the pipe that broke is another one.
+    """
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
+    if not poll.poll(0):
+        return None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+    return 128 + signal.SIGPIPE
+
+
 def _bug(speaks: Callable[[], bool]) -> int:
     if speaks():
+        logs.clear_live()
         traceback.print_exc()
         print(f"error: {BUG}", file=sys.stderr, flush=True)
     return 1

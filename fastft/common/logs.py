@@ -14,7 +14,7 @@ import shutil
 import sys
 
 OURS = ("fastft", "cleaning")  # the loggers that are shown; those of other libraries stay as they are
-_live = False  # whether a live line stands at the bottom of the terminal
+_live = False  # whether the last thing on the terminal is a live line
 
 
 def show(level: int = logging.INFO) -> None:
@@ -27,18 +27,24 @@ def show(level: int = logging.INFO) -> None:
 
 
 def show_live(line: str | None) -> None:
-    """Write `line` over the last one at the bottom of the terminal; None ends it. Nothing where stderr is no terminal."""
+    """Write `line` over the last one at the bottom of the terminal; None ends it. Does nothing if stderr is no terminal."""
     global _live
-    if not sys.stderr.isatty():
-        return
     if line is None:
         if _live:
             print(file=sys.stderr, flush=True)
         _live = False
-        return
-    width = shutil.get_terminal_size().columns - 1
-    print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
-    _live = True
+    elif sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+        _live = True
+
+
+def clear_live() -> None:
+    """Remove the live line, so that something else can be printed; the next `show_live` brings it back."""
+    global _live
+    if _live:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    _live = False
 
 
 def _handler() -> logging.Handler:
@@ -53,16 +59,17 @@ def _handler() -> logging.Handler:
             return message_renderable
 
         def emit(self, record: logging.LogRecord) -> None:
-            if _live:
-                print("\r\x1b[K", end="", file=sys.stderr)
+            clear_live()
             super().emit(record)
 
-    handler = LineHandler(console=Console(stderr=True, soft_wrap=True), highlighter=NullHighlighter())
+    handler = LineHandler(console=Console(stderr=True, soft_wrap=True), highlighter=NullHighlighter(), keywords=[])
     handler.setFormatter(_LineFormatter())
     return handler
 
 
 class _LineFormatter(logging.Formatter):
+    """Puts "warning: " or "error: " before a message of that level, and nothing before others."""
+
     def format(self, record: logging.LogRecord) -> str:
         kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         return kind + super().format(record)

@@ -336,9 +336,6 @@ def test_what_a_dataclass_raises_keeps_its_kind(cls, name):
         parse([f"--{name}", "2"], "x", "x", cls)
 
 
-# The way out
-
-
 def raising(error: BaseException):
     def main() -> int:
         raise error
@@ -381,8 +378,21 @@ def test_the_code_of_a_verb_is_the_processes():
     assert run(lambda: 3) == 3
 
 
-def test_a_reader_that_leaves_is_no_error():
-    code = "import sys; from fastft.common.command_line import run; sys.exit(run(lambda: [print(i) for i in range(9**6)] and 0))"
+def piped_into_head(statement: str) -> tuple[str, str]:
+    """(stdout, stderr) of `python | head -1` with the exit code of Python below."""
+    code = f"import sys; from fastft.common.command_line import run; sys.exit(run(lambda: {statement}))"
     command = f'"{sys.executable}" -c "{code}" | head -1; echo "${{PIPESTATUS[0]}}"'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("0\n0\n", "")
+    return done.stdout, done.stderr
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly():
+    assert piped_into_head("[print(i) for i in range(9**6)] and None") == ("0\n141\n", "")
+
+
+def test_another_pipe_that_breaks_is_a_bug():
+    code = (
+        "import sys; from fastft.common.command_line import run; sys.exit(run(lambda: exec('raise BrokenPipeError')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "please report it" in done.stderr

@@ -1,0 +1,87 @@
+"""Files are whole or not there, whatever happens while they are written."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from fastft.common.files import short_name, sync, write_whole, written_whole
+
+
+def names(path):
+    return sorted(each.name for each in path.iterdir())
+
+
+def test_text_and_bytes_replace_what_is_there(tmp_path):
+    for durable in (False, True):
+        write_whole(tmp_path / "a", "é\n", durable)
+        assert (tmp_path / "a").read_bytes() == "é\n".encode()
+        write_whole(tmp_path / "a", b"\xff", durable)
+        assert (tmp_path / "a").read_bytes() == b"\xff"
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    write_whole(tmp_path / "a", "old")
+    with pytest.raises(ZeroDivisionError), written_whole(tmp_path / "a") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "a", "\ud83d")
+    assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_nobody_sees_half_a_file(tmp_path):
+    """A writer that is killed again and again, and a reader who looks after each time."""
+    code = (
+        "import sys; from pathlib import Path; from fastft.common.files import write_whole; path = Path(sys.argv[1]); "
+        "print(flush=True); [write_whole(path, str(n % 10) * 200_000) for n in range(10**6)]"
+    )
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", code, tmp_path / "a"], stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        while not (tmp_path / "a").exists():
+            pass
+        for _ in range(20):
+            text = (tmp_path / "a").read_text()
+            assert len(text) == 200_000 and len(set(text)) == 1
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        text = (tmp_path / "a").read_text()
+        assert len(text) == 200_000 and len(set(text)) == 1
+
+
+def test_several_writers_do_each_other_no_harm(tmp_path):
+    def write(pid_of_another: str) -> None:
+        with written_whole(tmp_path / "a", several_writers=True) as partial:
+            assert str(os.getpid()) in partial.name
+            other = partial.with_name(partial.name.replace(str(os.getpid()), pid_of_another))
+            other.write_text("another's")
+            partial.write_text("mine")
+
+    thread = threading.Thread(target=write, args=("0",))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "a").read_text() == "mine" and (tmp_path / "a.0.tmp").read_text() == "another's"
+
+
+def test_directories_are_made_durable_too(tmp_path):
+    sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        sync(tmp_path / "nowhere")
+
+
+def test_a_short_name_does_not_tell_where_a_file_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "model").mkdir()
+    assert short_name(str(tmp_path / "org" / "model")) == "model"
+    assert short_name("org/model") == "model", "it is there, so it is no name on the Hub"
+    assert short_name("Qwen/Qwen2.5-7B") == "Qwen/Qwen2.5-7B"
+    assert short_name("~/secret/model") == short_name("./secret/model") == short_name("a/b/model") == "model"
+    assert short_name(".") == tmp_path.name
