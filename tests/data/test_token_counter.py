@@ -1,4 +1,4 @@
-"""Counting by words gives what the tokenizer gives, on any text, or says that it does not know."""
+"""Counting by words gives the tokenizer's own number of tokens for any text, or None."""
 
 import json
 import sys
@@ -39,10 +39,10 @@ def counters():
 @given(text=TEXT)
 def test_a_count_is_the_tokenizers(counters, name, text):
     counter, backend = counters[name]
-    counter.to_check = 0  # nothing is hidden by the guard
-    whole, behind = (len(backend.encode(t, add_special_tokens=False).ids) for t in (text, f"<s>{text}"))
+    counter.to_check = 0  # without the guard, which would hide a fault
+    whole, after = (len(backend.encode(t, add_special_tokens=False).ids) for t in (text, f"<s>{text}"))
     assert counter.count(text) in (None, whole)
-    assert counter.count(text, first=False) in (None, behind - 1)
+    assert counter.count(text, first=False) in (None, after - 1)
 
 
 LLAMA3 = QWEN_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
@@ -58,12 +58,12 @@ def test_the_words_of_chunks_are_those_of_the_text(counters, name, text):
     assume(counter.words.stable is None or counter.words.stable.fullmatch(text))
     first, *others = (chunk.replace(counting.HELD, " ") for chunk in counter._chunks(text))
     words = [*cut(first), *(word for chunk in others for word in cut(f" {chunk}"))]
-    # What is ASCII may be cut finer than the whole.
+    # A chunk that is ASCII may be cut finer than the same characters within a text that is not.
     assert [each for word in words for each in cut(word)] == [each for word in cut(text) for each in cut(word)]
 
 
 @lru_cache(maxsize=1)
-def _with_pattern(pattern: str) -> counting.Counter:
+def _with_pattern(pattern: str) -> counting.TokenCounter:
     backend = KINDS["byte_level"]().backend_tokenizer
     specification = json.loads(backend.to_str())
     specification["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
@@ -86,7 +86,7 @@ def test_plain_text_is_counted(counters, name):
 
 @pytest.mark.parametrize("name", BY_WORDS)
 def test_every_stable_character_is_cut_alike(counters, name):
-    """Each beside letters, digits, spaces and itself: the pattern's engine and the tokenizer's agree on what it is."""
+    """The pattern's engine and the tokenizer's agree about each of them beside letters, digits, spaces and itself."""
     counter, backend = counters[name]
     stable = [c for c in map(chr, range(sys.maxunicode + 1)) if counting._STABLE.fullmatch(c)]
     assert 30_000 < len(stable) < 60_000
@@ -122,7 +122,7 @@ def loaded(name: str):
 
 def test_a_counter_that_errs_is_not_asked_again(counters):
     _, backend = counters["gpt2"]
-    broken = counting.Counter(backend, counting.Words(str.split, str), list(CONTROL_TOKENS))
+    broken = counting.TokenCounter(backend, counting.Pretokenizer(str.split, str), list(CONTROL_TOKENS))
     assert broken.count("some words, and more") is None and broken.to_check < 0
     assert broken.count("a") is None
 
@@ -137,7 +137,7 @@ def test_other_tokenizers_are_asked(name):
         assert counter.count(text) in (None, len(backend.encode(text, add_special_tokens=False).ids))
 
 
-def test_pieces_that_go_on_behind_a_mark_are_not_words(counters):
+def test_pieces_that_continue_after_a_mark_are_not_words(counters):
     backend = KINDS["sentencepiece"]().backend_tokenizer
     specification = json.loads(backend.to_str())
     assert counting.counter_for(specification, backend)

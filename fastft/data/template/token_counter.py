@@ -1,17 +1,21 @@
-"""How many tokens a text has, exactly as its tokenizer counts them, and several times as fast.
+"""Count the tokens of a text exactly as its tokenizer does, and several times as fast.
 
-The tokens of most tokenizers are those of its words: a pattern (or the mark for a space) cuts the text, and byte pair
-encoding looks at one piece at a time. Words come again and again, so each is tokenised once and its count remembered, and
-so is that of each chunk between spaces, which is found without the pattern.
+With most tokenizers the tokens of a text are those of its words: the pre-tokenizer cuts the text (by a pattern, or at the
+marks that stand for spaces), and byte pair encoding looks at one word at a time. Words repeat, so each is tokenised once
+and its count remembered. The same is done with chunks between spaces, which are found without the pattern.
 
     counter = counter_for(specification, backend)      # of tokenizer.json, and the tokenizers.Tokenizer made of it
-    counter.count("some text")                         # None: not proven here, ask the tokenizer
+    counter.count("some text")                         # None: not proven for this text, ask the tokenizer
 
-What makes the count exact is checked on the specification: a known pattern and byte-level pieces (GPT-2, Llama 3, Qwen), or
-pieces of which none goes on behind a space mark (Llama 2, Mistral); where none joins a letter to a sign, words end there,
-too. Where the pattern speaks of letters and digits, texts with characters outside of blocks that all versions of Unicode
-agree on go to the tokenizer; those with an added token written in them are left alone. As a last guard the first texts are
-counted both ways, and a counter that errs once is not asked again.
+Why the count is exact:
+
+- The specification is checked for a known pattern with byte-level pieces (GPT-2, Llama 3, Qwen), or for space marks with
+  pieces none of which continues after a mark (Llama 2, Mistral). Where no piece joins a letter to a sign, words end
+  between the two as well.
+- Patterns speak of letters and digits, and versions of Unicode differ about some characters. A text with a character
+  outside of the blocks on which all versions agree is given to the tokenizer.
+- A text in which an added token is spelled is not counted (None).
+- As a last guard the first texts are counted both ways. A counter that errs once answers None from then on.
 """
 
 import re
@@ -24,19 +28,19 @@ import tokenizers
 from fastft.data.template.tokenizer_json import LLAMA_NORMALIZER
 
 CHECKED = 64  # texts that are counted both ways
-REMEMBERED = 1 << 19  # chunks, and as many words, about 150 MB in all; then all are forgotten
-LONGEST = 64  # characters of a chunk or word that is worth remembering
-HELD = "\0"  # stands for a space that does not begin a chunk
+REMEMBERED = 1 << 19  # chunks, and as many words: about 150 MB in all. When there are more, all are forgotten
+LONGEST = 64  # characters; longer chunks and words hardly ever come again
+HELD = "\0"  # stands for a space at which a text is not cut into chunks
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# The patterns of Llama 3, Qwen 2 and 3 (which differ in how many digits they take), by which a text is tiled with words.
+# The patterns of Llama 3, Qwen 2 and Qwen 3, which differ in how many digits a word may have. Their words tile a text.
 _LETTERS_FIRST = re.compile(
     r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)\|\[\^\\r\\n\\p\{L\}\\p\{N\}\]\?\\p\{L\}\+\|\\p\{N\}(?:\{1,3\})?\| "
     r"\?\[\^\\s\\p\{L\}\\p\{N\}\]\+\[\\r\\n\]\*\|\\s\*\[\\r\\n\]\+\|\\s\+\(\?!\\S\)\|\\s\+"
 )
-# Characters whose kind (letter, digit, space, other) has been the same in all versions of Unicode that are in use: ASCII
-# without control characters, Latin, Greek, Cyrillic, Hebrew and Arabic letters, usual punctuation and symbols, kana,
-# Han, Hangul, the emoji of Unicode 9. No marks, and nothing that NFC changes or that folds to an ASCII letter.
+# Characters whose kind (letter, digit, space, other) is the same in all versions of Unicode in use: ASCII without control
+# characters; Latin, Greek, Cyrillic, Hebrew and Arabic letters; common punctuation and symbols; kana, Han, Hangul; the
+# emoji of Unicode 9. No combining marks, nothing that NFC changes, and nothing that case folding makes an ASCII letter.
 _STABLE = re.compile(
     "[\t\n\r -~\u00a1-\u017e\u0180-\u024f\u0386\u0388-\u03ce\u0400-\u0482\u048a-\u0527\u05d0-\u05ea\u0620-\u063f"
     "\u0641-\u064a\u2010-\u2027"
@@ -46,7 +50,7 @@ _STABLE = re.compile(
 
 
 class _Counts(dict[str, int]):
-    """Text -> tokens; what is not there yet is counted."""
+    """Text -> its number of tokens, counted at the first look and remembered."""
 
     def __init__(self, count: Callable[[str], int]):
         self.count = count
@@ -61,36 +65,36 @@ class _Counts(dict[str, int]):
 
 
 @dataclass(frozen=True)
-class Words:
-    """How a tokenizer cuts a text into the pieces that it looks at one by one."""
+class Pretokenizer:
+    """How a tokenizer cuts a text into words, the pieces that it tokenises one by one."""
 
-    cut: Callable[[str], list[str]]  # a text into words; they tile it
-    spelled: Callable[[str], str]  # a word as the vocabulary writes it
-    prefix: Callable[[str, bool], str] = lambda text, first: ""  # what is put before a text
-    apart: Callable[[str, int], bool] = lambda text, position: False  # whether words are cut there, for sure
-    joins: str = ""  # white space that a word may share with a space behind it
-    stable: re.Pattern | None = None  # texts whose words are known to be the tokenizer's; None: all are
+    cut: Callable[[str], list[str]]  # text -> words, which tile it
+    spelled: Callable[[str], str]  # a word -> as the vocabulary writes it
+    prefix: Callable[[str, bool], str] = lambda text, first: ""  # what is put before a text, at the beginning or not
+    apart: Callable[[str, int], bool] = lambda text, position: False  # whether a word surely ends at that position
+    joins: str = ""  # white space that may be in one word with a space after it
+    stable: re.Pattern | None = None  # the texts for which `cut` is proven; None: all texts
 
 
-class Counter:
+class TokenCounter:
     """Counts the tokens of texts between control tokens."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, words: Words, added: list[str]):
+    def __init__(self, backend: tokenizers.Tokenizer, words: Pretokenizer, added: list[str]):
         self.backend, self.model, self.words = backend, backend.model, words
         self.word_counts, self.chunk_counts = _Counts(self._of_word), _Counts(self._of_chunk)
         self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
-        self.added_begin = {token[0] for token in added}  # few texts hold one
+        self.added_begin = {token[0] for token in added}  # a quick look first: few texts hold any of these characters
         self.control = added[0]
         self.to_check = CHECKED
-        # The candidates of one dialogue share most of their pieces, and the pieces of one answer their prompt.
+        # The splitter's candidates of one dialogue have most stretches in common, and the pieces of a cut answer their prompt.
         self.count_again = lru_cache(maxsize=256)(self.count)
         self._sum_again = lru_cache(maxsize=256)(self._sum)
 
     def count(self, text: str, first: bool = True, boundary: int | None = None) -> int | None:
-        """The tokens of `text`, or None. `first`: it stands at the beginning; otherwise behind an added token.
+        """The number of tokens of `text`, or None. `first`: it begins the conversation; otherwise a control token precedes it.
 
-        With a `boundary`, a position in the text, only where a token ends there and those before are the tokens of
-        text[:boundary] on its own.
+        With a `boundary`, a position in the text, the count is given only where a token ends there and the tokens before it
+        are those of text[:boundary] alone.
         """
         if self.to_check < 0 or (any(map(text.__contains__, self.added_begin)) and self.added.search(text)):
             return None
@@ -120,11 +124,11 @@ class Counter:
         return sum(map(self.chunk_counts.__getitem__, others), self._of_words(first.replace(HELD, " ")))
 
     def _chunks(self, text: str) -> list[str]:
-        """The text cut, for a third less than the pattern takes, where a space begins a word in every pattern.
+        """The text cut where a space begins a word in every pattern, which takes a third less time than the pattern itself.
 
-        That is at a space behind something else than white space: no word goes on over it, and what stands before it
-        changes nothing behind it. That space is left out; those that follow it are held, and those behind other white
-        space of a byte-level tokenizer.
+        That is at a space after a character that is no white space: no word continues across it, and the words after it do
+        not depend on the text before. The space itself is left out. Spaces that follow it are held (HELD), and so are, with
+        byte-level tokenizers, spaces after other white space.
         """
         for white in self.words.joins:
             text = text.replace(f"{white} ", f"{white}{HELD}")
@@ -132,7 +136,7 @@ class Counter:
 
     def _of_chunk(self, chunk: str) -> int:
         words = self.words.cut(f" {chunk}".replace(HELD, " "))
-        # Most chunks are one word, and are remembered themselves.
+        # Most chunks are one word. Those are remembered as chunks, and need no second entry as words.
         return self._of_word(words[0]) if len(words) == 1 else sum(map(self.word_counts.__getitem__, words))
 
     def _of_words(self, text: str) -> int:
@@ -153,21 +157,22 @@ class Counter:
         return len(whole.ids) - (not first)
 
 
-def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> Counter | None:
-    """The counter of a tokenizer, `specification` being its tokenizer.json; None where words are not proven to be apart."""
+def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> TokenCounter | None:
+    """The counter of a tokenizer, `specification` being its tokenizer.json; None where it may look at more than one word."""
     model, added = specification["model"], specification["added_tokens"]
     plain_model = model["type"] == "BPE" and not any(
         model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     )
-    # Tokens that take white space along would change the texts beside them.
+    # Added tokens that take white space along would change the texts beside them.
     strange = any(t["lstrip"] or t["rstrip"] or t["single_word"] or t["normalized"] for t in added)
     if not plain_model or not added or strange:
         return None
     words = _byte_level(specification) or _by_space_marks(specification)
-    return words and Counter(backend, words, [token["content"] for token in added])
+    return words and TokenCounter(backend, words, [token["content"] for token in added])
 
 
-def _byte_level(specification: dict) -> Words | None:
+def _byte_level(specification: dict) -> Pretokenizer | None:
+    """The words of GPT-2, Llama 3 and Qwen: cut by a known pattern, written as bytes."""
     before = specification.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     last = steps[-1]
@@ -184,10 +189,10 @@ def _byte_level(specification: dict) -> Words | None:
             return None
     else:
         return None
-    import regex  # knows \p{L}; transformers needs it, too
+    import regex  # knows \p{L}; a dependency of transformers
 
     words, ascii_words, spelling = regex.compile(pattern).findall, re.compile(_for_ascii(pattern)).findall, _spelling()
-    return Words(
+    return Pretokenizer(
         cut=lambda text: ascii_words(text) if text.isascii() else words(text),
         spelled=lambda word: "".join(map(spelling.__getitem__, word.encode())),
         joins="\t\n\r",
@@ -209,34 +214,34 @@ def _for_ascii(pattern: str) -> str:
 
 
 def _spelling() -> list[str]:
-    """The character that stands for each byte (GPT-2's encoder.py): printable ones for themselves, others from U+0100 on."""
+    """The character that stands for each byte, as in GPT-2's encoder.py: itself if printable, the others from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _by_space_marks(specification: dict) -> Words | None:
-    """SentencePiece's way: spaces are marks (U+2581), with one more before the text.
+def _by_space_marks(specification: dict) -> Pretokenizer | None:
+    """The words of SentencePiece (Llama 2, Mistral): spaces are marks (U+2581), with one more before the text.
 
-    Words are cut with spaces in the place of marks: what is ASCII stays so, and is searched twice as fast.
+    Words are cut with spaces in the place of the marks, so that ASCII text stays ASCII: it is searched twice as fast.
     """
     model = specification["model"]
     prefix = _prefix(specification)
     if prefix is None or model.get("ignore_merges") or not _unknown_characters_are_apart(model):
         return None
     if any("▁" in piece.lstrip("▁") for piece in model["vocab"]):
-        return None  # a piece goes on behind a mark: words are not apart
+        return None  # a piece continues after a mark: it may span two words
     lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
     find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall
     finer = lines_apart and _letters_are_apart(model)
     find_ascii = re.compile(" *(?:[a-zA-Z]+|[^a-zA-Z \n]+)| +|\n+").findall if finer else find
 
     def apart(text: str, position: int) -> bool:
-        before, behind = text[position - 1 : position], text[position : position + 1]
-        at_space = before not in " ▁" and behind == " "
-        return at_space or (lines_apart and "" not in (before, behind) and (before == "\n") != (behind == "\n"))
+        before, after = text[position - 1 : position], text[position : position + 1]
+        at_space = before not in " ▁" and after == " "
+        return at_space or (lines_apart and "" not in (before, after) and (before == "\n") != (after == "\n"))
 
-    return Words(
+    return Pretokenizer(
         cut=lambda text: find_ascii(text) if text.isascii() else find(text.replace("▁", " ")),
         spelled=lambda word: word.replace(" ", "▁"),
         prefix=lambda text, first: prefix(text, first) if text else "",
@@ -245,7 +250,10 @@ def _by_space_marks(specification: dict) -> Words | None:
 
 
 def _unknown_characters_are_apart(model: dict) -> bool:
-    """Whether what is not in the vocabulary stays by itself, as its bytes or as the unknown token, and stays at all."""
+    """Whether a character outside of the vocabulary is never dropped, nor joined to its neighbours.
+
+    It becomes its bytes, or the unknown token; no merge may take either of these.
+    """
     bytes_of_text = {f"<0x{byte:02X}>" for byte in range(256)}
     unknown = model.get("unk_token")
     as_bytes = model.get("byte_fallback") and bytes_of_text <= model["vocab"].keys()
@@ -255,22 +263,22 @@ def _unknown_characters_are_apart(model: dict) -> bool:
 
 
 def _letters_are_apart(model: dict) -> bool:
-    """Whether no piece has an ASCII letter beside an ASCII character that is none (SentencePiece cuts between scripts).
+    """Whether no piece has an ASCII letter beside another ASCII character, as in SentencePiece, which cuts between scripts.
 
-    Pieces of several characters are made by merges only, so it is enough to look at where each of them joins its two.
-    Then "(word)," is three words, of which most are known: a quarter as many are left to tokenise.
+    Merges alone make pieces of several characters, so it is enough to look at where each merge joins its two pieces. Then
+    "(word)," is three words, most of them known: only a quarter as many words are left to tokenise.
     """
     joints = {left[-1:] + right[:1] for left, right in _merges(model)}
     return not any(len(joint) == 2 and joint.isascii() and joint[0].isalpha() != joint[1].isalpha() for joint in joints)
 
 
 def _merges(model: dict) -> Iterator[Sequence[str]]:
-    """Pairs of pieces; tokenizers before 0.20 wrote each in one string."""
+    """The merges as pairs of pieces; tokenizers before 0.20 wrote a pair as one string."""
     return (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
 
 
 def _prefix(specification: dict) -> Callable[[str, bool], str] | None:
-    """What is put before a text with spaces for marks; None where the tokenizer works in another way."""
+    """What is put before a text, with spaces in the place of marks; None where the tokenizer works in another way."""
     before = specification.get("pre_tokenizer")
     if specification.get("normalizer") is None and before and before.get("type") == "Metaspace":
         scheme = before["prepend_scheme"]
