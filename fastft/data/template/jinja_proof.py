@@ -1,13 +1,13 @@
-"""Whether a chat template provably puts the texts of messages into its output as they are, or trimmed: read, not rendered.
+"""Prove from its source that a chat template puts the texts of messages into its output as they are, or trimmed.
 
     leaves_texts_alone(source)    # True: what it writes around texts depends on roles and positions alone
 
-Where that is so, one rendering with marks in the place of texts tells every other rendering of the same roles, which saves
-a rendering for each conversation (4 % of a cleaning run). The proof follows messages and their texts through the Jinja
-syntax tree: a text may be concatenated, trimmed, given a name, chosen by a condition that does not look at it, and put
-out. Anything else that touches one (a comparison, another filter, a call, a loop over it) leaves the question open, and
-the template is rendered for each conversation. So does whatever is not known to give plain strings, the same at each time:
-beside `('<s>' | safe)`, `+` escapes a text.
+Where that is so, one rendering with marks in the place of texts determines every other rendering of the same roles, which
+saves a rendering for each conversation (4 % of a cleaning run). The proof follows messages and their texts through the
+Jinja syntax tree: a text may be concatenated, trimmed, assigned to a name, chosen by a condition that does not look at it,
+and output. Anything else that touches a text (a comparison, another filter, a call, a loop over it) leaves the question
+open, and the template is rendered for each conversation. So does every expression that is not known to give a plain string,
+the same each time: `+` escapes a text that is added to `('<s>' | safe)`.
 """
 
 from collections.abc import Iterable
@@ -27,38 +27,43 @@ _PLAIN_IF_ITS_PARTS_ARE = (
 
 
 class _Is(Enum):
-    """What an expression may hold of the conversation."""
+    """Which part of the conversation the value of an expression may contain."""
 
-    PLAIN = "nothing but roles, and what the template says itself"
-    TEXT = "texts, among other text"
+    PLAIN = "nothing but roles, and the template's own strings"
+    TEXT = "texts of messages, among other text"
     MESSAGE = "a message"
     MESSAGES = "a list of messages"
     LOOP = "Jinja's `loop`"
 
 
-class _Open(Exception):
-    """Something that is not known to leave texts alone."""
+class _Unproven(Exception):  # noqa: N818  an outcome, not an error
+    """The template contains something that is not known to leave texts alone."""
 
 
 def leaves_texts_alone(source: str) -> bool:
+    """True where it is proven; False where it is not, and for a template that Jinja cannot parse."""
     try:
         body = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source).body  # noqa: S701  nothing is rendered
         reader = _Reader()
-        while reader.learned:  # a loop may use a name before the line that says what it is
+        while reader.learned:  # again and again: a loop may use a name before the line that assigns it
             reader.learned = False
             reader.read(body)
-    except (_Open, TemplateSyntaxError, RecursionError, ValueError):  # transformers knows more tags; and absurd ones
+    except (_Unproven, TemplateSyntaxError, RecursionError, ValueError):
+        # A tag that only transformers knows, an expression too deep to follow, or a number too long for Python to read.
         return False
     return True
 
 
 class _Reader:
+    """Reads the statements of a template and learns what its names may hold. Raises _Unproven."""
+
     def __init__(self):
-        # Other names are plain until they are given something else.
+        # Other names are plain until something else is assigned to them.
         self.names = {"messages": _Is.MESSAGES, "loop": _Is.LOOP}
         self.learned = True
 
     def read(self, statements: Iterable[nodes.Node]) -> None:
+        """Follow statements in order, those inside of conditions and loops included."""
         for node in statements:
             match node:
                 case nodes.Output():
@@ -66,7 +71,7 @@ class _Reader:
                 case nodes.Assign(target=nodes.Name()):
                     self._name(node.target.name, self.kind(node.node))
                 case nodes.If():
-                    self._all([node.test], _Is.MESSAGES)  # whether there are any
+                    self._all([node.test], _Is.MESSAGES)  # a condition may ask whether there are any messages
                     self.read([*node.body, *node.elif_, *node.else_])
                 case nodes.For(target=nodes.Name(), recursive=False):
                     of_messages = self._all([node.iter], _Is.MESSAGES) is _Is.MESSAGES
@@ -77,6 +82,7 @@ class _Reader:
                     self.kind(node)
 
     def kind(self, node: nodes.Node) -> _Is:
+        """What the value of an expression may contain."""
         match node:
             case nodes.Name():
                 return self.names.get(node.name, _Is.PLAIN)
@@ -99,9 +105,10 @@ class _Reader:
                 return self._all([*node.args, *node.kwargs])
             case _ if isinstance(node, _PLAIN_IF_ITS_PARTS_ARE):
                 return self._all(node.iter_child_nodes())
-        raise _Open
+        raise _Unproven
 
     def _part(self, node: nodes.Getattr | nodes.Getitem) -> _Is:
+        """What `x.key` and `x[key]` may contain."""
         of, argument = self.kind(node.node), getattr(node, "arg", None)
         key = argument.value if isinstance(argument, nodes.Const) else getattr(node, "attr", None)
         if of is _Is.MESSAGE and key in ("role", "content"):
@@ -111,19 +118,20 @@ class _Reader:
             return _Is.MESSAGES if isinstance(argument, nodes.Slice) else _Is.MESSAGE
         if of is _Is.PLAIN or (of is _Is.LOOP and key in _ABOUT_LOOPS):
             return self._all([argument])
-        raise _Open
+        raise _Unproven
 
     def _all(self, expressions: Iterable[nodes.Node | None], also: _Is = _Is.PLAIN) -> _Is:
-        """`also` where one of them is that, plain where all are; nothing else may be among them."""
+        """`also` if any of the expressions is that, PLAIN if all are plain. No other kind may be among them."""
         found = {self.kind(each) for each in expressions if each is not None}
         if not found <= {_Is.PLAIN, also}:
-            raise _Open
+            raise _Unproven
         return also if also in found else _Is.PLAIN
 
     def _name(self, name: str, kind: _Is) -> None:
+        """Note what is assigned to a name. A name that is plain once and a text once counts as a text."""
         both = {self.names.get(name, kind), kind}
         if len(both) > 1 and both != {_Is.PLAIN, _Is.TEXT}:
-            raise _Open
+            raise _Unproven
         joined = _Is.TEXT if _Is.TEXT in both else kind
         self.learned |= self.names.get(name) is not joined
         self.names[name] = joined

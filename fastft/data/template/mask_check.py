@@ -1,9 +1,9 @@
-"""See and prove the mask: `fastft inspect DATA --model M [-n 3]`, `fastft inspect DATA --model M --check`.
+"""Prove a conversation's tokens and loss mask against transformers' own rendering and tokenising of it.
 
-Without --check it prints conversations with trained tokens in one colour and the rest in another, one token beside the
-next. With --check it holds the tokens of every conversation of the file against the library's own road
-(`apply_chat_template`, which knows nothing of how fastft.data.template.chat_template finds its boundaries): prompts and the whole id by id, the
-trained text and the whole text letter by letter, the control tokens. Exit code 1 when anything is off.
+`check` knows nothing of how fastft.data.template.chat_template finds its boundaries: it compares with what
+`apply_chat_template` gives. Compared are the prompts before trained answers and the whole conversation, id by id; the
+text of each trained span with the answer, letter by letter; and the control tokens. fastft.data.tokenize checks every conversation before its
+tokens are written, and `fastft inspect --check` checks a file.
 """
 
 import re
@@ -17,10 +17,10 @@ from fastft.data.template.chat_template import ChatTemplate, Encoded
 def check(
     conversation: Conversation, encoded: Encoded, template: ChatTemplate, most: int | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Yield (kind, detail) for everything about a conversation's tokens that is not as it must be.
+    """Yield (kind of fault, detail) for everything that is wrong with a conversation's tokens.
 
-    Holding every answer's prompt against the library's takes time in the square of the rounds. With `most`, so many of the
-    answers are held against it, evenly spread, the first and the last among them; the whole always is.
+    Comparing the prompt of every answer takes time in the square of the number of rounds. With `most` (2 or more), only so
+    many answers are compared, evenly spread, the first and the last among them. The whole conversation always is.
     """
     messages = conversation.messages
     spans = _spans(encoded.trained)
@@ -40,18 +40,18 @@ def check(
             _decoded(encoded.ids, span, template),
             _read_back(_trained_text(messages, i, template), template),
         )
-        if text not in (expected, " " + expected):  # SentencePiece marks a space behind a control token
+        if text not in (expected, " " + expected):  # SentencePiece puts a space after a control token
             yield "answer", f"message {i}: trained {text[:60]!r}, expected {expected[:60]!r}"
     typed = any(control in m.content for m in messages for control in template.control_tokens)
-    if typed:  # the library's own road makes control tokens of such text, but the same text again of those
+    if typed:  # transformers makes control tokens of such text, so that only the decoded text can be compared
         yield from _check_text(messages, encoded, template)
     else:
-        yield from _check_against_library(messages, encoded, template, chosen)
+        yield from _check_ids(messages, encoded, template, chosen)
     yield from _check_controls(messages, encoded, template)
 
 
 def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> str:
-    """What stands in the rendered conversation from the end of the prompt to the end of the answer's turn (or text)."""
+    """What the template writes from the end of the prompt to the end-of-turn token, or to the end of an unfinished answer."""
     rest = template.render(messages)[len(template.render(messages[:i], generation_prompt=True)) :]
     core = messages[i].content.strip()
     text_end = rest.index(core) + len(core)
@@ -61,30 +61,38 @@ def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> st
 
 
 def _read_back(text: str, template: ChatTemplate) -> str:
-    """The text as the tokenizer gives it back: some change it (NFC, unknown characters).
+    """The text after encoding and decoding, which changes it with some tokenizers (NFC, unknown characters).
 
-    Control strings typed in it stand between pieces that go there and back by themselves: the tokenizer would make control
-    tokens of them, and SentencePiece writes spaces behind those.
+    Where control strings are typed in it, the pieces between them are encoded one by one: the tokenizer would make control
+    tokens of these strings, and SentencePiece puts spaces after control tokens.
     """
     back = lambda piece: template.tokenizer.decode(  # noqa: E731
         template.tokenizer.encode(piece, add_special_tokens=False), skip_special_tokens=False
     )
     controls = sorted(filter(None, template.control_tokens), key=len, reverse=True)
     first, *rest = re.split(f"({'|'.join(map(re.escape, controls))})", text)
-    if len(rest) <= 2:  # the end of turn, and nothing behind it
+    if len(rest) <= 2:  # the end of turn alone, and nothing after it
         return back(text)
+    # After a letter, SentencePiece keeps the first space of a text.
     pieces = (piece if piece in controls else back("x" + piece).removeprefix("x") for piece in (first, *rest))
-    return "".join(pieces)  # behind a letter, SentencePiece keeps a first space
+    return "".join(pieces)
 
 
-def _check_text(messages, encoded, template) -> Iterator[tuple[str, str]]:
+def _check_text(messages: list[Message], encoded: Encoded, template: ChatTemplate) -> Iterator[tuple[str, str]]:
+    """The tokens spell the conversation, whatever the tokenizer merges."""
     decode = lambda ids: template.tokenizer.decode(ids, skip_special_tokens=False)  # noqa: E731
     got, expected = decode(encoded.ids), decode(_library_ids(messages, template, generation_prompt=False))
-    if "".join(got.split()) != "".join(expected.split()):  # control tokens may swallow white space beside them
+    if "".join(got.split()) != "".join(expected.split()):  # control tokens may swallow white space next to them
         yield "whole", "the tokens do not spell the conversation"
 
 
-def _check_against_library(messages, encoded, template, answers_and_spans) -> Iterator[tuple[str, str]]:
+def _check_ids(
+    messages: list[Message],
+    encoded: Encoded,
+    template: ChatTemplate,
+    answers_and_spans: list[tuple[int, tuple[int, int]]],
+) -> Iterator[tuple[str, str]]:
+    """The whole and the prompts are transformers' own ids; where a boundary won over a merge, each prompt is compared alone."""
     if encoded.merged_boundaries == 0:
         if encoded.ids != _library_ids(messages, template, generation_prompt=False):
             yield "whole", "the ids are not the tokenizer's rendering of the conversation"
@@ -93,20 +101,18 @@ def _check_against_library(messages, encoded, template, answers_and_spans) -> It
                 yield "prompt", f"the ids before message {i} are not what a server would feed"
         return
     yield from _check_text(messages, encoded, template)
-    for (
-        i,
-        _,
-    ) in answers_and_spans:  # one boundary at a time: earlier boundaries of its own do not stand in a server's prompt
+    for i, _ in answers_and_spans:
+        # One boundary at a time: a server's prompt merges across the boundaries of earlier answers.
         alone = template.encode([replace(m, train=m.train and j == i) for j, m in enumerate(messages)])
         prompt = _library_ids(messages[:i], template, generation_prompt=True)
         if alone.ids[: alone.trained.index(True)] != prompt:
             yield "prompt", f"the ids before message {i} are not what a server would feed"
 
 
-def _check_controls(messages, encoded, template) -> Iterator[tuple[str, str]]:
-    """Texts emptied of everything special must leave exactly the same control tokens."""
+def _check_controls(messages: list[Message], encoded: Encoded, template: ChatTemplate) -> Iterator[tuple[str, str]]:
+    """The control tokens are exactly those of the same conversation with a harmless text in the place of every text."""
     control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
-    control.discard(template.tokenizer.unk_token_id)  # also what unknown text becomes
+    control.discard(template.tokenizer.unk_token_id)  # which unknown text becomes, too
     harmless = [replace(m, content="x" if m.content.strip() else m.content) for m in messages]
     expected = [i for i in _library_ids(harmless, template, generation_prompt=False) if i in control]
     if [i for i in encoded.ids if i in control] != expected:
@@ -124,11 +130,12 @@ def _library_ids(messages: list[Message], template: ChatTemplate, generation_pro
 
 
 def _spans(trained: list[bool]) -> list[tuple[int, int]]:
+    """(begin, end) of every run of trained tokens."""
     edges = [i for i, (a, b) in enumerate(zip([False, *trained], [*trained, False])) if a != b]
     return list(zip(edges[::2], edges[1::2]))
 
 
 def _decoded(ids: list[int], span: tuple[int, int], template: ChatTemplate) -> str:
-    """The text of a span, decoded behind the token before it: alone, SentencePiece drops a first space."""
+    """The text of a span, decoded together with the token before it: without one, SentencePiece drops a first space."""
     decode = lambda tokens: template.tokenizer.decode(tokens, skip_special_tokens=False)  # noqa: E731
     return decode(ids[span[0] - 1 : span[1]])[len(decode(ids[span[0] - 1 : span[0]])) :]

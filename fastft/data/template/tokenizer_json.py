@@ -1,8 +1,8 @@
-"""A tokenizer's specification, tokenizer.json, as a dict: read from a tokenizer, changed in place, made a tokenizer again.
+"""Change a tokenizer by way of its specification, tokenizer.json: read as a dict, changed in place, made a tokenizer again.
 
     specification = specification_of(tokenizer)
     rename_tokens(specification, {"</s>": "end"})
-    tokenizer_of(specification)                     # the same ids, the end of text by another name
+    tokenizer_of(specification)                     # gives the same ids, and knows the end of text by another name
 
 The format is that of Hugging Face's tokenizers.
 """
@@ -10,7 +10,7 @@ The format is that of Hugging Face's tokenizers.
 import orjson
 import tokenizers
 
-# Of Llama 2 and Mistral: spaces are marks (U+2581), with one more before every text.
+# The normalizer of Llama 2 and Mistral: spaces become marks (U+2581), and every text gets one more in front.
 LLAMA_NORMALIZER = {
     "type": "Sequence",
     "normalizers": [
@@ -21,15 +21,20 @@ LLAMA_NORMALIZER = {
 
 
 def specification_of(tokenizer: tokenizers.Tokenizer) -> dict:
+    """The tokenizer's tokenizer.json."""
     return orjson.loads(tokenizer.to_str())
 
 
 def tokenizer_of(specification: dict) -> tokenizers.Tokenizer:
+    """The tokenizer that a tokenizer.json describes."""
     return tokenizers.Tokenizer.from_str(orjson.dumps(specification).decode())
 
 
 def rename_tokens(specification: dict, names: dict[str, str]) -> None:
-    """Rename tokens in a tokenizer.json, in the vocabulary too: Unigram matches pieces in text, special or not."""
+    """Rename tokens wherever a tokenizer.json has them, and drop what would add tokens to a text or cut it.
+
+    The vocabulary is included, because Unigram finds its pieces in a text whether they are special or not.
+    """
     specification["post_processor"] = specification["truncation"] = specification["padding"] = None
     for token in specification["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
@@ -43,10 +48,10 @@ def rename_tokens(specification: dict, names: dict[str, str]) -> None:
 
 
 def tokens_per_byte(specification: dict) -> int | None:
-    """How many tokens a BPE makes at most of each byte of a text, one that it puts before the text apart; None: not known.
+    """The most tokens that BPE makes of a byte of text, not counting one that it puts before the text; None: not known.
 
-    Byte-level pieces tile the bytes that the normalizer leaves: NFC writes at most three for one (Unicode's FAQ on
-    normalization). Where spaces become marks, a piece is a character or more, or one of the bytes of a character.
+    Byte-level pieces tile the bytes that the normalizer leaves, and NFC makes at most three bytes of one (Unicode's FAQ on
+    normalization). Where spaces become marks, a piece is at least one character, or one byte of a character.
     """
     model, before, normalizer = (specification.get(key) for key in ("model", "pre_tokenizer", "normalizer"))
     if model["type"] != "BPE" or any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
@@ -62,13 +67,13 @@ def tokens_per_byte(specification: dict) -> int | None:
         )
         marks = by_metaspace or (before is None and normalizer == LLAMA_NORMALIZER)
         known = marks and ("▁" in model["vocab"] or not model.get("byte_fallback"))
-    # Behind each added token a new text begins: with a prefix, that makes two tokens of its one byte.
+    # A new text begins after each added token. If that token is one byte long, the prefix makes it two tokens for one byte.
     short = prefix and any(len(token["content"].encode()) < 2 for token in specification["added_tokens"])
     return most if known and not short else None
 
 
 def remove_prefix_space(part) -> None:
-    """Take out whatever puts a space in front of a text: what is left tokenises a text that goes on."""
+    """Remove whatever puts a space in front of a text, so that the continuation of another text is tokenised as such."""
     if isinstance(part, list):
         part[:] = [p for p in part if not (isinstance(p, dict) and p.get("type") == "Prepend")]
         for p in part:
