@@ -1,12 +1,15 @@
-"""How many near duplicates are found, how many of those found are wrong, and how fast: on planted copies.
+"""Measure the search for near duplicates on planted copies: how many are found, how many removals are right, how fast.
 
     python benchmarks/duplicates.py [DUMP]        default: chats/sharegpt_v3_sample.json in $FASTFT_DATA
 
-Every conversation of the dump gets a copy in which 2, 5 or 10 % of the words are replaced, evenly at random. What the
-cleaner finds is held against the exact Jaccard similarity of every pair (runs of five words as text, all pairs compared,
-the lower one of whole conversation and answers + 0.1). "found": of the pairs at or above the threshold, or at least 0.05
-above it (an estimate's standard error is 0.035), those that lost a member. "right": of the near duplicates removed,
-those whose exact similarity to the keeper is at least the threshold - 0.05.
+Every conversation of the dump gets a copy in which 2, 5 or 10 % of the words are replaced, evenly at random. The result is
+compared with the exact similarity of every pair: Jaccard's, of shingles of five words as text, for the whole conversation
+or for the answers plus 0.1, whichever is less. The columns are
+
+    found   of the pairs at or above the threshold, or at least 0.05 above it (the estimate's standard error is 0.035), the
+            share that lost one of its two conversations
+    right   of the near duplicates that were removed, the share whose exact similarity to the keeper is at least the
+            threshold - 0.05
 """
 
 import os
@@ -23,7 +26,7 @@ from rich.table import Table
 
 from cleaning.dedup.duplicates import (
     ANSWERS_BELOW,
-    RUN,
+    SHINGLE,
     VALUES,
     Fingerprints,
     find_duplicates,
@@ -40,6 +43,7 @@ THRESHOLDS, CHANGED = (0.5, 0.6, 0.7, 0.8, 0.9), (0.02, 0.05, 0.10)
 
 
 def load(path: Path) -> list[Conversation]:
+    """Read the first conversation of each record, without any cleaning."""
     conversations = []
     for number, record in enumerate(read_records(path)):
         turns = read_conversation(record.value).turns
@@ -48,21 +52,23 @@ def load(path: Path) -> list[Conversation]:
 
 
 def changed_copy(conversation: Conversation, share: float, rng: random.Random) -> Conversation:
+    """Return a copy with `share` of its words replaced by random ones."""
     swap = lambda found: f"w{rng.randrange(10**6)}" if rng.random() < share else found.group()  # noqa: E731
     return replace(conversation, messages=[Message(m.role, WORD.sub(swap, m.content)) for m in conversation.messages])
 
 
-def exact_runs(conversation: Conversation) -> tuple[set, set]:
-    """Runs of five words, as text, of the whole and of the answers."""
+def exact_shingles(conversation: Conversation) -> tuple[set, set]:
+    """Return the shingles, as text, of the whole conversation and of the answers."""
     sets = []
     for roles in ({"system", "user", "assistant", "tool"}, {"assistant"}):
         words = [w for m in conversation.messages if m.role in roles for w in WORD.findall(m.content.casefold())]
-        size = min(RUN, max(len(words), 1))
+        size = min(SHINGLE, max(len(words), 1))
         sets.append({tuple(words[i : i + size]) for i in range(len(words) - size + 1)})
     return sets[0], sets[1]
 
 
-def jaccard(a: tuple[set, set], b: tuple[set, set]) -> float:
+def similarity(a: tuple[set, set], b: tuple[set, set]) -> float:
+    """Return the exact similarity of two conversations by their shingles."""
     whole, answers = (len(x & y) / len(x | y) if x or y else 1.0 for x, y in zip(a, b))
     return min(whole, answers + ANSWERS_BELOW)
 
@@ -78,7 +84,7 @@ def main() -> None:
     started = time.process_time()
     prints = [fingerprint(c) for c in originals]
     seconds = time.process_time() - started
-    exact = [exact_runs(c) for c in originals]
+    exact = [exact_shingles(c) for c in originals]
 
     table = Table(title=f"{path.name}: {len(originals)} conversations, {size:.1f} MB, and a changed copy of each")
     for column in (
@@ -96,20 +102,20 @@ def main() -> None:
         table.add_column(column, justify="right")
     for share in CHANGED:
         copies = [changed_copy(c, share, rng) for c in originals]
-        copy_prints, copy_exact = [fingerprint(c) for c in copies], [exact_runs(c) for c in copies]
-        planted = [jaccard(a, b) for a, b in zip(exact, copy_exact)]
+        copy_prints, copy_exact = [fingerprint(c) for c in copies], [exact_shingles(c) for c in copies]
+        planted = [similarity(a, b) for a, b in zip(exact, copy_exact)]
         both = exact + copy_exact
         for near in THRESHOLDS:
             removed = find_duplicates(Fingerprints(prints + copy_prints), near)
             near_ones = [(p, d.keeper) for p, d in removed.items() if d.reason == "near_duplicate"]
             cells = []
             for least in (near, near + 0.05):
-                pairs = [i for i, similarity in enumerate(planted) if similarity >= least]
+                pairs = [i for i, exactly in enumerate(planted) if exactly >= least]
                 cells += [
                     f"{len(pairs)}",
                     percent(sum(i in removed or i + len(exact) in removed for i in pairs), pairs),
                 ]
-            right = percent(sum(jaccard(both[p], both[keeper]) >= near - 0.05 for p, keeper in near_ones), near_ones)
+            right = percent(sum(similarity(both[p], both[keeper]) >= near - 0.05 for p, keeper in near_ones), near_ones)
             rows, median = rows_per_band(near), sorted(planted)[len(planted) // 2]
             banding = f"{VALUES // rows} of {rows}"
             table.add_row(f"{near}", banding, f"{share:.0%}", f"{median:.2f}", *cells, f"{len(near_ones)}", right)
@@ -123,7 +129,7 @@ def main() -> None:
     started = time.process_time()
     find_duplicates(Fingerprints(many))
     seconds = time.process_time() - started
-    console.print(f"linking, the worst case (each {40} times): {len(many) / seconds:,.0f} conversations/s")
+    console.print(f"linking, the worst case (each 40 times): {len(many) / seconds:,.0f} conversations/s")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
-"""Conversations that share text with the questions of a benchmark: a model trained on them would be judged on them.
+"""Find conversations that share text with the questions of a benchmark: a model trained on them would be tested on them.
 
-A conversation, in user and assistant turns alike (people paste the question, answers repeat it), hits an item of a
-benchmark when a turn holds
+User and assistant turns are searched alike, because people paste a question and answers repeat it. A conversation hits an
+item of a benchmark when one of its turns holds
 
-    words        13 of its words in a row, or 20 characters in a row where a script writes no spaces (about as many
-                 words): what GPT-3's and most later reports used
-    characters   50 of its letters and digits in a row, whatever stands between them: catches other punctuation, line
-                 breaks and spacing (GPT-4's rule; there three runs drawn at random, here all)
-    whole item   all of a shorter item, in a row; and if it has less than 6 words (10 characters), as the whole turn:
-                 "What is 2 + 2?" occurs inside much that is no benchmark question
+    words        13 words of the item in a row, or 20 characters in a row in a script without spaces (about as many
+                 words); this is what GPT-3's report and most later ones used
+    characters   50 letters and digits of the item in a row, ignoring everything between them, which also finds copies
+                 with other punctuation, line breaks and spacing (GPT-4's rule, which there is applied to three places of
+                 an item drawn at random, and here to all)
+    whole item   a shorter item as a whole. An item of fewer than 6 words (10 characters) must be the whole turn, because
+                 "What is 2 + 2?" occurs in much that has nothing to do with the benchmark
 
-Case and punctuation never count. A run that more than 10 items of a benchmark share is its prompt template, and no
-evidence; an item all of whose runs are such is left with nothing to find, and counted (`common`).
+Case and punctuation never count. A shingle that more than 10 items of a benchmark share belongs to the benchmark's prompt
+template and is no evidence. An item that has no other shingles can never be hit, and is counted as `common`.
 
-An item is a record of a JSON or JSON Lines file; its texts are the fields `question`, `prompt`, `turns`, `text`,
+An item is a record of a JSON or JSON Lines file. Its texts are its fields `question`, `prompt`, `turns`, `text`,
 `instruction` and `input`, each a text or a list of texts. Answers and choices are not looked at.
 
     benchmarks = load_benchmarks(("mt_bench.jsonl",))
@@ -29,66 +30,72 @@ from typing import Any
 
 import numpy as np
 
-from cleaning.dedup.shingles import SEPARATOR, Runs, Words, slices
+from cleaning.dedup.shingles import SEPARATOR, Shingles, Words, slices
 from fastft.common.records import read_records, repair_text
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
 FIELDS = ("question", "prompt", "turns", "text", "instruction", "input")
 NAMES = ("question_id", "task_id", "id", "uid")
-LONGEST_ITEM = 1 << 16  # characters that are indexed
+LONGEST_ITEM = 1 << 16  # characters of an item's text that are indexed
 
-RUN, WIDE_RUN = 13, 20
-CHARACTERS = 50
-CONTAINED, WIDE_CONTAINED = 6, 10  # items of fewer must be the whole turn
-COMMON = 10
-OVERLAP = 4096  # characters that neighbouring slices of a turn share; no run is longer
+# "Wide" stands for scripts without spaces, in which each character counts as a word.
+WORDS, WIDE_WORDS = 13, 20  # in a row
+CHARACTERS = 50  # in a row
+WHOLE_ITEM, WIDE_WHOLE_ITEM = 6, 10  # words; an item of fewer must be the whole turn
+COMMON = 10  # items of a benchmark that may share a shingle
+OVERLAP = 4096  # characters that neighbouring slices of a text share; no shingle is longer
 EXCERPT = 120  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
+    """A place at which a conversation shares text with an item of a benchmark."""
+
     benchmark: str
     item: str
-    rule: str  # "words", "characters", "whole item"
+    rule: str  # "words", "characters" or "whole item"
     turn: int  # from 1
     role: str
-    excerpt: str  # of the turn, folded, from where the shared text begins
+    excerpt: str  # of the turn's folded text, from where the shared text begins
 
 
 @dataclass(slots=True)
 class Benchmark:
+    """How many items a benchmark has."""
+
     name: str
     items: int = 0
-    common: int = 0  # items that nothing can hit, because others of the benchmark share all of their text
+    common: int = 0  # items that can never be hit, because they share every shingle with too many others
 
 
 class Benchmarks:
-    """The runs of all items of some benchmarks, sorted, and which item each comes from."""
+    """An index of several benchmarks: the hashes of the shingles of all items, and the items that each belongs to."""
 
     def __init__(self, items: Sequence[tuple[str, str, list[str]]]):
-        """`items`: (benchmark, name of the item, its texts)."""
+        """`items` are triples of benchmark, name of the item, and texts of the item."""
         self.items = [(benchmark, name) for benchmark, name, _ in items]
         self.benchmarks = {benchmark: Benchmark(benchmark) for benchmark, _, _ in items}
-        found: dict[tuple[str, int], list[tuple[np.ndarray, int]]] = {}  # (rule, length) -> hashes, item
+        found: dict[
+            tuple[str, int], list[tuple[np.ndarray, int]]
+        ] = {}  # (rule, length of a shingle) -> its hashes, the item's number
         for number, (benchmark, _, texts) in enumerate(items):
             self.benchmarks[benchmark].items += 1
             for text in texts:
-                for key, hashes in _runs_of_item(
-                    Words(SEPARATOR + text[:LONGEST_ITEM].replace(SEPARATOR, " ") + SEPARATOR)
-                ):
+                words = Words(SEPARATOR + text[:LONGEST_ITEM].replace(SEPARATOR, " ") + SEPARATOR)
+                for key, hashes in _item_shingles(words):
                     found.setdefault(key, []).append((hashes, number))
         owners = np.array([list(self.benchmarks).index(benchmark) for benchmark, _ in self.items])
-        self._tables = {key: _Table(runs, owners) for key, runs in sorted(found.items())}
+        self._tables = {key: _Table(shingles, owners) for key, shingles in sorted(found.items())}
         left = set(itertools.chain.from_iterable(table.items.tolist() for table in self._tables.values()))
         for number, (benchmark, _) in enumerate(self.items):
             self.benchmarks[benchmark].common += number not in left
 
     def hits(self, conversation: Conversation) -> list[Hit]:
-        """Every item that the conversation shares text with, once, at its first place."""
+        """Return a hit for each item that the conversation shares text with: the first place that was found."""
         found: dict[int, Hit] = {}
         turns = [turn for turn, m in enumerate(conversation.messages) if m.role in ("user", "assistant")]
-        # All turns as one text: numpy's price is by the call, and most turns are short.
+        # All turns are joined into one text, because numpy costs by the call and most turns are short.
         texts = (conversation.messages[turn].content.replace(SEPARATOR, " ") for turn in turns)
         joined = SEPARATOR.join(["", *texts, ""])
         for start, part in slices(joined, OVERLAP):
@@ -102,39 +109,40 @@ class Benchmarks:
         return list(found.values())
 
     def _matches(self, words: Words) -> Iterator[tuple[str, int, list[int]]]:
-        """(rule, where in the folded text, items) for every run that is in the tables."""
-        of_words, of_characters = Runs(words.hashes), Runs(words.character_hashes())
+        """Yield (rule, position in the folded text, items) for every shingle of the text that is in the index."""
+        of_words, of_characters = Shingles(words.hashes), Shingles(words.character_hashes())
         for (rule, length), table in self._tables.items():
-            runs, places = (of_characters, words.characters) if rule == "characters" else (of_words, words.starts)
-            for i, items in table.find(runs.of(length)):
-                yield rule, int(places[i]), items
+            characters = rule == "characters"
+            shingles, positions = (of_characters, words.characters) if characters else (of_words, words.starts)
+            for i, items in table.find(shingles.of(length)):
+                yield rule, int(positions[i]), items
 
 
-def _runs_of_item(words: Words) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
-    """((rule, length of the runs), their hashes) of one text of an item, between separators."""
+def _item_shingles(words: Words) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
+    """Yield ((rule, length of the shingles), their hashes) of one text of an item, which stands between two separators."""
     count = len(words) - 2
     if not count:
         return
     wide = words.wide[1:-1].mean() >= 0.5
-    run, contained = (WIDE_RUN, WIDE_CONTAINED) if wide else (RUN, CONTAINED)
-    inside = Runs(words.hashes[1:-1])
-    if count >= run:
-        yield ("words", run), inside.of(run)
-    elif count >= contained:
+    long, short = (WIDE_WORDS, WIDE_WHOLE_ITEM) if wide else (WORDS, WHOLE_ITEM)
+    inside = Shingles(words.hashes[1:-1])
+    if count >= long:
+        yield ("words", long), inside.of(long)
+    elif count >= short:
         yield ("whole item", count), inside.of(count)
-    else:
-        yield ("whole item", count + 2), Runs(words.hashes).of(count + 2)
-    if not wide:  # 50 Chinese characters are 30 words: the 20 above find them
-        yield ("characters", CHARACTERS), Runs(words.character_hashes()[1:-1]).of(CHARACTERS)
+    else:  # the separators are part of the shingle, so that only a whole turn matches
+        yield ("whole item", count + 2), Shingles(words.hashes).of(count + 2)
+    if not wide:  # 50 Chinese characters are about 30 words, and the 20 characters above find those already
+        yield ("characters", CHARACTERS), Shingles(words.character_hashes()[1:-1]).of(CHARACTERS)
 
 
 class _Table:
-    """Hashes to items. Almost no run of a conversation is in it: one look at a table of bits tells."""
+    """A map from hashes to items, made for hashes that are almost never in it: one look into a table of flags rules them out."""
 
-    def __init__(self, runs: list[tuple[np.ndarray, int]], benchmarks: np.ndarray):
-        """`runs`: (hashes, item); `benchmarks`: the benchmark of each item, as a number."""
-        hashes = np.concatenate([hashes for hashes, _ in runs])
-        items = np.repeat([item for _, item in runs], [len(hashes) for hashes, _ in runs])
+    def __init__(self, shingles: list[tuple[np.ndarray, int]], benchmarks: np.ndarray):
+        """`shingles` are pairs of hashes and their item; `benchmarks` is the number of each item's benchmark."""
+        hashes = np.concatenate([hashes for hashes, _ in shingles])
+        items = np.repeat([item for _, item in shingles], [len(hashes) for hashes, _ in shingles])
         order = np.lexsort((items, hashes))
         hashes, items = hashes[order], items[order]
         new = np.append(True, (hashes[1:] != hashes[:-1]) | (items[1:] != items[:-1]))[: len(hashes)]
@@ -144,13 +152,13 @@ class _Table:
         hashes, self.items = hashes[count[which] <= COMMON], items[count[which] <= COMMON]
         self.hashes, self.begins = np.unique(hashes, return_index=True)
         self.begins = np.append(self.begins, len(hashes))
-        places = min(max(len(self.hashes).bit_length() + 4, 12), 26)  # 16 to 32 for each hash
+        places = min(max(len(self.hashes).bit_length() + 4, 12), 26)  # 16 to 32 places for each hash
         self.shift = np.uint64(64 - places)
         self.present = np.zeros(1 << places, bool)
         self.present[self.hashes >> self.shift] = True
 
     def find(self, hashes: np.ndarray) -> Iterator[tuple[int, list[int]]]:
-        """(position, items) of those of `hashes` that are in the table."""
+        """Yield (position, items) for each of `hashes` that is in the table."""
         maybe = np.flatnonzero(self.present[hashes >> self.shift])
         at = np.searchsorted(self.hashes, hashes[maybe])
         for i, place in zip(maybe.tolist(), at.tolist()):
@@ -160,9 +168,9 @@ class _Table:
 
 @lru_cache(maxsize=1)
 def load_benchmarks(paths: tuple[str, ...]) -> Benchmarks:
-    """The benchmarks in `paths`, each named after its file (and its directory, where files share a name).
+    """Read the benchmarks in `paths`, each named after its file, and after its directory too where files share a name.
 
-    Raises UserError for a file that holds no items.
+    Raises UserError for a file that cannot be read or that holds no items.
     """
     files = [Path(path) for path in paths]
     stems = [file.stem for file in files]
@@ -176,11 +184,14 @@ def load_benchmarks(paths: tuple[str, ...]) -> Benchmarks:
             if texts := list(_texts(record.value)):
                 items.append((name, _name(record.value, number), texts))
         if len(items) == before:
-            raise UserError(f"{file}: no record has one of the fields {', '.join(FIELDS)}")
+            raise UserError(
+                f"{file}: no record has one of the fields {', '.join(FIELDS)}, which hold a benchmark's questions"
+            )
     return Benchmarks(items)
 
 
 def _texts(record: Any) -> Iterator[str]:
+    """Yield the texts of an item."""
     if not isinstance(record, dict):
         return
     for value in (record.get(name) for name in FIELDS):
@@ -190,33 +201,36 @@ def _texts(record: Any) -> Iterator[str]:
 
 
 def _name(record: dict, number: int) -> str:
+    """Return the name of an item: the first of NAMES that it has, or its number in the file."""
     return next((str(record[key]) for key in NAMES if record.get(key) is not None), str(number))
 
 
 @dataclass
 class Account:
-    """What was found, for the report."""
+    """What was found in the conversations of a run, for its report."""
 
     benchmarks: dict[str, Benchmark]
-    conversations: dict[str, int] = field(default_factory=dict)  # by benchmark
-    items: dict[str, dict[str, int]] = field(default_factory=dict)  # by benchmark and item: conversations
-    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    conversations: dict[str, int] = field(default_factory=dict)  # benchmark -> conversations that hit it
+    items: dict[str, dict[str, int]] = field(default_factory=dict)  # benchmark -> item -> conversations that hit it
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # benchmark -> hits to show
 
     SHOWN = 5
 
     def add(self, id: str, hits: Sequence[Hit]) -> None:
+        """Count the hits of the conversation `id`."""
         for name in dict.fromkeys(hit.benchmark for hit in hits):
             self.conversations[name] = self.conversations.get(name, 0) + 1
         for hit in hits:
             counts = self.items.setdefault(hit.benchmark, {})
             counts[hit.item] = counts.get(hit.item, 0) + 1
             examples = self.examples.setdefault(hit.benchmark, [])
-            # Five of one item that everybody pastes would show less than five items.
+            # One example an item: five of an item that everybody pastes would show less than five items do.
             if len(examples) < self.SHOWN and counts[hit.item] == 1:
                 shown = {"item": hit.item, "rule": hit.rule, "turn": hit.turn, "role": hit.role, "text": hit.excerpt}
                 examples.append({"id": id, **shown})
 
     def to_report(self) -> dict[str, Any]:
+        """Return {benchmark: its counts and examples}."""
         return {
             name: {
                 "items": each.items,

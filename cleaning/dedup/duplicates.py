@@ -1,30 +1,36 @@
-"""Duplicates: which conversations were shared twice, which of them stays, and how alike the two are.
+"""Find duplicates: which conversations were shared more than once, which of them is kept, and how similar the two are.
 
-Three kinds, all compared on folded text (case and white space do not count):
+Texts are compared folded: letter case and white space do not count. There are three kinds of duplicates.
 
-    duplicate            all turns are the same, and the same answers are learned
-    duplicate_beginning  all its rounds are the first rounds of another: people share a dialogue, go on and share it again
-    near_duplicate       `near` (0.8) of the runs of five words are common to both, and hardly fewer (0.7) of those of
-                         the answers alone: two questions about one long pasted text are no duplicates. Runs of five
-                         characters where a script writes no spaces. Branches of one tree are no near duplicates of
-                         each other: they share all but their end, and who asked for them wants the ends
+    duplicate            All turns are the same, and the same answers are learned.
+    duplicate_beginning  All its rounds are the first rounds of another conversation: people share a dialogue, continue
+                         it, and share it again.
+    near_duplicate       Its similarity to another conversation is at least `near` (0.8), and that of the answers alone is
+                         at most 0.1 less. Without the second condition, two questions about one long pasted text would
+                         be near duplicates.
 
-Similarity is Jaccard's, |common| / |either|, estimated from MinHash sketches (rensa, 128 values: standard error 0.035 at
-0.8). Changing one word changes five runs: 2 % of words changed leave 0.83, 5 % leave 0.63, 10 % leave 0.42. Pairs to
-compare are those that agree in a whole band of their sketches; bands are as selective as they can be while they miss
-less than one pair in a thousand at the threshold (25 bands of 5 for 0.8).
+Similarity is Jaccard's of the two sets of shingles, |A and B| / |A or B|. A shingle is five words in a row, or five
+characters in scripts without spaces. Branches of one tree (`--branches all`) are never near duplicates of each other: they
+share everything but their ends, and who asks for all branches wants the ends.
 
-benchmarks/duplicates.py plants copies of 500 real conversations. At 0.8 with 2 % of the words changed, 85 % of the pairs
-at or above the threshold are found and 99 % of those above 0.85 (most lie within the estimate's error of 0.8); 99.7 % of
-what is removed is right. To find copies with 5 % changed, use 0.5: 98 % found, 100 % right. 7 MB/s on one core, and
-140,000 conversations/s to link.
+The similarity is estimated from MinHash sketches (rensa) of 128 values, with a standard error of 0.035 at 0.8. Changing
+one word changes the five shingles that hold it: 2 % of the words changed leave a similarity of 0.83, 5 % leave 0.63, and
+10 % leave 0.42. Only pairs that agree in a whole band of their sketches are compared (locality-sensitive hashing). The
+bands are as long, and so as selective, as they can be while they miss less than one in a thousand of the pairs at the
+threshold: 25 bands of 5 values for 0.8.
 
-Conversations are judged one by one, the preferred first (the longest, or the newest): one that is contained in, or near
-to, a conversation that has been kept is removed and names it. So every keeper is kept, is alike itself and not by way of
-others, and the result depends on the input's order only.
+benchmarks/duplicates.py plants changed copies of 500 real conversations. At a threshold of 0.8 and with 2 % of the words
+changed, 85 % of the pairs at or above the threshold are found, and 99 % of those above 0.85 (most pairs lie within the
+estimate's error of 0.8); 99.7 % of what is removed is right. To find copies with 5 % of the words changed, use 0.5: 98 %
+are found, and 100 % of what is removed is right. One core makes the sketches of 7 MB/s and links 140,000 conversations/s.
 
-What is remembered of a conversation is 16 bytes a round and 256 bytes of sketches, computed where it is read (pure
-functions of its text); linking happens in one place, on numpy arrays: 0.5 GB for a million conversations of 4.5 rounds.
+Conversations are judged one by one, the preferred ones (the longest or the newest) first. One that is contained in, or
+near to, a conversation kept before is removed and names that keeper. So every keeper is itself kept, the two are alike
+directly and not through a third, and the result depends on the order of the input only, not on the number of processes.
+
+Each conversation is remembered as 16 bytes a round and 256 bytes of sketches. They are a pure function of its text and are
+computed where it is read; the linking is done in one process, on numpy arrays, and takes 0.5 GB for a million
+conversations of 4.5 rounds.
 """
 
 import hashlib
@@ -37,26 +43,29 @@ from dataclasses import dataclass
 import numpy as np
 from rensa import RMinHash
 
-from cleaning.dedup.shingles import Runs, Words, fold, slices
+from cleaning.dedup.shingles import Shingles, Words, fold, slices
 from fastft.data.conversation import Conversation, Message
 from fastft.data.split import rounds_of
-from fastft.errors import UserError
 
 NEAR = 0.8
-RUN = 5  # words
-MIN_WORDS = 20  # below, runs of words say too little ("2 + 2" is "2 - 2"): only the same text is a duplicate
-MAX_WORDS = 1 << 20  # a conversation of more is known by its first million
+SHINGLE = 5  # words
+# A shorter conversation has no sketch, and is a duplicate only of the same text: in so few words a small difference
+# matters ("2 + 2", "2 - 2").
+MIN_WORDS = 20
+MAX_WORDS = 1 << 20  # of a longer conversation, only so many words are sketched
 
-VALUES = 128  # of a sketch; 8 of their 32 bits are kept, and two different values agree once in 256 (`_similarity`)
+# Values of a sketch. Of the 32 bits of each value 8 are kept, so that two different values agree once in 256 times;
+# `_similarity` corrects for that.
+VALUES = 128
 SEED = 42
-SKETCHER = f"rensa R-MinHash, algorithm {RMinHash.ALGORITHM_VERSION}"  # sketches of another are others
-# Answers may be less alike by this much: about three standard errors of the estimate. Asking the same of both lost a
-# fifth of the copies at the threshold to the second estimate's noise alone.
+SKETCHER = f"rensa R-MinHash, algorithm {RMinHash.ALGORITHM_VERSION}"  # another algorithm makes other sketches
+# By how much the similarity of the answers may be below the threshold: about three standard errors of the estimate. With
+# one threshold for both, the noise of the second estimate alone lost a fifth of the copies at the threshold.
 ANSWERS_BELOW = 0.1
-MISSED = 1e-3  # share of pairs at the threshold that banding may miss
+MISSED = 1e-3  # the share of the pairs at the threshold that may agree in no band
 
 KEY = 16  # bytes of a BLAKE2b key
-_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # that of ASCII, as `str.split` has it
+_WHITE_SPACE = b" \t\n\r\v\f\x1c\x1d\x1e\x1f"  # the ASCII part of what `str.split` takes for white space
 SLICE = 1 << 20  # keys looked up at a time
 
 
@@ -64,21 +73,24 @@ SLICE = 1 << 20  # keys looked up at a time
 class Fingerprint:
     """What is remembered of a conversation."""
 
-    beginnings: bytes  # a key for the first round, the first two, … all turns
-    length: int  # characters, folded, white space left out
-    sketch: bytes = b""  # of all turns and of the answers, 2 x VALUES bytes; empty where near duplicates do not apply
-    time: float = 0.0  # when it took place, where the dump says so
-    tree: bytes = b""  # the same for the branches of one tree that were asked for (`--branches all`)
+    beginnings: bytes  # a key for the first round, a key for the first two rounds, …, a key for all turns
+    length: int  # characters of the folded text, without white space
+    # 2 x VALUES bytes, for all turns and for the answers alone; empty if the conversation is short or near duplicates are off.
+    sketch: bytes = b""
+    time: float = 0.0  # when it took place, in unix seconds; 0 if the dump does not say so
+    tree: bytes = b""  # the same for all branches of one tree (`--branches all`); empty for a conversation on its own
 
 
 class Fingerprints:
-    """Those of many conversations, in columns: as objects, two millions would take another 500 MB."""
+    """The fingerprints of many conversations, as columns: as objects, two million would take 500 MB more."""
 
     def __init__(self, fingerprints: Iterable[Fingerprint] = ()):
-        self.beginnings, self.ends = bytearray(), array("q")  # the keys of all; how many there are up to each position
+        self.beginnings = bytearray()  # the keys of all conversations, one after the other
+        self.ends = array("q")  # for each conversation, how many keys there are up to its end
         self.lengths, self.times = array("q"), array("d")
-        self.sketches, self.sketched = bytearray(), array("q")  # the positions that have one
-        self.trees: dict[int, bytes] = {}
+        self.sketches = bytearray()
+        self.sketched = array("q")  # the positions of the conversations that have a sketch
+        self.trees: dict[int, bytes] = {}  # position -> tree
         for each in fingerprints:
             self.append(each)
 
@@ -97,16 +109,16 @@ class Fingerprints:
         self.times.append(each.time)
 
     def whole(self, position: int) -> bytes:
-        """The key of all its turns."""
+        """Return the key of all turns of a conversation."""
         end = self.ends[position] * KEY
         return bytes(self.beginnings[end - KEY : end])
 
     def columns(self) -> tuple[np.ndarray, np.ndarray]:
-        """(halves of the keys uint64[K, 2], behind which of them each position ends int64[N]); nothing is copied."""
+        """Return the keys as halves, uint64[K, 2], and where those of each conversation end, int64[N]. Nothing is copied."""
         return np.frombuffer(self.beginnings, np.uint64).reshape(-1, 2), np.frombuffer(self.ends, np.int64)
 
     def sketches_of(self) -> tuple[np.ndarray, np.ndarray]:
-        """(positions of those that have one int64[S], their sketches uint8[S, 2, VALUES])"""
+        """Return the positions that have a sketch, int64[S], and the sketches, uint8[S, 2, VALUES]."""
         return (
             np.frombuffer(self.sketched, np.int64),
             np.frombuffer(self.sketches, np.uint8).reshape(-1, 2, VALUES),
@@ -117,13 +129,13 @@ class Fingerprints:
 class Duplicate:
     """Why a conversation is removed."""
 
-    reason: str
-    keeper: int  # position of the one that stays
-    similarity: float  # 1 for what is wholly in its keeper
+    reason: str  # "duplicate", "duplicate_beginning" or "near_duplicate"
+    keeper: int  # position of the conversation that is kept in its place
+    similarity: float  # 1 if it is wholly contained in its keeper
 
 
 def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0, tree: bytes = b"") -> Fingerprint:
-    """`near`: sketch the conversation, too (most of the work)."""
+    """Return what is remembered of a conversation. With `near`, that includes its sketch, which is most of the work."""
     messages = conversation.messages
     lead, rounds = rounds_of(messages)
     folded = [fold(message.content) for message in messages]
@@ -131,37 +143,39 @@ def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0
     digest, beginnings = hashlib.blake2b(digest_size=KEY), []
     for part in [lead, *rounds]:
         for message, text in itertools.islice(texts, len(part)):
-            bare = _bare(text if message.content.isascii() else message.content.casefold())  # x² is not x2 here
-            # Context is no duplicate of what is learned: else a part would go for the next, which begins with it.
+            # Compatibility forms count here, unlike in a sketch: x² is not x2.
+            bare = _without_white_space(text if message.content.isascii() else message.content.casefold())
+            # An answer that is only context differs from the same answer that is learned. Otherwise a part of a split
+            # conversation would be the beginning of the next part, which repeats its last round as context.
             context = message.role == "assistant" and not message.train
             digest.update(f"{message.role}{' (context)' if context else ''}\0{bare}\0".encode())
             length += len(bare)
         beginnings.append(digest.digest())
-    beginnings = beginnings[1:] or beginnings  # the system message alone is no beginning
+    beginnings = beginnings[1:] or beginnings  # the system message alone is not a beginning
     return Fingerprint(b"".join(beginnings), length, _sketch(messages, folded) if near else b"", time, tree)
 
 
-def _bare(text: str) -> str:
-    """`text` without white space."""
+def _without_white_space(text: str) -> str:
     if text.isascii():  # four times as fast
         return text.encode().translate(None, _WHITE_SPACE).decode()
     return "".join(text.split())
 
 
 def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = "longest") -> dict[int, Duplicate]:
-    """{position: why it is removed}.
+    """Return {position: why it is removed} for all duplicates.
 
-    `near` is the similarity from which conversations are near duplicates, 0 for none. `keep` is "longest" or "newest":
-    of two newest, the later in the input. A conversation always gives way to one that goes on from it.
+    `near` is the similarity from which conversations are near duplicates; 0 turns those off. `keep` says which of several
+    is kept, the "longest" or the "newest" (of two of the same time, the later in the input). Whatever `keep` says, a
+    conversation that is the beginning of a longer one gives way to it.
     """
-    supersets = _supersets(fingerprints)
+    continuations = _continuations(fingerprints)
     nearby = _Nearby(fingerprints, near) if near else None
     repeated = _repeated(fingerprints)
-    by_text: dict[bytes, int] = {}  # whole text -> the one that is kept, where there are several
+    by_text: dict[bytes, int] = {}  # key of all turns -> position of the one that is kept, where several have that key
     duplicates: dict[int, Duplicate] = {}
-    for position in _in_order_of_preference(fingerprints, supersets, keep):
+    for position in _in_order_of_preference(fingerprints, continuations, keep):
         whole = fingerprints.whole(position)
-        longer = next((s for s in supersets.get(whole, ()) if s not in duplicates), None)
+        longer = next((s for s in continuations.get(whole, ()) if s not in duplicates), None)
         if whole in by_text:
             duplicates[position] = Duplicate("duplicate", by_text[whole], 1.0)
         elif longer is not None:
@@ -177,7 +191,7 @@ def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = 
 
 
 def clusters(duplicates: dict[int, Duplicate]) -> dict[int, list[int]]:
-    """{keeper: the positions removed for it}, the largest first."""
+    """Return {keeper: the positions removed for it}, the largest cluster first."""
     found = defaultdict(list)
     for position, duplicate in sorted(duplicates.items()):
         found[duplicate.keeper].append(position)
@@ -185,10 +199,10 @@ def clusters(duplicates: dict[int, Duplicate]) -> dict[int, list[int]]:
 
 
 def families(fingerprints: Fingerprints, positions: Sequence[int], near: float = 0.5) -> list[int]:
-    """For each of `positions`, the first of them that it is related to, by any number of steps.
+    """Return, for each of `positions`, the first of them in its family, as an index into `positions`.
 
-    Related are conversations with the same first round, and those as alike as `near`. Held-out data must not hold the
-    sisters of what is trained on.
+    Two conversations are related if they have the same first round or a similarity of at least `near`, and a family is
+    everything that is related in any number of steps. Held-out data must not share a family with training data.
     """
     parent = list(range(len(positions)))
 
@@ -204,21 +218,21 @@ def families(fingerprints: Fingerprints, positions: Sequence[int], near: float =
     at = np.asarray(positions, np.int64)
     keys, ends = fingerprints.columns()
     first_rounds = keys[np.append(0, ends[:-1])[at]]
-    for a, b in _alike(first_rounds[:, 0], first_rounds[:, 1]):
+    for a, b in _same(first_rounds[:, 0], first_rounds[:, 1]):
         join(a, b)
     sketched, sketches = fingerprints.sketches_of()
     _, rows, of = np.intersect1d(sketched, at, assume_unique=True, return_indices=True)
     of = of.tolist()
     for band in _band_keys(sketches[:, 0], near):
-        # Each is compared with the first of its band only: enough to join clusters, and linear in their size.
-        for a, b in _alike(band[rows]):
+        # Each is compared only with the first that has the same key: that joins clusters in time linear in their size.
+        for a, b in _same(band[rows]):
             if root(of[a]) != root(of[b]) and _similarity(sketches[rows[a]], sketches[rows[b]]) >= near:
                 join(of[a], of[b])
     return [root(i) for i in range(len(positions))]
 
 
-def _alike(*columns: np.ndarray) -> Iterator[tuple[int, int]]:
-    """(the first of them, another) of the rows that agree in all columns."""
+def _same(*columns: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield (the first row, another row) for all rows that agree in all columns."""
     order = np.lexsort(columns)
     begins = np.zeros(len(order), bool)
     begins[:1] = True
@@ -232,27 +246,31 @@ def _alike(*columns: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _repeated(fingerprints: Fingerprints) -> np.ndarray:
-    """Which have the text of another (bool[N]). By half a key: one too many does no harm."""
+    """Tell which conversations have the same text as another, bool[N].
+
+    Only half of each key is compared: to mark one conversation too many does no harm.
+    """
     keys, ends = fingerprints.columns()
     return _shared(keys[ends - 1, 0])
 
 
-def _supersets(fingerprints: Fingerprints) -> dict[bytes, list[int]]:
-    """{whole text: positions of the conversations that begin with it and go on}, for those that have any.
+def _continuations(fingerprints: Fingerprints) -> dict[bytes, list[int]]:
+    """Return {key of all turns: positions of the conversations that begin with these turns and continue, the longest first}.
 
-    By half a key: an entry that is nobody's whole text is asked for by nobody.
+    Keys that no other conversation begins with are left out. Candidates are found by half of the key; an entry too many
+    is never asked for, because no conversation has it as its key of all turns.
     """
     keys, ends = fingerprints.columns()
     found = defaultdict(list)
     if not len(ends):
         return found
     wholes = np.sort(keys[ends - 1, 0])
-    goes_on = np.ones(len(keys), bool)
-    goes_on[ends - 1] = False
-    for start in range(0, len(keys), SLICE):  # in slices: a search copies what it looks for
+    continues = np.ones(len(keys), bool)
+    continues[ends - 1] = False
+    for start in range(0, len(keys), SLICE):  # in slices, because a search copies what it looks for
         part = keys[start : start + SLICE, 0]
         same = wholes[np.searchsorted(wholes, part).clip(max=len(wholes) - 1)] == part
-        for row in (start + np.flatnonzero(same & goes_on[start : start + SLICE])).tolist():
+        for row in (start + np.flatnonzero(same & continues[start : start + SLICE])).tolist():
             found[keys[row].tobytes()].append(int(np.searchsorted(ends, row, side="right")))
     rounds = np.diff(ends, prepend=0)
     for positions in found.values():
@@ -260,17 +278,18 @@ def _supersets(fingerprints: Fingerprints) -> dict[bytes, list[int]]:
     return found
 
 
-def _in_order_of_preference(fingerprints: Fingerprints, supersets: dict[bytes, list[int]], keep: str) -> Iterator[int]:
-    """All positions, the preferred first, and each after those that go on from it."""
+def _in_order_of_preference(
+    fingerprints: Fingerprints, continuations: dict[bytes, list[int]], keep: str
+) -> Iterator[int]:
+    """Yield all positions, the preferred first, but each only after the conversations that continue it."""
+    assert keep in ("longest", "newest"), keep
     if keep == "longest":
         preferred = np.argsort(-np.frombuffer(fingerprints.lengths, np.int64), kind="stable")
-    elif keep == "newest":
-        preferred = np.argsort(np.frombuffer(fingerprints.times), kind="stable")[::-1]
     else:
-        raise UserError(f"--keep {keep}: it is longest or newest")
+        preferred = np.argsort(np.frombuffer(fingerprints.times), kind="stable")[::-1]
     done = bytearray(len(fingerprints))
     for position in map(int, preferred):
-        for each in (*supersets.get(fingerprints.whole(position), ()), position):
+        for each in (*continuations.get(fingerprints.whole(position), ()), position):
             if not done[each]:
                 done[each] = True
                 yield each
@@ -280,24 +299,27 @@ def _in_order_of_preference(fingerprints: Fingerprints, supersets: dict[bytes, l
 
 
 def _sketch(messages: Sequence[Message], folded: Sequence[str]) -> bytes:
+    """Return the sketches of all turns and of the answers alone; empty for a conversation of fewer than MIN_WORDS."""
     everything, ends = _words(folded)
     if len(everything) < MIN_WORDS:
         return b""
     spans = [(a, b) for a, b, message in zip([0, *ends], ends, messages) if message.role == "assistant"]
     answers = np.concatenate([everything[a:b] for a, b in spans] or [everything[:0]])[:MAX_WORDS]
     everything = everything[:MAX_WORDS]
-    sets = [Runs(each).of(min(RUN, max(len(each), 1))) for each in (everything, answers)]
+    sets = [Shingles(each).of(min(SHINGLE, max(len(each), 1))) for each in (everything, answers)]
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(sets), np.array([0, len(sets[0]), len(sets[0]) + len(sets[1])], np.uint64), VALUES, SEED
     )
-    values = np.array(matrix.to_rows(), np.uint32) * np.uint32(0x9E3779B1)  # a minimum's high bits are mostly zero
+    values = np.array(matrix.to_rows(), np.uint32) * np.uint32(
+        0x9E3779B1
+    )  # mixed, because the high bits of a minimum are mostly zero
     return (values >> np.uint32(24)).astype(np.uint8).tobytes()
 
 
 def _words(folded: Sequence[str]) -> tuple[np.ndarray, list[int]]:
-    """The hashes of all words (uint64[W]), and behind which of them each text ends."""
+    """Return the hashes of all words, uint64[W], and how many of them there are up to the end of each text."""
     hashes, starts = [], []
-    for start, part in slices("\n".join(folded)):  # all messages at once: most are too short for numpy one by one
+    for start, part in slices("\n".join(folded)):  # all messages together, because most are too short for numpy
         words = Words(part, folded=True)
         hashes.append(words.hashes)
         starts.append(words.starts + start)
@@ -306,20 +328,23 @@ def _words(folded: Sequence[str]) -> tuple[np.ndarray, list[int]]:
 
 
 def rows_per_band(threshold: float) -> int:
-    """The most rows with which less than MISSED of the pairs at `threshold` agree in no band."""
+    """Return the largest number of values in a band with which at most MISSED of the pairs at `threshold` agree in no band.
+
+    Two sketches agree in one value with probability `threshold`, and so in a band of r values with `threshold`^r.
+    """
     rows = range(1, VALUES + 1)
     return max((r for r in rows if (1 - threshold**r) ** (VALUES // r) <= MISSED), default=1)
 
 
 def _band_keys(sketches: np.ndarray, threshold: float) -> Iterator[np.ndarray]:
-    """For each band, the key of every sketch (uint64[N])."""
+    """Yield, for each band, the key of every sketch, uint64[N]."""
     rows = rows_per_band(threshold)
     for first in range(0, VALUES - rows + 1, rows):
         yield _row_hashes(sketches[:, first : first + rows])
 
 
 def _row_hashes(band: np.ndarray) -> np.ndarray:
-    """A hash for each row of `band` (uint8[N, rows])."""
+    """Return a hash of each row of `band`, uint8[N, rows]."""
     keys = np.zeros(len(band), np.uint64)
     for column in band.T:
         keys = (keys ^ column) * np.uint64(0x9E3779B97F4A7C15)
@@ -328,26 +353,30 @@ def _row_hashes(band: np.ndarray) -> np.ndarray:
 
 
 def _shared(keys: np.ndarray) -> np.ndarray:
-    """Which keys occur more than once (bool[N])."""
+    """Tell which keys occur more than once, bool[N]."""
     _, which, counts = np.unique(keys, return_inverse=True, return_counts=True)
     return counts[which] > 1
 
 
 def _similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of one sketch [2, VALUES] with another or several [N, 2, VALUES]: that of the whole, or of answers that differ."""
+    """Return the similarity of one sketch [2, VALUES] to another, or to several [N, 2, VALUES].
+
+    It is the similarity of all turns, or that of the answers plus ANSWERS_BELOW if that is less. Values that agree by chance
+    (once in 256) are subtracted.
+    """
     equal = (a == b).mean(axis=-1)
     whole, answers = np.moveaxis((equal - 1 / 256) / (1 - 1 / 256), -1, 0)
     return np.minimum(whole, answers + ANSWERS_BELOW)
 
 
 class _Nearby:
-    """The sketches of the conversations that are kept so far, by band."""
+    """An index, by band, of the sketches of the conversations that are kept so far."""
 
     def __init__(self, fingerprints: Fingerprints, threshold: float):
         self.threshold = threshold
         sketched, sketches = fingerprints.sketches_of()
-        # A key that no other conversation has finds nothing. Most conversations have only such: they are done with here,
-        # on whole arrays, and the tables below hold the few that are left.
+        # A key that no other conversation has finds nothing. Most conversations have only such keys. They are ruled out
+        # here, on whole arrays, and the tables below serve the few that are left.
         busy = np.zeros(len(sketched), bool)
         for keys in _band_keys(sketches[:, 0], threshold):
             busy |= _shared(keys)
@@ -360,7 +389,7 @@ class _Nearby:
         self.tables: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(self.keys.shape[1])]
 
     def nearest_kept(self, position: int) -> tuple[int, float] | None:
-        """(position, similarity) of the kept conversation most alike, if it is alike enough."""
+        """Return (position, similarity) of the most similar kept conversation, or None if none reaches the threshold."""
         row = self.row.get(position)
         if row is None:
             return None
@@ -376,6 +405,7 @@ class _Nearby:
         return self.positions[candidates[best]], round(float(similarities[best]), 3)
 
     def keep(self, position: int) -> None:
+        """Add a conversation to the index."""
         row = self.row.get(position)
         if row is not None:
             keys = self.keys[row].tolist()

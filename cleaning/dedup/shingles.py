@@ -1,12 +1,13 @@
-"""Text as hashes of its words, and of runs of them: what near duplicates and contamination both look at.
+"""Turn text into hashes of its words and of its shingles, for near duplicates and for contamination.
 
-A word is a run of letters and digits, folded; in scripts that write no spaces (Chinese, Japanese, Thai …) each character
-is a word of its own, so that "5 words" is five characters there. Everything else separates.
+A word is a run of letters and digits, folded (see `fold`). In scripts that are written without spaces (Chinese, Japanese,
+Thai …) each character is a word, so that "5 words" means five characters there. All other characters only separate words.
+A shingle, also called an n-gram, is n words in a row; the same is done for n characters in a row.
 
-All of it is arithmetic on whole arrays (mod 2^64): each character has a random value v, H[i] = sum of v[j] * B^j for
-j < i, and the hash of any run is (H[end] - H[start]) * B^-start. Runs of words are hashed the same way over the words'
-hashes. That is 15 MB/s on one core for words and 50 MB/s for their runs, and a text has the same hashes in every process
-(Python's own differ).
+All of it is arithmetic on whole arrays, modulo 2^64. Each character has a random value v. With the sums H[i] of v[j] * B^j
+over all j < i, the hash of the characters from `start` to `end` is (H[end] - H[start]) * B^-start, which does not depend
+on where they stand. Shingles are hashed in the same way from the hashes of their words. One core hashes 15 MB/s of text
+into words and 50 MB/s into shingles. A text has the same hashes in every process, unlike with Python's own `hash`.
 """
 
 import sys
@@ -20,8 +21,8 @@ _B = 0x9E3779B97F4A7C15  # odd, so that it has an inverse mod 2^64
 _B_INVERSE = pow(_B, -1, 1 << 64)
 _OTHER, _WORD, _WIDE = 0, 1, 2
 
-# Scripts without spaces between words, as ranges of code points: Thai to Tibetan, Myanmar, Khmer, kana and Han with
-# their extensions. Korean writes spaces.
+# Ranges of code points of scripts without spaces between words: Thai to Tibetan, Myanmar, Khmer, kana and Han with their
+# extensions. Korean is written with spaces.
 _UNSPACED = (
     (0x0E00, 0x0FFF),
     (0x1000, 0x109F),
@@ -35,33 +36,37 @@ _UNSPACED = (
     (0xFF66, 0xFF9F),
     (0x20000, 0x3FFFF),
 )
-# Where letters, digits and marks can be; asking for all 1.1 million code points takes every worker a second.
+# Ranges that hold all letters, digits and marks. Classifying all 1.1 million code points would take every worker a second.
 _ASSIGNED = ((0, 0x3FFFF), (0xE0000, 0xE0FFF))
 
 
-class Runs:
-    """N hashes in a row (uint64), and those of all runs of n of them."""
+class Shingles:
+    """A sequence of N hashes (uint64[N]) from which the hash of any part of it is computed in constant time."""
 
     __slots__ = ("_inverses", "_sums")
 
     def __init__(self, hashes: np.ndarray):
         powers, self._inverses = _powers(len(hashes).bit_length())
-        self._sums = sums = np.empty(len(hashes) + 1, np.uint64)  # all in one place: a fifth faster
+        self._sums = sums = np.empty(len(hashes) + 1, np.uint64)  # one array for all steps is a fifth faster
         sums[0] = 0
         np.multiply(hashes, powers[: len(hashes)], out=sums[1:])
         np.add.accumulate(sums, out=sums)
 
     def of(self, n: int) -> np.ndarray:
-        """uint64[N - n + 1], or none."""
+        """Return the hashes of all parts of length n, uint64[N - n + 1]; empty if there are fewer than n."""
         count = max(len(self._sums) - n, 0)
         return (self._sums[n:] - self._sums[:count]) * self._inverses[:count]
 
     def between(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Return the hash of each part that begins at one of `starts` and ends before the same one of `ends`."""
         return (self._sums[ends] - self._sums[starts]) * self._inverses[starts]
 
 
 class Words:
-    """The W words of a text: where they stand in the folded text, their hashes, which are single wide characters."""
+    """The W words of a text: where each begins and ends in the folded text, its hash, and whether it is a wide character.
+
+    A wide character is one of a script without spaces, which is a word on its own.
+    """
 
     __slots__ = ("_kinds", "_values", "ends", "hashes", "starts", "text")
 
@@ -69,68 +74,69 @@ class Words:
         self.text = text = text if folded else fold(text)
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         self._kinds = kinds = _kinds().take(points)  # twice as fast as _kinds()[points]
-        self.starts, self.ends = _borders(kinds)  # int64[W]
+        self.starts, self.ends = _word_edges(kinds)  # int64[W]
         self._values = _values_of_characters().take(points)
-        # Mixed, or runs of words would be sums of sums: "ab c" is "ac b".
-        self.hashes = _mixed(Runs(self._values).between(self.starts, self.ends))  # uint64[W]
+        # Without mixing, a shingle would be a sum of sums, and "ab c" would have the hash of "ac b".
+        self.hashes = _mixed(Shingles(self._values).between(self.starts, self.ends))  # uint64[W]
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     @property
     def wide(self) -> np.ndarray:
-        return self._kinds[self.starts] == _WIDE  # bool[W]
+        """Which words are wide characters, bool[W]."""
+        return self._kinds[self.starts] == _WIDE
 
     @property
     def characters(self) -> np.ndarray:
-        """Where letters and digits stand."""
+        """Positions of letters and digits in the folded text."""
         return np.flatnonzero(self._kinds)
 
     def character_hashes(self) -> np.ndarray:
-        """A hash for each letter and digit, whatever stands between them."""
+        """Return a hash for each letter and digit, leaving out all other characters."""
         return self._values[self.characters]
 
 
-def _borders(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where words begin and where they end: wherever the kind changes, and on both sides of a wide character."""
+def _word_edges(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where words begin and where they end: where the kind changes, and on both sides of a wide character."""
     padded = np.zeros(len(kinds) + 2, np.uint8)
     padded[1:-1] = kinds
-    border = padded[1:] != padded[:-1]
-    if padded.max() < _WIDE:  # what is no word begins where one ends: a third of the time
-        borders = np.flatnonzero(border)
-        return borders[::2], borders[1::2]
-    border |= padded[1:] == _WIDE
+    edge = padded[1:] != padded[:-1]
+    if padded.max() < _WIDE:  # words and gaps alternate; this takes a third of the time
+        edges = np.flatnonzero(edge)
+        return edges[::2], edges[1::2]
+    edge |= padded[1:] == _WIDE
     inside = kinds != _OTHER
-    return np.flatnonzero(border[:-1] & inside), np.flatnonzero(border[1:] & inside) + 1
+    return np.flatnonzero(edge[:-1] & inside), np.flatnonzero(edge[1:] & inside) + 1
 
 
-# Between texts that are hashed as one: a word of its own, which none of the items or texts around it holds.
+# Stands between texts that are hashed as one. It counts as a word, and the texts themselves must not hold it.
 SEPARATOR = "\ue000"
-SLICE = 1 << 20  # characters hashed together: the arrays of a slice take 60 MB
+SLICE = 1 << 20  # characters hashed together; the arrays for a slice take 60 MB
 
 
 def slices(text: str, overlap: int = 0) -> Iterator[tuple[int, str]]:
-    """(where, text) of slices that `Words` can hold in little memory; neighbours share `overlap` characters."""
+    """Yield (position, text) of slices for which `Words` takes little memory; neighbours share `overlap` characters."""
     for start in range(0, max(len(text) - overlap, 1), SLICE):
         yield start, text[start : start + SLICE + overlap]
 
 
 def fold(text: str) -> str:
-    """Case and compatibility forms (full-width letters, ligatures) do not count."""
+    """Return `text` without differences of case and of compatibility forms (full-width letters, ligatures)."""
     return text.casefold() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
 
 
 @lru_cache(maxsize=64)
 def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """B^0 … B^(2^bits), and their inverses."""
+    """Return the first 2^`bits` powers of B, and their inverses."""
     powers, inverses = np.full(1 << bits, _B, np.uint64), np.full(1 << bits, _B_INVERSE, np.uint64)
     powers[0] = inverses[0] = 1
     return np.cumprod(powers), np.cumprod(inverses)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Every bit of the result depends on every bit of the value (the finaliser of splitmix64)."""
-    values = values.astype(np.uint64)  # a copy, changed in place: a quarter faster
+    """Mix each value so that every bit of it affects every bit of the result (the finaliser of splitmix64)."""
+    values = values.astype(np.uint64)  # a copy that is then changed in place, which is a quarter faster
     values += np.uint64(_B)
     values ^= values >> np.uint64(30)
     values *= np.uint64(0xBF58476D1CE4E5B9)
@@ -142,16 +148,16 @@ def _mixed(values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _values_of_characters() -> np.ndarray:
-    """The random value of each code point, uint64[0x110000]: looking one up costs an eighth of making it."""
+    """Return the random value of each code point, uint64[0x110000]. Looking one up takes an eighth of computing it."""
     return _mixed(np.arange(sys.maxunicode + 1, dtype=np.uint32))
 
 
 @lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
-    """What each code point is, uint8[0x110000]."""
+    """Return the kind of each code point, uint8[0x110000]: _OTHER, _WORD or _WIDE."""
     kinds = np.zeros(sys.maxunicode + 1, np.uint8)
     for first, last in _ASSIGNED:
-        # Marks (Mn, Mc) belong to the word they stand in: Hindi vowels, decomposed accents.
+        # Marks (Mn, Mc) such as Hindi vowels and decomposed accents belong to the word that they are in.
         kinds[first : last + 1] = [unicodedata.category(chr(p))[0] in "LNM" for p in range(first, last + 1)]
     for first, last in _UNSPACED:
         kinds[first : last + 1] *= _WIDE

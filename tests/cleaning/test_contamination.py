@@ -1,4 +1,4 @@
-"""Contamination: planted questions are found whatever their punctuation, and nothing else is."""
+"""Contamination: planted benchmark questions are found, whatever their punctuation, and nothing else is."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Made-up prose for tests of duplicates."""
+"""Random prose, for tests of duplicates."""
 
 import random
 
@@ -6,4 +6,5 @@ VOCABULARY = [f"word{i}" for i in range(5000)]
 
 
 def prose(seed: int, words: int = 200) -> str:
+    """Return `words` random words, always the same for a seed."""
     return " ".join(random.Random(seed).choices(VOCABULARY, k=words))
