@@ -34,12 +34,9 @@ from rich.table import Table
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
-from helpers import (
-    models,  # noqa: E402
-    storage,  # noqa: E402
-)
+from helpers import models, storage  # noqa: E402
 
-from fastft.common.object_store import Store
+from fastft.common.object_store import Store  # noqa: E402
 from fastft.cost.spot.traces import read_trace  # noqa: E402
 from fastft.train.checkpoint import manifest  # noqa: E402
 from fastft.train.checkpoint.remote import checkpoints  # noqa: E402
@@ -99,7 +96,7 @@ class Run:
         return max(steps, default=0)
 
     def in_storage(self) -> int:
-        return max((meta["step"] for _, meta in checkpoints(Store(self.remote), print)), default=0)
+        return max((meta["step"] for _, meta in checkpoints(Store(self.remote)).found), default=0)
 
     @property
     def log_file(self) -> Path:

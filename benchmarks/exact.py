@@ -22,10 +22,7 @@ from rich.table import Table
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
-from helpers import (
-    gradients,  # noqa: E402
-    models,  # noqa: E402
-)
+from helpers import gradients, models  # noqa: E402
 from helpers import training as runs  # noqa: E402
 
 from fastft.data.step_plan import StepPlan  # noqa: E402
@@ -60,7 +57,7 @@ def compare_gradients(ground: Path) -> Table:
     row("transformers, unpacked, fp64", {k: v.float() for k, v in plain.items()})
     for processes in (2, 4):
         out = ground / f"{processes}.pt"
-        target = [str(TESTS / "gradients.py"), str(out), *flags()]
+        target = [str(TESTS / "helpers" / "gradients.py"), str(out), *flags()]
         subprocess.run(runs.command(processes, target), check=True, capture_output=True, cwd=TESTS)
         row(f"{processes} processes x {4 // processes}", torch.load(out, weights_only=True))
     plan = StepPlan.plan

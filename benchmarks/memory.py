@@ -31,10 +31,9 @@ from torch.utils._pytree import tree_leaves
 from fastft.common.distributed import join_ranks
 from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
 from fastft.cost.memory import GIB, Memory, load_shape, peak_memory, setup_of
-from fastft.model import attention, lora, weights
-from fastft.model import build
+from fastft.model import attention, build, lora, weights
 from fastft.model.activation_checkpointing import recompute
-from fastft.train.loop import accumulate_gradients
+from fastft.train.step import accumulate_gradients
 from fastft.train.optim import build_optimizer, clip_gradients, update
 
 SHAPES = {

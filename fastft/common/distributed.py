@@ -59,6 +59,11 @@ def _watch_peers(group: dist.ProcessGroup) -> None:
         time.sleep(BEAT_S)
 
 
+def rank() -> int:
+    """Number of this process in the run, known before it has joined."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
 def local_rank() -> int:
     """Number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
@@ -117,5 +122,8 @@ def on_first(action: Callable[[], Result]) -> Result:
 def first_to_fail() -> bool:
     """True on the rank that meets an error first: the others have the same one, or are its consequence."""
     if not dist.is_initialized():
-        return int(os.environ.get("RANK", 0)) == 0
-    return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
+        return rank() == 0
+    try:
+        return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
+    except dist.DistError:  # the machine with the store is gone: an error that is printed twice beats one that is lost
+        return True

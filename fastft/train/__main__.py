@@ -7,4 +7,4 @@ from fastft.train.loop import main
 
 if __name__ == "__main__":
     logs.show()
-    leave(run(main, first_to_fail))
+    leave(run(main, first_to_fail))  # an error that several ranks meet is printed by one of them

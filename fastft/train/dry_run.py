@@ -1,8 +1,8 @@
-"""A dry run: two optimiser steps with the fullest rows of the run, for the largest memory, the time and the price.
+"""A dry run: two optimiser steps with the fullest rows of the run, to measure the peak memory, the time and the price.
 
     fastft train … --dry_run true
 
-Two, because the first makes the optimiser's moments and compiles. Nothing is written but the cache of tokens.
+Two steps, because the first also compiles and creates the optimiser's moments. Only the cache of tokens is written.
 """
 
 import logging
@@ -25,12 +25,12 @@ def dry_run_steps(
     config: TrainConfig,
     device: torch.device,
 ) -> None:
-    """Take the steps and say what they took; collective. `take` is the trainer's own step and returns its numbers."""
+    """Take two steps, and log what they took; collective. `take` is the trainer's own step, which returns its numbers."""
     step = fullest_step(curriculum, config.global_batch_size)
     for number in (1, 2):
         began = time.perf_counter()
         numbers = take(step)
-        loss = float(numbers["measured"][0])  # waits for the device
+        loss = float(numbers["measured"][0])  # this waits for the device
         seconds = time.perf_counter() - began
         logger.info(
             f"dry run: step {number} of 2, the {len(step.rows)} fullest rows: {numbers['tokens']:,} tokens, "
@@ -41,6 +41,6 @@ def dry_run_steps(
     hours = curriculum.total * seconds / 3600
     money = "" if config.price_per_hour is None else f", ${hours * config.price_per_hour:,.2f}"
     logger.info(
-        f"dry run: largest memory of a process {float(memory):.2f} GiB; {curriculum.total} steps like the second take "
+        f"dry run: peak memory of a process {float(memory):.2f} GiB; {curriculum.total} steps like the second take "
         f"{hours:.2f} hours{money}; nothing was written"
     )

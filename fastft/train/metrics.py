@@ -1,6 +1,6 @@
-"""What a run reports: `metrics.jsonl`, its trackers, and one live line; and the arithmetic of work done.
+"""What a run reports: `metrics.jsonl`, its trackers, and one live line.
 
-Only rank 0 writes. After a resume, rows behind the checkpoint are cut off, so that the file is always one curve.
+Only rank 0 writes. After a resume, rows after the checkpoint's step are removed, so that the file is always one curve.
 """
 
 import json
@@ -8,13 +8,15 @@ import logging
 import math
 import os
 import resource
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastft.common import logs
 from fastft.common.files import write_whole
+from fastft.cost.flops import training_flops
+from fastft.cost.gpus import peak_flops
 from fastft.train.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -22,27 +24,25 @@ if TYPE_CHECKING:
 
     from fastft.model.build import TrainedModel
 
-from fastft.cost.flops import training_flops
-from fastft.cost.gpus import peak_flops
-
 logger = logging.getLogger(__name__)
 
 
 def peak_memory_gib(device: "torch.device") -> float:
-    """The most memory so far in GiB: this process's tensors on a GPU, else all that it had resident."""
+    """The peak memory of this process so far in GiB: of its tensors on a GPU, else its resident set."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def step_rows(
     pending: list[dict], seconds: float, model: "TrainedModel", matrices: tuple[float, float], device: "torch.device"
 ) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl for the steps since the last report, which took `seconds`; `matrices` are the FLOPs of
-    (blocks, head) for a token. Here the host waits for the device, once for all.
+    """The rows of metrics.jsonl for the `pending` steps since the last report, which took `seconds` together.
+
+    `matrices` are the FLOPs of (blocks, head) for a token. The host waits for the device here, once for all steps.
     """
     import torch
     import torch.distributed as dist
@@ -85,9 +85,9 @@ def step_rows(
 class Reporter:
     """Writes a run's rows.
 
-    `start_step` is the step of the checkpoint from which the run goes on (0 for a new run), `started` the time.time() at
-    which this start of it began. A row says in `elapsed_s` how long the run has taken over all its starts, the work that an
-    interruption lost included, and with `price_per_hour` in `cost` what that came to.
+    `start_step` is the step of the checkpoint from which the run continues (0 for a new run), `started` the time.time() at
+    which this start of it began. Each row says in `elapsed_s` how long the run has taken over all its starts, including the
+    work that interruptions lost, and with `price_per_hour` in `cost` what that has cost.
     """
 
     def __init__(
@@ -103,37 +103,36 @@ class Reporter:
         self.trackers, self.price, self.began = trackers, price_per_hour, time.time()
         earlier = read_metrics(self.path) if self.path.exists() else []
         spent = max((row.get("elapsed_s", 0.0) for row in earlier), default=0.0)
-        self.zero = (started or self.began) - spent  # when it would have begun without a pause
+        self.zero = (started or self.began) - spent  # when the run would have begun without pauses
         cut_after(self.path, start_step)
-        self.file = self.path.open("a", buffering=1)  # a row at a time, for those who look on
-        self.live = sys.stderr.isatty()
+        self.file = self.path.open("a", buffering=1)  # line by line, so that others can follow the run
 
     def step(self, row: dict[str, Any]) -> None:
         """One optimiser step's row."""
         row = row | self._spent()
         self._write(row)
         if not math.isfinite(row["loss"] + row["grad_norm"]):
-            logger.info(f"step {row['step']}: left out: loss {row['loss']}, norm of the gradient {row['grad_norm']}")
-        if self.live or row["step"] % max(1, self.total // 20) == 0 or row["step"] == self.total:
-            elapsed, done = time.time() - self.began, row["step"] - self.start_step
-            line = progress_line(row, self.total, elapsed / done * (self.total - row["step"]))
-            if self.live:
-                line = f"\r{line[: shutil.get_terminal_size().columns - 1]}\x1b[K"
-            print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+            logger.warning(f"step {row['step']}: skipped: loss {row['loss']}, gradient norm {row['grad_norm']}")
+        elapsed, done = time.time() - self.began, row["step"] - self.start_step
+        line = progress_line(row, self.total, elapsed / done * (self.total - row["step"]))
+        if sys.stderr.isatty():
+            logs.show_live(line)
+        elif row["step"] % max(1, self.total // 20) == 0 or row["step"] == self.total:
+            logger.info(line)
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        """A held-out loss."""
+        """The row of a held-out loss."""
         self._write(row | self._spent())
         logger.info(f"step {row['step']}/{self.total}  held-out loss {row['eval_loss']:.4f}")
 
     def flush(self) -> None:
-        """Durable up to here: called before a checkpoint of the same step is published."""
+        """Make all rows so far durable. Called before a checkpoint of the same step is published."""
         self.file.flush()
         os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        if self.live:
-            print(file=sys.stderr)
+        """End the live line, the file and the trackers."""
+        logs.show_live(None)
         self.flush()
         self.file.close()
         self.trackers.close()
@@ -149,7 +148,7 @@ class Reporter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of a metrics.jsonl. A last line that was cut off when the process was killed is left out."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -160,14 +159,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Leave the rows up to `step` in a file of rows; none at step 0, from where everything is made again."""
+    """Remove the rows after `step` from a file of rows, and all of them at step 0, from where everything is computed again."""
     if path.exists():
         rows = [row for row in read_metrics(path) if step and row["step"] <= step]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def progress_line(row: dict[str, Any], total: int, remaining: float) -> str:
-    """A step for people; `remaining` in seconds. What is not known is left out."""
+    """A step in one line for people; `remaining` is in seconds. What is not known is left out."""
     processes = row.get("processes", 1)
     known = row.get("mfu") is not None
     each = " per GPU" if known else " per process" if processes > 1 else ""

@@ -1,10 +1,10 @@
-"""From gradients to an update: the optimiser, its learning rate, clipping, and steps that are left out.
+"""From gradients to an update: the optimiser, the learning-rate schedule, gradient clipping, and skipped steps.
 
     norm = clip_gradients(model, config.max_grad_norm)
     update(optimizer, learning_rate(config, number, total), finite=norm.isfinite())
 
-Nothing here waits for the device, except where it says so. The learning rate is a function of the step's number, so that
-a checkpoint has nothing to save but the weights, the optimiser's moments, and how many steps were left out.
+Nothing here waits for the device unless its docstring says so. The learning rate is a function of the step's number, so a
+checkpoint saves nothing but the weights, the optimiser's moments, and how many steps were skipped.
 """
 
 import math
@@ -21,9 +21,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW as `config.optimizer` says: PyTorch's fused one, with moments in fp32 or bf16, or torchao's with 8-bit moments.
+    """AdamW as in `config.optimizer`: PyTorch's fused one with moments in fp32 or bf16, or torchao's with 8-bit moments.
 
-    Raises UserError when something that was asked for is not there.
+    Raises UserError if the one that was asked for is not available here.
     """
     groups = parameter_groups(model, config.optimizer.weight_decay)
     if config.optimizer.name == "adamw_8bit":
@@ -35,9 +35,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters in at most two groups: matrices, embeddings among them, decay; norms and biases do not.
+    """The trained parameters in at most two groups: matrices (also embeddings) with weight decay, norms and biases without.
 
-    The line that Hugging Face's Trainer, nanoGPT and Megatron-LM draw. (OLMo 2 spares the embeddings, too.)
+    Hugging Face's Trainer, nanoGPT and Megatron-LM do the same. (OLMo 2 does not decay the embeddings either.)
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decays = lambda name, p: p.ndim >= 2 and not name.endswith("bias")  # noqa: E731
@@ -49,12 +49,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def learning_rate(config: TrainConfig, number: int, total: int) -> float:
-    """Of step `number` in 1..total: a linear warm-up to the peak, the peak, a decay to `schedule.min_ratio` of it.
+    """The learning rate of step `number` in 1..total: a linear warm-up to the peak, then a decay to `schedule.min_ratio` of it.
 
-    cosine and linear decay from the end of the warm-up, constant never, wsd (warm-up, stable, decay) over the last
+    cosine and linear decay from the end of the warm-up, and constant never. wsd (warm-up, stable, decay) decays over the last
     `schedule.decay_ratio` of all steps as 1 - sqrt(share done), which Hägele et al. (2024, arXiv 2405.18392) found better
-    than a linear decay, and level with cosine from 10 to 20 % of the steps on. Step total + 1 would be the one at the
-    minimum: no step is wasted on a learning rate of 0.
+    than a linear decay, and as good as cosine if it takes 10 to 20 % of the steps or more. The minimum would be reached at
+    step total + 1, so that no step is wasted on a learning rate of 0.
     """
     schedule = config.schedule
     warmup = math.ceil(schedule.warmup_ratio * total)
@@ -84,11 +84,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
-    """One step at `lr`, and the gradients are gone. Where `finite` (a bool scalar) is false, the weights, the moments and
-    the count of steps stay as they are.
+    """Take one step at `lr`, and drop the gradients. If `finite` (a bool scalar) is false, weights, moments and the count of
+    steps stay as they are.
 
-    The fused kernels decide on the device, by what mixed precision has given them (`found_inf`). torchao's 8-bit kernel
-    knows nothing like it: there the host waits for the answer, once a step.
+    The fused kernels decide on the device, with the input that they have for mixed precision (`found_inf`). torchao's 8-bit
+    kernel has no such input, so the host waits for `finite` there, once a step.
     """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -106,13 +106,13 @@ def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
 
 @dataclass
 class SkippedSteps:
-    """Steps that were left out because their loss or gradient was no finite number, as far as the host has heard."""
+    """Counts the steps that were skipped because their loss or gradient was not finite, as far as the host has read them."""
 
     total: int = 0
     in_a_row: int = 0
 
     def count(self, row: dict) -> None:
-        """Take in a step's row of metrics, and add `skipped_steps` to it: how many so far."""
+        """Count a step by its row of metrics, and add `skipped_steps`, the number so far, to the row."""
         finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
         self.total += not finite
         self.in_a_row = 0 if finite else self.in_a_row + 1
@@ -120,11 +120,12 @@ class SkippedSteps:
 
 
 def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
-    """Half the memory of the moments; the weights and the arithmetic stay fp32 (DeepSeek-V3, arXiv 2412.19437, 3.3.2).
+    """Keep the moments in bf16 between steps, which halves their memory (DeepSeek-V3, arXiv 2412.19437, 3.3.2).
 
-    On GPUs PyTorch's fused kernel does it (torch >= 2.13: fp32 weights and gradients with bf16 moments), once it finds
-    such moments. The CPU's kernel knows one data type only, so that there they are widened around each step: the same
-    numbers, and nothing saved while it lasts. Loading a checkpoint widens them as well, until the next step.
+    The weights and the arithmetic stay fp32. On GPUs PyTorch's fused kernel takes bf16 moments with fp32 weights and
+    gradients (torch >= 2.13). The CPU's kernel takes one data type only, so there the moments are widened to fp32 for each
+    step: the numbers are the same, and no memory is saved during the step. Loading a checkpoint widens them, too, until the
+    next step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     version = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -151,10 +152,10 @@ def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
 
 
 def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """torchao's AdamW with moments in 8 bits, blocks of 256 with a scale each (Dettmers et al., 2022); shards of fewer than
-    4,096 entries, or not a multiple of 256, keep fp32.
+    """torchao's AdamW with moments in 8 bits, in blocks of 256 with a scale each (Dettmers et al., 2022).
 
-    Its first step, here with gradients and a learning rate of 0, makes the moments and compiles a kernel for each shape.
+    Shards with fewer than 4,096 entries, or whose number of entries is not a multiple of 256, keep fp32 moments. The first
+    step, taken here with gradients and a learning rate of 0, creates the moments and compiles a kernel for each shape.
     """
     try:
         from torchao.optim import AdamW8bit

@@ -1,11 +1,11 @@
-"""What the model answers while it learns: fixed prompts, greedy answers, a line each in OUTPUT_DIR/samples.jsonl.
+"""What the model answers while it learns: greedy answers to fixed prompts, a line each in OUTPUT_DIR/samples.jsonl.
 
     fastft train … --samples.prompts prompts.txt --samples.every 200
 
-All prompts stand in one packed row, each with room for its answer behind it, and every forward pass writes the next token
-of all of them: the path of training itself, so it works on sharded models and with every backend, and its shapes never
-change. Every process runs the same passes. There is no cache, so an answer of n tokens costs n passes. Nothing random is
-drawn and no gradient made: a run with samples is, bit for bit, the run without.
+All prompts are in one packed row, each followed by room for its answer, and every forward pass writes the next token of all
+of them. This is the forward pass of training itself, so it works on sharded models and with every attention backend, and its
+shapes never change. Every process runs the same passes. There is no cache, so an answer of n tokens costs n passes. Nothing
+random is drawn and no gradient is computed: a run with samples is bit for bit the run without.
 """
 
 import json
@@ -27,31 +27,32 @@ from fastft.train.metrics import cut_after
 
 @dataclass
 class Prompt:
-    """What is asked: the text to show, and its tokens with the generation prompt."""
+    """A prompt: the text to show, and its tokens with the generation prompt."""
 
     text: str
     ids: list[int]
 
 
 class Sampler:
-    """A run's prompts, when they are asked, and where the answers go: one curve whatever the interruptions."""
+    """Asks the prompts of a run and writes the answers; after an interruption the file goes on as if there had been none."""
 
     def __init__(self, config: TrainConfig, template: ChatTemplate):
-        """Raises UserError as `read_prompts` does."""
+        """Read the prompts. Raises UserError as `read_prompts` does."""
         self.config, self.template = config.samples, template
         self.prompts = read_prompts(config.samples, template, config.seq_len)
 
-    def go_on(self, output_dir: Path, start_step: int) -> None:
-        """Write to `output_dir`, behind what was answered up to `start_step`, the step of the checkpoint."""
+    def open(self, output_dir: Path, start_step: int) -> None:
+        """Write to `output_dir` from now on, after the answers up to `start_step`, the step of the checkpoint."""
         self.path = output_dir / "samples.jsonl"
         if dist.get_rank() == 0:
             cut_after(self.path, start_step)
 
     def is_due(self, step: int, total: int) -> bool:
+        """Whether to ask after `step` of `total`."""
         return bool(self.prompts) and (step % self.config.every == 0 or step == total)
 
     def ask(self, model: TrainedModel, step: int, device: torch.device) -> None:
-        """Collective; the first process writes."""
+        """Ask all prompts, and write the answers on rank 0; collective."""
         said = answers(model, self.prompts, self.config.max_new_tokens, self.template, device)
         if dist.get_rank() == 0:
             with self.path.open("a") as file:
@@ -62,7 +63,7 @@ class Sampler:
 
 
 def read_prompts(config: SamplesConfig, template: ChatTemplate, seq_len: int) -> list[Prompt]:
-    """The prompts of the file, none without one. Raises UserError naming the line that is no prompt or does not fit."""
+    """The prompts of the file, if there is one. Raises UserError that names a line which is no prompt or does not fit."""
     if config.prompts is None:
         return []
     try:
@@ -77,8 +78,8 @@ def read_prompts(config: SamplesConfig, template: ChatTemplate, seq_len: int) ->
             ids = template.encode_prompt(messages)
             if len(ids) + config.max_new_tokens > seq_len:
                 raise UserError(
-                    f"{where}: {len(ids)} tokens and {config.max_new_tokens} for the answer are more than the window of "
-                    f"{seq_len}; shorten it, or lower samples.max_new_tokens"
+                    f"{where}: {len(ids)} tokens and {config.max_new_tokens} for the answer are more than the sequence length "
+                    f"of {seq_len}; shorten it, or lower samples.max_new_tokens"
                 )
             text = "\n\n".join(m.content if m.role == "user" else f"[{m.role}] {m.content}" for m in messages)
             found.append(Prompt(text, ids))
@@ -88,20 +89,20 @@ def read_prompts(config: SamplesConfig, template: ChatTemplate, seq_len: int) ->
 
 
 def _messages(line: str, where: str) -> list[Message]:
-    """A line's text as the user's message, or the messages of its JSON object, the last of them the user's."""
+    """The messages of a line: its text as the user's message, or those of its JSON object, of which the last is the user's."""
     if not line.lstrip().startswith("{"):
         return [Message("user", line.strip())]
     try:
         record = json.loads(line)
-        if "prompt" in record:
-            record = {"messages": [{"role": "user", "content": record["prompt"]}]}
-        elif "messages" not in record:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"{where}: is no JSON object with prompt or messages") from None
+    except ValueError:  # JSONDecodeError, or a number of more than 4,300 digits
+        record = {}
+    if "prompt" in record:
+        record = {"messages": [{"role": "user", "content": record["prompt"]}]}
+    elif "messages" not in record:
+        raise UserError(f"{where}: is no JSON object with prompt or messages")
     messages = parse_conversation(record, where).messages
     if not messages or messages[-1].role != "user":
-        raise UserError(f"{where}: its messages do not end with a text of the user's")
+        raise UserError(f"{where}: its messages do not end with a message of the user")
     return messages
 
 
@@ -123,7 +124,7 @@ def answers(
 
 
 def _lay_out(prompts: list[Prompt], room: int, device: torch.device) -> dict[str, Any]:
-    """The arguments of TrainedModel.likeliest, and `ends` [prompts] int64: where each prompt's answer begins."""
+    """The arguments of TrainedModel.likeliest, and `ends` [prompts] int64, where the answer to each prompt begins."""
     lengths = [len(prompt.ids) + room for prompt in prompts]
     begins = [sum(lengths[:i]) for i in range(len(prompts) + 1)]
     ids = [token for prompt in prompts for token in (*prompt.ids, *[0] * room)]

@@ -1,4 +1,4 @@
-"""Where the time from the start of the process to the first step goes."""
+"""How long a run takes from the start of its process to its first step, and which part of that takes how long."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Startup:
-    """Names the parts as they end; the first one, up to here, is Python and its imports."""
+    """Measures the parts of a start. The first part is Python and its imports, which are done when this is made."""
 
     def __init__(self) -> None:
         self.began = self.last = _process_start()
@@ -14,6 +14,7 @@ class Startup:
         self.done("imports")
 
     def done(self, part: str) -> None:
+        """Note that `part` has just ended."""
         now = time.monotonic()
         self.parts.append((part, now - self.last))
         self.last = now
@@ -24,7 +25,7 @@ class Startup:
 
 
 def _process_start() -> float:
-    """time.monotonic() when this process began; where the system does not tell, now."""
+    """time.monotonic() of the moment when this process began; if the system does not tell, of now."""
     try:
         fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
         up = time.clock_gettime(time.CLOCK_BOOTTIME)

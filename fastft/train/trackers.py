@@ -1,70 +1,74 @@
-"""Where a run's numbers go besides metrics.jsonl: TensorBoard, Weights & Biases, trackio, each imported when it is named.
+"""Trackers that get a run's numbers besides metrics.jsonl: TensorBoard, Weights & Biases and trackio.
 
     --trackers tensorboard,wandb
 
-A run that goes on after an interruption goes on as the same run there: its id is kept in OUTPUT_DIR/run.json. Project and
-account are the libraries' own affair (WANDB_PROJECT, WANDB_MODE, WANDB_API_KEY, TRACKIO_PROJECT, …): no key is ever read or
-shown here. A tracker that fails while training goes on is given up with a line; metrics.jsonl has all the numbers.
+A library is imported when it is named. A run that continues after an interruption is the same run in its trackers, because
+its id is kept in OUTPUT_DIR/run.json. The libraries themselves read project and account (WANDB_PROJECT, WANDB_MODE,
+WANDB_API_KEY, TRACKIO_PROJECT, …); no key is ever read or shown here. A tracker that fails during the training is dropped
+with a warning; metrics.jsonl has all the numbers.
 """
 
 import importlib.util
+import logging
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastft.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 class Tracker(Protocol):
-    def log(self, row: dict[str, Any]) -> None:
-        """Numbers by name, with their "step"."""
+    """What a tracker must be able to do."""
 
-    def close(self) -> None: ...
+    def log(self, row: dict[str, Any]) -> None:
+        """Take a row of numbers by name, among them "step"."""
+
+    def close(self) -> None:
+        """Write out everything that was logged."""
 
 
 def tracker_names(trackers: str) -> list[str]:
-    """The names in a list with commas; none stands for none. Raises UserError where a package is missing."""
+    """The names in a comma-separated list, without "none". Raises UserError if the package of one is missing."""
     names = [name for name in dict.fromkeys(each.strip() for each in trackers.split(",")) if name != "none"]
     for name in names:
-        if importlib.util.find_spec(name) is None:  # each is its package's name
+        if importlib.util.find_spec(name) is None:  # the names of trackers are those of their packages
             raise UserError(
-                f"trackers: {name} is not installed (pip install {name}); leave it out, or say --trackers none"
+                f"trackers: {name} is not installed (pip install {name}); leave it out, or give --trackers none"
             )
     return names
 
 
 class Trackers:
-    """All of a run's trackers. `start_step` is the step of the checkpoint from which the run goes on."""
+    """All of a run's trackers. `start_step` is the step of the checkpoint from which the run continues."""
 
     def __init__(self, names: list[str], output_dir: Path, run_id: str, start_step: int, settings: dict[str, Any]):
-        """Raises UserError where a tracker does not start, because nobody is logged in, say."""
+        """Raises UserError if a tracker does not start, for example because nobody is logged in."""
         kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
         self.open: dict[str, Tracker] = {}
         for name in names:
             try:
                 self.open[name] = kinds[name](output_dir, run_id, start_step, settings)
-            except Exception as error:  # the libraries' own kinds
+            except Exception as error:  # each library has errors of its own
                 raise UserError(f"trackers: {name} did not start ({first_line(error)})") from None
 
     def log(self, row: dict[str, Any]) -> None:
+        """Give a row to all trackers, without the values that are None."""
         numbers = {name: value for name, value in row.items() if value is not None}
         self._each(lambda tracker: tracker.log(numbers))
 
     def close(self) -> None:
+        """Close all trackers."""
         self._each(lambda tracker: tracker.close())
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.open.items()):
             try:
                 call(tracker)
-            except Exception as error:  # a full disk, a server that is away: no reason to end a run
-                print(
-                    f"trackers: {name} failed ({first_line(error)}); the run goes on without it",
-                    file=sys.stderr,
-                    flush=True,
-                )
+            except Exception as error:  # a full disk, a server that does not answer: no reason to end a run
+                logger.warning("trackers: %s failed (%s); the run continues without it", name, first_line(error))
                 del self.open[name]
 
 
@@ -97,7 +101,7 @@ class _Wandb:
             config=settings,
             allow_val_change=True,
         )
-        self.run.define_metric("*", step_metric="step")  # its own count of steps would refuse steps that are done again
+        self.run.define_metric("*", step_metric="step")  # with its own count, it would refuse steps that are done again
 
     def log(self, row: dict[str, Any]) -> None:
         self.run.log(row)
@@ -111,7 +115,7 @@ class _Trackio:
         import trackio
 
         project = os.environ.get("TRACKIO_PROJECT", "fastft")
-        name = f"{output_dir.resolve().name}-{run_id}"  # trackio knows a run by its name
+        name = f"{output_dir.resolve().name}-{run_id}"  # trackio identifies a run by its name
         self.run = trackio.init(project=project, name=name, resume="allow", config=settings)
 
     def log(self, row: dict[str, Any]) -> None:
@@ -122,6 +126,6 @@ class _Trackio:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says, in one line."""
+    """The first line of a library's error."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

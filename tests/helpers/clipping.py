@@ -1,4 +1,4 @@
-"""Run under torchrun by test_optim.py: norm and clipped gradients of sharded layers, under FSDP over 4 ranks and HSDP.
+"""The norm and the clipped gradients of sharded layers, under FSDP over 4 ranks and HSDP. test_optim.py runs it under ranks.py.
 
 torchrun --nproc-per-node 4 tests/helpers/clipping.py OUT.pt MAX_NORM
 """
@@ -16,7 +16,7 @@ from fastft.train.optim import clip_gradients
 
 
 def layers() -> nn.Module:
-    """17 rows, 1 row, a bias: shards of unequal sizes, and none at all on some ranks."""
+    """Layers with 17 rows, 1 row and a bias: their shards have unequal sizes, and some ranks have none."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(33, 17), nn.Linear(17, 1, bias=False), nn.RMSNorm(1))
 
@@ -26,12 +26,10 @@ def backward(model: nn.Module) -> None:
 
 
 def clipped(mesh: tuple[int, ...], max_norm: float) -> dict:
-    model, options = (
-        layers(),
-        {"mesh": init_device_mesh("cpu", mesh, mesh_dim_names=("copies", "shards")[-len(mesh) :])},
-    )
+    model = layers()
+    device_mesh = init_device_mesh("cpu", mesh, mesh_dim_names=("copies", "shards")[-len(mesh) :])
     for module in (*model, model):
-        fully_shard(module, **options)
+        fully_shard(module, mesh=device_mesh)
     backward(model)
     norm = clip_gradients(model, max_norm)
     return {"norm": norm, "gradients": [p.grad.full_tensor() for p in model.parameters()]}

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_train.py: the gradients of a run's first step, whole, from any number of ranks.
+"""The gradients of a run's first step, gathered from any number of ranks. test_train.py runs it under ranks.py.
 
 torchrun --nproc-per-node 2 tests/helpers/gradients.py OUT.pt --model M --data D --output_dir O ...
 """
@@ -17,7 +17,7 @@ from fastft.data.template.chat_template import load_template
 from fastft.model.attention import choose_attention
 from fastft.model.build import prepare_model
 from fastft.model.pretrained import fit_config, load_config
-from fastft.train.loop import accumulate_gradients, build_batches
+from fastft.train.step import accumulate_gradients, build_batches
 
 
 def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
@@ -25,13 +25,13 @@ def first_gradients(argv: list[str]) -> dict[str, torch.Tensor]:
     config, device = parse_config(argv), join_ranks()
     template = load_template(config.model, config.template)
     data = tokenized(config.data, template)
-    schedule = StepPlan(data, config.seq_len, config.seed, 1, config.global_batch_size, None)
+    plan = StepPlan(data, config.seq_len, config.seed, 1, config.global_batch_size, None)
     model_config = fit_config(load_config(config.model), config, len(template.tokenizer))
     attention, _ = choose_attention(config.attention, device)
     model = prepare_model(config, model_config, attention, device)
-    step = schedule.step(1)
+    step = plan.step(1)
     trained = int(sum(data.trained_counts[c] for row in step.rows for c in row))
-    loss, _ = accumulate_gradients(model, build_batches(Curriculum([schedule]), config, device, step), trained, device)
+    loss, _ = accumulate_gradients(model, build_batches(Curriculum([plan]), config, device, step), trained, device)
     dist.all_reduce(loss)
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.requires_grad}
     return {"loss": loss, **gradients}

@@ -1,4 +1,4 @@
-"""torchrun for tests: the ranks are forked from a process that has imported what all need, so that four cost the imports of one.
+"""torchrun for tests: ranks are forked from a process that has imported what all need, so that four cost the imports of one.
 
     python tests/helpers/ranks.py 4 -m fastft.train --model …        # or a script instead of -m and its module
 
@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PRELOADED = (
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
@@ -21,7 +22,7 @@ PRELOADED = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "transformers.generation",
-    "fastft.train",
+    "fastft.train.loop",
 )
 
 
@@ -58,12 +59,12 @@ def start(rank: int, target: list[str]) -> int:
             runpy.run_module(target[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = target
-            sys.path[0] = os.path.dirname(os.path.abspath(target[0]))
+            sys.path[0] = TESTS  # where a script of tests/helpers, started by its path, finds the other helpers
             runpy.run_path(target[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001  the parent goes on below otherwise
+    except BaseException:  # noqa: BLE001  an exception would leave this process in the loop of its parent
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, and a line to it that cuts connections and is slow."""
+"""A real S3 server on loopback, and a proxy to it that can cut connections and slow them down."""
 
 import contextlib
 import logging
@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 
 class Line(socketserver.ThreadingTCPServer):
-    """Passes bytes on to `port`. Every `cut_every`-th connection is cut after its first 300 bytes of an answer;
-    `bytes_per_s` holds requests back; `cut_every` 1 is a server that never answers.
+    """A proxy to `port`.
+
+    Every `cut_every`-th connection is cut after 300 bytes of an answer, so 1 makes a server that never answers; 0 cuts none.
+    Requests are slowed down to `bytes_per_s`; 0 is no limit.
     """
 
     allow_reuse_address = daemon_threads = True
@@ -28,7 +30,7 @@ class Line(socketserver.ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address) -> None:
-        """A cut connection is what this is for."""
+        """Print nothing: cutting connections is what this is for."""
 
 
 class _Connection(socketserver.BaseRequestHandler):
@@ -60,7 +62,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
 @contextlib.contextmanager
 def s3(bucket: str = "runs") -> Iterator[Line]:
-    """moto's server with one bucket; the environment points all S3 clients, children's too, at the line to it."""
+    """Start moto's server with one bucket, and point all S3 clients, those of child processes too, at the proxy to it."""
     import boto3
     from moto.server import ThreadedMotoServer
 

@@ -21,15 +21,20 @@ STEPS = 60
 # Steps and saves that last long enough for this process to see them, on a busy machine too; the ranks agree every other step.
 SLOW = """
 import time
-from fastft import checkpoint, stopping, train
-from fastft.cli import run
+from fastft.common import logs
+from fastft.common.command_line import leave, run
+from fastft.common.distributed import first_to_fail
+from fastft.train import loop
+from fastft.train.checkpoint import local
+from fastft.train.preemption import stop as stopping
 def slower(module, name, seconds):
     original = getattr(module, name)
     setattr(module, name, lambda *given: (time.sleep(seconds), original(*given))[1])
-slower(train, "train_step", 0.05)
-slower(checkpoint, "publish", 0.2)
+slower(loop, "train_step", 0.05)
+slower(local, "publish", 0.2)
 stopping.NOTICE_S = 1.0
-run(train.main)
+logs.show()
+leave(run(loop.main, first_to_fail))
 """
 # In the place of the environment's own: the port may be another test's.
 ACTIVATE = """

@@ -1,6 +1,7 @@
 """Notices of AWS, GCP and Azure, from a server that plays each cloud's metadata service over real HTTP."""
 
 import json
+import logging
 import threading
 import time
 from email.utils import formatdate
@@ -147,11 +148,12 @@ def eventually(condition) -> bool:
 
 
 @pytest.mark.parametrize("kind", VARIABLES)
-def test_a_notice_asks_for_a_stop_and_says_how_much_time_is_left(play, kind):
-    cloud, heard, lines = play(kind), Heard(), []
-    notices.watch(heard, lines.append, poll_s=0.05)
+def test_a_notice_asks_for_a_stop_and_says_how_much_time_is_left(play, kind, caplog):
+    caplog.set_level(logging.INFO, logger="fastft")
+    cloud, heard = play(kind), Heard()
+    notices.watch(heard, poll_s=0.05)
     assert eventually(lambda: cloud.asked > 1) and heard.reason is None
-    assert lines == [f"notices: from the metadata service of {kind.upper()}"]
+    assert caplog.messages == [f"notices: from the metadata service of {kind.upper()}"]
     cloud.preempt(20)
     assert eventually(lambda: heard.reason)
     assert heard.reason.startswith({"aws": "AWS", "gcp": "GCP", "azure": "Azure"}[kind])
@@ -161,7 +163,7 @@ def test_a_notice_asks_for_a_stop_and_says_how_much_time_is_left(play, kind):
 @pytest.mark.parametrize("kind", VARIABLES)
 def test_a_service_that_fails_for_a_while_is_asked_again(play, kind):
     cloud, heard = play(kind), Heard()
-    notices.watch(heard, lambda line: None, poll_s=0.02)
+    notices.watch(heard, poll_s=0.02)
     assert eventually(lambda: cloud.asked > 0)
     cloud.failures = 3
     assert eventually(lambda: cloud.failures == 0) and heard.reason is None
@@ -172,23 +174,23 @@ def test_a_service_that_fails_for_a_while_is_asked_again(play, kind):
 def test_an_aws_notice_never_gives_more_than_two_minutes(play):
     cloud, heard = play("aws"), Heard()
     cloud.preempt(100_000)
-    notices.watch(heard, lambda line: None, poll_s=0.02)
+    notices.watch(heard, poll_s=0.02)
     assert eventually(lambda: heard.reason) and heard.seconds == notices.AWS_NOTICE_S
 
 
 def test_a_rebalance_recommendation_saves_once_and_goes_on(play):
     cloud, heard = play("aws"), Heard()
     cloud.rebalance = True
-    notices.watch(heard, lambda line: None, poll_s=0.02)
+    notices.watch(heard, poll_s=0.02)
     assert eventually(lambda: heard.save_soon)
     heard.save_soon, asked = False, cloud.asked
     assert eventually(lambda: cloud.asked > asked + 4)
     assert not heard.save_soon and heard.reason is None
 
 
-def test_without_a_metadata_service_nothing_is_watched(play):
+def test_without_a_metadata_service_nothing_is_watched(play, caplog):
+    caplog.set_level(logging.INFO, logger="fastft")
     play(None)
-    lines: list[str] = []
-    thread = notices.watch(Heard(), lines.append)
+    thread = notices.watch(Heard())
     thread.join(PATIENCE_S)
-    assert not thread.is_alive() and lines == []
+    assert not thread.is_alive() and not caplog.records

@@ -136,7 +136,7 @@ def test_answers_are_thinned_out_evenly_and_the_last_is_kept():
         (b'{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: its messages do not end"),
         (b'{"question": "x"}', "line 1: is no JSON object with prompt or messages"),
         (b'{"prompt": "x"', "line 1: is no JSON object with prompt or messages"),
-        (b"word " * 200, "more than the window of 160; shorten it, or lower samples.max_new_tokens"),
+        (b"word " * 200, "more than the sequence length of 160; shorten it, or lower samples.max_new_tokens"),
     ],
 )
 def test_mistakes_are_one_clear_line(ground, tmp_path, content, says):

@@ -1,5 +1,6 @@
-"""When the next checkpoint is due: at counts of steps, or at Young's interval of what was measured, on a clock of our own."""
+"""When the next checkpoint is due: after a number of steps, or at Young's interval for what was measured, on a fake clock."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -19,25 +20,20 @@ def save_interval(every="auto", hours=0.5, machines=1, blocking_s=None, upload_s
     writer = SimpleNamespace(
         blocking_s=blocking_s, uploader=None if upload_s is None else SimpleNamespace(seconds=upload_s)
     )
-    said = []
-    return (
-        SaveInterval(CheckpointConfig(every=every, preemption_hours=hours), machines, writer, said.append),
-        writer,
-        said,
-    )
+    return SaveInterval(CheckpointConfig(every=every, preemption_hours=hours), machines, writer), writer
 
 
-def test_steps_are_counted_and_the_clock_is_not_asked(clock):
-    by_count, _, said = save_interval(every=20)
+def test_steps_are_counted_and_the_clock_is_not_asked(clock, caplog):
+    by_count, _ = save_interval(every=20)
     clock.now += 1e6
     assert [step for step in range(1, 61) if by_count.is_due(step)] == [20, 40, 60]
     assert not by_count.wants_one()
     by_count.saved()
-    assert said == []
+    assert not caplog.records
 
 
 def test_never_with_0(clock):
-    never, _, _ = save_interval(every=0)
+    never, _ = save_interval(every=0)
     clock.now += 1e6
     assert not any(never.is_due(step) for step in range(1, 100)) and not never.wants_one()
 
@@ -46,13 +42,13 @@ def test_never_with_0(clock):
     ("blocking_s", "hours", "machines", "upload_s", "interval_s"),
     [
         (2.0, 0.5, 1, None, 84.85),  # sqrt(2 x 2 x 1,800)
-        (2.0, 0.5, 4, None, 42.43),  # four machines: one of them goes four times as often
+        (2.0, 0.5, 4, None, 42.43),  # four machines: one of them is preempted four times as often
         (2.0, 0.5, 1, 300.0, 300.0),  # never before the last one is safe
         (None, 0.5, 1, None, 60.0),  # nothing measured: 1 s is assumed
     ],
 )
 def test_auto_waits_for_youngs_interval(clock, blocking_s, hours, machines, upload_s, interval_s):
-    auto, writer, _ = save_interval(hours=hours, machines=machines, blocking_s=blocking_s, upload_s=upload_s)
+    auto, writer = save_interval(hours=hours, machines=machines, blocking_s=blocking_s, upload_s=upload_s)
     assert auto.interval_s() == pytest.approx(interval_s, abs=0.01)
     assert not auto.is_due(20)
     clock.now += interval_s - 0.1
@@ -64,13 +60,15 @@ def test_auto_waits_for_youngs_interval(clock, blocking_s, hours, machines, uplo
     assert not auto.wants_one()
 
 
-def test_it_says_what_it_chose_and_again_when_that_has_doubled(clock):
-    auto, writer, said = save_interval(blocking_s=2.0)
-    auto.saved()
-    assert len(said) == 1 and said[0].startswith("checkpoints: every 85 s: training waits 2.00 s for one")
-    writer.blocking_s = 4.0
-    auto.saved()
-    assert len(said) == 1
-    writer.blocking_s = 9.0
-    auto.saved()
-    assert len(said) == 2 and "every 3 min" in said[1]
+def test_it_logs_the_interval_and_again_when_that_has_doubled(clock, caplog):
+    caplog.set_level(logging.INFO, logger="fastft")
+    auto, writer = save_interval(blocking_s=2.0)
+    for blocking_s in (2.0, 4.0, 9.0):
+        writer.blocking_s = blocking_s
+        auto.saved()
+    first, second = caplog.messages
+    assert first == (
+        "checkpoints: every 85 s: training waits 2.00 s for one, an upload takes 0 s, assuming a preemption every 0.5 h "
+        "(sqrt(2 x wait x hours))"
+    )
+    assert second.startswith("checkpoints: every 3 min: training waits 9.00 s for one")

@@ -1,4 +1,4 @@
-"""Several files in one run: mixtures by weight, stages one behind the other, conversations split on the way."""
+"""Several files in one run: mixtures by weight, stages one after the other, conversations split to fit a row."""
 
 import json
 import shutil
@@ -7,20 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.training import flags, losses
+from helpers.training import flags, here, losses, train_here
 
 from fastft.data.batch import ahead, rank_batches
 from fastft.data.dataset import Source, TokenizedData, mixed, tokenized
 from fastft.data.step_plan import Curriculum, StepPlan
 from fastft.data.template.chat_template import load_template
-from fastft.train.loop import main
 
 
 def counted(data: TokenizedData, epochs: int) -> list[list[int]]:
     """How often each conversation comes, by epoch."""
-    schedule = StepPlan(data, 64, 0, epochs, 4, None)
-    rows = [[int(c) for row in schedule.plan(epoch) for c in row] for epoch in range(epochs)]
+    plan = StepPlan(data, 64, 0, epochs, 4, None)
+    rows = [[int(c) for row in plan.plan(epoch) for c in row] for epoch in range(epochs)]
     return [[row.count(c) for c in range(len(data.ids))] for row in rows]
+
+
+def without_data(arguments: list[str]) -> list[str]:
+    """The arguments of a run whose --config names its data."""
+    at = arguments.index("--data")
+    return arguments[:at] + arguments[at + 2 :]
 
 
 def some(count: int, path: str) -> TokenizedData:
@@ -48,13 +53,11 @@ def test_fractions_of_a_conversation_add_up(weight, totals):
     assert np.sum(epochs, axis=0).sum() == np.ceil(round(210 * weight, 9))
 
 
-def test_a_weight_near_nothing_trains_on_something(ground, tmp_path, capsys):
-    """Never a run of no steps that exports the model it was given."""
+def test_a_weight_near_nothing_trains_on_something(ground, tmp_path):
+    """There is never a run of no steps, which would export the model that it was given."""
     (tmp_path / "run.yaml").write_text(f"data: [{{path: {ground / 'data.jsonl'}, weight: 0.01}}]\n")
-    arguments = flags(ground, tmp_path / "out", "--config", str(tmp_path / "run.yaml"))
-    at = arguments.index("--data")
-    assert main(arguments[:at] + arguments[at + 2 :]) == 0
-    assert "plan: 1 rows" in (said := capsys.readouterr().err) and "done: 1 steps" in said
+    done = here(["train", *without_data(flags(ground, tmp_path / "out", "--config", str(tmp_path / "run.yaml")))])
+    assert done.returncode == 0 and "plan: 1 rows" in done.stderr and "done: 1 steps" in done.stderr, done.stderr
     assert len(losses(tmp_path / "out")) == 1
 
 
@@ -72,13 +75,13 @@ def test_stages_are_numbered_through():
         for s in map(curriculum.step, range(1, curriculum.total + 1))
     ]
     assert [(stage, number) for stage, number, _, _ in found] == [
-        (stage, n) for stage, schedule in enumerate(stages) for n in range(1, schedule.total + 1)
+        (stage, n) for stage, plan in enumerate(stages) for n in range(1, plan.total + 1)
     ]
     assert found[-1] == (1, 2, 0, "b") and stages[1].total == 2
 
 
 def staged(ground: Path, tmp_path: Path) -> list[str]:
-    """Flags of a run of two stages, the second a mixture: epochs end behind steps 3, 5 (the stage), 7, 9 and 11."""
+    """Flags of a run of two stages, the second a mixture: epochs end after steps 3, 5 (the stage), 7, 9 and 11."""
     data = ground / "data.jsonl"
     (tmp_path / "stages.yaml").write_text(
         f"stages:\n  - {{data: {data}, epochs: 2, max_steps: 5}}\n"
@@ -88,47 +91,47 @@ def staged(ground: Path, tmp_path: Path) -> list[str]:
 
 
 def test_cut_at_any_step_a_run_of_stages_goes_on_bit_for_bit(ground, tmp_path):
-    def flags_for(out: Path, *more: str) -> list[str]:
-        plain = flags(ground, out, *staged(ground, tmp_path), *more)
-        at = plain.index("--data")
-        return plain[:at] + plain[at + 2 :]
+    def run(out: Path, *more: str) -> None:
+        done = here(["train", *without_data(flags(ground, out, *staged(ground, tmp_path), *more))])
+        assert done.returncode == 0, done.stderr
 
     whole = tmp_path / "whole"
-    assert main(flags_for(whole, "--checkpoint.every", "1", "--checkpoint.keep", "99")) == 0
+    run(whole, "--checkpoint.every", "1", "--checkpoint.keep", "99")
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
     assert [(r["step"], r["stage"]) for r in rows if "loss" in r] == [(n, 1 if n <= 5 else 2) for n in range(1, 13)]
     for cut in range(1, 12):
         part = tmp_path / f"cut{cut}"
         shutil.copytree(whole / "checkpoints" / f"step-{cut:08d}", part / "checkpoints" / f"step-{cut:08d}")
-        assert main(flags_for(part, "--checkpoint.every", "0")) == 0
+        run(part, "--checkpoint.every", "0")
         assert losses(part) == losses(whole), cut  # a checkpoint carries the curve up to it
         assert (part / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes(), cut
 
 
-def test_a_change_is_named_and_can_be_meant(ground, tmp_path, capsys):
+def test_a_change_is_named_and_can_be_meant(ground, tmp_path):
     out = tmp_path / "out"
-    assert main(flags(ground, out, "--max_steps", "2")) == 0
-    arguments = flags(ground, out, "--optimizer.lr", "3e-4", "--max_steps", "3")
-    capsys.readouterr()
-    assert main(arguments) == 1
-    assert "another run (max_steps was 2 and is 3; lr was 0.01 and is 0.0003);" in (error := capsys.readouterr().err)
-    assert "--allow_change true" in error
-    assert main([*arguments, "--allow_change", "true"]) == 0
-    assert "changed: lr was" in capsys.readouterr().err
+    assert train_here(ground, out, "--max_steps", "2").returncode == 0
+    changes = ("--optimizer.lr", "3e-4", "--max_steps", "3")
+    refused = train_here(ground, out, *changes)
+    assert refused.returncode == 1 and "--allow_change true" in refused.stderr
+    assert "another run (max_steps was 2 and is 3; lr was 0.01 and is 0.0003);" in refused.stderr
+    meant = train_here(ground, out, *changes, "--allow_change", "true")
+    assert meant.returncode == 0 and "changed: lr was" in meant.stderr
 
 
-def test_data_and_templates_that_changed_are_named(ground, tmp_path, capsys):
-    """A file may have another name, not other contents; a template is told from a tokenizer."""
+def test_data_and_templates_that_changed_are_named(ground, tmp_path):
+    """A file may have another name, but no other contents; a template is told from a tokenizer."""
     out, data = tmp_path / "out", tmp_path / "data.jsonl"
     shutil.copy(ground / "data.jsonl", data)
-    at = flags(ground, out).index("--data") + 1
-    run = lambda *more: main([*(a := flags(ground, out, "--seq_len", "400", *more))[:at], str(data), *a[at + 1 :]])  # noqa: E731
-    assert run("--max_steps", "1") == 0
+
+    def run(*more: str):
+        return here(["train", *without_data(flags(ground, out, "--data", str(data), "--seq_len", "400", *more))])
+
+    assert run("--max_steps", "1").returncode == 0
 
     def refused(*more: str) -> str:
-        capsys.readouterr()
-        assert run("--max_steps", "2", "--checkpoint.every", "0", *more) == 1
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        done = run("--max_steps", "2", "--checkpoint.every", "0", *more)
+        assert done.returncode == 1
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         return line[line.index("another run (") : line.index("); use another")]
 
     data = data.rename(tmp_path / "moved.jsonl")
@@ -139,21 +142,20 @@ def test_data_and_templates_that_changed_are_named(ground, tmp_path, capsys):
     assert "template was" in (said := refused("--template", "vicuna")) and "tokenizer" not in said
 
 
-def test_fewer_steps_than_are_done_are_refused(ground, tmp_path, capsys):
-    """It would export the weights of step 3 with a card for 2."""
+def test_fewer_steps_than_are_done_are_refused(ground, tmp_path):
+    """Otherwise the weights of step 3 would be exported with a card for step 2."""
     out = tmp_path / "out"
-    assert main(flags(ground, out, "--max_steps", "3")) == 0
-    capsys.readouterr()
-    assert main(flags(ground, out, "--max_steps", "2", "--allow_change", "true")) == 1
-    assert "step 3 is done, and these settings end with step 2" in capsys.readouterr().err
+    assert train_here(ground, out, "--max_steps", "3").returncode == 0
+    done = train_here(ground, out, "--max_steps", "2", "--allow_change", "true")
+    assert done.returncode == 1 and "step 3 is done, and these settings end with step 2" in done.stderr
 
 
 def test_longer_conversations_are_split_on_the_way(ground):
     template = load_template(str(ground / "model"))
     data = tokenized(str(ground / "data.jsonl"), template)
-    window = int(np.sort(data.lengths)[-3]) - 1
-    split = tokenized(str(ground / "data.jsonl"), template, window)
-    assert split.lengths.max() <= window < data.lengths.max()
+    seq_len = int(np.sort(data.lengths)[-3]) - 1
+    split = tokenized(str(ground / "data.jsonl"), template, seq_len)
+    assert split.lengths.max() <= seq_len < data.lengths.max()
     assert split.trained_counts.sum() >= data.trained_counts.sum() - 3 and split.lost_rounds == 0
     assert set(split.positions) == set(range(len(data.ids)))
 

@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.training import HERE
 
-from fastft.common import object_store as store_module
 from fastft.common.object_store import Store
+from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import checkpoints
 from fastft.train.metrics import read_metrics
 from fastft.train.preemption import stop as stopping
 
-HERE = Path(__file__).parent
 PATIENCE_S = 300.0
 STEPS = 40
 
@@ -58,17 +58,21 @@ class Run:
 SLOW_STEPS = """
 import sys, time
 from datetime import timedelta
-from fastft import ranks, train
-step, taken, slow_after = train.train_step, 0, int(sys.argv.pop(1))
-train.STEP_LIMIT = timedelta(seconds=3)
+from fastft.common import logs
+from fastft.common.command_line import leave, run
+from fastft.common.distributed import first_to_fail
+from fastft.train import loop
+step, taken, slow_after = loop.train_step, 0, int(sys.argv.pop(1))
+loop.STEP_LIMIT = timedelta(seconds=3)
 def slow(*given):
     global taken
     taken += 1
     if taken > slow_after:
         time.sleep(0.1)
     return step(*given)
-train.train_step = slow
-sys.exit(train.main())
+loop.train_step = slow
+logs.show()
+leave(run(loop.main, first_to_fail))
 """
 
 
@@ -86,7 +90,7 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     assert said in run.log.read_text() and said in (run.out / stopping.MARK).read_text()
     assert step < STEPS and not (run.out / "model").exists()
     store = Store(run.remote)
-    [(name, meta)] = checkpoints(store, print)
+    [(name, meta)] = checkpoints(store).found
     assert meta["step"] == step
 
     # A bit flips on the disk: the newest copy that is whole is the one in storage.
@@ -97,7 +101,7 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     shard.write_bytes(data)
     code, log = run.finish()
     assert code == 0, log
-    assert f"{local}: {shard.name} does not hold what was written; storage has it" in log, log
+    assert f"{local}: {shard.name} does not hold what was written; fetching it from storage" in log, log
     assert f"resumed: step {step} from" in log and "fetching 1 of its files," in log
     assert run.steps() == list(range(1, STEPS + 1))
     assert not (run.out / stopping.MARK).exists()
@@ -106,9 +110,9 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     shutil.rmtree(run.out)
     kept = tmp_path / "kept"
     kept.mkdir()
-    for name, _ in checkpoints(store, print):
+    for name, _ in checkpoints(store).found:
         (tmp_path / "bucket/run" / name).rename(kept / name)
-    lease = Lease(store, print)
+    lease = Lease(store)
     code, log = run.finish()
     lease.release()
     assert code == 0 and f"finished: step {STEPS} of {STEPS} is done; the model is in {run.remote}/model" in log, log
@@ -123,7 +127,7 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     store.remove("model")
     for path in kept.iterdir():
         path.rename(tmp_path / "bucket/run" / path.name)
-    for name, meta in checkpoints(store, print):
+    for name, meta in checkpoints(store).found:
         for file in meta["files"]:
             (tmp_path / "bucket/run" / name / file).write_bytes(b"")
     shutil.rmtree(run.out, ignore_errors=True)
@@ -132,9 +136,9 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
 
 
 def test_two_runs_in_the_same_place_the_second_refuses(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "RENEW_S", 0.2)
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.2)
     run = Run(ground, tmp_path)
-    lease = Lease(Store(run.remote), print)
+    lease = Lease(Store(run.remote))
     try:
         code, log = run.finish()
     finally:
@@ -169,16 +173,21 @@ def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
 RANK_1_IS_GONE = """
 import os, signal, sys
 from datetime import timedelta
-from fastft import checkpoint, hugging_face, ranks, stopping, train
-from fastft.cli import run
+from fastft.common import distributed
+from fastft.common.command_line import leave, run
+from fastft.common.distributed import first_to_fail
+from fastft.model import huggingface
+from fastft.train import loop
+from fastft.train.checkpoint import local
+from fastft.train.preemption import stop as stopping
 step_limit, silence_limit, moment = sys.argv[1:4]
 del sys.argv[1:4]
-train.STEP_LIMIT, ranks.SILENCE_LIMIT = (timedelta(seconds=int(limit)) for limit in (step_limit, silence_limit))
-ranks.BEAT_S, stopping.NOTICE_S = 0.2, 0.0
+loop.STEP_LIMIT, distributed.SILENCE_LIMIT = (timedelta(seconds=int(limit)) for limit in (step_limit, silence_limit))
+distributed.BEAT_S, stopping.NOTICE_S = 0.2, 0.0
 owner, name = {
-    "write": (checkpoint.dcp, "save"), "leave": (train, "leave_early"), "export": (hugging_face, "export")
+    "write": (local.dcp, "save"), "leave": (loop, "leave_early"), "export": (huggingface, "export")
 }[moment]
-original, step = getattr(owner, name), train.train_step
+original, step = getattr(owner, name), loop.train_step
 def gone(*given, **more):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -188,8 +197,8 @@ def warned(*given):
         signal.raise_signal(signal.SIGTERM)
     return step(*given)
 setattr(owner, name, gone)
-train.train_step = warned
-run(train.main)
+loop.train_step = warned
+leave(run(loop.main, first_to_fail))
 """
 
 
@@ -216,17 +225,19 @@ def test_a_peer_that_is_gone_ends_the_run_whatever_the_others_wait_for(
 # While the last checkpoint is saved SIGTERM comes, and storage answers no more. What torchrun grants is over at once.
 ASKED_AT_THE_END = """
 import os, signal, sys, time
-from fastft import checkpoint, store, train
-from fastft.cli import run
-os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"], store.RELEASE_S = "0", 0.5
-save = checkpoint.Writer.save
+from fastft.common.command_line import leave, run
+from fastft.common.object_store import Store
+from fastft.train import loop
+from fastft.train.checkpoint import lease, local
+os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"], lease.RELEASE_S = "0", 0.5
+save = local.Writer.save
 def asked(self, step, *given):
     save(self, step, *given)
     if step == int(sys.argv[-1]):
-        store.Store._try = lambda *given: time.sleep(1000)
+        Store._try = lambda *given: time.sleep(1000)
         signal.raise_signal(signal.SIGTERM)
-checkpoint.Writer.save = asked
-run(train.main)
+local.Writer.save = asked
+leave(run(loop.main))
 """
 
 
@@ -280,20 +291,24 @@ def test_a_second_signal_stops_at_once_but_one_that_comes_twice_is_one(tmp_path,
 def test_at_the_automatic_interval(ground, tmp_path):
     run = Run(ground, tmp_path)
     code, log = run.finish("--checkpoint.every", "auto", "--checkpoint.preemption_hours", "1e-7")
-    assert code == 0 and "checkpoints: every " in log and "it is assumed" in log
+    assert code == 0 and "checkpoints: every " in log and "assuming a preemption every 0.0 h" in log
     assert int(log.split("checkpoints: ")[-1].split(" saved")[0]) > 2
 
 
-# Uploads take twelve days on the first rank, which has them all; the other one knows of none.
+# Uploads take twelve days on rank 0, which does them all; rank 1 measures nothing.
 SLOW_UPLOADS = """
-from fastft import train, upload
-from fastft.cli import run
-class Slow(upload.Uploader):
+from fastft.common import logs
+from fastft.common.command_line import leave, run
+from fastft.common.distributed import first_to_fail
+from fastft.train import loop
+from fastft.train.checkpoint import remote
+class Slow(remote.Uploader):
     def __init__(self, *given):
         super().__init__(*given)
         self.seconds = 1e6 if self.first else 0.0
-train.Uploader = Slow
-run(train.main)
+loop.Uploader = Slow
+logs.show()
+leave(run(loop.main, first_to_fail))
 """
 
 

@@ -1,6 +1,7 @@
-"""A run's place in storage, on a real S3 server whose connections break, and on a disk."""
+"""A run's place in storage: on a real S3 server whose connections break, and on a disk."""
 
 import json
+import logging
 import os
 import re
 import socket
@@ -16,6 +17,7 @@ from fastft.common import object_store as storing
 from fastft.common.distributed import join_ranks
 from fastft.common.object_store import COMMITTED, Store
 from fastft.errors import UserError
+from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import Uploader, checkpoints, fetch, trained_model, upload_model
@@ -32,6 +34,13 @@ def _quick(monkeypatch):
     monkeypatch.setattr(storing, "DELAYS_S", (0.05, 0.1, 0.2, 0.4, 0.8))
 
 
+@pytest.fixture
+def said(caplog):
+    """The messages of fastft."""
+    caplog.set_level(logging.INFO, logger="fastft")
+    return lambda: caplog.messages
+
+
 @pytest.fixture(params=["s3", "file"])
 def store(request, tmp_path):
     if request.param == "file":
@@ -42,8 +51,8 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def short_lease(monkeypatch):
-    monkeypatch.setattr(storing, "LEASE_S", 1.5)
-    monkeypatch.setattr(storing, "RENEW_S", 0.2)
+    monkeypatch.setattr(lease_module, "LEASE_S", 1.5)
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.2)
 
 
 def commit(store: Store, name: str, step: int, files: dict[str, dict]) -> None:
@@ -55,12 +64,12 @@ def test_what_is_put_comes_back_and_what_is_removed_is_gone(store, tmp_path):
     source = tmp_path / "shard"
     source.write_bytes(os.urandom(300_000))
     store.put(source, "step-00000004-aa/shard")
-    assert store.directories() == ["step-00000004-aa"] and checkpoints(store, print) == []
+    assert store.directories() == ["step-00000004-aa"] and checkpoints(store).found == []
     commit(store, "step-00000004-aa", 4, {"shard": manifest.entry(source)})
-    [(name, meta)] = checkpoints(store, print)
+    [(name, meta)] = checkpoints(store).found
     assert meta["step"] == 4
     (tmp_path / "back").mkdir()
-    fetch(store, name, meta["files"], tmp_path / "back", lambda line: None)
+    fetch(store, name, meta["files"], tmp_path / "back")
     assert (tmp_path / "back" / "shard").read_bytes() == source.read_bytes()
     store.remove(name)
     assert store.directories() == [] and store.read(f"{name}/{COMMITTED}") is None
@@ -82,7 +91,7 @@ def test_what_is_not_what_was_written_is_never_taken(store, tmp_path, harm):
     commit(store, "step-00000004-aa", 4, {"shard": entry})
     (tmp_path / "back").mkdir()
     with pytest.raises(UserError, match="shard"):
-        fetch(store, "step-00000004-aa", {"shard": entry}, tmp_path / "back", lambda line: None)
+        fetch(store, "step-00000004-aa", {"shard": entry}, tmp_path / "back")
 
 
 def test_connections_that_break_are_tried_again(line, tmp_path):
@@ -94,21 +103,22 @@ def test_connections_that_break_are_tried_again(line, tmp_path):
         for i in range(6):
             store.put(source, f"step-0000000{i}-aa/shard")
             commit(store, f"step-0000000{i}-aa", i, {"shard": manifest.entry(source)})
-        assert [meta["step"] for _, meta in checkpoints(store, print)] == [5, 4, 3, 2, 1, 0]
+        assert [meta["step"] for _, meta in checkpoints(store).found] == [5, 4, 3, 2, 1, 0]
     finally:
         line.cut_every = 0
     assert line.cuts > before, "no connection was cut"
 
 
-def test_a_damaged_marker_is_passed_over_and_a_newer_one_stops(store):
+def test_a_damaged_manifest_is_passed_over_and_one_of_a_newer_format_is_an_error(store):
     commit(store, "step-00000004-aa", 4, {})
     store.write(f"step-00000008-bb/{COMMITTED}", '{"format": 1, "step"')
-    said = []
-    assert [meta["step"] for _, meta in checkpoints(store, said.append)] == [4]
-    assert "step-00000008-bb: passed over" in said[0]
+    listing = checkpoints(store)
+    assert [meta["step"] for _, meta in listing.found] == [4]
+    [line] = listing.passed_over
+    assert line == f"{store.url}/step-00000008-bb: passed over: meta.json is damaged"
     store.write(f"step-00000012-cc/{COMMITTED}", json.dumps({"format": manifest.FORMAT + 1}))
     with pytest.raises(UserError, match="step-00000012-cc: was written by a newer fastft"):
-        checkpoints(store, said.append)
+        checkpoints(store)
 
 
 def test_the_model_counts_when_it_is_whole(store, tmp_path):
@@ -126,9 +136,9 @@ def test_the_model_counts_when_it_is_whole(store, tmp_path):
 
 @pytest.fixture
 def uploader(tmp_path, short_lease):
-    """Of one process, whose checkpoints are each a file, and whose storage takes nothing until `uploader.goes` is set."""
+    """The uploader of one process, whose storage takes nothing until `uploader.goes` is set."""
     join_ranks()
-    lease = Lease(Store(f"file://{tmp_path}/bucket/run"), print)
+    lease = Lease(Store(f"file://{tmp_path}/bucket/run"))
     uploader = Uploader(lease.store, lease, [0], keep=2, keep_every=0)
     put, uploader.goes = uploader._put, threading.Event()
     uploader._put = lambda *given: uploader.goes.wait(60) and put(*given)
@@ -157,11 +167,11 @@ def test_only_the_newest_checkpoint_waits_for_an_upload(uploader, tmp_path):
         assert uploader.in_use() == {1, step}
     uploader.goes.set()
     assert uploader.finish(60) and uploader.committed == 29
-    assert [meta["step"] for _, meta in checkpoints(uploader.store, print)] == [29, 1]
+    assert [meta["step"] for _, meta in checkpoints(uploader.store).found] == [29, 1]
 
 
-def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path, capsys):
-    """It had a newer one before it heard of the choice."""
+def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path, said):
+    """A newer checkpoint took its place before that machine heard of the choice."""
     for step in (1, 2, 3):
         while step == 2 and uploader.current < 1:
             time.sleep(0.01)
@@ -169,7 +179,7 @@ def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path
     uploader._next = iter([(2, "ab"), (3, "ab"), None]).__next__
     uploader.goes.set()
     assert uploader.finish(60) and uploader.committed == 3
-    assert "step 2 is on the disk only (a newer one took its place)" in capsys.readouterr().err
+    assert "upload: step 2 is on the disk only (a newer one took its place)" in said()
 
 
 def test_what_a_start_has_passed_over_is_not_kept_in_storage(uploader, tmp_path):
@@ -178,7 +188,7 @@ def test_what_a_start_has_passed_over_is_not_kept_in_storage(uploader, tmp_path)
     uploader.goes.set()
     offer(uploader, tmp_path, 15)
     assert uploader.finish(60)
-    assert [meta["step"] for _, meta in checkpoints(uploader.store, print)] == [15, 10]
+    assert [meta["step"] for _, meta in checkpoints(uploader.store).found] == [15, 10]
 
 
 # The lease -------------------------------------------------------------------------------------------------------------------
@@ -191,19 +201,18 @@ def foreign(store: Store, **changes) -> None:
 
 
 def test_two_runs_never_write_to_the_same_place(store, short_lease):
-    with_lease = Lease(store, print)
-    with pytest.raises(UserError, match=r"another run writes there .*give this one another name"):
-        Lease(store, print)
+    with_lease = Lease(store)
+    with pytest.raises(UserError, match=r"another run writes there .*give this one another --checkpoint.remote"):
+        Lease(store)
     with_lease.release()
     assert not with_lease.is_mine(), "who has released it writes no more"
-    Lease(store, print).release()
+    Lease(store).release()
 
 
-def test_a_holder_elsewhere_is_watched_until_its_lease_ends(store, short_lease):
+def test_a_holder_elsewhere_is_watched_until_its_lease_ends(store, short_lease, said):
     foreign(store)
-    said = []
-    lease = Lease(store, said.append)  # it never moves
-    assert "elsewhere may still be writing" in said[0]
+    lease = Lease(store)  # the foreign one never changes
+    assert "elsewhere may still be writing" in said()[0]
     lease.release()
     foreign(store)
     alive = threading.Event()
@@ -217,7 +226,7 @@ def test_a_holder_elsewhere_is_watched_until_its_lease_ends(store, short_lease):
     thread = threading.Thread(target=beat)
     thread.start()
     with pytest.raises(UserError, match="another run writes there"):
-        Lease(store, print)
+        Lease(store)
     alive.set()
     thread.join()
 
@@ -227,31 +236,31 @@ def test_the_same_managed_job_and_a_dead_process_need_not_wait(store, monkeypatc
     monkeypatch.setenv("SKYPILOT_MANAGED_JOB_ID", "7")
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
     foreign(store, job="7/sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
-    Lease(store, print).release()
+    Lease(store).release()
     dead = subprocess.Popen(["true"])
     dead.wait()
-    foreign(store, host=socket.gethostname(), boot=storing._boot(), pid=dead.pid)
-    Lease(store, print).release()
+    foreign(store, host=socket.gethostname(), boot=lease_module._boot(), pid=dead.pid)
+    Lease(store).release()
 
 
 def test_the_same_number_of_job_on_another_server_is_another_job(store, short_lease, monkeypatch):
     monkeypatch.setenv("SKYPILOT_MANAGED_JOB_ID", "7")
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
-    with_lease = Lease(store, print)
+    with_lease = Lease(store)
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-07-08-09-123456_vicuna_7-0")
     with pytest.raises(UserError, match="another run writes there"):
-        Lease(store, print)
+        Lease(store)
     with_lease.release()
 
 
 def test_a_number_of_process_that_another_one_has_now_does_not_hold_the_lease(store, short_lease):
-    foreign(store, host=socket.gethostname(), boot=storing._boot(), pid=os.getpid())
-    Lease(store, print).release()
+    foreign(store, host=socket.gethostname(), boot=lease_module._boot(), pid=os.getpid())
+    Lease(store).release()
 
 
 def test_who_finds_the_lease_gone_has_lost_it(store, short_lease):
     """Stalled for minutes: another run has taken it, has finished, and has released it."""
-    lease = Lease(store, print)
+    lease = Lease(store)
     lease._ended.set()  # its thread is stalled, too
     lease.thread.join()
     lease._ended.clear()
@@ -271,14 +280,14 @@ def test_an_object_is_never_seen_half_written(tmp_path):
 
 
 def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lease):
-    lease = Lease(store, print)
+    lease = Lease(store)
     foreign(store)
     assert not lease.is_mine()
     lease.release()
     assert json.loads(store.read("lease.json"))["token"] == "other"
 
 
-# Mistakes --------------------------------------------------------------------------------------------------------------------
+# The user's mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url, says", [
@@ -287,14 +296,14 @@ def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lea
 ])  # fmt: skip
 def test_a_place_that_is_none_is_one_clear_line(line, url, says):
     with pytest.raises(UserError, match=says) as error:
-        Lease(Store(url), print)
+        Lease(Store(url))
     assert "\n" not in str(error.value)
 
 
 def test_a_place_where_nothing_can_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="look at the bucket's name, its permissions"):
-        Lease(Store(f"file://{tmp_path}/file/run"), print)
+        Lease(Store(f"file://{tmp_path}/file/run"))
 
 
 def test_without_credentials_it_is_one_clear_line_and_soon(line, monkeypatch):
@@ -302,13 +311,13 @@ def test_without_credentials_it_is_one_clear_line_and_soon(line, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UserError, match=r"s3://runs/x.*credentials"):
-        Lease(Store("s3://runs/x"), print)
+        Lease(Store("s3://runs/x"))
 
 
 def test_storage_that_never_answers_is_one_clear_line(line):
     line.cut_every = 1
     try:
         with pytest.raises(UserError, match=r"s3://runs/x/lease\.json"):
-            Lease(Store("s3://runs/x"), print)
+            Lease(Store("s3://runs/x"))
     finally:
         line.cut_every = 0

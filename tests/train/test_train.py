@@ -27,7 +27,8 @@ from fastft.data.conversation import read_conversations
 from fastft.data.dataset import tokenized
 from fastft.data.step_plan import StepPlan
 from fastft.data.template.chat_template import load_template
-from fastft.train.checkpoint import manifest
+from fastft.train.checkpoint import local, manifest
+from fastft.train.checkpoint.resume import Candidate, complete_files
 from fastft.train.metrics import read_metrics
 
 
@@ -179,31 +180,29 @@ def test_a_finished_run_exits_at_once(ground, whole_run):
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
-def marker_of(step: int) -> str:
-    """Of a checkpoint that is one file, shard, of five bytes."""
+def manifest_of(step: int) -> str:
+    """The manifest of a checkpoint that is one file, shard, with the contents 12345."""
     files = {"shard": {"bytes": 5, "xxh3": xxhash.xxh3_128(b"12345").hexdigest()}}
     return manifest.dumps({"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files})
 
 
 def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path):
-    from fastft.train.checkpoint.local import newest
-
     for step in (4, 8, 12):
         path = tmp_path / f"step-{step:08d}"
         path.mkdir(parents=True)
         (path / "shard").write_text("12345")
-        (path / "meta.json").write_text(marker_of(step))
+        (path / "meta.json").write_text(manifest_of(step))
     (tmp_path / "step-00000012" / "shard").write_text("123")
     (tmp_path / "step-00000016.tmp").mkdir()
     (tmp_path / "latest").write_text("step-00000099")
-    said = []
-    path, meta = newest(tmp_path, said.append)
-    assert meta["step"] == 8 and path.name == "step-00000008"
-    assert "step-00000012: passed over: shard holds 3 bytes instead of 5" in said[0]
+    found, passed_over = local.complete(tmp_path)
+    assert [(path.name, meta["step"]) for path, meta in found] == [("step-00000008", 8), ("step-00000004", 4)]
+    assert passed_over == [f"{tmp_path}/step-00000012: passed over: shard holds 3 bytes instead of 5"]
+    assert local.newest(tmp_path) == found[0]
 
 
 def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
-    fails(train(ground, whole_run, "--seq_len", "144", "--checkpoint.every", "4"), "window was 160 and is 144")
+    fails(train(ground, whole_run, "--seq_len", "144", "--checkpoint.every", "4"), "seq_len was 160 and is 144")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +213,7 @@ def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
         (["--template", "nope"], "--template nope: neither a file nor one of"),
         (["--seq_len", "1"], "longer than the window of 1 tokens"),
         (["--seq_len", "1", "--overlong", "drop"], "no conversation is left to train on"),
-        (["--seq_len", "4096"], "window 4096 is longer than the 512 positions"),
+        (["--seq_len", "4096"], "seq_len 4096 is longer than the 512 positions"),
         (["--global_batch_size", "3", "--micro_batch_size", "2"], "not a multiple of micro_batch_size 2"),
         (["--attention", "varlen"], "varlen needs an NVIDIA GPU"),
     ],
@@ -242,29 +241,30 @@ def test_bad_data_is_one_clear_line(ground, tmp_path, content, says):
 
 
 def test_a_model_without_tokenizer_or_template_is_one_clear_line(ground, tmp_path):
-    import shutil
-
     bare = shutil.copytree(ground / "model", tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()
     fails(train_here(ground, tmp_path / "out", "--model", str(bare)), "holds no tokenizer")
     untold = shutil.copytree(ground / "model", tmp_path / "untold")
     (untold / "chat_template.jinja").unlink()
-    fails(train_here(ground, tmp_path / "out", "--model", str(untold)), "no chat template; choose one: --template chatml|")
+    fails(
+        train_here(ground, tmp_path / "out", "--model", str(untold)), "no chat template; choose one: --template chatml|"
+    )
 
 
-# Lets files grow to 20 kB only, once a first checkpoint is published: what a disk that fills up during a run looks like.
+# Once a first checkpoint is published, no file can grow beyond 20 kB, as on a disk that fills up during a run.
 FULL_AFTER_THE_FIRST_CHECKPOINT = """
 import resource, signal, sys
-import fastft.train.checkpoint.local, fastft.train
-class Filling(fastft.train.checkpoint.local.Writer):
+from fastft.cli import main
+from fastft.train.checkpoint import local
+class Filling(local.Writer):
     def save(self, *arguments):
         super().save(*arguments)
         self.wait()
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-fastft.train.checkpoint.local.Writer = Filling
-sys.exit(fastft.train.loop.main(sys.argv[1:]))
+local.Writer = Filling
+sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
@@ -283,13 +283,12 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_nothing_that_looks_whole(
 
 
 def test_torchs_words_for_a_full_disk_are_put_plainly(ground, tmp_path, monkeypatch):
-    """What its writer said on a disk of 300 kB; the operating system's error is lost in it."""
-    import fastft.train.checkpoint.local
+    """torch's writer said this on a disk of 300 kB; it loses the operating system's error."""
 
     def full(*_, **__):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")
 
-    monkeypatch.setattr(fastft.train.checkpoint.local.dcp, "save", full)
+    monkeypatch.setattr(local.dcp, "save", full)
     done = train_here(ground, tmp_path / "out", "--max_steps", "1")
     fails(done, "could not be written (No space left on device: ", " GiB needed, ", " free)", "make room and start")
     weights = sum(tensor.nbytes for tensor in load_file(ground / "model" / "model.safetensors").values())
@@ -306,9 +305,7 @@ def test_torchs_words_for_a_full_disk_are_put_plainly(ground, tmp_path, monkeypa
     ],
 )
 def test_architectures_that_would_mix_conversations_are_refused(ground, tmp_path, family, options, says):
-    """Attention sinks, positions that do not restart, a state from token to token: each would train in silence."""
-    import shutil
-
+    """Attention sinks, positions that do not restart, a state from token to token: each would mix them without a sign."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = shutil.copytree(ground / "model", tmp_path / "model")
@@ -322,16 +319,17 @@ def test_architectures_that_would_mix_conversations_are_refused(ground, tmp_path
 
 
 def test_the_model_that_a_run_starts_from_is_never_written_over(ground, tmp_path):
-    import shutil
-
     shutil.copytree(ground / "model", tmp_path / "model")
-    fails(train_here(ground, tmp_path, "--model", str(tmp_path / "model")), "model: is not this run's; choose another")
+    fails(
+        train_here(ground, tmp_path, "--model", str(tmp_path / "model")),
+        "model: is not this run's and would be overwritten; choose another",
+    )
 
 
 def test_the_cleaners_report_is_never_written_over(ground, tmp_path):
     for name in ("report.json", "report.html"):
         (tmp_path / name).write_text("the cleaner's")
-    fails(train_here(ground, tmp_path), "report.json: is not this run's; choose another")
+    fails(train_here(ground, tmp_path), "report.json: is not this run's and would be overwritten; choose another")
     assert (tmp_path / "report.html").read_text() == "the cleaner's"
 
 
@@ -341,51 +339,42 @@ def test_another_model_in_the_same_place_is_not_this_run(ground, whole_run, tmp_
 
 
 def test_pruning_keeps_the_last_good_checkpoint(tmp_path):
-    from fastft.train.checkpoint.local import newest, prune
-
     for step, content in ((10, "12345"), (16, "123")):
         path = tmp_path / f"step-{step:08d}"
         path.mkdir()
         (path / "shard").write_text(content)
-        (path / "meta.json").write_text(marker_of(step))
-    prune(tmp_path, 16, keep=1)
-    assert newest(tmp_path)[1]["step"] == 10
+        (path / "meta.json").write_text(manifest_of(step))
+    local.prune(tmp_path, 16, keep=1)
+    assert local.newest(tmp_path)[1]["step"] == 10
 
 
 def test_pruning_takes_nothing_for_whole_that_a_start_has_passed_over(tmp_path):
-    """20 and 30 have bytes of the right number and of the wrong value: the run went on from 10, and has saved 15."""
-    from fastft.train.checkpoint.local import prune
-
+    """The files of 20 and 30 have the right size and the wrong contents, so the run went on from 10, and has saved 15."""
     for step in (10, 15, 20, 30):
         path = tmp_path / f"step-{step:08d}"
         path.mkdir()
         (path / "shard").write_text("12345" if step < 20 else "12340")
-        (path / "meta.json").write_text(marker_of(step))
-    prune(tmp_path, 15, keep=2)
+        (path / "meta.json").write_text(manifest_of(step))
+    local.prune(tmp_path, 15, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
 
 
-def test_files_without_their_marker_are_no_checkpoint(tmp_path):
-    from fastft.train.checkpoint.local import Candidate, _complete_files
-
+def test_files_without_their_manifest_are_no_checkpoint(tmp_path):
     (tmp_path / "shard").write_text("12345")
     meta = {"files": {"shard": manifest.entry(tmp_path / "shard")}}
-    assert _complete_files(Candidate(meta, None), tmp_path, None, print) == "meta.json is missing"
+    assert complete_files(Candidate(meta, None), tmp_path, None) == "meta.json is missing"
 
 
 def test_a_damaged_checkpoint_is_passed_over(ground, whole_run, tmp_path):
-    """Bytes changed, sizes right: the next older one is used."""
-    import shutil
-
+    """Its files have the right sizes and the wrong contents, so the next older checkpoint is used."""
     out = shutil.copytree(whole_run, tmp_path / "out")
     shutil.rmtree(out / "model")
     last = sorted((out / "checkpoints").glob("step-*"))[-1]
     metadata = last / ".metadata"
     metadata.write_bytes(b"\0" * metadata.stat().st_size)
     done = train_here(ground, out, "--checkpoint.every", "4")
-    assert (
-        done.returncode == 0 and f"{last.name}: passed over: .metadata does not hold what was written" in done.stderr
-    ), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert f"{last.name}: passed over: .metadata does not hold what was written" in done.stderr
     assert losses(out) == losses(whole_run)
 
 

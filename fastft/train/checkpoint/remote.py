@@ -1,15 +1,15 @@
-"""Checkpoints to object storage while training goes on: one thread on each machine that has files of its own.
+"""Checkpoints in object storage, uploaded while training continues by one thread on each machine that has files of its own.
 
-The first machine names the newest checkpoint that is complete on disk; every machine uploads its own files; when all have
-confirmed, the first one puts the manifest there. What fails is said and left without a manifest; the next checkpoint is tried
-anew. Training never waits for an upload, except for the last one.
+The first machine names the newest checkpoint that is complete on disk, every machine uploads its own files, and when all
+have confirmed, the first machine writes the manifest. An upload that fails is logged and left without a manifest; the next
+checkpoint is tried anew. Training never waits for an upload, except for that of the last checkpoint.
 """
 
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -25,23 +25,26 @@ from fastft.train.checkpoint.lease import Lease
 logger = logging.getLogger(__name__)
 
 MODEL = "model"
+AT_ONCE = 8  # objects that are transferred at the same time
+Offer = tuple[Path, dict[str, Any], list[str]]  # directory, manifest, and which of its files this machine uploads
 
 
-def checkpoints(store: Store, say: Callable[[str], None]) -> list[tuple[str, dict[str, Any]]]:
-    """(directory, manifest) of every committed checkpoint, the newest first. `say` is told of damaged manifests."""
-    found = []
+def checkpoints(store: Store) -> manifest.Listing:
+    """The committed checkpoints, by their directories in the storage."""
+    found, passed_over = [], []
     for name in store.directories():
         if not name.startswith("step-") or (text := store.read(f"{name}/{COMMITTED}")) is None:
             continue
         try:
             found.append((name, manifest.loads(text, f"{store.url}/{name}")))
         except manifest.DamagedError as error:
-            say(f"{store.url}/{name}: passed over: {error}")
-    return sorted(found, key=lambda item: (item[1]["step"], item[0]), reverse=True)
+            passed_over.append(f"{store.url}/{name}: passed over: {error}")
+    found.sort(key=lambda item: (item[1]["step"], item[0]), reverse=True)
+    return manifest.Listing(found, passed_over)
 
 
 def trained_model(store: Store) -> dict[str, Any] | None:
-    """The manifest of the trained model, None where none is whole."""
+    """The manifest of the trained model, or None if there is no complete one."""
     text = store.read(f"{MODEL}/{COMMITTED}")
     try:
         return manifest.loads(text, f"{store.url}/{MODEL}") if text else None
@@ -49,12 +52,38 @@ def trained_model(store: Store) -> dict[str, Any] | None:
         return None
 
 
-AT_ONCE = 8  # objects on their way at the same time
-Offer = tuple[Path, dict[str, Any], list[str]]  # directory, manifest, and which of its files this machine uploads
+def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
+    """Upload the trained model, its manifest last. Raises UserError if the storage does not take it."""
+    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    _put_all(store, directory, MODEL, files)
+    meta = {**meta, "files": {file: manifest.entry(directory / file) for file in files}}
+    store.write(f"{MODEL}/{COMMITTED}", manifest.dumps(meta))
+
+
+def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> None:
+    """Download files of the checkpoint `name` and prove them.
+
+    Raises UserError that names a file which is not what its manifest says, or which the storage does not give.
+    """
+    total = sum(entry["bytes"] for entry in files.values())
+    logger.info("fetching %d of its files, %.2f GiB, from %s/%s", len(files), total / 2**30, store.url, name)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(lambda file: store.get(f"{name}/{file}", target / file), files):
+            pass
+    if found := manifest.faults(target, {"files": files}, contents=True):
+        raise UserError(f"{store.url}/{name}: {next(iter(found.values()))}")
+
+
+def _put_all(store: Store, directory: Path, name: str, files: Iterable[str]) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for _ in pool.map(lambda file: store.put(directory / file, f"{name}/{file}"), files):
+            pass
 
 
 class Uploader:
-    """`holders` are the ranks, one a machine, whose disks hold files of their own; the first is rank 0, which alone
+    """Uploads checkpoints from a thread of its own.
+
+    `holders` are the ranks, one a machine, whose disks hold files of their own. The first of them is rank 0, which alone
     has the lease.
     """
 
@@ -62,31 +91,31 @@ class Uploader:
         self.store, self.lease, self.keep, self.keep_every = store, lease, keep, keep_every
         self.group = dist.new_group(list(holders), backend="gloo", timeout=timedelta(days=30))
         self.first = dist.get_rank() == 0
-        self.attempt = secrets.token_hex(4)  # directories of another start are never written to; rank 0's counts
+        self.attempt = secrets.token_hex(4)  # rank 0's counts: no start writes to the directories of another
         self.changed = threading.Condition()
         self.offers: dict[int, Offer] = {}
         self.closing = False
-        self.tried = self.committed = self.current = -1
-        self.seconds = 0.0  # of the last upload
+        self.tried = self.committed = self.current = -1  # steps
+        self.seconds = 0.0  # how long the last upload took
         self.thread: threading.Thread | None = None
         if dist.get_rank() in holders:
             self.thread = threading.Thread(target=self._run, name="upload", daemon=True)
             self.thread.start()
 
     def offer(self, step: int, directory: Path, meta: dict[str, Any], files: list[str]) -> None:
-        """A checkpoint is complete on disk. One that still waits for its turn loses it, and its place on the disk."""
+        """Say that a checkpoint is complete on disk. It takes the place of one that is still waiting to be uploaded."""
         with self.changed:
             self.offers = {other: offer for other, offer in self.offers.items() if other == self.current}
             self.offers[step] = directory, meta, files
             self.changed.notify_all()
 
     def in_use(self) -> set[int]:
-        """Steps that retention must leave on the disk for now."""
+        """Steps whose files retention must leave on the disk for now."""
         with self.changed:
             return set(self.offers)
 
     def finish(self, seconds: float | None = None) -> bool:
-        """Wait until the last offer is committed or given up, at most so long. True if nothing is left to upload."""
+        """Wait until the last offer is committed or has failed, at most `seconds`. Returns True if all is uploaded."""
         with self.changed:
             self.closing = True
             self.changed.notify_all()
@@ -99,8 +128,8 @@ class Uploader:
             while (choice := self._agree(self._next() if self.first else None)) is not None:
                 step, attempt = choice
                 self._upload(step, f"step-{step:08d}-{attempt}")
-        except RuntimeError as error:  # another machine is gone; the trainer hears of it by itself
-            logger.warning(f"upload: ended ({str(error).splitlines()[0]})")
+        except RuntimeError as error:  # gloo's: another machine is gone, and the trainer finds out by itself
+            logger.warning("upload: ended (%s)", str(error).splitlines()[0])
 
     def _agree(self, choice: tuple[int, str] | None) -> tuple[int, str] | None:
         box = [choice]
@@ -108,7 +137,7 @@ class Uploader:
         return box[0]
 
     def _next(self) -> tuple[int, str] | None:
-        """The newest offer that was not tried, as soon as there is one; None when there will be none."""
+        """Wait for an offer that was not tried, and return the newest; None when there will be no more."""
         with self.changed:
             self.changed.wait_for(lambda: self.closing or max(self.offers, default=-1) > self.tried)
             newest = max(self.offers, default=-1)
@@ -121,7 +150,9 @@ class Uploader:
         with self.changed:
             self.current = step
             self.changed.wait_for(lambda: max(self.offers, default=-1) >= step)
-            offer = self.offers.get(step)  # a machine that had a newer one before it heard of this choice has none
+            offer = self.offers.get(
+                step
+            )  # None where a newer checkpoint took its place before this choice was heard of
         began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
         failure = self._put(name, offer) if offer else "a newer one took its place"
         dist.all_gather_object(failures, failure, group=self.group)
@@ -135,35 +166,34 @@ class Uploader:
             if failure is None:
                 self.committed = step
         if failure:
-            logger.warning(f"upload: step {step} is on the disk only ({failure})")
+            logger.warning("upload: step %d is on the disk only (%s)", step, failure)
 
     def _put(self, name: str, offer: Offer) -> str | None:
-        """Upload this machine's files; what went wrong."""
+        """Upload this machine's files. Returns what went wrong."""
         directory, _, files = offer
         try:
-            with ThreadPoolExecutor(AT_ONCE) as pool:
-                for _ in pool.map(lambda file: self.store.put(directory / file, f"{name}/{file}"), files):
-                    pass
+            _put_all(self.store, directory, name, files)
         except (UserError, OSError) as error:
             return str(error)
         return None
 
     def _commit(self, name: str, meta: dict[str, Any]) -> str | None:
+        """Write the manifest and remove older checkpoints. Returns what went wrong."""
         try:
             if not self.lease.is_mine():
-                return f"the right to write to {self.store.url} is lost"
+                return f"the lease on {self.store.url} is lost"
             self.store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
         except UserError as error:
             return str(error)
         try:
             self._prune(name, meta["step"])
-        except UserError as error:  # there is more than was asked for, not less
-            logger.warning(f"upload: older checkpoints could not be removed ({error})")
+        except UserError as error:  # more is kept than was asked for, and nothing is lost
+            logger.warning("upload: older checkpoints could not be removed (%s)", error)
         return None
 
     def _prune(self, newest: str, step: int) -> None:
-        """Remove what is not to be kept, and uploads that were never finished."""
-        committed = checkpoints(self.store, say=lambda line: None)
+        """Remove checkpoints that are not to be kept, and uploads that were never finished."""
+        committed = checkpoints(self.store).found
         kept = manifest.kept((meta["step"] for _, meta in committed), step, self.keep, self.keep_every)
         keep, seen = {newest}, set()
         for name, meta in committed:
@@ -173,28 +203,3 @@ class Uploader:
         for name in self.store.directories():
             if name.startswith("step-") and name not in keep:
                 self.store.remove(name)
-
-
-def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
-    """The trained model, with a manifest when it is whole. Raises UserError where storage does not take it."""
-    files = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(lambda file: store.put(directory / file, f"{MODEL}/{file}"), files):
-            pass
-    meta = {**meta, "files": {file: manifest.entry(directory / file) for file in files}}
-    store.write(f"{MODEL}/{COMMITTED}", manifest.dumps(meta))
-
-
-def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> None:
-    """Download files of a checkpoint and prove them. Raises UserError naming one that is not what its manifest says."""
-    total = sum(entry["bytes"] for entry in files.values())
-    logger.info(f"fetching {len(files)} of its files, {total / 2**30:.2f} GiB, from {store.url}/{name}")
-
-    def one(file: str) -> None:
-        store.get(f"{name}/{file}", target / file)
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        for _ in pool.map(one, files):
-            pass
-    if found := manifest.faults(target, {"files": files}, contents=True):
-        raise UserError(f"{store.url}/{name}: {next(iter(found.values()))}")

@@ -1,13 +1,14 @@
-"""Where a run goes on: the newest checkpoint of the same run that can be read.
+"""Where a run continues: at the newest checkpoint of the same run that can be read.
 
-What must be the same is named (`run_identity`), and saved with every checkpoint; a difference is an error that says what was
-and what is, unless --allow_change says that it is meant. Everything else may change: processes, micro-batches, paths.
+`find_starts` looks at the directories on the disks and at the storage, `resume` proves the bytes of a checkpoint before it
+loads them, and takes the next older one if they are wrong.
 """
 
 import logging
-from collections.abc import Iterator
+import os
+import shutil
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,23 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from fastft.common.distributed import everywhere, on_first
-from fastft.common.files import short_name
 from fastft.common.object_store import Store
-from fastft.config import TrainConfig, stages_of
-from fastft.data.step_plan import Curriculum
+from fastft.config import TrainConfig
 from fastft.errors import UserError
 from fastft.model.build import TrainedModel
-from fastft.train.checkpoint import local as checkpoint
+from fastft.train.checkpoint import local, manifest, remote
+from fastft.train.checkpoint.identity import differences
 from fastft.train.checkpoint.lease import Lease
-from fastft.train.checkpoint.remote import MODEL, trained_model
+from fastft.train.checkpoint.local import RUN_FILES, Disk
 
 logger = logging.getLogger(__name__)
 
 
-def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
-    """Object storage, where it is wanted; collective. Raises UserError where it is not as it must be."""
+def open_store(url: str | None, disk: Disk) -> Store | None:
+    """Open the object storage at `url`, if one is given; collective.
+
+    Raises UserError if it cannot be opened, and if none is given although the machines do not share `disk`.
+    """
     if url is None:
         if not disk.shared:
             raise UserError(
@@ -42,7 +45,7 @@ def open_store(url: str | None, disk: checkpoint.Disk) -> Store | None:
 
 
 def take_lease(store: Store | None, at_exit: ExitStack) -> Lease | None:
-    """On rank 0 the lease on storage, until the run leaves; collective. Raises UserError when another run has it."""
+    """Take the lease on the storage, on rank 0, until the run ends; collective. Raises UserError if another run holds it."""
     lease = everywhere((lambda: Lease(store)) if store and dist.get_rank() == 0 else None)
     if lease:
         at_exit.callback(lease.release)
@@ -50,138 +53,183 @@ def take_lease(store: Store | None, at_exit: ExitStack) -> Lease | None:
 
 
 def finished_model(output_dir: Path, store: Store | None, identity: dict, last: int, adapters: bool) -> str | None:
-    """Where the trained model of this run is, None while it is not everywhere that it should be, or its adapters, where some
-    are trained, are not beside it; collective. In storage it stands for itself: its checkpoints may be gone.
+    """Where the trained model of this run is, or None if the run is not finished; collective.
+
+    It is finished if the model of step `last` is everywhere it should be and, with `adapters`, the adapters are beside it.
+    In storage the model alone is proof, because the checkpoints may have been removed.
     """
 
     def look() -> str | None:
         if store:
-            place, made_by = f"{store.url}/{MODEL}", trained_model(store)
+            place, made_by = f"{store.url}/{remote.MODEL}", remote.trained_model(store)
         else:
-            place, found = str(output_dir / "model"), checkpoint.newest(output_dir / "checkpoints", lambda line: None)
+            place, found = str(output_dir / "model"), local.newest(output_dir / "checkpoints")
             results = ["model", "adapter"] if adapters else ["model"]
             made_by = found[1] if found and all((output_dir / name).is_dir() for name in results) else None
-        if made_by and made_by["step"] == last and not any(_differences("", made_by["identity"], identity)):
+        if made_by and made_by["step"] == last and not differences(made_by["identity"], identity):
             return place
         return None
 
     return on_first(look)
 
 
-def find_starts(
-    config: TrainConfig, disk: checkpoint.Disk, store: Store | None, identity: dict
-) -> list[checkpoint.Candidate]:
-    """Checkpoints to go on from, the newest first; collective. Raises UserError when they are another run's."""
-    starts = checkpoint.candidates(disk, store)
+@dataclass(frozen=True)
+class Candidate:
+    """A checkpoint that has a manifest: on disks, in storage (in the directory `remote`), or both."""
+
+    meta: dict[str, Any]
+    remote: str | None
+
+    @property
+    def name(self) -> str:
+        """Its directory on a disk."""
+        return f"step-{self.meta['step']:08d}"
+
+
+def find_starts(config: TrainConfig, disk: Disk, store: Store | None, identity: dict) -> list[Candidate]:
+    """The checkpoints that this run can continue from, the newest first; collective.
+
+    Raises UserError if they belong to another run, or if something that is not this run's would be overwritten.
+    """
+    starts = candidates(disk, store)
     if not starts:
-        for result in (Path(config.output_dir, name) for name in ("model", "report.json")):  # a model's, the cleaner's
-            if result.exists():
-                raise UserError(
-                    f"{result}: is not this run's; choose another --output_dir, what lies there would be written over"
-                )
-        if store and on_first(lambda: trained_model(store)):
-            raise UserError(
-                f"{store.url}/{MODEL}: is the model of another run, or of this one with other settings; give this one another "
-                "name, or remove it"
-            )
+        _refuse_to_overwrite(config, store)
         return []
     where = store.url if store and starts[0].remote else config.output_dir
     if not config.resume:
         raise UserError(f"{where}: holds an earlier run; choose another --output_dir or remove it")
-    changed = list(_differences("", starts[0].meta["identity"], identity))
+    changed = differences(starts[0].meta["identity"], identity)
     if not config.stages:
         changed = [difference.removeprefix("stages.") for difference in changed]
     if changed and not config.allow_change:
         raise UserError(
             f"{where}: its checkpoints belong to another run ({'; '.join(changed)}); use another --output_dir, or "
-            "the settings of that run, or --allow_change true to go on with these"
+            "the settings of that run, or --allow_change true to continue with these"
         )
     for difference in changed:
-        logger.info(f"changed: {difference}")
+        logger.info("changed: %s", difference)
     return starts
 
 
+def _refuse_to_overwrite(config: TrainConfig, store: Store | None) -> None:
+    """Raise UserError if results lie where this run, which has no checkpoint, would write its own; collective."""
+    for result in (Path(config.output_dir, name) for name in ("model", "report.json")):  # the latter is the cleaner's
+        if result.exists():
+            raise UserError(f"{result}: is not this run's and would be overwritten; choose another --output_dir")
+    if store and on_first(lambda: remote.trained_model(store)):
+        raise UserError(
+            f"{store.url}/{remote.MODEL}: is the model of another run, or of this one with other settings; give this one "
+            "another --checkpoint.remote, or remove it"
+        )
+
+
+def candidates(disk: Disk, store: Store | None) -> list[Candidate]:
+    """All checkpoints with a manifest, the newest first, those on disk before others of the same step; collective.
+
+    Raises UserError if there are checkpoints but no manifest can be read: a run does not start again without being asked.
+    """
+    here = everywhere((lambda: local.listing(disk.directory)) if disk.is_holder else None)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, here or manifest.Listing([], []))
+
+    def join() -> list[Candidate]:
+        stored = remote.checkpoints(store) if store else manifest.Listing([], [])
+        passed_over = [line for listing in (*everyone, stored) for line in listing.passed_over]
+        for line in passed_over:
+            logger.warning(line)
+        places = {_contents(meta): name for name, meta in reversed(stored.found)}
+        on_disk = {_contents(meta): meta for listing in everyone for _, meta in listing.found}
+        found = [Candidate(meta, places.get(key)) for key, meta in on_disk.items()]
+        found += [Candidate(meta, name) for name, meta in stored.found if _contents(meta) not in on_disk]
+        found.sort(key=lambda c: c.meta["step"], reverse=True)  # stable, so those on disk stay first
+        if passed_over and not found:
+            raise UserError(
+                f"{passed_over[0]}; there is no other checkpoint. Remove it to start again from the first step"
+            )
+        return found
+
+    return on_first(join)
+
+
+def _contents(meta: dict[str, Any]) -> str:
+    """What is equal for two copies of the same checkpoint."""
+    return manifest.dumps({"step": meta["step"], "files": meta["files"]})
+
+
 def resume(
-    starts: list[checkpoint.Candidate],
-    disk: checkpoint.Disk,
+    starts: list[Candidate],
+    disk: Disk,
     store: Store | None,
     model: TrainedModel,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
-) -> dict:
-    """Load the newest checkpoint whose files are proven; return what it says of itself, the beginning's without any."""
+) -> dict[str, Any]:
+    """Load the newest of `starts` that can be read, and return its manifest; collective.
+
+    Without `starts`, returns what a manifest would say before the first step. Raises UserError if none can be read.
+    """
     for start in starts:
         path, meta = disk.directory / start.name, start.meta
-        if fault := checkpoint.fetch(start, disk, store):
-            logger.info(f"{path}: passed over: {fault}")
+        if fault := fetch(start, disk, store):
+            logger.warning("%s: passed over: %s", path, fault)
             continue
         try:
-            checkpoint.load(path, model, optimizer)
-        except (Exception, CheckpointException) as error:  # its bytes are right, but not for this model
+            local.load(path, model, optimizer)
+        except (Exception, CheckpointException) as error:  # the bytes are right, but do not fit this model
             if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
                 raise UserError(
-                    f"{path}: its 8-bit moments come in blocks that {dist.get_world_size()} processes would tear; "
-                    f"go on with {meta['world_size']}"
+                    f"{path}: {dist.get_world_size()} processes would cut its 8-bit moments within their blocks; "
+                    f"continue with {meta['world_size']} processes"
                 ) from None
-            logger.info(f"{path}: passed over: cannot be read ({type(error).__name__})")
+            logger.warning("%s: passed over: cannot be read (%s)", path, local.root_cause(error))
             continue
-        logger.info(f"resumed: step {meta['step']} from {path}")
+        logger.info("resumed: step %d from %s", meta["step"], path)
         if disk.is_holder:
-            checkpoint.restore_run_files(path, disk.directory.parent)
+            _restore_run_files(path, disk.directory.parent)
         return meta
     if starts:
         raise UserError(f"{disk.directory}: none of its checkpoints can be read; remove them to start again")
     return {"step": 0, "skipped": {}}
 
 
-def run_identity(config: TrainConfig, curriculum: Curriculum, model: str) -> dict:
-    """What must not change under a run that is resumed, by name. Paths may move; their contents may not."""
-    values = asdict(config)
-    same = (
-        "seq_len",
-        "overlong",
-        "extend",
-        "resize_embeddings",
-        "lora",
-        "global_batch_size",
-        "seed",
-        "max_grad_norm",
-        "z_loss",
-        "float8",
-        "optimizer",
-    )
-    identity = {key: values[key] for key in same}
-    identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])
-    del identity["optimizer"]["lr"]  # a stage's own
-    identity["stages"] = [
-        {
-            "data": [
-                {"file": short_name(s.path), "contents": s.contents, "weight": s.weight, "epochs": s.epochs}
-                for s in schedule.data.sources
-            ],
-            "epochs": stage.epochs,
-            "max_steps": stage.max_steps,
-            "lr": stage.optimizer.lr,
-            "schedule": asdict(stage.schedule),
-        }
-        for stage, schedule in zip(stages_of(config), curriculum.stages)
-    ]
-    return {**identity, **curriculum.stages[0].data.digests, "model": model}
+def fetch(candidate: Candidate, disk: Disk, store: Store | None) -> str | None:
+    """Bring all files of a checkpoint to the disk of every machine and prove them; collective.
 
-
-def _differences(where: str, earlier: Any, now: Any) -> Iterator[str]:
-    """A line for each value that is another: "stages.0.lr was 1e-05 and is 2e-05", "stages.0.data: the contents of …". What is
-    alone in its list has no number; a file may have another name.
+    Returns why that is not possible, or None.
     """
-    if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
-        if len(now) == 1:
-            yield from _differences(where, earlier[0], now[0])
-            return
-        earlier, now = dict(enumerate(earlier)), dict(enumerate(now))
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        if "contents" in now and earlier["contents"] != now["contents"]:
-            yield f"{where}: the contents of {now['file']} are not those that {earlier['file']} had"
-        for key in (key for key in now if key not in ("file", "contents")):
-            yield from _differences(f"{where}.{key}" if where else str(key), earlier.get(key), now[key])
-    elif earlier != now:
-        yield f"{where} was {earlier!r} and is {now!r}"
+    fault = None
+    if disk.is_holder:
+        try:
+            fault = complete_files(candidate, disk.directory / candidate.name, store)
+        except (UserError, OSError) as error:
+            fault = str(error)
+    everyone: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, fault)
+    return next(filter(None, everyone), None)
+
+
+def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str | None:
+    """Download the files that are missing or damaged in `path`; returns what is wrong if there is no copy in storage."""
+    lacking = manifest.faults(path, candidate.meta, contents=True)
+    has_manifest = (path / manifest.NAME).exists()
+    if not lacking and has_manifest:
+        return None
+    if candidate.remote is None or store is None:
+        return next(iter(lacking.values()), f"{manifest.NAME} is missing")
+    if has_manifest:  # the copy here was complete once
+        logger.warning("%s: %s; fetching it from storage", path, next(iter(lacking.values())))
+    partial = path.with_name(path.name + ".fetch.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in candidate.meta["files"].keys() - lacking.keys():
+        os.link(path / name, partial / name)
+    remote.fetch(store, candidate.remote, {name: candidate.meta["files"][name] for name in lacking}, partial)
+    local.publish(partial, path, {key: value for key, value in candidate.meta.items() if key != "format"})
+    return None
+
+
+def _restore_run_files(path: Path, output_dir: Path) -> None:
+    """Copy the run's own files, as they were after the checkpoint's step, to a disk that does not have them."""
+    for name in RUN_FILES:
+        if (path / name).exists() and not (output_dir / name).exists():
+            shutil.copyfile(path / name, output_dir / name)

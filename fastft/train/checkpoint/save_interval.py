@@ -1,8 +1,7 @@
-"""When the next checkpoint is due: after so many steps, or at the interval that costs least.
+"""When the next checkpoint is due: after a number of steps, or at the interval that costs the least time.
 
-`checkpoint.every: auto` measures how long training waits for a checkpoint and how long one is on its way to storage, and
-lets the first process watch the clock (monotonic: the time of day may jump). Which steps are saved changes nothing in what
-is learned.
+`checkpoint.every: auto` measures how long training waits for a checkpoint and how long an upload takes, and lets rank 0
+watch its monotonic clock, because the time of day may jump. Which steps are saved changes nothing in what is learned.
 """
 
 import logging
@@ -14,43 +13,46 @@ from fastft.train.checkpoint.local import Writer
 
 logger = logging.getLogger(__name__)
 
-ASSUMED_BLOCKING_S = 1.0  # until one is measured
+ASSUMED_BLOCKING_S = 1.0  # until it has been measured
 
 
 class SaveInterval:
-    """Of a run on `machines` machines: any of them that goes takes the run with it."""
+    """The save interval of a run on `machines` machines. A preemption of any of them ends the run on all."""
 
     def __init__(self, config: CheckpointConfig, machines: int, writer: Writer):
         self.every, self.writer = config.every, writer
         self.hours = config.preemption_hours / machines
         self.last = time.monotonic()
-        self.said: float | None = None
+        self.logged: float | None = None
 
     def is_due(self, step: int) -> bool:
-        """By the count of steps, the same on every rank."""
+        """True by the count of steps, which is the same on every rank."""
         return self.every != "auto" and bool(self.every) and step % self.every == 0
 
     def wants_one(self) -> bool:
-        """By this rank's clock."""
+        """True by the clock of this rank."""
         return self.every == "auto" and time.monotonic() - self.last >= self.interval_s()
 
     def interval_s(self) -> float:
-        upload_s = self.writer.uploader.seconds if self.writer.uploader else 0.0
-        return young_interval(self.writer.blocking_s or ASSUMED_BLOCKING_S, self.hours * 3600, upload_s)
+        """Young's interval for what has been measured so far."""
+        blocking_s = self.writer.blocking_s or ASSUMED_BLOCKING_S
+        return young_interval(blocking_s, self.hours * 3600, self._upload_s())
 
     def saved(self) -> None:
-        """One was begun."""
+        """Note that a checkpoint has just been started, and log the interval if it is new or has changed by half."""
         self.last = time.monotonic()
         if self.every != "auto":
             return
         interval = self.interval_s()
-        if self.said is None or not 0.5 < interval / self.said < 2:
-            self.said = interval
-            upload_s = self.writer.uploader.seconds if self.writer.uploader else 0.0
+        if self.logged is None or not 0.5 < interval / self.logged < 2:
+            self.logged = interval
             logger.info(
                 f"checkpoints: every {_duration(interval)}: training waits {self.writer.blocking_s:.2f} s for one, an upload "
-                f"takes {upload_s:.0f} s, and a machine goes every {self.hours:.1f} h, it is assumed (sqrt(2 x wait x hours))"
+                f"takes {self._upload_s():.0f} s, assuming a preemption every {self.hours:.1f} h (sqrt(2 x wait x hours))"
             )
+
+    def _upload_s(self) -> float:
+        return self.writer.uploader.seconds if self.writer.uploader else 0.0
 
 
 def _duration(seconds: float) -> str:

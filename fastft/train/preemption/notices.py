@@ -1,7 +1,7 @@
-"""A cloud's notice that a spot machine is about to be taken away, from its metadata service.
+"""Watch the cloud's metadata service for the notice that a spot machine is about to be taken away.
 
-One thread a machine asks; where no such service answers, it ends. AWS gives two minutes (and earlier a rebalance
-recommendation, which is taken as advice to save now), GCP and Azure thirty seconds.
+One thread on each machine asks, and ends if no such service answers. AWS gives two minutes, and earlier a rebalance
+recommendation, which is taken as advice to save now. GCP and Azure give thirty seconds.
 
     AWS    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
     GCP    https://cloud.google.com/compute/docs/instances/spot  (preempted?wait_for_change)
@@ -26,13 +26,18 @@ POLL_S = 5.0  # as AWS advises
 PROBE_S = 1.0
 FIRST_ANSWER_S = 150.0  # of Azure's scheduled events, which take up to two minutes
 AWS_NOTICE_S = 120.0
+UNEXPECTED = (OSError, ValueError, KeyError, TypeError)  # no answer, or one that is not what the service documents
 LINK_LOCAL = "http://169.254.169.254"
-_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open  # a metadata service is never behind a proxy
+_open = urllib.request.build_opener(
+    urllib.request.ProxyHandler({})
+).open  # metadata services are never reached by proxy
 
 
 def watch(stopping: Stopping, poll_s: float = POLL_S) -> threading.Thread:
-    """Start the thread that turns notices into `stopping.request`. The addresses are those of the clouds, or of
-    AWS_EC2_METADATA_SERVICE_ENDPOINT, GCE_METADATA_HOST and AZURE_METADATA_ENDPOINT.
+    """Start the thread that turns notices into `stopping.request`.
+
+    The addresses are those of the clouds, unless AWS_EC2_METADATA_SERVICE_ENDPOINT, GCE_METADATA_HOST or
+    AZURE_METADATA_ENDPOINT say otherwise.
     """
     thread = threading.Thread(target=_watch, args=(stopping, poll_s), name="notices", daemon=True)
     thread.start()
@@ -43,22 +48,22 @@ def _watch(stopping: Stopping, poll_s: float) -> None:
     for service in (Gcp, Aws, Azure):
         try:
             cloud = service()
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        logger.info(f"notices: from the metadata service of {service.__name__.upper()}")
+        except UNEXPECTED:
+            continue  # this is not the cloud
+        logger.info("notices: from the metadata service of %s", service.__name__.upper())
         while stopping.reason is None:
             try:
                 cloud.ask(stopping, poll_s)
-            except (OSError, ValueError, KeyError, TypeError):  # it does not answer, or not in its own words: ask again
+            except UNEXPECTED:  # an answer that could not be read today may be readable the next time
                 time.sleep(poll_s)
         return
 
 
 class Aws:
-    """IMDSv2: a token, then a document that is not there (404) until the notice."""
+    """AWS's IMDSv2: a token, then a document that does not exist (404) until the notice."""
 
     def __init__(self) -> None:
-        """Raises OSError where there is no such service."""
+        """Raises OSError if there is no such service."""
         self.base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", LINK_LOCAL).rstrip("/") + "/latest"
         self._renew(PROBE_S)
         self.advised = False
@@ -74,7 +79,7 @@ class Aws:
         time.sleep(poll_s)
 
     def _seconds_until(self, when: str) -> float:
-        """By the service's clock: that of this machine may have jumped. Never more than the notice's own length."""
+        """Seconds until `when` by the service's clock, because this machine's may have jumped; at most the length of a notice."""
         moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
         return min(AWS_NOTICE_S, (moment - self.now).total_seconds())
 
@@ -93,7 +98,7 @@ class Aws:
                 self.now = parsedate_to_datetime(reply.headers["Date"])
                 return reply.read().decode()
         except urllib.error.HTTPError as error:
-            if error.code == 401:  # the token is too old
+            if error.code == 401:  # the token has expired
                 self._renew(5)
             elif error.code != 404:
                 raise
@@ -101,10 +106,10 @@ class Aws:
 
 
 class Gcp:
-    """A value that turns to TRUE; the request waits for the change."""
+    """GCP's value that turns to TRUE. The request waits for the change."""
 
     def __init__(self) -> None:
-        """Raises OSError where there is no such service."""
+        """Raises OSError if there is no such service."""
         host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
         self.url = f"http://{host}/computeMetadata/v1/instance/preempted"
         self._read("alt=text", PROBE_S)
@@ -113,7 +118,7 @@ class Gcp:
         wait = max(1, int(poll_s * 12))
         if self.value == "TRUE":
             stopping.request("GCP: the instance is being preempted", NOTICE_S)
-        else:  # the tag of what was read last: a change in between is not missed
+        else:  # with the tag of the value that was read last, so that no change in between is missed
             self._read(f"wait_for_change=true&timeout_sec={wait}&last_etag={self.tag}", wait + 5)
 
     def _read(self, query: str, timeout: float) -> None:
@@ -124,12 +129,14 @@ class Gcp:
 
 
 class Azure:
-    """Scheduled events of all machines of a group, of which Preempt is one. The service for them is switched on by the first
-    question, whose answer takes up to two minutes: whether this is Azure, the instance's own description tells.
+    """Azure's scheduled events of all machines of a group, of which Preempt is one.
+
+    The first request switches their service on and is answered after up to two minutes. So the description of the instance,
+    which is there at once, tells whether this is Azure.
     """
 
     def __init__(self) -> None:
-        """Raises OSError where there is no such service."""
+        """Raises OSError if there is no such service."""
         self.base = os.environ.get("AZURE_METADATA_ENDPOINT", LINK_LOCAL).rstrip("/") + "/metadata"
         self.name = self._read("instance?api-version=2021-02-01", PROBE_S)["compute"]["name"].lower()
         self.timeout = FIRST_ANSWER_S
@@ -141,10 +148,10 @@ class Azure:
             if event["EventType"] == "Preempt" and self.name in map(str.lower, event["Resources"]):
                 stopping.request("Azure: the machine is being preempted", self._seconds(event.get("NotBefore", "")))
                 return
-        time.sleep(min(poll_s, 1.0))  # of thirty seconds
+        time.sleep(min(poll_s, 1.0))  # the notice is thirty seconds long
 
     def _seconds(self, not_before: str) -> float:
-        """An empty NotBefore says that it has begun."""
+        """Seconds until the preemption. An empty NotBefore says that it has begun."""
         if not not_before:
             return NOTICE_S
         moment = parsedate_to_datetime(not_before)

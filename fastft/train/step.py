@@ -1,0 +1,95 @@
+"""One optimiser step, and the held-out loss: the arithmetic of training, the same for any number of ranks.
+
+The loss of a step is the sum over its trained tokens divided by their global number, so it does not depend on the ranks,
+the micro-batches or the packing.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fastft.config import TrainConfig
+from fastft.cost.flops import attention_windows, seen_squares
+from fastft.data.batch import Batch, rank_batches
+from fastft.data.dataset import TokenizedData
+from fastft.data.step_plan import Curriculum, Step, StepPlan
+from fastft.model.build import TrainedModel
+from fastft.train.optim import clip_gradients, update
+
+
+def train_step(
+    model: TrainedModel,
+    optimizer: torch.optim.Optimizer,
+    step: Step,
+    batches: list[Batch],
+    config: TrainConfig,
+    number: int,
+    lr: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Take optimiser step `number` of the run, or leave the weights alone if its loss or gradient is not a finite number.
+
+    Returns the numbers of the step. `measured` holds the loss, the z-loss and the norm of the gradient; they are the same
+    on every rank and still on the device, because reading them would wait for it.
+    """
+    # Every rank knows every row, so the global count of trained tokens is exact without communication.
+    conversations = [c for row in step.rows for c in row]
+    trained = sum(int(step.data.trained[c][1:].sum()) for c in conversations)
+    torch.manual_seed(step_seed(config.seed, number, dist.get_rank()))  # so that dropout, if any, survives a resume
+    losses = accumulate_gradients(model, batches, trained, device)
+    dist.all_reduce(losses)
+    measured = torch.cat([losses, clip_gradients(model, config.max_grad_norm).to(device)[None]])
+    update(optimizer, lr, measured.isfinite().all())
+    lengths = np.array([len(step.data.ids[c]) for c in conversations])
+    tokens = int(lengths.sum())
+    return {
+        "measured": measured,
+        "lr": lr,
+        "tokens": tokens,
+        "trained_tokens": trained,
+        "padding_tokens": len(step.rows) * config.seq_len - tokens,
+        "squared_lengths": seen_squares(lengths, attention_windows(model.causal_lm.config)),
+    }
+
+
+def accumulate_gradients(model: TrainedModel, batches: list[Batch], trained: int, device: torch.device) -> torch.Tensor:
+    """Forward and backward over this rank's share of a step that has `trained` tokens on all ranks together.
+
+    Returns this rank's share of the loss and of the z-loss [2], fp32.
+    """
+    losses = torch.zeros(2, device=device)
+    for batch in batches:
+        loss, z_loss = model(**batch.to(device), scale=1 / trained)
+        loss.backward()
+        losses += torch.stack([loss.detach() - z_loss, z_loss])
+    return losses
+
+
+def build_batches(curriculum: Curriculum, config: TrainConfig, device: torch.device, step: Step) -> list[Batch]:
+    """This rank's micro-batches of a step, in pinned memory where the device is a GPU."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    batches = rank_batches(step, rank, world, config.micro_batch_size, config.seq_len, curriculum.most_in_a_row)
+    return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
+
+
+@torch.no_grad()
+def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, device: torch.device) -> float:
+    """Mean loss per trained token over the held-out conversations; collective."""
+    rows = dist.get_world_size() * config.micro_batch_size
+    curriculum = Curriculum([StepPlan(data, config.seq_len, config.seed, 1, rows, None)])
+    total = torch.zeros((), device=device, dtype=torch.float64)
+    model.eval()
+    for number in range(1, curriculum.total + 1):
+        for batch in build_batches(curriculum, config, device, curriculum.step(number)):
+            total += model(**batch.to(device))[0]
+    model.train()
+    model.reshard()
+    dist.all_reduce(total)
+    return float(total) / int(data.trained_counts.sum())
+
+
+def step_seed(seed: int, number: int, rank: int) -> int:
+    """A seed of its own for each step and rank."""
+    return ((seed * 1_000_003 + number) * 1_000_003 + rank) % 2**63
