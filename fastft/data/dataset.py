@@ -1,9 +1,10 @@
-"""Conversations -> token cache -> batches: pure functions of (data, seed, epoch, step).
+"""Read the conversations of a run as tokens, by way of a cache.
 
-`tokenized(...)` tokenises a file once into an Arrow file (`fastft.data.tokenize`), keyed by what it depends on, and memory-maps it:
-the ranks of a machine share it, and a second run starts at once. `mixed(...)` makes one set of several files. `StepPlan` turns
-the packing plan of each epoch into optimiser steps, `Curriculum` puts the stages of a run one behind the other; `build_batch`
-turns rows into tensors, `ahead` does so for the steps to come. Nothing here has a state to save: step number in, batch out.
+    data = load_data("data.jsonl", template, config)     # one file, without what cannot be trained on
+    data = mixed([data, more], [1.0, 2.3], [None, 1])    # one set of several files
+
+A file is tokenised once into an Arrow file (fastft.data.tokenize), whose name is a digest of everything that the tokens
+depend on. It is memory-mapped: the ranks of a machine share it, and a second run starts at once.
 """
 
 import hashlib
@@ -38,22 +39,23 @@ class TokenizedData:
     ids: list[np.ndarray]  # C arrays, int32
     trained: list[np.ndarray]  # C arrays, bool
     positions: np.ndarray  # [C] int64: which record of its file each one is
-    merged_boundaries: int
-    lost_rounds: int  # that no part of the window's size could hold, where conversations were split
-    digests: dict[str, str]  # of what the tokens depend on beside the files: tokenizer, template
+    merged_boundaries: int  # answers whose beginning the tokenizer would have merged with the prompt
+    lost_rounds: int  # where conversations were split: rounds that no part could hold
+    digests: dict[str, str]  # of what the tokens depend on besides the file: "tokenizer", "template"
     sources: list["Source"]
 
     @property
     def lengths(self) -> np.ndarray:
+        """[C] int64: tokens of each conversation."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     @property
     def trained_counts(self) -> np.ndarray:
-        """Tokens that the loss counts: trained ones with a token before them."""
+        """[C] int64: tokens of each conversation that the loss counts, which are the trained ones but for the first token."""
         return np.array([int(t[1:].sum()) for t in self.trained], dtype=np.int64)
 
     def select(self, keep: np.ndarray) -> "TokenizedData":
-        """The conversations at positions `keep` (int64)."""
+        """The conversations with the numbers `keep` (int64), of data from one file."""
         return TokenizedData(
             [self.ids[i] for i in keep],
             [self.trained[i] for i in keep],
@@ -67,34 +69,34 @@ class TokenizedData:
 
 @dataclass(frozen=True)
 class Source:
-    """A file's conversations in a mixture: `count` in a row, and how often they come."""
+    """A file of a mixture: `count` conversations, one after the other, and how many times an epoch they are trained on."""
 
     path: str
     count: int
-    weight: float = 1.0  # times an epoch; of 2.3, three in ten come a third time, others in every epoch
-    epochs: int | None = None  # the first epochs only
+    weight: float = 1.0  # times an epoch: with 2.3, all twice, and another three in ten of them a third time
+    epochs: int | None = None  # trained on in so many epochs, the first ones; None: in all
     contents: str = ""  # the file's digest
 
 
-def tokenized(path: str, template: ChatTemplate, split_to: int | None = None, progress=None) -> TokenizedData:
-    """Tokenise `path` into the cache, or open what is there. `progress(done)` is called with conversations so far.
+def tokenized(path: str, template: ChatTemplate, split_to: int | None = None) -> TokenizedData:
+    """Tokenise `path` into the cache, or open what is there.
 
     With `split_to`, conversations longer than so many tokens are split at whole rounds, as the cleaner does. Raises
-    ValueError naming the conversation when the file is no data or a mask cannot be derived.
+    UserError when the file cannot be read, and naming the conversation when one is malformed or its mask cannot be derived.
     """
     contents, digests = _contents(path), _digests(template)
     cached = cache_directory() / f"{_digest(json.dumps([contents, digests, split_to]))}.arrow"
     if cached.exists():
         try:
             return _open(cached, digests, Source(path, 0, contents=contents))
-        except pa.ArrowInvalid:  # damaged since it was written; the tokens can be made again
-            pass
-    write_tokens(path, template, split_to, cached, progress)
+        except pa.ArrowInvalid:
+            logger.warning("%s: the token cache is damaged; %s is tokenised again", cached, path)
+    write_tokens(path, template, split_to, cached)
     return _open(cached, digests, Source(path, 0, contents=contents))
 
 
 def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequence[int | None]) -> TokenizedData:
-    """One set of several files, each with its weight and its number of epochs (None: all)."""
+    """One set of several files, each with its `Source.weight` and `Source.epochs`."""
     sources = [replace(part.sources[0], weight=w, epochs=e) for part, w, e in zip(parts, weights, epochs)]
     return TokenizedData(
         [ids for part in parts for ids in part.ids],
@@ -108,60 +110,61 @@ def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequ
 
 
 def cache_directory() -> Path:
-    """`$FASTFT_CACHE`, else `~/.cache/fastft`."""
+    """Where token files are kept: `$FASTFT_CACHE`, else `~/.cache/fastft`."""
     return Path(os.environ.get("FASTFT_CACHE") or Path.home() / ".cache" / "fastft")
 
 
 def fit_to_seq_len(data: TokenizedData, seq_len: int, overlong: str, path: str) -> tuple[TokenizedData, dict[str, int]]:
-    """Leave out what cannot be trained on, and say how much: (data, counts for the report).
+    """Leave out conversations that are too long or have nothing to train: (the others, how many there are of each kind).
 
-    Raises UserError when conversations are longer than the window and `overlong` is "refuse", or when nothing is left.
+    Raises UserError when some are longer than `seq_len` tokens and `overlong` is "refuse", or when none is left. `path` is
+    the file's name for messages.
     """
     lengths, trained = data.lengths, data.trained_counts
     long = lengths > seq_len
     if long.any() and overlong == "refuse":
         raise UserError(
-            f"{path}: {long.sum()} of {len(lengths)} conversations are longer than the window of {seq_len} tokens (longest: "
-            f"{lengths.max()}). Split them (python -m cleaning {path} -o DIR --max_tokens {seq_len} --model MODEL), or say "
-            "--overlong split (the same on the way) or --overlong drop"
+            f"{path}: {long.sum()} of {len(lengths)} conversations are longer than the sequence length of {seq_len} tokens "
+            f"(longest: {lengths.max()}); split them with --overlong split, or beforehand (python -m cleaning {path} -o DIR "
+            f"--max_tokens {seq_len} --model MODEL), or leave them out with --overlong drop"
         )
     empty = (trained == 0) & ~long
     kept = data.select(np.flatnonzero(~long & ~empty))
     if not kept.ids:
         raise UserError(
-            f"{path}: no conversation is left to train on ({len(lengths)} read, {long.sum()} longer than the window of "
-            f"{seq_len}, {empty.sum()} without a trained token)"
+            f"{path}: no conversation is left to train on ({len(lengths)} read, {long.sum()} longer than the sequence length "
+            f"of {seq_len} tokens, {empty.sum()} without a trained token)"
         )
     return kept, {"conversations": len(kept.ids), "overlong": int(long.sum()), "nothing_to_train": int(empty.sum())}
 
 
 def load_data(path: str, template: ChatTemplate, config: TrainConfig) -> TokenizedData:
-    """The tokens of one file, without the conversations that cannot be trained on. Raises UserError as `tokenized` does.
+    """The tokens of one file, without the conversations that cannot be trained on; says how many those are.
 
-    In a run of several processes the first one of each machine tokenises, and all of it share the cache; collective there.
+    Collective where a process group has been joined: the first process of each machine tokenises, the others wait and share
+    its cache. Estimating a run's price has joined none. Raises UserError as `tokenized` and `fit_to_seq_len` do.
     """
     split_to = config.seq_len if config.overlong == "split" else None
-    progress = lambda done: logger.info(f"tokenised {done} conversations") if done % 8192 == 0 else None  # noqa: E731
     if dist.is_initialized():
-        everywhere((lambda: tokenized(path, template, split_to, progress)) if local_rank() == 0 else None)
-    data = tokenized(path, template, split_to, progress)
+        everywhere((lambda: tokenized(path, template, split_to)) if local_rank() == 0 else None)
+    data = tokenized(path, template, split_to)
     kept, counts = fit_to_seq_len(data, config.seq_len, config.overlong, path)
     lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
     logger.info(
         f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
-        f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} over the window, "
+        f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} longer than the sequence length, "
         f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_boundaries} boundaries where the answer's "
         "own tokens won"
     )
     for written in sorted(template.written_before_answers):
-        logger.info(f"note: the template writes {written!r} before some answers; it is trained with them")
+        logger.info("note: the template writes %r before some answers; it is trained with them", written)
     return kept
 
 
 def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> list[str]:
-    """What some of the conversations are called in their files: "ID", or "ID (part 2 of 3)".
+    """The names that some conversations have in their files: "ID", or "ID (part 2 of 3)".
 
-    Tokens carry no ids, so the files are read again: seconds for gigabytes, and only after something went wrong.
+    Token files hold no ids, so the data files are read again: seconds for gigabytes, and only after something went wrong.
     """
     firsts = np.cumsum([0] + [source.count for source in data.sources])
     wanted: dict[str, set[int]] = {}
@@ -180,11 +183,10 @@ def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> lis
 
 
 def _digests(template: ChatTemplate) -> dict[str, str]:
-    """Of everything but the data that the tokens depend on, by name."""
+    """Digests of everything that the tokens depend on besides the data: "tokenizer" and "template"."""
     tokenizer = template.tokenizer
-    rendered = template.render(
-        [Message("user", "a"), Message("assistant", "b"), Message("user", "c")]
-    )  # holds bos and eos
+    # A rendering, because it holds the tokens for beginning and end of text, which the template takes from the tokenizer.
+    rendered = template.render([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
     special = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
     return {
         "tokenizer": _digest(special + tokenizer.backend_tokenizer.to_str()),
@@ -211,6 +213,7 @@ def _contents(path: str) -> str:
 
 
 def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedData:
+    """Memory-map a token file. Raises pyarrow.ArrowInvalid for one that is damaged."""
     table = pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
     ids, trained = [], []
     for batch in table.to_batches():

@@ -1,13 +1,15 @@
-"""Conversations -> the Arrow file of their tokens: encoded in parallel, every mask proven before it is written.
+"""Tokenise a file of conversations into an Arrow file, in parallel, and prove every loss mask before it is written.
 
-`write_tokens(...)` is the slow part of `fastft.data.dataset.tokenized`. What it writes has passed `fastft.data.template.mask_check.check`: the ids are
-those of the library's own road, and what is trained is each answer (of long dialogues, the prompts of eight are compared).
-So the cache is the proof, and no step is taken on a mask that was not held against the tokenizer's own rendering.
+`write_tokens` is the slow part of fastft.data.dataset.tokenized. What it writes has passed
+fastft.data.template.mask_check: the ids are those that transformers gives, and what is trained is each answer. (Of a
+conversation with many answers, the prompts of eight are compared.) So nothing is trained with a mask that has not been
+compared with the tokenizer's own rendering.
 """
 
 import io
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -21,13 +23,17 @@ from fastft.common.files import written_whole
 from fastft.common.workers import begin_worker, ordered_map
 from fastft.data.conversation import Conversation, read_conversations
 from fastft.data.split import split_conversation
-from fastft.data.template.chat_template import ChatTemplate
+from fastft.data.template.chat_template import ChatTemplate, Encoded
 from fastft.data.template.mask_check import check
+from fastft.data.template.skeleton import TemplateError
 from fastft.errors import UserError
 
-BATCH = 256  # conversations of an Arrow record batch, and of a worker's turn
-PARALLEL_FROM = 4 * BATCH  # below, the work is done sooner than worker processes start
-ANSWERS = 8  # of a conversation whose prompts are held against the library's; `fastft inspect --check` does so for all
+logger = logging.getLogger(__name__)
+
+BATCH = 256  # conversations of an Arrow record batch, which a worker encodes at a time
+PARALLEL_FROM = 4 * BATCH  # fewer conversations are encoded sooner than worker processes start
+PROGRESS_EVERY = 8192  # conversations between two messages
+ANSWERS = 8  # of a conversation, whose prompts are compared with transformers'; `fastft inspect --check` compares all
 
 SCHEMA = pa.schema(
     [
@@ -40,18 +46,17 @@ SCHEMA = pa.schema(
 )
 
 
-def write_tokens(
-    path: str, template: ChatTemplate, split_to: int | None, cached: Path, progress: Callable[[int], None] | None
-) -> None:
-    """Write the Arrow file beside, then rename: two runs that tokenise the same data do no harm to each other.
+def write_tokens(path: str, template: ChatTemplate, split_to: int | None, cached: Path) -> None:
+    """Write the tokens of the file `path` to `cached`, whole or not at all; several runs may do so at the same time.
 
     Conversations longer than `split_to` tokens are split. Raises UserError naming the first conversation whose mask cannot
-    be derived, or is not what the library's own road gives.
+    be derived, or does not pass the proof.
     """
     cached.parent.mkdir(parents=True, exist_ok=True)
     conversations, done = read_conversations(path), 0
     first = list(islice(conversations, PARALLEL_FROM))
-    template.encode_many([c.messages for c in first[:1]])  # notes what the template writes before answers
+    # This process's template must know, too, what is written before answers (`ChatTemplate.written_before_answers`).
+    template.encode_many([c.messages for c in first[:1]])
     encode = partial(_encode_batch, path=path, split_to=split_to)
     with (
         written_whole(cached, durable=True, several_writers=True) as partial_file,
@@ -63,12 +68,12 @@ def write_tokens(
             if batch:
                 writer.write_batch(pa.ipc.open_stream(batch).read_next_batch())
             done += count
-            if progress:
-                progress(done)
+            if done // PROGRESS_EVERY > (done - count) // PROGRESS_EVERY:
+                logger.info("tokenised %d conversations", done)
 
 
 def _batches(conversations: Iterator[Conversation]) -> Iterator[tuple[int, list[Conversation]]]:
-    """(position of the first, conversations)."""
+    """(position of the first one in the file, up to BATCH conversations)."""
     done = 0
     while batch := list(islice(conversations, BATCH)):
         yield done, batch
@@ -80,7 +85,7 @@ _template: ChatTemplate | None = None  # of this process
 
 @contextmanager
 def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor | None]:
-    """A process a core, or None where this one alone is as fast."""
+    """A pool with one process per core, or None where this process alone is as fast."""
     cores = len(os.sched_getaffinity(0))
     if not many or cores == 1:
         _use(template)
@@ -99,7 +104,7 @@ def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor
 
 def _begin_worker(tokenizer, source: str, name: str) -> None:
     begin_worker()
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is enough
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one process per core already
     _use(ChatTemplate(tokenizer, source, name))
 
 
@@ -109,7 +114,7 @@ def _use(template: ChatTemplate) -> None:
 
 
 def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to: int | None) -> tuple[int, bytes]:
-    """(how many conversations, their tokens as an Arrow stream)."""
+    """(number of conversations, their tokens as an Arrow stream of one record batch; empty where no part is left)."""
     start, conversations = numbered
     split = [_split(c, split_to) if split_to else ([c], 0) for c in conversations]
     parts = [part for parts, _ in split for part in parts]
@@ -121,7 +126,7 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
         [e.trained for e in encoded],
         [e.merged_boundaries for e in encoded],
         [start + i for i, (parts, _) in enumerate(split) for _ in parts],
-        [sum(lost for _, lost in split), *[0] * (len(parts) - 1)],
+        [sum(lost for _, lost in split), *[0] * (len(parts) - 1)],  # only their sum is read
     ]
     batch = pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, SCHEMA)], schema=SCHEMA)
     sink = io.BytesIO()
@@ -130,20 +135,21 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
     return len(conversations), sink.getvalue()
 
 
-def _split(conversation: Conversation, window: int) -> tuple[list[Conversation], int]:
-    """(parts of at most `window` tokens, rounds that none can hold)."""
-    parts, over, _ = split_conversation(conversation, window, _template.count)
+def _split(conversation: Conversation, max_tokens: int) -> tuple[list[Conversation], int]:
+    """(parts of at most `max_tokens` tokens, number of rounds that none can hold)."""
+    parts, over, _ = split_conversation(conversation, max_tokens, _template.count)
     return parts, len(over)
 
 
-def _proven(conversations: list[Conversation], path: str) -> list:
+def _proven(conversations: list[Conversation], path: str) -> list[Encoded]:
+    """The conversations encoded and checked. Raises UserError naming the first one that fails."""
     try:
         encoded = _template.encode_many([c.messages for c in conversations])
-    except UserError:
+    except TemplateError:
         for conversation in conversations:  # one by one, to name the one that failed
             try:
                 _template.encode(conversation.messages)
-            except UserError as error:
+            except TemplateError as error:
                 raise UserError(f"{path}: conversation {conversation.id!r}: {error}") from None
         raise
     for conversation, tokens in zip(conversations, encoded):

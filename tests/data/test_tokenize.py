@@ -1,4 +1,6 @@
-"""The token cache: the same from one process as from several, and only what passed the proof of its masks."""
+"""The token cache: the same from one process as from several, and nothing in it that has not passed the proof of its masks."""
+
+import logging
 
 import pytest
 from helpers import models
@@ -26,15 +28,27 @@ def cached(ground) -> bytes:
 
 
 @pytest.mark.parametrize("split_to", [None, 40])
-def test_several_processes_write_what_one_writes(ground, monkeypatch, split_to):
+def test_several_processes_write_what_one_writes(ground, monkeypatch, split_to, caplog):
     monkeypatch.setattr(tokenizing, "BATCH", 4)
-    template, done = load_template(str(ground / "model")), []
+    monkeypatch.setattr(tokenizing, "PROGRESS_EVERY", 8)
+    template = load_template(str(ground / "model"))
     tokenized(str(ground / "data.jsonl"), template, split_to)
     alone = cached(ground)
     monkeypatch.setattr(tokenizing, "PARALLEL_FROM", 8)
     monkeypatch.setattr(tokenizing.os, "sched_getaffinity", lambda process: {0, 1})
-    tokenized(str(ground / "data.jsonl"), template, split_to, done.append)
-    assert cached(ground) == alone and done[-1] == 30 and len(done) == 8
+    with caplog.at_level(logging.INFO, "fastft"):
+        tokenized(str(ground / "data.jsonl"), template, split_to)
+    assert cached(ground) == alone
+    assert caplog.messages == [f"tokenised {done} conversations" for done in (8, 16, 24)]
+
+
+def test_a_damaged_cache_is_made_again(ground, caplog):
+    data, template = str(ground / "data.jsonl"), load_template(str(ground / "model"))
+    ids = [each.tolist() for each in tokenized(data, template).ids]
+    [file] = (ground / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    assert [each.tolist() for each in tokenized(data, template).ids] == ids
+    assert [message for message in caplog.messages if "the token cache is damaged" in message]
 
 
 def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, monkeypatch):

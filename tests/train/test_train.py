@@ -211,7 +211,7 @@ def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--model", "./nowhere"], "./nowhere: no such directory"),
         (["--template", "nope"], "--template nope: neither a file nor one of"),
-        (["--seq_len", "1"], "longer than the window of 1 tokens"),
+        (["--seq_len", "1"], "longer than the sequence length of 1 tokens"),
         (["--seq_len", "1", "--overlong", "drop"], "no conversation is left to train on"),
         (["--seq_len", "4096"], "seq_len 4096 is longer than the 512 positions"),
         (["--global_batch_size", "3", "--micro_batch_size", "2"], "not a multiple of micro_batch_size 2"),
@@ -402,4 +402,4 @@ def test_conversations_with_ten_thousand_turns_are_counted_not_cut(ground, tmp_p
     (tmp_path / "long.jsonl").write_text(json.dumps({"id": "long", "messages": turns}))
     assert len(next(read_conversations(tmp_path / "long.jsonl")).messages) == 10_000
     done = train_here(ground, tmp_path / "out", "--data", str(tmp_path / "long.jsonl"))
-    fails(done, "1 of 1 conversations are longer than the window of 160 tokens", "--max_tokens 160")
+    fails(done, "1 of 1 conversations are longer than the sequence length of 160 tokens", "--max_tokens 160")

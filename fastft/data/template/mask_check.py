@@ -1,9 +1,9 @@
 """Prove a conversation's tokens and loss mask against transformers' own rendering and tokenising of it.
 
 `check` knows nothing of how fastft.data.template.chat_template finds its boundaries: it compares with what
-`apply_chat_template` gives. Compared are the prompts before trained answers and the whole conversation, id by id; the
-text of each trained span with the answer, letter by letter; and the control tokens. fastft.data.tokenize checks every conversation before its
-tokens are written, and `fastft inspect --check` checks a file.
+`apply_chat_template` gives. Compared are the prompts before trained answers and the whole conversation, id by id; the text
+of each trained span with the answer, letter by letter; and the control tokens. fastft.data.tokenize checks every
+conversation before its tokens are written, and `fastft inspect --check` checks a file.
 """
 
 import re
