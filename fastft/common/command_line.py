@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 BUG = "this is a bug in fastft and not your mistake: please report it with the lines above"
 # Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
-MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM}
+MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 # The way out ---------------------------------------------------------------------------------------------------------------
@@ -121,23 +124,31 @@ def option(
     name: str | None = None,
     positional: bool = False,
     several: bool = False,
+    repeated: bool = False,
+    separator: str | None = None,
     alone: Any = MISSING,
+    help: str | None = None,
 ) -> Any:
     """Declare a dataclass field that is more than `--field VALUE`.
 
     `short`: an additional short name, such as "-o". `name`: the name on the command line where it must differ from the
     field's (`--with`). `positional`: the option is given by its place, without a name. `several`: any number of values,
-    separated by spaces or by repeating the option. `alone`: the value that the option has when it is given without one.
+    separated by spaces or by repeating the option. `repeated`: any number of values, one each time the option is given, so
+    that a positional value may follow. `separator`: each value is split at it (`--with a,b`). `alone`: the value that the
+    option has when it is given without one. `help`: used instead of the attribute's docstring, where it is computed.
     """
     metadata = {
         "option": True,
         "short": short,
         "name": name,
         "positional": positional,
-        "several": several,
+        "several": several or repeated,
+        "repeated": repeated,
+        "separator": separator,
         "alone": alone,
+        "help": help,
     }
-    if several:
+    if several or repeated:
         return field(default_factory=lambda: list(default) if default is not MISSING else [], metadata=metadata)
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
@@ -210,6 +221,11 @@ class _Option:
     short: str | None = None
     positional: bool = False
     several: bool = False
+    """Whether it has any number of values."""
+    repeated: bool = False
+    """Whether these are given one at a time."""
+    separator: str | None = None
+    """What separates several values in one word."""
     alone: bool = False
     """Whether it may stand without a value."""
     required: bool = False
@@ -234,6 +250,8 @@ def _options(cls: type, prefix: str = "") -> Iterator[_Option]:
             short=(more.get("short") or "").lstrip("-") or None,
             positional=more.get("positional", False),
             several=more.get("several", False),
+            repeated=more.get("repeated", False),
+            separator=more.get("separator"),
             alone=more.get("alone", MISSING) is not MISSING,
             required=_required(f),
         )
@@ -279,7 +297,7 @@ def _add_options(parser: Any, cls: type) -> None:
     texts = _attribute_docstrings(cls)
     for f in special:
         option = made[f.name]
-        settings: dict[str, Any] = {"type": option.item, "help": texts.get(f.name, "")}
+        settings: dict[str, Any] = {"type": option.item, "help": f.metadata["help"] or texts.get(f.name, "")}
         if option.several:
             settings |= {"nargs": "*" if option.positional else "+", "action": "extend"}
         elif option.alone:
@@ -387,7 +405,7 @@ class _Reader:
         """Take the value of an option, or its values, from its own word or from the words that follow."""
         if given is not None:
             values = [given]
-        elif option.several:
+        elif option.several and not option.repeated:
             values = []
             while words and not self._is_option(words[0]):
                 values.append(words.popleft())
@@ -404,6 +422,8 @@ class _Reader:
         if not values:
             hint = f"; a value that begins with a dash is written --{option.name}={words[0]}" if words else ""
             raise UsageError(f"{option.name}: expected {_expected(option.item)}, got nothing{hint}")
+        if option.separator:
+            values = [part.strip() for value in values for part in value.split(option.separator) if part.strip()]
         for value in values:
             self._note_text(option, value)
             self.out.append(f"--{option.name}{plus}={value}")

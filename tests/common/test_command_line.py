@@ -58,6 +58,7 @@ class Verb(Endpoint):
     """Where the results go."""
     tags: list[str] = option(several=True)
     """Words, any number of them."""
+    skipped: list[str] = option(repeated=True, separator=",", name="--without", help=f"Names, such as {'a'}.")
     shared: str | None = option(None, name="--with-log", alone="here")
     """A log, here if no place is given."""
     epochs: int = 3
@@ -106,6 +107,8 @@ def written(path: Path, text: str) -> str:
         (["[x]", "1.5", "true", "null"], {"files": ["[x]", "1.5", "true", "null"]}),
         (["--tags", "x", "y", "--tags", "z", "--tags=-w"], {"tags": ["x", "y", "z", "-w"]}),
         (["--tags", "1", "null", "-5"], {"tags": ["1", "null", "-5"]}),
+        (["--without", "x, y", "a", "--without", "z", "b"], {"skipped": ["x", "y", "z"], "files": ["a", "b"]}),
+        (["--without=", "a"], {"files": ["a"]}),
         (["-od"], {"output_dir": "d"}),
         (["-o=d"], {"output_dir": "d"}),
         (["--output-dir", "d", "-k", "v"], {"output_dir": "d", "key": "v"}),
@@ -233,13 +236,37 @@ def test_renamed_keys_work_with_one_warning(tmp_path, caplog):
     assert verb("--window=8").epochs == 8
 
 
+def test_repeated_values_come_from_a_file_under_either_name(tmp_path):
+    for key in ("skipped", "without"):
+        path = written(tmp_path / "a.yaml", f"{key}: [x, y]")
+        assert verb("--config", path).skipped == ["x", "y"]
+        assert verb("--config", path, "--without", "z").skipped == ["z"]
+    assert "skipped: expected a list of texts, got 'x,y'" in mistake(
+        "--config", written(tmp_path / "b.yaml", "without: x,y")
+    )
+
+
 def test_a_list_of_groups_comes_from_a_file(tmp_path):
     path = written(tmp_path / "a.yaml", yaml.safe_dump({"data": [{"path": "x", "weight": 2}, {"path": "y"}]}))
     assert verb("--config", path).data == [Entry("x", 2.0), Entry("y")]
 
 
 def test_print_config_prints_what_config_reads(tmp_path, capsys):
-    argv = ["a", "b", "--tags", "t", "-o", "d", "--check", "--data", "[{path: x}]", "--checkpoint.every", "3"]
+    argv = [
+        "a",
+        "b",
+        "--tags",
+        "t",
+        "--without",
+        "x,y",
+        "-o",
+        "d",
+        "--check",
+        "--data",
+        "[{path: x}]",
+        "--checkpoint.every",
+        "3",
+    ]
     with pytest.raises(SystemExit) as end:
         verb(*argv, "--print_config")
     assert end.value.code in (0, None)
@@ -256,6 +283,7 @@ def test_help_shows_every_option_with_its_text(capsys):
         "-o OUTPUT_DIR, --output_dir OUTPUT_DIR Where the results go.",
         "-k KEY, --key KEY A key that is inherited, at 5 %.",
         "--tags TAGS [TAGS ...] Words, any number of them.",
+        "--without SKIPPED [SKIPPED ...] Names, such as a.",
         "--with_log [SHARED] A log, here if no place is given.",
         "--epochs EPOCHS Times over the data.",
         "--check {true,false} Only check.",
@@ -351,6 +379,7 @@ def raising(error: BaseException):
         (PeerError(), 1, ""),
         (KeyboardInterrupt(), 130, ""),
         (OSError(28, "No space left on device", "/disk/x"), 1, "error: /disk/x: No space left on device\n"),
+        (OSError(27, "File too large", "/disk/x"), 1, "error: /disk/x: File too large\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied\n"),
     ],
 )
