@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fastft
-from cleaning.sources import Era, Reading
+from cleaning.sources import EraDecision, Reading
 from fastft.errors import UserError
 
 CHANGED_IDS = "ids that another conversation had, changed"  # a note
@@ -95,9 +95,19 @@ def read_ledger(directory: Path) -> dict[str, Any]:
 def reading_of(ledger: dict[str, Any], where: str) -> Reading:
     """How the record at `where` was read, from report.json."""
     files = [file for file in ledger["files"] if where == file["name"] or where.startswith(file["name"] + ": ")]
-    era = max(files, key=lambda file: len(file["name"]))["era"] if files else Era().to_dict()
+    era = max(files, key=lambda file: len(file["name"]))["era"] if files else EraDecision().to_dict()
     settings = ledger["settings"]
-    return Reading(settings["format"], settings["every_branch"], Era(**{**era, "reasons": tuple(era["reasons"])}))
+    return Reading(settings["format"], settings["every_branch"], EraDecision(**{**era, "reasons": tuple(era["reasons"])}))
+
+
+class _OutputConsole(Console):
+    def on_broken_pipe(self) -> None:  # rich would leave with exit code 1
+        raise BrokenPipeError
+
+
+def output_console() -> Console:
+    """The console for results, on stdout. Where its reader leaves (`| head`), it raises BrokenPipeError as print does."""
+    return _OutputConsole()
 
 
 def print_ledger(report: Report, console: Console) -> None:

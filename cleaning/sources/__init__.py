@@ -1,14 +1,14 @@
-"""A record of a dump to conversations as they were shared: one small reader per format.
+"""Read a record of a dump as conversations, as they were shared: one small reader for each format.
 
     conversations_in(record)                      every conversation of a record, its format recognised by its shape
     conversations_in(record, Reading(format="oasst", every_branch=True))
 
-`FORMATS` lists the formats. ShareGPT's `value` is the page's HTML in an assistant turn and plain text in a human turn, so
-text is converted by role: a human turn never passes an HTML parser (one would eat `vector<int>`). Not every dump that
-looks like ShareGPT still holds HTML: many are markdown already, and an answer may itself be a piece of HTML that was
-asked for. `cleaning.sources.eras` says how they are told apart, and what sharegpt.com did to human turns; in doubt the
-text stays as it is. All other formats hold text, except pages saved from the browser. A row of the cleaner's own
-rejected.jsonl is read as the record in it (`cleaning.sources.rejected`).
+`FORMATS` lists the formats. In ShareGPT's format, `value` is the page's HTML in an assistant turn and plain text in a human
+turn. Text is therefore converted by role, and a human turn never passes an HTML parser, which would eat `vector<int>`. Not
+every dump in this format still holds HTML: many hold markdown, and an answer may itself be a piece of HTML that was asked
+for. `cleaning.sources.eras` says how these are told apart and what sharegpt.com did to human turns; in doubt the text stays
+as it is. All other formats hold text, except for pages saved from the browser. A row of the cleaner's own rejected.jsonl is
+read as the record in it (`cleaning.sources.rejected`).
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from cleaning.sources.eras import (
     SAMPLE_BYTES,
     SAMPLE_RECORDS,
     UNDECIDED,
-    Era,
+    EraDecision,
+    apply_era,
     decide,
     looks_like_html,
     mark_html,
-    settle,
     survey,
 )  # fmt: skip
 from cleaning.sources.rejected import is_row, unwrap
@@ -35,19 +35,22 @@ from cleaning.sources.turns import RawConversation, Rejection, Turn, as_list, fi
 from fastft.common.records import Record
 
 __all__ = [
-    "ERAS", "FORMATS", "Era", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in", "id_in",
-    "looks_like_html", "mark_html", "read_conversation", "recognise", "survey_dump",
+    "ERAS", "FORMATS", "EraDecision", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in",
+    "id_in", "looks_like_html", "mark_html", "read_conversation", "recognise", "survey_dump",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Format:
-    read: Callable[[Any, bool], list[RawConversation]]  # (record, every branch of a tree)
+    """A format of dumps and its reader."""
+
+    read: Callable[[Any, bool], list[RawConversation]]  # takes the record, and whether to read every branch of a tree
     description: str  # for --help
-    of_sharegpt: bool = False  # its values passed through sharegpt.com: answers may be HTML, eras matter
+    of_sharegpt: bool = False  # the values passed through sharegpt.com, so that answers may be HTML and eras matter
 
 
 def _one(read: Callable[[dict], RawConversation]) -> Callable[[Any, bool], list[RawConversation]]:
+    """Make a `Format.read` of a reader for records that hold one conversation."""
     return lambda record, every_branch: [read(record)]
 
 
@@ -70,21 +73,24 @@ FORMATS: dict[str, Format] = {
 
 @dataclass(frozen=True)
 class Reading:
-    """How the records of one dump are read. `format` None: each record is recognised by its shape."""
+    """How the records of one dump are read."""
 
-    format: str | None = None
-    every_branch: bool = False  # of a tree; otherwise the one that was shown last or ranked best
-    era: Era = UNDECIDED
+    format: str | None = None  # None: the format of each record is recognised by its shape
+    every_branch: bool = False  # of a tree, or only the one that was shown last or ranked best
+    era: EraDecision = UNDECIDED
 
 
 def conversations_in(record: Any, reading: Reading | None = None) -> list[RawConversation]:
-    """At least one conversation. Raises Rejection (`not_a_conversation`, `unknown_role`) for a record that has none."""
+    """Return the conversations of a record, at least one.
+
+    Raises Rejection (`not_a_conversation`, `unknown_role`, `unclear_loss_flag`, `broken_record`) for a record without any.
+    """
     reading = reading or Reading()
     conversations = as_shared(record, reading)
     for conversation in conversations:
         if FORMATS[conversation.format].of_sharegpt:
-            settle(conversation, reading.era)
-        conversation.notes = +conversation.notes  # without the zeros
+            apply_era(conversation, reading.era)
+        conversation.notes = +conversation.notes  # drops the zeros
     if len(conversations) > 1:
         shown_first = "\0".join([conversations[0].id, *(turn.text for turn in conversations[0].turns)])
         tree = hashlib.blake2b(shown_first.encode(), digest_size=8).digest()
@@ -94,16 +100,17 @@ def conversations_in(record: Any, reading: Reading | None = None) -> list[RawCon
 
 
 def read_conversation(record: Any) -> RawConversation:
-    """The first conversation of a record."""
+    """Return the first conversation of a record. Raises Rejection as `conversations_in` does."""
     return conversations_in(record)[0]
 
 
-def survey_dump(records: Iterable[Record], reading: Reading, era: str = "auto") -> Era:
+def survey_dump(records: Iterable[Record], reading: Reading, era: str = "auto") -> EraDecision:
     """Decide the eras of a dump from its first records."""
     return decide(survey(_sample(records, reading)), era)
 
 
 def _sample(records: Iterable[Record], reading: Reading) -> Iterator[RawConversation]:
+    """Yield the conversations of ShareGPT's formats among the first records; give up after 100 records without any."""
     seen = 0
     for number, record in enumerate(records):
         if number >= SAMPLE_RECORDS or record.end > SAMPLE_BYTES or (number >= 100 and not seen):
@@ -119,7 +126,7 @@ def _sample(records: Iterable[Record], reading: Reading) -> Iterator[RawConversa
 
 
 def as_shared(record: Any, reading: Reading) -> list[RawConversation]:
-    """As `conversations_in`, but nothing is decided yet about what sharegpt.com did to the text."""
+    """Return the conversations of a record as `conversations_in` does, but without undoing what sharegpt.com did to them."""
     row = unwrap(record) if is_row(record) else None
     record = row.record if row else record
     named = None if row and row.written_here else reading.format
@@ -136,7 +143,7 @@ def as_shared(record: Any, reading: Reading) -> list[RawConversation]:
 
 
 def recognise(record: Any) -> str:
-    """The name of a record's format. Raises Rejection for a shape that no format has."""
+    """Return the name of a record's format. Raises Rejection for a shape that no format has."""
     if isinstance(record, str) and record.lstrip("\ufeff \t\r\n")[:1] == "<":
         return "sharegpt_page" if pages.is_sharegpt_page(record) else "chatgpt_page"
     if not isinstance(record, dict):
@@ -145,7 +152,7 @@ def recognise(record: Any) -> str:
         return "chatgpt_export"
     if record.get("chat_messages") is not None:
         return "claude_export"
-    if prompted.is_preference(record):  # before its prompt is taken for the whole
+    if prompted.is_preference(record):  # tested first, because such a record may also have `messages`
         return "preference"
     if record.get("messages") is not None:
         return "messages"

@@ -1,9 +1,10 @@
-"""What the command line names as input, opened: files, saved pages, standard input (`-`), datasets on the Hub.
+"""Open what the command line names as input: files, saved pages, standard input (`-`), datasets on the Hub.
 
     with open_inputs(["dump.json.gz", "page.html", "-", "allenai/WildChat-1M"]) as inputs:
         for record in inputs[0].records(): …
 
-An input can be read more than once: standard input is written to a temporary file first, a Hub dataset is streamed anew.
+An input can be read more than once: standard input is first written to a temporary file, and a dataset on the Hub is
+streamed again.
 """
 
 import hashlib
@@ -28,18 +29,20 @@ _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html
 
 @dataclass(frozen=True)
 class Input:
-    name: str  # as the ledger calls it
+    """One input of a run."""
+
+    name: str  # in the ledger
     path: Path | None  # the file that is read; None for a dataset on the Hub
     records: Callable[[], Iterator[RawRecord]]
-    content: str = ""  # a digest, where the file is a copy that each run makes anew
+    content: str = ""  # a digest of the content, for standard input, which each run copies to a new file
 
     @property
     def size(self) -> int:
-        """Bytes on disk, 0 where there is no file."""
+        """Bytes on disk; 0 if there is no file."""
         return self.path.stat().st_size if self.path else 0
 
     def identity(self) -> list:
-        """Tells whether the input changed since: by place, size and time, or by its content."""
+        """Return values that change when the input does: its path, size and time, or a digest of its content."""
         if self.content or self.path is None:
             return [self.name, self.content]
         status = self.path.stat()
@@ -54,17 +57,17 @@ class Input:
 
     @property
     def packed(self) -> bool:
-        """True where `Record.end` is not a position among `size` bytes."""
+        """Whether `Record.end` counts something other than the `size` bytes on disk: unpacked bytes, or rows."""
         return self.path is None or packing_of(self.path) != ""
 
 
 @contextmanager
 def open_inputs(names: Sequence[str | os.PathLike]) -> Iterator[list[Input]]:
-    """Raises UserError for an input that is missing, empty or no data."""
+    """Open the inputs. Raises UserError for one that is missing, empty or holds no records, before any work is done."""
     with tempfile.TemporaryDirectory(prefix="cleaning-") as spool:
         inputs = [_open(str(name), Path(spool)) for name in names]
         for each in inputs:
-            next(each.records(), None)  # what cannot be read is refused before any work
+            next(each.records(), None)
         yield inputs
 
 
@@ -84,21 +87,22 @@ def _open(name: str, spool: Path) -> Input:
 
 
 def _spool_stdin(spool: Path) -> Path:
-    plain = spool / "stdin"
-    if plain.exists() or list(spool.iterdir()):
-        raise UserError("-: standard input can be read once only")
-    with plain.open("wb") as out:
+    """Copy standard input to a file in the directory `spool`."""
+    path = spool / "stdin"
+    if path.exists():
+        raise UserError("-: standard input can be read only once; name it once")
+    with path.open("wb") as out:
         shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
-    return plain
+    return path
 
 
 def _file_records(path: Path, called: str | None = None) -> Iterator[RawRecord]:
-    """`called`: what messages say instead of the name of a temporary file."""
+    """Yield the records of a file. Messages call it `called`, where its own name is that of a temporary file."""
     try:
         yield from _page(path) if _is_page(path) else read_raw(path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), called or str(path))) from None
-    except OSError as error:  # a disk that fails names no file
+    except OSError as error:  # the error of a failing disk names no file
         raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
@@ -110,7 +114,7 @@ def _is_page(path: Path) -> bool:
 
 
 def _page(path: Path) -> Iterator[RawRecord]:
-    """A saved page is one record: its text."""
+    """Yield the one record of a saved page, which is its text."""
     with open_unpacked(path) as stream:
         data = b"".join(iter(lambda: read_unpacked(stream, 1 << 20, path), b""))
     try:
@@ -120,21 +124,29 @@ def _page(path: Path) -> Iterator[RawRecord]:
 
 
 def _hub_records(name: str) -> Iterator[RawRecord]:
-    """Rows of the dataset's `train` split, or of its first one. Whatever fails on the way is one line."""
-    number = 0
-    try:
-        import datasets
-        from huggingface_hub import HfApi
+    """Yield the rows of a dataset's `train` split, or of its first split. Any failure of the Hub is one line."""
+    rows, number = _hub_rows(name), 0
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # noqa: BLE001  the Hub's clients raise dozens of kinds: network, permissions, formats
+            line = " ".join(str(error).split())[:200] or type(error).__name__
+            what = (
+                f"the Hub failed after {number:,} rows" if number else "no such file, and the Hub gave no such dataset"
+            )
+            raise UserError(f"{name}: {what} ({line})") from None
+        if row is None:
+            return
+        number += 1
+        yield RawRecord(f"{name}: row {number}", to_json(row), number)
 
-        # Asked once whether it is there: `datasets` asks a Hub that cannot be reached for up to a minute, a line each time.
-        HfApi().dataset_info(name, timeout=10)
-        splits = datasets.load_dataset(name, streaming=True)
-        split = "train" if "train" in splits else next(iter(splits))
-        for number, row in enumerate(splits[split], start=1):
-            yield RawRecord(f"{name}: row {number}", to_json(row), number)
-    except GeneratorExit:
-        raise
-    except Exception as error:  # the Hub's clients raise dozens of kinds: network, permissions, formats
-        line = " ".join(str(error).split())[:200] or type(error).__name__
-        what = f"the Hub failed after {number:,} rows" if number else "no such file, and the Hub gave no such dataset"
-        raise UserError(f"{name}: {what} ({line})") from None
+
+def _hub_rows(name: str) -> Iterator[dict]:
+    import datasets
+    from huggingface_hub import HfApi
+
+    # Ask first whether the dataset exists: `datasets` tries for up to a minute to reach a Hub that cannot be reached, and
+    # prints a line for each try.
+    HfApi().dataset_info(name, timeout=10)
+    splits = datasets.load_dataset(name, streaming=True)
+    yield from splits["train" if "train" in splits else next(iter(splits))]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cleaning.filters import FILTERS, Settings
 from cleaning.first_pass import Choices, Conversion, Shard, convert_shard, pack, unpack
 from cleaning.sources import FORMATS, Reading
-from cleaning.sources.eras import ERAS, Era, Evidence, decide
+from cleaning.sources.eras import ERAS, EraDecision, Evidence, decide
 from fastft.common import records
 from fastft.common.records import RawRecord, parse_json, parsed, read_raw, read_records, to_json
 from fastft.data.conversation import parse_conversation
@@ -42,7 +42,7 @@ CONVERSIONS = st.builds(
     lambda format, branches, era, filters: Conversion(filters, [Reading(format, branches, era)], Choices()),
     st.none() | st.sampled_from(sorted(FORMATS)),
     st.booleans(),
-    st.sampled_from([Era(), *(decide(Evidence(), name) for name in ERAS)]),
+    st.sampled_from([EraDecision(), *(decide(Evidence(), name) for name in ERAS)]),
     st.sampled_from(
         [
             Settings(),
