@@ -1,40 +1,46 @@
-"""TODO docstring of fastft.inference.terminal."""
+"""Talk to a model in the terminal: `fastft chat --model DIR`.
 
-import argparse
+The answer is shown while it is made and ends at the model's own end of turn. `/reset` forgets the conversation, `/quit` (or
+Ctrl-D) leaves, Ctrl-C stops an answer. Nothing typed becomes a control token, and nothing answered becomes a terminal's command.
+"""
+
 import sys
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from fastft.common.command_line import parse
 from fastft.data.conversation import Message
 from fastft.errors import UserError
 from fastft.inference.engine import ChatModel
 
 
-def printable(text: str) -> str:
-    """The text without what could command a terminal: a model can say anything, escape sequences too.
+@dataclass(kw_only=True)
+class ChatConfig:
+    """The model, and how it answers."""
 
-    Joiners (in emoji and in Persian) stay; control characters, surrogates and changes of writing direction go.
-    """
-    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(c) else c for c in text)
+    model: str
+    """A model's directory (fastft train leaves one in OUTPUT_DIR/model)."""
+    template: str | None = None
+    """A built-in chat template's name, or a .jinja file; by default the tokenizer's own template."""
+    system: str | None = None
+    """A system message."""
+    temperature: float = 0.0
+    """0 always takes the likeliest token."""
+    max_new_tokens: int = 512
+    """The longest answer, in tokens."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0 or self.max_new_tokens < 1:
+            raise UserError("--temperature must not be below 0, and --max_new_tokens must be at least 1")
 
 
-def _commands(character: str) -> bool:
-    changes_direction = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
-    return changes_direction or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fastft chat", description="Talk to a model in the terminal.")
-    parser.add_argument(
-        "--model", required=True, help="a model directory (fastft train leaves one in OUTPUT_DIR/model)"
-    )
-    parser.add_argument("--template", help="built-in name or .jinja file (default: the tokenizer's own)")
-    parser.add_argument("--system", help="a system message")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
-    parser.add_argument("--max_new_tokens", type=int, default=512)
-    options = parser.parse_args(argv)
-    model = ChatModel(options.model, options.template)
-    print(f"{options.model} on {model.device}. /reset forgets, /quit leaves.")
-    system = [Message("system", options.system)] if options.system else []
+def main(argv: Sequence[str]) -> int:
+    """Run `fastft chat` until the user leaves."""
+    [config] = parse(argv, "fastft chat", "Talk to a model in the terminal.", ChatConfig)
+    model = ChatModel(config.model, config.template)
+    print(f"{config.model} on {model.device}. /reset forgets, /quit leaves.")
+    system = [Message("system", config.system)] if config.system else []
     history: list[Message] = []
     while True:
         try:
@@ -49,15 +55,15 @@ def main(argv: list[str] | None = None) -> int:
         elif line.strip() in ("/", "/help"):
             print("(commands: /reset, /quit)")
         elif line.strip():
-            _answer(model, system, history, line, options)
+            _answer(model, system, history, line, config)
 
 
-def _answer(model: ChatModel, system: list[Message], history: list[Message], line: str, options) -> None:
-    """Print the answer as it comes and keep the round; a round that failed or was empty is not kept."""
+def _answer(model: ChatModel, system: list[Message], history: list[Message], line: str, config: ChatConfig) -> None:
+    """Print the answer while it is made, and keep the round in `history` unless it has failed or the answer is empty."""
     history.append(Message("user", line))
     pieces: list[str] = []
     try:
-        for piece in model.stream([*system, *history], options.max_new_tokens, options.temperature):
+        for piece in model.stream([*system, *history], config.max_new_tokens, config.temperature):
             pieces.append(piece)
             print(printable(piece), end="", flush=True)
     except KeyboardInterrupt:
@@ -70,3 +76,16 @@ def _answer(model: ChatModel, system: list[Message], history: list[Message], lin
         history.append(Message("assistant", "".join(pieces)))
     else:
         history.pop()
+
+
+def printable(text: str) -> str:
+    """Return the text without what could command a terminal, because a model can say anything, escape sequences included.
+
+    Control characters, surrogates and changes of the writing direction are replaced; joiners (in emoji and Persian) stay.
+    """
+    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(c) else c for c in text)
+
+
+def _commands(character: str) -> bool:
+    changes_direction = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return changes_direction or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")

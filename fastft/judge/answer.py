@@ -3,183 +3,169 @@
     fastft answer --model runs/first/model -o first.jsonl                       # a Hugging Face directory, on GPU or CPU
     OPENAI_API_KEY=… fastft answer --model https://api.openai.com/v1#gpt-4.1 -o gpt.jsonl
 
-Run again with the same file it asks only what is missing or failed. Later turns of a question follow the model's own answers to
-the earlier ones; what an endpoint said to those is kept in answers.cache.jsonl, beside. Each row records the model's address or
-a digest of its directory, parameters, seconds, tokens and why the answer ended.
+A second run with the same file asks only what is missing or has failed. The later turns of a question follow the model's own
+answers to the earlier ones; what an endpoint replied to those is kept beside, in answers.cache.jsonl. Each row records the
+model's address or a digest of its directory, the parameters, seconds, tokens, and why the answer ended.
 """
 
-import argparse
 import hashlib
 import json
-import math
-import re
-import sys
+import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
+from fastft.common.command_line import option, parse
 from fastft.errors import UserError
-from fastft.inference.budget import Money
-from fastft.inference.client import Cache, Client, Limits, Unanswered, estimate_tokens, run_all
+from fastft.inference.budget import Cache, Money
+from fastft.inference.client import Client, Unanswered, estimate_tokens, make_clients, run_all
+from fastft.inference.endpoint import EndpointConfig, is_address
 from fastft.judge.judgment import write_rows
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
 
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code: 1 where something is still missing."""
-    parser = argparse.ArgumentParser(prog="fastft answer", description=__doc__.splitlines()[0])
-    parser.add_argument("questions", nargs="?", default=str(OWN), help="JSON Lines; without, our own 80")
-    parser.add_argument("-o", "--output", required=True, help="answers, JSON Lines; what is there already is kept")
-    add_model_options(parser, max_tokens=1024)
-    add_endpoint_options(parser, "model")
-    arguments = parser.parse_args(argv)
-    return answer(arguments)
+logger = logging.getLogger(__name__)
 
 
-def add_model_options(parser: argparse.ArgumentParser, max_tokens: int) -> None:
-    """Who answers, and how, for verbs that ask a model; limits and prices of endpoints come with `add_endpoint_options`."""
-    parser.add_argument(
-        "--model", required=True, help="a model's directory, or URL#name of an OpenAI-compatible endpoint"
-    )
-    parser.add_argument("--name", help="the model's name in tables; by default its directory's or endpoint's")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max_tokens", type=int, default=max_tokens, help="length of an answer")
-    parser.add_argument("--batch_size", type=int, default=16, help="questions at a time, of a local model")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be asked and cost")
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The model that answers, and how it is asked."""
+
+    model: str
+    """A model's directory, or URL#name of an OpenAI-compatible endpoint."""
+    name: str | None = None
+    """The model's name in tables; by default its directory's or endpoint's."""
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    """The longest answer, in tokens."""
+    batch_size: int = 16
+    """Questions at a time, for a model's directory."""
+    dry_run: bool = False
+    """Say what would be asked and what that would cost, and ask nothing."""
+    model_key_env: list[str] = option(several=True)
+    """The environment variable with the key for --model."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("max_tokens", 1), ("batch_size", 1), ("temperature", 0)):
+            if not getattr(self, key) >= least:
+                raise UserError(f"--{key} must be at least {least}")
+
+    @property
+    def shown_name(self) -> str:
+        """What tables call the model."""
+        own = self.model.partition("#")[2] if is_address(self.model) else Path(self.model).resolve().name
+        return self.name or own
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """How each answer is made."""
+        return {"temperature": self.temperature, "max_tokens": self.max_tokens}
 
 
-def add_endpoint_options(parser: argparse.ArgumentParser, address: str) -> None:
-    """Keys, limits and prices, for verbs that ask endpoints; `address` is the option that names those."""
-    options = parser.add_argument_group("endpoints", "OPENAI_API_KEY is for OpenAI and OPENAI_BASE_URL alone")
-    options.add_argument(
-        f"--{address}_key_env",
-        action="append",
-        default=[],
-        dest="key_env",
-        metavar="NAME",
-        help=f"the environment variable with the key for --{address}; for several, one each, '' for none",
-    )
-    options.add_argument("--concurrency", type=int, default=Limits.concurrency, help="requests at a time")
-    options.add_argument("--rpm", type=float, default=0, help="requests a minute, 0: no limit")
-    options.add_argument("--tpm", type=float, default=0, help="tokens a minute, 0: no limit")
-    options.add_argument("--timeout", type=float, default=Limits.timeout_s, help="seconds for one request")
-    options.add_argument(
-        "--usd_per_million",
-        action="append",
-        metavar="IN,OUT",
-        help="price of a million prompt and reply tokens, 2.5,10",
-    )
-    options.add_argument("--max_usd", type=float, help="stop before more than this is spent; needs --usd_per_million")
+@dataclass(kw_only=True)
+class AnswerConfig(ModelConfig):
+    """What is asked, and where the answers are kept."""
+
+    questions: Path = option(OWN, positional=True)
+    """Questions as JSON Lines; by default our own 80."""
+    output: Path = option(short="-o")
+    """Where the answers are written, as JSON Lines; the answers that it holds already are kept."""
 
 
-def endpoint_limits(arguments: argparse.Namespace) -> Limits:
-    if arguments.concurrency < 1 or arguments.rpm < 0 or arguments.tpm < 0 or arguments.timeout <= 0:
-        raise UserError("--concurrency must be at least 1, --rpm and --tpm not below 0, --timeout above 0")
-    return Limits(arguments.concurrency, arguments.rpm, arguments.tpm, timeout_s=arguments.timeout)
-
-
-def endpoint_keys(names: list[str], addresses: list[str]) -> list[str]:
-    """The variable with the key for each address, "" where none is named. Raises UserError.
-
-    One name for several addresses holds where they are one host: no key goes where nobody sent it.
-    """
-    if not all(re.fullmatch(r"(?:[A-Za-z_]\w*)?", name) for name in names):
-        raise UserError("a key is given by the name of the environment variable that holds it")
-    if len(names) == 1 and len({urlsplit(address).netloc for address in addresses}) == 1:
-        return names * len(addresses)
-    if names and len(names) != len(addresses):
-        raise UserError("a key's variable must be named once for each endpoint ('' for none), or all must be one host")
-    return names or [""] * len(addresses)
-
-
-def endpoint_prices(arguments: argparse.Namespace, number: int) -> list[tuple[float, float]]:
-    """A price for each of `number` endpoints; one price holds for all. Raises UserError."""
-    given = arguments.usd_per_million or []
-    if arguments.max_usd is not None and not given:
-        raise UserError("--max_usd needs --usd_per_million IN,OUT: prices are not known here")
-    try:
-        prices = [tuple(float(part) for part in text.split(",")) for text in given]
-    except ValueError:
-        prices = [()]
-    if arguments.max_usd is not None and not arguments.max_usd > 0:
-        raise UserError("--max_usd must be above 0")
-    whole = all(len(price) == 2 and all(0 <= usd < math.inf for usd in price) for price in prices)
-    if not whole or len(prices) not in (0, 1, number):
-        raise UserError("--usd_per_million must be IN,OUT in dollars, once, or once for each endpoint")
-    return prices * number if len(prices) == 1 else prices or [(0.0, 0.0)] * number
-
-
-def answer(arguments: argparse.Namespace) -> int:
-    """Answer what is not answered yet. Raises UserError for the user's mistakes."""
-    questions = load_questions(arguments.questions)
-    done, usd = answer_all(questions, arguments)
-    if not arguments.dry_run:
-        name = next(iter(done.values())).model
-        print(f"{arguments.output}: {len(done)} answers of {name}{f', ${usd:.2f}' if usd else ''}")
+def main(argv: Sequence[str]) -> int:
+    """Run `fastft answer`. Raises UserError where questions are still unanswered at the end."""
+    config, endpoint = parse(argv, "fastft answer", "Have a model answer questions.", AnswerConfig, EndpointConfig)
+    questions = load_questions(config.questions)
+    answers, usd = answer_all(questions, config.output, config, endpoint)
+    if not config.dry_run:
+        name = next(iter(answers.values())).model
+        print(f"{config.output}: {len(answers)} answers of {name}{f', ${usd:.2f}' if usd else ''}")
     return 0
 
 
-def answer_all(questions: list[Question], arguments: argparse.Namespace) -> tuple[dict[str, Answer], float]:
-    """Answers by question, those of earlier starts with them, and the dollars spent now; nothing in a dry run.
+def answer_all(
+    questions: list[Question], path: Path, config: ModelConfig, endpoint: EndpointConfig
+) -> tuple[dict[str, Answer], float]:
+    """Answer into `path` what is not answered yet. Returns all answers by question, and the dollars spent now.
 
-    `arguments` are this verb's. Raises UserError for the user's mistakes, and where questions are left: what is answered
-    lies in `arguments.output`, and the next call goes on.
+    A dry run asks nothing and returns no answers. Raises UserError for the user's mistakes, and where questions are left:
+    what is answered is in `path`, and the next call goes on from there.
     """
-    for option, least in (("max_tokens", 1), ("batch_size", 1), ("temperature", 0)):
-        if not getattr(arguments, option) >= least:
-            raise UserError(f"--{option} must be at least {least}")
-    remote = arguments.model.startswith(("http://", "https://"))
-    name = arguments.name or (arguments.model.partition("#")[2] if remote else Path(arguments.model).resolve().name)
-    path = Path(arguments.output)
-    parameters = {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens}
-    money = Money(arguments.max_usd)
-    client = None
-    if remote:
-        cache, price = Cache(path.with_suffix(".cache.jsonl")), endpoint_prices(arguments, 1)[0]
-        (key_env,) = endpoint_keys(arguments.key_env, [arguments.model])
-        client = Client(arguments.model, endpoint_limits(arguments), cache, price, money, key_env)
-    source = f"{client.url}#{client.name}" if client else fingerprint(Path(arguments.model))
-    made_with = {"model": source, **parameters}
-    done = answered_before(path, name, made_with, questions)
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory; -o names the file for the answers")
+    client, money = None, Money(endpoint.max_usd)
+    if is_address(config.model):
+        cache = Cache(path.with_suffix(".cache.jsonl"))
+        [client] = make_clients([config.model], config.model_key_env, endpoint.limits, endpoint.prices(1), cache, money)
+    made_with = {
+        "model": f"{client.url}#{client.name}" if client else fingerprint(Path(config.model)),
+        **config.parameters,
+    }
+    done = answered_before(path, config.shown_name, made_with, questions)
     missing = [question for question in questions if question.id not in done]
-    print(f"{name}: {len(missing)} of {len(questions)} questions to answer", file=sys.stderr)
-    if arguments.dry_run:
-        prompt = sum(estimate_tokens([{"content": turn}]) for question in missing for turn in question.turns)
-        most = arguments.max_tokens * sum(len(question.turns) for question in missing)
-        usd = f", at most ${client.usd(prompt, most):.2f}" if client and arguments.usd_per_million else ""
-        print(
-            f"would ask {sum(len(q.turns) for q in missing)} turns: {prompt:,} prompt tokens, at most {most:,} reply tokens{usd}"
-        )
+    logger.info("%s: %d of %d questions to answer", config.shown_name, len(missing), len(questions))
+    if config.dry_run:
+        _show_dry_run(missing, config, client if endpoint.usd_per_million else None)
         return {}, 0.0
-    stopped = None
-    if missing:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab", buffering=0) as file:  # a row as soon as it is there: a killed run has lost no answer
-
-            def keep(index: int, answer: Answer) -> None:
-                done[answer.question_id] = answer = replace(answer, parameters=made_with)
-                file.write((json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode())
-
-            if client:
-                works = [lambda question=question: ask(client, name, question, parameters) for question in missing]
-                stopped = run_all(works, "answering", money, keep)
-            else:
-                for answer in generate(arguments.model, name, missing, parameters, arguments.batch_size):
-                    keep(0, answer)
+    stopped = _answer_missing(missing, path, config, client, money, made_with, done) if missing else None
     if done:  # in the questions' order, each once
         write_rows(path, [done[question.id] for question in questions if question.id in done])
+    _check_complete(questions, done, stopped)
+    return done, money.spent
+
+
+def _show_dry_run(missing: list[Question], config: ModelConfig, priced: Client | None) -> None:
+    turns = [turn for question in missing for turn in question.turns]
+    prompt = sum(estimate_tokens([{"content": turn}]) for turn in turns)
+    most = config.max_tokens * len(turns)
+    usd = f", at most ${priced.usd(prompt, most):.2f}" if priced else ""
+    print(f"would ask {len(turns)} turns: {prompt:,} prompt tokens, at most {most:,} reply tokens{usd}")
+
+
+def _answer_missing(
+    missing: list[Question],
+    path: Path,
+    config: ModelConfig,
+    client: Client | None,
+    money: Money,
+    made_with: dict[str, Any],
+    done: dict[str, Answer],
+) -> str | None:
+    """Answer `missing` into `done`, and append each answer to `path` as soon as it is there: a killed run loses none.
+
+    Returns why an endpoint's run stopped early, or None.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab", buffering=0) as file:
+
+        def keep(index: int, answer: Answer) -> None:
+            done[answer.question_id] = answer = replace(answer, parameters=made_with)
+            file.write((json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode())
+
+        if client:
+            works = [_work(client, question, config) for question in missing]
+            return run_all(works, "answering", money, keep)
+        for answer in generate(missing, config):
+            keep(0, answer)
+    return None
+
+
+def _work(client: Client, question: Question, config: ModelConfig) -> Callable:
+    return lambda: ask(client, config.shown_name, question, config.parameters)
+
+
+def _check_complete(questions: list[Question], done: dict[str, Answer], stopped: str | None) -> None:
+    """Raise UserError where questions are left, with the reason for the first."""
     failed = [answer for answer in done.values() if answer.error]
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
         why = f" ({stopped})" if stopped else f" ({failed[0].question_id}: {failed[0].error})" if failed else ""
         raise UserError(f"{left} of {len(questions)} questions are not answered{why}; run the same command again")
-    return done, money.spent
 
 
 def fingerprint(directory: Path) -> str:
-    """Of a model's weights, by 64 pieces of each file: `model` is the last name of every run's directory."""
+    """Return a digest of a model's weights, from 64 pieces of each file: the directories of most runs are called `model`."""
     digest = hashlib.sha256()
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         size = path.stat().st_size
@@ -191,9 +177,9 @@ def fingerprint(directory: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def answered_before(path: Path, name: str, parameters: dict, questions: list[Question]) -> dict[str, Answer]:
-    """The good answers of an earlier start. Raises UserError when they are another model's, or were made otherwise."""
-    if not path.exists() or not path.stat().st_size:
+def answered_before(path: Path, name: str, made_with: dict[str, Any], questions: list[Question]) -> dict[str, Answer]:
+    """Return the good answers of an earlier run. Raises UserError when they are another model's, or were made otherwise."""
+    if not path.exists():
         return {}
     cut_torn_line(path)
     if not path.stat().st_size:
@@ -206,23 +192,23 @@ def answered_before(path: Path, name: str, parameters: dict, questions: list[Que
             raise UserError(
                 f"{path}: answers question {answer.question_id}, which is not asked here; give another file"
             )
-        if answer.parameters != parameters:
-            raise UserError(f"{path}: was made with {answer.parameters}, and now it is {parameters}; give another file")
+        if answer.parameters != made_with:
+            raise UserError(f"{path}: was made with {answer.parameters}, and now it is {made_with}; give another file")
         if not answer.error:
             found[answer.question_id] = answer
     return found
 
 
 def cut_torn_line(path: Path) -> None:
-    """Remove what a killed run had not written to its line's end."""
+    """Remove the last line of a file where a killed run has not written it to its end."""
     content = path.read_bytes()
     if not content.endswith(b"\n"):
         with open(path, "r+b") as file:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-async def ask(client: Client, name: str, question: Question, parameters: dict) -> Answer:
-    """All turns of a question, from an endpoint; an answer with `error` where it failed for good."""
+async def ask(client: Client, name: str, question: Question, parameters: dict[str, Any]) -> Answer:
+    """Ask an endpoint all turns of a question. The answer has `error` set where that failed for good."""
     messages, replies = [], []
     try:
         for turn in question.turns:
@@ -233,45 +219,61 @@ async def ask(client: Client, name: str, question: Question, parameters: dict) -
         return Answer(question.id, name, (), parameters, error=str(error))
     empty = [number for number, reply in enumerate(replies, 1) if not reply.text.strip()]
     return Answer(
-        question.id,
-        name,
-        tuple(reply.text for reply in replies),
-        parameters,
-        round(sum(reply.seconds for reply in replies), 3),
-        sum(reply.prompt_tokens for reply in replies),
-        sum(reply.completion_tokens for reply in replies),
-        replies[-1].finish_reason if not empty else f"empty answer to turn {empty[0]}",
+        question_id=question.id,
+        model=name,
+        turns=tuple(reply.text for reply in replies),
+        parameters=parameters,
+        seconds=round(sum(reply.seconds for reply in replies), 3),
+        prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+        completion_tokens=sum(reply.completion_tokens for reply in replies),
+        finish_reason=replies[-1].finish_reason if not empty else f"empty answer to turn {empty[0]}",
     )
 
 
-def generate(model: str, name: str, questions: list[Question], parameters: dict, batch_size: int) -> Iterator[Answer]:
-    """From a local model, a batch of questions at a time; questions of like length share a batch."""
+def generate(questions: list[Question], config: ModelConfig) -> Iterator[Answer]:
+    """Answer with a local model, a batch of questions at a time."""
     from rich.console import Console
     from rich.progress import track
 
-    from fastft.data.conversation import Message
     from fastft.inference.engine import ChatModel
 
-    chat = ChatModel(model)
-    questions = sorted(questions, key=lambda question: (len(question.turns), sum(map(len, question.turns))))
-    batches = []
-    for question in questions:  # all of a batch have as many turns
-        if not batches or len(batches[-1]) == batch_size or len(batches[-1][0].turns) != len(question.turns):
+    chat = ChatModel(config.model)
+    for batch in track(_batches(questions, config.batch_size), "answering", console=Console(stderr=True)):
+        yield from _answer_batch(chat, batch, config)
+
+
+def _batches(questions: list[Question], size: int) -> list[list[Question]]:
+    """Group questions of similar length; all of a batch have the same number of turns."""
+    batches: list[list[Question]] = []
+    for question in sorted(questions, key=lambda each: (len(each.turns), sum(map(len, each.turns)))):
+        if not batches or len(batches[-1]) == size or len(batches[-1][0].turns) != len(question.turns):
             batches.append([])
         batches[-1].append(question)
-    for batch in track(batches, "answering", console=Console(stderr=True)):
-        began = time.monotonic()
-        dialogues = [[] for _ in batch]
-        prompt, completion, reasons = [0] * len(batch), [0] * len(batch), [None] * len(batch)
-        for turn in range(len(batch[0].turns)):
-            for dialogue, question in zip(dialogues, batch):
-                dialogue.append(Message("user", question.turns[turn]))
-            replies = chat.answer_batch(dialogues, parameters["max_tokens"], parameters["temperature"])
-            for i, reply in enumerate(replies):
-                dialogues[i].append(Message("assistant", reply.text))
-                prompt[i], completion[i] = prompt[i] + reply.prompt_tokens, completion[i] + reply.completion_tokens
-                reasons[i] = reply.finish_reason
-        seconds = round((time.monotonic() - began) / len(batch), 3)
-        for question, dialogue, *counts in zip(batch, dialogues, prompt, completion, reasons):
-            answers = tuple(message.content for message in dialogue if message.role == "assistant")
-            yield Answer(question.id, name, answers, parameters, seconds, *counts)
+    return batches
+
+
+def _answer_batch(chat: Any, batch: list[Question], config: ModelConfig) -> Iterator[Answer]:
+    """Answer all turns of a batch with a `ChatModel`. The seconds of the batch are shared out evenly."""
+    from fastft.data.conversation import Message
+
+    began = time.monotonic()
+    dialogues: list[list[Message]] = [[] for _ in batch]
+    rounds = []
+    for turn in range(len(batch[0].turns)):
+        for dialogue, question in zip(dialogues, batch):
+            dialogue.append(Message("user", question.turns[turn]))
+        rounds.append(chat.answer_batch(dialogues, config.max_tokens, config.temperature))
+        for dialogue, reply in zip(dialogues, rounds[-1]):
+            dialogue.append(Message("assistant", reply.text))
+    seconds = round((time.monotonic() - began) / len(batch), 3)
+    for question, replies in zip(batch, zip(*rounds)):
+        yield Answer(
+            question_id=question.id,
+            model=config.shown_name,
+            turns=tuple(reply.text for reply in replies),
+            parameters=config.parameters,
+            seconds=seconds,
+            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
+            completion_tokens=sum(reply.completion_tokens for reply in replies),
+            finish_reason=replies[-1].finish_reason,
+        )

@@ -1,24 +1,29 @@
 """The judge from Python and from notebooks: `from fastft.judge import compare`."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fastft.common.records import repair_text
 from fastft.errors import UserError
 from fastft.inference.budget import Money
-from fastft.inference.client import USUAL_LIMITS, Client, Limits, tell_apart
-from fastft.judge.answer import endpoint_keys
+from fastft.inference.client import make_clients
+from fastft.inference.endpoint import USUAL_LIMITS, Limits
 from fastft.judge.judgment import Judgment, Mode
 from fastft.judge.pairwise import judge_all, load_prompts, plan
 from fastft.judge.questions import Answer, Question, load_questions
 from fastft.judge.stats import Figures, compute
 
+MAX_TOKENS = 1024  # of a judge's reply, as in `fastft judge`
+Result = TypeVar("Result")
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """`figures` has all numbers, `judgments` every look of every judge; `stopped` says why some are missing, if any are.
-    A notebook shows its tables.
+    """What `compare` returns; a notebook shows its tables.
+
+    `figures` has all numbers, `judgments` every judgment of every judge; `stopped` says why some are missing, if any are.
     """
 
     figures: Figures
@@ -46,13 +51,14 @@ def compare(
     limits: Limits = USUAL_LIMITS,
     key_env: Iterable[str] = (),
 ) -> Comparison:
-    """Judge `answers` ({model: {question id: text}}) to `questions` (our own 80), in both orders; judges are URL#name, `key_env`
-    the environment variables with their keys, where they have any (OPENAI_API_KEY goes to OpenAI unasked, and nowhere else).
+    """Judge `answers` ({model: {question id: text}}) to `questions` (by default our own 80), in both orders.
 
         compare({"mine": {"1": "…"}, "theirs": {"1": "…"}}, "http://localhost:8000/v1#judge", [Question("1", "generic", ("…",))])
 
-    Questions that not all models have answered are left out. Raises UserError where there are none, or a judge cannot be
-    asked. Inside a running event loop (a notebook's) it works in a thread of its own.
+    A judge is URL#name. `key_env` names the environment variables with the judges' keys, where they need any; without it,
+    OPENAI_API_KEY is sent to OpenAI and to nobody else. Questions that some model has not answered are left out. Raises
+    UserError where none is left, or where a judge cannot be asked. It works in a thread of its own, so it can be called
+    inside a running event loop, such as a notebook's.
     """
     asked = list(questions) if questions is not None else load_questions()
     shared = [question for question in asked if all(question.id in texts for texts in answers.values())]
@@ -62,16 +68,12 @@ def compare(
         model: {question.id: Answer(question.id, model, (repair_text(texts[question.id]),)) for question in shared}
         for model, texts in answers.items()
     }
-    money = Money()
-    jobs = plan(shared, given, mode, baseline)
-
-    judges = [judge] if isinstance(judge, str) else list(judge)
-    keys = endpoint_keys(list(key_env), judges)
+    tasks, judges = plan(shared, given, mode, baseline), [judge] if isinstance(judge, str) else list(judge)
 
     def work() -> tuple[list[Judgment], str | None]:
-        clients = [Client(each, limits, money=money, key_env=key) for each, key in zip(judges, keys)]
-        tell_apart(clients)
-        return judge_all(jobs, clients, load_prompts(), 1024, money)
+        money = Money()
+        clients = make_clients(judges, list(key_env), limits, money=money)
+        return judge_all(tasks, clients, load_prompts(), MAX_TOKENS, money)
 
     judgments, stopped = _in_thread(work)
     if not judgments:
@@ -80,8 +82,8 @@ def compare(
     return Comparison(compute(judgments, lengths), judgments, stopped)
 
 
-def _in_thread(work):
-    """asyncio.run does not start inside a loop that runs already."""
+def _in_thread(work: Callable[[], Result]) -> Result:
+    """Call `work` in a thread, because asyncio.run does not start inside a loop that is running already."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as pool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from fastft.errors import UserError
 from fastft.inference.budget import Money
-from fastft.inference.client import Client, Reply, Unanswered, estimate_tokens, run_all
+from fastft.inference.client import Client, Unanswered, estimate_tokens, run_all
+from fastft.inference.completion import Reply
 from fastft.judge.judgment import Judgment, Mode
 from fastft.judge.questions import Answer, Question
 from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single, spoken
@@ -34,7 +35,7 @@ _INJECTION = re.compile(
 
 
 @dataclass(frozen=True)
-class Job:
+class JudgeTask:
     """One look at one answer (`second` is None) or at two in one order."""
 
     question: Question
@@ -81,7 +82,7 @@ def plan(
     mode: Mode = "pairwise",
     baseline: str | None = None,
     both_orders: bool = True,
-) -> list[Job]:
+) -> list[JudgeTask]:
     """Every look that will be taken, question by question: all pairs, or each model against `baseline`; each turn."""
     if mode == "pairwise" and len(answers) < 2:
         raise UserError("there is only one model to compare; give answers of another, or --mode single")
@@ -95,14 +96,14 @@ def plan(
         groups = list(itertools.combinations(answers, 2))
     if both_orders:
         groups = [order for group in groups for order in dict.fromkeys((group, group[::-1]))]
-    jobs = []
+    tasks = []
     for question in questions:
         for group in groups:
             found = [answers[model].get(question.id) for model in group]
             if all(found):
                 second = found[1] if len(found) == 2 else None
-                jobs += [Job(question, turn, found[0], second) for turn in range(1, len(question.turns) + 1)]
-    return jobs
+                tasks += [JudgeTask(question, turn, found[0], second) for turn in range(1, len(question.turns) + 1)]
+    return tasks
 
 
 def load_prompts(directory: Path | None = None) -> dict[str, str]:
@@ -123,18 +124,18 @@ def load_prompts(directory: Path | None = None) -> dict[str, str]:
     return prompts
 
 
-def write_prompt(job: Job, prompts: dict[str, str]) -> str:
+def write_prompt(task: JudgeTask, prompts: dict[str, str]) -> str:
     """What the judge is asked. Texts are put in once: what an answer holds in braces stays as it is."""
-    reference = job.question.reference
-    referenced = reference is not None and len(reference) >= job.turn
+    reference = task.question.reference
+    referenced = reference is not None and len(reference) >= task.turn
     values = {
-        "question": _shown(job.question.turns[: job.turn], "question"),
-        "answer_1": _shown(job.first.turns[: job.turn], "answer"),
-        "answer_2": _shown(job.second.turns[: job.turn], "answer") if job.second else "",
-        "reference": _shown(reference[: job.turn], "answer") if referenced else "",
+        "question": _shown(task.question.turns[: task.turn], "question"),
+        "answer_1": _shown(task.first.turns[: task.turn], "answer"),
+        "answer_2": _shown(task.second.turns[: task.turn], "answer") if task.second else "",
+        "reference": _shown(reference[: task.turn], "answer") if referenced else "",
     }
     values["mark"] = hashlib.sha256("\0".join(values.values()).encode()).hexdigest()[:12]
-    template = prompts[f"{job.mode}-reference" if referenced else job.mode]
+    template = prompts[f"{task.mode}-reference" if referenced else task.mode]
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
 
 
@@ -146,9 +147,9 @@ def _shown(turns: tuple[str, ...], what: str) -> str:
     return f"{before}\n\n[{what} {len(turns)}, to be judged]\n{turns[-1]}"
 
 
-async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
+async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
     """The judge's scores; what cannot be read is asked for once more, and then recorded as unparsed."""
-    messages, options = _request(job, prompts, max_tokens)
+    messages, options = _request(task, prompts, max_tokens)
     words, reply, scores, usd, failed = "", None, None, 0.0, False
     for attempt in range(2):
         try:
@@ -158,26 +159,26 @@ async def judge_one(job: Job, client: Client, prompts: dict[str, str], max_token
             break
         words = reply.text
         usd += client.usd(reply.prompt_tokens, reply.completion_tokens)
-        scores = parse_pair(words) if job.second else _one(parse_single(words))
+        scores = parse_pair(words) if task.second else _one(parse_single(words))
         thought_only = not words.strip() and reply.finish_reason == "length"  # as long as it may; it would again
         if scores or thought_only:
             break
         if words.strip():  # an empty turn is refused by some; to nothing the question is put again as it was
             messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": AGAIN}]
     return Judgment(
-        question_id=job.question.id,
-        category=job.question.category,
-        mode=job.mode,
+        question_id=task.question.id,
+        category=task.question.category,
+        mode=task.mode,
         judge=client.label,
-        model_a=job.first.model,
-        model_b=job.second.model if job.second else None,
+        model_a=task.first.model,
+        model_b=task.second.model if task.second else None,
         score_a=scores[0] if scores else None,
-        score_b=scores[1] if scores and job.second else None,
+        score_b=scores[1] if scores and task.second else None,
         parsed=scores is not None,
         text=words,
-        turn=job.turn,
-        referenced=job.question.reference is not None and len(job.question.reference) >= job.turn,
-        flags=tuple(_flags(job, words, reply, scores is not None, failed)),
+        turn=task.turn,
+        referenced=task.question.reference is not None and len(task.question.reference) >= task.turn,
+        flags=tuple(_flags(task, words, reply, scores is not None, failed)),
         usd=usd or None,
     )
 
@@ -186,7 +187,7 @@ def _one(score: float | None) -> tuple[float] | None:
     return None if score is None else (score,)
 
 
-def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool) -> Iterable[str]:
+def _flags(task: JudgeTask, words: str, reply: Reply | None, parsed: bool, failed: bool) -> Iterable[str]:
     if failed:
         yield "failed"
     if not parsed and is_refusal(words):
@@ -195,7 +196,7 @@ def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool
         yield "cut"
     if not words.strip():
         yield "empty"
-    answers = [answer.turns[job.turn - 1] for answer in (job.first, job.second) if answer]
+    answers = [answer.turns[task.turn - 1] for answer in (task.first, task.second) if answer]
     attacks = [found[0].lower() for answer in answers for found in _INJECTION.finditer(answer)]
     if attacks:
         yield "injection"
@@ -204,9 +205,9 @@ def _flags(job: Job, words: str, reply: Reply | None, parsed: bool, failed: bool
             yield "quotes_injection"
 
 
-def _request(job: Job, prompts: dict[str, str], max_tokens: int) -> tuple[list[dict[str, str]], dict]:
-    messages = [{"role": "user", "content": write_prompt(job, prompts)}]
-    return messages, {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(job.mode)}
+def _request(task: JudgeTask, prompts: dict[str, str], max_tokens: int) -> tuple[list[dict[str, str]], dict]:
+    messages = [{"role": "user", "content": write_prompt(task, prompts)}]
+    return messages, {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(task.mode)}
 
 
 def _schema(mode: Mode) -> dict:
@@ -217,12 +218,12 @@ def _schema(mode: Mode) -> dict:
 
 
 def estimate(
-    jobs: list[Job], clients: list[Client], prompts: dict[str, str], max_tokens: int
+    tasks: list[JudgeTask], clients: list[Client], prompts: dict[str, str], max_tokens: int
 ) -> tuple[int, int, int, float]:
     """Calls, prompt tokens, reply tokens and dollars, about, of what is not cached."""
     calls, prompt, usd = 0, 0, 0.0
-    for job in jobs:
-        messages, options = _request(job, prompts, max_tokens)
+    for task in tasks:
+        messages, options = _request(task, prompts, max_tokens)
         tokens = estimate_tokens(messages)
         for client in clients:
             if not client.cache or not client.cache.get(client.key(messages, 0, options)):
@@ -231,13 +232,13 @@ def estimate(
 
 
 def judge_all(
-    jobs: list[Job], clients: list[Client], prompts: dict[str, str], max_tokens: int, money: Money
+    tasks: list[JudgeTask], clients: list[Client], prompts: dict[str, str], max_tokens: int, money: Money
 ) -> tuple[list[Judgment], str | None]:
-    """Every job by every judge, in their order, as far as money goes; and why it stopped early, if it did."""
+    """Every task by every judge, in their order, as far as money goes; and why it stopped early, if it did."""
     found: dict[int, Judgment] = {}
     works: list[Callable] = [
-        (lambda job=job, client=client: judge_one(job, client, prompts, max_tokens))
-        for job in jobs
+        (lambda task=task, client=client: judge_one(task, client, prompts, max_tokens))
+        for task in tasks
         for client in clients
     ]
     stopped = run_all(works, "judging", money, found.__setitem__)

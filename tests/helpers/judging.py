@@ -3,9 +3,19 @@
 import json
 import re
 
-from fastft.judge import command
+from fastft import cli
 
 SECRET = "sk-very-secret-0123456789"
+
+
+def run_judge(arguments: list[str]) -> int:
+    """The exit code of `fastft judge`."""
+    return cli.main(["judge", *arguments])
+
+
+def run_answer(arguments: list[str]) -> int:
+    """The exit code of `fastft answer`."""
+    return cli.main(["answer", *arguments])
 
 
 def longer_wins(body: dict, number: int = 0) -> str:
@@ -36,7 +46,7 @@ def write_ground(tmp_path, questions: int = 10, models: tuple[str, ...] = ("a", 
 def error_of(capsys, arguments: list[str]) -> str:
     """The one line that it says before it has asked anything."""
     capsys.readouterr()
-    assert command.main(arguments) == 1
+    assert run_judge(arguments) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith("error: "), said
     assert SECRET not in said[-1]

@@ -8,11 +8,16 @@ from helpers.openai_server import Failure
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastft.inference.client import KEY
-from fastft.judge.exams import bench
+from fastft import cli
+from fastft.inference.endpoint import KEY
 from fastft.judge.exams.items import MODELS, chosen, first_capital, load_items, lone_letter, published, score
 
 LETTERED = "Which is heavy?\nOptions:\n(A) a feather\n(B) an anvil\n(C) a crumb"
+
+
+def run_bench(arguments: list[str]) -> int:
+    """The exit code of `fastft bench`."""
+    return cli.main(["bench", *arguments])
 
 
 def exam(task):
@@ -155,10 +160,10 @@ def test_a_run_over_http_with_its_files(exams, monkeypatch, capsys):
     ]
     broken = lambda body, n: n < 15 and "number 3" in body["messages"][0]["content"]  # noqa: E731
     with openai_server.endpoint(lambda body, n: Failure(400, "no") if broken(body, n) else answers_b(body)) as server:
-        assert bench.main([*command, "--model", f"{server.url}#m", "--concurrency", "2"]) == 1
+        assert run_bench([*command, "--model", f"{server.url}#m", "--concurrency", "2"]) == 1
         assert len(server.requests) == 15
         assert "2 of 15 questions are not answered" in capsys.readouterr().err
-        assert bench.main([*command, "--model", f"{server.url}#m"]) == 0
+        assert run_bench([*command, "--model", f"{server.url}#m"]) == 0
         assert len(server.requests) == 15 + 2
         assert all(len(body["messages"]) == 1 for body in server.requests)  # no system message, no examples
     shown = capsys.readouterr()
@@ -202,11 +207,11 @@ def test_a_local_model_and_the_harness_itself(exams, capsys):
         "--limit",
         "3",
     ]
-    assert bench.main([*command, "--model", str(model), "--dry_run"]) == 0
+    assert run_bench([*command, "--model", str(model), "--dry_run"]) == 0
     assert "would ask 3 turns" in capsys.readouterr().out
     assert not (exams / "out" / "answers.jsonl").exists()
-    assert bench.main([*command, "--model", str(model)]) == 0
-    assert "a rehearsal, no result" in capsys.readouterr().out
+    assert run_bench([*command, "--model", str(model)]) == 0
+    assert "a trial run, not a result" in capsys.readouterr().out
     lines = (exams / "out" / "answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in lines] == [f"fastft_bbh_snarks:{n}" for n in range(3)]
     from lm_eval import simple_evaluate
@@ -239,7 +244,7 @@ def test_mistakes_are_one_line(exams, capsys, options, said):
     (exams / "bbh" / "hyperbaton.json").write_text("[]")
     write_bbh(exams, "causal_judgement", ("why?", "Because"))
     command = ["--data", str(exams), "-o", str(exams / "out"), "--model", "http://127.0.0.1:9#x", *options]
-    assert bench.main(command) == 1
+    assert run_bench(command) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert said in error

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers.judging import run_judge
 
 from fastft.judge.replies.importers import read_reviews
 from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single
@@ -155,9 +156,7 @@ def test_no_review_is_lost():
 
 @real
 def test_the_verb(capsys):
-    from fastft.judge import command
-
-    assert command.main(["--reviews", str(DATA / "vicuna-13b_20230322-clean-lang"), "--scores", "field"]) == 0
+    assert run_judge(["--reviews", str(DATA / "vicuna-13b_20230322-clean-lang"), "--scores", "field"]) == 0
     said = capsys.readouterr().out
     for words in (
         "513.0:694.0",
@@ -173,10 +172,8 @@ def test_the_verb(capsys):
 
 @real
 def test_the_answers_beside_the_reviews_are_read(tmp_path):
-    from fastft.judge import command
-
     reviews = DATA / "vicuna-13b_20230322-clean-lang"
-    assert command.main(["--reviews", str(reviews), "-o", str(tmp_path / "judged")]) == 0
+    assert run_judge(["--reviews", str(reviews), "-o", str(tmp_path / "judged")]) == 0
     pairs = {pair["first"]: pair for pair in json.loads((tmp_path / "judged/results.json").read_text())["pairs"]}
     assert all(pair["controlled"]["length"][0] > 0 for pair in pairs.values()), "the longer answer wins more, in all"
     assert pairs["gpt35"]["controlled"]["win_rate"]["high"] < 0.5
@@ -195,8 +192,6 @@ def test_reviews_of_models_with_underscores(tmp_path):
 
 def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
     """The rows know whose answer was shown first, even where only one model's answers have ids."""
-    from fastft.judge import command
-
     (tmp_path / "answer").mkdir()
     (tmp_path / "answer/answer_flan.jsonl").write_text('{"question_id": 1, "text": "No."}\n')
     (tmp_path / "answer/answer_gpt.jsonl").write_text('{"question_id": 1, "answer_id": "G", "text": "Yes."}\n')
@@ -208,16 +203,14 @@ def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
     assert lines == ["review_flan_gpt.jsonl: the ids of 1 answers say that gpt was shown first; they are believed"]
     (tmp_path / "review_gpt_flan.jsonl").write_text(json.dumps({"question_id": 1, "text": "I pass \ud835"}) + "\n")
     (tmp_path / "review_flan_gpt.jsonl").unlink()
-    assert command.main(["--reviews", str(tmp_path), "-o", str(tmp_path / "judged")]) == 1
+    assert run_judge(["--reviews", str(tmp_path), "-o", str(tmp_path / "judged")]) == 1
     assert "none of 1 judgments could be read" in capsys.readouterr().err
     assert "I pass \ufffd" in (tmp_path / "judged/judgments.jsonl").read_text()
 
 
 def test_bad_reviews(tmp_path, capsys):
-    from fastft.judge import command
-
-    assert command.main(["--reviews", str(tmp_path)]) == 1
+    assert run_judge(["--reviews", str(tmp_path)]) == 1
     assert "holds no reviews" in capsys.readouterr().err
     (tmp_path / "review_a_b.jsonl").write_text('{"question_id": 1}\n')
-    assert command.main(["--reviews", str(tmp_path)]) == 1
+    assert run_judge(["--reviews", str(tmp_path)]) == 1
     assert "line 1: is no review" in capsys.readouterr().err

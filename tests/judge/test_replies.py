@@ -4,12 +4,12 @@ import json
 
 import pytest
 from helpers import openai_server
-from helpers.judging import SECRET, error_of, longer_wins, write_ground
+from helpers.judging import SECRET, error_of, longer_wins, run_answer, run_judge, write_ground
 from helpers.openai_server import Failure, completion
 
-from fastft.inference.client import KEY, Cache, ErrorInBody, Limits, Malformed, key_for, read_completion
-from fastft.judge import answer as answering
-from fastft.judge import command
+from fastft.inference.budget import Cache
+from fastft.inference.completion import ErrorInBody, Malformed, read_completion
+from fastft.inference.endpoint import KEY, EndpointConfig, Limits, key_for
 from fastft.judge.judgment import read_judgments
 from fastft.judge.questions import read_answers
 
@@ -48,7 +48,7 @@ def test_a_reply_of_any_shape_is_read_and_kept(tmp_path, shape):
     ground = write_ground(tmp_path, 4)
     with openai_server.endpoint(lambda body, number: SHAPES[shape](body)) as server:
         for _ in range(2):
-            assert command.main([*ground, "--judge", f"{server.url}#judge"]) == 0
+            assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
             assert [judgment.winner for judgment in judged(tmp_path)] == ["b"] * 8
             assert len(server.requests) == 8, "the second run is paid by the first"
     assert ("\ufffd" in judged(tmp_path)[0].text) == (shape == "lone surrogate")
@@ -72,27 +72,27 @@ def test_half_characters_in_questions_and_answers_are_no_reason_to_stop(tmp_path
         path = tmp_path / f"{name}.jsonl"
         path.write_text(path.read_text().replace("What is 1", "What is \\ud835 1").replace("word ", "w\\udc00rd ", 1))
     with openai_server.endpoint(longer_wins) as server:
-        assert command.main([*ground, "--judge", f"{server.url}#judge"]) == 0
-        assert command.main([*ground, "--judge", f"{server.url}#judge"]) == 0
+        assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
+        assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
         assert len(server.requests) == 6
     assert "w\ufffdrd" in (tmp_path / "judged/answers.jsonl").read_text()
     with openai_server.endpoint(lambda body, number: completion("It is \ud835.", body)) as server:
         options = [ground[4], "--model", f"{server.url}#mine", "-o", str(tmp_path / "mine.jsonl")]
-        assert answering.main(options) == 0
+        assert run_answer(options) == 0
     assert {answer.turns for answer in read_answers(tmp_path / "mine.jsonl")} == {("It is \ufffd.",)}
 
 
 @pytest.mark.parametrize(
     "body, error",
     [
-        (b"<html>Welcome</html>", "no JSON but '<html>Welcome</html>'"),
-        (b"", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b"<html>Welcome</html>", "not JSON but '<html>Welcome</html>'"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[]", "no choice"),
         (b'{"choices": []}', "no choice"),
         (b'{"choices": null}', "no choice"),
         (b'{"choices": [{"message": "hi"}]}', "no choice"),
-        (b'{"choices": [{"message": {"content": 5}}]}', "content is a int"),
+        (b'{"choices": [{"message": {"content": 5}}]}', "content is of type int"),
         (b'{"choices": null, "error": {"message": "busy", "code": 429}}', "429 - busy"),
         (b'{"error": "busy"}', "None - busy"),
         (b'{"choices": [{"finish_reason": "error", "error": {"message": "lost", "code": "502"}}]}', "502 - lost"),
@@ -108,7 +108,7 @@ def test_an_error_with_status_200_is_tried_again(tmp_path, capsys):
     busy = json.dumps({"choices": None, "error": {"message": "Provider returned error", "code": 429}}).encode()
     with openai_server.endpoint(lambda body, number: busy if number % 3 == 0 else longer_wins(body)) as server:
         price = ["--usd_per_million", "1000,1000", "--max_usd", "100"]
-        assert command.main([*write_ground(tmp_path, 3), "--judge", f"{server.url}#judge", *price]) == 0
+        assert run_judge([*write_ground(tmp_path, 3), "--judge", f"{server.url}#judge", *price]) == 0
     assert all(judgment.parsed for judgment in judged(tmp_path))
     paid = sum(judgment.usd for judgment in judged(tmp_path))
     assert f"spent ${paid:.2f}" in capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_what_holds_for_every_request_ends_the_run_at_once(tmp_path, capsys, fai
         assert said in error and "5 of 8 are not judged" in error
         assert len(server.requests) == 4 and len(judged(tmp_path)) == 3, "and what was paid is written"
         broken[0] = False
-        assert command.main([*ground, *judge]) == 0 and server.paid == 8
+        assert run_judge([*ground, *judge]) == 0 and server.paid == 8
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_judge_that_only_thinks(tmp_path, capsys):
         assert len(server.requests) == 4 and {judgment.flags for judgment in judged(tmp_path)} == {("cut", "empty")}
     reply = lambda body, number: completion(None, body) if number == 0 else longer_wins(body)  # noqa: E731
     with openai_server.endpoint(reply) as server:
-        assert command.main([*ground, "--judge", f"{server.url}#judge", "--concurrency", "1"]) == 0
+        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", "1"]) == 0
         assert len(server.requests) == 5
         assert all(message["content"] for request in server.requests for message in request["messages"])
 
@@ -219,11 +219,11 @@ def test_openais_key_goes_nowhere_else(tmp_path, monkeypatch):
     ground = write_ground(tmp_path, 2)
     with openai_server.endpoint(longer_wins) as one, openai_server.endpoint(longer_wins) as other:
         judges = ["--judge", f"{one.url}#j", "--judge", f"{other.url}#j"]
-        assert command.main([*ground, *judges]) == 0
+        assert run_judge([*ground, *judges]) == 0
         assert sent(one) == sent(other) == {None}
         assert SECRET not in str(one.headers + other.headers) and "org-1" not in str(one.headers)
         monkeypatch.setenv("OPENAI_BASE_URL", one.url)
-        assert command.main([*ground[:-1], str(tmp_path / "again"), *judges]) == 0
+        assert run_judge([*ground[:-1], str(tmp_path / "again"), *judges]) == 0
         assert sent(one) == {None, f"Bearer {SECRET}"} and sent(other) == {None}, "another port is another place"
     assert key_for("https://api.openai.com/v1") == key_for("https://api.openai.com:443/v1") == SECRET
     for url in ("http://api.openai.com/v1", "https://api.openai.com.example.org/v1", "https://api.openai.com:8443/v1"):
@@ -239,15 +239,15 @@ def test_a_key_for_each_endpoint(tmp_path, monkeypatch, capsys):
         assert "NO_KEY is not set" in error_of(capsys, [*ground, *judges[:2], "--judge_key_env", "NO_KEY"])
         assert "name of the environment variable" in error_of(capsys, [*ground, *judges[:2], "--judge_key_env", SECRET])
         assert not one.requests
-        assert command.main([*ground, *judges, "--judge_key_env", "OTHER_KEY", "--judge_key_env", ""]) == 0
+        assert run_judge([*ground, *judges, "--judge_key_env", "OTHER_KEY", "--judge_key_env", ""]) == 0
         assert sent(one) == {f"Bearer {OTHER}"} and sent(other) == {None}
         options = [ground[4], "--model", f"{other.url}#mine", "-o", str(tmp_path / "mine.jsonl")]
         with openai_server.endpoint(lambda body, number: "Fine.") as third:
             options[2] = f"{third.url}#mine"
-            assert answering.main([*options, "--model_key_env", "OTHER_KEY"]) == 0
+            assert run_answer([*options, "--model_key_env", "OTHER_KEY"]) == 0
             assert sent(third) == {f"Bearer {OTHER}"}
         judges[3] = f"{one.url}#two"
-        assert command.main([*ground[:-1], str(tmp_path / "both"), *judges, "--judge_key_env", "OTHER_KEY"]) == 0
+        assert run_judge([*ground[:-1], str(tmp_path / "both"), *judges, "--judge_key_env", "OTHER_KEY"]) == 0
         assert sent(one) == {f"Bearer {OTHER}"}, "two models of one host need one key"
     for path in [*tmp_path.rglob("*.json*"), *tmp_path.rglob("*.html")]:
         assert OTHER not in path.read_text() and SECRET not in path.read_text(), path
@@ -256,12 +256,12 @@ def test_a_key_for_each_endpoint(tmp_path, monkeypatch, capsys):
 def test_a_redirect_to_another_host_takes_no_key_along(tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Own: {OTHER}\nauthorization: Bearer {OTHER}")
-    monkeypatch.setattr("fastft.judge.command.endpoint_limits", lambda arguments: Limits(retries=0))
+    monkeypatch.setattr(EndpointConfig, "limits", Limits(retries=0))
     with openai_server.endpoint(longer_wins) as elsewhere:
         away = Failure(307, location=f"{elsewhere.url}/chat/completions")
         with openai_server.endpoint(lambda body, number: away) as server:
             judge = ["--judge", f"{server.url}#j", "--judge_key_env", KEY]
-            assert command.main([*write_ground(tmp_path, 2), *judge]) == 0
+            assert run_judge([*write_ground(tmp_path, 2), *judge]) == 0
             assert sent(server) == {f"Bearer {SECRET}"} and len(elsewhere.requests) == 4
             assert "org-1" not in str(server.headers) and OTHER not in str(server.headers), "those are OpenAI's"
     assert sent(elsewhere) == {None} and SECRET not in str(elsewhere.headers)

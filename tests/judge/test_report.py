@@ -5,12 +5,12 @@ import re
 
 import pytest
 from helpers import openai_server
-from helpers.judging import longer_wins, write_ground
+from helpers.judging import longer_wins, run_judge, write_ground
 from helpers.pages import CHROMIUM, browse
 
 from fastft.common.html import sha256
 from fastft.errors import UserError
-from fastft.judge import command, compare
+from fastft.judge import compare
 from fastft.judge.judgment import Judgment, read_judgments, write_rows
 from fastft.judge.questions import Answer, Question
 from fastft.judge.report import report_again, write_all
@@ -79,7 +79,7 @@ def test_the_filters_in_a_browser(tmp_path, choices, questions, judgments):
 
 def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
     with openai_server.endpoint(longer_wins) as server:
-        assert command.main([*write_ground(tmp_path, 6), "--judge", f"{server.url}#judge"]) == 0
+        assert run_judge([*write_ground(tmp_path, 6), "--judge", f"{server.url}#judge"]) == 0
     answers = tmp_path / "judged/answers.jsonl"
     whole = answers.read_bytes()
     answers.write_bytes(whole[whole.index(b"\n") + 1 :])
@@ -119,7 +119,7 @@ def test_alone_and_in_pairs_on_one_page(tmp_path):
 def test_a_page_that_cannot_be_written_loses_nothing(tmp_path, capsys):
     (tmp_path / "judged/report.html").mkdir(parents=True)
     with openai_server.endpoint(longer_wins) as server:
-        assert command.main([*write_ground(tmp_path, 3), "--judge", f"{server.url}#judge"]) == 1
+        assert run_judge([*write_ground(tmp_path, 3), "--judge", f"{server.url}#judge"]) == 1
     said = capsys.readouterr()
     assert "report.html" in said.err and "won" in said.out
     assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 6

@@ -1,33 +1,64 @@
-"""Exams beside Orca's published figures: `fastft bench --model DIR|URL#name --tasks bbh,agieval --data DIR -o bench`.
+"""Run exams and show the result beside Orca's published figures: `fastft bench --model DIR|URL#name --data DIR -o bench`.
 
     fastft bench --model runs/first/model --data exams -o bench                 # exams/bbh/*.json, exams/agieval/*.jsonl
     OPENAI_API_KEY=… fastft bench --model https://api.openai.com/v1#gpt-4.1 --tasks snarks --data exams --dry_run
 
-lm-evaluation-harness runs the tasks of fastft.judge.exams, zero-shot: one question, no examples, no system message. OUTPUT/
-holds the tasks, answers.jsonl (an interrupted run goes on), results.json, results.md and report.html.
+lm-evaluation-harness runs the tasks of fastft.judge.exams.items zero-shot: one question, no examples, no system message. OUTPUT/
+holds the tasks, answers.jsonl (from which an interrupted run goes on), results.json, results.md and report.html.
 """
 
-import argparse
+import importlib.util
 import json
 import logging
 import math
 import os
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fastft.common.command_line import option, parse
+from fastft.common.files import write_whole
 from fastft.errors import UserError
-from fastft.judge.answer import add_endpoint_options, add_model_options, answer_all
+from fastft.inference.endpoint import EndpointConfig
+from fastft.judge.answer import ModelConfig, answer_all
 from fastft.judge.exams.items import METRICS, MODELS, Published, chosen, load_items, write_task
 from fastft.judge.questions import Question
+
+logger = logging.getLogger(__name__)
 
 Z = 1.959964  # of a 95 % interval
 
 
+@dataclass(kw_only=True)
+class BenchConfig(ModelConfig):
+    """Which exams are taken, and where their results are kept."""
+
+    data: Path
+    """The folder that holds bbh/ and agieval/."""
+    tasks: str = "bbh,agieval"
+    """Suites and tasks, separated by commas."""
+    limit: int | None = None
+    """Ask only so many items of each task, from the first on: a trial run, not a result."""
+    max_tokens: int = 256
+    """The longest answer, in tokens."""
+    output: Path = option(Path("bench"), short="-o")
+    """A directory for the tasks, the answers and the results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None and self.limit < 1:
+            raise UserError("--limit must be at least 1")
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"{self.output}: is a file; -o names a directory")
+
+
 @dataclass(frozen=True)
-class Result:
-    """A task. `low` and `high`: Wilson's 95 % interval of the accuracy by the first capital letter; all in percent."""
+class TaskResult:
+    """The result of one task, in percent. `low` and `high` are Wilson's 95 % interval of the accuracy.
+
+    `accuracy` is by the first capital letter, `lone_letter` by the first letter that stands alone.
+    """
 
     exam: Published
     items: int
@@ -40,8 +71,8 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Average:
-    """The unweighted mean over the tasks of a suite, as Orca's tables have it, and the same of their columns."""
+class SuiteResult:
+    """The unweighted mean over the tasks of a suite, as in Orca's tables, and the same mean of their columns."""
 
     suite: str
     tasks: int
@@ -53,53 +84,41 @@ class Average:
     published: dict[str, float | None]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line. Returns the exit code: 1 where questions are left."""
-    parser = argparse.ArgumentParser(prog="fastft bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds bbh/ and agieval/")
-    parser.add_argument("--tasks", default="bbh,agieval", help="suites and tasks, separated by commas")
-    parser.add_argument("--limit", type=int, help="only the first so many items of each task: no result, a rehearsal")
-    parser.add_argument("-o", "--output", type=Path, default=Path("bench"))
-    add_model_options(parser, max_tokens=256)
-    add_endpoint_options(parser, "model")
-    arguments = parser.parse_args(argv)
-    try:
-        return bench(arguments)
-    except ImportError as error:
-        print(f"error: {error.name} is missing: pip install 'fastft[bench]'", file=sys.stderr)
-        return 1
-
-
-def bench(arguments: argparse.Namespace) -> int:
-    """Write the tasks, let the harness run them, show. Raises UserError for the user's mistakes."""
-    from rich.console import Console
-
-    if arguments.limit is not None and arguments.limit < 1:
-        raise UserError("--limit must be at least 1")
-    exams = chosen(arguments.tasks)
-    loaded = [load_items(arguments.data, exam) for exam in exams]
-    skipped = {exam.name: bad for exam, (_, bad) in zip(exams, loaded)}
-    for line in (line for bad in skipped.values() for line in bad):
-        print(f"skipped: {line}", file=sys.stderr)
-    tasks = arguments.output / "tasks"
-    for exam, (items, _) in zip(exams, loaded):
-        write_task(tasks, exam, items[: arguments.limit])
-    samples = run_harness(tasks, exams, arguments)
-    if arguments.dry_run:
-        return 0
-    results = [result(exam, len(skipped[exam.name]), samples[exam.name]) for exam in exams]
-    averages = [average([each for each in results if each.exam.suite == suite]) for suite in _suites(results)]
-    name = arguments.name or arguments.model.rstrip("/").rpartition("#" if "#" in arguments.model else "/")[2]
-    write_results(arguments, name, results, averages, skipped)
-    show(name, results, averages, Console())
-    for line in remarks(results, arguments.limit):
-        print(line)
-    print(f"report: {arguments.output / 'report.html'}")
+def main(argv: Sequence[str]) -> int:
+    """Run `fastft bench`. Raises UserError where questions are still unanswered at the end."""
+    config, endpoint = parse(argv, "fastft bench", "Run exams and show the result beside Orca's published figures.", BenchConfig, EndpointConfig)
+    bench(config, endpoint)
     return 0
 
 
-def run_harness(directory: Path, exams: list[Published], arguments: argparse.Namespace) -> dict[str, list[dict]]:
-    """The harness over the tasks in `directory`: its samples by task, {} in a dry run."""
+def bench(config: BenchConfig, endpoint: EndpointConfig) -> None:
+    """Write the tasks, let the harness run them, show and write the results. Raises UserError for the user's mistakes."""
+    from rich.console import Console
+
+    for package in ("lm_eval", "statsmodels"):
+        if not importlib.util.find_spec(package):
+            raise UserError(f"{package} is missing: pip install 'fastft[bench]'")
+    exams = chosen(config.tasks)
+    loaded = [load_items(config.data, exam) for exam in exams]
+    skipped = {exam.name: bad for exam, (_, bad) in zip(exams, loaded)}
+    for line in (line for bad in skipped.values() for line in bad):
+        logger.warning("skipped: %s", line)
+    for exam, (items, _) in zip(exams, loaded):
+        write_task(config.output / "tasks", exam, items[: config.limit])
+    samples = run_harness(exams, config, endpoint)
+    if config.dry_run:
+        return
+    results = [result(exam, len(skipped[exam.name]), samples[exam.name]) for exam in exams]
+    averages = [average([each for each in results if each.exam.suite == suite]) for suite in _suites(results)]
+    write_results(config, results, averages, skipped)
+    show(config.shown_name, results, averages, Console())
+    for line in remarks(results, config.limit):
+        print(line)
+    print(f"report: {config.output / 'report.html'}")
+
+
+def run_harness(exams: list[Published], config: BenchConfig, endpoint: EndpointConfig) -> dict[str, list[dict]]:
+    """Run the harness over the written tasks. Returns its samples by task; none in a dry run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from datasets.utils.logging import disable_progress_bar
     from lm_eval import simple_evaluate
@@ -107,15 +126,14 @@ def run_harness(directory: Path, exams: list[Published], arguments: argparse.Nam
     from lm_eval.tasks import TaskManager
 
     class Answering(LM):
-        """`fastft answer` as the harness knows models: all questions at once, those answered before not again."""
+        """`fastft answer` as the harness knows models: all questions at once, and none that was answered before."""
 
         def generate_until(self, requests, disable_tqdm=False) -> list[str]:
             questions = [
                 Question(f"{request.task_name}:{request.doc_id}", request.task_name, (request.args[0],))
                 for request in requests
             ]
-            options = argparse.Namespace(**vars(arguments) | {"output": arguments.output / "answers.jsonl"})
-            answers, _ = answer_all(questions, options)
+            answers, _ = answer_all(questions, config.output / "answers.jsonl", config, endpoint)
             return [answers[question.id].turns[0] if answers else "" for question in questions]
 
         def loglikelihood(self, requests, disable_tqdm=False):
@@ -129,64 +147,66 @@ def run_harness(directory: Path, exams: list[Published], arguments: argparse.Nam
     found = simple_evaluate(
         model=Answering(),
         tasks=[exam.name for exam in exams],
-        task_manager=TaskManager(include_path=str(directory), include_defaults=False),
-        bootstrap_iters=0,  # intervals are made here
+        task_manager=TaskManager(include_path=str(config.output / "tasks"), include_defaults=False),
+        bootstrap_iters=0,  # intervals are computed here
     )
-    return {} if arguments.dry_run else found["samples"]
+    return {} if config.dry_run else found["samples"]
 
 
-def result(exam: Published, skipped: int, samples: list[dict[str, Any]]) -> Result:
+def result(exam: Published, skipped: int, samples: list[dict[str, Any]]) -> TaskResult:
+    """Return a task's result from the harness's samples of it, which hold the metrics of `items.score`."""
     from statsmodels.stats.proportion import proportion_confint
 
     right = sum(sample["first_capital"] for sample in samples)
     low, high = proportion_confint(right, len(samples), method="wilson")
     means = {name: 100 * sum(sample[name] for sample in samples) / len(samples) for name in METRICS}
-    return Result(
-        exam,
-        len(samples),
-        skipped,
-        means["first_capital"],
-        100 * low,
-        100 * high,
-        means["lone_letter"],
-        means["no_letter"],
+    return TaskResult(
+        exam=exam,
+        items=len(samples),
+        skipped=skipped,
+        accuracy=means["first_capital"],
+        low=100 * low,
+        high=100 * high,
+        lone_letter=means["lone_letter"],
+        no_letter=means["no_letter"],
     )
 
 
-def average(results: list[Result]) -> Average:
-    """The tasks are given, their items are drawn: the variances of the means add up (p(1 - p) / n, at least one answer's)."""
+def average(results: list[TaskResult]) -> SuiteResult:
+    """Return the mean of a suite's tasks. Its interval treats the tasks as fixed and their items as drawn at random.
+
+    So the variances of the tasks' accuracies, p (1 - p) / n each, add up. p and n are Agresti and Coull's, with one right and
+    one wrong answer added, because 0 of n right does not mean that the accuracy is certainly 0.
+    """
     mean = lambda values: sum(values) / len(results)  # noqa: E731
     accuracy = mean([each.accuracy for each in results])
     variance = 0.0
     for each in results:
-        share = (each.accuracy * each.items / 100 + 1) / (each.items + 2)  # Agresti-Coull: 0 of n is not certain either
+        share = (each.accuracy * each.items / 100 + 1) / (each.items + 2)
         variance += share * (1 - share) / (each.items + 2)
     half = 100 * Z * math.sqrt(variance) / len(results)
     columns: dict[str, float | None] = {}
     for model in MODELS:
         values = [each.exam.accuracy[model] for each in results]
         columns[model] = mean(values) if None not in values else None
-    return Average(
-        results[0].exam.suite,
-        len(results),
-        accuracy,
-        max(0.0, accuracy - half),
-        min(100.0, accuracy + half),
-        mean([each.lone_letter for each in results]),
-        mean([each.no_letter for each in results]),
-        columns,
+    return SuiteResult(
+        suite=results[0].exam.suite,
+        tasks=len(results),
+        accuracy=accuracy,
+        low=max(0.0, accuracy - half),
+        high=min(100.0, accuracy + half),
+        lone_letter=mean([each.lone_letter for each in results]),
+        no_letter=mean([each.no_letter for each in results]),
+        published=columns,
     )
 
 
-def _suites(results: list[Result]) -> list[str]:
+def _suites(results: list[TaskResult]) -> list[str]:
     return list(dict.fromkeys(each.exam.suite for each in results))
 
 
-# What is shown ---------------------------------------------------------------------------------------------------------
-
-
-def rows(name: str, results: list[Result], averages: list[Average]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of the table, each suite followed by its average."""
+def rows(name: str, results: list[TaskResult], averages: list[SuiteResult]) -> tuple[list[str], list[list[str]]]:
+    """Return the heads and the lines of the table, each suite followed by its mean."""
     heads = ["task", "items", name, "95 %", "lone letter", "no letter", *MODELS]
     lines = []
     for mean in averages:
@@ -200,7 +220,7 @@ def rows(name: str, results: list[Result], averages: list[Average]) -> tuple[lis
     return heads, lines
 
 
-def _figures(each: Result | Average) -> list[str]:
+def _figures(each: TaskResult | SuiteResult) -> list[str]:
     interval = f"[{each.low:.1f}, {each.high:.1f}]"
     return [f"{each.accuracy:.1f}", interval, f"{each.lone_letter:.1f}", f"{each.no_letter:.1f}"]
 
@@ -209,29 +229,30 @@ def _published(accuracy: dict[str, float | None]) -> list[str]:
     return ["–" if accuracy[model] is None else f"{accuracy[model]:.1f}" for model in MODELS]
 
 
-def remarks(results: list[Result], limit: int | None) -> list[str]:
-    """What a reader of the table must know."""
+def remarks(results: list[TaskResult], limit: int | None) -> list[str]:
+    """Return what a reader of the table must know."""
     lines = [
-        "Percent right. An answer is the first capital letter that is an option (Orca's rule); lone letter: the first that "
-        "stands alone; no letter: answers without any. Intervals: 95 %, Wilson's; of a mean, over the items of its tasks.",
-        "The other columns: Orca's tables 8 and 11 (arXiv:2306.02707), made with prompts of their own at temperature 0.7: "
-        "a few points are no difference.",
+        "Percent right. An answer is the first capital letter that is an option (Orca's rule). Lone letter: the accuracy by "
+        "the first such letter that stands alone. No letter: answers without any. Intervals: 95 %, Wilson's; those of a mean "
+        "are over the items of its tasks.",
+        "The other columns are from Orca's tables 8 and 11 (arXiv:2306.02707), made with prompts of their own at temperature "
+        "0.7, so a few points are no difference.",
     ]
     if skipped := sum(each.skipped for each in results):
         lines.append(f"{skipped} malformed items were skipped; results.json names them.")
     if limit:
-        lines.append(f"Only the first {limit} items of each task were asked: a rehearsal, no result.")
+        lines.append(f"Only the first {limit} items of each task were asked: a trial run, not a result.")
     odd = [
         f"{each.exam.task} has {each.items + each.skipped}"
         for each in results
         if not limit and not each.exam.items <= each.items + each.skipped <= each.exam.items + 2
     ]
     if odd:
-        lines.append(f"Other files than Orca's: {', '.join(odd)} items.")
+        lines.append(f"These files are not the ones that Orca used: {', '.join(odd)} items.")
     return lines
 
 
-def show(name: str, results: list[Result], averages: list[Average], console: Any) -> None:
+def show(name: str, results: list[TaskResult], averages: list[SuiteResult], console: Any) -> None:
     from rich.table import Table
 
     heads, lines = rows(name, results, averages)
@@ -245,34 +266,29 @@ def show(name: str, results: list[Result], averages: list[Average], console: Any
 
 
 def write_results(
-    arguments: argparse.Namespace,
-    name: str,
-    results: list[Result],
-    averages: list[Average],
-    skipped: dict[str, list[str]],
+    config: BenchConfig, results: list[TaskResult], averages: list[SuiteResult], skipped: dict[str, list[str]]
 ) -> None:
-    """results.json, results.md and report.html, each whole or not there."""
+    """Write results.json, results.md and report.html, each whole or not at all."""
     from fastft.common.html import write_page
     from fastft.judge.report import markdown_table
 
     content = {
-        "model": name,
-        "parameters": {"temperature": arguments.temperature, "max_tokens": arguments.max_tokens},
-        "limit": arguments.limit,
+        "model": config.shown_name,
+        "parameters": config.parameters,
+        "limit": config.limit,
         "tasks": [asdict(each) for each in results],
         "averages": [asdict(each) for each in averages],
         "skipped": [line for bad in skipped.values() for line in bad],
     }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    (arguments.output / "results.json").write_text(text, encoding="utf-8")
-    heads, lines = rows(name, results, averages)
-    notes = remarks(results, arguments.limit)
+    write_whole(config.output / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    heads, lines = rows(config.shown_name, results, averages)
+    notes = remarks(results, config.limit)
     text = markdown_table(heads, lines) + "\n\n" + "\n".join(f"- {line}" for line in notes) + "\n"
-    (arguments.output / "results.md").write_text(text, encoding="utf-8")
+    write_whole(config.output / "results.md", text)
     write_page(
-        arguments.output / "report.html",
+        config.output / "report.html",
         Path(__file__).with_name("bench.html.jinja"),
-        title=f"Exams: {name}",
+        title=f"Exams: {config.shown_name}",
         heads=heads,
         lines=lines,
         notes=notes,

@@ -77,10 +77,10 @@ def chosen(wanted: str) -> list[Published]:
         fitting = [row for row in known if name in (row.suite, row.task, f"{row.suite}/{row.task}")]
         if not fitting:
             tasks = ", ".join(row.task for row in known)
-            raise ValueError(f"--tasks {name}: there are the suites {', '.join(SUITES)} and the tasks {tasks}")
+            raise UserError(f"--tasks {name}: there are the suites {', '.join(SUITES)} and the tasks {tasks}")
         found |= {row.name: row for row in fitting}
     if not found:
-        raise ValueError("--tasks is empty: give bbh, agieval or names of tasks")
+        raise UserError("--tasks is empty: give bbh, agieval or names of tasks")
     return list(found.values())
 
 
@@ -105,7 +105,7 @@ def _rows(path: Path, suite: str) -> Iterator[tuple[str, Any]]:
     if suite == "agieval":
         for index, record in enumerate(read_records(path)):
             if record.error:
-                raise ValueError(f"{record.where}: {record.error}")
+                raise UserError(f"{record.where}: {record.error}")
             yield f"{path.stem}[{index}]", record.value
         return
     try:
