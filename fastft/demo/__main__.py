@@ -2,6 +2,6 @@
 
 import sys
 
-from fastft.demo.run import main
+from fastft.cli import main
 
-sys.exit(main())
+sys.exit(main(["demo", *sys.argv[1:]]))

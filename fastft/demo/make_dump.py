@@ -4,8 +4,8 @@
 
 The conversations are written by hand in `sources/*.md`. This module dresses them the way a real dump looks: assistant
 turns as the HTML of a chat page (five generations of it, KaTeX formulas stated three times, links that open a new tab),
-human turns as plain text, and among them the dirt that a cleaner has to find. The same sources always
-give the same bytes; tests/test_demo_dump.py checks that `dump.json` is what this module writes now.
+human turns as plain text, and among them the dirt that a cleaner has to find. The same sources always give
+the same bytes; tests/demo/test_demo_dump.py checks that `dump.json` is what this module writes now.
 
 A source file holds conversations like this one; its name begins with their language:
 
@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 DUMP = HERE / "dump.json"
 SOURCES = HERE / "sources"
 
-# What the cleaner should say about each conversation of sources/dirt.md: reasons to turn it away …
+# What the cleaner should say about each conversation of sources/dirt.md: why it is rejected …
 DIRT = {
     "empty-jam": "empty_answer",
     "empty-boat": "empty_answer",
@@ -54,7 +54,7 @@ DIRT = {
     "only-answer": "too_short",
     "glossary": "over_window",
 }
-# … and what it repairs and keeps.
+# … or how it is repaired and kept.
 REPAIRED = {
     "order-assistant-first": "dropped_leading_assistant",
     "order-two-answers": "merged_assistant_turns",
@@ -63,8 +63,8 @@ REPAIRED = {
     "banner-second": "dropped_rounds:error_banner",
 }
 
-# Copies of good conversations, (id, rounds): None is the whole dialogue, a number its first rounds only. The longest of
-# each stays.
+# Copies of good conversations, (id, rounds): None copies the whole dialogue, a number only that many first rounds. The
+# cleaner should keep the longest of each.
 COPIES = [
     ("green-tea", None),
     ("sourdough", None),
@@ -75,7 +75,7 @@ COPIES = [
     ("es-tortilla", 1),
 ]
 
-# Records that are no conversations at all, and what is wrong with them.
+# Records that are no conversations, and the reason for which each is rejected.
 BROKEN = [
     (42, "not_a_conversation"),
     ("How do I export my chats?", "not_a_conversation"),
@@ -108,10 +108,10 @@ CUT_EMOJI = ["umbrella", "es-lluvia"]
 # Empty answers in other forms than an empty wrapper: nothing at all, and tags around nothing.
 EMPTY_PAGES = {"empty-jam": "", "empty-tags": '<div class="markdown prose w-full break-words"><p></p></div>'}
 
-# Answers below which another browser extension wrote their length.
+# Conversations whose answers have their length written below, as a browser extension did.
 FOOTERS = ["jet-lag", "es-granada"]
 
-# What the cleaner should report. `over_window` is rejected only where the cleaner is told a window and --overlong reject.
+# What the cleaner should report. It rejects with `over_window` only if --max_tokens and --overlong reject are given.
 EXPECTED = {
     "input": 210,
     "kept": 181,
@@ -140,13 +140,13 @@ class Source:
 
     @property
     def good(self) -> bool:
-        """Kept as it stands, turn by turn."""
+        """Whether the cleaner should keep it as it stands, turn by turn."""
         return self.id not in DIRT and self.id not in REPAIRED
 
 
 @dataclass(frozen=True)
 class Era:
-    """How the page looked for a while: the answer's wrapper and the frame around a code block."""
+    """The page's HTML during some months: classes of an answer's wrapper, and the frame around a code block."""
 
     wrapper: str
     code: str
@@ -199,9 +199,6 @@ KEYWORDS = {
 STRING_OR_COMMENT = r'(?P<comment>#[^\n]*|--[^\n]*|//[^\n]*)|(?P<string>"[^"\n]*"|\'[^\'\n]*\')'
 
 
-# ---- sources ----
-
-
 def read_sources() -> list[Source]:
     """Every conversation of sources/*.md, files by name, conversations as they stand."""
     return [source for path in sorted(SOURCES.glob("*.md")) for source in _parse(path)]
@@ -213,9 +210,6 @@ def _parse(path: Path) -> Iterator[Source]:
         head, *parts = re.split(r"^## (user|assistant)$", block, flags=re.MULTILINE)
         turns = [(role, text.strip("\n")) for role, text in zip(parts[::2], parts[1::2])]
         yield Source(head.split()[1], lang, turns)
-
-
-# ---- markdown to page HTML ----
 
 
 class PageRenderer(RendererHTML):
@@ -331,9 +325,6 @@ def _markdown() -> MarkdownIt:
 
 
 MARKDOWN = _markdown()
-
-
-# ---- records ----
 
 
 def record_id(name: str) -> str:

@@ -1,4 +1,4 @@
-"""TODO docstring of fastft.demo.report."""
+"""The demo's page: what was cleaned, how the training went, and the answers before and after it."""
 
 import os
 from datetime import datetime
@@ -19,10 +19,10 @@ def write_report(
     settings: dict[str, Any],
     files: dict[str, str],
 ) -> None:
-    """Write the page to `path`; an older one is replaced only by a whole new one.
+    """Write the page to `path`; an older page is replaced only by a whole new one.
 
-    `ledger` is cleaning's report.json, `metrics` the rows of metrics.jsonl, a sample is {"question", "before", "after"}
-    (None or missing: not asked), `settings` may be nested, `files` goes from a name to a path.
+    `ledger` is the cleaner's report.json, and `metrics` the rows of metrics.jsonl. A sample is {"question", "before",
+    "after"}; an answer that is None or missing was not asked for. `settings` may be nested. `files` maps names to paths.
     """
     path = Path(path)
     write_page(

@@ -1,25 +1,33 @@
-"""The whole road on a small dump that ships with the package: `fastft demo`.
+"""`fastft demo`: the whole road on a small dump that ships with the package.
 
-Cleans 210 raw records written for this purpose (fastft/demo/make_dump.py), trains a tokenizer and a Llama of about 2
-million parameters from scratch on what is left, and asks three questions before and after. No network, two CPU cores,
-under three minutes. A model this small on a dump this small learns by heart: that is what the questions show. What a
-real run does differently is the model it starts from and the GPUs; the stages are these.
+It cleans 210 raw records that were written for this purpose (fastft/demo/make_dump.py), trains a tokenizer and, from
+scratch, a Llama of about 2 million parameters on the result, and asks three questions before and after. It needs no network
+and less than three minutes on two CPU cores. A model this small on a dump this small learns by heart, and the questions
+show just that. A real run has the same stages; it differs in the model that it starts from and in the GPUs.
 """
 
-import argparse
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastft.data.conversation import Message, read_conversations
+from fastft.common.command_line import parse
+from fastft.data.conversation import Conversation, Message, read_conversations
 from fastft.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from cleaning.report.ledger import Report
+
 HERE = Path(__file__).parent
-WINDOW = 512  # tokens in a packed row: the dump's longest dialogue but one fits, and one must be split
+MADE_BY_DEMO = ".demo"  # a file that says the directory may be replaced
+SEQ_LEN = 512  # tokens in a packed row: all dialogues of the dump fit but two; one is split, the other rejected
 VOCABULARY = 2048
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # of the chatml template
 MODEL = {  # of transformers.LlamaConfig; small enough to learn the dump by heart in two minutes on two cores
@@ -32,32 +40,55 @@ MODEL = {  # of transformers.LlamaConfig; small enough to learn the dump by hear
     "tie_word_embeddings": True,
     "initializer_range": 0.05,  # 0.02 suits widths of thousands; here it would cost some epochs
 }
-# One row a step: with four, 14 epochs end at a loss of 5; with one, at 0.2. What counts here is the number of steps.
+# One row a step, because the number of steps counts here: 14 epochs end at a loss of 5 with four rows, at 0.2 with one.
 TRAINING = [
     "--epochs", "16", "--global_batch_size", "1", "--optimizer.lr", "1.5e-3", "--optimizer.betas", "[0.9,0.95]",
     "--gradient_checkpointing", "false", "--checkpoint.every", "0", "--log_every", "5",
 ]  # fmt: skip
+FILES = {
+    "clean/conversations.jsonl": "the clean conversations",
+    "clean/rejected.jsonl": "what was rejected, and why",
+    "clean/report.json": "the ledger: input = kept + rejected",
+    "clean/report.html": "the same with examples, on a page",
+    "metrics.jsonl": "loss, learning rate and tokens/s of every step",
+    "tensorboard/": "the same for TensorBoard",
+    "config.yaml": "the training's configuration",
+    "model/": "the model in Hugging Face's format",
+    "report.html": "all of it on one page",
+}
+NEXT_STEPS = """
+Look at it:    {directory}/report.html, in a browser
+Talk to it:    fastft chat --model {directory}/model
+
+Then with a dump, a model and GPUs of your own:
+  fastft clean DUMP.json -o data --model Qwen/Qwen2.5-7B --max_tokens 2048
+  fastft estimate --model Qwen/Qwen2.5-7B --data data/conversations.jsonl
+  torchrun --nproc-per-node 8 -m fastft.train --model Qwen/Qwen2.5-7B --data data/conversations.jsonl --output_dir runs/first"""
+
+
+@dataclass
+class DemoConfig:
+    """Where the demo works."""
+
+    output_dir: str = "runs/demo"
+    """Directory for everything that the demo writes. One of an earlier demo is replaced, any other is refused."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fastft demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--output_dir", default="runs/demo", help="replaced if it exists (default runs/demo)")
-    options = parser.parse_args(argv)
-    output_dir = Path(options.output_dir)
+    """Run `fastft demo` and return the exit code."""
+    description = "Clean a small dump, train a small model on it and ask it questions, in about two minutes on a CPU."
+    [config] = parse(sys.argv[1:] if argv is None else argv, "fastft demo", description, DemoConfig)
+    output_dir = Path(config.output_dir)
     if output_dir.exists() and not (output_dir / MADE_BY_DEMO).exists():
-        print(f"error: {output_dir} exists and is not a demo's; choose another --output_dir", file=sys.stderr)
-        return 1
+        raise UserError(f"output_dir: {output_dir} exists and was not made by the demo; choose another --output_dir")
     run(output_dir)
     return 0
 
 
-MADE_BY_DEMO = ".demo"  # a file that says the directory may be replaced
-
-
 def run(output_dir: Path) -> None:
-    """Every stage in order, into `output_dir`, which is made anew."""
+    """Do every stage in order, in a new `output_dir`."""
     began = time.time()
-    # Two threads are a third faster while the machine is idle, and five times slower once it is not: they wait in a loop.
+    # Two threads are a third faster on an idle machine, and five times slower on a busy one, where they wait in a loop.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir(parents=True)
@@ -72,41 +103,24 @@ def run(output_dir: Path) -> None:
     before = ask_all(output_dir / "base", questions, max_new_tokens=32)
 
     heading("3. Train")
-    from fastft.train.loop import main as train
-
-    data, model = output_dir / "clean" / "conversations.jsonl", output_dir / "model"
-    arguments = ["--model", str(output_dir / "base"), "--data", str(data), "--output_dir", str(output_dir)]
-    if train([*arguments, "--seq_len", str(WINDOW), *TRAINING]):
-        raise UserError("the training did not finish; the line above says why")
+    train_model(output_dir)
 
     heading("4. The same questions, after training")
-    after = ask_all(model, questions, max_new_tokens=300)
+    after = ask_all(output_dir / "model", questions, max_new_tokens=300)
     print("\nThese answers are learned by heart from the dump; a model of 2 million parameters can do no more.")
 
     write_html(output_dir, report, questions, before, after)
     heading(f"Done in {time.time() - began:.0f} s. What it left")
     for name, what in FILES.items():
         print(f"  {output_dir / name!s:<36} {what}")
-    print(f"\nTalk to it:  fastft chat --model {model}")
+    print(NEXT_STEPS.format(directory=output_dir))
 
 
-FILES = {
-    "clean/conversations.jsonl": "the clean conversations",
-    "clean/rejected.jsonl": "what was rejected, and why",
-    "clean/report.json": "the ledger: input = kept + rejected",
-    "clean/report.html": "the same with examples, on a page",
-    "metrics.jsonl": "loss, learning rate, tokens/s of every step",
-    "tensorboard/": "the same for TensorBoard",
-    "config.yaml": "the training's configuration",
-    "model/": "the model in Hugging Face's format",
-    "report.html": "all of it on one page",
-}
+def clean_dump(output_dir: Path) -> "Report":
+    """Clean the dump and make the base model; return the cleaner's report.
 
-
-def clean_dump(output_dir: Path):
-    """Clean twice: without splitting, for text to train a tokenizer on; then, with it, for the parts. Returns the report.
-
-    Someone with a model has its tokenizer and cleans once.
+    It is cleaned twice: first without splitting, for text to train a tokenizer on, then into parts of SEQ_LEN of its
+    tokens. Someone who has a model has its tokenizer, too, and cleans once.
     """
     from rich.console import Console
 
@@ -119,12 +133,22 @@ def clean_dump(output_dir: Path):
     make_base_model(read_conversations(whole / "conversations.jsonl"), output_dir / "base")
     shutil.rmtree(whole)
     base = str(output_dir / "base")
-    report = clean([dump], directory, blocked_phrases=phrases, max_tokens=WINDOW, model=base, overlong="reject")
+    report = clean([dump], directory, blocked_phrases=phrases, max_tokens=SEQ_LEN, model=base, overlong="reject")
     print_ledger(report, Console())
     return report
 
 
-def make_base_model(conversations: Iterable, path: Path) -> None:
+def train_model(output_dir: Path) -> None:
+    """Train the base model on the clean conversations, as `fastft train` does."""
+    from fastft.train.loop import main as train
+
+    data = output_dir / "clean" / "conversations.jsonl"
+    arguments = ["--model", str(output_dir / "base"), "--data", str(data), "--output_dir", str(output_dir)]
+    if train([*arguments, "--seq_len", str(SEQ_LEN), *TRAINING]):
+        raise UserError("the training did not finish; the line above says why")
+
+
+def make_base_model(conversations: Iterable[Conversation], path: Path) -> None:
     """Train a tokenizer on the conversations and save it with a small random Llama, as a model directory."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -143,8 +167,8 @@ def make_base_model(conversations: Iterable, path: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(path)
 
 
-def train_tokenizer(texts: Iterable[str]):
-    """A byte-level BPE tokenizer (as GPT-2's) with ChatML's control tokens."""
+def train_tokenizer(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE tokenizer, like GPT-2's, with ChatML's control tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +186,7 @@ def train_tokenizer(texts: Iterable[str]):
 
 
 def ask_all(model: Path, questions: list[str], max_new_tokens: int) -> list[str]:
-    """Stream the answers to the terminal; return them."""
+    """Print each question with its answer, token by token, and return the answers."""
     from fastft.inference.engine import ChatModel
     from fastft.inference.terminal import printable
 
@@ -178,9 +202,8 @@ def ask_all(model: Path, questions: list[str], max_new_tokens: int) -> list[str]
     return answers
 
 
-def write_html(output_dir: Path, report, questions: list[str], before: list[str], after: list[str]) -> None:
-    from dataclasses import asdict
-
+def write_html(output_dir: Path, report: "Report", questions: list[str], before: list[str], after: list[str]) -> None:
+    """Write the demo's page, OUTPUT_DIR/report.html."""
     import yaml
 
     from fastft.demo.report import write_report
@@ -199,4 +222,5 @@ def write_html(output_dir: Path, report, questions: list[str], before: list[str]
 
 
 def heading(text: str) -> None:
+    """Print the name of a stage, bold in a terminal."""
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")

@@ -1,6 +1,5 @@
 """The dump that `fastft demo` ships: what make_dump writes, large and varied enough, and cleaned as it says itself."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -128,7 +127,6 @@ def test_every_answer_survives_the_page():
             assert role == "user" or _loose(html_to_markdown(turn["value"])) == _loose(text), source.id
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cleaning.__main__") is None, reason="the cleaner has no command yet")
 def test_the_cleaner_finds_the_dirt(tmp_path):
     phrases = make_dump.HERE / "blocked_phrases.txt"
     command = [sys.executable, "-m", "cleaning", make_dump.DUMP, "-o", tmp_path, "--blocked_phrases", phrases]
@@ -136,7 +134,7 @@ def test_the_cleaner_finds_the_dirt(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     expected = make_dump.EXPECTED
     assert report["input"] == expected["input"]
-    # No window was given here, so nothing is over it.
+    # No --max_tokens is given here, so no conversation is over it.
     assert report["kept"] == expected["kept"] + expected["rejected"]["over_window"]
     assert report["rejected"] == {name: count for name, count in expected["rejected"].items() if name != "over_window"}
     assert report["repairs"] == Counter(make_dump.REPAIRED.values())
