@@ -91,7 +91,9 @@ class EstimatedRun(TrainConfig):
                 raise UserError(f"tokens: {self.tokens} is not 1 or more")
             self.data, self.stages = "none", []
         elif self.data is None and not self.stages:
-            raise UserError("data: name the conversations with --data or in stages; without any yet, say --tokens 10000000")
+            raise UserError(
+                "data: name the conversations with --data or in stages; without any yet, say --tokens 10000000"
+            )
         super().__post_init__()
 
 

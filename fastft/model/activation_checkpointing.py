@@ -1,9 +1,9 @@
-"""Activation checkpointing: what a block's backward pass computes again instead of keeping it from the forward pass.
+"""Gradient checkpointing: a block's backward pass computes again what its forward pass did not keep.
 
-    recompute(block, "selective")        before the block is compiled, and compiled before it is sharded
+    recompute(block, "selective")        # before the block is compiled, and that before it is sharded
 
-The block's `forward` is replaced, so that torch.compile sees the checkpoint as a part of the block's graph, and FSDP2's
-hooks stay outside of it.
+The block's `forward` is replaced, so that the checkpoint is a part of the graph that torch.compile sees, and FSDP2's hooks
+stay outside of it.
 """
 
 from functools import partial
@@ -25,8 +25,10 @@ _MATMULS = ("aten::mm", "aten::addmm")
 
 
 def recompute(block: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
-    """Have `block` keep nothing but its input (full), or the outputs of attention and of every second matrix product too
-    (selective, torchtitan's choice: cheap to keep, dear to compute). Without gradients it runs as it was.
+    """Change `block` to keep only its input for the backward pass (full), or a little more (selective).
+
+    Selective also keeps the outputs of attention and of every second matrix product, which are cheap to keep and expensive
+    to compute (torchtitan's choice). Where no gradients are computed the block runs as before.
     """
     if mode == "none":
         return
@@ -42,7 +44,7 @@ def recompute(block: nn.Module, mode: Literal["none", "selective", "full"]) -> N
 
 
 def _selective():
-    """Contexts for the forward pass and for computing again; each counts the matrix products that it meets."""
+    """The contexts of the forward pass and of the recomputation; each counts the matrix products that it meets."""
     return create_selective_checkpoint_contexts(partial(_policy, {False: 0, True: 0}))
 
 

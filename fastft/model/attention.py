@@ -1,15 +1,15 @@
-"""Attention over packed rows: every conversation sees itself only, positions restart, nothing is padded to T x T.
+"""Attention over packed rows: every conversation sees only itself, its positions begin at 0, and no T x T mask is made.
 
 `choose_attention` picks one of three backends and says why; each is registered with transformers under "fastft_<name>":
 
 - flash_attn: the flash-attn package (variable-length FlashAttention-2), where it is installed;
 - varlen: torch.nn.attention.varlen, PyTorch's own variable-length flash attention (CUDA, torch >= 2.11): FlashAttention-2, and
   through PyTorch's switch FlashAttention-3 or 4 where their packages are installed;
-- documents: torch SDPA, one call per conversation; exact everywhere, the way on CPU.
+- documents: PyTorch's scaled_dot_product_attention, one call per conversation; exact everywhere, and the only one on a CPU.
 
-A micro-batch is one flat row of N tokens; `cu_seqlens` (int32, on the same device) holds where each conversation
-begins, then N as often as needed to keep its size fixed. transformers builds no mask for a registered name that has no
-mask function, and hands `cu_seqlens` and `max_seqlen` through to the functions below.
+A micro-batch is one flat row of N tokens. `cu_seqlens` (int32, on the same device) holds where each conversation begins,
+then N as often as needed to keep its size fixed. transformers builds no mask for a registered name that has no mask
+function, and passes `cu_seqlens` and `max_seqlen` on to the functions below.
 """
 
 import importlib.util
@@ -24,12 +24,12 @@ from torch import Tensor
 
 from fastft.errors import UserError
 
-# What some architectures hand to attention that the functions below would leave out, with other numbers for a result.
+# Arguments of some architectures that the functions below do not implement: ignored, they would change the numbers unseen.
 _UNKNOWN = ("s_aux", "position_bias", "alibi", "head_mask")
 
 
 def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
-    """Return (transformers' name of the backend, one line saying what was chosen and why).
+    """Register a backend and return (transformers' name of it, one line that says what was chosen and why).
 
     `requested` is auto, flash_attn, varlen or documents. Raises UserError when it cannot work on `device`.
     """
@@ -83,11 +83,13 @@ def _switch(major: int) -> str | None:
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ImportError:  # of the package that it is in: not there, or built for another torch
+    except ImportError:  # the package around the module is missing, or was built for another torch
         return False
 
 
 def _refusing_unknown(function: Callable) -> Callable:
+    """`function`, which raises UserError first when it is given an argument that it would ignore."""
+
     def attention(module, query, key, value, attention_mask, **kwargs):
         for name in _UNKNOWN:
             if kwargs.get(name) is not None:
@@ -149,7 +151,7 @@ def _varlen(
 
 @lru_cache
 def varlen_repeats() -> bool:
-    """Before torch 2.12 varlen knows no grouped heads: keys and values are repeated for each query head."""
+    """Whether keys and values are repeated for each query head, because varlen before torch 2.12 knows no grouped heads."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" not in inspect.signature(varlen_attn).parameters
@@ -187,9 +189,10 @@ def _document(query: Tensor, key: Tensor, value: Tensor, dropout, scaling, slidi
 
 
 def _flat(heads_1HND: Tensor) -> Tensor:
+    """[1, H, N, D] -> [N, H, D], as flash attention takes them."""
     return heads_1HND.squeeze(0).transpose(0, 1)
 
 
 def _window(sliding_window: int | None) -> tuple[int, int]:
-    """(left, right) as flash attention counts: a token sees itself and `left` tokens before it."""
+    """The window as flash attention counts it, (left, right): a token sees itself and `left` tokens before it; -1: all."""
     return (-1, 0) if sliding_window is None else (sliding_window - 1, 0)

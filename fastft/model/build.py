@@ -1,8 +1,8 @@
-"""The model in training: built without values, checkpointed, compiled, sharded, then filled.
+"""The model in training: built on the meta device, checkpointed, compiled, sharded, and then filled with its weights.
 
-`TrainedModel` wraps a transformers causal LM so that one forward maps a packed micro-batch to its summed loss: the head
-runs inside the root FSDP unit's forward (read outside, its weight's gradient would silently be one rank's only) and
-only on the positions that are trained.
+`TrainedModel` wraps a transformers causal LM so that one forward pass maps a packed micro-batch to its summed loss. The head
+runs inside the forward pass of the root FSDP unit (outside, the gradient of its weight would silently be that of one rank
+only), and only on the positions that are trained.
 """
 
 import copy
@@ -40,13 +40,12 @@ class TrainedModel(nn.Module):
         config = causal_lm.config
         if getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", 1) != 1:
             raise UserError(f"{config.model_type}: models that scale their logits are not supported")
-        if (
-            type(causal_lm.get_output_embeddings()) is not nn.Linear
-        ):  # the loss computes with its weight, not through it
+        # The loss computes with the head's weight and never calls the head.
+        if type(causal_lm.get_output_embeddings()) is not nn.Linear:
             raise UserError(f"{config.model_type}: models whose output head is no plain linear layer are not supported")
         self.causal_lm = causal_lm
         self.z_loss = 0.0
-        """Weight of the z-loss (see fastft.model.loss); left out in evaluation mode."""
+        """Weight of the z-loss (see fastft.model.loss), which is left out in evaluation mode."""
         self.logit_softcap = getattr(config, "final_logit_softcapping", None)
 
     def forward(
@@ -59,9 +58,10 @@ class TrainedModel(nn.Module):
         targets: Tensor,
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """Shapes for a flat row of N tokens, n of them predicting a trained one: input_ids, position_ids [1, N] int64;
-        cu_seqlens [documents + 1] int32; loss_index, targets [n] int64. Returns the loss and the z-loss in it, scalars in
-        fp32, both times `scale`.
+        """The summed loss of a flat row of N tokens, n of which predict a trained one, and the z-loss in it: scalars in fp32,
+        both times `scale`.
+
+        Shapes: input_ids, position_ids [1, N] int64; cu_seqlens [documents + 1] int32; loss_index, targets [n] int64.
         """
         hidden_nD = self._hidden(loss_index, input_ids, position_ids, cu_seqlens, max_seqlen)
         head, z_weight = self.causal_lm.get_output_embeddings(), self.z_loss if self.training else 0.0
@@ -70,8 +70,9 @@ class TrainedModel(nn.Module):
     def likeliest(
         self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> Tensor:
-        """The likeliest next tokens [n] int64 at the positions `index` [n] of a packed row; shapes as in `forward`, and
-        collective like it. (A soft cap of the logits, which rises with them, chooses no other.)
+        """The likeliest next tokens [n] int64 at the positions `index` [n] of a packed row; collective, shapes as in `forward`.
+
+        A soft cap of the logits would not change which is the likeliest, and is left out.
         """
         hidden_nD = self._hidden(index, input_ids, position_ids, cu_seqlens, max_seqlen)
         return self.causal_lm.get_output_embeddings()(hidden_nD).argmax(-1)
@@ -79,6 +80,7 @@ class TrainedModel(nn.Module):
     def _hidden(
         self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> Tensor:
+        """The last hidden states [n, D] at the positions `index`."""
         hidden_1ND = self.causal_lm.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -106,11 +108,11 @@ def prepare_model(
     device: torch.device,
     resumed: bool = False,
 ) -> TrainedModel:
-    """The sharded model with its weights, fp32 to be trained, in training mode; collective.
+    """The sharded model with its weights, those to be trained in fp32, in training mode; collective.
 
-    `model_config` is `fit_config`'s, `attention` transformers' name of the backend. What is to be trained has no values yet
-    where the run is `resumed`: its checkpoint has them. Raises UserError with one line for a model that cannot be built or
-    read.
+    `model_config` is the one that `fit_config` returned, `attention` transformers' name of the backend. In a run that is
+    `resumed` the weights to be trained are left without values: the checkpoint has them. Raises UserError with one line for
+    a model that cannot be built or read.
     """
     mesh = make_mesh(device, config.replicas)
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -122,15 +124,17 @@ def prepare_model(
     if config.lora.quantize != "none":
         quantised = lora.load_quantised(causal_lm, read, device)
     if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
-        logger.info(
-            "note: compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing"
+        logger.warning(
+            "compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing"
         )
     if config.float8:
         logger.info(use_float8(blocks, device))
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
-            block.compile(dynamic=False)  # the training batch's shapes never change: no symbols, the fastest code
+            block.compile(
+                dynamic=False
+            )  # the training batch's shapes never change, and fixed ones give the fastest code
     shard(model, mesh, config.offload, quantised)
     home = torch.device("cpu") if config.offload else device
     dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
@@ -139,12 +143,12 @@ def prepare_model(
 
 
 def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype) -> tuple[TrainedModel, weights.Read]:
-    """The model on the meta device with its adapters, which compute in `low`, and where its weights are read; collective."""
+    """The model on the meta device with its adapters, which compute in `low`, and a reader of its weights; collective."""
     causal_lm = build_model(model_config, attention, config.model)
     if config.extend != "none":
         require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
-    blocks = model.blocks  # what has none is no causal language model: said before its weights are missed
+    blocks = model.blocks  # a model without any is refused here, before its weights are found missing
     source = weights.open_weights(config.model, causal_lm)
 
     def read(name: str) -> weights.Rows:
@@ -159,7 +163,7 @@ def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype
 
 
 def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    """One dimension over all processes, or [replicas, shards]: neighbours, on one machine, share a replica."""
+    """The mesh of all processes: one dimension, or [replicas, shards] where neighbouring ranks (a machine) form a replica."""
     world = dist.get_world_size()
     if world % replicas:
         raise UserError(f"replicas {replicas} does not divide the {world} processes")
@@ -169,7 +173,7 @@ def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
 
 
 def build_model(model_config, attention: str, name: str) -> nn.Module:
-    """transformers' causal LM of this config, its parameters on the meta device."""
+    """transformers' causal LM of this config: its parameters are on the meta device, its computed buffers on the CPU."""
     causal_lm = without_values(model_config, torch.float32, name, attn_implementation=attention)
     weights.compute_buffers(causal_lm)
     return causal_lm
@@ -185,17 +189,17 @@ def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn
         )
     try:
         with torch.device("meta"):
-            # A copy: transformers writes its data type into the config, and the export reads there what the files had.
+            # A copy, because transformers writes `dtype` into the config, where the export reads the data type of the files.
             return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=dtype, **options)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise UserError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
 
 
 def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:
-    """FSDP2 over `mesh`: each block a unit, the rest (embeddings, norm, head) the root; `whole` stays on every process.
+    """Shard the model over `mesh` with FSDP2: each block is a unit, and everything else (embeddings, norm, head) the root.
 
-    bf16 for the computation and fp32 for the reduction on GPU; fp32 throughout on CPU. Gradients are summed, not
-    averaged: the trainer has divided by the global token count already.
+    The parameters in `whole` stay on every process as they are. On GPUs bf16 computes and gradients are reduced in fp32; on
+    CPUs everything is fp32. Gradients are summed, not averaged: the trainer has divided by the global token count already.
     """
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options = {
@@ -210,11 +214,13 @@ def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Pa
     register_fsdp_forward_method(model, "likeliest")
     for module in (model, *model.blocks):
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # NCCL's pre-multiplied sum zeroes bf16 up to torch 2.13
+        module.set_force_sum_reduction_for_comms(True)  # up to torch 2.13, NCCL's pre-multiplied sum makes bf16 zeros
 
 
 def uncompiled():
-    """A context in which compiled blocks run as they are written: shapes other than the training batch's would each be compiled
-    for every block, and 8 graphs are all that a block may have (torch._dynamo.config.recompile_limit).
+    """A context in which compiled blocks run eagerly, for shapes other than the training batch's.
+
+    Each such shape would be compiled anew for every block, and a block may have 8 graphs at most
+    (torch._dynamo.config.recompile_limit).
     """
     return torch.compiler.set_stance("force_eager")

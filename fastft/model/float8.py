@@ -2,9 +2,9 @@
 
 Every row of activations (a token), of weights and of gradients gets a scale of its own. torchao's other recipe, one scale
 for a whole tensor, is faster but breaks a promise: the scale is taken over all tokens in a packed row, so that one
-conversation's numbers depend on which others it shares a row with. Row by row they do not, and the proof of isolation
-before the first step holds. The head, the embeddings and the norms stay in bf16, weights and optimiser in fp32.
-Checkpoints and the exported model know nothing of it: only the arithmetic changes, not the parameters.
+conversation's numbers would depend on which others share its row. Row by row they do not, and the proof of isolation
+before the first step (fastft.model.isolation) holds. The head, the embeddings and the norms stay in bf16, the weights and
+the optimiser's state in fp32. Checkpoints and the exported model are the same with and without it.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from torch import nn
 
 from fastft.errors import UserError
 
-CAPABILITY = (9, 0)  # of Hopper: the first with products of rows scaled one by one
+CAPABILITY = (9, 0)  # Hopper's, the first that multiplies rows with a scale each
 
 
 def use_float8(blocks: nn.ModuleList, device: torch.device) -> str:
@@ -30,7 +30,7 @@ def use_float8(blocks: nn.ModuleList, device: torch.device) -> str:
 
 
 def convert(blocks: nn.ModuleList, emulate: bool = False) -> str:
-    """The conversion itself. `emulate` computes in fp32 with rounded numbers, for devices without 8-bit products."""
+    """Convert on any device: `emulate` computes in fp32 with rounded numbers where there are no 8-bit products."""
     try:
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
@@ -39,6 +39,7 @@ def convert(blocks: nn.ModuleList, emulate: bool = False) -> str:
         ) from None
     config = replace(Float8LinearConfig.from_recipe_name("rowwise"), emulate=emulate)
     linears = [m for m in blocks.modules() if isinstance(m, nn.Linear)]
-    fits = lambda linear: linear.in_features % 16 == 0 == linear.out_features % 16  # noqa: E731  of the kernels
+    # The kernels take sizes that are multiples of 16.
+    fits = lambda linear: linear.in_features % 16 == 0 == linear.out_features % 16  # noqa: E731
     convert_to_float8_training(blocks, config=config, module_filter_fn=lambda module, name: fits(module))
     return f"float8: {sum(map(fits, linears))} of {len(linears)} linear layers in the blocks, scaled row by row"

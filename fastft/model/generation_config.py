@@ -39,8 +39,8 @@ def read_generation_config(model: str):
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        logger.info(
-            f"note: {path}: is damaged (no JSON object); left out, the exported model's says where to stop only"
+        logger.warning(
+            "%s: is damaged (no JSON object) and left out; the exported model's says only where to stop", path
         )
         return GenerationConfig(), []
     ends = _token_ids(values.get("eos_token_id"))
@@ -49,10 +49,10 @@ def read_generation_config(model: str):
         kept, faults, sampling = usable(values)
         config = GenerationConfig(**kept)
     if sampling:
-        logger.info(f"note: {path}: {_named(sampling)} without do_sample; the exported model's says do_sample true")
+        logger.warning("%s: %s without do_sample; the exported model's says do_sample true", path, _named(sampling))
     if faults:
         reasons = "; ".join(f"{_named({key: values[key]})} ({fault})" for key, fault in faults.items())
-        logger.info(f"note: {path}: left out of the exported model's: {reasons}")
+        logger.warning("%s: left out of the exported model's: %s", path, reasons)
     return config, ends
 
 

@@ -8,18 +8,19 @@ from fastft.model.build import TrainedModel, uncompiled
 
 @torch.no_grad()
 def prove_isolation(model: TrainedModel, device: torch.device) -> None:
-    """Run two conversations in one row, change the first, and require the second's loss to stay as it is; collective.
+    """Run two conversations in one row, change the first, and require that the second's loss stays as it is; collective.
 
-    Architectures that carry a state from token to token, or that pass over `cu_seqlens`, would train on a mixture of
-    conversations without a word. Raises UserError naming the architecture.
+    An architecture that carries a state from token to token, or ignores `cu_seqlens`, would silently train on a mixture of
+    conversations. Raises UserError that names it.
     """
     name, words = model.causal_lm.config.model_type, model.causal_lm.config.vocab_size
     length = 8
     tokens = torch.arange(2 * length, device=device)
     arguments = {
         "position_ids": (tokens % length)[None],
-        # Filled up, as those of batches are.
-        "cu_seqlens": torch.tensor([0, length, *[2 * length] * 3], dtype=torch.int32, device=device),
+        "cu_seqlens": torch.tensor(
+            [0, length, *[2 * length] * 3], dtype=torch.int32, device=device
+        ),  # padded, as in batches
         "max_seqlen": 2 * length,
         "loss_index": tokens[length:-1],
         "targets": tokens[length + 1 :] % words,
@@ -29,11 +30,11 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     try:
         with uncompiled():
             loss, changed = (float(model(input_ids=(ids % words)[None], **arguments)[0]) for ids in (tokens, other))
-    except torch.OutOfMemoryError:  # a RuntimeError, too
+    except torch.OutOfMemoryError:  # is a RuntimeError as well, and says nothing about the architecture
         raise
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
     model.train()
-    model.reshard()  # without a backward pass the root would stay whole, and the optimiser would be given its whole weights
+    model.reshard()  # no backward pass has done it, and the optimiser must not be given the root's whole weights
     if abs(loss - changed) > 1e-5 * abs(loss):
         raise UserError(f"{name}: in models of this architecture, conversations that share a row see each other")

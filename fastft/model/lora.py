@@ -1,8 +1,8 @@
-"""LoRA and QLoRA: adapters from peft over frozen weights, their start, and their way into the exported weights.
+"""LoRA and QLoRA: peft's adapters over frozen weights, their first values, and their merging into the exported weights.
 
-The adapters are injected into the transformers model, which keeps its class and its nesting. Every linear layer that
-gets one becomes `….base_layer.weight` (frozen), `….lora_A.default.weight` [r, in] and `….lora_B.default.weight` [out, r],
-and computes base(x) + alpha / r * B A x.
+The adapters are injected into the transformers model, which keeps its class and its nesting. A linear layer with an adapter
+has `….base_layer.weight` (frozen), `….lora_A.default.weight` [r, in] and `….lora_B.default.weight` [out, r], and computes
+base(x) + alpha / r * B A x.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from fastft.model.weights import Read, gather
 def add_adapters(
     causal_lm: nn.Module, blocks: nn.ModuleList, config: LoraConfig, model: str, dtype: torch.dtype
 ) -> None:
-    """Freeze `causal_lm`, which is on the meta device, and inject adapters, still without values.
+    """Freeze `causal_lm`, which is on the meta device, and inject adapters, which have no values yet either.
 
     With nf4 the linear layers of `blocks` become bitsandbytes' 4-bit ones, which compute in `dtype`. Raises UserError
-    where a library is missing, or a target is no linear layer of the model.
+    when a library is missing or a target is no linear layer of the model.
     """
     peft = _peft()
     if config.quantize == "nf4":
         _make_quantised(blocks, dtype)
-        causal_lm.is_loaded_in_4bit = True  # how peft knows
+        causal_lm.is_loaded_in_4bit = True  # where peft looks for it
     settings = adapter_settings(blocks, config, model)
     peft.inject_adapter_in_model(settings, causal_lm, low_cpu_mem_usage=True)
     for name, parameter in causal_lm.named_parameters():
@@ -36,7 +36,7 @@ def add_adapters(
 
 
 def adapter_settings(blocks: nn.ModuleList, config: LoraConfig, model: str):
-    """peft's own config of the adapters, which is saved with them. Raises UserError as `add_adapters` does."""
+    """peft's config of the adapters, which is saved with them. Raises UserError as `add_adapters` does."""
     linear = sorted({n.rpartition(".")[2] for n, module in blocks.named_modules() if isinstance(module, nn.Linear)})
     targets = linear if config.targets == "all-linear" else [t.strip() for t in config.targets.split(",") if t.strip()]
     if not linear or not set(targets) <= set(linear):
@@ -62,16 +62,17 @@ def _peft():
 
 
 def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
     return ".lora_A." in name or ".lora_B." in name
 
 
 def plain_name(name: str) -> str:
-    """What a frozen parameter is called in the model without adapters."""
+    """The name that a frozen parameter has in the model without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 def start(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """An adapter's first values, the same whatever the ranks: B zero, A uniform with variance 1 / (3 in) (peft's own)."""
+    """An adapter's first values, the same on any number of ranks: B is zero, A uniform with variance 1 / (3 in), as in peft."""
     if ".lora_B." in name:
         return torch.zeros(shape)
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
@@ -80,6 +81,7 @@ def start(name: str, shape: torch.Size, seed: int) -> Tensor:
 
 
 def _make_quantised(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
+    """Replace the linear layers of `blocks` by 4-bit ones on the meta device."""
     try:
         import bitsandbytes as bnb
     except ImportError:
@@ -98,8 +100,9 @@ def _make_quantised(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def load_quantised(causal_lm: nn.Module, read: Read, device: torch.device) -> set[nn.Parameter]:
-    """Read and quantise the 4-bit weights, one at a time, whole on every process; collective. Returns them: they are not
-    to be sharded.
+    """Read and quantise the 4-bit weights, one at a time and whole on every process; collective.
+
+    Returns them, because they are not to be sharded.
     """
     import bitsandbytes as bnb
 
@@ -116,7 +119,7 @@ def load_quantised(causal_lm: nn.Module, read: Read, device: torch.device) -> se
 
 
 def merged(causal_lm: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
-    """The whole of a parameter of the model without adapters, with what its adapter has learned; collective."""
+    """A parameter of the model without adapters, whole, with what its adapter has learned merged in; collective."""
     weight = _dequantised(parameter) if hasattr(parameter, "quant_state") else gather(parameter)
     if not name.endswith(".base_layer.weight"):
         return weight
@@ -132,23 +135,20 @@ def _dequantised(parameter: nn.Parameter) -> Tensor:
 
 
 def prove_settings(settings, path: Path) -> None:
-    """Write and read peft's config in the directory `path`. Raises UserError where it cannot be."""
+    """Write peft's config into the directory `path` and read it back. Raises UserError where that gives another one."""
     peft = _peft()
     try:
         settings.save_pretrained(path)
         read = peft.PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"lora: the adapter's config cannot be saved ({error})") from error
-    if (read.r, read.lora_alpha, set(read.target_modules)) != (
-        settings.r,
-        settings.lora_alpha,
-        set(settings.target_modules),
-    ):
+    facts = lambda config: (config.r, config.lora_alpha, set(config.target_modules))  # noqa: E731
+    if facts(read) != facts(settings):
         raise UserError("lora: the adapter's config, read again, is another")
 
 
 def write_adapter(adapters: dict[str, Tensor], settings, path: Path) -> None:
-    """Write whole adapters, by their names in the model, as peft does: PeftModel.from_pretrained(model, path)."""
+    """Write whole adapters, given by their names in the model, so that PeftModel.from_pretrained(model, path) loads them."""
     from safetensors.torch import save_file
 
     path.mkdir(parents=True)

@@ -1,8 +1,10 @@
-"""Windows longer than a model's positions: rotary scaling, written into the config before the model is built.
+"""Rope scaling, for rows that are longer than a model's positions: written into the config before the model is built.
 
-(Set later it would do nothing, the rotary modules are built already; without its `rope_theta` transformers would take
-10,000.) Linear is position interpolation (Chen et al., 2023), with which LongChat and Vicuna-16k were made: all
-frequencies are divided by the factor. YaRN (Peng et al., 2023) divides the slow ones only, and needs fewer steps.
+Written later it would do nothing, because the rotary modules exist by then. The scaling must keep the config's
+`rope_theta`: without it transformers would take 10,000.
+
+Linear scaling is position interpolation (Chen et al., 2023), with which LongChat and Vicuna-16k were made: all frequencies
+are divided by the factor. YaRN (Peng et al., 2023) divides only the slow ones, and needs fewer steps.
 """
 
 import copy
@@ -14,21 +16,21 @@ from fastft.errors import UserError
 
 
 def fit_seq_len(model_config, seq_len: int, extend: str, model: str):
-    """The config to build and export: the model's own where it knows `window` positions, else scaled as `extend` says.
+    """The config to build and export: the model's own if it knows `seq_len` positions, else a copy scaled as `extend` says.
 
-    Raises UserError when the window does not fit, or the model's positions cannot be scaled.
+    Raises UserError, naming `model`, when so many positions do not fit or cannot be scaled.
     """
     longest = getattr(model_config, "max_position_embeddings", None)
     for rope in _scaled_layers(model_config):
         short = rope.get("original_max_position_embeddings", longest)
         if rope.get("rope_type") == "longrope" and seq_len > short:
             raise UserError(
-                f"window {seq_len}: {model} chooses its positions (longrope) by the longest conversation of a row; "
+                f"seq_len {seq_len}: {model} chooses its positions (longrope) by the longest conversation of a row; "
                 f"packed rows are exact up to {short} tokens"
             )
     if not longest or seq_len <= longest:
         return model_config
-    too_long = f"window {seq_len} is longer than the {longest} positions that {model} knows"
+    too_long = f"seq_len {seq_len} is longer than the {longest} positions that {model} knows"
     if extend == "none":
         raise UserError(f"{too_long}; --extend yarn or --extend linear scales them to fit")
     config = copy.deepcopy(model_config)
@@ -43,7 +45,7 @@ def fit_seq_len(model_config, seq_len: int, extend: str, model: str):
 
 
 def _scaled_layers(config) -> list[dict]:
-    """The rotary parameters of the layers that see the whole window (those with a sliding one need no scaling)."""
+    """The rotary parameters of the layers that attend to the whole row; those with a sliding window need no scaling."""
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [layer for layer in rope.values() if isinstance(layer, dict)]
     if not nested:
@@ -65,7 +67,7 @@ def _scale(rope: dict, extend: str, factor: float, longest: int, too_long: str) 
 
 @torch.no_grad()
 def require_scaled(causal_lm: nn.Module, plain_config) -> None:
-    """Assert that the built model's rotary frequencies are those of `plain_config`, slower where it knows more positions."""
+    """Assert that the built model's rotary frequencies are `plain_config`'s, some of them divided by up to the factor."""
     factor = causal_lm.config.max_position_embeddings / plain_config.max_position_embeddings
     if factor == 1:
         return

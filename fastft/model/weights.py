@@ -1,12 +1,12 @@
-"""Weights from files into a sharded model, and back, without a process that holds the whole of it.
+"""Weights from files into a sharded model, and back, without any process ever holding the whole model.
 
-A model is built on the meta device, sharded, and then filled: `open_weights` finds its tensors, and `fill` has every
+A model is built on the meta device, sharded, and then filled: `open_weights` finds its tensors, and `fill` lets every
 process read its own rows of each from the memory-mapped safetensors files. Where the files do not hold the tensors one to
-one (fused experts, older names, .bin), transformers loads the model on the first process, which sends tensor by tensor.
-`gather` brings a trained model together again, one tensor at a time.
+one (fused experts, older names, .bin), transformers loads the model on the first process, which sends it tensor by tensor.
+`gather` makes a trained tensor whole again, one at a time.
 
-(torch's HuggingFaceStorageReader reads every *.safetensors beside the model, whatever the index says, knows neither ties
-nor embeddings that grow, and its errors name neither file nor tensor.)
+Why not torch's HuggingFaceStorageReader: it reads every *.safetensors in the directory, whatever the index says, knows
+neither tied weights nor embeddings that grow, and its errors name neither file nor tensor.
 """
 
 import json
@@ -28,19 +28,21 @@ logger = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
-    """A tensor, or one that is still in its file: slices of its first dimension can be taken."""
+    """A tensor in memory or still in its file: rows can be taken from it."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
-Read = Callable[[str], Rows]  # a parameter's name in transformers' model -> its values; called on every process alike
+Read = Callable[[str], Rows]
+"""Gives the values of the parameter with this name in transformers' model; every process calls it for the same names."""
 
 
 def compute_buffers(causal_lm: nn.Module) -> None:
-    """Give a model built on the meta device the buffers that no file holds (rotary frequencies, scales), on CPU.
+    """Give a model built on the meta device the buffers that no file holds (rotary frequencies, scales), on the CPU.
 
-    transformers' own initialisation computes them, as in from_pretrained; the parameters, still without values, are not
-    touched. It runs over two different fillings: what it leaves as it was would have been garbage. Raises UserError.
+    transformers' own initialisation computes them, as in from_pretrained; the parameters stay without values. It runs twice,
+    over buffers filled with zeros and with ones: where the results differ it did not compute the buffer, and UserError is
+    raised.
     """
     kept = causal_lm.state_dict().keys()
     computed = [name for name, _ in causal_lm.named_buffers() if name not in kept]
@@ -55,13 +57,15 @@ def compute_buffers(causal_lm: nn.Module) -> None:
         results.append([causal_lm.get_buffer(name) for name in computed])
     for name, once, again in zip(computed, *results):
         if not torch.equal(once, again):
-            raise UserError(f"{causal_lm.config.model_type}: transformers does not compute its buffer {name}")
+            raise UserError(
+                f"{causal_lm.config.model_type}: transformers does not compute its buffer {name}; such models cannot be trained"
+            )
 
 
 def open_weights(model: str, causal_lm: nn.Module) -> Read:
-    """How to read the weights of `causal_lm`, which is on the meta device, from a directory or Hub name; collective.
+    """A reader of the weights of `causal_lm`, which is on the meta device, from a directory or a Hub name; collective.
 
-    An embedding may have more rows than its file. Raises UserError naming file and tensor.
+    An embedding of the model may have more rows than the file has. Raises UserError naming file and tensor.
     """
     if Path(model, "adapter_config.json").exists():
         raise UserError(f"{model}: holds an adapter; merge it into its model first")
@@ -71,7 +75,7 @@ def open_weights(model: str, causal_lm: nn.Module) -> Read:
         source.require(causal_lm, model)
         return source
     why = "their names or shapes are not those of transformers' model" if files else "they are not in safetensors files"
-    logger.info(f"weights: {model}: {why}; the first process loads the whole model and sends it to the others")
+    logger.info("weights: %s: %s; the first process loads the whole model and sends it to the others", model, why)
     return FirstProcess(model, causal_lm)
 
 
@@ -79,7 +83,7 @@ class SafetensorsFiles:
     """Tensors in safetensors files, memory-mapped. Raises UserError for a file that is missing, cut short or damaged."""
 
     def __init__(self, files: dict[Path, list[str]]):
-        """`files` -> the tensors that the index promises of each, none without an index."""
+        """`files`: path -> names of the tensors that the index says it holds, none without an index."""
         from safetensors import SafetensorError, safe_open
 
         self.handles, self.files, self.promised, self.names = {}, {}, {}, {}
@@ -91,7 +95,7 @@ class SafetensorsFiles:
                 handle = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{path}: {_damage(path) or error}") from None
-            for name in handle.keys():  # noqa: SIM118 (a handle is no dictionary)
+            for name in handle.keys():  # noqa: SIM118  a handle cannot be iterated over
                 self.handles[name], self.files[name] = handle, path
 
     def __call__(self, name: str) -> Rows:
@@ -102,7 +106,10 @@ class SafetensorsFiles:
         return self(name).get_shape()
 
     def require(self, causal_lm: nn.Module, model: str) -> None:
-        """Every tensor of `causal_lm` is here, with its shape; ties hold. Surplus tensors are only told of."""
+        """Raise UserError unless every tensor of `causal_lm` is here with its shape, and tied ones are equal.
+
+        Tensors that the model has no place for are only warned of.
+        """
         surplus = {name: path for name, path in self.files.items() if not name.endswith("rotary_emb.inv_freq")}
         growing = _embedding_names(causal_lm)
         for names, tensor in _tensors(causal_lm):
@@ -118,7 +125,7 @@ class SafetensorsFiles:
             self.names[names[0]] = held[0]  # tied weights are in the file under one of their names
         if surplus:
             name, path = next(iter(surplus.items()))
-            logger.info(f"note: {path}: {name} has no place in the model ({len(surplus)} such tensors); it is left out")
+            logger.warning("%s: %s has no place in the model (%d such tensors); left out", path, name, len(surplus))
 
     def _require_shape(self, name: str, wanted: torch.Size, may_grow: bool) -> None:
         shape = self.shape(name)
@@ -138,7 +145,7 @@ _UNTIED = '{}: {} differs from the weight that {}/config.json ties it to; put "t
 
 
 class FirstProcess:
-    """transformers' own loading on the first process, in fp32; each tensor is sent to all when it is asked for."""
+    """The model as transformers loads it on the first process, in fp32; each tensor is sent to all when it is asked for."""
 
     def __init__(self, model: str, causal_lm: nn.Module):
         self.state, told = {}, [None]
@@ -157,7 +164,7 @@ class FirstProcess:
         self.shapes = told[0]
 
     def __call__(self, name: str) -> Rows:
-        mine = self.state.pop(name, None)  # asked for once: what is sent need not be kept
+        mine = self.state.pop(name, None)  # each tensor is asked for once, and need not be kept after it is sent
         tensor = torch.empty(self.shapes[name]) if mine is None else mine.detach().contiguous()
         dist.broadcast(tensor, 0)
         return tensor
@@ -170,7 +177,7 @@ def _load_whole(model: str) -> dict[str, Tensor]:
     transformers_logging.disable_progress_bar()
     try:
         causal_lm, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # a dozen kinds: files cut short, shapes that differ, architectures that are none
+    except Exception as error:  # transformers raises a dozen kinds: for files cut short, shapes that differ, and so on
         raise UserError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
         raise UserError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
@@ -178,7 +185,7 @@ def _load_whole(model: str) -> dict[str, Tensor]:
 
 
 def fill_buffers(model: nn.Module, read: Read) -> None:
-    """Read the buffers that files hold, on CPU; collective. (Sharding moves them to its device.)"""
+    """Read the buffers that files hold, on the CPU; collective. (Sharding moves them to its device.)"""
     for name, empty in list(model.named_buffers()):
         if empty.is_meta:
             setattr(*_owner(model, name), read(name)[...].to(empty.dtype))
@@ -194,8 +201,9 @@ def fill(
 ) -> None:
     """Give every parameter that is on the meta device its values, or this process's rows of them; collective.
 
-    `read` is called once for each, in the same order everywhere; ties are kept. Rows past those of the file (an embedding
-    that grew) are the mean of all of its rows. What is not `wanted` gets its memory only.
+    `read` is called once for each, in the same order on every process; tied parameters stay tied. Rows that the file does
+    not have (of an embedding that grew) become the mean of all that it has. A parameter that is not `wanted` gets memory but
+    no values.
     """
     places = defaultdict(list)
     for module in model.modules():
@@ -217,13 +225,14 @@ def _read_own_rows(values: Tensor, rows: Rows) -> None:
         return
     assert values.placements[-1] == Shard(0), values.placements
     dimension = values.device_mesh.ndim - 1
-    each = -(-len(values) // values.device_mesh.size(dimension))  # as torch.chunk cuts
+    each = -(-len(values) // values.device_mesh.size(dimension))  # rows of a shard, as torch.chunk cuts them
     begin = min(each * values.device_mesh.get_local_rank(dimension), len(values))
     own = values.to_local()
     own.copy_(_take(rows, begin, begin + len(own)))
 
 
 def _take(rows: Rows, begin: int, end: int) -> Tensor:
+    """Rows `begin` to `end`; those past the last one are the mean of all."""
     held = _length(rows)
     if end <= held:
         return rows[begin:end]
@@ -264,10 +273,10 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
 
 
 def _renamed(causal_lm: nn.Module, names) -> bool:
-    """Whether transformers, when it loads these tensors, changes any, or finds them under names that its model lacks."""
+    """Whether transformers changes any of these tensors when it loads them, or reads them under names its model lacks."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError:  # it has moved: only transformers itself can know
+    except ImportError:  # it has moved, and only transformers itself can know
         return True
     for conversion in get_model_conversion_mapping(causal_lm):
         for name in names:
@@ -280,7 +289,7 @@ def _renamed(causal_lm: nn.Module, names) -> bool:
 
 
 def _tensors(causal_lm: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """What a file should hold: each tensor with its name, or names if it is tied."""
+    """What the files should hold: each tensor of the state, with its names (several if it is tied)."""
     names = defaultdict(list)
     for name, tensor in causal_lm.state_dict(keep_vars=True).items():
         names[tensor].append(name)
@@ -288,18 +297,23 @@ def _tensors(causal_lm: nn.Module) -> list[tuple[list[str], Tensor]]:
 
 
 def _embedding_names(causal_lm: nn.Module) -> set[str]:
+    """Names of the parameters that have a row for each token: of the embeddings and of the head."""
     owners = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
     tensors = {p for owner in owners if owner is not None for p in owner.parameters()}
     return {name for name, p in causal_lm.named_parameters(remove_duplicate=False) if p in tensors}
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """(the module that a parameter or buffer belongs to, its attribute there)."""
     owner, _, attribute = name.rpartition(".")
     return model.get_submodule(owner), attribute
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a safetensors file: 8 bytes for the length of a JSON header, which says where each tensor lies."""
+    """What is wrong with a safetensors file, None if nothing is seen.
+
+    It begins with the length of a JSON header (8 bytes), which says where each tensor lies.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

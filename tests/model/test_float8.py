@@ -9,14 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import models
-from helpers.training import fails, train_here  # noqa: F401  fixtures
+from helpers.training import fails, train_here
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from fastft.errors import UserError
 from fastft.model.attention import choose_attention
-from fastft.model.build import TrainedModel, prove_isolation
+from fastft.model.build import TrainedModel
 from fastft.model.float8 import convert
+from fastft.model.isolation import prove_isolation
 
 CPU = torch.device("cpu")
 
@@ -81,7 +82,7 @@ def test_conversations_in_a_row_do_not_see_each_other(model):
         prove_isolation(model, CPU)
 
 
-def test_without_the_hardware_one_line_says_so(ground, tmp_path):  # noqa: F811
+def test_without_the_hardware_one_line_says_so(ground, tmp_path):
     fails(
         train_here(ground, tmp_path / "out", "--float8", "true", "--compile", "true"),
         "float8: needs an NVIDIA GPU of compute capability 9.0 or more",

@@ -1,8 +1,11 @@
 """Whatever a generation_config.json holds, what is exported is one that transformers writes, reads and generates with."""
 
+import contextlib
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from helpers import models
@@ -17,13 +20,26 @@ def model(tmp_path_factory):
     return AutoModelForCausalLM.from_pretrained(models.make_model(tmp_path_factory.mktemp("tiny") / "model"))
 
 
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """What fastft says within the block, one entry a message."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("fastft").addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger("fastft").removeHandler(handler)
+
+
 def exported(text: str | bytes, tmp_path) -> tuple[dict, list[str], list[int]]:
     """(the values written again, what was said, further ends) of a generation_config.json with this text."""
     from transformers import GenerationConfig
 
     (tmp_path / "generation_config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    said: list[str] = []
-    config, ends = read_generation_config(str(tmp_path), said.append)
+    with heard() as said:
+        config, ends = read_generation_config(str(tmp_path))
     config.eos_token_id = [1]  # a changed one is written strictly
     config.save_pretrained(tmp_path / "written")
     assert GenerationConfig.from_pretrained(tmp_path / "written") == config
@@ -74,7 +90,7 @@ def test_values_are_kept_mended_or_left_out_and_that_is_said(values, kept, says,
     written, said, _ = exported(json.dumps(values), tmp_path)
     assert written == kept
     assert all(text in "\n".join(said) for text in says) and bool(said) == bool(says)
-    assert all(line.startswith(f"note: {tmp_path}") and "\n" not in line for line in said)
+    assert all(line.startswith(f"{tmp_path}") and "\n" not in line for line in said)
     config = GenerationConfig.from_pretrained(tmp_path / "written", max_new_tokens=2, pad_token_id=0)
     assert model.generate(torch.tensor([[5, 6, 7]]), generation_config=config).shape[1] > 3
 
@@ -87,8 +103,8 @@ def test_a_damaged_file_is_left_out_and_that_is_said(text, tmp_path):
 
 
 def test_without_a_file_there_is_nothing_to_say(tmp_path):
-    said: list[str] = []
-    config, ends = read_generation_config(str(tmp_path), said.append)
+    with heard() as said:
+        config, ends = read_generation_config(str(tmp_path))
     assert ends == said == [] and config.do_sample is None
 
 
@@ -100,6 +116,10 @@ def test_further_ends_are_token_ids(tmp_path):
 
 def test_transformers_own_warnings_of_what_is_mended_are_not_heard(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.9, "length_penalty": 2.0}')
-    script = "import sys; from fastft.model.generation_config import read_generation_config; read_generation_config(sys.argv[1], print)"
+    script = (
+        "import sys; from fastft.common import logs; from fastft.model.generation_config import read_generation_config;"
+        "logs.show(); read_generation_config(sys.argv[1])"
+    )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2 and "generation flags" not in done.stderr
+    assert done.returncode == 0 and done.stdout == ""
+    assert [line.startswith("warning: ") for line in done.stderr.splitlines()] == [True, True], done.stderr

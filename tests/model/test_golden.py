@@ -25,13 +25,13 @@ FAMILIES = ("llama", "qwen3", "mistral", "gemma")
 
 def losses_and_norms(family: str, work: Path) -> list[list[float]]:
     """[loss, norm of the gradient] of each of 20 steps."""
-    from fastft.train.loop import main
+    from fastft.cli import main
     from fastft.train.metrics import read_metrics
 
     models.make_model(work / "model", family)
     models.make_data(work / "data.jsonl", conversations=40, seed=1)
     arguments = [
-        "--model", work / "model", "--data", work / "data.jsonl", "--output_dir", work / "out", "--max_steps", 20,
+        "train", "--model", work / "model", "--data", work / "data.jsonl", "--output_dir", work / "out", "--max_steps", 20,
         "--seq_len", 160, "--global_batch_size", 4, "--epochs", 9, "--optimizer.lr", 1e-3, "--optimizer.weight_decay", 0.1,
         "--checkpoint.every", 0,
     ]  # fmt: skip
@@ -59,11 +59,11 @@ def test_a_model_learns_four_conversations_by_heart(tmp_path, monkeypatch):
     monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
     models.make_model(tmp_path / "model")
     models.make_data(tmp_path / "data.jsonl", conversations=4)
-    from fastft.train.loop import main
+    from fastft.cli import main
     from fastft.train.metrics import read_metrics
 
     arguments = [
-        "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--output_dir", tmp_path / "out",
+        "train", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--output_dir", tmp_path / "out",
         "--seq_len", 160, "--global_batch_size", 1, "--epochs", 60, "--optimizer.lr", 1e-2, "--checkpoint.every", 0,
     ]  # fmt: skip
     assert main([str(argument) for argument in arguments]) == 0

@@ -19,9 +19,10 @@ def ground(tmp_path, monkeypatch):
 
 
 def test_a_step_neither_waits_for_the_device_nor_compiles_again(ground, monkeypatch):
-    import fastft.train.loop
+    from fastft.cli import main
+    from fastft.train import loop
 
-    step, graphs = fastft.train.loop.train_step, []
+    step, graphs = loop.train_step, []
 
     def watched(*arguments):
         torch.cuda.set_sync_debug_mode("error" if len(graphs) >= 2 else "default")
@@ -31,6 +32,6 @@ def test_a_step_neither_waits_for_the_device_nor_compiles_again(ground, monkeypa
             torch.cuda.set_sync_debug_mode("default")
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
-    monkeypatch.setattr(fastft.train, "train_step", watched)
-    assert fastft.train.loop.main(flags(ground, ground / "out", "--compile", "true", "--log_every", "100")) == 0
+    monkeypatch.setattr(loop, "train_step", watched)
+    assert main(["train", *flags(ground, ground / "out", "--compile", "true", "--log_every", "100")]) == 0
     assert len(graphs) == 9 and graphs[1] == graphs[-1] > 0

@@ -106,7 +106,7 @@ def test_a_resumed_run_is_bit_identical(ground, whole_run, tmp_path):
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground, whole_run, tmp_path, quantize):
-    from fastft.train.export import main as export
+    from fastft.cli import main
 
     out = whole_run
     if quantize == "nf4":
@@ -115,7 +115,7 @@ def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground, whole_run, 
         run(ground, out, "--lora.quantize", "nf4")
     first, *_, last = sorted((out / "checkpoints").glob("step-*"))
     for path in (first, last):
-        assert export([str(path), str(tmp_path / path.name)]) == 0
+        assert main(["export", str(path), str(tmp_path / path.name)]) == 0
     trained = runs.weights(out)
     exported, earlier = (load_file(tmp_path / path.name / "model.safetensors") for path in (last, first))
     assert exported.keys() == earlier.keys() == trained.keys()

@@ -1,6 +1,7 @@
 """The model path: weights come from files as transformers would load them, and whatever saves memory leaves the numbers."""
 
 import json
+import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -13,11 +14,11 @@ from helpers import training as runs
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastft.model.build
 from fastft.common.distributed import join_ranks
 from fastft.errors import UserError
-from fastft.model import build, weights
+from fastft.model import weights
 from fastft.model.activation_checkpointing import recompute
+from fastft.model.build import build_model
 from fastft.model.pretrained import load_config
 
 
@@ -27,15 +28,20 @@ def model(ground, tmp_path):
     return shutil.copytree(ground / "model", tmp_path / "model")
 
 
-def loaded(path: Path) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Parameters and buffers as the trainer loads them, in one process, and what it said."""
+@pytest.fixture(autouse=True)
+def _heard(caplog):
+    """Everything that fastft says is in caplog.messages."""
+    caplog.set_level(logging.INFO, "fastft")
+
+
+def loaded(path: Path) -> dict[str, torch.Tensor]:
+    """Parameters and buffers as the trainer loads them, in one process."""
     join_ranks()
-    said = []
-    causal_lm = build(load_config(str(path)), "eager", str(path))
-    read = weights.open_weights(str(path), causal_lm, said.append)
+    causal_lm = build_model(load_config(str(path)), "eager", str(path))
+    read = weights.open_weights(str(path), causal_lm)
     weights.fill_buffers(causal_lm, read)
     weights.fill(causal_lm, read, torch.device("cpu"), lambda parameter: torch.float32)
-    return tensors(causal_lm), said
+    return tensors(causal_lm)
 
 
 def tensors(causal_lm) -> dict[str, torch.Tensor]:
@@ -75,39 +81,38 @@ ROPES = {
 
 
 @pytest.mark.parametrize("family", [*models.FAMILIES, "gpt2", "mixtral", "gpt_neox"])
-def test_every_parameter_and_buffer_is_the_one_that_transformers_loads(family, tmp_path):
+def test_every_parameter_and_buffer_is_the_one_that_transformers_loads(family, tmp_path, caplog):
     """Bit for bit; above all the buffers that no file holds, which are garbage after an initialisation on meta."""
     options = {"mixtral": {"num_local_experts": 3}, "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4}}
     path = models.make_model(tmp_path / "model", family, **options.get(family, {}))
-    ours, said = loaded(path)
-    assert_same(ours, tensors(from_pretrained(path)))
+    assert_same(loaded(path), tensors(from_pretrained(path)))
     renamed = family in ("mixtral", "gpt_neox")  # experts in one tensor, a head under another name
-    assert ("first process" in "".join(said)) == renamed
+    assert ("first process" in "".join(caplog.messages)) == renamed
 
 
 @pytest.mark.parametrize("kind", ROPES)
 def test_rotary_frequencies_are_those_of_transformers(kind, tmp_path):
     rope = {"rope_theta": 5e5, **ROPES[kind]}
     path = models.make_model(tmp_path / "model", rope_parameters=rope)
-    ours, _ = loaded(path)
+    ours = loaded(path)
     assert ours["model.rotary_emb.inv_freq"].isfinite().all()
     assert_same(ours, tensors(from_pretrained(path)))
 
 
 def test_a_buffer_that_transformers_would_not_compute_is_refused(ground):
-    causal_lm = build(load_config(str(ground / "model")), "eager", "llama")
+    causal_lm = build_model(load_config(str(ground / "model")), "eager", "llama")
     causal_lm.model.register_buffer("forgotten", torch.ones(3), persistent=False)
     with pytest.raises(UserError, match=r"does not compute its buffer model\.forgotten"):
         weights.compute_buffers(causal_lm)
 
 
-def test_bf16_files_in_several_parts_become_fp32_masters(tmp_path):
+def test_bf16_files_in_several_parts_become_fp32_masters(tmp_path, caplog):
     path = models.make_model(tmp_path / "model", dtype="bfloat16")
     from_pretrained(path).to(torch.bfloat16).save_pretrained(path, max_shard_size="20KB")
     (path / "model.safetensors").unlink()
     assert len(list(path.glob("model-*.safetensors"))) > 3
-    ours, said = loaded(path)
-    assert ours["lm_head.weight"].dtype == torch.float32 and not said
+    ours = loaded(path)
+    assert ours["lm_head.weight"].dtype == torch.float32 and not caplog.messages
     assert_same(ours, tensors(from_pretrained(path)))
 
 
@@ -119,7 +124,7 @@ def test_tied_weights_are_found_under_either_name(tmp_path):
         embedding = state.pop("model.embed_tokens.weight", state.get("lm_head.weight"))
         state.update({name: embedding.clone() for name in names})
         save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-        ours, _ = loaded(path)
+        ours = loaded(path)
         assert_same(ours, expected)
     state["lm_head.weight"] += 1
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
@@ -131,19 +136,18 @@ def test_tied_weights_are_found_under_either_name(tmp_path):
         loaded(path)
 
 
-def test_a_checkpoint_of_the_bare_model_or_without_safetensors_goes_through_transformers(tmp_path):
+def test_files_of_the_bare_model_or_without_safetensors_are_loaded_by_transformers(tmp_path, caplog):
     path = models.make_model(tmp_path / "model", "llama_tied")
     expected = tensors(from_pretrained(path))
     state = load_file(path / "model.safetensors")
     save_file({name.removeprefix("model."): tensor for name, tensor in state.items()}, path / "model.safetensors")
-    ours, said = loaded(path)
-    assert_same(ours, expected)
-    assert "names or shapes are not those" in said[0]
+    assert_same(loaded(path), expected)
+    assert "names or shapes are not those" in caplog.messages[0]
+    caplog.clear()
     (path / "model.safetensors").unlink()
     torch.save(state, path / "pytorch_model.bin")
-    ours, said = loaded(path)
-    assert_same(ours, expected)
-    assert "not in safetensors files; the first process loads the whole model" in said[0]
+    assert_same(loaded(path), expected)
+    assert "not in safetensors files; the first process loads the whole model" in caplog.messages[0]
 
 
 class Bomb:
@@ -200,10 +204,11 @@ def test_a_missing_part_is_named_with_what_it_holds(ground, model):
     runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
 
 
-def test_tensors_without_a_place_are_told_of(model):
+def test_tensors_without_a_place_are_told_of(model, caplog):
     change(model, lambda s: s.update({"mtp.head": torch.zeros(2), "model.layers.0.rotary_emb.inv_freq": torch.ones(4)}))
-    _, said = loaded(model)
-    assert len(said) == 1 and "model.safetensors: mtp.head has no place in the model (1 such tensors)" in said[0]
+    loaded(model)
+    (said,) = caplog.messages
+    assert "model.safetensors: mtp.head has no place in the model (1 such tensors)" in said
 
 
 def test_an_adapter_is_no_model(ground, model):
@@ -232,8 +237,8 @@ def test_quantised_weights_are_refused(ground, model):
 
 def ranks(processes: int, out: Path, flags: list[str]) -> dict[str, torch.Tensor]:
     """Gradients of the first step on some processes."""
-    here = Path(__file__).parent
-    done = runs.run(runs.command(processes, [str(here / "gradients.py"), str(out), *flags]), cwd=here)
+    target = [str(runs.HERE / "gradients.py"), str(out), *flags]
+    done = runs.run(runs.command(processes, target))
     assert done.returncode == 0, done.stderr
     return torch.load(out, weights_only=True)
 
@@ -260,7 +265,9 @@ def test_weights_sent_by_the_first_process_and_grown_are_sharded_as_on_one(groun
 
 
 def test_replicas_that_do_not_divide_the_processes_are_refused(ground, tmp_path):
-    runs.fails(runs.train_here(ground, tmp_path / "out", "--replicas", "2"), "replicas 2 does not divide the 1 processes")
+    runs.fails(
+        runs.train_here(ground, tmp_path / "out", "--replicas", "2"), "replicas 2 does not divide the 1 processes"
+    )
 
 
 def test_offloading_leaves_gradients_as_they_are(ground, tmp_path):
@@ -368,8 +375,6 @@ def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(sh
     import torch._dynamo
     from transformers import AttentionInterface
 
-    import fastft.train.loop
-
     graphs, compile_block = [], torch.nn.Module.compile
 
     def noting(graph, inputs):
@@ -380,7 +385,7 @@ def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(sh
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: compile_block(block, backend=noting, **how))
     AttentionInterface.register("test_dense", _dense)
-    monkeypatch.setattr(fastft.train, "choose_attention", lambda *_: ("test_dense", ""))
+    monkeypatch.setattr("fastft.train.loop.choose_attention", lambda *_: ("test_dense", ""))
     torch._dynamo.reset()
     path, _ = shallow
     (tmp_path / "prompts.txt").write_text("hello\n")
@@ -391,7 +396,7 @@ def test_a_compiled_run_has_one_graph_for_training_and_its_shapes_are_numbers(sh
     assert graphs == [(True, {int}), (False, {int})]  # training, held-out loss
 
 
-# Longer windows, more words ----------------------------------------------------------------------------------------------
+# Longer rows, more tokens ----------------------------------------------------------------------------------------------
 
 
 def one_step(ground: Path, out: Path, *flags: str) -> None:
@@ -400,7 +405,7 @@ def one_step(ground: Path, out: Path, *flags: str) -> None:
 
 
 def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
-    """The exported model, loaded by transformers, gives the logits of the trainer's own forward pass over a whole window."""
+    """The exported model, loaded by transformers, gives the logits of the trainer's own forward pass over a whole row."""
     from fastft.config import parse_config
     from fastft.data.template.chat_template import load_template
     from fastft.model import loss
@@ -425,7 +430,7 @@ def assert_exported_as_trained(ground: Path, out: Path, *flags: str) -> None:
 
     words = torch.randint(len(template.tokenizer), (1, length), generator=torch.Generator().manual_seed(0))
     places = torch.arange(length)
-    with torch.no_grad(), patch.object(fastft.model, "summed_cross_entropy", watched):
+    with torch.no_grad(), patch("fastft.model.build.summed_cross_entropy", watched):
         model.eval()(words, places[None], torch.tensor([0, length], dtype=torch.int32), length, places, words[0])
         expected = from_pretrained(out / "model").eval()(words).logits[0]
     torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-5)
@@ -441,13 +446,13 @@ def short(ground, tmp_path_factory):
     return path
 
 
-def test_a_window_beyond_the_models_positions_names_the_option(short, tmp_path):
-    says = "window 160 is longer than the 64 positions", "--extend yarn or --extend linear"
+def test_rows_longer_than_the_models_positions_name_the_option(short, tmp_path):
+    says = "seq_len 160 is longer than the 64 positions", "--extend yarn or --extend linear"
     runs.fails(runs.train_here(short, tmp_path / "out"), *says)
 
 
 @pytest.mark.parametrize("extend", ["linear", "yarn"])
-def test_a_longer_window_is_trained_and_exported(short, tmp_path, extend):
+def test_longer_rows_are_trained_and_exported(short, tmp_path, extend):
     from transformers import AutoConfig
 
     one_step(short, tmp_path / "out", "--extend", extend)
@@ -463,7 +468,7 @@ def test_a_longer_window_is_trained_and_exported(short, tmp_path, extend):
     assert_exported_as_trained(short, tmp_path / "out", "--extend", extend)
 
 
-def test_a_window_that_fits_is_not_scaled(short, tmp_path):
+def test_rows_that_fit_need_no_scaling(short, tmp_path):
     one_step(short, tmp_path / "out", "--extend", "yarn", "--seq_len", "64", "--overlong", "drop")
     assert load_config(str(tmp_path / "out" / "model")).rope_parameters["rope_type"] == "default"
 
@@ -483,7 +488,7 @@ def test_scaling_goes_on_top_of_linear_only(short):
             fitted(extend, **rope)
 
 
-def test_only_layers_that_see_the_whole_window_are_scaled(tmp_path):
+def test_only_layers_that_see_the_whole_row_are_scaled(tmp_path):
     from fastft.model.rope_scaling import fit_seq_len
 
     path = models.make_model(tmp_path / "model", "gemma3_text")
