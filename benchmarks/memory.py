@@ -33,8 +33,8 @@ from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
 from fastft.cost.memory import GIB, Memory, load_shape, peak_memory, setup_of
 from fastft.model import attention, build, lora, weights
 from fastft.model.activation_checkpointing import recompute
-from fastft.train.step import accumulate_gradients
 from fastft.train.optim import build_optimizer, clip_gradients, update
+from fastft.train.step import accumulate_gradients
 
 SHAPES = {
     "small-llama": ("llama", {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "num_attention_heads": 4,

@@ -213,8 +213,11 @@ def _contents(path: str) -> str:
 
 
 def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedData:
-    """Memory-map a token file. Raises pyarrow.ArrowInvalid for one that is damaged."""
+    """Memory-map a token file. Raises pyarrow.ArrowInvalid for one that is damaged, or that an earlier version wrote."""
     table = pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
+    # The column was called merged_borders once. Raising CACHE_VERSION instead would change the identity of earlier runs.
+    if "merged_boundaries" not in table.column_names:
+        raise pa.ArrowInvalid("an earlier version wrote this file")
     ids, trained = [], []
     for batch in table.to_batches():
         edges = batch["ids"].offsets.to_numpy()

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import pyarrow as pa
 import pytest
 import torch
 import xxhash
@@ -15,6 +16,7 @@ from helpers.training import (
     command,
     fails,
     flags,
+    here,
     losses,
     plain_gradients,
     run,
@@ -199,6 +201,24 @@ def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_on
     assert [(path.name, meta["step"]) for path, meta in found] == [("step-00000008", 8), ("step-00000004", 4)]
     assert passed_over == [f"{tmp_path}/step-00000012: passed over: shard holds 3 bytes instead of 5"]
     assert local.newest(tmp_path) == found[0]
+
+
+def test_a_run_of_the_last_release_is_resumed_exported_and_reported(ground, whole_run, tmp_path):
+    """It called seq_len window, in config.yaml and in the identity of its checkpoints."""
+    out = shutil.copytree(whole_run, tmp_path / "out")
+    shutil.rmtree(out / "model")
+    first, last = sorted((out / "checkpoints").glob("step-*"))
+    shutil.rmtree(last)
+    for path in (out / "config.yaml", first / "meta.json"):
+        assert path.read_text().count("seq_len") == 1
+        path.write_text(path.read_text().replace("seq_len", "window"))
+    for verb in (["export", str(out), str(tmp_path / "exported")], ["report", str(out)]):
+        done = here(verb)
+        assert done.returncode == 0, done.stderr
+    assert "rows of 160 tokens" in (tmp_path / "exported" / "README.md").read_text()
+    done = train_here(ground, out, "--checkpoint.every", "4")
+    assert done.returncode == 0 and f"resumed: step 8 from {first}" in done.stderr, done.stderr
+    assert losses(out) == losses(whole_run)
 
 
 def test_other_settings_over_an_earlier_run_are_refused(ground, whole_run):
@@ -394,6 +414,14 @@ def test_tokens_are_made_again_when_the_end_token_changes_or_the_cache_is_damage
     for path in cache_directory().glob("*.arrow"):
         path.rename(tmp_path / path.name)
         path.write_bytes((tmp_path / path.name).read_bytes()[:100])
+    assert tokenized(data, chat_template(tokenizer, "vicuna")).ids[0].tolist() == expected
+    for path in cache_directory().glob("*.arrow"):  # as an earlier version wrote it
+        table = pa.ipc.open_file(path.read_bytes()).read_all()
+        table = table.rename_columns(
+            [name.replace("merged_boundaries", "merged_borders") for name in table.column_names]
+        )
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
     assert tokenized(data, chat_template(tokenizer, "vicuna")).ids[0].tolist() == expected
 
 
