@@ -1,4 +1,4 @@
-"""TODO docstring of fastft.data.batch."""
+"""Turn the rows of a step into tensors, a rank's micro-batches at a time, and do so ahead of the steps that need them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +16,17 @@ from fastft.data.step_plan import Step
 
 @dataclass
 class Batch:
-    """A micro-batch: R packed rows laid end to end, N = R x window tokens, n of them predicting a trained token."""
+    """A micro-batch: R packed rows laid end to end, N = R x seq_len tokens, n of which predict a trained token."""
 
     input_ids: Tensor  # [1, N] int64
-    position_ids: Tensor  # [1, N] int64, from 0 in every conversation
-    cu_seqlens: Tensor  # [documents + 1] int32: where conversations begin; then N, up to a fixed size
-    max_seqlen: int  # the window: a constant, so that nothing is compiled again for another longest conversation
+    position_ids: Tensor  # [1, N] int64, counted from 0 in every conversation
+    cu_seqlens: Tensor  # [R x (max_per_row + 1) + 1] int32: where documents begin, then N repeated
+    max_seqlen: int  # seq_len, whatever the longest conversation is: a constant, so that nothing is compiled again
     loss_index: Tensor  # [n] int64: positions whose next token is trained
     targets: Tensor  # [n] int64: those next tokens
 
     def pinned(self) -> "Batch":
-        """The same in memory that a GPU copies from without the host's help."""
+        """The same in page-locked memory, from which a GPU copies while the host goes on."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
@@ -44,12 +44,12 @@ class Batch:
 
 
 def build_batch(
-    data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, seq_len: int, most_in_a_row: int
+    data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, seq_len: int, max_per_row: int
 ) -> Batch:
-    """Lay `rows` (and empty ones up to `row_count`) end to end. Padding is a document of its own and never trained.
+    """Lay `rows`, and empty ones up to `row_count`, end to end. Padding is a document of its own and never trained.
 
-    No row holds more than `most_in_a_row` conversations: that gives `cu_seqlens` one size for the whole run, so that nothing
-    is compiled again.
+    `max_per_row` is the most conversations that any row of the run holds. It gives `cu_seqlens` the same size in every
+    batch of the run, so that nothing is compiled again.
     """
     total = row_count * seq_len
     input_ids, position_ids = np.zeros(total, np.int64), np.zeros(total, np.int64)
@@ -69,7 +69,7 @@ def build_batch(
             padding = (r + 1) * seq_len - at
             position_ids[at : at + padding] = np.arange(padding)
             edges.append((r + 1) * seq_len)
-    size = row_count * (most_in_a_row + 1) + 1
+    size = row_count * (max_per_row + 1) + 1
     edges += [total] * (size - len(edges))
     return Batch(
         input_ids=torch.from_numpy(input_ids)[None],
@@ -81,18 +81,18 @@ def build_batch(
     )
 
 
-def rank_batches(step: Step, rank: int, world: int, micro: int, seq_len: int, most_in_a_row: int) -> Iterator[Batch]:
-    """This rank's micro-batches of a step: rows rank, rank + world, ...; as many on every rank."""
+def rank_batches(step: Step, rank: int, world: int, micro: int, seq_len: int, max_per_row: int) -> Iterator[Batch]:
+    """A rank's micro-batches of `micro` rows: rows rank, rank + world, … of the step. Every rank has the same number."""
     mine = step.rows[rank::world]
     count = -(-len(step.rows) // (world * micro))
     for i in range(count):
-        yield build_batch(step.data, mine[i * micro : (i + 1) * micro], micro, seq_len, most_in_a_row)
+        yield build_batch(step.data, mine[i * micro : (i + 1) * micro], micro, seq_len, max_per_row)
 
 
 def ahead(steps: Iterator[Step], batches: Callable[[Step], list[Batch]]) -> Iterator[tuple[Step, list[Batch]]]:
-    """Each step with its batches, built by a thread while the steps before it run.
+    """Yield each step with its batches, which a thread builds while the two steps before it run.
 
-    Two steps ahead: building takes a few milliseconds a row, and no step is that short twice.
+    Building takes a few milliseconds a row, which one short step might not cover; two do.
     """
     with ThreadPoolExecutor(1) as worker:
         waiting = deque((step, worker.submit(batches, step)) for step in islice(steps, 2))

@@ -1,30 +1,28 @@
-"""Packing plan: which conversations share a row, and in which order rows are trained.
+"""Plan which conversations share a packed row, and in which order the rows are trained on.
 
-A pure function of (lengths, window, seed, epoch); it does not know how many GPUs there are. Every conversation appears
-once per epoch, ends included. Best-fit decreasing: conversations from long to short, each into the fullest row that
-still takes it. Two seeded shuffles make epochs differ: conversations of equal length change places, and so do rows.
+The plan is a pure function of (lengths, sequence length, seed, epoch); it does not depend on the number of GPUs. Every
+conversation appears once per epoch, and whole. The algorithm is best-fit decreasing: conversations are taken from long to
+short, and each is put into the fullest row that still has room for it. Two seeded shuffles make epochs differ: of
+conversations with equal lengths, and of rows.
 """
 
 import numpy as np
 
-from fastft.errors import UserError
-
 
 def pack(lengths: np.ndarray, seq_len: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Rows of one epoch: each an int64 array of conversation indices whose lengths (in tokens) sum to <= window.
+    """Rows of one epoch: each an int64 array of conversation numbers, whose lengths in tokens sum to at most `seq_len`.
 
-    Raises UserError when a conversation is longer than the window.
+    No conversation may be longer than `seq_len`; fastft.data.dataset.fit_to_seq_len sees to that.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
-    if len(lengths) and lengths.max() > seq_len:
-        raise UserError(f"a conversation of {lengths.max()} tokens does not fit the window of {seq_len}")
+    assert not len(lengths) or lengths.max() <= seq_len, f"{lengths.max()} tokens do not fit into a row of {seq_len}"
     random = np.random.default_rng([seed, epoch])
     shuffled = random.permutation(len(lengths))
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
 
     rows: list[list[int]] = []
-    rows_with_space: list[list[int]] = [[] for _ in range(seq_len + 1)]  # rows by how many tokens they still take
-    occupied = 0  # bit s is set when rows_with_space[s] is not empty; the best fit is then one shift and one lowest bit
+    rows_with_space: list[list[int]] = [[] for _ in range(seq_len + 1)]  # rows by how many tokens they have room for
+    occupied = 0  # bit s is set where rows_with_space[s] is not empty: one shift and the lowest bit find the best fit
     for conversation in order.tolist():
         length = int(lengths[conversation])
         fitting = occupied >> length
@@ -43,19 +41,20 @@ def pack(lengths: np.ndarray, seq_len: int, seed: int, epoch: int) -> list[np.nd
 
 
 def lower_bound(lengths: np.ndarray, seq_len: int) -> int:
-    """Fewest rows that any plan could need (bound L2 of Martello and Toth, 1990, for bin packing).
+    """A number of rows that no plan can do without (bound L2 of Martello and Toth, 1990, for bin packing).
 
-    For every threshold k: conversations longer than window - k need a row each and leave too little room for those of
-    at least k tokens; what those need beyond the room that the others leave is counted by volume.
+    For every threshold k: conversations longer than half a row need a row each. Those longer than seq_len - k leave no room
+    for one of k tokens or more. What the conversations of k tokens up to half a row need, beyond the room that the other
+    long ones leave, is counted by volume. The largest of these numbers is the bound.
     """
     lengths = np.sort(np.asarray(lengths, dtype=np.int64))
     if not len(lengths):
         return 0
     sums = np.concatenate([[0], np.cumsum(lengths)])
     best = -(-int(sums[-1]) // seq_len)
-    half = np.searchsorted(lengths, seq_len // 2, side="right")  # first conversation longer than half a window
+    half = np.searchsorted(lengths, seq_len // 2, side="right")  # first conversation longer than half a row
     for k in np.unique(lengths[:half]):
-        whole = np.searchsorted(lengths, seq_len - k, side="right")  # first that shares with nothing of k tokens
+        whole = np.searchsorted(lengths, seq_len - k, side="right")  # first that leaves no room for k tokens
         small = np.searchsorted(lengths, k, side="left")
         volume = int(sums[half] - sums[small])
         room = int((whole - half) * seq_len - (sums[whole] - sums[half]))

@@ -1,4 +1,9 @@
-"""TODO docstring of fastft.data.step_plan."""
+"""Turn tokenised data into optimiser steps: a pure function of (data, seed, epoch, step), with no state to save.
+
+plan = plan_stage(stage, template)       # StepPlan: the packed rows of every epoch, cut into steps
+curriculum = Curriculum([plan, later])   # the stages of a run one after the other, steps numbered 1..total
+step = curriculum.step(17)               # the rows of its global batch, whatever the number of ranks
+"""
 
 import logging
 import math
@@ -24,45 +29,41 @@ class Step:
 
     number: int  # from 1, in its stage
     epoch: int  # from 0, in its stage
-    rows: list[np.ndarray]
+    rows: list[np.ndarray]  # each the numbers of the conversations in it, int64
     data: TokenizedData
     stage: int = 0
 
 
 class StepPlan:
-    """The packing plans of all epochs, cut into optimiser steps of `global_batch_size` rows.
+    """The packed rows of all epochs, cut into optimiser steps of `global_batch_size` rows.
 
-    The last step of an epoch may hold fewer rows; every conversation is seen once per epoch, or as its source says.
+    The last step of an epoch may hold fewer rows. Every conversation is seen once per epoch, or as often as its source says.
     """
 
     def __init__(
         self, data: TokenizedData, seq_len: int, seed: int, epochs: int, global_batch_size: int, max_steps: int | None
     ):
-        self.data, self.lengths, self.seq_len, self.seed, self.batch = (
-            data,
-            data.lengths,
-            seq_len,
-            seed,
-            global_batch_size,
-        )
-        self.most_in_a_row = 0  # conversations
+        self.data, self.lengths = data, data.lengths
+        self.seq_len, self.seed, self.batch = seq_len, seed, global_batch_size
+        self.max_per_row = 0  # the most conversations that any row holds
         self.starts = [0]  # number of steps before each epoch
         for epoch in range(epochs):
-            plan = self.plan(epoch)
-            self.most_in_a_row = max([self.most_in_a_row, *map(len, plan)])
-            self.starts.append(self.starts[-1] + -(-len(plan) // global_batch_size))
+            rows = self.rows(epoch)
+            self.max_per_row = max([self.max_per_row, *map(len, rows)])
+            self.starts.append(self.starts[-1] + -(-len(rows) // global_batch_size))
             if max_steps and self.starts[-1] >= max_steps:
                 break
         self.total = min(self.starts[-1], max_steps or self.starts[-1])
         assert self.total, "every file has a conversation, and every weight takes one of them in the first epoch"
 
-    @lru_cache(maxsize=2)  # noqa: B019  one schedule per stage
-    def plan(self, epoch: int) -> list[np.ndarray]:
+    @lru_cache(maxsize=2)  # noqa: B019  there is one StepPlan per stage, and it lives as long as the run
+    def rows(self, epoch: int) -> list[np.ndarray]:
+        """The rows of an epoch in the order in which they are trained on: each the numbers of its conversations (int64)."""
         chosen = self.chosen(epoch)
         return [chosen[row] for row in pack(self.lengths[chosen], self.seq_len, self.seed, epoch)]
 
     def chosen(self, epoch: int) -> np.ndarray:
-        """The conversations of an epoch (int64), some several times or not at all where sources have weights."""
+        """The numbers of an epoch's conversations (int64): where sources have weights, some several times or not at all."""
         first, found = 0, []
         for number, source in enumerate(self.data.sources):
             if source.epochs is None or epoch < source.epochs:
@@ -74,28 +75,29 @@ class StepPlan:
         """Step `number` in 1..total."""
         epoch = max(e for e, start in enumerate(self.starts) if start < number)
         first = (number - self.starts[epoch] - 1) * self.batch
-        return Step(number, epoch, self.plan(epoch)[first : first + self.batch], self.data)
+        return Step(number, epoch, self.rows(epoch)[first : first + self.batch], self.data)
 
     def describe(self) -> dict[str, float]:
-        """Rows of the first epoch, the lower bound for its lengths, and how full the rows are."""
-        rows, lengths = len(self.plan(0)), self.lengths[self.chosen(0)]
+        """Rows of the first epoch, the fewest that any packing could need, how full they are (0..1), and steps in all."""
+        rows, lengths = len(self.rows(0)), self.lengths[self.chosen(0)]
         fill = float(lengths.sum() / (rows * self.seq_len))
         return {"rows": rows, "lower_bound": lower_bound(lengths, self.seq_len), "fill": fill, "steps": self.total}
 
 
 def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarray:
-    """Positions in a source, each as often as its weight says. What a fraction leaves out has its turn in a later epoch.
+    """Positions in a source (int64), each as often as its weight says. What a fraction leaves out comes in a later epoch.
 
-    Fractions of a conversation add up over the epochs, rounded up: however small the weight, something is trained on.
+    Fractions of a conversation add up over the epochs and are rounded up, so that even the smallest weight trains one.
     """
-    whole, part = divmod(Fraction(str(source.weight)), 1)  # the decimal that was written: 10 x 0.1 is 1 and no more
+    # The decimal number that was written: ten epochs with a weight of 0.1 are one whole pass and no more.
+    whole, part = divmod(Fraction(str(source.weight)), 1)
     first, end = (math.ceil(epochs * part * source.count) for epochs in (epoch, epoch + 1))
     turns = random.permutation(source.count)[np.arange(first, end) % source.count]
     return np.concatenate([np.tile(np.arange(source.count), whole), np.sort(turns)])
 
 
 class Curriculum:
-    """The stages of a run one behind the other, their steps numbered through."""
+    """The stages of a run one after the other, with their steps numbered from 1 to `total`."""
 
     def __init__(self, stages: Sequence[StepPlan]):
         self.stages = stages
@@ -103,11 +105,13 @@ class Curriculum:
 
     @property
     def total(self) -> int:
+        """Steps of the whole run."""
         return self.ends[-1]
 
     @property
-    def most_in_a_row(self) -> int:
-        return max(stage.most_in_a_row for stage in self.stages)
+    def max_per_row(self) -> int:
+        """The most conversations that any row of the run holds."""
+        return max(stage.max_per_row for stage in self.stages)
 
     def step(self, number: int) -> Step:
         """Step `number` in 1..total of the run."""
@@ -116,26 +120,29 @@ class Curriculum:
 
 
 def plan_stage(stage: TrainConfig, template: ChatTemplate) -> StepPlan:
-    """The steps of one stage, from all its files. Raises UserError as `load_data` does."""
+    """The steps of one stage, from all its files; says how many and how full they are. Raises UserError as `load_data` does.
+
+    Collective where a process group has been joined, as `load_data` is; estimating a run's price joins none.
+    """
     sources = sources_of(stage.data)
     parts = [load_data(source.path, template, stage) for source in sources]
     data = mixed(parts, [source.weight for source in sources], [source.epochs for source in sources])
-    schedule = StepPlan(data, stage.seq_len, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
-    plan, world = schedule.describe(), world_size()
+    plan = StepPlan(data, stage.seq_len, stage.seed, stage.epochs, stage.global_batch_size, stage.max_steps)
+    found, world = plan.describe(), world_size()
     logger.info(
-        f"plan: {plan['rows']} rows of {stage.seq_len} tokens (lower bound {plan['lower_bound']}), {plan['fill']:.1%} full; "
-        f"{schedule.total} steps of {stage.global_batch_size} rows on {world} process{'es' if world > 1 else ''}"
+        f"plan: {found['rows']} rows of {stage.seq_len} tokens (lower bound {found['lower_bound']}), {found['fill']:.1%} full; "
+        f"{plan.total} steps of {stage.global_batch_size} rows" + (f" on {world} processes" if world > 1 else "")
     )
-    return schedule
+    return plan
 
 
 def fullest_step(curriculum: Curriculum, rows: int) -> Step:
-    """A step of the `rows` rows that hold the most tokens in a stage's first epoch, of the stage where that is most."""
+    """A step of the fullest `rows` rows: those with the most tokens in any one stage's first epoch."""
     best, most = None, -1
     for number, stage in enumerate(curriculum.stages):
         trained = stage.data.trained_counts
-        plan = sorted(stage.plan(0), key=lambda row: (-stage.lengths[row].sum(), -trained[row].sum()))[:rows]
-        tokens = sum(int(stage.lengths[row].sum()) for row in plan)
+        fullest = sorted(stage.rows(0), key=lambda row: (-stage.lengths[row].sum(), -trained[row].sum()))[:rows]
+        tokens = sum(int(stage.lengths[row].sum()) for row in fullest)
         if tokens > most:
-            best, most = Step(1, 0, plan, stage.data, number), tokens
+            best, most = Step(1, 0, fullest, stage.data, number), tokens
     return best

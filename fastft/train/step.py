@@ -70,7 +70,7 @@ def accumulate_gradients(model: TrainedModel, batches: list[Batch], trained: int
 def build_batches(curriculum: Curriculum, config: TrainConfig, device: torch.device, step: Step) -> list[Batch]:
     """This rank's micro-batches of a step, in pinned memory where the device is a GPU."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    batches = rank_batches(step, rank, world, config.micro_batch_size, config.seq_len, curriculum.most_in_a_row)
+    batches = rank_batches(step, rank, world, config.micro_batch_size, config.seq_len, curriculum.max_per_row)
     return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
 
 

@@ -86,7 +86,7 @@ def test_the_work_is_that_of_the_plan(ground):
         load_template(str(ground / "model")).tokenizer
     )
     cut, _ = planned_work(config(ground, epochs=2, global_batch_size=4, max_steps=2))
-    rows = StepPlan(data.select(keep.nonzero()[0]), 160, 0, 2, 4, 2).plan(0)[:8]
+    rows = StepPlan(data.select(keep.nonzero()[0]), 160, 0, 2, 4, 2).rows(0)[:8]
     assert cut.steps == 2 and cut.tokens == sum(int(lengths[row].sum()) for row in rows) < work.tokens
 
 

@@ -1,4 +1,4 @@
-"""The packing plan: every conversation once, nothing over the window, near the lower bound, a pure function."""
+"""The packing plan: every conversation once, no row over the sequence length, near the lower bound, a pure function."""
 
 import numpy as np
 import pytest
@@ -6,20 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastft.data.packing import lower_bound, pack
-from fastft.errors import UserError
 
-lengths_and_window = st.integers(1, 64).flatmap(
+lengths_and_seq_len = st.integers(1, 64).flatmap(
     lambda w: st.tuples(st.lists(st.integers(1, w), max_size=60), st.just(w))
 )
 
 
-@given(lengths_and_window, st.integers(0, 3), st.integers(0, 3))
-def test_every_conversation_once_and_no_row_over_the_window(case, seed, epoch):
-    lengths, window = case
-    rows = pack(np.array(lengths, dtype=np.int64), window, seed, epoch)
+@given(lengths_and_seq_len, st.integers(0, 3), st.integers(0, 3))
+def test_every_conversation_once_and_no_row_over_the_sequence_length(case, seed, epoch):
+    lengths, seq_len = case
+    rows = pack(np.array(lengths, dtype=np.int64), seq_len, seed, epoch)
     assert sorted(c for row in rows for c in row) == list(range(len(lengths)))
-    assert all(sum(lengths[c] for c in row) <= window for row in rows)
-    assert len(rows) >= lower_bound(np.array(lengths), window)
+    assert all(sum(lengths[c] for c in row) <= seq_len for row in rows)
+    assert len(rows) >= lower_bound(np.array(lengths), seq_len)
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=7))
@@ -27,7 +26,7 @@ def test_the_bound_never_exceeds_the_optimum(lengths):
     assert lower_bound(np.array(lengths), 12) <= _optimum(sorted(lengths, reverse=True), 12)
 
 
-def _optimum(lengths: list[int], window: int) -> int:
+def _optimum(lengths: list[int], seq_len: int) -> int:
     best = len(lengths)
 
     def place(i: int, rows: list[int]) -> None:
@@ -38,7 +37,7 @@ def _optimum(lengths: list[int], window: int) -> int:
             best = len(rows)
             return
         for r in range(len(rows)):
-            if rows[r] + lengths[i] <= window:
+            if rows[r] + lengths[i] <= seq_len:
                 place(i + 1, [*rows[:r], rows[r] + lengths[i], *rows[r + 1 :]])
         place(i + 1, [*rows, lengths[i]])
 
@@ -61,8 +60,8 @@ def test_rows_of_long_tailed_lengths_are_nearly_full():
     assert len(rows) <= 1.01 * lower_bound(lengths, 8192)
 
 
-def test_a_conversation_over_the_window_is_refused():
-    with pytest.raises(UserError, match="9 tokens does not fit the window of 8"):
+def test_a_conversation_longer_than_a_row_is_a_bug_of_the_caller():
+    with pytest.raises(AssertionError, match="9 tokens do not fit into a row of 8"):
         pack(np.array([3, 9]), 8, 0, 0)
 
 

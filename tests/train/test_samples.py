@@ -174,5 +174,5 @@ def test_the_fullest_step_has_the_rows_with_most_tokens(ground):
     data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
     wide, narrow = (StepPlan(data, window, 0, 1, 4, None) for window in (200, 140))
     step = fullest_step(Curriculum([narrow, wide]), 3)
-    sums = sorted((int(wide.lengths[row].sum()) for row in wide.plan(0)), reverse=True)
+    sums = sorted((int(wide.lengths[row].sum()) for row in wide.rows(0)), reverse=True)
     assert step.stage == 1 and [int(wide.lengths[row].sum()) for row in step.rows] == sums[:3]

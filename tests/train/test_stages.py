@@ -18,7 +18,7 @@ from fastft.data.template.chat_template import load_template
 def counted(data: TokenizedData, epochs: int) -> list[list[int]]:
     """How often each conversation comes, by epoch."""
     plan = StepPlan(data, 64, 0, epochs, 4, None)
-    rows = [[int(c) for row in plan.plan(epoch) for c in row] for epoch in range(epochs)]
+    rows = [[int(c) for row in plan.rows(epoch) for c in row] for epoch in range(epochs)]
     return [[row.count(c) for c in range(len(data.ids))] for row in rows]
 
 
@@ -163,7 +163,7 @@ def test_longer_conversations_are_split_on_the_way(ground):
 def test_batches_built_ahead_are_those_of_the_steps():
     curriculum = Curriculum([StepPlan(some(30, "a"), 64, 0, 2, 3, None)])
     steps = [curriculum.step(n) for n in range(1, curriculum.total + 1)]
-    make = lambda step: list(rank_batches(step, 0, 1, 3, 64, curriculum.most_in_a_row))  # noqa: E731
+    make = lambda step: list(rank_batches(step, 0, 1, 3, 64, curriculum.max_per_row))  # noqa: E731
     found = list(ahead(iter(steps), make))
     assert [step.number for step, _ in found] == [step.number for step in steps]
     for step, batches in found:
