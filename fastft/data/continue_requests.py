@@ -1,18 +1,18 @@
-"""Questions that say nothing but "continue": they ask for the rest of the answer before them, and mean nothing without it.
+"""Recognise questions that say nothing but "continue": they ask for the rest of the answer before them.
 
-    is_continue("Please continue from where you left off.")
+    is_continue("Please continue from where you left off.")    # True
+    is_continue("Continue the story with a dragon")            # False: a question of its own
 
-One list for all who need it: the filters drop a dialogue's opening that says so and join the answers around one
-(cleaning.filters.structure), the splitter begins no part with one (fastft.data.split). Whole turns only: "continue the story
-with a dragon" is a question of its own.
+Without that answer such a question means nothing. So the filters drop a dialogue's opening that is one, and join the
+answers around one (cleaning.filters.structure), and the splitter begins no part with one (fastft.data.split).
 """
 
 import re
 import unicodedata
 
-LONGEST = 60  # characters of a turn that may be one
+LONGEST = 60  # characters; a longer turn says more
 
-# Combining marks are parts of words, as the vowels of Hindi.
+# Combining marks, such as the vowel signs of Hindi, are parts of words.
 _BETWEEN_WORDS = re.compile(r"[^\w'\u0300-\u036f\u0900-\u0963]+")
 
 _CONTINUE = re.compile(
@@ -41,6 +41,7 @@ _CONTINUE = re.compile(
 
 
 def is_continue(text: str) -> bool:
+    """Whether a turn, as a whole, only asks for the rest; punctuation and case do not matter."""
     if not text or len(text) > LONGEST:
         return False
     words = _BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFC", text).casefold().replace("’", "'")).strip(" '")

@@ -1,20 +1,22 @@
-"""The one data type of the project, a conversation, and its file: JSON Lines with a fixed schema.
+"""Define the one data type of the project, a conversation, and read and write its file: JSON Lines with a fixed schema.
 
     {"id": str, "source": str, "lang": str, "model": str, "part": 0, "parts": 1,
      "messages": [{"role": "system|user|assistant|tool", "content": str, "train": bool, "ends": bool}]}
 
-The cleaner writes it, everything else reads it. `read_conversations` also takes plain `messages` (role, content) and
-ShareGPT `conversations` (from, value), so that a file from elsewhere can be trained on as it is. `train` marks the
-assistant messages to learn from. `ends` is false for an answer that goes on elsewhere (the cleaner cut it to fit the
-window): its text is learned, that it ends there is not.
+The cleaner writes this file, and everything else reads it. `read_conversations` also takes plain `messages` (role,
+content) and ShareGPT `conversations` (from, value), so that a file from elsewhere can be trained on as it is. `train`
+marks the assistant messages to learn from. `ends` is false for an answer that continues elsewhere, because the cleaner cut
+it to fit: its text is learned, but not that it ends there.
 
-Nothing that changes what is trained is dropped without a word. A key of a message is one of four kinds:
-- read: role, content, `ends`, and whether to learn from it, in any spelling (LOSS_FLAGS);
-- refused unless it is empty: text or calls that a chat template would show, but that this type cannot hold (UNREAD);
-- passed over: ids, names, times, ratings, what datasets note about a message (ABOUT);
-- any other key: probably such a note, too, but nobody can be sure; it is named once per file, on standard error.
-A record's other columns are the dataset's own business. Only those that belong into the prompt are refused
-(UNREAD_OF_RECORD), and loss flags that say anything but 1, since flags are obeyed at messages. Imports nothing heavy.
+Nothing that changes what is trained is dropped silently. A key of a message is one of four kinds:
+
+- Read: role, content, `ends`, and whether to learn from the message, in any spelling (LOSS_FLAGS).
+- Refused unless it is empty: text or calls that a chat template would show, but this type cannot hold (UNREAD).
+- Ignored: what datasets note about a message, such as ids, names, times and ratings (ABOUT).
+- Any other key is probably such a note, too, but this is not certain, so a warning names it once per file.
+
+The other columns of a record are the dataset's own business. Refused are only those that belong into the prompt
+(UNREAD_OF_RECORD), and loss flags other than 1, since flags are obeyed at messages only. Imports nothing heavy.
 """
 
 import json
@@ -30,9 +32,11 @@ import orjson
 from fastft.common.records import read_records, repair_text
 from fastft.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 ROLES = ("system", "user", "assistant", "tool")
 
-# The names that dumps and datasets in the wild give to the four roles.
+# What dumps and datasets call the four roles.
 ROLE_NAMES = {
     "system": "system",
     "developer": "system",  # OpenAI's newer name; most templates know only the older one, the others take either
@@ -50,7 +54,8 @@ ROLE_NAMES = {
     "observation": "tool",
 }
 
-# The keys by which datasets say whether an answer is learned, each with whether true (or 1) means that it is.
+# The keys by which datasets say whether an answer is learned: True where a value of true (or 1) means that it is learned,
+# False where it means that it is not.
 LOSS_FLAGS = {
     "train": True,  # our own, and one of axolotl's
     "training": True,
@@ -69,7 +74,7 @@ _THOUGHTS = "write it into 'content' as the model's template does (often <think>
 _TEXT_ONLY = "only text is learned; leave the record out"
 _SYSTEM = "make it the first message, with the role system, or remove the key"
 
-# What a message can say besides its content, and what to do about it.
+# What a message can say besides its content and this type cannot hold, each with what the user can do about it.
 UNREAD = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_call", "tool_responses"), _CALLS),
     **dict.fromkeys(("tools", "functions"), _TOOLS),
@@ -84,6 +89,7 @@ UNREAD = {
         ("train_detail", "training_detail"), "a message is learned as a whole or not at all; use 'train' instead"
     ),
 }
+# The same for a record.
 UNREAD_OF_RECORD = {
     **dict.fromkeys(("tools", "functions"), _TOOLS),
     **dict.fromkeys(("system", "system_prompt"), _SYSTEM),
@@ -104,15 +110,17 @@ ABOUT = frozenset(
 
 @dataclass(slots=True)
 class Message:
-    role: str
+    """One turn of a dialogue."""
+
+    role: str  # one of ROLES
     content: str
-    train: bool = False
-    ends: bool = True
+    train: bool = False  # learn from it; assistant messages only
+    ends: bool = True  # False where it continues elsewhere: its end of turn is not learned
 
 
 @dataclass(slots=True)
 class Conversation:
-    """A dialogue, or part `part` of the `parts` into which a long one was split."""
+    """A dialogue, or number `part` (from 0) of the `parts` into which a long one was split."""
 
     id: str
     messages: list[Message] = field(default_factory=list)
@@ -123,7 +131,7 @@ class Conversation:
     parts: int = 1
 
     def to_json(self) -> bytes:
-        """One line of the file, without the line end. Every key is always present (datasets casts by schema)."""
+        """One line of the file, without the line end. Every key is always present, as the library `datasets` needs it."""
         return orjson.dumps(
             {
                 "id": self.id,
@@ -140,11 +148,11 @@ class Conversation:
 
 
 def parse_conversation(record: Any, where: str = "record") -> Conversation:
-    """Build a Conversation from the project's own schema, `messages`, or ShareGPT `conversations`.
+    """Build a Conversation from a record of the project's own schema, of `messages`, or of ShareGPT `conversations`.
 
-    Text is repaired (`repair_text`), otherwise untouched. Without a loss flag an assistant message is learned; a missing
-    `ends` means true. Keys that are neither read nor known are passed over (`read_conversations` names them).
-    Raises UserError saying `where` and what is wrong.
+    Text is repaired (`repair_text`) and otherwise unchanged. An assistant message without a loss flag is learned; a missing
+    `ends` means true. Keys that are neither read nor known are ignored here (`read_conversations` names them). Raises
+    UserError, which begins with `where` and says what is wrong.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object, found {_kind(record)}")
@@ -168,10 +176,10 @@ def parse_conversation(record: Any, where: str = "record") -> Conversation:
 
 
 def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
-    """Yield the conversations of a file (any container of `read_records`).
+    """Yield the conversations of a file, in any container that `read_records` knows.
 
-    Strict: raises UserError at the first record that is no conversation, or says what cannot be read, naming file and
-    record. A missing id becomes the file's name and the record's number.
+    Raises UserError at the first record that is no conversation or has what cannot be read, naming file and record. A
+    missing id is replaced by the file's name and the record's number.
     """
     for number, record in enumerate(read_records(path)):
         if record.error:
@@ -184,7 +192,7 @@ def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
 
 
 def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """(what stands before the first question, rounds); a round begins at each user message."""
+    """(messages before the first question, rounds); a round begins at each user message."""
     first = next((i for i, message in enumerate(messages) if message.role == "user"), len(messages))
     rounds: list[list[Message]] = []
     for message in messages[first:]:
@@ -195,11 +203,11 @@ def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message
 
 
 def loss_weight(turn: dict[str, Any]) -> float | None:
-    """How much a message counts in the loss by whichever of LOSS_FLAGS it carries: 0 for not at all, 1 for fully.
+    """How much a message counts in the loss, by whichever of LOSS_FLAGS it has: 0 is not at all, 1 is fully.
 
-    None where it carries none, or only nulls. A fraction is returned as it stands: it is for the caller to say whether
-    it can be obeyed. Raises UserError (without saying where) for a flag that is neither a truth value nor a number of 0
-    or more, and for two flags that disagree.
+    None where it has none, or only nulls. A fraction is returned as it is, and the caller decides whether it can be obeyed.
+    Raises UserError, which does not say where, for a flag that is neither a truth value nor a number of 0 or more, and for
+    two flags that contradict each other.
     """
     if LOSS_FLAGS.keys().isdisjoint(turn):
         return None
@@ -240,7 +248,7 @@ def _parse_message(turn: Any, where: str) -> Message:
 
 
 def _content(turn: dict[str, Any], where: str) -> str:
-    """The text of `content` or `value`; parts are joined without anything between them, as the API means them."""
+    """The text of `content` or `value`. Parts are joined with nothing between them, as in OpenAI's API."""
     content, value = turn.get("content"), turn.get("value")
     if content is not None and value is not None and content != value:
         raise UserError(f"{where}: its 'content' and its 'value' differ; keep one of them")
@@ -266,14 +274,17 @@ def _text_of_part(part: Any, where: str) -> str:
 
 
 def _turns(record: dict[str, Any]) -> Any:
+    """The value that should be the list of messages; None where the record has none."""
     return next((record[k] for k in ("messages", "conversations", "items") if record.get(k) is not None), None)
 
 
 def _flags(turn: dict[str, Any]) -> str:
+    """The names of the loss flags that are given, for messages."""
     return " and ".join(repr(key) for key in LOSS_FLAGS if turn.get(key) is not None)
 
 
 def _loss_weight(turn: dict[str, Any], where: str) -> float | None:
+    """`loss_weight`, whose errors begin with `where`."""
     try:
         return loss_weight(turn)
     except UserError as error:
@@ -287,7 +298,7 @@ def _refuse_unread(values: dict[str, Any], remedies: dict[str, str], where: str)
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value says nothing; tables hold every column in every row, and some hold JSON as text."""
+    """Whether a value says nothing. Tables have every column in every row, and some hold JSON as text."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     if isinstance(value, (list, dict)):
@@ -296,22 +307,20 @@ def _is_empty(value: Any) -> bool:
 
 
 def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """(number of the message, key) for every key of a parsed record's messages that may mean anything."""
+    """(number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
     for i, turn in enumerate(_turns(record)):
         for key in turn:
             if key not in _READ and key not in ABOUT and not _is_empty(turn[key]):
                 yield i, key
 
 
-_noted: set[tuple[str, str]] = set()  # a run reads its files more than once
+_noted: set[tuple[str, str]] = set()  # (file, key) of all warnings so far; a run reads its files more than once
 
 
 def _note_once(path: str, key: str, where: str) -> None:
     if (path, key) not in _noted:
         _noted.add((path, key))
-        logging.getLogger(__name__).warning(
-            "note: %s: the key %s is not read, here and wherever else the file has it", where, repr(key[:60])
-        )
+        logger.warning("%s: the key %r is not read, here and wherever else the file has it", where, key[:60])
 
 
 def _text(value: Any, default: str) -> str:
@@ -327,19 +336,24 @@ def _number(value: Any, default: int, what: str) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value as its file writes it, where it is short; otherwise what it is."""
+    """A value as its file writes it if that is short, otherwise the kind of value that it is."""
     if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
         return json.dumps(value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and len(value) <= 40 else _kind(value)
 
 
 def _kind(value: Any) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a text",
-        bool: "a truth value",
-        int: "a number",
-        float: "a number",
-    }
-    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+    """The kind of a JSON value, for messages: "a list"."""
+    if value is None:
+        return "nothing"
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "a truth value",
+    int: "a number",
+    float: "a number",
+}

@@ -1,4 +1,4 @@
-"""The trainer's reader: what it reads, what it refuses in one line, and that it drops nothing without a word."""
+"""The trainer's reader: what it reads, what it refuses in one line, and that it drops nothing silently."""
 
 import json
 import logging
@@ -27,6 +27,7 @@ def answered(**keys) -> dict:
 
 
 def refusal(record: dict) -> str:
+    """The line with which a record is refused."""
     with pytest.raises(UserError) as error:
         parse_conversation(record, "data.jsonl: line 3")
     assert "\n" not in str(error.value)
@@ -126,7 +127,7 @@ def test_what_a_template_would_show_beside_the_content_is_refused_with_the_remed
 
 @pytest.mark.parametrize("value", [None, "", " ", [], {}, False, "[]", "null", {"name": None, "arguments": None}])
 def test_keys_without_a_value_are_fine(value):
-    """Tables hold every column in every row; some hold lists as JSON text."""
+    """Tables have every column in every row; some hold lists as JSON text."""
     plain = parse_conversation(answered())
     for key in UNREAD:
         assert parse_conversation(answered(**{key: value})) == plain
