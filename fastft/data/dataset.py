@@ -90,7 +90,9 @@ def tokenized(path: str, template: ChatTemplate, split_to: int | None = None) ->
         try:
             return _open(cached, digests, Source(path, 0, contents=contents))
         except pa.ArrowInvalid:
-            logger.warning("%s: the token cache is damaged; %s is tokenised again", cached, path)
+            logger.warning(
+                "%s: this token file is damaged or of an earlier version; %s is tokenised again", cached, path
+            )
     write_tokens(path, template, split_to, cached)
     return _open(cached, digests, Source(path, 0, contents=contents))
 

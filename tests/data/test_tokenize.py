@@ -48,7 +48,7 @@ def test_a_damaged_cache_is_made_again(ground, caplog):
     [file] = (ground / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:-20])
     assert [each.tolist() for each in tokenized(data, template).ids] == ids
-    assert [message for message in caplog.messages if "the token cache is damaged" in message]
+    assert [message for message in caplog.messages if "this token file is damaged" in message]
 
 
 def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, monkeypatch):
