@@ -27,7 +27,6 @@ from cleaning.sources.eras import (
     apply_era,
     decide,
     looks_like_html,
-    mark_html,
     survey,
 )  # fmt: skip
 from cleaning.sources.rejected import is_row, unwrap
@@ -36,7 +35,7 @@ from fastft.common.records import Record
 
 __all__ = [
     "ERAS", "FORMATS", "EraDecision", "RawConversation", "Reading", "Rejection", "Turn", "as_shared", "conversations_in",
-    "id_in", "looks_like_html", "mark_html", "read_conversation", "recognise", "survey_dump",
+    "id_in", "looks_like_html", "read_conversation", "recognise", "survey_dump",
 ]  # fmt: skip
 
 

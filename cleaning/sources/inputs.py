@@ -90,7 +90,7 @@ def _spool_stdin(spool: Path) -> Path:
     """Copy standard input to a file in the directory `spool`."""
     path = spool / "stdin"
     if path.exists():
-        raise UserError("-: standard input can be read only once; name it once")
+        raise UserError("-: standard input can be read once only; name it once")
     with path.open("wb") as out:
         shutil.copyfileobj(sys.stdin.buffer, out, 1 << 20)
     return path

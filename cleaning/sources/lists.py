@@ -1,7 +1,7 @@
-"""Formats in which a record is a list of turns, or columns of a table: no trees, no pages.
+"""Readers of formats in which a record is a list of turns, or the columns of a table; trees and pages have their own modules.
 
-Each reader takes a record and returns its one conversation, or raises Rejection. Only ShareGPT's values can be HTML
-(`cleaning.sources.eras` decides); everywhere else text is text.
+Each reader takes a record and returns its one conversation, or raises Rejection. Only ShareGPT's values can be HTML, which
+`cleaning.sources.eras` decides; in all other formats text is text.
 """
 
 import contextlib
@@ -31,9 +31,8 @@ from cleaning.sources.turns import (
 )
 from fastft.common.records import parse_json, repair_text
 from fastft.data.conversation import Conversation
-from fastft.errors import UserError
 
-# The names of languages in WildChat and LMSYS-Chat-1M, where they are common; others keep their name in lower case.
+# The common names of languages in WildChat and LMSYS-Chat-1M. Other languages keep their names, in lower case.
 LANGUAGES = {
     "arabic": "ar", "bengali": "bn", "catalan": "ca", "chinese": "zh", "czech": "cs", "danish": "da", "dutch": "nl",
     "english": "en", "finnish": "fi", "french": "fr", "german": "de", "greek": "el", "hebrew": "he", "hindi": "hi",
@@ -45,22 +44,23 @@ LANGUAGES = {
 
 
 def read_sharegpt(record: dict) -> RawConversation:
-    """{"conversations" or "items": [{"from": "human", "value": "…"}, …]}; `text` and `html` as they were shared."""
+    """Read {"conversations" or "items": [{"from": "human", "value": "…"}, …]}. The texts stay as they were shared."""
     return _turns_of(record, "conversations", "items")
 
 
 def read_messages(record: dict) -> RawConversation:
-    """OpenAI style: {"messages": [{"role": "user", "content": "…" or parts}, …]}."""
+    """Read OpenAI's style: {"messages": [{"role": "user", "content": "…" or parts}, …]}."""
     return _turns_of(record, "messages")
 
 
 def _turns_of(record: dict, *keys: str) -> RawConversation:
+    """Read the list of turns under the first of `keys` that the record has."""
     turns = first(record, *keys)
     if turns is None:
         raise Rejection("not_a_conversation", f"no {' or '.join(map(repr, keys))}; keys: {keys_of(record)}")
     conversation = start_conversation(record)
-    if isinstance(turns, str) and turns.startswith("["):  # a table's column of JSON
-        with contextlib.suppress(UserError):
+    if isinstance(turns, str) and turns.startswith("["):  # a table with the list as JSON in a column
+        with contextlib.suppress(ValueError):  # text that is not JSON is rejected below
             turns = parse_json(repair_text(turns).encode())
     turns = enumerate(as_list(turns, "turns"), start=1)
     conversation.turns = [read_turn(turn, number, conversation.notes) for number, turn in turns]
@@ -68,7 +68,10 @@ def _turns_of(record: dict, *keys: str) -> RawConversation:
 
 
 def finished(conversation: RawConversation, record: dict) -> RawConversation:
-    """With what the record says beside its turns: a system prompt, what its answers are worth; and whether one calls a tool."""
+    """Add what the record says beside its turns: a system prompt, and whether answers are learned and complete.
+
+    Also note which turn, if any, calls a tool.
+    """
     _add_system(conversation, record)
     mark_by_record(conversation, record)
     call = next((number for number, turn in enumerate(conversation.turns, start=1) if turn.calls), None)
@@ -78,9 +81,9 @@ def finished(conversation: RawConversation, record: dict) -> RawConversation:
 
 
 def read_chat_log(record: dict) -> RawConversation:
-    """WildChat and LMSYS-Chat-1M: {"conversation": [{"role", "content", …}], "model", "language", …}.
+    """Read WildChat and LMSYS-Chat-1M: {"conversation": [{"role", "content", …}], "model", "language", …}.
 
-    What the dump says about its content is noted, not judged: "flagged toxic", "flagged by moderation", "redacted".
+    What the dump says about the content ("flagged toxic", "flagged by moderation", "redacted") is counted, and has no effect.
     """
     conversation = _turns_of(record, "conversation")
     conversation.notes["flagged toxic"] += record.get("toxic") is True
@@ -92,7 +95,7 @@ def read_chat_log(record: dict) -> RawConversation:
 
 
 def read_pairs(record: dict) -> RawConversation:
-    """{"conversation": [{"human": "…", "assistant": "…"}, …]}: a round an object, its keys in the order of speech."""
+    """Read {"conversation": [{"human": "…", "assistant": "…"}, …]}: each object is a round, its keys in the order spoken."""
     conversation = start_conversation(record)
     for number, pair in enumerate(as_list(record.get("conversation"), "rounds"), start=1):
         for name, content in as_object(pair, f"round {number}").items():
@@ -105,7 +108,7 @@ _MARK = re.compile(r"(?:\A|\n)\s*<\|(system|user|human|bot|assistant)\|>:[ \t]?"
 
 
 def read_marked_text(record: dict) -> RawConversation:
-    """{"text": "<|user|>: …\\n\\n<|bot|>: …"}: one string, a mark at the beginning of a line before each turn."""
+    """Read {"text": "<|user|>: …\\n\\n<|bot|>: …"}: one string, in which a mark at the start of a line begins each turn."""
     conversation, text = start_conversation(record), record.get("text")
     if not isinstance(text, str) or not _MARK.match(text):
         raise Rejection("not_a_conversation", f"its text does not begin with a mark like <|user|>: {shown(text)}")
@@ -118,7 +121,7 @@ def read_marked_text(record: dict) -> RawConversation:
 
 
 def read_alpaca(record: dict) -> RawConversation:
-    """{"instruction", "input" or "context"?, "output" or "response", "system"?, "history"?: [[question, answer], …]}."""
+    """Read {"instruction", "input" or "context"?, "output" or "response", "system"?, "history"?: [[question, answer], …]}."""
     if record.get("instruction") is None or first(record, "output", "response") is None:
         raise Rejection("not_a_conversation", f"no 'instruction' or no 'output'; keys: {keys_of(record)}")
     conversation = start_conversation(record)
@@ -130,14 +133,14 @@ def read_alpaca(record: dict) -> RawConversation:
 
 
 def instruction_of(record: dict, notes: Counter[str]) -> str:
-    """Alpaca's question: what is to be done and, below it, with what."""
+    """Return Alpaca's question: the instruction and, below it, the input that it is about."""
     instruction = read_content(record.get("instruction"), 1, notes)
     given = read_content(first(record, "input", "context"), 1, notes)
     return f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction or given
 
 
 def earlier_rounds(record: dict, notes: Counter[str]) -> list[Turn]:
-    """Of `history`: pairs of a question and its answer."""
+    """Return the turns in `history`, a list of pairs of a question and its answer."""
     turns = []
     for number, pair in enumerate(as_list(record.get("history") or [], "earlier rounds"), start=1):
         if not isinstance(pair, list) or len(pair) != 2:
@@ -148,9 +151,10 @@ def earlier_rounds(record: dict, notes: Counter[str]) -> list[Turn]:
 
 
 def read_claude_export(record: dict) -> RawConversation:
-    """{"uuid", "chat_messages": [{"sender": "human", "text" or "content": parts, "attachments"?}, …]}.
+    """Read {"uuid", "chat_messages": [{"sender": "human", "text" or "content": parts, "attachments"?}, …]}.
 
-    The text parts of `content` are what was said; `text`, where there are none, may also tell of tools.
+    The text parts of `content` are what was said. `text` is used only where there are none, because it may also hold
+    descriptions of tool calls.
     """
     conversation = start_conversation(record)
     for number, message in enumerate(as_list(record.get("chat_messages"), "messages"), start=1):
@@ -169,7 +173,7 @@ def read_claude_export(record: dict) -> RawConversation:
 
 
 def start_conversation(record: dict) -> RawConversation:
-    """An empty one, with what the record says about itself."""
+    """Return a conversation without turns, with what the record says about itself."""
     if record.keys() == _OWN and (own := _start_own(record)):
         return own
     lang = text_of(first(record, "lang", "language")).strip().lower()
@@ -177,16 +181,18 @@ def start_conversation(record: dict) -> RawConversation:
     conversation = RawConversation(id_in(record), text_of(record.get("model")), [], lang, time=time_in(record))
     if plugins := record.get("plugins"):
         conversation.sessions["plugin_session"] = f"its 'plugins' are {shown(plugins)}"
-    # The contract has no place for them; a chat template would need them as an argument of its own.
+    # Definitions of tools are dropped: our conversations have no place for them, because a chat template takes them as a
+    # separate argument.
     conversation.notes["dropped definitions of tools"] += record.get("tools") not in (None, "", "[]", [])
     return conversation
 
 
+# The keys of a line of conversations.jsonl.
 _OWN = frozenset(each.name for each in fields(Conversation))
 
 
 def _start_own(record: dict) -> RawConversation | None:
-    """What the cleaner wrote about a conversation, as it stands; None where other values stand under its keys."""
+    """Start a conversation that the cleaner wrote, all fields unchanged; None if the values are not the cleaner's."""
     id, source, lang, model = texts = [record[key] for key in ("id", "source", "lang", "model")]
     part, parts = record["part"], record["parts"]
     if not all(isinstance(text, str) and text == repair_text(text) for text in texts):
@@ -194,7 +200,7 @@ def _start_own(record: dict) -> RawConversation | None:
     if type(part) is not int or type(parts) is not int or not 0 <= part < parts < 1 << 31:
         return None
     own = RawConversation(id, model, [], lang, source=source, part=part, parts=parts)
-    if parts > 1:  # parts share their context, as branches share their beginning
+    if parts > 1:  # parts share context, as branches of a tree share their beginning
         own.tree = hashlib.blake2b(id.encode(), digest_size=8).digest()
     return own
 
@@ -203,7 +209,7 @@ _SYSTEM = ("system", "system_prompt", "system_message", "instructions")
 
 
 def _add_system(conversation: RawConversation, record: dict) -> None:
-    """A system prompt that stands beside the list of turns becomes the first of them, unless the list has its own."""
+    """Make a system prompt beside the list of turns the first of them, unless the list has its own."""
     prompt = next((record[key] for key in _SYSTEM if record.get(key)), None)
     if prompt is None:
         return

@@ -1,9 +1,9 @@
-"""Pages saved as HTML files: a conversation on sharegpt.com, and a ChatGPT page saved from the browser.
+"""Readers of pages saved as HTML files: a conversation on sharegpt.com, and a ChatGPT page saved from the browser.
 
-A page of sharegpt.com carries its conversation as JSON in `script#__NEXT_DATA__`. A ChatGPT page shows it: an assistant
-turn is a `.markdown` element, kept as HTML for the converter, and a user turn is the text of a `.whitespace-pre-wrap`
-element. Since mid-2023 `data-message-author-role` says whose turn an element is; before, only those classes do. A page
-shared under chat.openai.com/share carries the tree of the official export besides.
+A page of sharegpt.com carries its conversation as JSON in `script#__NEXT_DATA__`. A ChatGPT page shows its conversation: an
+assistant turn is a `.markdown` element, which is kept as HTML for the converter, and a user turn is the text of a
+`.whitespace-pre-wrap` element. Since mid-2023 `data-message-author-role` says whose turn an element is; before, only those
+classes do. A page shared under chat.openai.com/share also carries the tree of the official export.
 """
 
 import re
@@ -22,7 +22,10 @@ _NEXT_DATA = re.compile(r"<script\b[^<>]*\bid=[\"']?__NEXT_DATA__\b[^<>]*>(.*?)<
 
 
 def read_sharegpt_page(page: Any) -> RawConversation:
-    """Raises Rejection for a page without the conversation's JSON. The values are as sharegpt.com stored them."""
+    """Read a page of sharegpt.com. The values stay as sharegpt.com stored them.
+
+    Raises Rejection for a page without the conversation's JSON.
+    """
     properties = _page_properties(_as_page(page))
     content = properties.get("content")
     if isinstance(content, str):
@@ -35,12 +38,14 @@ def read_sharegpt_page(page: Any) -> RawConversation:
 
 
 def read_chatgpt_page(page: Any, every_branch: bool = False) -> list[RawConversation]:
+    """Read a ChatGPT page: the tree that it carries, or else the conversation that it shows. Raises Rejection."""
     page = _as_page(page)
     tree = _shared_tree(_page_properties(page))
     return read_chatgpt_export(tree, every_branch) if tree is not None else [_read_shown(page)]
 
 
 def is_sharegpt_page(page: str) -> bool:
+    """Tell whether a page comes from sharegpt.com."""
     return "content" in _page_properties(page)
 
 
@@ -51,7 +56,7 @@ def _as_page(page: Any) -> str:
 
 
 def _page_properties(page: str) -> dict:
-    """`props.pageProps` of the page's JSON, or {}."""
+    """Return `props.pageProps` of the page's JSON, or {}."""
     found = _NEXT_DATA.search(page)
     value = _parsed(found[1]) if found else None
     for key in ("props", "pageProps"):
@@ -60,12 +65,14 @@ def _page_properties(page: str) -> dict:
 
 
 def _shared_tree(properties: dict) -> dict | None:
+    """Return the tree of messages that a shared ChatGPT page carries."""
     response = properties.get("serverResponse")
     data = response.get("data") if isinstance(response, dict) else None
     return data if isinstance(data, dict) and isinstance(data.get("mapping"), dict) else None
 
 
 def _parsed(text: str) -> Any:
+    """Return the value of JSON, or None for text that is not JSON."""
     try:
         return parse_json(repair_text(text).encode())
     except (ValueError, RecursionError):
@@ -73,12 +80,13 @@ def _parsed(text: str) -> Any:
 
 
 def _read_shown(page: str) -> RawConversation:
+    """Read the conversation that a ChatGPT page shows."""
     root = _parse(page)
     conversation = RawConversation(_address_id(root), "", [])
     named = list(_outermost(root, lambda element: "data-message-author-role" in element.attrib))
     for element in named:
         _add_named_turn(element, conversation)
-    if not named:  # the page before mid-2023
+    if not named:  # a page from before mid-2023
         shown = _outermost(root, lambda element: _is_answer(element) or _is_question(element))
         conversation.turns = [_answer([e]) if _is_answer(e) else Turn("user", _text(e)) for e in shown]
     if not conversation.turns:
@@ -87,7 +95,7 @@ def _read_shown(page: str) -> RawConversation:
 
 
 def _outermost(root: etree._Element, wanted: Callable[[etree._Element], bool]) -> Iterator[etree._Element]:
-    """The wanted elements that are inside no other, in the page's order."""
+    """Yield the wanted elements that are not inside another one, in the page's order."""
     walk = etree.iterwalk(root, events=("start",))
     for _, element in walk:
         if wanted(element):
@@ -99,7 +107,7 @@ def _parse(page: str) -> etree._Element:
     parser = lxml.html.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
     try:
         return lxml.html.document_fromstring(repair_text(page).encode(), parser=parser)
-    except (etree.ParserError, ValueError) as error:
+    except etree.LxmlError as error:
         raise Rejection("not_a_conversation", f"the page is not readable HTML: {error}") from None
 
 
@@ -123,12 +131,12 @@ def _is_answer(element: etree._Element) -> bool:
 
 
 def _is_question(element: etree._Element) -> bool:
-    """Pre-wrapped text; around an answer, the same class stands too."""
+    """Tell whether an element is a question. An element around an answer may have the same class."""
     return _has_class(element, "whitespace-pre-wrap") and not any(map(_is_answer, element.iter()))
 
 
 def _answer(elements: list[etree._Element]) -> Turn:
-    # method="html" writes <br> and no self-closed <div/>, as a browser's outerHTML.
+    # method="html" writes <br>, and never a self-closed <div/>, as a browser's outerHTML does.
     pieces = [etree.tostring(e, encoding="unicode", method="html", with_tail=False) for e in elements]
     return Turn("assistant", "".join(pieces), html=True)
 
@@ -144,7 +152,7 @@ def _has_class(element: etree._Element, name: str) -> bool:
 
 
 def _address_id(root: etree._Element) -> str:
-    """The conversation's id from the page's own address, where the browser saved it."""
+    """Return the conversation's id from the page's own address, where the browser saved that; else ""."""
     for address in root.xpath("//link[@rel='canonical']/@href | //meta[@property='og:url']/@content"):
         found = re.search(r"/(?:c|share|chat)/(?:e/)?([\w-]{8,})", address)
         if found:

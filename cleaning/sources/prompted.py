@@ -1,7 +1,7 @@
-"""Records of a prompt and what answers it, as texts or as turns; and of two answers, one of which is preferred.
+"""Readers of records with a prompt and its answer, as texts or as turns, and of records with two answers and a preference.
 
-What is learned of a preference is the answer that was chosen: TRL's and LLaMA-Factory's `chosen` and `rejected`, OpenAI's
-`preferred_output`, the arena's `winner`. The other answer is left out, and counted.
+Of a preference, the chosen answer is learned: `chosen` and `rejected` of TRL and LLaMA-Factory, `preferred_output` of OpenAI,
+`winner` of the Chatbot Arena. The other answer is left out, and counted.
 """
 
 import re
@@ -30,7 +30,10 @@ _WINNERS = {"model_a": "a", "model_b": "b", "tie": "a", "tie (bothbad)": "a"}
 
 
 def is_preference(record: dict) -> bool:
-    """Two answers and a judgement. (`chosen` alone may be a truth value: whether a row was chosen for something.)"""
+    """Tell whether a record holds two answers and a judgement.
+
+    `chosen` alone is not enough, because it may be a truth value: whether the row was chosen for something.
+    """
     if "winner" in record:
         return isinstance(record.get("conversation_a"), list) and isinstance(record.get("conversation_b"), list)
     chosen, other = ("chosen", "rejected") if "rejected" in record else ("preferred_output", "non_preferred_output")
@@ -38,13 +41,14 @@ def is_preference(record: dict) -> bool:
 
 
 def is_completion(record: dict) -> bool:
-    if record.get("instruction") is not None:  # then it is Alpaca's
+    """Tell whether a record holds a prompt and its answer."""
+    if record.get("instruction") is not None:  # such a record is Alpaca's
         return False
     return first(record, *PROMPTS) is not None and first(record, *COMPLETIONS) is not None
 
 
 def read_completion(record: dict) -> RawConversation:
-    """{"prompt", "completion"}, {"question", "answer"}, {"query", "response", "history"}, …: texts or lists of turns."""
+    """Read {"prompt", "completion"}, {"question", "answer"}, {"query", "response", "history"}, …: texts or lists of turns."""
     if not is_completion(record):
         raise Rejection("not_a_conversation", f"no prompt, or nothing that answers it; keys: {keys_of(record)}")
     conversation = start_conversation(record)
@@ -55,7 +59,7 @@ def read_completion(record: dict) -> RawConversation:
 
 
 def read_preference(record: dict) -> RawConversation:
-    """{"prompt" or turns, "chosen", "rejected"}: an answer, or the whole dialogue with it."""
+    """Read {"prompt" or turns, "chosen", "rejected"}. `chosen` is an answer, or the whole dialogue that ends with it."""
     if not is_preference(record):
         raise Rejection("not_a_conversation", f"no 'chosen' and 'rejected'; keys: {keys_of(record)}")
     if "winner" in record:
@@ -69,7 +73,7 @@ def read_preference(record: dict) -> RawConversation:
 
 
 def _read_arena(record: dict) -> RawConversation:
-    """Of a tie, one is kept; if both are bad, one that is not learned."""
+    """Read a battle of the Chatbot Arena. Of a tie, side a is kept; if both sides are bad, it is kept but not learned."""
     winner = record["winner"]
     side = _WINNERS.get(winner) if isinstance(winner, str) else None
     if side is None:
@@ -85,7 +89,7 @@ def _read_arena(record: dict) -> RawConversation:
 
 
 def _asked(record: dict, notes: Counter[str]) -> list[Turn]:
-    """The turns that are answered; none where the answer holds them, too."""
+    """Return the turns before the answer; none if the record has them only inside the answer."""
     turns = first(record, "messages", "conversations", "conversation")
     if turns is not None:
         return [read_turn(turn, number, notes) for number, turn in enumerate(as_list(turns, "turns"), start=1)]
@@ -98,11 +102,11 @@ def _asked(record: dict, notes: Counter[str]) -> list[Turn]:
     return before if prompt is None else [*before, *_said(prompt, "user", len(before) + 1, notes)]
 
 
-_HH = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \t]?")  # Anthropic's HH-RLHF: a dialogue as one text
+_HH = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \t]?")  # Anthropic's HH-RLHF writes a dialogue as one text
 
 
 def _said(value: Any, role: str, number: int, notes: Counter[str]) -> list[Turn]:
-    """A text as a turn of `role`, a turn, or a list of turns."""
+    """Return the turns of `value`: a text that `role` says, a dialogue in HH-RLHF's form, a turn, or a list of turns."""
     if isinstance(value, dict):
         return [read_turn(value, number, notes)]
     if isinstance(value, list):
@@ -117,7 +121,10 @@ def _said(value: Any, role: str, number: int, notes: Counter[str]) -> list[Turn]
 
 
 def _whole(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
-    """The dialogue. An answer that begins with its question is one already; one that was given before is replaced."""
+    """Join question and answer to a dialogue.
+
+    An answer that includes its question is a whole dialogue already. An answer at the end of `asked` is replaced.
+    """
     if any(turn.role == "user" for turn in answer):
         return answer
     while asked and asked[-1].role == "assistant":

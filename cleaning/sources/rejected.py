@@ -1,11 +1,11 @@
-"""Rows of the cleaner's own rejected.jsonl, whose `record` is a record as it was read: such a file is an input too.
+"""Read rows of the cleaner's own rejected.jsonl, whose `record` is a record as it was read: such a file is an input too.
 
     python -m cleaning out/rejected.jsonl -o again --without refusal
 
-Each row is unwrapped and its record read as if it stood in its own dump, under the id that it had. A row of a single round
-(`round` is not null) becomes a conversation of that round, `ID-round-N`: its dialogue was kept without it. What was no
-JSON is parsed again, and rejected again for the same reason unless it has become readable. A row that was rejected
-twice is wrapped twice.
+Each row is unwrapped, and its record is read as if it stood in its own dump, under the id that it had there. A row for a
+single round (its `round` is not null) becomes a conversation of that round, `ID-round-N`, because the rest of its dialogue
+was kept. What was not JSON is parsed again, and rejected again for the same reason unless it can be read by now. A row that
+was rejected twice is wrapped twice.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from fastft.common.records import parse_json
 from fastft.errors import UserError
 
 _KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
-_RECORD = b',"record":'  # the key: inside a text, the quotes would be escaped
-# Of what the cleaner itself wrote in the place of a record: a branch of a tree, a round.
+_RECORD = b',"record":'  # can only be the key: inside a text, the quotes would be escaped
+# The keys of what the cleaner wrote in the place of a record: a branch of a tree, and a round.
 _BRANCH, _ROUND = frozenset(("id", "model", "lang", "messages")), frozenset(("messages",))
 
 
@@ -36,34 +36,38 @@ class Row:
 
     @property
     def record(self) -> bytes:
-        """JSON."""
+        """The record, as JSON."""
         return self.line.rstrip(b"\n").partition(_RECORD)[2][:-1]
 
 
 def read_row(line: bytes) -> Row:
-    """A line that the cleaner wrote. The record, most of it, is left alone. Raises UserError for other lines."""
+    """Read a line that the cleaner wrote, without parsing the record in it, which is most of the line.
+
+    Raises UserError, without saying where, for any other line.
+    """
     try:
         return Row(**orjson.loads(line[: line.find(_RECORD)] + b"}"), line=line)
     except (orjson.JSONDecodeError, TypeError):
-        raise UserError("is no line that the cleaner wrote") from None
+        raise UserError("is not a line that the cleaner wrote") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Unwrapped:
-    """What a row holds."""
+    """The record in a row, and what the row says about it."""
 
     record: Any
     id: str
-    single_round: bool
-    written_here: bool  # `messages`, whatever the format of the dump
+    single_round: bool  # the record is one round of a conversation
+    written_here: bool  # the cleaner wrote the record, as `messages`, whatever the format of the dump
 
 
 def is_row(record: Any) -> bool:
+    """Tell whether a record is a row of rejected.jsonl."""
     return isinstance(record, dict) and record.keys() == _KEYS
 
 
 def unwrap(row: dict) -> Unwrapped:
-    """Raises Rejection (`broken_record`) for a record that still cannot be read."""
+    """Return the record in a row. Raises Rejection (`broken_record`) for one that still cannot be read."""
     record = row["record"]
     while is_row(record):
         row, record = record, record["record"]
@@ -77,13 +81,16 @@ def unwrap(row: dict) -> Unwrapped:
 
 
 def _read_again(record: Any, detail: str) -> Any:
+    """Parse a record that was broken when it was read first; `detail` says why it was rejected."""
     if not isinstance(record, str):
-        if record is None:  # what was nested too deeply to be written down
+        if record is None:  # it was nested too deeply to be written
             raise Rejection("broken_record", detail)
         return record
     try:
         return parse_json(record.encode("utf-8", "surrogatepass"))
     except ValueError:
-        if record.lstrip("\ufeff \t\r\n").startswith("<"):  # a page with bytes that are not UTF-8: replaced by now
+        if record.lstrip("\ufeff \t\r\n").startswith(
+            "<"
+        ):  # a saved page, whose bytes that were not UTF-8 are replaced by now
             return record
         raise Rejection("broken_record", detail) from None

@@ -1,7 +1,7 @@
-"""Formats in which a record is a tree of messages: a question asked again or an answer generated again is a branch.
+"""Readers of formats in which a record is a tree of messages: asking or answering again makes a branch.
 
 By default a tree gives one conversation: the branch that the page showed last, or the one that people ranked best. With
-`--branches all` every leaf gives one. Trees are walked without recursion, and a cycle ends the walk.
+`--branches all` every leaf gives one. Trees are walked without recursion, and a walk that meets a cycle ends there.
 """
 
 from collections import Counter
@@ -26,15 +26,16 @@ from cleaning.sources.turns import (
     time_in,
 )
 
-# A tree of n messages can have n/2 leaves at depth n/2; a hostile megabyte would give 10^9 turns.
+# The most turns of all branches of a tree together. A tree of n messages can have n/2 leaves at a depth of n/2, so that a
+# malicious megabyte could give 10^9 turns.
 MAX_TURNS = 200_000
 
 
 def read_chatgpt_export(record: dict, every_branch: bool = False) -> list[RawConversation]:
-    """The official export: {"mapping": {id: {"message", "parent", …}}, "current_node", "conversation_id"?}.
+    """Read the official export: {"mapping": {id: {"message", "parent", …}}, "current_node", "conversation_id"?}.
 
-    Kept are the texts of user and assistant that were on the page. Tools, what was said to tools, system messages,
-    thoughts and hidden messages are dropped and counted by name.
+    The texts of user and assistant that the page showed are kept. Messages of tools and to tools, system messages, thoughts
+    and hidden messages are dropped and counted by name.
     """
     nodes = as_object(record.get("mapping"), "'mapping'")
     parents = {id: _parent(node) for id, node in nodes.items()}
@@ -52,12 +53,12 @@ def _parent(node: Any) -> str | None:
 
 
 def _leaves(record: dict, nodes: dict[str, Any], parents: dict[str, str | None]) -> list[str]:
-    """The node that was shown last, then the other leaves in the order of the file."""
+    """Return the node that was shown last, followed by the other leaves in the order of the file."""
     inner = set(parents.values())
     leaves = [id for id in nodes if id not in inner]
     current = record.get("current_node")
     if not isinstance(current, str) or current not in nodes:
-        # An export without it: the newest leaf, by the time that its message states.
+        # Without a valid `current_node`, take the newest leaf, by the time that its message states.
         current = max(leaves, key=lambda id: _time(nodes[id]), default=None)
     return [] if current is None else [current, *(id for id in leaves if id != current)]
 
@@ -69,7 +70,7 @@ def _time(node: Any) -> float:
 
 
 def _path(leaf: str, parents: dict[str, str | None]) -> list[str]:
-    """From the root to `leaf`."""
+    """Return the ids from the root to `leaf`."""
     path, seen, id = [], set(), leaf
     while id in parents and id not in seen:
         seen.add(id)
@@ -79,6 +80,7 @@ def _path(leaf: str, parents: dict[str, str | None]) -> list[str]:
 
 
 def _limited(paths: Iterator[list]) -> list[list]:
+    """Return the paths as a list. Raises Rejection if they have more than MAX_TURNS together."""
     taken, turns = [], 0
     for path in paths:
         turns += len(path)
@@ -89,7 +91,10 @@ def _limited(paths: Iterator[list]) -> list[list]:
 
 
 def _without_prefixes(paths: list[list[str]], nodes: dict[str, Any]) -> list[list[str]]:
-    """Without paths that say nothing new: a branch that goes on in tools only ends where another passes by."""
+    """Leave out paths whose kept messages are the beginning of another path, or the same.
+
+    A branch that continues only with messages of tools is such a path.
+    """
     spoken = [[id for id in path if _is_kept(nodes[id])] for path in paths]
     passed = {id for path in spoken for id in path[:-1]}
     last, kept = set(), []
@@ -106,7 +111,7 @@ def _is_kept(node: Any) -> bool:
 
 
 def _dropped_as(message: dict) -> str | None:
-    """The name under which a message is dropped, or None for one that is kept."""
+    """Return the name under which a message is dropped, or None for one that is kept."""
     author, content = message.get("author"), message.get("content")
     metadata = message.get("metadata")
     role = author.get("role") if isinstance(author, dict) else None
@@ -125,6 +130,7 @@ def _dropped_as(message: dict) -> str | None:
 
 
 def _conversation_on(path: list[str], nodes: dict[str, Any], id: str, record: dict) -> RawConversation:
+    """Make a conversation of the messages on a path of an export."""
     notes, turns, model = Counter(), [], text_of(record.get("default_model_slug"))
     for node in path:
         message = nodes[node].get("message") if isinstance(nodes[node], dict) else None
@@ -148,10 +154,10 @@ def _conversation_on(path: list[str], nodes: dict[str, Any], id: str, record: di
 
 
 def read_oasst(record: dict, every_branch: bool = False) -> list[RawConversation]:
-    """OpenAssistant's trees: {"message_tree_id", "prompt": {"text", "role", "lang", "rank", "replies": [message, …]}}.
+    """Read OpenAssistant's trees: {"message_tree_id", "prompt": {"text", "role", "lang", "rank", "replies": [message, …]}}.
 
-    The best branch takes the reply of the lowest rank at every step, the first of those without one. Deleted messages
-    end a branch.
+    The best branch takes, at every step, the reply of the lowest rank; replies without a rank come last. A branch ends before
+    a deleted message.
     """
     root = record.get("prompt") if isinstance(record.get("prompt"), dict) else record
     id = text_of(first(record, "message_tree_id", "message_id") or root.get("message_id"))
@@ -164,7 +170,10 @@ def read_oasst(record: dict, every_branch: bool = False) -> list[RawConversation
 
 
 def _reply_paths(root: dict, every: bool, notes: Counter[str]) -> Iterator[list[dict]]:
-    """Paths from the root to the leaves, the best first. Depth first; the way to a message is kept as a chain."""
+    """Yield the paths from the root to the leaves, the best first; only the best unless `every`.
+
+    The search is depth-first, and keeps the way to each message as a linked list, so that long branches share it.
+    """
     waiting: list[tuple[dict, tuple | None]] = [(as_object(root, "the prompt"), None)]
     while waiting:
         message, above = waiting.pop()
@@ -185,6 +194,7 @@ def _rank(message: dict) -> float:
 
 
 def _unrolled(chain: tuple | None) -> list[dict]:
+    """Return the messages of a linked list, the root first."""
     path = []
     while chain is not None:
         message, chain = chain

@@ -1,4 +1,4 @@
-"""What every reader of a dump produces, and the small pieces they share: roles, text, content parts, calls, times."""
+"""What every reader of a dump produces, and what the readers share: roles, text, content parts, tool calls, times."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from fastft.errors import UserError
 
 
 class Rejection(Exception):  # noqa: N818  a rejection is an outcome, not an error
-    """Why a record or a conversation is not kept: `reason` is what the ledger counts, `detail` what a person reads."""
+    """A record or a conversation is not kept. The ledger counts by `reason`; `detail` is for people."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -34,39 +34,42 @@ class Rejection(Exception):  # noqa: N818  a rejection is an outcome, not an err
 
 @dataclass(slots=True)
 class Turn:
+    """One turn as a dump has it."""
+
     role: str  # one of fastft.data.conversation.ROLES
     text: str
-    html: bool = False
-    calls: bool = False  # asks for a tool
-    train: bool = True  # to learn from, if it is an answer
+    html: bool = False  # the text is HTML, to be converted
+    calls: bool = False  # the turn calls a tool
+    train: bool = True  # whether to learn from it, if it is an answer
     ends: bool = True  # false for an answer that was cut
 
 
 @dataclass(slots=True)
 class RawConversation:
-    """A conversation before conversion; `id`, `model` and `lang` are "" where the dump has none."""
+    """A conversation before its conversion. `id`, `model` and `lang` are "" where the dump does not name them."""
 
     id: str
     model: str
     turns: list[Turn]
     lang: str = ""
     format: str = ""
-    source: str = ""  # these three only of what the cleaner wrote itself
+    # These three are set only for conversations that the cleaner itself wrote.
+    source: str = ""
     part: int = 0
     parts: int = 1
     time: float = 0.0  # when it was last changed, in unix seconds; 0 where the dump does not say
-    tree: bytes = b""  # the same for all branches of a tree that gave several
-    # What the record says of the part that plugins and tools had in it: {name of the filter: complaint}.
+    tree: bytes = b""  # the same for all branches of a tree that gave several conversations
+    # Signs that plugins or tools took part: {name of the filter that looks at them: what it says}.
     sessions: dict[str, str] = field(default_factory=dict)
-    # What was left out or changed on the way here, by name: "dropped tool browser", "unescaped questions", …
+    # Counts of what was left out or changed while reading: "dropped tool browser", "unescaped questions", …
     notes: Counter[str] = field(default_factory=Counter)
 
 
-# More names than the contract's reader takes: dumps in the wild hold them, our own files do not.
+# More names than the reader of our own conversations takes, because dumps from elsewhere use them.
 ROLES_IN_DUMPS = {
     **ROLE_NAMES,
     "bot": "assistant",
-    "function_call": "assistant",  # the assistant's turn that asks for a tool
+    "function_call": "assistant",  # the assistant's turn that calls a tool
     "tool_call": "assistant",
     "tool_response": "tool",
     "tool_result": "tool",
@@ -75,14 +78,14 @@ ROLES_IN_DUMPS = {
 }
 
 
-_CALLS = ("function_call", "tool_call")  # ShareGPT's names for an assistant's turn that is nothing but a call
+_CALLS = ("function_call", "tool_call")  # roles in ShareGPT's format for an assistant's turn that is only a tool call
 
 
 def read_turn(turn: Any, number: int, notes: Counter[str]) -> Turn:
-    """A turn that names its role (`role`, `from` or `sender`) and its text (`content`, `value`, `text` or `markdown`).
+    """Read a turn that names its role (`role`, `from` or `sender`) and its text (`content`, `value`, `text` or `markdown`).
 
-    Calls of tools that stand beside an answer's text follow it, each on a line as ShareGPT's dumps write them:
-    {"name": "…", "arguments": {…}}.
+    Tool calls beside an answer's text are added to the text, each on a line of its own, as dumps in ShareGPT's format write
+    them: {"name": "…", "arguments": {…}}. Raises Rejection.
     """
     if not isinstance(turn, dict):
         raise Rejection("not_a_conversation", f"turn {number} is not an object but {shown(turn)}")
@@ -96,7 +99,7 @@ def read_turn(turn: Any, number: int, notes: Counter[str]) -> Turn:
 
 
 def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
-    """`turn`, an answer, with what its `message` says: whether it is to be learned, whether it came to its end."""
+    """Return `turn` with what its `message` says about an answer: whether it is to be learned, and whether it is complete."""
     if turn.role == "assistant" and not MARKS.isdisjoint(message):
         try:
             turn.train = is_learned(message, notes)
@@ -107,7 +110,7 @@ def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
 
 
 def mark_by_record(conversation: RawConversation, record: dict) -> None:
-    """What a record says about its answers, in place: about all, or about those after the last question."""
+    """Apply, in place, what a record says about all of its answers or about those after the last question."""
     if RECORD_MARKS.isdisjoint(record):
         return
     try:
@@ -131,14 +134,14 @@ def _unlearn(turns: list[Turn], notes: Counter[str], reason: str) -> None:
 
 
 def _calls(turn: dict, number: int) -> list[str]:
-    """Of OpenAI's `tool_calls`, and of `function_call`, their name before 2023-11."""
+    """Return the calls in OpenAI's `tool_calls` and in `function_call`, which was the name before 2023-11."""
     listed = turn.get("tool_calls") if isinstance(turn.get("tool_calls"), list) else []
     calls = [call.get("function") for call in listed if isinstance(call, dict)] + [turn.get("function_call")]
     return [_call(call, number) for call in calls if isinstance(call, dict) and text_of(call.get("name"))]
 
 
 def _call(call: dict, number: int) -> str:
-    """Arguments are JSON inside a string there; what is not JSON stays a string."""
+    """Write a call as one line of JSON. OpenAI has the arguments as JSON inside a string; what is not JSON stays a string."""
     arguments = call.get("arguments")
     try:
         if isinstance(arguments, str):
@@ -156,6 +159,7 @@ _TEXTS = (None, "text", "input_text", "output_text", "audio_transcription")
 
 
 def role_of(name: Any, number: int) -> str:
+    """Return the role that a dump calls `name`. Raises Rejection for an unknown one."""
     role = ROLES_IN_DUMPS.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise Rejection("unknown_role", f"turn {number} is from {shown(name)}")
@@ -163,10 +167,10 @@ def role_of(name: Any, number: int) -> str:
 
 
 def read_content(content: Any, number: int, notes: Counter[str]) -> str:
-    """Text, or a list of parts: texts that follow one another are one text, anything else is counted by its type.
+    """Return the text of a turn's content, which is a text or a list of parts.
 
-    Parts end in the middle of sentences where an API attaches its citations. Where something was left out between two
-    texts, a line end stands for it.
+    Adjacent texts are joined without a separator, because parts end in the middle of sentences where an API attaches its
+    citations. Parts of any other type are left out and counted by type; a line end takes their place between two texts.
     """
     if content is None:
         return ""
@@ -186,19 +190,19 @@ def read_content(content: Any, number: int, notes: Counter[str]) -> str:
 
 
 def _text_part(part: Any) -> tuple[str | None, Any]:
-    """(the text of a part, or None if it is something else; its type)."""
+    """Return (the text of a part, or None if it is something else; the part's type)."""
     if not isinstance(part, dict):
         return (part if isinstance(part, str) else None), None
     kind = first(part, "type", "content_type")
     text = first(part, "text", "value", "content")
-    if isinstance(text, dict):  # OpenAI's assistants: {"type": "text", "text": {"value": "…"}}
+    if isinstance(text, dict):  # OpenAI's Assistants API: {"type": "text", "text": {"value": "…"}}
         text = text.get("value")
     is_text = isinstance(text, str) and kind in _TEXTS
     return (text if is_text else None), kind
 
 
 def first(record: dict, *keys: str) -> Any:
-    """The value of the first of `keys` that is there and not null (a Parquet row has every column)."""
+    """Return the first value under `keys` that is not null: a Parquet row has every column, most of them null."""
     for key in keys:
         value = record.get(key)
         if value is not None:
@@ -207,20 +211,20 @@ def first(record: dict, *keys: str) -> Any:
 
 
 def id_in(record: Any) -> str:
-    """What a record calls itself, also one that holds no conversation; "" for nothing."""
+    """Return the id of a record, even of one that holds no conversation; "" if it has none."""
     keys = ("id", "conversation_id", "conversation_hash", "uuid", "message_tree_id")
     return text_of(first(record, *keys)) if isinstance(record, dict) else ""
 
 
 def text_of(value: Any) -> str:
-    """An id, a model's name: text or a number, as text; anything else is none."""
+    """Return an id or a model's name as text: a text or a number; "" for anything else."""
     if isinstance(value, str):
         return repair_text(value[:1000])
     return str(value) if isinstance(value, (int, float)) and number_of(value) is not None else ""
 
 
 def number_of(value: Any) -> float | None:
-    """A number that can be compared, or None (no NaN, nothing that a float cannot hold)."""
+    """Return a number as a float, or None for anything else, for NaN, and for what a float cannot hold."""
     if not isinstance(value, (int, float)) or value != value or not -1e300 < value < 1e300:
         return None
     return float(value)
@@ -231,12 +235,12 @@ _DATE = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(\.\d+)?)?\s*(?:Z|U
 
 
 def time_in(record: dict) -> float:
-    """When the record was last changed, in unix seconds, by the first of the usual keys that holds a time; else 0."""
+    """Return when the record was last changed, in unix seconds, by the first of the usual keys that holds a time; else 0."""
     return next((time for key in _TIMES if (time := time_of(record.get(key)))), 0.0)
 
 
 def time_of(value: Any) -> float:
-    """Unix seconds of a number of seconds or milliseconds, or of an ISO 8601 date (UTC unless it says); else 0."""
+    """Return the unix seconds of a number of seconds or milliseconds or of an ISO 8601 date (UTC by default); else 0."""
     if isinstance(value, str) and (found := _DATE.fullmatch(value.strip()[:40])):
         date, clock, fraction, hours, minutes = found.groups()
         zone = f"{hours}:{minutes}" if hours else "+00:00"
@@ -244,37 +248,40 @@ def time_of(value: Any) -> float:
             return max(
                 0.0, datetime.fromisoformat(f"{date}T{clock or '00:00:00'}{zone}").timestamp() + float(fraction or 0)
             )
-        except ValueError:  # the 31st of February
+        except ValueError:  # such as the 31st of February
             return 0.0
     seconds = None if isinstance(value, bool) else number_of(value)
     if seconds is None or not 0 < seconds < 1e14:
         return 0.0
-    return seconds / 1000 if seconds > 1e11 else seconds  # 1e11 seconds are the year 5138
+    return seconds / 1000 if seconds > 1e11 else seconds  # 1e11 seconds would be the year 5138
 
 
 def label(value: Any) -> str:
-    """A name from the dump as part of a counter's name: short, so that no dump can fill the report."""
+    """Return a name from the dump as part of a counter's name; it is short, so that no dump can fill the report."""
     return " ".join(text_of(value).split())[:40] or "unnamed"
 
 
 def as_list(value: Any, what: str) -> list:
+    """Return `value`. Raises Rejection unless it is a list; `what` is what the message calls it."""
     if not isinstance(value, list):
         raise Rejection("not_a_conversation", f"its {what} are not a list but {shown(value)}")
     return value
 
 
 def as_object(value: Any, what: str) -> dict:
+    """Return `value`. Raises Rejection unless it is an object; `what` is what the message calls it."""
     if not isinstance(value, dict):
         raise Rejection("not_a_conversation", f"{what} is not an object but {shown(value)}")
     return value
 
 
 def keys_of(record: dict) -> str:
+    """Return the first keys of a record, for a message."""
     return ", ".join(repr(label(key)) for key in list(record)[:8]) or "none"
 
 
 def shown(value: Any) -> str:
-    """A value as a message can show it: short, valid text, and no walk through what may be deep or huge."""
+    """Return a value as a message can show it: short and valid text, made without walking through a deep or huge value."""
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,}"
     if isinstance(value, int) and number_of(value) is None:

@@ -262,7 +262,7 @@ def test_the_page_can_be_made_again(tmp_path):
         (lambda out: (out / "rejected.jsonl").unlink(), "rejected.jsonl: no such file"),
         (
             lambda out: (out / "rejected.jsonl").write_text('{"id": 1}\n'),
-            "rejected.jsonl: line 1: is no line that the cleaner wrote",
+            "rejected.jsonl: line 1: is not a line that the cleaner wrote",
         ),
         (
             lambda out: (out / "conversations.jsonl").write_text("{}\n{"),
