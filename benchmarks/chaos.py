@@ -1,18 +1,18 @@
-"""Preempted again and again until it finishes: is the result that of an uninterrupted run?
+"""Preempt a run again and again until it finishes, and compare the result with that of an uninterrupted run.
 
     python benchmarks/chaos.py                                # 20 preemptions, always 2 processes: bit-identical
-    python benchmarks/chaos.py --processes 2,1,4              # other numbers of processes: equal to rounding
-    python benchmarks/chaos.py --trace FILE --seed 3          # lives as long, relatively, as a recorded trace's
+    python benchmarks/chaos.py --processes 2,1,4              # other numbers of processes: equal up to rounding
+    python benchmarks/chaos.py --trace FILE --seed 3          # lives with the relative lengths of a recorded trace
 
-A real 2-process training (torchrun, gloo, a tiny Llama) that uploads its checkpoints to a real S3 server on loopback, over a
-line that cuts every ninth connection. Lives end in one of these ways:
+The run is a real training on 2 processes (torchrun, gloo, a tiny Llama), which uploads its checkpoints to a real S3 server on
+loopback through a proxy that cuts every ninth connection. Each of its lives ends in one of these ways:
 
     notice   SIGTERM to torchrun, as SkyPilot sends it: the run has 30 s to save and leave, then SIGKILL
     hurried  SIGTERM, and SIGKILL 0.2 s later
     kill     SIGKILL to all its processes at once
     save     SIGKILL while a checkpoint is being written
-    upload   SIGKILL while one is on its way to storage, which is slow then
-    lost     SIGKILL, and the machine's disk is gone: only storage is left
+    upload   SIGKILL while a checkpoint is being uploaded, which is slow then
+    lost     SIGKILL, and the machine's disk is lost: only storage is left
 """
 
 import argparse
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from fastft.train.metrics import read_metrics  # noqa: E402
 WAYS = ("notice", "hurried", "kill", "save", "upload", "lost")
 EVERY = 3  # steps between two checkpoints
 PATIENCE_S = 180
-WINDOW_S = {"notice": 30.0, "hurried": 0.2}  # between SIGTERM and SIGKILL; the other ways have no SIGTERM
+NOTICE_S = {"notice": 30.0, "hurried": 0.2}  # between SIGTERM and SIGKILL; the other ways have no SIGTERM
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Life:
     processes: int
     resumed: int
     reached: int
-    held: int  # the newest step that a checkpoint held which was still there
+    held: int  # the newest step of a checkpoint that survived
     first_step_s: float | None
     code: int | None
 
@@ -107,7 +108,7 @@ class Run:
 
 
 def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> Life:
-    """Start the run, let it make about `steps` steps, and end it as `way` says."""
+    """Start the run, let it take about `steps` steps, and end it in the given way."""
     before, start, first = len(run.log()), None, None
     began, process = time.monotonic(), run.start(processes)
     while process.poll() is None and time.monotonic() - began < PATIENCE_S:
@@ -120,7 +121,7 @@ def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> 
             break
     reached = run.step()
     if process.poll() is None:
-        end(run, process, WINDOW_S.get(way))
+        end(run, process, NOTICE_S.get(way))
     code = process.wait(PATIENCE_S)
     line.bytes_per_s = 0
     reached = max(reached, run.step())
@@ -130,14 +131,15 @@ def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> 
     return Life(way, processes, start or 0, reached, held, first, code)
 
 
-def end(run: Run, process: subprocess.Popen, window_s: float | None) -> None:
-    """SIGTERM to torchrun, with the script that started it, and `window_s` of time, where there is one; then SIGKILL to all, its
-    workers too, which are in sessions of their own.
+def end(run: Run, process: subprocess.Popen, notice_s: float | None) -> None:
+    """Send SIGTERM to torchrun and the script that started it and wait for `notice_s`, unless that is None; then SIGKILL all.
+
+    torchrun's workers are in sessions of their own, so they are found by their command line.
     """
-    if window_s is not None:
+    if notice_s is not None:
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(window_s)
+            process.wait(notice_s)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         subprocess.run(["pkill", "-KILL", "-f", "--", f"--output_dir {run.out} "], check=False)
@@ -145,7 +147,7 @@ def end(run: Run, process: subprocess.Popen, window_s: float | None) -> None:
 
 
 def _moment(run: Run, way: str, line: storage.Line) -> bool:
-    """Is it what the way waits for?"""
+    """Whether the moment has come at which a life ends in this way."""
     if way == "save":
         return bool(list((run.out / "checkpoints").glob("step-*.tmp")))
     if way == "upload":
@@ -164,16 +166,16 @@ def chaos(
     lives: list[tuple[str, int, int]],
     processes: int,
     steps: int,
-    say=lambda line: None,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[Run, Run, list[Life]]:
-    """An uninterrupted run, and one that is ended as `lives` (way, steps, processes) say and then left to finish."""
+    """An uninterrupted run, and one that is ended as in `lives` (way, steps, processes) and then left to finish."""
     whole, torn = (Run(ground, ground / name, f"s3://runs/{name}", steps) for name in ("whole", "torn"))
     uninterrupted(whole, processes)
     line.cut_every = 9
     found = []
     for way, length, number in lives:
         found.append(live(torn, way, number, length, line))
-        say(f"{len(found)}: {found[-1]}")
+        progress(f"{len(found)}: {found[-1]}")
     done = torn.start(processes)
     if done.wait(PATIENCE_S * 2):
         raise RuntimeError(torn.log()[-3000:])
@@ -186,12 +188,12 @@ def curve(run: Run) -> list[tuple]:
 
 
 def furthest(one: list[tuple], other: list[tuple]) -> float:
-    """Largest relative difference of two curves' losses."""
+    """The largest relative difference of the losses of two curves."""
     return max(abs(a[1] - b[1]) / a[1] for a, b in zip(one, other, strict=True))
 
 
 def spread(ground: Path, steps: int, processes: list[int]) -> float:
-    """How far apart uninterrupted runs are that differ in their number of processes alone: rounding, grown over the steps."""
+    """How far apart uninterrupted runs on different numbers of processes are: rounding that has grown over the steps."""
     curves = []
     for number in sorted(set(processes)):
         run = Run(ground, ground / f"whole-{number}", f"s3://runs/whole-{number}", steps)
@@ -207,7 +209,7 @@ def same_weights(one: Run, other: Run) -> bool:
 def plan(
     preemptions: int, processes: list[int], steps: int, trace: str | None, seed: int
 ) -> list[tuple[str, int, int]]:
-    """Ways in turn; lengths as long, relatively, as the lives of the trace or as a constant hazard has them."""
+    """(way, steps, processes) of each life. The lengths are, relatively, those of the trace or of a constant hazard."""
     source = random.Random(seed)
     if trace:
         recorded = read_trace(trace)
@@ -230,7 +232,7 @@ def main() -> int:
     parser.add_argument("--preemptions", type=int, default=20)
     parser.add_argument("--processes", default="2", help="numbers of processes, in turn, separated by commas")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--trace", help="a recorded trace, whose lives are replayed at high speed")
+    parser.add_argument("--trace", help="a recorded trace, whose lives are replayed faster")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     processes = [int(number) for number in arguments.processes.split(",")]

@@ -1,4 +1,4 @@
-"""How equal is equal: gradients and losses across packing, ranks, accumulation, checkpointing, and interruption.
+"""How equal gradients and losses are across packing, ranks, accumulation, gradient checkpointing, and interruption.
 
     python benchmarks/exact.py
 
@@ -43,7 +43,7 @@ def compare_gradients(ground: Path) -> Table:
     flags = lambda *more: runs.flags(ground, ground / "out", *more)  # noqa: E731
     base = gradients.first_gradients(flags())
     table = Table(
-        "against 1 process x 4 micro-batches, packed, checkpointing on", "largest relative difference", "loss"
+        "against 1 process x 4 micro-batches, packed, gradient checkpointing on", "largest relative difference", "loss"
     )
     table.add_row("itself", "0", f"{base['loss']:.7f}")
 
@@ -52,7 +52,7 @@ def compare_gradients(ground: Path) -> Table:
         table.add_row(name, f"{worst:.1e}", f"{other['loss']:.7f}")
 
     row("1 micro-batch of 4 rows", gradients.first_gradients(flags("--micro_batch_size", "4")))
-    row("checkpointing off", gradients.first_gradients(flags("--gradient_checkpointing", "false")))
+    row("gradient checkpointing off", gradients.first_gradients(flags("--gradient_checkpointing", "false")))
     plain = runs.plain_gradients(ground / "model", ground / "data.jsonl", 160)
     row("transformers, unpacked, fp64", {k: v.float() for k, v in plain.items()})
     for processes in (2, 4):

@@ -1,21 +1,21 @@
-"""Real tokens a second of training: fastft beside padding to the window and TRL's SFTTrainer, on the same model and data.
+"""Real tokens a second of training: fastft beside plain padding and TRL's SFTTrainer, on the same model and data.
 
     python benchmarks/train.py                                       CPU: a small Llama, two minutes
     python benchmarks/train.py --shape llama-7b --seq_len 2048        one GPU: random weights, bf16, compile
     pip install --target DIR --no-deps trl accelerate psutil; … --trl DIR      with TRL (1.16 was measured)
 
-Data: --data, conversations as `python -m cleaning --max_tokens WINDOW` writes them; by default conversations of random words
-with the lengths of a sample of ShareGPT V3 (log-normal, median 700 tokens, cut at the window). Contestants run one after the
-other, each in a process of its own, so many optimiser steps of --rows x window positions. The first quarter of them does not
-count: tokens/s are the others' tokens by the others' time, a step's time is their median. Counted are tokens that are not
-padding. MFU is ours, on a GPU: products of matrices that the model needs for these tokens, attention over each conversation
-alone (fastft.train.metrics). Losses are those of the first and last step: float8's beside bf16's. --profile takes one step more of
-fastft's and names what it spends its time on.
+Data: --data, conversations as `python -m cleaning --max_tokens SEQ_LEN` writes them; by default conversations of random words
+with the lengths of a sample of ShareGPT V3 (log-normal, median 700 tokens, cut at the sequence length). Contestants run one
+after the other, each in a process of its own, for the same number of optimiser steps of --rows x seq_len positions. The first
+quarter of the steps is warm-up: tokens/s are the tokens of the other steps divided by their time, a step's time is their
+median. Only tokens that are not padding are counted. MFU is measured for fastft only, on a GPU: the matrix products that the
+model needs for these tokens, with attention over each conversation alone (fastft.cost.flops). Losses are those of the first
+and the last step, to compare float8's with bf16's. --profile takes one more step of fastft's and lists what takes its time.
 
-    padded       FastChat's way: every conversation padded to the window, plain transformers, AdamW
-    trl          SFTTrainer as it comes, only max_length set to the window
+    padded       FastChat's way: every conversation padded to the sequence length, plain transformers, AdamW
+    trl          SFTTrainer with its defaults, except that max_length is the sequence length
     trl packing  the same with packing=True
-    fastft       as it comes; fastft float8 with --float8 where the GPU can
+    fastft       with its defaults; fastft float8 with --float8 on GPUs that have it
 """
 
 import argparse
@@ -74,15 +74,15 @@ def make_model(path: Path, shape: str, data: Path) -> None:
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(path)
 
 
-def make_data(path: Path, window: int, count: int) -> None:
-    """Conversations of random words whose lengths are as those of ShareGPT."""
+def make_data(path: Path, seq_len: int, count: int) -> None:
+    """Write conversations of random words with the lengths of ShareGPT's."""
     import random
 
     choose = random.Random(0)
     words = ["".join(choose.choices("abcdefghijklmnopqrstuvwxyz", k=choose.randint(2, 8))) for _ in range(3_000)]
     with path.open("w") as out:
         for number in range(count):
-            length = min(int(choose.lognormvariate(6.55, 0.9)), window // 2)  # words; up to two tokens each
+            length = min(int(choose.lognormvariate(6.55, 0.9)), seq_len // 2)  # words; up to two tokens each
             messages = []
             while length > 0:
                 question, answer = choose.randint(5, 60), choose.randint(30, 250)
@@ -94,16 +94,18 @@ def make_data(path: Path, window: int, count: int) -> None:
             out.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
 
 
-# --- contestants: each runs in a process of its own and prints a line of JSON -------------------------------------------
+# Contestants: each runs in a process of its own and prints a line of JSON --------------------------------------------------
 
 
 def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
-    """The trainer itself, up to its last step: no checkpoint and no export, of a 7B model 95 GB. What was measured until an error
-    stands beside it.
+    """The trainer itself up to its last step, without the checkpoint and the export, which are 95 GB for a 7B model.
+
+    After an error, `error` is added to what was measured until then.
     """
-    import fastft.train.loop
-    from fastft.model import huggingface as hugging_face
-    from fastft.train.checkpoint import local as checkpoint
+    from fastft import cli
+    from fastft.model import huggingface
+    from fastft.train import loop
+    from fastft.train.checkpoint import local
     from fastft.train.metrics import read_metrics
 
     out, costs = options.work / f"fastft{'-'.join(more)}", []
@@ -113,7 +115,7 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
         "--max_steps", options.steps + options.profile, "--overlong", "split", "--epochs", 100, "--checkpoint.every", 0,
         "--gradient_checkpointing", options.gradient_checkpointing, "--compile", str(options.gpu).lower(), *more,
     ]  # fmt: skip
-    step = fastft.train.loop.train_step
+    step = loop.train_step
 
     def watched(*arguments):
         if arguments[5] <= options.steps:
@@ -121,15 +123,12 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
         return profiled(lambda: step(*arguments), costs, options.gpu)
 
     with (
-        patch.object(checkpoint.Writer, "save"),
-        patch.object(hugging_face, "export"),
-        patch.object(fastft.train, "train_step", watched),
+        patch.object(local.Writer, "save"),
+        patch.object(huggingface, "export"),
+        patch.object(loop, "train_step", watched),
         redirect_stderr(io.StringIO()) as said,
     ):
-        try:
-            code = fastft.train.loop.main([str(flag) for flag in flags])
-        except Exception as error:
-            code, _ = 1, said.write(f"{error!r}")
+        code = cli.main(["train", *map(str, flags)])
     wrong = {"error": (said.getvalue().strip().splitlines() or ["no message"])[-1]} if code else {}
     metrics = out / "metrics.jsonl"
     rows = [row for row in read_metrics(metrics) if "loss" in row][: options.steps] if metrics.exists() else []
@@ -143,7 +142,7 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
 
 
 def profiled(run, costs: list, gpu: bool):
-    """The result of `run`; `costs` gets the share and the name of the eight kernels (on CPU: operations) that took most of it."""
+    """The result of `run`. Adds the share and the name of the eight kernels (on CPU: operations) that took longest to `costs`."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -260,7 +259,9 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
     from rich.table import Table
 
     console, base = Console(highlight=False, width=120), results.get("padded", {}).get("tokens_per_s")
-    table = Table(title=f"{options.shape}, window {options.seq_len}, {options.rows} rows a step", title_justify="left")
+    table = Table(
+        title=f"{options.shape}, sequence length {options.seq_len}, {options.rows} rows a step", title_justify="left"
+    )
     for column in ("", "real tokens/s", "ratio", "step", "memory", "MFU", "loss"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in results.items():
@@ -281,9 +282,9 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
 
 
 def run_alone(name: str, options: argparse.Namespace) -> dict:
-    """What a contestant's process found."""
+    """The results of a contestant, which runs in a process of its own."""
     path = os.pathsep.join([str(options.trl)] * bool(options.trl) + [os.environ.get("PYTHONPATH", "")])
-    same = ("shape", "window", "rows", "micro", "steps", "gradient_checkpointing", "data", "model", "work")
+    same = ("shape", "seq_len", "rows", "micro", "steps", "gradient_checkpointing", "data", "model", "work")
     flags = [f"--{key}={getattr(options, key)}" for key in same] + ["--profile"] * options.profile
     command = [sys.executable, __file__, *flags, f"--only={name}"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
@@ -296,17 +297,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--seq_len", type=int, default=2048)
-    parser.add_argument("--rows", type=int, default=4, help="of the window, for each optimiser step")
+    parser.add_argument("--rows", type=int, default=4, help="of seq_len positions, for each optimiser step")
     parser.add_argument("--micro", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--gradient_checkpointing", default="full", choices=("none", "selective", "full"))
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--model", type=Path, help="made where it is missing, to be used again")
+    parser.add_argument("--model", type=Path, help="made if it is missing, to be used again")
     parser.add_argument("--trl", type=Path, metavar="DIR")
     parser.add_argument("--float8", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--only", choices=CONTESTANTS, action="append")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # of a contestant's process
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # for a contestant's process
     options = parser.parse_args()
     if options.work:
         import torch
@@ -324,7 +325,7 @@ def main() -> int:
             options.data = Path(work) / "data.jsonl"
             make_data(options.data, options.seq_len, options.rows * options.steps * 12)
         if not options.model.exists():
-            # In a process of its own: what it takes of the GPU's memory goes with it.
+            # In a process of its own, so that the GPU's memory is free again afterwards.
             partial = options.model.with_name(f"{options.model.name}.partial")
             maker = get_context("spawn").Process(target=make_model, args=(partial, options.shape, options.data))
             maker.start()

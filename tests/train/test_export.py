@@ -107,7 +107,7 @@ def test_the_card_says_data_recipe_and_figures(ground, run, tmp_path):
 def test_the_card_of_a_checkpoint_knows_nothing_of_what_came_later(run):
     card = model_card(read_run(run), 4)
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] <= 4]
-    assert "a checkpoint from the way: step 4 of 9" in card
+    assert "an intermediate checkpoint: step 4 of 9" in card
     assert table(card, "Measured")["held-out loss"] == [f"{rows[-1]['eval_loss']:.4g} at step 4"]
     assert table(card, "Recipe")["steps"] == ["4 of 9"]
 

@@ -52,7 +52,8 @@ def test_the_page_has_its_pieces(tmp_path):
     assert texts(page, "//h2") == ["Training", "Answers over time", "Data", "Settings", "Files"]
     (lede,) = texts(page, "//*[@class='lede']")
     assert re.match(
-        r"base on 8 x NVIDIA H100: step 100 of 200. The training loss went from [\d.]+ to [\d.]+; held", lede
+        r"base on 8 x NVIDIA H100: step 100 of 200. The training loss went from [\d.]+ to [\d.]+; the held-out loss is [\d.]+",
+        lede,
     )
     totals = " ".join(texts(page, "//dl[@class='totals']"))
     for total in ("100 3 epochs", "41.0 %", "71.2 GiB", "$12.50", "1 h 06 min", "10.0 % of positions"):
@@ -73,7 +74,7 @@ def test_the_page_has_its_pieces(tmp_path):
 def test_a_finished_run_says_so_and_stages_are_named(tmp_path):
     file = facts()["data"][0][0]
     page = page_of(make_run(tmp_path / "run", steps=100, data=[[file], [file | {"weight": 2.5, "epochs": 2}]]))
-    assert "all of 100 steps are done" in texts(page, "//*[@class='lede']")[0]
+    assert "all 100 steps are done" in texts(page, "//*[@class='lede']")[0]
     assert texts(page, "//table[@class='data']//tbody//tr")[:2] == [
         "data.jsonl stage 1 1,200 98,765 54,321 1",
         "data.jsonl stage 2, 2 epochs 1,200 98,765 54,321 2.5",

@@ -15,7 +15,7 @@ from helpers import storage
 
 from fastft.common import object_store as storing
 from fastft.common.distributed import join_ranks
-from fastft.common.object_store import COMMITTED, Store
+from fastft.common.object_store import Store
 from fastft.errors import UserError
 from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest

@@ -1,5 +1,10 @@
 """Checkpoints in object storage, uploaded while training continues by one thread on each machine that has files of its own.
 
+    RUN/step-00000100-3f2a9c01/…           a checkpoint's files; each directory is written once and never again
+    RUN/step-00000100-3f2a9c01/COMMITTED   its manifest, put there last: a directory without one is no checkpoint
+    RUN/model/…, RUN/model/COMMITTED       the trained model: the run is finished
+    RUN/lease.json                         who writes here
+
 The first machine names the newest checkpoint that is complete on disk, every machine uploads its own files, and when all
 have confirmed, the first machine writes the manifest. An upload that fails is logged and left without a manifest; the next
 checkpoint is tried anew. Training never waits for an upload, except for that of the last checkpoint.
@@ -17,13 +22,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from fastft.common.object_store import COMMITTED, Store
+from fastft.common.object_store import Store
 from fastft.errors import UserError
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 
 logger = logging.getLogger(__name__)
 
+COMMITTED = "COMMITTED"  # name of a manifest in storage; what has none is not complete
 MODEL = "model"
 AT_ONCE = 8  # objects that are transferred at the same time
 Offer = tuple[Path, dict[str, Any], list[str]]  # directory, manifest, and which of its files this machine uploads
@@ -202,4 +208,4 @@ class Uploader:
             seen.add(meta["step"])
         for name in self.store.directories():
             if name.startswith("step-") and name not in keep:
-                self.store.remove(name)
+                self.store.remove(name, first=COMMITTED)  # half removed, it is no checkpoint

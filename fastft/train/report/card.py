@@ -1,6 +1,6 @@
 """The model card, README.md of an exported model: data, recipe and measured figures, all from the run's own files.
 
-`model_card` is what the trainer and `fastft export` both call. Names are a file's last name: nothing tells where it lay.
+The trainer and `fastft export` both call `model_card`. Files are named by their last name, which does not say where they are.
 """
 
 import html
@@ -13,7 +13,7 @@ from fastft.config import TrainConfig, sources_of, stages_of
 from fastft.train.report.curves import Training
 from fastft.train.report.run_dir import Run
 
-LAST = 10  # steps over which the last loss is a mean: one step's is noisy
+LAST = 10  # steps over which the final loss is averaged, because the loss of one step is noisy
 
 USE = """\
 ```python
@@ -30,28 +30,30 @@ print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_t
 
 
 def model_card(run: Run, step: int, path: str = "path/to/this/directory") -> str:
-    """The card of the model that `run` had after `step`; `path` is what from_pretrained takes, in the example."""
+    """The card of the model that `run` had after `step`. `path` is the argument of from_pretrained in the example."""
     run = run.until(step)
     config, facts = run.config, run.facts
     how = "LoRA adapters, merged into it," if config.lora.r else "all of its weights"
-    part = "" if step == facts["steps"] else f" This is a checkpoint from the way: step {step:,} of {facts['steps']:,}."
+    part = (
+        "" if step == facts["steps"] else f" This is an intermediate checkpoint: step {step:,} of {facts['steps']:,}."
+    )
     sections = [
         _front_matter(facts["model"], bool(config.lora.r)),
         f"# {_inline(run.name)}",
         f"A chat model: {_inline(facts['model'])} with {how} trained on conversations.{part}",
         USE.format(path=path),
-        "It answers in the chat template that it was trained with, which the tokenizer carries, and ends its turn with "
-        f"`{facts['end_of_turn']}`. The licences of the model that it comes from and of the data hold for it, too.",
+        "It was trained with the chat template that its tokenizer carries, and ends its turn with "
+        f"`{facts['end_of_turn']}`. The licences of its base model and of the data apply to it, too.",
         "## Data",
-        _table(("file", "conversations", "tokens", "trained tokens", "how often"), _data_rows(run)),
-        f"Chat template: {_inline(facts['template'])}. Trained are the assistant's answers and their ends of turn, nothing "
-        f"else. Conversations are packed into rows of {config.seq_len:,} tokens and never see each other.",
+        _table(("file", "conversations", "tokens", "trained tokens", "used"), _data_rows(run)),
+        f"Chat template: {_inline(facts['template'])}. The loss covers the assistant's answers and their end-of-turn tokens, "
+        f"nothing else. Conversations are packed into rows of {config.seq_len:,} tokens and do not attend to each other.",
         "## Recipe",
         _table(("setting", "value"), recipe(run, step)),
         "## Measured",
         _table(("figure", "value"), measured(run)),
-        "The training loss is the mean over the trained tokens of a step; the held-out loss that over all trained tokens of "
-        "the held-out files. MFU counts neither padding nor what is computed twice.",
+        "The training loss is the mean over the trained tokens of a step, the held-out loss the mean over all trained tokens "
+        "of the held-out files. MFU counts neither padding nor what gradient checkpointing computes again.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -86,14 +88,14 @@ def _often(file: dict[str, Any], stage: str) -> str:
 
 
 def recipe(run: Run, step: int) -> list[tuple[str, str]]:
-    """(setting, value) of what decides the result."""
+    """(setting, value) of everything that decides the result."""
     config, facts = run.config, run.facts
     rows = [
         ("trained", _what_is_trained(config)),
         ("steps", f"{step:,} of {facts['steps']:,}"),
         ("batch", f"{config.global_batch_size:,} rows x {config.seq_len:,} tokens"),
         (
-            "seq_len",
+            "sequence length",
             f"{config.seq_len:,} tokens{'' if config.extend == 'none' else f', positions scaled ({config.extend})'}",
         ),
     ]
@@ -147,7 +149,7 @@ def _schedule(stage: TrainConfig) -> str:
 
 
 def measured(run: Run) -> list[tuple[str, str]]:
-    """(figure, value) of what the run's own rows say; a figure that was not measured is left out."""
+    """(figure, value) from the run's own rows; a figure that was not measured is left out."""
     found, facts = Training(run.metrics), run.facts
     losses = [loss for _, loss in found.loss]
     rows = []
@@ -180,9 +182,9 @@ def measured(run: Run) -> list[tuple[str, str]]:
     if found.cost is not None:
         rows += [("cost", f"${found.cost:,.2f}")]
     if found.memory:
-        rows += [("largest memory of a process", f"{found.memory:.1f} GiB")]
-    if found.left_out:
-        rows += [("steps left out", f"{found.left_out:,} (their loss or gradient was no finite number)")]
+        rows += [("peak memory of a process", f"{found.memory:.1f} GiB")]
+    if found.skipped:
+        rows += [("skipped steps", f"{found.skipped:,} (their loss or gradient was not a finite number)")]
     return rows
 
 
@@ -192,6 +194,6 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """A text as it is, in one line of Markdown: no HTML, no cell that ends early, nothing invisible."""
+    """A text in one line of Markdown that shows it as it is: no HTML, no cell that ends early, nothing invisible."""
     flat = " ".join(visible(str(text)).split())
     return html.escape(flat, quote=False).replace("|", "\\|").replace("[", "\\[").replace("`", "\\`")

@@ -1,17 +1,7 @@
-"""The page that tells what a run did: `write_report` leaves one self-contained report.html.
+"""Curves and totals of a run's metrics, for its page and for the demo's, and the table of files that both show.
 
-    write_report(
-        "runs/demo/report.html",
-        title="The demo",
-        ledger=json.loads(Path("runs/demo/report.json").read_text()),  # what cleaning wrote
-        metrics=read_metrics(Path("runs/demo/metrics.jsonl")),  # what the trainer wrote
-        samples=[{"question": "…", "before": "…", "after": "…"}],  # answers of the untrained and the trained model
-        settings=asdict(config),
-        files={"trained model": "runs/demo/model"},
-    )
-
-Here the numbers are prepared; how they look is in report.html.jinja and, for all pages, in `fastft.common.html`. A piece that is
-missing becomes a sentence.
+Here the numbers are prepared. How they look is in the templates, and for all pages in `fastft.common.html`. A value that is
+missing is left out here, and the templates have a sentence for it.
 """
 
 import itertools
@@ -24,11 +14,11 @@ from urllib.parse import quote
 
 from fastft.common.html import Plot, compact, percent, precise, ticks
 
-LINE_BUCKETS = 800  # stretches of a plotted line: about a pixel each, 20 KB
-TREND_BUCKETS = 60  # stretches of the mean that is drawn over a noisy line
-NOISY = 2 * TREND_BUCKETS  # steps from which there is such a mean
-HOVER_COLUMNS = 150  # stretches that tell their values under the pointer
-MOST_DOTS = 30  # held-out measurements that are marked one by one
+LINE_BUCKETS = 800  # sections of a plotted line: about a pixel each, 20 KB together
+TREND_BUCKETS = 60  # sections of the mean that is drawn over a noisy line
+NOISY = 2 * TREND_BUCKETS  # a line of more steps gets such a mean
+HOVER_COLUMNS = 150  # sections that show their values under the pointer
+MOST_DOTS = 30  # more held-out losses than that are not marked one by one
 
 KNOWN_FILES = {
     "conversations.jsonl": "what was kept, one conversation or part a line",
@@ -37,7 +27,7 @@ KNOWN_FILES = {
     "cleaning.html": "the same with examples, on a page",
     "metrics.jsonl": "the numbers of every step",
     "tensorboard": "the same numbers for TensorBoard",
-    "checkpoints": "where training goes on after an interruption",
+    "checkpoints": "where training continues after an interruption",
     "config.yaml": "the settings, to run it again",
     "run.json": "data, devices and versions",
     "samples.jsonl": "the answers, all of them",
@@ -45,27 +35,24 @@ KNOWN_FILES = {
     "report.html": "this page",
 }
 
-NAMES = {"train": "training", "held": "held out"}  # of lines
+NAMES = {"train": "training", "held": "held out"}  # of lines, in the legend
 Point = tuple[float, float]  # step, value
 Show = Callable[[float], str]
 
 
 def file_rows(files: dict[str, str], page: Path) -> list[tuple[str, str, str, str | None]]:
-    """(name, file, what it is, link from `page`) of files by their names, for the table of files."""
+    """(name, file, what it is, link from `page`) for each of `files`, a map from name to path."""
     return [(name, str(file), KNOWN_FILES.get(Path(file).name, ""), _link(file, page)) for name, file in files.items()]
 
 
 def _link(file: str, page: Path) -> str | None:
-    """A relative address for a file that lies beside or below the page, so that the folder can be moved whole."""
+    """A relative address for a file beside or below the page, so that the folder can be moved as a whole; else None."""
     relative = os.path.relpath(file, page.parent)
     return None if relative.startswith("..") else "./" + quote(relative, errors="replace")
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
 class Training:
-    """What metrics.jsonl says: totals, plots, and which losses are no numbers."""
+    """What metrics.jsonl says: totals, plots, and which losses are not finite."""
 
     def __init__(self, metrics: list[dict[str, Any]]):
         rows = [row for row in metrics if _number(row.get("step")) is not None]
@@ -99,12 +86,12 @@ class Training:
         self.elapsed = max((seconds for _, seconds in _series(rows, "elapsed_s")), default=None)
         self.cost = max((money for _, money in _series(rows, "cost")), default=None)
         self.best_held_out = min(self.held_out, key=itemgetter(1), default=None)
-        self.left_out = sum(any(row.get(key, 0) is None for key in ("loss", "grad_norm")) for row in self.steps)
+        self.skipped = sum(any(row.get(key, 0) is None for key in ("loss", "grad_norm")) for row in self.steps)
         self.broken = [row["step"] for row in rows for key in ("loss", "eval_loss") if _number(row.get(key, 0)) is None]
 
 
 def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool = True) -> Plot | None:
-    """Lines over steps, "train" and perhaps "held"; `show` writes a value. None if there is nothing to draw."""
+    """A plot of lines over steps, "train" and perhaps "held", or None without any points. `show` formats a value."""
     series = {kind: points for kind, points in series.items() if points}
     if not series:
         return None
@@ -121,7 +108,7 @@ def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool
 
     def path(points: list[Point], dots: bool = False) -> str:
         corners = [f"{x(step):.2f} {y(value):.2f}" for step, value in points]
-        # No length and round ends: a dot, which stays round however the plot is stretched; so does a single point.
+        # A line of no length with round ends is a dot, which stays round however the plot is stretched.
         return "".join(f"M{corner}h0" for corner in corners) if dots else f"M{'L'.join(corners)}h0"
 
     lines = []
@@ -149,11 +136,11 @@ def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool
 def _hovers(
     series: dict[str, list[Point]], x: Callable[[float], float], show: Show
 ) -> Iterable[tuple[float, float, str]]:
-    """Columns that fill the plot; each says its steps and the value, or mean and extremes, of every line."""
+    """(left, width, text) of columns that fill the plot. The text has the steps, and the value or mean and range of every line."""
     tagged = sorted((step, value, kind) for kind, points in series.items() for step, value in points)
     parts = list(buckets(tagged, HOVER_COLUMNS))
-    borders = [0.0, *(x((a[-1][0] + b[0][0]) / 2) for a, b in itertools.pairwise(parts)), 100.0]
-    for part, left, right in zip(parts, borders, borders[1:]):
+    edges = [0.0, *(x((a[-1][0] + b[0][0]) / 2) for a, b in itertools.pairwise(parts)), 100.0]
+    for part, left, right in zip(parts, edges, edges[1:]):
         first, last = part[0][0], part[-1][0]
         text = f"step {first:,.0f}" if first == last else f"steps {first:,.0f} to {last:,.0f}"
         for kind in series:
@@ -165,16 +152,16 @@ def _hovers(
 
 
 def buckets(points: list[tuple], count: int) -> Iterable[list[tuple]]:
-    """The points, which are in order of x, in at most `count` stretches of equal length; empty ones are left out."""
+    """The points, which are in order of x, in at most `count` sections of equal length; empty sections are left out."""
     first, length = points[0][0], (points[-1][0] - points[0][0]) / count or 1
     for _, part in itertools.groupby(points, key=lambda point: min(int((point[0] - first) / length), count - 1)):
         yield list(part)
 
 
 def thin(points: list[Point], count: int) -> list[Point]:
-    """Few enough points to draw that look like all of them: the ends, and the extremes of each of `count` stretches.
+    """Few points that look like all of them when they are drawn: the ends, and the extremes of each of `count` sections.
 
-    Taking every n-th point instead would lose exactly the spikes that one looks for.
+    Taking every n-th point instead would lose the spikes, which are what one looks for.
     """
     if len(points) <= 2 * count:
         return points
@@ -190,9 +177,9 @@ def _series(rows: list[dict[str, Any]], key: str) -> list[Point]:
 
 
 def _number(value: Any) -> float | None:
-    """A number that can be drawn, else None."""
+    """`value` if it is a number that can be drawn, else None."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < 1e300 else None  # NaN is not smaller either
+    return float(value) if is_number and abs(value) < 1e300 else None  # false for NaN, too
 
 
 def _mean(points: list[Point]) -> float:

@@ -1,10 +1,12 @@
 """The page of a training run, RUN/report.html: curves, answers over time, data, settings. `fastft report RUN`.
 
 The trainer writes it at every checkpoint and held-out loss and at the end; it can be made again at any time from the files
-of the run's directory. What its look shares with other pages is in `fastft.common.html`, how curves are drawn in `fastft.train.report.curves`.
+of the run's directory. The look that all pages share is in `fastft.common.html`, the drawing of curves in
+`fastft.train.report.curves`.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -19,11 +21,11 @@ from fastft.train.report.run_dir import Run, read_run
 logger = logging.getLogger(__name__)
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "model", "adapter")
-SHOWN_ANSWERS = 6  # to a prompt; of more, the first, the last, and four between
+SHOWN_ANSWERS = 6  # to a prompt: the first, the last, and four between them
 
 
 def write_run_report(directory: Path) -> Path:
-    """Write and return the page. Raises UserError with one line for a directory that is no run's."""
+    """Write the page and return its path. Raises UserError if `directory` is not that of a run."""
     run, page = read_run(directory), directory / "report.html"
     write_page(
         page,
@@ -42,15 +44,15 @@ def write_run_report(directory: Path) -> Path:
 
 
 def refresh_page(directory: Path) -> None:
-    """`write_run_report` while a run goes on, which a page that cannot be written does not end."""
+    """Write the page during a run, and only log it if that fails."""
     try:
         write_run_report(directory)
     except (UserError, OSError) as error:
-        logger.info(f"report.html could not be written ({error})")
+        logger.warning("report.html could not be written (%s)", error)
 
 
 def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
-    """(prompt, its answers as (step, text)) of the rows of samples.jsonl, thinned out evenly where they are many."""
+    """(prompt, its answers as (step, text)) from the rows of samples.jsonl, of many answers an even selection."""
     prompts: dict[str, dict[int, str]] = {}
     for row in samples:
         prompts.setdefault(row["prompt"], {})[row["step"]] = row["answer"]
@@ -62,8 +64,8 @@ def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tup
     return found
 
 
-def _data(run: Run) -> list[dict[str, Any]]:
-    """The files of all stages, with where they were used."""
+def _data(run: Run) -> Iterator[dict[str, Any]]:
+    """The files of all stages, and what each was used for."""
     stages = run.facts["data"]
     for number, files in enumerate(stages, 1):
         yield from ({**file, "use": f"stage {number}" if len(stages) > 1 else "training"} for file in files)
@@ -71,7 +73,7 @@ def _data(run: Run) -> list[dict[str, Any]]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The configuration; files by their last name, as everywhere on the page."""
+    """The configuration, with files by their last name, as everywhere on the page."""
     values = asdict(run.config)
     for group, name in ((values, "model"), (values, "output_dir"), (values, "eval_data"), (values, "template")):
         group[name] = short_name(group[name]) if group[name] else None

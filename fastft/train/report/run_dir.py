@@ -1,13 +1,13 @@
-"""What lies in a run's directory, written by the trainer and read by `fastft export` and `fastft report`.
+"""The files of a run's directory, which the trainer writes and `fastft export` and `fastft report` read.
 
     config.yaml      the settings
-    run.json         what only the trainer knew: data, versions, devices, the id under which trackers know the run
+    run.json         what only the trainer knows: data, versions, devices, and the run's id in its trackers
     metrics.jsonl    a row for every step and every held-out loss
     samples.jsonl    answers to fixed prompts, where some were given
     checkpoints/     step-00000100/, …
     model/           the trained model, once the run is finished
 
-run.json and all that is made of it name files and models by their last name, never by where they lie.
+run.json, and everything that is made from it, names files and models by their last name and never says where they are.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fastft
-from fastft.common.files import write_whole
+from fastft.common.files import short_name, write_whole
 from fastft.config import TrainConfig, parse_config
 from fastft.errors import UserError
 from fastft.train.metrics import read_metrics
@@ -30,12 +30,10 @@ if TYPE_CHECKING:
     from fastft.data.step_plan import Curriculum
     from fastft.data.template.chat_template import ChatTemplate
 
-from fastft.common.files import short_name
-
 
 @dataclass
 class Run:
-    """A run as its directory tells it."""
+    """A run as its directory describes it."""
 
     name: str
     config: TrainConfig
@@ -44,23 +42,25 @@ class Run:
     samples: list[dict[str, Any]]
 
     def until(self, step: int) -> "Run":
-        """The same run as it was after `step`."""
+        """The run as it was after `step`."""
         metrics, samples = ([row for row in rows if row["step"] <= step] for rows in (self.metrics, self.samples))
         return Run(self.name, self.config, self.facts, metrics, samples)
 
 
 def read_run(directory: Path) -> Run:
-    """Raises UserError with one line for a directory that is no run's."""
+    """Read a run's directory. Raises UserError if it is not one, or if run.json is damaged."""
     missing = [name for name in ("config.yaml", "run.json") if not (directory / name).is_file()]
     if missing:
         raise UserError(f"{directory}: is no run of fastft train ({' and '.join(missing)} not found there)")
     config = parse_config(["--config", str(directory / "config.yaml")])
     try:
         facts = json.loads((directory / "run.json").read_text())
-    except ValueError:
+    except ValueError:  # JSONDecodeError, or text that is not UTF-8
         facts = None
     if not isinstance(facts, dict) or not facts.keys() >= {"id", "model", "template", "steps", "data"}:
-        raise UserError(f"{directory / 'run.json'}: is damaged; start the same command again, it writes a new one")
+        raise UserError(
+            f"{directory / 'run.json'}: is damaged; start the same training command again, which writes a new one"
+        )
     metrics, samples = (
         read_metrics(path) if path.exists() else []
         for path in (directory / "metrics.jsonl", directory / "samples.jsonl")
@@ -69,7 +69,7 @@ def read_run(directory: Path) -> Run:
 
 
 def write_facts(directory: Path, facts: dict[str, Any]) -> str:
-    """Write run.json and return the run's id, which is that of an earlier start."""
+    """Write run.json and return the run's id, which all its starts share."""
     path = directory / "run.json"
     try:
         run_id = json.loads(path.read_text())["id"]
@@ -105,7 +105,7 @@ def describe(
 
 
 def _data(data: "TokenizedData") -> list[dict[str, Any]]:
-    """The files of a stage."""
+    """The files of a stage, with what they hold."""
     lengths, trained, first, found = data.lengths, data.trained_counts, 0, []
     for source in data.sources:
         part = slice(first, first + source.count)
