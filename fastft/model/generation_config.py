@@ -1,8 +1,8 @@
-"""The generation config of the model that is trained, as far as transformers takes it: what an exported model hands on.
+"""The generation config that an exported model inherits: what the source's file holds, as far as transformers accepts it.
 
 Published files (Vicuna v1.5's, Llama 2's) set temperature or top_p without do_sample. transformers warns when it reads such
-a file and refuses to write it. What it refuses is mended or left out here, and said, when a run starts: at its end, nothing
-may stand in the way of the weights.
+a file and refuses to write it. What it refuses is mended or left out here, with a warning, before the first step: at the end
+of a run nothing may stand in the way of the weights.
 """
 
 import json
@@ -12,22 +12,21 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from fastft.errors import UserError
 from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
 
 NAME = "generation_config.json"
-# Which of the other values are valid depends on these; transformers does not look at their types.
+# The other values are valid or not depending on these, whose types transformers does not check.
 MODES = {"do_sample": bool, "num_beams": int, "return_dict_in_generate": bool, "use_cache": bool}
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the tokenizer's, but for further ends
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # set from the tokenizer; only further ends are kept
 METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
 
 
 def read_generation_config(model: str):
-    """(transformers' GenerationConfig of a model without its tokens, further token ids at which it stops).
+    """(transformers' GenerationConfig of a model without its token ids, the token ids at which the model stops).
 
-    `say` is told what was mended and what was left out.
+    Warns of what was mended and of what was left out.
     """
     from transformers import GenerationConfig
 
@@ -57,14 +56,16 @@ def read_generation_config(model: str):
 
 
 def usable(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """(values that transformers takes and writes together, why each of the others is left out, those for which do_sample
-    was set).
+    """Sort the values of a generation config into what can be kept and what cannot.
+
+    Returns (the values that transformers accepts and writes together, the reason for each of the others, the kept ones for
+    which do_sample had to be set).
     """
     faults = {key: fault for key in MODES if key in values and (fault := _fault({key: values[key]}))}
     modes = {key: values[key] for key in MODES if key in values and key not in faults}
     rest = {key: value for key, value in values.items() if key not in MODES}
     sampling = {}
-    if values.get("temperature") == 0:  # how other libraries spell greedy decoding
+    if values.get("temperature") == 0:  # other libraries spell greedy decoding like this
         modes["do_sample"] = False
     elif "do_sample" not in modes:
         sampled = {**modes, "do_sample": True}
@@ -82,7 +83,7 @@ def usable(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict
 
 
 def _fault(values: dict[str, Any]) -> str | None:
-    """Why transformers would not take, apply or write these values, None if it would."""
+    """Why transformers would not accept, apply or write these values; None if it would."""
     from transformers import GenerationConfig
 
     try:
@@ -99,25 +100,26 @@ def _fault(values: dict[str, Any]) -> str | None:
 
 
 def _require_alone(key: str, value: Any) -> None:
-    """Raise UserError or TypeError for a value that `generate` would refuse, whatever the others are."""
+    """Raise an exception for a value that `generate` would refuse whatever the other values are."""
     from transformers import GenerationConfig
 
     json.dumps(value, allow_nan=False)
     if hasattr(GenerationConfig, key):
-        raise UserError("is no setting of generation")
+        raise ValueError("is no setting of generation")
     if key in MODES and type(value) is not MODES[key]:
-        raise UserError(f"is no {MODES[key].__name__}")
+        raise ValueError(f"is no {MODES[key].__name__}")
     if _is_applied(key, value):
         _appliers()[key][0](value)
 
 
 def _is_applied(key: str, value: Any) -> bool:
+    """Whether `generate` would do something because of this value."""
     return key in _appliers() and value != _appliers()[key][1]
 
 
 @lru_cache(1)
 def _appliers() -> dict[str, tuple[Callable, Any]]:
-    """What applies a value to the logits, and refuses one that it cannot apply; and the value that turns it off."""
+    """Setting -> (the class that applies its value to the logits and refuses an impossible one, the value that turns it off)."""
     from transformers import generation
 
     return {
@@ -144,7 +146,7 @@ def _named(values: dict[str, Any]) -> str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """transformers warns of what is mended here."""
+    """Silence transformers, which would warn of what is being mended."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,14 +1,14 @@
-"""The trained model in Hugging Face's format: gathered from all ranks, written beside, made durable, put in place by a rename.
+"""The export in Hugging Face's format: gathered from all ranks, written beside, made durable, and renamed into place.
 
-All but the weights is read, written and read back before a run's first step (`prepare`): what cannot be exported is not
-trained.
+Everything but the weights is written and read back before a run's first step (`prepare`), so that nothing is trained which
+cannot be exported.
 """
 
 import json
+import logging
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,22 +23,24 @@ from fastft.common.distributed import everywhere, on_first
 from fastft.common.files import sync
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
-from fastft.errors import UserError
+from fastft.errors import PeerError, UserError
 from fastft.model import lora
 from fastft.model.build import TrainedModel, without_values
 from fastft.model.generation_config import read_generation_config
+
+logger = logging.getLogger(__name__)
 
 PROBE = "Hello  World!\n\n\t1234 é 日本 🙂 <b>x</b>"
 
 
 @dataclass
 class ModelFiles:
-    """What an exported model has besides its weights and its card."""
+    """What an exported model consists of, besides its weights and its card."""
 
     source: str
     """The model from which the run started."""
     config: Any
-    """transformers' config, from which the model was built; weights get the data type that it names."""
+    """transformers' config from which the model was built. The exported weights get the data type that it names."""
     template: ChatTemplate
     generation: Any
     """transformers' GenerationConfig, which stops at the template's end of turn."""
@@ -51,11 +53,11 @@ class ModelFiles:
 
     @property
     def chat_template(self) -> str:
-        """As a text file gives it back; Jinja reads line ends alike."""
+        """The template as it reads from a text file, with plain line ends; Jinja makes no difference between them."""
         return self.template.source.replace("\r\n", "\n").replace("\r", "\n")
 
     def write(self, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """Have transformers write all of the model but its card, or all but its card and weights."""
+        """Write the model with transformers' own functions: all but its card, and without `weights` all but those, too."""
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
@@ -71,34 +73,37 @@ class ModelFiles:
             self.template.tokenizer.save_pretrained(path)
 
     def read_back(self, path: Path) -> None:
-        """Raise UserError where transformers does not read what `write` has written, or reads something else."""
+        """Raise UserError where transformers does not read back what `write` has written."""
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
         with self._saving("config"):
             _require_json(path / "config.json")
             if AutoConfig.from_pretrained(path).to_json_string() != (path / "config.json").read_text("utf-8"):
-                raise UserError("transformers reads other values than it wrote")
+                raise ValueError("transformers reads other values than it wrote")
         with self._saving("generation config"):
             _require_json(path / "generation_config.json")
             if GenerationConfig.from_pretrained(path) != self.generation:
-                raise UserError("transformers reads other values than it wrote")
+                raise ValueError("transformers reads other values than it wrote")
         with self._saving("tokenizer"):
             _require_json(path / "tokenizer_config.json")
             ours, read = self.template.tokenizer, AutoTokenizer.from_pretrained(path)
             if read.get_vocab() != ours.get_vocab() or read(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
-                raise UserError("read again, it makes other tokens")
+                raise ValueError("read again, it makes other tokens")
         with self._saving("chat template"):
             if read.chat_template != self.chat_template:
-                raise UserError("read again, it is another")
+                raise ValueError("read again, it is another")
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
+        """Turn whatever goes wrong inside into a UserError about `what`, except for what the disk refuses."""
         try:
             yield
         except SafetensorError:
             raise
         except Exception as error:  # transformers and tokenizers raise a dozen kinds here
-            if (isinstance(error, OSError) and error.errno) or "(os error " in str(error):  # the latter is Rust's
+            if (isinstance(error, OSError) and error.errno) or "(os error " in str(
+                error
+            ):  # the latter from tokenizers, in Rust
                 raise OSError(str(error)) from None
             why = _first_line(error)
             raise UserError(
@@ -107,9 +112,9 @@ class ModelFiles:
 
 
 def prepare(config: TrainConfig, model_config, template: ChatTemplate, path: Path) -> ModelFiles:
-    """Read what will be exported to `path` beside the weights, and prove, next to it, that it can be; collective.
+    """Read what will be exported to `path` with the weights, and prove beside it that it can be written; collective.
 
-    Raises UserError with one line. `say` is told what of the generation config is mended or left out.
+    Raises UserError with one line where it cannot. Warns of what is mended in the generation config or left out.
     """
     files = ModelFiles(config.model, model_config, template, None)
 
@@ -130,6 +135,7 @@ def prepare(config: TrainConfig, model_config, template: ChatTemplate, path: Pat
 
 
 def _generation_config(model: str, template: ChatTemplate):
+    """The generation config of `model` that stops where the template's turns end, and pads with the tokenizer's token."""
     generation, earlier = read_generation_config(model)
     tokenizer, stops = template.tokenizer, template.stop_token_ids
     generation.eos_token_id = [*stops, *(i for i in earlier if i not in stops)]
@@ -139,8 +145,10 @@ def _generation_config(model: str, template: ChatTemplate):
 
 
 def export(model: TrainedModel, files: ModelFiles, path: Path, card: str, adapter: Path | None = None) -> None:
-    """Write `path` as a Hugging Face model directory with `card` as its README.md; collective. It is written beside and
-    renamed. Adapters are merged, and written alone to `adapter` first. Raises UserError where the disk does not take it.
+    """Write `path` as a Hugging Face model directory with `card` as its README.md; collective.
+
+    It is written beside `path` and renamed. Adapters are merged into the weights, and before that written on their own to
+    `adapter`. Raises UserError where the disk refuses.
     """
     weights, adapters = _gathered(model.causal_lm, files.dtype)
 
@@ -159,13 +167,15 @@ def export(model: TrainedModel, files: ModelFiles, path: Path, card: str, adapte
 
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
-    """Whatever goes wrong inside, `advice` is said with it."""
+    """Add `advice` to the message of whatever goes wrong inside."""
     try:
         yield
     except (UserError, OSError) as error:
         raise UserError(f"{error}. {advice}") from None
+    except PeerError:  # the process that met the error gives the advice
+        raise
     except Exception:
-        print(advice, file=sys.stderr, flush=True)
+        logger.warning(advice)
         raise
 
 
@@ -187,12 +197,12 @@ def _gathered(
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a directory beside `path`, and put it there once it is durable. Leaves nothing half-written."""
+    """Let `write` fill a directory beside `path`, and rename it to `path` once it is durable. Leaves nothing half-written."""
     with _partial(path) as partial:
         write(partial)
         mode = _usual_mode(partial)
         for file in partial.iterdir():
-            file.chmod(mode)  # safetensors' own are for their owner only
+            file.chmod(mode)  # safetensors makes its files readable for their owner alone
             sync(file)
         sync(partial)
         shutil.rmtree(path, ignore_errors=True)
@@ -202,7 +212,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """What the disk does not take is one line."""
+    """Turn what the disk refuses into a UserError of one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -211,7 +221,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """A place beside `path` for what is not whole yet: not there before, nor after something went wrong."""
+    """A path beside `path` for what is not whole yet: nothing is there at first, nor after something went wrong."""
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -222,7 +232,7 @@ def _partial(path: Path) -> Iterator[Path]:
 
 
 def _usual_mode(directory: Path) -> int:
-    """The permissions of a new file there: what the umask, or the directory's access list, makes them."""
+    """The permissions that a new file gets there, from the umask or the directory's access list."""
     probe = directory / ".mode"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -231,10 +241,10 @@ def _usual_mode(directory: Path) -> int:
 
 
 def _require_json(path: Path) -> None:
-    """Raise UserError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
+    """Raise ValueError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
 
     def refuse(name: str) -> None:
-        raise UserError(f"{path.name} would hold {name}, which JSON cannot")
+        raise ValueError(f"{path.name} would hold {name}, which JSON cannot")
 
     json.loads(path.read_bytes(), parse_constant=refuse)
 

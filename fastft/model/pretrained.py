@@ -82,7 +82,7 @@ def locate(model: str, name: str) -> Path:
         return Path(model, name)
     try:
         return Path(cached_file(model, name))
-    except OSError:  # the repository has no such file
+    except OSError:  # the repository has no such file, or the cache has none and the Hub is not reached
         return Path(model, name)
 
 
