@@ -1,12 +1,11 @@
-"""A run's place in object storage: s3://, gs://, az://, hf://buckets/…, file:// or whatever fsspec knows.
+"""Objects in storage: s3://, gs://, az://, hf://buckets/…, file:// or any other address that fsspec knows.
 
-    RUN/step-00000100-3f2a9c01/…        a checkpoint's files, each directory written once and never again
-    RUN/step-00000100-3f2a9c01/COMMITTED   its manifest, put there last
-    RUN/model/…, RUN/model/COMMITTED    the trained model: the run is finished
-    RUN/lease.json                      who writes here
+    store = Store("s3://bucket/run")
+    store.put(Path("weights.safetensors"), "step-100/weights.safetensors")
+    store.read("lease.json")                      # None if there is no such object
 
-Only single objects are ever put, which storage does atomically; nothing is appended to, or taken from a listing that is not
-confirmed by a manifest. Every request is tried again after 1, 2, 4, 8 and 16 seconds.
+Only whole objects are put, which storage does atomically; nothing is appended to. A request that fails is tried again after
+1, 2, 4, 8 and 16 seconds.
 """
 
 import contextlib
@@ -20,15 +19,16 @@ from typing import Any, TypeVar
 
 from fastft.errors import UserError
 
-COMMITTED = "COMMITTED"
 DELAYS_S = (1, 2, 4, 8, 16)
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)  # another try ends the same way
+# Another try would end the same way.
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
+BUGS = (AssertionError, AttributeError, NameError, TypeError)
 Result = TypeVar("Result")
 
 
 class Store:
-    """The objects under one address. All methods raise UserError, in one line, when storage does not do what it must."""
+    """The objects under one address. All methods raise UserError if the storage does not do what it is asked for."""
 
     def __init__(self, url: str):
         import fsspec
@@ -38,7 +38,7 @@ class Store:
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme == "file":
             options["auto_mkdir"] = True
-        if scheme in ("s3", "s3a"):  # one policy of trying again: theirs under ours would be four minutes
+        if scheme in ("s3", "s3a"):  # one policy of trying again: with botocore's under ours an error took four minutes
             options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10}
         try:
             self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
@@ -46,14 +46,14 @@ class Store:
             raise UserError(
                 f'{self.url}: {scheme}:// needs {EXTRA.get(scheme, "a package for it")}: pip install "fastft[cloud]"'
             ) from None
-        except ValueError as error:  # fsspec: unknown protocol
-            raise UserError(f"checkpoint.remote: {url}: {error}") from None
+        except ValueError as error:  # fsspec's, for a protocol that it does not know
+            raise UserError(f"{url}: {error}; an address is s3://, gs://, az://, hf://buckets/ or file:///") from None
         self.root = self.root.rstrip("/")
         if hasattr(self.fs, "retries"):
             self.fs.retries = 1
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a file there. Its size is asked for afterwards."""
+        """Upload a file, and check that all of its bytes arrived."""
 
         def copy() -> None:
             self.fs.put_file(str(source), f"{self.root}/{name}")
@@ -64,10 +64,11 @@ class Store:
         self._try(copy, name)
 
     def get(self, name: str, target: Path) -> None:
+        """Download an object to the file `target`."""
         self._try(lambda: self.fs.get_file(f"{self.root}/{name}", str(target)), name)
 
     def write(self, name: str, content: str) -> None:
-        """Put an object whose readers find the old or the new content, as object storage has it."""
+        """Put an object with this text. Readers find the old or the new content, never a mixture, in files too."""
         path, beside = f"{self.root}/{name}", f"{self.root}/{name}.{secrets.token_hex(4)}.tmp"
 
         def replace() -> None:  # fsspec writes a file in place: for a moment it would be empty
@@ -78,7 +79,7 @@ class Store:
         self._try(replace if local else lambda: self.fs.pipe_file(path, content.encode()), name)
 
     def read(self, name: str) -> bytes | None:
-        """None where there is no such object."""
+        """Return the content of an object, or None if there is no such object."""
 
         def cat() -> bytes | None:
             try:
@@ -89,10 +90,11 @@ class Store:
         return self._try(cat, name)
 
     def modified(self, name: str) -> datetime:
+        """Return when an object was last written, by the storage's clock."""
         return self._try(lambda: self.fs.modified(f"{self.root}/{name}"), name)
 
     def directories(self) -> list[str]:
-        """Names directly under the address that hold something."""
+        """Return the names of the directories directly under the address, sorted."""
 
         def names() -> list[str]:
             self.fs.invalidate_cache()
@@ -104,11 +106,12 @@ class Store:
 
         return self._try(names, "")
 
-    def remove(self, name: str) -> None:
-        """An object or all under it. The manifest goes first: what is half removed is no checkpoint."""
+    def remove(self, name: str, first: str | None = None) -> None:
+        """Remove an object, or everything under it; `first` names what under it must be gone before the rest is."""
+        paths = [f"{self.root}/{name}/{first}"] * bool(first) + [f"{self.root}/{name}"]
 
         def delete() -> None:
-            for path in (f"{self.root}/{name}/{COMMITTED}", f"{self.root}/{name}"):
+            for path in paths:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     self.fs.rm(path, recursive=True)
             self.fs.invalidate_cache()
@@ -116,18 +119,17 @@ class Store:
         self._try(delete, name)
 
     def _try(self, action: Callable[[], Result], name: str) -> Result:
+        """Do `action`, again after each of DELAYS_S if it fails in a way that may pass."""
         for delay in (*DELAYS_S, None):
             try:
                 return action()
-            except Exception as error:  # each storage has a family of its own
-                if (
-                    delay is None
-                    or isinstance(error, (*FINAL, NotImplementedError))
-                    or "credential" in str(error).lower()
-                ):
+            except BUGS:
+                raise
+            except Exception as error:  # each storage's library has a family of errors of its own
+                if delay is None or isinstance(error, FINAL) or "credential" in str(error).lower():
                     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                     raise UserError(
-                        f"{self.url}/{name}: {reason}; look at the bucket's name, its permissions and the credentials"
+                        f"{self.url}/{name}: {reason}; check the bucket's name, its permissions and the credentials"
                     ) from None
                 time.sleep(delay)
-        raise AssertionError
+        raise AssertionError("the last try returns or raises")

@@ -20,7 +20,7 @@ from fastft.errors import UserError
 from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
-from fastft.train.checkpoint.remote import Uploader, checkpoints, fetch, trained_model, upload_model
+from fastft.train.checkpoint.remote import COMMITTED, Uploader, checkpoints, fetch, trained_model, upload_model
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lea
 
 
 @pytest.mark.parametrize("url, says", [
-    ("s3://no-such-bucket/run", "no-such-bucket.*look at the bucket's name"),
+    ("s3://no-such-bucket/run", "no-such-bucket.*check the bucket's name"),
     ("nonsense://bucket/run", "nonsense"),
 ])  # fmt: skip
 def test_a_place_that_is_none_is_one_clear_line(line, url, says):
@@ -302,7 +302,7 @@ def test_a_place_that_is_none_is_one_clear_line(line, url, says):
 
 def test_a_place_where_nothing_can_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="look at the bucket's name, its permissions"):
+    with pytest.raises(UserError, match="check the bucket's name, its permissions"):
         Lease(Store(f"file://{tmp_path}/file/run"))
 
 
