@@ -22,6 +22,7 @@ SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours 
 STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
 SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S: a dead peer ends the run within two minutes
 BEAT_S = 5.0
+SPEAKING_S = 10.0  # that rank 0 has to print a mistake which all ranks find before they have joined
 
 Result = TypeVar("Result")
 
@@ -122,6 +123,8 @@ def on_first(action: Callable[[], Result]) -> Result:
 def first_to_fail() -> bool:
     """True on the rank that meets an error first: the others have the same one, or are its consequence."""
     if not dist.is_initialized():
+        if rank() != 0:  # torchrun ends all once one has ended, and rank 0 may be slower to find the same mistake
+            time.sleep(SPEAKING_S)
         return rank() == 0
     try:
         return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1

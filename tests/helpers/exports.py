@@ -1,10 +1,8 @@
-"""A finished run for the tests of exports, and the logits that the trainer has at a checkpoint."""
+"""A checkpoint's directory, and the logits that the trainer has there."""
 
 from pathlib import Path
 
-import pytest
 import torch
-from helpers import training as runs
 
 from fastft.config import parse_config
 from fastft.data.template.chat_template import load_template
@@ -13,18 +11,6 @@ from fastft.model.pretrained import fit_config, load_config
 from fastft.train.checkpoint import local
 from fastft.train.export import single_process
 from fastft.train.optim import build_optimizer
-
-
-@pytest.fixture(scope="module")
-def run(ground, tmp_path_factory):
-    """A finished run with all its checkpoints and a held-out loss at each of them."""
-    out = tmp_path_factory.mktemp("runs") / "first"
-    more = ["--checkpoint.every", "4", "--checkpoint.keep", "9", "--eval_every", "4", "--price_per_hour", "3600"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs._main(ground, out, "--eval_data", str(ground / "data.jsonl"), *more)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def step(run: Path, number: int) -> Path:

@@ -23,6 +23,18 @@ from fastft.train.report.card import model_card
 from fastft.train.report.run_dir import read_run
 
 
+@pytest.fixture(scope="module")
+def run(ground, tmp_path_factory):
+    """A finished run with all its checkpoints and a held-out loss at each of them."""
+    out = tmp_path_factory.mktemp("runs") / "first"
+    more = ["--checkpoint.every", "4", "--checkpoint.keep", "9", "--eval_every", "4", "--price_per_hour", "3600"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        done = runs._main(ground, out, "--eval_data", str(ground / "data.jsonl"), *more)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
 @pytest.mark.parametrize("number", [4, 8, 9])
 def test_the_logits_are_the_trainers(ground, run, tmp_path, number):
     from transformers import AutoModelForCausalLM
@@ -197,10 +209,10 @@ def test_nothing_is_written_over(run, tmp_path, capsys):
 
 FULL_DISK = """
 import resource, signal, sys
+from fastft.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from fastft.train.export import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(["export", *sys.argv[1:]]))
 """
 
 
@@ -220,9 +232,25 @@ def test_without_the_hub_nothing_is_begun(run, tmp_path, monkeypatch, capsys):
 
 
 def test_the_verb_names_what_it_wants(capsys):
-    with pytest.raises(SystemExit):
-        main(["export"])
-    assert "fastft export" in capsys.readouterr().err
+    assert main(["export"]) == 2
+    assert "checkpoint" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["export", "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "fastft export" in said and "RUN/checkpoints/step-00000100" in said
+
+
+def test_options_come_from_a_file_and_unknown_ones_are_named(run, tmp_path, capsys):
+    (tmp_path / "export.yaml").write_text(f"checkpoint: {run}\ndirectory: {tmp_path / 'out'}\n")
+    assert main(["export", "--config", str(tmp_path / "export.yaml")]) == 0
+    assert (tmp_path / "out" / "config.json").exists()
+    assert main(["export", str(run), str(tmp_path / "other"), "--push_to_hup", "someone/model"]) == 2
+    assert "error: unknown key 'push_to_hup'; the nearest valid one is 'push_to_hub'" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(run), str(tmp_path / "other"), "--print_config"])
+    assert end.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed == {"checkpoint": str(run), "directory": str(tmp_path / "other"), "push_to_hub": None}
 
 
 def test_run_json_keeps_the_id_of_the_run(run):

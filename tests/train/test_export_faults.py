@@ -17,8 +17,9 @@ from helpers import training as runs
 from safetensors.torch import load_file
 
 from fastft.cli import main
-from fastft.model import huggingface as hugging_face
-from fastft.train.checkpoint import local as checkpoint
+from fastft.model import huggingface
+from fastft.train import loop
+from fastft.train.checkpoint import local
 
 VICUNA = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
 FEW = ("--max_steps", "2")
@@ -215,18 +216,23 @@ def test_a_config_with_numbers_that_are_none_survives(ground, tmp_path):
 
 # The end of a run ----------------------------------------------------------------------------------------------------------
 
-# Once all steps are done, files can grow no further than this: what a disk that is full at the very end looks like.
+# Once all steps are done, no file can grow beyond a limit, as on a disk that is full at the very end.
 FULL_AT_THE_END = """
 import resource, signal, sys
-from fastft import hugging_face, train
-export = hugging_face.export
+from fastft.common import logs
+from fastft.common.command_line import leave, run
+from fastft.common.distributed import first_to_fail
+from fastft.model import huggingface
+from fastft.train import loop
+export = huggingface.export
 def full(*given):
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     export(*given)
 limit = sys.argv.pop(1)
-hugging_face.export = full
-sys.exit(train.main(sys.argv[1:]))
+huggingface.export = full
+logs.show()
+leave(run(loop.main, first_to_fail))
 """
 
 
@@ -247,7 +253,7 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_training(ground, finished,
     done = runs.run([sys.executable, "-c", FULL_AT_THE_END, str(limit), *runs.flags(ground, out, *FEW)])
     runs.fails(done, "model: the model could not be written (", "File too large", "Step 2, the last, is saved")
     nothing_is_there(out)
-    assert steps_of(out) == ["step-00000002"] and checkpoint.fault_of(out / "checkpoints" / "step-00000002") is None
+    assert steps_of(out) == ["step-00000002"] and local.fault_of(out / "checkpoints" / "step-00000002") is None
 
     assert command_in(done)[:2] == ["fastft", "export"]
     copy = shutil.copytree(out, tmp_path / "copy")
@@ -292,11 +298,12 @@ def test_two_processes_refuse_with_one_line(ground, tmp_path):
     runs.fails(done, f"{model}: its tokenizer with its chat template cannot be saved")
 
 
-# No file reaches the storage before the export is over, and with it the limit.
+# No file reaches the storage before the export has failed, and the limit is lifted.
 STORAGE_THAT_WAITS = """
 import resource, threading
-from fastft import hugging_face, store
-over, put, write = threading.Event(), store.Store.put, hugging_face._replace
+from fastft.common.object_store import Store
+from fastft.model import huggingface
+over, put, write = threading.Event(), Store.put, huggingface._replace
 def late(self, *given):
     over.wait()
     put(self, *given)
@@ -306,7 +313,7 @@ def then(*given):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         over.set()
-store.Store.put, hugging_face._replace = late, then
+Store.put, huggingface._replace = late, then
 """
 
 
@@ -352,12 +359,12 @@ def test_a_real_disk_that_is_full_at_the_very_end(ground, finished, small_disk):
 
 KILLED_WHILE_IT_WRITES = """
 import os, signal, sys
-from pathlib import Path
-from fastft import hugging_face, train
+from fastft.cli import main
+from fastft.model import huggingface
 def gone(*given):
     os.kill(os.getpid(), signal.SIGKILL)
-hugging_face._usual_mode = gone
-train.main(sys.argv[1:])
+huggingface._usual_mode = gone
+main(["train", *sys.argv[1:]])
 """
 
 
@@ -371,33 +378,28 @@ def test_a_kill_while_the_model_is_written_leaves_none(ground, finished, tmp_pat
     assert same_model(out / "model", finished / "model") and not (out / "model.partial").exists()
 
 
-def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(ground, tmp_path, monkeypatch, capsys):
+def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(ground, tmp_path, monkeypatch):
     def bug(*given):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(hugging_face, "_gathered", bug)
-    from fastft.train.loop import main as train
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        train(runs.flags(ground, tmp_path / "out", *FEW))
-    assert "Step 2, the last, is saved" in capsys.readouterr().err
+    monkeypatch.setattr(huggingface, "_gathered", bug)
+    done = runs.train_here(ground, tmp_path / "out", *FEW)
+    assert done.returncode == 1 and done.stderr.count("RuntimeError: a bug") == 1
+    assert "Step 2, the last, is saved" in done.stderr and "this is a bug in fastft" in done.stderr.splitlines()[-1]
     assert steps_of(tmp_path / "out") == ["step-00000002"]
 
 
 def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monkeypatch):
-    from fastft.train import loop as train
-
-    read = train.read_run
+    read = loop.read_run
 
     def damaged(directory):
         (directory / "run.json").write_text("{")
         return read(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "read_run", damaged)
-        runs.fails(
-            runs.train_here(ground, tmp_path / "out", *FEW), "run.json: is damaged", "Step 2, the last, is saved"
-        )
+        patch.setattr(loop, "read_run", damaged)
+        done = runs.train_here(ground, tmp_path / "out", *FEW)
+        runs.fails(done, "run.json: is damaged", "Step 2, the last, is saved")
     again = runs.train_here(ground, tmp_path / "out", *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
 

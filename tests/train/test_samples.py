@@ -7,9 +7,9 @@ import pytest
 from helpers import models
 from helpers import training as runs
 
+from fastft.cli import main
 from fastft.data.conversation import Message
 from fastft.data.template.chat_template import load_template
-from fastft.train.export import main as export
 from fastft.train.report.page import answers_over_time
 
 PROMPTS = ["hello there", "the quick <b>brown</b>", '{"prompt": "x"}', json.dumps({"messages": [
@@ -63,7 +63,7 @@ def test_the_answers_are_those_of_generate(ground, run, tmp_path, step):
         model = ground / "model"
     else:
         model = tmp_path / "model"
-        assert export([str(run / "checkpoints" / f"step-{step:08d}"), str(model)]) == 0
+        assert main(["export", str(run / "checkpoints" / f"step-{step:08d}"), str(model)]) == 0
     prompts = [[Message("user", text)] for text in (*PROMPTS[:2], "x")]
     prompts += [[Message("system", "be kind"), Message("user", "the lazy dog says hello")]]
     assert said == [generated(model, messages, 9) for messages in prompts]
@@ -102,7 +102,7 @@ def test_two_processes_say_the_same_and_their_checkpoints_are_exported_by_one(gr
     done = runs.train(ground, out, "--checkpoint.every", "4", *asked(ground), processes=2)
     assert done.returncode == 0, done.stderr
     assert rows(out) == rows(run)
-    assert export([str(out), str(tmp_path / "model")]) == 0
+    assert main(["export", str(out), str(tmp_path / "model")]) == 0
     ours = runs.load_file(tmp_path / "model" / "model.safetensors")
     for name, tensor in runs.weights(out).items():
         assert tensor.equal(ours[name]), name

@@ -136,7 +136,7 @@ def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool
 def _hovers(
     series: dict[str, list[Point]], x: Callable[[float], float], show: Show
 ) -> Iterable[tuple[float, float, str]]:
-    """(left, width, text) of columns that fill the plot. The text has the steps, and the value or mean and range of every line."""
+    """(left, width, text) of columns that fill the plot. The text has the steps, and each line's value, or mean and range."""
     tagged = sorted((step, value, kind) for kind, points in series.items() for step, value in points)
     parts = list(buckets(tagged, HOVER_COLUMNS))
     edges = [0.0, *(x((a[-1][0] + b[0][0]) / 2) for a, b in itertools.pairwise(parts)), 100.0]
