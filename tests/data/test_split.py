@@ -1,4 +1,4 @@
-"""The splitter: whole rounds, every part within the window, none lost."""
+"""The splitter: parts of whole rounds, each within the limit, and no round lost."""
 
 import json
 
@@ -8,19 +8,20 @@ from hypothesis import strategies as st
 
 from cleaning.pipeline import clean
 from fastft.data.continue_requests import is_continue
-from fastft.data.conversation import Conversation, Message, read_conversations
-from fastft.data.split import Fenced, rounds_of, split_conversation
+from fastft.data.conversation import Conversation, Message, read_conversations, rounds_of
+from fastft.data.fenced_text import FencedText
+from fastft.data.split import split_conversation
 from fastft.errors import UserError
 
 
 def by_words(messages: list[Message]) -> int:
-    """Like a template: some tokens a message, and merges across borders make the whole less than its pieces."""
+    """Like a template: some tokens for each message, and merges that make the whole less than the sum of its pieces."""
     words = sum(len(m.content.split()) for m in messages)
     return 3 + 4 * len(messages) + words - len(messages) // 3
 
 
 def by_characters(messages: list[Message]) -> int | None:
-    """No fewer than `by_words`."""
+    """An upper bound of `by_words`."""
     return 3 + 4 * len(messages) + sum(len(m.content) for m in messages)
 
 
@@ -37,26 +38,26 @@ LENGTHS = st.integers(0, 60)
 @given(
     st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=30), st.one_of(st.none(), LENGTHS), st.integers(1, 300)
 )
-def test_no_round_is_lost_and_every_part_fits(lengths, system, window):
+def test_no_round_is_lost_and_every_part_fits(lengths, system, max_tokens):
     conversation = dialogue(lengths, system)
-    parts, over, _ = split_conversation(conversation, window, by_words, overlong="reject")
+    parts, over, _ = split_conversation(conversation, max_tokens, by_words, overlong="reject")
     lead, rounds = rounds_of(conversation.messages)
     found = {each.number: each.messages for each in over}
     kept = iter([r for part in parts for r in rounds_of(part.messages)[1]])
     assert [found.get(i) or next(kept) for i in range(1, len(rounds) + 1)] == rounds
     assert next(kept, None) is None
     for i, part in enumerate(parts):
-        assert by_words(part.messages) <= window
+        assert by_words(part.messages) <= max_tokens
         assert part.messages[: len(lead)] == lead
         assert (part.id, part.source, part.model, part.part, part.parts) == ("id", "f", "m", i, len(parts))
     for each in over:
-        assert by_words(lead + each.messages) == each.tokens > window
+        assert by_words(lead + each.messages) == each.tokens > max_tokens
 
 
 @given(st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=30), st.integers(80, 300))
-def test_parts_are_as_long_as_possible(lengths, window):
+def test_parts_are_as_long_as_possible(lengths, max_tokens):
     conversation = dialogue(lengths)
-    parts, over, _ = split_conversation(conversation, window, by_words, overlong="reject")
+    parts, over, _ = split_conversation(conversation, max_tokens, by_words, overlong="reject")
     missing = {each.number - 1 for each in over}
     _, rounds = rounds_of(conversation.messages)
     next_round = 0
@@ -65,7 +66,7 @@ def test_parts_are_as_long_as_possible(lengths, window):
             next_round += 1
         next_round += len(rounds_of(part.messages)[1])
         if next_round < len(rounds) and next_round not in missing:
-            assert by_words(part.messages + rounds[next_round]) > window
+            assert by_words(part.messages + rounds[next_round]) > max_tokens
 
 
 def test_a_part_never_reaches_across_a_missing_round():
@@ -86,7 +87,7 @@ def test_a_very_long_dialogue_costs_a_few_times_its_length():
     def count(messages: list[Message]) -> int:
         nonlocal counted
         counted += (tokens := by_words(messages))
-        assert tokens <= 3 * 2048  # no candidate much longer than the window
+        assert tokens <= 3 * 2048  # no candidate is much longer than the limit
         return tokens
 
     parts, over, _ = split_conversation(conversation, 2048, count)
@@ -94,14 +95,14 @@ def test_a_very_long_dialogue_costs_a_few_times_its_length():
     assert counted < 12 * by_words(conversation.messages)
 
 
-# --- overlap and "continue" -------------------------------------------------------------------------------------------
+# Overlap and "continue" --------------------------------------------------------------------------------------------------
 
 
 def trained_rounds(part: Conversation) -> list[list[Message]]:
     return [r for r in rounds_of(part.messages)[1] if any(m.train for m in r)]
 
 
-# By hand, as people write it; what the code takes for one is not asked here.
+# Written by hand, as people do; not derived from the pattern that is tested.
 ASKING_ON = """continue|Continue.|please continue|Please continue!|go on|Go on please!|Keep going!|keep going please
     |ok continue|ok, continue|yes, continue|and continue|please go ahead|finish|carry on|proceed|resume|cont|contiune
     |next|More!|keep writing|continue writing please|please continue writing|continue generating
@@ -122,24 +123,26 @@ QUESTIONS = st.sampled_from(["q " * 5, "q " * 30]) | st.sampled_from(ASKING_ON)
     st.integers(20, 300),
     st.sampled_from(["cut", "reject"]),
 )
-def test_with_context_every_round_is_still_taught_once(lengths, overlap, window, overlong):
+def test_with_context_every_round_is_still_taught_once(lengths, overlap, max_tokens, overlong):
     messages = []
     for i, (question, answer) in enumerate(lengths):
         messages += [Message("user", question), Message("assistant", f"a{i}\n" + "w w w\n\n" * answer, True)]
     conversation = Conversation("id", messages)
-    parts, over, short = split_conversation(conversation, window, by_words, overlap_rounds=overlap, overlong=overlong)
+    parts, over, short = split_conversation(
+        conversation, max_tokens, by_words, overlap_rounds=overlap, overlong=overlong
+    )
     bounded = split_conversation(
-        conversation, window, by_words, by_characters, overlap_rounds=overlap, overlong=overlong
+        conversation, max_tokens, by_words, by_characters, overlap_rounds=overlap, overlong=overlong
     )
     assert bounded == (parts, over, short)
     taught, unfinished = [], False
     for i, part in enumerate(parts):
-        assert by_words(part.messages) <= window and (part.part, part.parts) == (i, len(parts))
+        assert by_words(part.messages) <= max_tokens and (part.part, part.parts) == (i, len(parts))
         answers = [m for m in part.messages if m.train]
         assert part.messages[-1] is answers[-1] and all(m.role == "assistant" for m in answers)
         assert [m.train for m in part.messages if m.role == "assistant"] == sorted(m.train for m in part.messages)[
             -len(part.messages) // 2 :
-        ]  # context stands before what is taught, and nowhere else
+        ]  # context precedes what is taught, and is nowhere else
         bare = part.messages[0].content in ASKING_ON
         assert not bare or part.messages[0] is messages[0] or messages[0].content in ASKING_ON
         for answer in answers:
@@ -169,7 +172,7 @@ def test_a_bare_continue_brings_its_round_along():
     shown = [[(m.content, m.train) for m in p.messages if m.role == "user"] for p in parts]
     assert [[q for q, _ in part] for part in shown] == [
         ["Tell a story", "continue"],
-        ["Tell a story", "Continue please!"],  # the story's question, and the tail of the answer that goes on
+        ["Tell a story", "Continue please!"],  # the story's question, and the end of the answer to continue
         ["Another", "go on"],
     ]
     assert [sum(m.train for m in p.messages) for p in parts] == [2, 1, 2]
@@ -191,11 +194,11 @@ def test_what_asks_for_more_than_the_rest(text):
     assert not is_continue(text)
 
 
-# --- cutting ----------------------------------------------------------------------------------------------------------
+# Cutting -----------------------------------------------------------------------------------------------------------------
 
 
 def joined(pieces: list[str]) -> str:
-    """An answer from its pieces: a fence without a line end behind it was closed by the cut, and is opened again."""
+    """An answer from its pieces: a fence with no line end after it was put there by the cut, and so was the next opening."""
     text = pieces[0]
     for piece in pieces[1:]:
         body, _, last = text.rpartition("\n")
@@ -222,15 +225,15 @@ ANSWERS = st.lists(st.one_of(PARAGRAPHS, FENCED), min_size=1, max_size=6).map(""
 
 
 @given(ANSWERS, st.integers(40, 120))
-def test_cut_pieces_joined_are_the_answer(answer, window):
+def test_cut_pieces_joined_are_the_answer(answer, max_tokens):
     conversation = Conversation("id", [Message("user", "Question?"), Message("assistant", answer, True)])
-    parts, over, _ = split_conversation(conversation, window, by_words)
+    parts, over, _ = split_conversation(conversation, max_tokens, by_words)
     assert not over
     taught = [p.messages[-1] for p in parts]
     assert joined([m.content for m in taught]) == answer
     assert [m.ends for m in taught] == [False] * (len(taught) - 1) + [True]
     for i, part in enumerate(parts):
-        assert by_words(part.messages) <= window
+        assert by_words(part.messages) <= max_tokens
         assert [m.train for m in part.messages] == [False] * (len(part.messages) - 1) + [True]
         assert [m.role for m in part.messages] == ["user", "assistant"] * (2 if i else 1)
         if i:
@@ -242,7 +245,7 @@ def test_cut_pieces_joined_are_the_answer(answer, window):
 @given(st.text(max_size=120), st.data())
 def test_a_text_can_be_cut_anywhere(text, data):
     text = data.draw(st.sampled_from(["", "```py\ncode\n```\n", "~~~\n"])) + text
-    fenced = Fenced(text)
+    fenced = FencedText(text)
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(text) - 1, 1)), max_size=4)) - {len(text)})
     edges = [0, *cuts, len(text)] if text else [0, 0]
     whole = ""
@@ -286,7 +289,7 @@ def test_a_question_that_leaves_no_room_is_shortened():
     assert 80 < by_words(parts[1].messages) <= 100  # as much of the question as the answer leaves
 
 
-def test_beside_a_long_answer_half_of_the_window_is_the_questions():
+def test_with_a_long_answer_the_question_gets_half_of_the_limit():
     parts, over, shortened = split_conversation(dialogue([(900, 300)]), 100, by_words)
     assert not over and len(shortened) == 1 and len(parts) > 4
     assert 35 < by_words(parts[0].messages[:1]) <= 50
@@ -306,13 +309,13 @@ def test_a_fence_around_the_gap_is_closed_and_opened():
     st.integers(64, 200),
     st.sampled_from(["w ", "w\n", "ww. w\n\n"]),
 )
-def test_no_round_is_lost_for_a_long_question(lengths, window, unit):
+def test_no_round_is_lost_for_a_long_question(lengths, max_tokens, unit):
     messages = []
     for i, (question, answer) in enumerate(lengths):
         messages += [Message("user", f"q{i} " + unit * question), Message("assistant", f"a{i} " + "w " * answer, True)]
-    parts, over, shortened = split_conversation(Conversation("id", messages), window, by_words)
+    parts, over, shortened = split_conversation(Conversation("id", messages), max_tokens, by_words)
     assert not over
-    assert all(by_words(part.messages) <= window for part in parts)
+    assert all(by_words(part.messages) <= max_tokens for part in parts)
     taught = "".join(m.content for part in parts for m in part.messages if m.train)
     assert taught == "".join(m.content for m in messages if m.role == "assistant")
     middles = {each.number: each.message.content for each in shortened}
