@@ -1,6 +1,5 @@
-"""The verbs as a user calls them: a light start, mistakes in one line, bugs with their traceback; inspect and chat."""
+"""The verbs as a user calls them: a light start, mistakes in one line, bugs with their traceback; inspect."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ from helpers import judging, models
 
 from fastft.cli import VERBS, main
 from fastft.common.command_line import BUG
-from fastft.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -203,45 +201,3 @@ def test_inspect_finds_a_mask_that_is_off(model, data, monkeypatch, capsys):
 def test_a_model_that_is_not_there_is_one_line(verb, capsys):
     assert main([*verb, "--model", "./nowhere"]) == 1
     assert capsys.readouterr().err.strip() == "error: ./nowhere: no such directory"
-
-
-def test_chat_answers_resets_and_quits(model, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nagain\n/reset\n/help\nhello\n/quit\nnever\n"))
-    assert main(["chat", "--model", str(model), "--max_new_tokens", "8"]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert "(forgotten)" in out and "(commands: /reset, /quit)" in out
-
-
-def test_chat_forgets_the_oldest_rounds_and_refuses_what_cannot_fit(model):
-    from fastft.data.conversation import Message
-    from fastft.inference.engine import ChatModel
-
-    chat = ChatModel(str(model))
-    history = [Message("system", "be kind")]
-    for _ in range(60):
-        history += [Message("user", "hello there"), Message("assistant", "hello")]
-    list(chat.stream([*history, Message("user", "and now?")], max_new_tokens=4))
-    with pytest.raises(UserError, match="the model's window is 512"):
-        list(chat.stream([Message("user", "hello " * 600)]))
-
-
-def test_chat_streams_what_generate_would_say(model):
-    """Greedy streaming against the library's own generation, up to the end of turn."""
-    import torch
-
-    from fastft.data.conversation import Message
-    from fastft.inference.engine import ChatModel
-
-    chat = ChatModel(str(model))
-    question = [Message("user", "hello there")]
-    streamed = "".join(chat.stream(question, max_new_tokens=24))
-    ids = torch.tensor([chat.template.encode_prompt(question)])
-    out = chat.model.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=chat.template.stop_token_ids)
-    said = chat.template.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
-    assert said.startswith(streamed) and len(said) - len(streamed) <= 1  # an unfinished character at the very end
-
-
-def test_what_a_model_says_cannot_command_a_terminal():
-    from fastft.inference.terminal import printable
-
-    assert printable("a\x1b[2Jb\n\tc\u202e") == "a\ufffd[2Jb\n\tc\ufffd"

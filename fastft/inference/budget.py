@@ -79,7 +79,7 @@ class Cache:
     def __init__(self, path: Path):
         """Read what earlier runs have left. The file is created by the first `put` or `open`."""
         self.path, self.replies, self.file = path, {}, None
-        content = path.read_bytes() if path.exists() else b""
+        content = path.read_bytes() if path.is_file() else b""
         for line in content.splitlines():
             if row := _read_row(line):
                 self.replies[row[0]] = row[1]
@@ -90,11 +90,15 @@ class Cache:
         return replace(reply, cached=True) if reply else None
 
     def open(self) -> None:
-        """Create the file, so that a place that cannot be written to is known before anything is paid for."""
-        if not self.file:
+        """Create the file. Raises UserError where that is impossible, so that it is known before anything is paid for."""
+        if self.file:
+            return
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115  it stays open as long as the run
             self.file.write(b"\n" * self.torn)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror})") from None
 
     def put(self, key: str, reply: Reply) -> None:
         self.open()

@@ -80,7 +80,9 @@ class JudgeConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Run `fastft judge`. Raises UserError where not everything could be judged, after what was judged is written."""
-    config, endpoint = parse(argv, "fastft judge", "Have a stronger model compare answers.", JudgeConfig, EndpointConfig)
+    config, endpoint = parse(
+        argv, "fastft judge", "Have a stronger model compare answers.", JudgeConfig, EndpointConfig
+    )
     if config.reviews:
         show_reviews(config.reviews, config)
     else:

@@ -4,6 +4,7 @@ import json
 import re
 
 from fastft import cli
+from fastft.judge.judgment import Judgment, read_judgments
 
 SECRET = "sk-very-secret-0123456789"
 
@@ -16,6 +17,11 @@ def run_judge(arguments: list[str]) -> int:
 def run_answer(arguments: list[str]) -> int:
     """The exit code of `fastft answer`."""
     return cli.main(["answer", *arguments])
+
+
+def judged(tmp_path) -> list[Judgment]:
+    """The judgments of the run whose command `write_ground` returned."""
+    return read_judgments(tmp_path / "judged/judgments.jsonl")
 
 
 def longer_wins(body: dict, number: int = 0) -> str:

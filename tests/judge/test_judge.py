@@ -6,20 +6,17 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from helpers import openai_server
-from helpers.judging import SECRET, error_of, longer_wins, run_answer, run_judge, write_ground
-from helpers.openai_server import Failure
+from helpers.judging import SECRET, error_of, judged, longer_wins, run_answer, run_judge, write_ground
+from helpers.openai_server import Failure, completion
 
 from fastft.common.records import read_records
-from fastft.errors import UserError
-from fastft.inference.endpoint import KEY, EndpointConfig, Limits, split_address
-from fastft.judge.judgment import read_judgments
+from fastft.inference.endpoint import KEY
 from fastft.judge.pairwise import _INJECTION, JudgeTask, _flags, load_prompts, plan, write_prompt
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
 
@@ -57,7 +54,7 @@ def test_an_endpoint_that_fails_in_every_way(tmp_path, capsys):
         code = run_judge([*ground, *judge, "--timeout", "2", "--concurrency", "3"])
     said = capsys.readouterr()
     assert code == 0, said.err
-    judgments = read_judgments(tmp_path / "judged/judgments.jsonl")
+    judgments = judged(tmp_path)
     assert len(judgments) == 20
     unparsed = [judgment for judgment in judgments if not judgment.parsed]
     assert {judgment.question_id for judgment in unparsed} == {"q4"} and len(unparsed) == 2
@@ -105,115 +102,7 @@ def test_killed_and_started_again_pays_for_nothing_twice(tmp_path, concurrency, 
         assert server.paid == before + 40 - held
         assert run_judge(arguments) == 0
         assert server.paid == before + 40 - held, "a repeated run costs nothing"
-    assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 40
-
-
-@pytest.mark.parametrize("concurrency, refused", [(1, 3), (16, 3 * 6)])
-def test_an_endpoint_without_structured_output_and_with_other_names(tmp_path, concurrency, refused):
-    """Those on their way together are refused together, and each goes on without what was refused."""
-    ground = write_ground(tmp_path, 3)
-
-    def reply(body, number):
-        time.sleep(0.2 * (concurrency > 1))
-        if "response_format" in body:
-            return Failure(400, "Unknown parameter: 'response_format'.")
-        if "max_tokens" in body:
-            return Failure(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
-        if "temperature" in body:
-            return Failure(400, "Unsupported value: 'temperature' does not support 0.")
-        scores = json.loads(longer_wins(body))
-        return f"Both are fine.\n\nAssistant 1: {scores['score_1']}/10\nAssistant 2: {scores['score_2']}/10"
-
-    with openai_server.endpoint(reply) as server:
-        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", str(concurrency)]) == 0
-        assert len(server.requests) == refused + 6, "each is refused once"
-        assert server.requests[-1]["max_completion_tokens"] == 1024
-    assert all(judgment.parsed for judgment in read_judgments(tmp_path / "judged/judgments.jsonl"))
-
-
-def test_money_is_not_overspent(tmp_path, capsys):
-    ground = write_ground(tmp_path)
-    with openai_server.endpoint(longer_wins) as server:
-        price = ["--judge", f"{server.url}#judge", "--usd_per_million", "100,100", "--max_tokens", "100"]
-        assert run_judge([*ground, *price, "--dry_run"]) == 0
-        assert not server.requests and not (tmp_path / "judged").exists()
-        assert re.search(r"20 calls: about [\d,]+ prompt and 4,000 reply tokens, \$\d\.\d\d", capsys.readouterr().err)
-        assert run_judge([*ground, *price, "--max_usd", "0.3"]) == 1
-        said = capsys.readouterr()
-        assert "stopped before $0.30" in said.err
-        assert 0 < spent_in(said.out) <= 0.3 and server.paid < 20
-        assert run_judge([*ground, *price, "--max_usd", "9"]) == 0
-        assert server.paid == 20
-        capsys.readouterr()
-        assert run_judge([*ground, *price, "--dry_run"]) == 0
-        assert "0 calls: about 0 prompt and 0 reply tokens, $0.00; 20 more are cached" in capsys.readouterr().err
-    assert "--max_usd needs" in error_of(capsys, [*ground, "--judge", "http://x/v1#j", "--max_usd", "1"])
-
-
-def spent_in(said: str) -> float:
-    return float(re.search(r"spent \$([\d.]+)", said)[1])
-
-
-def test_money_holds_where_a_prompt_has_more_tokens_than_was_thought(tmp_path, capsys):
-    """Chinese, code and digits: two tokens where English has one; 16 requests on their way at the limit."""
-    ground = write_ground(tmp_path)
-
-    def reply(body, number):
-        completion = json.loads(openai_server.completion(longer_wins(body), body))
-        completion["usage"]["prompt_tokens"] = len(body["messages"][0]["content"].encode()) // 2
-        return json.dumps(completion).encode()
-
-    with openai_server.endpoint(reply) as server:
-        price = ["--judge", f"{server.url}#judge", "--usd_per_million", "100,100", "--max_tokens", "50"]
-        assert run_judge([*ground, *price, "--max_usd", "0.9"]) == 1
-        assert 0.6 < spent_in(capsys.readouterr().out) <= 0.9, "the limit is kept, and nearly used up"
-        before = len(server.requests)
-        assert 1 < before < 20
-        assert run_judge([*ground, *price, "--max_usd", "9"]) == 0
-        assert len(server.requests) == 20, "what was on its way at the limit was paid, and kept"
-
-
-def test_what_comes_back_too_late_counts_as_spent(tmp_path, capsys):
-    ground = write_ground(tmp_path, 3)
-    with openai_server.endpoint(lambda body, number: Failure(200, wait_s=1)) as server:
-        price = ["--judge", f"{server.url}#judge", "--usd_per_million", "1000,1000", "--max_tokens", "100"]
-        assert run_judge([*ground, *price, "--max_usd", "4", "--timeout", "0.5", "--concurrency", "1"]) == 1
-        assert len(server.requests) == 2, "a third could cost more than is left"
-    assert re.search(r"stopped before \$4.00 would be exceeded; spent \$3\.", capsys.readouterr().err)
-
-
-def test_limits_hold_for_retries(tmp_path):
-    """120 requests a minute: 0.5 s from each to the next, those tried again with them."""
-    ground, times = write_ground(tmp_path, 3), []
-
-    def reply(body, number):
-        times.append(time.monotonic())
-        return Failure(503) if number < 3 else longer_wins(body)
-
-    with openai_server.endpoint(reply) as server:
-        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--rpm", "120"]) == 0
-    assert len(times) == 3 + 6
-    assert times[-1] - times[0] > 3, "4 s; 2.5 where only first tries wait for their turn"
-
-
-def test_a_429_holds_back_every_request(tmp_path):
-    """Four are on their way when the first is told to wait: nobody begins in that time, whatever comes back."""
-    ground, times, said, together = write_ground(tmp_path, 10), [], [], threading.Barrier(4)
-
-    def reply(body, number):
-        times.append(time.monotonic())
-        if number < 4:
-            together.wait(30)
-        if number == 0:
-            said.append(time.monotonic())
-            return Failure(429, "slow down", retry_after="2")
-        time.sleep(0.5 * (number < 4))
-        return longer_wins(body)
-
-    with openai_server.endpoint(reply) as server:
-        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", "4"]) == 0
-    assert len(times) == 21
-    assert not [each for each in times if said[0] < each < said[0] + 2]
+    assert len(judged(tmp_path)) == 40
 
 
 def test_two_judges_and_three_models(tmp_path, capsys):
@@ -249,7 +138,7 @@ def test_single_answers_and_references(tmp_path):
         assert run_judge([*ground, "--mode", "single", "--judge", f"{server.url}#judge"]) == 0
         prompts = [request["messages"][0]["content"] for request in server.requests]
     assert sum("It is 0." in prompt for prompt in prompts) == 2
-    judgments = read_judgments(tmp_path / "judged/judgments.jsonl")
+    judgments = judged(tmp_path)
     assert [(j.model_a, j.score_a, j.referenced) for j in judgments[:3]] == [
         ("a", 6.5, True),
         ("b", 6.5, True),
@@ -274,8 +163,8 @@ def test_an_answer_that_plays_the_judge(tmp_path):
 
     with openai_server.endpoint(reply) as server:
         assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", "1"]) == 0
-    flags = {j.question_id: set() for j in read_judgments(tmp_path / "judged/judgments.jsonl")}
-    for judgment in read_judgments(tmp_path / "judged/judgments.jsonl"):
+    flags = {j.question_id: set() for j in judged(tmp_path)}
+    for judgment in judged(tmp_path):
         flags[judgment.question_id].update(judgment.flags)
     assert flags == {"q0": set(), "q1": {"injection", "quotes_injection"}, "q2": set(), "q3": set()}
     page = (tmp_path / "judged/report.html").read_text()
@@ -308,7 +197,7 @@ def test_scores_that_a_judge_quotes_are_not_its_own(tmp_path, reply, scores):
 
     with openai_server.endpoint(judge) as server:
         assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
-    for judgment in read_judgments(tmp_path / "judged/judgments.jsonl")[2:]:
+    for judgment in judged(tmp_path)[2:]:
         assert judgment.winner == ("a" if scores else None)
         assert set(judgment.flags) == {"injection", "quotes_injection"}
 
@@ -405,12 +294,12 @@ def test_one_pair_that_fails_for_good_is_counted_and_tried_again(tmp_path, capsy
 
     with openai_server.endpoint(reply) as server:
         assert "2 of 6 are not judged" in error_of(capsys, [*ground, "--judge", f"{server.url}#judge"])
-        judgments = read_judgments(tmp_path / "judged/judgments.jsonl")
+        judgments = judged(tmp_path)
         assert [j.question_id for j in judgments if "failed" in j.flags] == ["q1", "q1"] and len(judgments) == 6
         broken[0] = False
         assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
         assert server.paid == 6
-    assert all(judgment.parsed for judgment in read_judgments(tmp_path / "judged/judgments.jsonl"))
+    assert all(judgment.parsed for judgment in judged(tmp_path))
 
 
 def test_what_always_fails_stops_nothing(tmp_path, capsys):
@@ -447,18 +336,11 @@ def test_a_judge_lost_on_the_way(tmp_path, capsys):
         judge = ["--judge", f"{server.url}#judge"]
         said = error_of(capsys, [*ground, *judge])
         assert "52 of 60 are not judged" in said and "wants a key" in said
-        assert len(read_judgments(tmp_path / "judged/judgments.jsonl")) == 8 == server.paid
+        assert len(judged(tmp_path)) == 8 == server.paid
         assert (tmp_path / "judged/report.html").is_file() and len(server.requests) < 60
         broken[0] = False
         assert run_judge([*ground, *judge]) == 0
         assert server.paid == 60
-
-
-def test_an_endpoint_that_is_down_is_given_up(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(EndpointConfig, "limits", Limits(concurrency=4, retries=1))
-    with openai_server.endpoint(lambda body, number: Failure(503)) as server:
-        said = error_of(capsys, [*write_ground(tmp_path, 20), "--judge", f"{server.url}#judge"])
-        assert "8 requests in a row failed for good" in said and len(server.requests) < 40
 
 
 @real
@@ -487,20 +369,6 @@ def test_our_own_questions():
     assert len(questions) == 80 and {categories.count(category) for category in categories} == {10}
     assert len(set(categories)) == 8
     assert all(question.reference for question in questions if question.category == "coding-math")
-
-
-def test_addresses():
-    assert split_address("https://api.openai.com/v1/#gpt-4.1") == ("https://api.openai.com/v1", "gpt-4.1")
-    for wrong in (
-        "https://api.openai.com/v1",
-        "ftp://x#y",
-        "#y",
-        "gpt",
-        "http://127.0.0.1:abc/v1#j",
-        "http://[::1/v1#j",
-    ):
-        with pytest.raises(UserError, match="URL#name"):
-            split_address(wrong)
 
 
 def test_answers_of_an_endpoint_are_resumed(tmp_path, capsys):
@@ -554,3 +422,24 @@ def test_weights_are_told_apart_where_directories_have_one_name(tmp_path):
     weights[-1] = weights[500_000] = 1
     (tmp_path / "model.safetensors").write_bytes(weights)
     assert fingerprint(tmp_path) != before
+
+
+def test_a_judge_that_only_thinks(tmp_path, capsys):
+    """Cut while it thinks, it would be cut again: asked once. Silent for another reason, it is asked once more."""
+    ground = write_ground(tmp_path, 2)
+    reply = lambda body, number: completion(None, body, "length", reasoning_content="Hm")  # noqa: E731
+    with openai_server.endpoint(reply) as server:
+        said = error_of(capsys, [*ground, "--judge", f"{server.url}#judge"])
+        assert "none of 4 judgments could be read" in said and "larger --max_tokens" in said
+        assert len(server.requests) == 4 and {judgment.flags for judgment in judged(tmp_path)} == {("cut", "empty")}
+    reply = lambda body, number: completion(None, body) if number == 0 else longer_wins(body)  # noqa: E731
+    with openai_server.endpoint(reply) as server:
+        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", "1"]) == 0
+        assert len(server.requests) == 5
+        assert all(message["content"] for request in server.requests for message in request["messages"])
+
+
+def test_nothing_that_can_be_read_is_a_failure(tmp_path, capsys):
+    with openai_server.endpoint(lambda body, number: "Final verdict: [[A]]") as server:
+        said = error_of(capsys, [*write_ground(tmp_path, 2), "--judge", f"{server.url}#judge"])
+    assert "none of 4 judgments could be read (judge wrote 'Final verdict: [[A]]')" in said

@@ -86,7 +86,13 @@ class SuiteResult:
 
 def main(argv: Sequence[str]) -> int:
     """Run `fastft bench`. Raises UserError where questions are still unanswered at the end."""
-    config, endpoint = parse(argv, "fastft bench", "Run exams and show the result beside Orca's published figures.", BenchConfig, EndpointConfig)
+    config, endpoint = parse(
+        argv,
+        "fastft bench",
+        "Run exams and show the result beside Orca's published figures.",
+        BenchConfig,
+        EndpointConfig,
+    )
     bench(config, endpoint)
     return 0
 

@@ -1,29 +1,17 @@
-"""Whatever an endpoint replies belongs to the request that it was a reply to; and a key belongs to one endpoint."""
+"""The client over real HTTP: a reply of any shape belongs to its request, and limits hold whatever the endpoint does."""
 
 import json
+import threading
+import time
 
 import pytest
 from helpers import openai_server
-from helpers.judging import SECRET, error_of, longer_wins, run_answer, run_judge, write_ground
+from helpers.judging import error_of, judged, longer_wins, run_answer, run_judge, write_ground
 from helpers.openai_server import Failure, completion
 
-from fastft.inference.budget import Cache
 from fastft.inference.completion import ErrorInBody, Malformed, read_completion
-from fastft.inference.endpoint import KEY, EndpointConfig, Limits, key_for
-from fastft.judge.judgment import read_judgments
+from fastft.inference.endpoint import EndpointConfig, Limits
 from fastft.judge.questions import read_answers
-
-OTHER = "sk-another-endpoints-key"
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.setenv(KEY, SECRET)
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-
-
-def judged(tmp_path) -> list:
-    return read_judgments(tmp_path / "judged/judgments.jsonl")
 
 
 def thought(body: dict) -> list:
@@ -52,18 +40,6 @@ def test_a_reply_of_any_shape_is_read_and_kept(tmp_path, shape):
             assert [judgment.winner for judgment in judged(tmp_path)] == ["b"] * 8
             assert len(server.requests) == 8, "the second run is paid by the first"
     assert ("\ufffd" in judged(tmp_path)[0].text) == (shape == "lone surrogate")
-
-
-def test_a_cache_with_a_list_of_parts_is_read(tmp_path):
-    """Earlier versions kept the endpoint's own words, whatever they were."""
-    reply = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "seconds": 0.1}
-    rows = [
-        {"key": key, "reply": {**reply, "text": text}}
-        for key, text in (("list", [{"type": "text", "text": "8 9"}]), ("half", "\ud835"), ("number", 5))
-    ]
-    (tmp_path / "cache.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cache = Cache(tmp_path / "cache.jsonl")
-    assert {key: reply.text for key, reply in cache.replies.items()} == {"list": "8 9", "half": "\ufffd"}
 
 
 def test_half_characters_in_questions_and_answers_are_no_reason_to_stop(tmp_path):
@@ -181,87 +157,65 @@ def test_a_prompt_that_is_too_long_changes_no_parameter(tmp_path, capsys, said):
         assert all("temperature" in request and "response_format" in request for request in server.requests)
 
 
-def test_a_judge_that_only_thinks(tmp_path, capsys):
-    """Cut while it thinks, it would be cut again: asked once. Silent for another reason, it is asked once more."""
-    ground = write_ground(tmp_path, 2)
-    reply = lambda body, number: completion(None, body, "length", reasoning_content="Hm")  # noqa: E731
+def test_limits_hold_for_retries(tmp_path):
+    """120 requests a minute: 0.5 s from each to the next, those tried again with them."""
+    ground, times = write_ground(tmp_path, 3), []
+
+    def reply(body, number):
+        times.append(time.monotonic())
+        return Failure(503) if number < 3 else longer_wins(body)
+
     with openai_server.endpoint(reply) as server:
-        said = error_of(capsys, [*ground, "--judge", f"{server.url}#judge"])
-        assert "none of 4 judgments could be read" in said and "larger --max_tokens" in said
-        assert len(server.requests) == 4 and {judgment.flags for judgment in judged(tmp_path)} == {("cut", "empty")}
-    reply = lambda body, number: completion(None, body) if number == 0 else longer_wins(body)  # noqa: E731
+        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--rpm", "120"]) == 0
+    assert len(times) == 3 + 6
+    assert times[-1] - times[0] > 3, "4 s; 2.5 where only first tries wait for their turn"
+
+
+def test_a_429_holds_back_every_request(tmp_path):
+    """Four are on their way when the first is told to wait: nobody begins in that time, whatever comes back."""
+    ground, times, said, together = write_ground(tmp_path, 10), [], [], threading.Barrier(4)
+
+    def reply(body, number):
+        times.append(time.monotonic())
+        if number < 4:
+            together.wait(30)
+        if number == 0:
+            said.append(time.monotonic())
+            return Failure(429, "slow down", retry_after="2")
+        time.sleep(0.5 * (number < 4))
+        return longer_wins(body)
+
     with openai_server.endpoint(reply) as server:
-        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", "1"]) == 0
-        assert len(server.requests) == 5
-        assert all(message["content"] for request in server.requests for message in request["messages"])
+        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", "4"]) == 0
+    assert len(times) == 21
+    assert not [each for each in times if said[0] < each < said[0] + 2]
 
 
-def test_nothing_that_can_be_read_is_a_failure(tmp_path, capsys):
-    with openai_server.endpoint(lambda body, number: "Final verdict: [[A]]") as server:
-        said = error_of(capsys, [*write_ground(tmp_path, 2), "--judge", f"{server.url}#judge"])
-    assert "none of 4 judgments could be read (judge wrote 'Final verdict: [[A]]')" in said
+@pytest.mark.parametrize("concurrency, refused", [(1, 3), (16, 3 * 6)])
+def test_an_endpoint_without_structured_output_and_with_other_names(tmp_path, concurrency, refused):
+    """Those on their way together are refused together, and each goes on without what was refused."""
+    ground = write_ground(tmp_path, 3)
+
+    def reply(body, number):
+        time.sleep(0.2 * (concurrency > 1))
+        if "response_format" in body:
+            return Failure(400, "Unknown parameter: 'response_format'.")
+        if "max_tokens" in body:
+            return Failure(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if "temperature" in body:
+            return Failure(400, "Unsupported value: 'temperature' does not support 0.")
+        scores = json.loads(longer_wins(body))
+        return f"Both are fine.\n\nAssistant 1: {scores['score_1']}/10\nAssistant 2: {scores['score_2']}/10"
+
+    with openai_server.endpoint(reply) as server:
+        assert run_judge([*ground, "--judge", f"{server.url}#judge", "--concurrency", str(concurrency)]) == 0
+        assert len(server.requests) == refused + 6, "each is refused once"
+        assert server.requests[-1]["max_completion_tokens"] == 1024
+    assert all(judgment.parsed for judgment in judged(tmp_path))
 
 
-# Keys ----------------------------------------------------------------------------------------------------------------------
-
-
-def sent(server) -> set:
-    return {headers.get("authorization") for headers in server.headers}
-
-
-def test_openais_key_goes_nowhere_else(tmp_path, monkeypatch):
-    for name, value in (
-        ("OPENAI_ORG_ID", "org-1"),
-        ("OPENAI_PROJECT_ID", "p-1"),
-        ("OPENAI_CUSTOM_HEADERS", "X-Own: " + SECRET),
-    ):
-        monkeypatch.setenv(name, value)
-    ground = write_ground(tmp_path, 2)
-    with openai_server.endpoint(longer_wins) as one, openai_server.endpoint(longer_wins) as other:
-        judges = ["--judge", f"{one.url}#j", "--judge", f"{other.url}#j"]
-        assert run_judge([*ground, *judges]) == 0
-        assert sent(one) == sent(other) == {None}
-        assert SECRET not in str(one.headers + other.headers) and "org-1" not in str(one.headers)
-        monkeypatch.setenv("OPENAI_BASE_URL", one.url)
-        assert run_judge([*ground[:-1], str(tmp_path / "again"), *judges]) == 0
-        assert sent(one) == {None, f"Bearer {SECRET}"} and sent(other) == {None}, "another port is another place"
-    assert key_for("https://api.openai.com/v1") == key_for("https://api.openai.com:443/v1") == SECRET
-    for url in ("http://api.openai.com/v1", "https://api.openai.com.example.org/v1", "https://api.openai.com:8443/v1"):
-        assert key_for(url) == "", url
-
-
-def test_a_key_for_each_endpoint(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("OTHER_KEY", OTHER)
-    ground = write_ground(tmp_path, 2)
-    with openai_server.endpoint(longer_wins) as one, openai_server.endpoint(longer_wins) as other:
-        judges = ["--judge", f"{one.url}#j", "--judge", f"{other.url}#j"]
-        assert "once for each endpoint" in error_of(capsys, [*ground, *judges, "--judge_key_env", "OTHER_KEY"])
-        assert "NO_KEY is not set" in error_of(capsys, [*ground, *judges[:2], "--judge_key_env", "NO_KEY"])
-        assert "name of the environment variable" in error_of(capsys, [*ground, *judges[:2], "--judge_key_env", SECRET])
-        assert not one.requests
-        assert run_judge([*ground, *judges, "--judge_key_env", "OTHER_KEY", "--judge_key_env", ""]) == 0
-        assert sent(one) == {f"Bearer {OTHER}"} and sent(other) == {None}
-        options = [ground[4], "--model", f"{other.url}#mine", "-o", str(tmp_path / "mine.jsonl")]
-        with openai_server.endpoint(lambda body, number: "Fine.") as third:
-            options[2] = f"{third.url}#mine"
-            assert run_answer([*options, "--model_key_env", "OTHER_KEY"]) == 0
-            assert sent(third) == {f"Bearer {OTHER}"}
-        judges[3] = f"{one.url}#two"
-        assert run_judge([*ground[:-1], str(tmp_path / "both"), *judges, "--judge_key_env", "OTHER_KEY"]) == 0
-        assert sent(one) == {f"Bearer {OTHER}"}, "two models of one host need one key"
-    for path in [*tmp_path.rglob("*.json*"), *tmp_path.rglob("*.html")]:
-        assert OTHER not in path.read_text() and SECRET not in path.read_text(), path
-
-
-def test_a_redirect_to_another_host_takes_no_key_along(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
-    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"X-Own: {OTHER}\nauthorization: Bearer {OTHER}")
-    monkeypatch.setattr(EndpointConfig, "limits", Limits(retries=0))
-    with openai_server.endpoint(longer_wins) as elsewhere:
-        away = Failure(307, location=f"{elsewhere.url}/chat/completions")
-        with openai_server.endpoint(lambda body, number: away) as server:
-            judge = ["--judge", f"{server.url}#j", "--judge_key_env", KEY]
-            assert run_judge([*write_ground(tmp_path, 2), *judge]) == 0
-            assert sent(server) == {f"Bearer {SECRET}"} and len(elsewhere.requests) == 4
-            assert "org-1" not in str(server.headers) and OTHER not in str(server.headers), "those are OpenAI's"
-    assert sent(elsewhere) == {None} and SECRET not in str(elsewhere.headers)
+def test_an_endpoint_that_is_down_is_given_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(EndpointConfig, "limits", Limits(concurrency=4, retries=1))
+    with openai_server.endpoint(lambda body, number: Failure(503)) as server:
+        said = error_of(capsys, [*write_ground(tmp_path, 20), "--judge", f"{server.url}#judge"])
+        assert "8 requests in a row failed for good" in said and len(server.requests) < 40
