@@ -2,19 +2,21 @@
 
     torchrun --nproc-per-node 8 -m fastft.train --config run.yaml --optimizer.lr 1e-5
 
-Every key is a field of `TrainConfig`; nested ones are dotted on the command line. An unknown key or a value of the wrong
-type is one line that names the key and the nearest valid one.
+Every key is a field of `TrainConfig`; keys of a group are dotted on the command line. An unknown key, or a value of the wrong
+type, is an error of one line that names the key and the nearest valid one.
 """
 
 import math
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from fastft.common.command_line import parse
+from fastft.common.files import write_whole
 from fastft.errors import UserError
 
-RENAMED = {"window": "seq_len"}  # keys of the last release: they work until the next, with a warning
-SYNONYMS = {  # what others call our keys
+RENAMED = {"window": "seq_len"}  # keys of the last release, which work with a warning, also in a run's config.yaml
+SYNONYMS = {  # what other projects call our keys
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
     "num_train_epochs": "epochs",
@@ -45,11 +47,11 @@ SYNONYMS = {  # what others call our keys
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 HOURS_BETWEEN_PREEMPTIONS = 3.0
-"""That a node is kept, assumed where nothing is known: the geometric mean of nine recorded traces of launched instances.
+"""How long a node is kept, if nothing is known: the geometric mean of nine recorded traces of launched instances.
 
 Hours between two preemptions of a node: AWS V100 x 1, April 2023: 1.4, 1.8, 2.3, 3.2; AWS CPU, April 2023: 0.8, 2.0, 5.3;
-GCP CPU, April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little hangs on
-it: where the truth is four times as long or a quarter, saves and lost work together cost 25 % more than they must.
+GCP CPU, April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little
+depends on it: if the truth is four times as long, or a quarter, saves and lost work together cost 25 % more than they need.
 """
 
 
@@ -58,47 +60,47 @@ class OptimizerConfig:
     """AdamW with decoupled weight decay (Loshchilov and Hutter, 2019)."""
 
     name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit keeps the moments in 8 bits: 2 bytes a parameter instead of 8. Needs torchao: pip install "fastft[torchao]"."""
+    """adamw_8bit keeps the moments in 8 bits, 2 bytes a parameter instead of 8. Needs torchao: pip install "fastft[torchao]"."""
     state_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of adamw's moments between two steps; bfloat16 takes 4 bytes a parameter instead of 8 (torch >= 2.13 on GPUs)."""
+    """Data type of adamw's moments between steps; bfloat16 takes 4 bytes per parameter, not 8 (on GPUs torch >= 2.13)."""
     lr: float = 2e-5
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Applied to matrices, embeddings among them, never to norms and biases."""
+    """Applied to matrices, also embeddings, never to norms and biases."""
     betas: tuple[float, float] = (0.9, 0.999)
 
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over the run, as a function of the step alone."""
+    """The learning rate over the run, as a function of the step alone."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Its curriculum after the warm-up; wsd (warm-up, stable, decay) keeps the peak until `decay_ratio` of the steps is left."""
+    """Its shape after the warm-up; wsd (warm-up, stable, decay) stays at the peak until `decay_ratio` of the steps is left."""
     warmup_ratio: float = 0.03
     """Share of all steps over which the learning rate rises linearly from 0."""
     decay_ratio: float = 0.2
-    """Share of all steps over which wsd decays, as 1 - sqrt (Hägele et al., 2024)."""
+    """Share of all steps over which wsd decays, as 1 - sqrt(share done) (Hägele et al., 2024)."""
     min_ratio: float = 0.0
-    """Where the decay ends, as a share of the peak."""
+    """Learning rate at the end of the decay, as a share of the peak."""
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters over frozen weights (Hu et al., 2021), over 4-bit ones as QLoRA (Dettmers et al., 2023).
+    """Low-rank adapters on frozen weights (Hu et al., 2021), with 4-bit weights as QLoRA (Dettmers et al., 2023).
 
     Needs peft: pip install "fastft[lora]". The adapter is exported to OUTPUT_DIR/adapter, and merged into OUTPUT_DIR/model.
     """
 
     r: int = 0
-    """Rank of the adapters; 0 trains the whole model. Adapters want about ten times its optimizer.lr."""
+    """Rank of the adapters; 0 trains the whole model. Adapters need about ten times the optimizer.lr of the whole model."""
     alpha: float = 32.0
-    """What an adapter adds is scaled by alpha / r."""
+    """The output of an adapter is scaled by alpha / r."""
     dropout: float = 0.0
-    """On the adapters' input."""
+    """Dropout on the input of the adapters."""
     targets: str = "all-linear"
     """Linear layers that get an adapter, by their last name, separated by commas; by default all but the head."""
     quantize: Literal["none", "nf4"] = "none"
-    """nf4 keeps the blocks' frozen matrices in 4 bits, whole on every process; needs bitsandbytes."""
+    """nf4 keeps the frozen matrices of the blocks in 4 bits, not sharded; needs bitsandbytes."""
 
 
 @dataclass
@@ -107,15 +109,15 @@ class SourceConfig:
 
     path: str
     weight: float = 1.0
-    """Times that a conversation comes in an epoch; of 2.3, three in ten come a third time, others in every epoch. What is left
-    of a conversation adds up over the epochs, rounded up."""
+    """How often each conversation is used in an epoch. With 2.3, three in ten are used a third time, other ones in every
+    epoch. Fractions of a conversation add up over the epochs and are rounded up."""
     epochs: int | None = None
-    """It takes part in so many epochs, the first; by default in all."""
+    """Use the file in this many epochs, the first ones; by default in all."""
 
 
 @dataclass
 class StageConfig:
-    """A part of a run with data of its own; epochs, lr and schedule are the run's where it says nothing."""
+    """A part of a run with data of its own; epochs, lr and schedule default to those of the run."""
 
     data: str | list[SourceConfig]
     epochs: int | None = None
@@ -126,20 +128,20 @@ class StageConfig:
 
 @dataclass
 class CheckpointConfig:
-    """Checkpoints in OUTPUT_DIR/checkpoints; one is always written at the end."""
+    """Checkpoints in OUTPUT_DIR/checkpoints. One is always written at the end."""
 
     every: int | Literal["auto"] = "auto"
-    """Steps between two checkpoints; 0 writes only the last. auto weighs what one costs against the work that a lost machine
-    takes with it (Young, 1974)."""
+    """Steps between two checkpoints; 0 writes only the last. auto weighs the cost of a checkpoint against the work that is lost
+    with a machine (Young, 1974)."""
     preemption_hours: float = HOURS_BETWEEN_PREEMPTIONS
-    """For auto: mean time that a machine is kept."""
+    """For auto: the mean time between two preemptions of a machine, in hours."""
     keep: int = 2
     """Newest checkpoints to keep."""
     keep_every: int = 0
-    """Keep those whose step is a multiple of this, too; 0: none."""
+    """Also keep checkpoints whose step is a multiple of this; 0 keeps none."""
     remote: str | None = None
-    """Address that checkpoints and the model are copied to while training goes on, and where a run on an empty disk finds
-    them: s3://bucket/run, gs://, az://, hf://buckets/…, file:///…. One for each run. Needs pip install "fastft[cloud]"."""
+    """Object storage to which checkpoints and the model are copied during training, and where a run on an empty disk finds them:
+    s3://bucket/run, gs://, az://, hf://buckets/…, file:///…. Each run needs its own. Needs pip install "fastft[cloud]"."""
 
 
 @dataclass
@@ -147,11 +149,11 @@ class SamplesConfig:
     """Answers to fixed prompts while the model learns, in OUTPUT_DIR/samples.jsonl and on the report's page."""
 
     prompts: str | None = None
-    """A file with a prompt a line: its text, or a JSON object with prompt or messages. By default nothing is asked."""
+    """A file with one prompt per line: its text, or a JSON object with prompt or messages. By default nothing is asked."""
     every: int = 200
-    """Steps between two times; they are also asked before the first step and after the last."""
+    """Steps between two rounds of questions; the prompts are also asked before the first step and after the last."""
     max_new_tokens: int = 128
-    """Length of an answer. Each token costs a forward pass over all prompts, without a cache."""
+    """Longest answer. Each token costs a forward pass over all prompts, without a cache."""
 
 
 @dataclass
@@ -161,27 +163,27 @@ class TrainConfig:
     model: str
     """Directory (or Hub name) of a causal language model with its tokenizer."""
     output_dir: str
-    """Where checkpoints, metrics and the trained model go."""
+    """Directory for checkpoints, metrics and the trained model."""
     data: str | list[SourceConfig] | None = None
     """Conversations: a file that `fastft clean` wrote, or any JSON(L) with messages or ShareGPT conversations. In YAML also a
-    list of files, each with path, weight (times an epoch) and epochs."""
+    list of files, each with path, weight (uses per epoch) and epochs."""
     stages: list[StageConfig] = field(default_factory=list)
-    """In YAML: sets that are trained on one after the other, each with data, epochs, max_steps, lr and schedule."""
+    """In YAML: data sets that are trained on one after the other, each with data, epochs, max_steps, lr and schedule."""
     eval_data: str | None = None
     """Held-out conversations; their loss is measured every `eval_every` steps."""
     template: str | None = None
     """Chat template: a built-in name or a .jinja file; by default the tokenizer's own."""
     seq_len: int = 2048
-    """Tokens in a packed row; no conversation may be longer."""
+    """Sequence length: tokens in a packed row. No conversation may be longer."""
     extend: Literal["none", "linear", "yarn"] = "none"
-    """What to do with a window above the model's positions: stop, or scale its rotary positions by position interpolation
+    """What to do if seq_len is longer than the model's positions: stop, or scale its rotary positions by position interpolation
     (linear) or YaRN. The exported config holds the scaling."""
     overlong: Literal["refuse", "drop", "split"] = "refuse"
-    """What to do with conversations longer than the window: stop with their number, leave them out and count them, or split
-    them at whole rounds."""
+    """What to do with conversations longer than seq_len: stop and say how many there are, leave them out and count them, or
+    split them between rounds."""
     epochs: int = 3
     max_steps: int | None = None
-    """Stop after this many optimiser steps; the schedule is laid over them. Stages have limits of their own."""
+    """Stop after this many optimiser steps; the schedule covers exactly these. Stages have limits of their own."""
     global_batch_size: int = 32
     """Packed rows per optimiser step, over all ranks."""
     micro_batch_size: int = 1
@@ -192,9 +194,9 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm; 0 turns it off."""
     z_loss: float = 0.0
-    """Weight of logsumexp(logits)^2 in the loss, which keeps logits from drifting; PaLM took 1e-4."""
+    """Weight of logsumexp(logits)^2 in the loss, which keeps logits from drifting; PaLM used 1e-4."""
     max_bad_steps: int = 3
-    """A step whose loss or gradient is no finite number is left out; this many in a row end the run."""
+    """A step whose loss or gradient is not a finite number is skipped; this many in a row end the run."""
     float8: bool = False
     """Matrix products of the blocks in 8-bit floats: Hopper GPUs or newer, torchao (pip install "fastft[torchao]"), compile."""
     gradient_checkpointing: Literal["none", "selective", "full", True, False] = "full"
@@ -203,94 +205,35 @@ class TrainConfig:
     compile: bool = False
     """torch.compile each block."""
     resize_embeddings: bool = False
-    """Give tokens that the model has no embedding for a new one, the mean of the old; the rows become a multiple of 64."""
+    """Add embeddings, the mean of the old ones, for tokens that have none; their number becomes a multiple of 64."""
     replicas: int = 1
-    """Copies of the sharded model (HSDP): parameters are gathered within a copy only, say within a machine."""
+    """Copies of the sharded model (HSDP): parameters are gathered within a copy only, for example within a machine."""
     offload: bool = False
     """Keep weights, gradients and optimiser in the memory of the CPU; the GPU holds one block at a time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: bool = True
-    """Go on from the newest complete checkpoint in OUTPUT_DIR; false refuses to write over an earlier run."""
+    """Continue from the newest complete checkpoint in OUTPUT_DIR; false refuses to overwrite an earlier run."""
     allow_change: bool = False
-    """Go on from a checkpoint although data or settings are not what they were; what changed is said."""
+    """Continue from a checkpoint although data or settings have changed; the changes are logged."""
     log_every: int = 1
     """Optimiser steps between two reports."""
     eval_every: int = 100
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     trackers: str = "tensorboard"
-    """Where curves go besides metrics.jsonl, separated by commas: tensorboard, wandb, trackio; none for nowhere."""
+    """Trackers that get the metrics, too, separated by commas: tensorboard, wandb, trackio; none for no tracker."""
     price_per_hour: float | None = None
-    """Of all machines of the run together; what it has cost so far is then shown and kept."""
+    """Dollars per hour for all machines of the run together; what the run has cost so far is then shown and kept."""
     dry_run: bool = False
-    """Show the plan and take two steps with its fullest rows, for the largest memory and the time; write nothing."""
+    """Show the plan and take two steps with its fullest rows, to measure peak memory and time; write nothing."""
 
     def __post_init__(self) -> None:
-        if (self.data is None) == (not self.stages):
-            raise UserError("data: name the conversations with --data, or in stages, not both")
         if isinstance(self.gradient_checkpointing, bool):
             self.gradient_checkpointing = "full" if self.gradient_checkpointing else "none"
-        for source in self.data if isinstance(self.data, list) else ():
-            _require(0 < source.weight < math.inf, f"data: {source.path}: weight", source.weight, "above 0 and finite")
-            _require(
-                source.epochs is None or source.epochs >= 1, f"data: {source.path}: epochs", source.epochs, "1 or more"
-            )
-        for name in (
-            "seq_len",
-            "epochs",
-            "global_batch_size",
-            "micro_batch_size",
-            "max_bad_steps",
-            "log_every",
-            "eval_every",
-            "replicas",
-        ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        _require(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
-        if self.stages and self.max_steps is not None:
-            raise UserError("max_steps: a run of stages has no limit of its own; say max_steps in its stages")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "between 0 and 2^32 - 1")
-        for tracker in self.trackers.split(","):
-            _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")
-        price = self.price_per_hour
-        _require(price is None or 0 <= price < math.inf, "price_per_hour", price, "0 or more and finite")
-        for name in ("every", "max_new_tokens"):
-            _require(getattr(self.samples, name) >= 1, f"samples.{name}", getattr(self.samples, name), "1 or more")
-        every, hours = self.checkpoint.every, self.checkpoint.preemption_hours
-        _require(every == "auto" or every >= 0, "checkpoint.every", every, "0 or more")
-        _require(0 < hours < math.inf, "checkpoint.preemption_hours", hours, "above 0 and finite")
-        _require(self.checkpoint.keep_every >= 0, "checkpoint.keep_every", self.checkpoint.keep_every, "0 or more")
-        _require(self.checkpoint.keep >= 1, "checkpoint.keep", self.checkpoint.keep, "1 or more")
-        lora = self.lora
-        _require(lora.r >= 0, "lora.r", lora.r, "0 or more")
-        _require(0 < lora.alpha < math.inf, "lora.alpha", lora.alpha, "above 0 and finite")
-        _require(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 up to, not with, 1")
-        _require(lora.targets.strip(", ") != "", "lora.targets", repr(lora.targets), "a list of layers")
-        if lora.quantize != "none" and not lora.r:
-            raise UserError(f"lora.quantize: {lora.quantize} weights are frozen; give adapters a rank, say lora.r 16")
-        if lora.r and self.resize_embeddings:
-            raise UserError("resize_embeddings: lora freezes the embeddings, new ones would never be learned; lora.r 0")
-        schedule, optimizer = self.schedule, self.optimizer
-        for name in ("warmup_ratio", "decay_ratio", "min_ratio"):
-            _require(0 <= getattr(schedule, name) <= 1, f"schedule.{name}", getattr(schedule, name), "between 0 and 1")
-        _require(0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "above 0 and finite")
-        _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
-        _require(
-            all(0 <= beta < 1 for beta in optimizer.betas),
-            "optimizer.betas",
-            optimizer.betas,
-            "from 0 up to, not with, 1",
-        )
-        for name in ("max_grad_norm", "z_loss"):
-            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more and finite")
-        if optimizer.name == "adamw_8bit" and optimizer.state_dtype != "float32":
-            raise UserError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
-        if self.float8 and not self.compile:
-            raise UserError("float8: without compile it is slower than bf16; add --compile true")
-        if (
-            self.float8 and (tokens := self.seq_len * self.micro_batch_size) % 16
-        ):  # the gradient's product sums over tokens
-            raise UserError(f"float8: window x micro_batch_size is {tokens}, the kernels need a multiple of 16")
+        for check in (
+            _check_data, _check_numbers, _check_samples_and_checkpoints, _check_lora, _check_optimizer, _check_float8
+        ):  # fmt: skip
+            check(self)
 
 
 def stages_of(config: TrainConfig) -> list[TrainConfig]:
@@ -315,7 +258,90 @@ def stages_of(config: TrainConfig) -> list[TrainConfig]:
 
 
 def sources_of(data: str | list[SourceConfig]) -> list[SourceConfig]:
+    """The files of a run or a stage."""
     return [SourceConfig(data)] if isinstance(data, str) else data
+
+
+def _check_data(config: TrainConfig) -> None:
+    if (config.data is None) == (not config.stages):
+        raise UserError("data: name the conversations with --data, or in stages, not both")
+    for source in config.data if isinstance(config.data, list) else ():
+        _require(0 < source.weight < math.inf, f"data: {source.path}: weight", source.weight, "above 0 and finite")
+        _require(
+            source.epochs is None or source.epochs >= 1, f"data: {source.path}: epochs", source.epochs, "1 or more"
+        )
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name in (
+        "seq_len",
+        "epochs",
+        "global_batch_size",
+        "micro_batch_size",
+        "max_bad_steps",
+        "log_every",
+        "eval_every",
+        "replicas",
+    ):
+        _require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
+    _require(config.max_steps is None or config.max_steps >= 1, "max_steps", config.max_steps, "1 or more")
+    if config.stages and config.max_steps is not None:
+        raise UserError("max_steps: a run of stages has no limit of its own; give its stages max_steps")
+    _require(0 <= config.seed < 2**32, "seed", config.seed, "between 0 and 2^32 - 1")
+    for tracker in config.trackers.split(","):
+        _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")
+    price = config.price_per_hour
+    _require(price is None or 0 <= price < math.inf, "price_per_hour", price, "0 or more and finite")
+
+
+def _check_samples_and_checkpoints(config: TrainConfig) -> None:
+    for name in ("every", "max_new_tokens"):
+        _require(getattr(config.samples, name) >= 1, f"samples.{name}", getattr(config.samples, name), "1 or more")
+    every, hours = config.checkpoint.every, config.checkpoint.preemption_hours
+    _require(every == "auto" or every >= 0, "checkpoint.every", every, "0 or more")
+    _require(0 < hours < math.inf, "checkpoint.preemption_hours", hours, "above 0 and finite")
+    _require(config.checkpoint.keep_every >= 0, "checkpoint.keep_every", config.checkpoint.keep_every, "0 or more")
+    _require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more")
+
+
+def _check_lora(config: TrainConfig) -> None:
+    lora = config.lora
+    _require(lora.r >= 0, "lora.r", lora.r, "0 or more")
+    _require(0 < lora.alpha < math.inf, "lora.alpha", lora.alpha, "above 0 and finite")
+    _require(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 up to, not with, 1")
+    _require(lora.targets.strip(", ") != "", "lora.targets", repr(lora.targets), "a list of layers")
+    if lora.quantize != "none" and not lora.r:
+        raise UserError(f"lora.quantize: {lora.quantize} weights are frozen; give adapters a rank, say lora.r 16")
+    if lora.r and config.resize_embeddings:
+        raise UserError(
+            "resize_embeddings: lora freezes the embeddings, so new ones would never be learned; use lora.r 0"
+        )
+
+
+def _check_optimizer(config: TrainConfig) -> None:
+    schedule, optimizer = config.schedule, config.optimizer
+    for name in ("warmup_ratio", "decay_ratio", "min_ratio"):
+        _require(0 <= getattr(schedule, name) <= 1, f"schedule.{name}", getattr(schedule, name), "between 0 and 1")
+    _require(0 < optimizer.lr < math.inf, "optimizer.lr", optimizer.lr, "above 0 and finite")
+    _require(0 <= optimizer.weight_decay < math.inf, "optimizer.weight_decay", optimizer.weight_decay, "0 or more")
+    _require(
+        all(0 <= beta < 1 for beta in optimizer.betas),
+        "optimizer.betas",
+        optimizer.betas,
+        "from 0 up to, not with, 1",
+    )
+    for name in ("max_grad_norm", "z_loss"):
+        _require(0 <= getattr(config, name) < math.inf, name, getattr(config, name), "0 or more and finite")
+    if optimizer.name == "adamw_8bit" and optimizer.state_dtype != "float32":
+        raise UserError("optimizer.state_dtype: adamw_8bit has moments of its own; leave it out, or use adamw")
+
+
+def _check_float8(config: TrainConfig) -> None:
+    if config.float8 and not config.compile:
+        raise UserError("float8: without compile it is slower than bf16; add --compile true")
+    tokens = config.seq_len * config.micro_batch_size  # over which the matrix product of the gradient sums
+    if config.float8 and tokens % 16:
+        raise UserError(f"float8: seq_len x micro_batch_size is {tokens}, and the kernels need a multiple of 16")
 
 
 def _require(holds: bool, key: str, value, wanted: str) -> None:
@@ -328,11 +354,10 @@ def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
     return parse(argv, prog, "Fine-tune a chat model.", TrainConfig, renamed=RENAMED, synonyms=SYNONYMS)[0]
 
 
-def save_config(config: TrainConfig, path) -> None:
+def save_config(config: TrainConfig, path: Path) -> None:
     """Write YAML that `--config` reads back."""
     import yaml
 
     values = asdict(config)
     values["optimizer"]["betas"] = list(values["optimizer"]["betas"])
-    with open(path, "w") as out:
-        yaml.safe_dump(values, out, sort_keys=False)
+    write_whole(path, yaml.safe_dump(values, sort_keys=False))

@@ -61,7 +61,7 @@ def test_saved_config_reads_back_equal(tmp_path):
         (["--float8", "true"], "float8: without compile it is slower than bf16; add --compile true"),
         (
             ["--float8", "true", "--compile", "true", "--seq_len", "1000", "--micro_batch_size", "3"],
-            "float8: window x micro",
+            "float8: seq_len x micro_batch_size is",
         ),
         (
             ["--optimizer.name", "adamw_8bit", "--optimizer.state_dtype", "bfloat16"],
