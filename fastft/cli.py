@@ -1,4 +1,4 @@
-"""The `fastft` command: each verb is a thin door to one module, imported only when it is called.
+"""The `fastft` command: each verb is the `main` of one module, which is imported only when the verb is called.
 
 fastft --help
 fastft VERB --help
@@ -6,17 +6,22 @@ fastft VERB --help
 
 import importlib
 import sys
-from typing import NoReturn
 
 VERBS = {
-    "demo": ("fastft.demo.run", "run the whole road on a small dump that ships with the package, in about two minutes"),
+    "demo": (
+        "fastft.demo.run",
+        "clean, train and ask on a small dump that ships with the package, in about two minutes",
+    ),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
     "inspect": ("fastft.data.inspect", "show which tokens are trained, or prove the mask over a whole file"),
-    "estimate": ("fastft.cost.command", "what a run would cost: memory, time and energy on kinds and numbers of GPUs"),
+    "estimate": (
+        "fastft.cost.command",
+        "say what a run would cost: memory, time and energy on kinds and numbers of GPUs",
+    ),
     "train": ("fastft.train.loop", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
     "answer": ("fastft.judge.answer", "have a model answer questions: a directory or any OpenAI-compatible endpoint"),
     "judge": ("fastft.judge.command", "have a stronger model compare answers, and say how sure the result is"),
-    "bench": ("fastft.judge.exams.bench", "multiple-choice exams (BBH, AGIEval) beside Orca's published figures"),
+    "bench": ("fastft.judge.exams.bench", "take multiple-choice exams (BBH, AGIEval), beside Orca's published figures"),
     "report": ("fastft.cli", "write the page of a run, or of a judged directory"),
     "export": ("fastft.train.export", "write a checkpoint as a Hugging Face model with its card"),
     "chat": ("fastft.inference.terminal", "talk to a model in the terminal"),
@@ -24,7 +29,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Call a verb and return its exit code: 1 after an error, 2 for a command that is wrong."""
+    """Call a verb and return the exit code: 1 after an error, 2 for a command that is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -41,32 +46,33 @@ def main(argv: list[str] | None = None) -> int:
     return run(lambda: _call(argv[0], argv[1:]))
 
 
-def command() -> NoReturn:
-    """The console script."""
+def command() -> None:
+    """Run the command of this process and end it: the console script."""
     from fastft.common.command_line import leave
 
     try:
         code = main()
-    except SystemExit as end:  # argparse's, after --help
+    except SystemExit as end:  # argparse's, after --help and --print_config
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
     leave(code)
 
 
 def _call(verb: str, argv: list[str]) -> int | None:
+    """Call the `main` of a verb with the words that follow it. Raises UsageError for a verb that does not exist."""
     if verb not in VERBS:
         import difflib
 
         from fastft.errors import UsageError
 
         nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.0)[0]
-        raise UsageError(f"unknown verb {verb!r}; did you mean {nearest!r}? (fastft --help lists them)")
+        raise UsageError(f"unknown verb {verb!r}; did you mean {nearest!r}? (fastft --help lists all)")
     if verb == "report":
         return _report(argv)
     return importlib.import_module(VERBS[verb][0]).main(argv)
 
 
 def _report(argv: list[str]) -> int:
-    """`fastft report DIR`: the page of whatever DIR is, the judge's or the trainer's."""
+    """Write the page of a directory, the judge's or the trainer's: `fastft report DIR`."""
     from dataclasses import dataclass
     from pathlib import Path
 
