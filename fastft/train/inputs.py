@@ -55,8 +55,8 @@ class RunInputs:
 def read_inputs(config: TrainConfig, model_dir: Path) -> RunInputs:
     """Read and check the settings and the data; collective.
 
-    Nothing is left behind in `model_dir`, where the trained model will be written: that this can be done is proven next to
-    it, so that nothing is trained that cannot be exported. Raises UserError for the user's mistakes.
+    The trained model will be written to `model_dir`. Files are written next to it and removed again, to prove that this works:
+    nothing is trained that could not be exported. Raises UserError for the user's mistakes.
     """
     at_a_time = dist.get_world_size() * config.micro_batch_size
     if config.global_batch_size % at_a_time:

@@ -255,7 +255,7 @@ class Loop:
     def report(self) -> None:
         """Read the numbers of the pending steps, which waits for the device, and write their rows.
 
-        Raises UserError, on every rank, after `max_bad_steps` steps in a row that were left out.
+        Raises UserError, on every rank, after `max_bad_steps` steps in a row that were skipped.
         """
         seconds = time.perf_counter() - self.timed_from
         for row in step_rows(self.pending, seconds, self.model, self.matrices, self.device):
@@ -271,7 +271,7 @@ class Loop:
 
 
 def give_up(last: int, count: int, inputs: RunInputs) -> None:
-    """Raise UserError for the `count` steps up to step `last`, which were left out, and name their conversations."""
+    """Raise UserError for the `count` steps up to step `last`, which were skipped, and name their conversations."""
     first, names = last - count + 1, []
     for step in map(inputs.curriculum.step, range(first, last + 1)):
         names += conversation_names(step.data, [int(c) for row in step.rows for c in row])

@@ -53,10 +53,10 @@ class Sampler:
 
     def ask(self, model: TrainedModel, step: int, device: torch.device) -> None:
         """Ask all prompts, and write the answers on rank 0; collective."""
-        said = answers(model, self.prompts, self.config.max_new_tokens, self.template, device)
+        found = answers(model, self.prompts, self.config.max_new_tokens, self.template, device)
         if dist.get_rank() == 0:
             with self.path.open("a") as file:
-                for prompt, answer in zip(self.prompts, said):
+                for prompt, answer in zip(self.prompts, found):
                     file.write(json.dumps({"step": step, "prompt": prompt.text, "answer": answer}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -1,5 +1,7 @@
-"""Five preemptions, each another way, of a real run on 2 processes whose storage cuts its connections. The first one is
-started as SkyPilot starts it, by sky_yamls/train.sh with torchrun, and warned; twenty of them are in benchmarks/chaos.py.
+"""Five preemptions, each in another way, of a real run on 2 processes whose storage cuts its connections.
+
+The first life is started as SkyPilot starts it, by sky_yamls/train.sh with torchrun, and ends with a notice. Twenty
+preemptions are in benchmarks/chaos.py.
 """
 
 import random
@@ -36,14 +38,14 @@ stopping.NOTICE_S = 1.0
 logs.show()
 leave(run(loop.main, first_to_fail))
 """
-# In the place of the environment's own: the port may be another test's.
+# Replaces torchrun of the environment, because another test may use its port.
 ACTIVATE = """
 torchrun() {{ local given=("${{@/fastft.train/slow}}"); {python} -m torch.distributed.run "${{given[@]/29500/{port}}}"; }}
 """
 
 
 def as_skypilot_does(run: chaos.Run, flags: list[str]) -> list[str]:
-    """The command of a node with two processes, whose home holds what the YAML and its set-up have put there."""
+    """The command of a node with two processes. Its home holds what the YAML and its set-up put there."""
     home = run.ground / "home"
     for directory in ("venv/bin", "data"):
         (home / directory).mkdir(parents=True)
@@ -59,7 +61,7 @@ def as_skypilot_does(run: chaos.Run, flags: list[str]) -> list[str]:
 
 
 def command(run: chaos.Run, processes: int) -> list[str]:
-    """As in chaos.Run, from processes that share their imports."""
+    """chaos.Run.command, but with processes that share their imports."""
     first_life = run.out.name == "torn" and not run.log()
     target = ["-m", "fastft.train"] if run.out.name == "whole" else [str(run.ground / "slow.py")]
     flags = run.flags()

@@ -1,4 +1,4 @@
-"""report.html: whole in itself, true to the numbers, and safe whatever a model has answered."""
+"""report.html loads nothing, shows the numbers as they are, and is safe whatever a model has answered."""
 
 import html
 import json
@@ -37,9 +37,6 @@ def write(tmp_path, **changes) -> str:
     pieces |= {"settings": {"seq_len": 512, "optimizer": {"lr": 2e-5}}, "files": {"model": str(tmp_path / "model")}}
     write_report(tmp_path / "report.html", **pieces | changes)
     return (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-# --- what is on the page ----------------------------------------------------------------------------------------------
 
 
 def test_the_page_has_its_pieces(tmp_path):
@@ -153,9 +150,6 @@ def test_the_page_loads_nothing(tmp_path):
     assert not root.xpath("//@src | //link[@href != 'data:,'] | //iframe | //object | //embed | //base | //form")
     (policy,) = root.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
     assert policy.startswith("default-src 'none'") and "script-src 'sha256-" in policy
-
-
-# --- many numbers, few numbers, no numbers ----------------------------------------------------------------------------
 
 
 def test_thinning_keeps_the_extremes():

@@ -1,4 +1,4 @@
-"""Any checkpoint becomes the model that the trainer had there, with a card that says how it came about."""
+"""Any checkpoint becomes the model that the trainer had there, with a card that says how it was made."""
 
 import json
 import re
@@ -154,7 +154,7 @@ def test_places_are_told_by_their_last_name(place, name):
 
 
 def fails(arguments: list, out: Path, capsys, *says: str) -> None:
-    """One line; and neither the directory nor anything beside it."""
+    """Assert that the export ends with one line, and leaves neither the directory nor anything beside it."""
     assert main(["export", *map(str, arguments)]) == 1
     errors = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in errors if line.startswith("error: ")]) == 1

@@ -36,7 +36,7 @@ def ground(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(ground, tmp_path_factory):
-    """A run to its end in which nothing went wrong."""
+    """A finished run in which nothing went wrong."""
     out = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
@@ -74,7 +74,7 @@ def test_sampling_without_do_sample_is_mended_and_said_once(finished):
 
 
 def test_a_checkpoint_of_a_run_that_ended_without_a_model_is_exported(ground, finished, tmp_path, capsys):
-    """Its run was begun when nobody looked at the generation config."""
+    """The version that began its run did not look at the generation config."""
     older = shutil.copytree(finished, tmp_path / "older")
     shutil.rmtree(older / "model")
     assert main(["export", str(older / "checkpoints" / "step-00000002"), str(tmp_path / "out")]) == 0
@@ -148,7 +148,7 @@ def test_adapters_settings_are_proven_too(ground, tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_that_makes_other_tokens_when_it_is_read_again_is_refused(ground, tmp_path, monkeypatch):
-    """As one of a class would whose saved form is not what it was read from."""
+    """The saved form of some tokenizer classes is not what they were read from."""
     from transformers import PreTrainedTokenizerFast
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
@@ -318,7 +318,7 @@ Store.put, huggingface._replace = late, then
 
 
 def test_storage_has_the_last_checkpoint_of_a_run_whose_export_fails(ground, finished, tmp_path):
-    """The disk of a spot machine is gone when the run ends."""
+    """The disk of a spot machine is lost when the run ends."""
     out, remote = tmp_path / "out", ("--checkpoint.remote", f"file://{tmp_path}/bucket/run")
     flags = runs.flags(ground, out, *FEW, *remote)
     done = runs.run([sys.executable, "-c", STORAGE_THAT_WAITS + FULL_AT_THE_END, "20000", *flags])

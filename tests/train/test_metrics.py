@@ -1,4 +1,4 @@
-"""What a run reports: work honestly counted, one curve whatever the interruptions."""
+"""What a run reports: the work done, and one curve whatever the interruptions."""
 
 import json
 import time
@@ -25,8 +25,8 @@ def test_flops_are_those_of_the_matrix_products():
     assert counted == pytest.approx(by_hand)
 
 
-def test_frozen_weights_and_experts_that_sleep_cost_less(tmp_path):
-    """No gradient of a frozen weight: 4 FLOPs an entry and token instead of 6. Of three experts each token wakes two."""
+def test_frozen_weights_and_unused_experts_cost_less(tmp_path):
+    """A frozen weight has no gradient: 4 FLOPs per entry and token instead of 6. Each token uses two of three experts."""
     from fastft.config import LoraConfig
     from fastft.cost.flops import matrix_flops
     from fastft.model.build import TrainedModel, build_model
@@ -74,7 +74,7 @@ def test_the_peak_is_that_of_the_device():
     assert peak_flops("some device") is peak_flops("NVIDIA RTX A1000") is peak_flops("NVIDIA L400") is None
 
 
-def test_rows_behind_the_checkpoint_are_cut_and_a_torn_last_line_too(tmp_path):
+def test_rows_after_the_checkpoint_are_removed_and_a_torn_last_line_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "loss": 1.0} for step in range(1, 9)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo')

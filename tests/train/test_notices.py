@@ -22,7 +22,7 @@ VARIABLES = {
 
 
 class Cloud(ThreadingHTTPServer):
-    """`now` is the time of day that the service believes in; `action`, `rebalance` and so on are what it says."""
+    """A cloud whose clock says `now`, and whose metadata service says `action`, `rebalance` and so on."""
 
     daemon_threads = True
 
@@ -108,7 +108,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 
 class Heard:
-    """What of Stopping a watcher uses."""
+    """The part of Stopping that a watcher uses."""
 
     def __init__(self):
         self.reason, self.seconds, self.save_soon = None, None, False
@@ -119,7 +119,7 @@ class Heard:
 
 @pytest.fixture
 def play(monkeypatch):
-    """Start a cloud; the other two are not there."""
+    """Start one cloud, and have the addresses of the others lead nowhere."""
     clouds = []
 
     def start(kind: str | None) -> Cloud | None:

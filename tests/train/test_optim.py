@@ -1,4 +1,4 @@
-"""Optimiser, schedule, clipping, and steps that are left out: against plain arithmetic, alone and in whole runs.
+"""Optimiser, schedule, clipping and skipped steps: against plain arithmetic, alone and in whole runs.
 
 The tests of 8-bit moments need torchao and say so when it is missing: pip install "fastft[torchao]".
 """
@@ -61,7 +61,7 @@ def test_every_schedule_rises_to_the_peak_and_falls_to_its_minimum(schedule, tot
 
 
 @given(schedules, st.integers(2, 300))
-def test_the_step_behind_the_last_would_be_at_the_minimum(schedule, total):
+def test_the_step_after_the_last_would_be_at_the_minimum(schedule, total):
     assume(schedule.name != "constant" and schedule.warmup_ratio < 0.9)
     settings = config(schedule=schedule)
     minimum = settings.optimizer.lr * schedule.min_ratio
@@ -112,7 +112,7 @@ def test_clipping_alone(max_norm):
 
 
 def test_the_norm_is_that_of_all_shards_whatever_the_mesh(tmp_path):
-    """FSDP over 4 ranks, and HSDP: 2 copies of 2 shards. (FSDP averages equal gradients: they stay what they are.)"""
+    """FSDP over 4 ranks, and HSDP: 2 copies of 2 shards. FSDP averages over ranks, whose gradients are equal here."""
     alone = clipping.layers()
     clipping.backward(alone)
     norm = clip_gradients(alone, 1.0)
@@ -154,7 +154,7 @@ def set_gradients(model: nn.Module, seed: int) -> None:
 
 
 def torch_copy(state: dict) -> dict:
-    """8-bit moments can be saved and loaded, but not copied."""
+    """A copy by saving and loading, because 8-bit moments cannot be copied."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -163,8 +163,8 @@ def torch_copy(state: dict) -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", [True, False])
-def test_a_step_that_is_left_out_leaves_everything_as_it_was(eager, kind, first):
-    """Weights, moments, and the count of steps on which Adam's bias correction rests; the first step is like the others."""
+def test_a_skipped_step_leaves_everything_as_it_was(eager, kind, first):
+    """Weights, moments, and the count of steps on which Adam's bias correction depends; the first step is like the others."""
     torch.manual_seed(0)
     model = nn.Linear(64, 96)  # 6,144 weights, enough for 8 bits
     optimizer = build_optimizer(model, config(optimizer=settings_of(kind)))
@@ -306,7 +306,7 @@ def skipped(out: Path) -> list[int]:
     return [row["skipped_steps"] for row in read_metrics(out / "metrics.jsonl") if "skipped_steps" in row]
 
 
-def test_bad_steps_are_left_out_and_counted(whole):
+def test_bad_steps_are_skipped_and_counted(whole):
     rows = read_metrics(whole / "metrics.jsonl")
     bad = [row["step"] for row in rows if row["loss"] is None]
     assert len(bad) == 3 < len(rows) / 2  # once an epoch
@@ -320,8 +320,8 @@ def test_bad_steps_are_left_out_and_counted(whole):
     assert all(tensor.isfinite().all() for name, tensor in exported.items() if "embed_tokens" not in name)
 
 
-def test_ranks_agree_on_what_is_left_out(broken, whole, tmp_path):
-    """The broken conversation is on one rank only; both leave the step out."""
+def test_ranks_agree_on_what_is_skipped(broken, whole, tmp_path):
+    """The broken conversation is on one rank only; both skip the step."""
     out = tmp_path / "out"
     done = run(command(2, ["-m", "fastft.train", *flags(broken, out)]))
     assert done.returncode == 0, done.stderr
@@ -331,7 +331,7 @@ def test_ranks_agree_on_what_is_left_out(broken, whole, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_behind_a_bad_step_it_is_bit_identical(broken, tmp_path, eager, kind):
+def test_resumed_after_a_bad_step_it_is_bit_identical(broken, tmp_path, eager, kind):
     optimizer = settings_of(kind)
     more = ["--optimizer.name", optimizer.name, "--optimizer.state_dtype", optimizer.state_dtype]
     more += ["--checkpoint.every", "1", "--checkpoint.keep", "99", "--epochs", "1"]
@@ -421,7 +421,7 @@ def test_8_bit_moments_go_on_with_another_number_of_processes_or_say_why_not(
         shutil.rmtree(path)
     done = run(command(2, ["-m", "fastft.train", *flags(tmp_path, cut, *more)]))
     if not fits:
-        assert "its 8-bit moments come in blocks that 2 processes would tear; go on with 1" in done.stderr
+        assert "2 processes would cut its 8-bit moments within their blocks; continue with 1 process" in done.stderr
         return
     assert done.returncode == 0 and "resumed: step 4" in done.stderr, done.stderr
     for (_, loss, norm), (_, other, other_norm) in zip(losses(whole), losses(cut), strict=True):

@@ -1,4 +1,4 @@
-"""RUN/report.html: made from a run's files alone, true to them, and safe whatever they hold."""
+"""RUN/report.html is made from a run's files alone, shows them as they are, and is safe whatever they hold."""
 
 import json
 import re

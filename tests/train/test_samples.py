@@ -1,4 +1,4 @@
-"""Answers over time: what transformers would say, on any number of processes, and training does not notice."""
+"""Answers over time are those of transformers, on any number of processes, and do not change the training."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_they_are_asked_at_the_start_on_the_way_and_at_the_end(run):
     ]
 
 
-def test_training_does_not_notice(ground, run, tmp_path):
+def test_they_do_not_change_the_training(ground, run, tmp_path):
     """Bit for bit."""
     assert runs.train_here(ground, tmp_path / "out").returncode == 0
     assert runs.losses(tmp_path / "out") == runs.losses(run)
@@ -85,7 +85,7 @@ def test_training_does_not_notice(ground, run, tmp_path):
         assert tensor.equal(runs.weights(tmp_path / "out")[name]), name
 
 
-def test_nor_does_dropout(ground, tmp_path):
+def test_they_do_not_change_dropout(ground, tmp_path):
     models.make_model(tmp_path / "model", attention_dropout=0.3)
     shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
     more = ["--max_steps", "4"]

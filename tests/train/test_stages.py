@@ -16,7 +16,7 @@ from fastft.data.template.chat_template import load_template
 
 
 def counted(data: TokenizedData, epochs: int) -> list[list[int]]:
-    """How often each conversation comes, by epoch."""
+    """How often each conversation is used, by epoch."""
     plan = StepPlan(data, 64, 0, epochs, 4, None)
     rows = [[int(c) for row in plan.rows(epoch) for c in row] for epoch in range(epochs)]
     return [[row.count(c) for c in range(len(data.ids))] for row in rows]
@@ -47,7 +47,7 @@ def test_weights_are_times_an_epoch_and_fractions_take_turns():
     ("weight", "totals"), [(0.02, [1, 1, 2, 2, 3]), (0.1, [3, 5, 7, 9, 11]), (1.1, [24, 47, 70, 93, 116])]
 )
 def test_fractions_of_a_conversation_add_up(weight, totals):
-    """Rounded anew in every epoch, 0.02 times 21 would never train on one."""
+    """If each epoch were rounded by itself, 0.02 times 21 would never train on one."""
     epochs = counted(mixed([some(21, "a")], [weight], [None]), 10)
     assert np.cumsum([sum(row) for row in epochs])[:5].tolist() == totals
     assert np.sum(epochs, axis=0).sum() == np.ceil(round(210 * weight, 9))

@@ -1,4 +1,4 @@
-"""Leaving when asked, and coming back: real processes, real signals, storage that outlives the machine's disk."""
+"""Leaving when asked, and resuming: real processes, real signals, storage that outlives the machine's disk."""
 
 import os
 import shutil
@@ -148,7 +148,7 @@ def test_two_runs_in_the_same_place_the_second_refuses(ground, tmp_path, monkeyp
 
 
 def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
-    """SIGSTOP: no connection is closed, as when a machine is gone. The limit is 3 s here, 110 s otherwise."""
+    """After SIGSTOP no connection is closed, as when a machine is gone. The limit is 3 s here, and 110 s otherwise."""
     run = Run(ground, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -232,7 +232,7 @@ def test_a_holder_elsewhere_is_watched_until_its_lease_ends(store, short_lease, 
 
 
 def test_the_same_managed_job_and_a_dead_process_need_not_wait(store, monkeypatch):
-    """LEASE_S is two minutes here: waiting would show."""
+    """LEASE_S is two minutes here, so that waiting would be noticed."""
     monkeypatch.setenv("SKYPILOT_MANAGED_JOB_ID", "7")
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
     foreign(store, job="7/sky-managed-2026-11-28-04-05-06-123456_vicuna_7-0")
@@ -259,7 +259,7 @@ def test_a_number_of_process_that_another_one_has_now_does_not_hold_the_lease(st
 
 
 def test_who_finds_the_lease_gone_has_lost_it(store, short_lease):
-    """Stalled for minutes: another run has taken it, has finished, and has released it."""
+    """While this run was stalled for minutes, another one has taken the lease, finished, and released it."""
     lease = Lease(store)
     lease._ended.set()  # its thread is stalled, too
     lease.thread.join()

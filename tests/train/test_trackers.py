@@ -1,4 +1,4 @@
-"""Trackers by name: the same run after an interruption, one clear line without the package, and no run ends over them."""
+"""Trackers show one run after an interruption, are one clear line without their package, and never end a run."""
 
 import json
 import shutil

@@ -325,7 +325,7 @@ def test_torchs_words_for_a_full_disk_are_put_plainly(ground, tmp_path, monkeypa
     ],
 )
 def test_architectures_that_would_mix_conversations_are_refused(ground, tmp_path, family, options, says):
-    """Attention sinks, positions that do not restart, a state from token to token: each would mix them without a sign."""
+    """Attention sinks, positions that do not restart, a state from token to token: each would mix them unnoticed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = shutil.copytree(ground / "model", tmp_path / "model")

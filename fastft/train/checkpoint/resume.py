@@ -179,7 +179,7 @@ def resume(
             if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
                 raise UserError(
                     f"{path}: {dist.get_world_size()} processes would cut its 8-bit moments within their blocks; "
-                    f"continue with {meta['world_size']} processes"
+                    f"continue with {meta['world_size']} process{'es' if meta['world_size'] > 1 else ''}"
                 ) from None
             logger.warning("%s: passed over: cannot be read (%s)", path, local.root_cause(error))
             continue
