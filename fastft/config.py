@@ -68,6 +68,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Applied to matrices, also embeddings, never to norms and biases."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
 
 
 @dataclass
@@ -108,6 +109,7 @@ class SourceConfig:
     """A file of conversations in a mixture."""
 
     path: str
+    """The file."""
     weight: float = 1.0
     """How often each conversation is used in an epoch. With 2.3, three in ten are used a third time, other ones in every
     epoch. Fractions of a conversation add up over the epochs and are rounded up."""
@@ -120,10 +122,15 @@ class StageConfig:
     """A part of a run with data of its own; epochs, lr and schedule default to those of the run."""
 
     data: str | list[SourceConfig]
+    """Conversations, as `data` of the run."""
     epochs: int | None = None
+    """Passes over them."""
     max_steps: int | None = None
+    """Stop the stage after this many optimiser steps."""
     lr: float | None = None
+    """Peak learning rate."""
     schedule: ScheduleConfig | None = None
+    """Learning-rate schedule, which covers the stage."""
 
 
 @dataclass
@@ -182,6 +189,7 @@ class TrainConfig:
     """What to do with conversations longer than seq_len: stop and say how many there are, leave them out and count them, or
     split them between rounds."""
     epochs: int = 3
+    """Passes over the data."""
     max_steps: int | None = None
     """Stop after this many optimiser steps; the schedule covers exactly these. Stages have limits of their own."""
     global_batch_size: int = 32
@@ -189,6 +197,7 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Packed rows per rank and forward."""
     seed: int = 0
+    """Seed of the order of the data and of everything else that is random."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     max_grad_norm: float = 1.0
@@ -202,6 +211,8 @@ class TrainConfig:
     gradient_checkpointing: Literal["none", "selective", "full", True, False] = "full"
     """What the backward pass computes again: nothing, all but attention and every second matrix product, or whole blocks."""
     attention: Literal["auto", "flash_attn", "varlen", "documents"] = "auto"
+    """What computes attention within documents: the flash-attn package, PyTorch's variable-length kernel, or one call per
+    document, which runs everywhere; auto takes the fastest that works here."""
     compile: bool = False
     """torch.compile each block."""
     resize_embeddings: bool = False
@@ -219,6 +230,7 @@ class TrainConfig:
     log_every: int = 1
     """Optimiser steps between two reports."""
     eval_every: int = 100
+    """Optimiser steps between two measurements of the loss on `eval_data`."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     trackers: str = "tensorboard"
     """Trackers that get the metrics, too, separated by commas: tensorboard, wandb, trackio; none for no tracker."""
@@ -286,7 +298,7 @@ def _check_numbers(config: TrainConfig) -> None:
         _require(getattr(config, name) >= 1, name, getattr(config, name), "1 or more")
     _require(config.max_steps is None or config.max_steps >= 1, "max_steps", config.max_steps, "1 or more")
     if config.stages and config.max_steps is not None:
-        raise UserError("max_steps: a run of stages has no limit of its own; give its stages max_steps")
+        raise UserError("max_steps: a run of stages has no limit of its own; set max_steps in its stages")
     _require(0 <= config.seed < 2**32, "seed", config.seed, "between 0 and 2^32 - 1")
     for tracker in config.trackers.split(","):
         _require(tracker.strip() in TRACKERS, "trackers", repr(tracker.strip()), f"one of {', '.join(TRACKERS)}")

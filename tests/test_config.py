@@ -1,5 +1,7 @@
 """The configuration: YAML and flags say the same, mistakes are one line that names the key."""
 
+import re
+
 import pytest
 import yaml
 
@@ -99,6 +101,15 @@ def test_keys_are_the_fields_names():
     schedule.warmup_ratio schedule.decay_ratio schedule.min_ratio max_grad_norm z_loss max_bad_steps float8
     gradient_checkpointing attention compile checkpoint.every checkpoint.keep log_every eval_every""".split()
     assert set(named) <= set(valid_keys(TrainConfig))
+
+
+def test_every_key_has_a_text_in_help(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", capsys.readouterr().out)]
+    assert len(entries) > len(valid_keys(TrainConfig))
+    bare = [entry for entry in entries if re.match(r"--[\w.]+ \S+(, --[\w.]+\+ \S+)? \((required, )?type:", entry)]
+    assert not bare
 
 
 STAGES = """
