@@ -26,7 +26,7 @@ class Batch:
     targets: Tensor  # [n] int64: those next tokens
 
     def pinned(self) -> "Batch":
-        """The same in page-locked memory, from which a GPU copies while the host goes on."""
+        """The same in page-locked memory, from which a GPU copies while the host does other work."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 

@@ -1,4 +1,4 @@
-"""The mask is right by construction: laws over tokenizers that cut text in different ways and the templates we ship."""
+"""The loss mask is right by construction: properties that hold for every kind of tokenizer and every template we ship."""
 
 import pytest
 from helpers import tiny
@@ -13,7 +13,7 @@ from fastft.errors import UserError
 
 PAIRS = [(kind, name) for kind in tiny.KINDS for name in built_in_templates()]
 LOSSLESS = [pair for pair in PAIRS if pair[0] != "unigram"]  # unigram turns unknown characters into <unk>
-MARKS_SPACES = ("sentencepiece", "metaspace", "unigram")  # put a space mark before text that follows a control token
+MARKS_SPACES = ("sentencepiece", "metaspace", "unigram")  # put a space before text that follows a control token
 
 PIECES = [
     "hello",
@@ -36,7 +36,7 @@ PIECES = [
     "<",
     "]",
 ]
-# Hypothesis also draws strings that it finds in the code: control tokens, which the library's own road does not keep text.
+# Hypothesis also draws strings that it finds in the code. Control tokens among them would not stay text in `stock`.
 free_text = st.text(max_size=12).filter(lambda text: not any(token in text for token in tiny.CONTROL_TOKENS))
 texts = st.one_of(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), free_text)
 answers = st.tuples(texts, st.booleans())
@@ -64,7 +64,7 @@ def conversations(draw) -> list[Message]:
 
 
 def stock(template: ChatTemplate, messages: list[Message], generation_prompt: bool = False) -> list[int]:
-    """The tokenizer's own rendering, by the library's own road."""
+    """The ids that transformers itself gives."""
     turns = [{"role": m.role, "content": m.content} for m in messages]
     return template.tokenizer.apply_chat_template(
         turns, chat_template=template.source, add_generation_prompt=generation_prompt, return_dict=False
@@ -77,15 +77,15 @@ def spans(trained: list[bool]) -> list[tuple[int, int]]:
 
 
 def split_at_ends(template: ChatTemplate, ids: list[int], span: tuple[int, int]) -> str:
-    """The text of trained tokens, decoded behind the token before them (a first token may lose its space)."""
+    """The text of trained tokens, decoded together with the token before them: a first token may lose its space."""
     decode = lambda tokens: template.tokenizer.decode(tokens, skip_special_tokens=False)  # noqa: E731
     return decode(ids[span[0] - 1 : span[1]])[len(decode(ids[span[0] - 1 : span[0]])) :]
 
 
 def rendered_answer(template: ChatTemplate, messages: list[Message], i: int) -> str:
-    """What the template puts between the prompt and the end of the end-of-turn token, told by its text alone."""
+    """What the template writes from the end of the prompt to the end of the end-of-turn token, found in its text alone."""
     text = template.render(messages[: i + 1])[len(template.render(messages[:i], generation_prompt=True)) :]
-    # The end of turn comes after the answer, so its last occurrence but for what closes a whole conversation.
+    # The end of turn follows the answer, so it is the last one; only what closes a whole conversation may follow it.
     return text[: text.rindex(template.end_of_turn) + len(template.end_of_turn)]
 
 
@@ -103,7 +103,7 @@ def test_prompts_and_whole_equal_the_tokenizers_rendering(pair, messages):
     assert len(encoded.ids) == len(encoded.trained)
     assert len(spans(encoded.trained)) == sum(m.train for m in messages)
     assert (encoded.ids == whole) == (encoded.merged_boundaries == 0)
-    if pair[0] != "phi3":  # its control tokens swallow white space, in the whole even that of an answer
+    if pair[0] != "phi3":  # its control tokens swallow white space, and in the whole even that of an answer
         assert template.tokenizer.decode(encoded.ids) == template.tokenizer.decode(whole)
 
 
@@ -141,7 +141,7 @@ def test_typed_control_strings_stay_text_and_change_nothing_else(pair, messages,
     places = [[i for i, token in enumerate(e.ids) if token in controls] for e in (before, after)]
     assert [before.ids[i] for i in places[0]] == [after.ids[i] for i in places[1]]
     assert sum(after.trained) - sum(before.trained) == (len(after.ids) - len(before.ids)) * messages[at].train
-    # Between control tokens everything but the stretch that holds the text is the same.
+    # Between control tokens all is the same, except for the stretch with the text.
     stretches = [_stretches(e.ids, p) for e, p in zip((before, after), places)]
     assert sum(a != b for a, b in zip(*stretches)) <= 1
 
@@ -229,7 +229,7 @@ def test_nothing_trained_when_nothing_is_marked():
     assert not any(encoded.trained)
 
 
-def test_border_wins_over_a_merge_and_is_counted():
+def test_the_boundary_wins_over_a_merge_and_is_counted():
     """Qwen's split takes "assistant\\n" + "\\n\\n" as one stretch; the answer's newlines must be tokens of their own."""
     from tokenizers import AddedToken
 
@@ -266,12 +266,16 @@ def test_long_conversations_stay_cheap_and_exact():
         ),
         ("{{ raise_exception('only images') }}", "only images"),
         ("{% for m in messages %}", "refuses"),
+        ("{% for m in messages %}\n{{ m.content / 0 }}{% endfor %}", "refuses the conversation: unsupported operand"),
+        ("{{ 1 / 0 }}", "refuses the conversation: division by zero"),
+        ("{{ messages[9]['role'] }}", "refuses the conversation: list object has no element 9"),
+        ("{{ messages | map(attribute='content') | list | tojson(indent=2)[::0] }}", "refuses"),
     ],
 )
 def test_underivable_templates_are_refused(source, says):
     with pytest.raises(TemplateError, match=says) as caught:
         ChatTemplate(tiny.KINDS["gpt2"](), source, "template odd")
-    assert "template odd" in str(caught.value)
+    assert "template odd" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_template_that_rewrites_text_is_refused_for_that_text():
@@ -286,7 +290,7 @@ def test_a_template_that_rewrites_text_is_refused_for_that_text():
 
 
 def test_a_template_that_looks_ahead_is_refused():
-    """Mistral's later templates move the system text to the last question: earlier prompts were never like that."""
+    """Mistral's later templates move the system text to the last question, where no earlier prompt has it."""
     source = (
         "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST]{% if loop.last or loop.index0 == "
         "messages | length - 3 %}{{ messages[0].content }}{% endif %}{{ m.content }}[/INST]{% else %}{{ m.content }}</s>"
@@ -305,7 +309,7 @@ THINKER = """{%- for m in messages -%}
 
 
 def test_what_a_template_writes_before_some_answers_is_told():
-    """Qwen3 puts an empty thought before the last answer only: trained with it, and reported."""
+    """Qwen3 writes an empty thought before the last answer only. It is trained with that answer, and reported."""
     template = ChatTemplate(tiny.KINDS["gpt2"](), THINKER, "template thinker")
     messages = [
         Message("user", "a"),
@@ -352,7 +356,7 @@ def test_a_template_whose_end_token_the_tokenizer_lacks_is_refused():
     ["It is <|im_end|> or </s> or <｜end▁of▁sentence｜>.", " </s>  two\n</s>\nx", "<s>a</s> <|eot_id|>\n\n  code"],
 )
 def test_answers_with_typed_control_strings_are_proven_too_and_faults_in_them_found(pair, answer):
-    """SentencePiece writes spaces behind control tokens; those of the proof must not count against the answer."""
+    """SentencePiece puts spaces after control tokens; those that the proof itself causes are not the answer's fault."""
     template = template_of(pair)
     messages = [Message("user", "Hi"), Message("assistant", answer, True)]
     encoded = template.encode(messages)

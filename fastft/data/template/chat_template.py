@@ -274,7 +274,7 @@ class ChatTemplate:
 
     @cached_property
     def _continuation(self) -> tokenizers.Tokenizer:
-        """The copy for texts that go on where another ended. Made when first needed (0.2 s): the cleaner hardly ever does."""
+        """A copy for texts that continue another. Made when first needed, which takes 0.2 s; the cleaner hardly ever needs it."""
         specification = specification_of(self._backend)
         remove_prefix_space(specification)
         return tokenizer_of(specification)

@@ -35,7 +35,7 @@ def check(
         if messages[i].ends and encoded.ids[span[1] - 1] != template.end_of_turn_id:
             yield "end of turn", f"message {i} does not end with {template.end_of_turn}"
         if not messages[i].ends and template.end_of_turn_id in encoded.ids[span[0] : span[1]]:
-            yield "end of turn", f"message {i} goes on elsewhere, but {template.end_of_turn} is trained"
+            yield "end of turn", f"message {i} continues elsewhere, but {template.end_of_turn} is trained"
         text, expected = (
             _decoded(encoded.ids, span, template),
             _read_back(_trained_text(messages, i, template), template),
