@@ -30,7 +30,8 @@ from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import join_ranks
 from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
-from fastft.cost.memory import GIB, Memory, load_shape, peak_memory, setup_of
+from fastft.cost.memory import GIB, Memory, peak_memory
+from fastft.cost.shape import load_shape, setup_of
 from fastft.model import attention, build, lora, weights
 from fastft.model.activation_checkpointing import recompute
 from fastft.train.optim import build_optimizer, clip_gradients, update

@@ -63,7 +63,8 @@ def vicuna() -> None:
     from fastft.config import TrainConfig
     from fastft.cost.estimate import assumed_work, estimates
     from fastft.cost.gpus import GPUS
-    from fastft.cost.memory import checkpoint_bytes, load_shape
+    from fastft.cost.memory import checkpoint_bytes
+    from fastft.cost.shape import load_shape
     from fastft.cost.spot.candidates import SpotConfig, compare
     from fastft.cost.spot.prices import read_prices
     from fastft.model.pretrained import load_config

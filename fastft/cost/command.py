@@ -17,7 +17,8 @@ from fastft.config import RENAMED, SYNONYMS, TrainConfig
 from fastft.cost.estimate import RESERVED, Estimate, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import attention_windows
 from fastft.cost.gpus import GPUS, Gpu, find_gpu
-from fastft.cost.memory import GIB, Memory, Shape, checkpoint_bytes, load_shape, relief, setup_of
+from fastft.cost.memory import GIB, Memory, checkpoint_bytes, relief
+from fastft.cost.shape import Shape, load_shape, setup_of
 from fastft.cost.spot.candidates import SpotConfig, compare
 from fastft.cost.spot.prices import read_prices
 from fastft.cost.spot.report import show

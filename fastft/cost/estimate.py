@@ -20,7 +20,8 @@ import numpy as np
 from fastft.config import TrainConfig
 from fastft.cost.flops import FROZEN, TRAINED, seen_squares, training_flops
 from fastft.cost.gpus import Gpu
-from fastft.cost.memory import GIB, Memory, Shape, peak_memory, setup_of, trained_in_block
+from fastft.cost.memory import GIB, Memory, peak_memory, trained_in_block
+from fastft.cost.shape import Shape, setup_of
 
 RESERVED = 1.5 * GIB
 """Of a GPU's memory, what is not PyTorch's to give: the CUDA context (0.5 GiB), NCCL's and cuBLAS's buffers, fragments."""

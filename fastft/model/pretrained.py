@@ -86,23 +86,23 @@ def locate(model: str, name: str) -> Path:
         return Path(model, name)
 
 
-def fit_config(model_config, config: TrainConfig, words: int):
+def fit_config(model_config, config: TrainConfig, vocabulary: int):
     """The config of the model to train: `model_config`, or a changed copy where the run asks for longer rows or more tokens.
 
-    The model must know `config.seq_len` positions and the tokenizer's `words` tokens. Raises UserError where it does not and
+    The model must know `config.seq_len` positions and the tokenizer's `vocabulary` tokens. Raises UserError where it does not and
     the configuration does not ask for a change.
     """
     fitted = fit_seq_len(model_config, config.seq_len, config.extend, config.model)
-    rows = getattr(fitted, "vocab_size", words)
-    if words <= rows:
+    rows = getattr(fitted, "vocab_size", vocabulary)
+    if vocabulary <= rows:
         return fitted
     if not config.resize_embeddings:
         raise UserError(
-            f"{config.model}: the tokenizer knows {words} tokens, the model has embeddings for {rows}; "
+            f"{config.model}: the tokenizer knows {vocabulary} tokens, the model has embeddings for {rows}; "
             "--resize_embeddings true adds some"
         )
     fitted = copy.deepcopy(fitted)
-    fitted.vocab_size = -(-words // 64) * 64
+    fitted.vocab_size = -(-vocabulary // 64) * 64
     return fitted
 
 

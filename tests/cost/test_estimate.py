@@ -15,7 +15,8 @@ from fastft.config import LoraConfig, TrainConfig
 from fastft.cost.estimate import RESERVED, Work, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import training_flops
 from fastft.cost.gpus import GPUS, TABLE, find_gpu, peak_flops
-from fastft.cost.memory import GIB, load_shape
+from fastft.cost.memory import GIB
+from fastft.cost.shape import load_shape
 from fastft.cost.spot.prices import KINDS
 from fastft.data.dataset import tokenized
 from fastft.data.step_plan import StepPlan

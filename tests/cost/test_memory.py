@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastft.config import OptimizerConfig, TrainConfig
-from fastft.cost.memory import Setup, block_bytes, load_shape, peak_memory, relief, setup_of
+from fastft.cost.memory import block_bytes, peak_memory, relief
+from fastft.cost.shape import Setup, load_shape, setup_of
 from fastft.errors import UserError
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "memory.py"

@@ -351,7 +351,8 @@ def test_without_preemptions_spot_costs_its_price(model):
     from fastft.config import TrainConfig
     from fastft.cost.estimate import assumed_work, estimates
     from fastft.cost.gpus import GPUS
-    from fastft.cost.memory import checkpoint_bytes, load_shape
+    from fastft.cost.memory import checkpoint_bytes
+    from fastft.cost.shape import load_shape
     from fastft.model.pretrained import load_config
 
     config = TrainConfig(model=model, output_dir="none", data="none", seq_len=160)
