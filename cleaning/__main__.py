@@ -1,328 +1,207 @@
-"""The command line of the cleaner.
+"""The cleaner's command line.
 
     python -m cleaning dump.json -o out
     python -m cleaning dumps/*.jsonl -o out --max_tokens 2048 --model Qwen/Qwen2.5-0.5B
 
-`fastft clean` is the same. Exit code 0: conversations were written; 1: the job could not be done, or nothing was left
-(one line on stderr says why); 2: the command was wrong.
+`fastft clean` is the same. The exit code is 0 if conversations were written; 1 if the job could not be done or no
+conversation was left, with one line on stderr that says why; 2 if the command was wrong.
 """
 
-import argparse
-import contextlib
-import difflib
-import os
+import logging
 import signal
 import sys
 import threading
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal
 
-from rich.console import Console
-
-from cleaning.dedup.duplicates import NEAR
-from cleaning.filters import MASKS, REFUSALS, STEPS, Settings, check, described_filters
+from cleaning.filters import MASKS, REFUSALS, STEPS, check, described_filters
 from cleaning.pipeline import clean
 from cleaning.report.explain import explain
-from cleaning.report.ledger import Report, print_ledger
+from cleaning.report.ledger import Report, output_console, print_ledger
+from cleaning.settings import Choices, Settings
 from cleaning.sources import ERAS, FORMATS
-from fastft.errors import UserError
+from fastft.common import logs
+from fastft.common.command_line import option, parse, run
+from fastft.errors import UsageError, UserError
 
+logger = logging.getLogger(__name__)
+
+DESCRIPTION = "Turn raw dumps of shared chats into conversations in markdown, every input accounted for."
 SHOWN_WARNINGS = 3
+CONTINUES = "the same command continues from here"
 
 
-def main(argv: list[str] | None = None) -> int:
-    try:
-        code = _main(argv)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # nobody reads on (`| head`), and only what has been done is still to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+@dataclass
+class CleanConfig:
+    """What is read, and where the results go."""
 
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:  # rich would leave with exit code 1
-        raise BrokenPipeError
-
-
-def _main(argv: list[str] | None) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.explain is not None:
-        return _explain(parser, arguments)
-    if arguments.list_filters:
-        return _list_filters(arguments)
-    if not arguments.inputs or arguments.output_dir is None:
-        parser.error("the following arguments are required: " + ("-o/--output_dir" if arguments.inputs else "IN"))
-    if arguments.max_tokens is not None and arguments.model is None:
-        return _fail("--max_tokens needs --model: tokens are counted with its tokenizer and chat template", 2)
-    # An orderly end for SIGTERM too: the workers go.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        settings = _settings(arguments)
-        output_dir = Path(arguments.output_dir)
-        if output_dir.exists() and not output_dir.is_dir():
-            raise UserError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing")
-        report = clean(
-            arguments.inputs,
-            output_dir,
-            max_tokens=arguments.max_tokens,
-            model=arguments.model,
-            template=arguments.template,
-            settings=settings,
-            overlap_rounds=arguments.overlap_rounds,
-            overlong=arguments.overlong,
-            near=arguments.near,
-            keep=arguments.keep,
-            against=arguments.against,
-            contaminated=arguments.contaminated,
-            holdout=arguments.holdout,
-            seed=arguments.seed,
-            workers=arguments.workers,
-            format=arguments.format,
-            every_branch=arguments.branches == "all",
-            era=arguments.era,
-            ray=arguments.ray,
-        )
-    except ValueError as error:
-        return _fail(str(error), 1)
-    except OSError as error:
-        return _fail(f"{error.filename or arguments.output_dir}: {error.strerror or error}", 1)
-    except BrokenProcessPool:
-        return _fail("a worker process was killed, most likely for memory: use fewer --workers", 1)
-    except MemoryError:
-        return _fail("not enough memory; is one record of the input that large?", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", 130)
-    return _tell(report, output_dir)
-
-
-def _explain(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    if arguments.output_dir is None or arguments.inputs:
-        parser.error("--explain ID goes with -o DIR, the directory of a finished run, and no input")
-    try:
-        explain(Path(arguments.output_dir), arguments.explain, _Console())
-    except ValueError as error:
-        return _fail(str(error), 1)
-    return 0
-
-
-def _list_filters(arguments: argparse.Namespace) -> int:
-    try:
-        settings = _settings(arguments)
-        check(settings)
-    except ValueError as error:
-        return _fail(str(error), 1)
-    print(*described_filters(settings), sep="\n")
-    return 0
-
-
-def _tell(report: Report, directory: Path) -> int:
-    for warning in report.warnings[:SHOWN_WARNINGS]:
-        print(f"warning: {warning}", file=sys.stderr)
-    if len(report.warnings) > SHOWN_WARNINGS:
-        print(f"warning: {len(report.warnings) - SHOWN_WARNINGS} more of that kind, see report.json", file=sys.stderr)
-    print_ledger(report, _Console())
-    if not report.input:
-        return _fail("there is no record in the input", 1)
-    if not report.kept:
-        return _fail(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why", 1)
-    if not report.parts:
-        held = f"all {report.kept:,} that were kept are in {directory / 'conversations.holdout.jsonl'}"
-        return _fail(f"--holdout {report.settings['holdout']} leaves no conversation to train on; {held}", 1)
-    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.html", "report.json"):
-        if (directory / name).exists():
-            print(directory / name)
-    return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line: argparse would print 30 lines of usage first."""
-
-    def error(self, message: str) -> NoReturn:
-        sys.exit(_fail(f"{message} (--help shows all)", 2))
-
-    def parse_args(self, args: list[str] | None = None, namespace: None = None) -> argparse.Namespace:
-        arguments, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            option = next((each for each in unknown if each.startswith("-")), unknown[0]).partition("=")[0]
-            near = difflib.get_close_matches(option.replace("-", "_"), self._names())
-            self.error(f"unknown option {option}" + (f"; did you mean {self._names()[near[0]]}?" if near else ""))
-        return arguments
-
-    def _names(self) -> dict[str, str]:
-        return {name.replace("-", "_"): name for action in self._actions for name in action.option_strings}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m cleaning",
-        description="Raw dumps of shared chats in, markdown conversations out; every input accounted for.",
-    )
-    parser.add_argument(
-        "inputs",
-        nargs="*",
-        metavar="IN",
-        help="dumps and exports (.json, .jsonl, also .gz, .zst; .parquet), saved pages (.html), - for standard input, "
-        "or OWNER/NAME of a dataset on the Hub",
-    )
-    parser.add_argument("-o", "--output_dir", metavar="DIR", help="where the results go")
-    parser.add_argument(
-        "--max_tokens",
-        type=int,
-        metavar="N",
-        help="split dialogues into parts of at most N tokens (without it: no split)",
-    )
-    parser.add_argument("--model", metavar="DIR_OR_NAME", help="whose tokenizer and chat template count the tokens")
-    parser.add_argument("--template", metavar="NAME", help="a chat template by name, for a tokenizer that has none")
-    parser.add_argument(
-        "--overlap_rounds", type=int, default=0, metavar="K", help="begin a part with the last K rounds as context"
-    )
-    parser.add_argument(
-        "--overlong", choices=("cut", "reject"), default="cut", help="what becomes of a round longer than N (cut)"
-    )
-    parser.add_argument(
-        "--near",
-        type=float,
-        default=NEAR,
-        metavar="S",
-        help=f"similarity from which conversations are duplicates (default {NEAR}; 0: only equal ones are)",
-    )
-    parser.add_argument(
-        "--keep", choices=("longest", "newest"), default="longest", help="which of several duplicates stays (longest)"
-    )
-    parser.add_argument(
-        "--against",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="FILE",
-        help="benchmark questions that must not be in the data",
-    )
-    parser.add_argument(
-        "--contaminated",
-        choices=("reject", "flag"),
-        default="reject",
-        help="what becomes of conversations that hold them (reject; flag: they are kept and reported)",
-    )
-    parser.add_argument(
-        "--holdout",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="set aside this share of the conversations, say 0.01",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which conversations are set aside (default 0)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    parser.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="work on a Ray cluster: `auto` or ray://HOST:PORT; without an address, one is started here",
-    )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        metavar="NAME",
-        help="what the records are (default: recognised one by one): "
+    inputs: list[str] = option(positional=True, several=True)
+    """Dumps and exports (.json, .jsonl, also .gz, .zst; .parquet), saved pages (.html), - for standard input, or OWNER/NAME
+    of a dataset on the Hub."""
+    output_dir: str | None = option(None, short="-o")
+    """Directory for the results, made if it is missing."""
+    format: Literal[tuple(FORMATS)] | None = option(
+        None,
+        help="What the records are, instead of recognising each by its shape. "
         + "; ".join(f"{name}: {each.description}" for name, each in FORMATS.items()),
     )
-    parser.add_argument(
-        "--branches",
-        choices=("current", "all"),
-        default="current",
-        help="of a tree of messages, the branch shown last or ranked best, or every one (default: current)",
-    )
-    parser.add_argument(
-        "--era",
-        choices=ERAS,
-        default="auto",
-        help="what sharegpt.com had done to human text: before (2023-03-11: nothing but a branch counter in front), "
-        "escaped_pager (until 2023-04-01: entities and a counter), escaped (entities), none (leave it alone), "
-        "auto: from evidence (default)",
-    )
-    parser.add_argument("--explain", metavar="ID", help="tell what the finished run in DIR did to one conversation")
-    _add_filters(parser.add_argument_group("filters", "--list_filters shows them all, with their defaults"))
-    return parser
+    branches: Literal["current", "all"] = "current"
+    """Of a tree of messages, take the branch that was shown last or ranked best, or every branch."""
+    era: Literal[tuple(ERAS)] = "auto"
+    """What sharegpt.com had done to human text. before (until 2023-03-11): only a branch counter in front; escaped_pager
+    (until 2023-04-01): HTML entities and a counter; escaped: HTML entities; none: leave it alone; auto: decide from
+    evidence."""
+    workers: int | None = None
+    """Number of worker processes, by default one a core."""
+    ray: str | None = option(None, alone="")
+    """Work on the Ray cluster at this address, `auto` or ray://HOST:PORT; without an address, on one started here."""
+    explain: str = ""
+    """Tell what the finished run in output_dir did to the conversation with this id."""
+    list_filters: bool = False
+    """List the filters with their defaults, and stop."""
 
 
-def _add_filters(group: argparse._ArgumentGroup) -> None:
-    names = {"type": _names, "action": "extend", "default": []}  # given twice, an option adds to what it had
-    group.add_argument("--list_filters", "--list-filters", action="store_true", help="list them and stop")
-    group.add_argument("--with", dest="with_filters", **names, metavar="NAMES", help="switch on: a,b,c")
-    group.add_argument("--without", dest="without_filters", **names, metavar="NAMES", help="switch off: a,b,c")
-    group.add_argument(
-        "--filters",
-        **names,
-        metavar="FILE.py:FUNCTION",
-        help="your own: a function Conversation -> text or None in a file, which is run",
-    )
-    group.add_argument("--keep_refusals", action="store_true", help=f"the same as --without {','.join(REFUSALS)}")
-    group.add_argument("--mask_pii", action="store_true", help=f"the same as --with {','.join(MASKS)}")
-    group.add_argument(
-        "--consecutive", choices=("merge", "last"), default="merge", help="answers in a row: merge, or keep the last"
-    )
-    group.add_argument(
-        "--blocked_phrases",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="reject conversations that hold one of these, a phrase a line",
-    )
-    group.add_argument("--languages", **names, metavar="en,zh", help="keep these (ISO 639-1), and unknown ones")
-    group.add_argument("--models", **names, metavar="gpt-4*", help="keep answers of these models only")
-    group.add_argument("--min_turns", type=int, metavar="N", help="questions and answers, counted together")
-    group.add_argument("--max_turns", type=int, metavar="N")
-    group.add_argument("--max_chars", type=int, metavar="N", help="of all turns of a conversation")
-    group.add_argument(
-        "--moderation", metavar="URL", help="an OpenAI-compatible /v1/moderations; the key: $FASTFT_MODERATION_KEY"
-    )
-    group.add_argument("--moderation_model", metavar="NAME", help="the `model` that the endpoint is asked for")
+@dataclass
+class FilterConfig:
+    """Filters. --list_filters shows them all, with their defaults."""
 
+    with_filters: list[str] = option(repeated=True, separator=",", name="--with")
+    """Switch filters on: a,b,c."""
+    without_filters: list[str] = option(repeated=True, separator=",", name="--without")
+    """Switch filters off: a,b,c."""
+    filters: list[str] = option(repeated=True, separator=",")
+    """Filters of your own, FILE.py:FUNCTION. The file is run; the function gets a Conversation and returns what is wrong with
+    it, or None."""
+    keep_refusals: bool = option(False, help=f"The same as --without {','.join(REFUSALS)}.")
+    mask_pii: bool = option(False, help=f"The same as --with {','.join(MASKS)}.")
+    consecutive: Literal["merge", "last"] = "merge"
+    """Merge answers in a row, or keep the last of them."""
+    blocked_phrases: list[str] = option(repeated=True)
+    """File of phrases, one a line; a conversation that contains one is rejected."""
+    languages: list[str] = option(repeated=True, separator=",")
+    """Keep conversations in these languages (ISO 639-1: en,zh) and in unknown ones."""
+    models: list[str] = option(repeated=True, separator=",")
+    """Keep answers of these models only; patterns as for file names, gpt-4*."""
+    min_turns: int | None = None
+    """Reject conversations with fewer questions and answers, counted together."""
+    max_turns: int | None = None
+    """Reject conversations with more questions and answers, counted together."""
+    max_chars: int | None = None
+    """Reject conversations with more characters in all turns together."""
+    moderation: str | None = None
+    """URL of an OpenAI-compatible /v1/moderations that judges all texts; its key is read from $FASTFT_MODERATION_KEY."""
+    moderation_model: str | None = None
+    """The `model` that the endpoint is asked for."""
 
-def _settings(arguments: argparse.Namespace) -> Settings:
-    off_by_option = {name for name in REFUSALS if _is_default(name)} if arguments.keep_refusals else set()
-    return Settings(
-        with_filters=(*arguments.with_filters, *(MASKS if arguments.mask_pii else ())),
-        without_filters=(*arguments.without_filters, *sorted(off_by_option)),
-        own_filters=tuple(arguments.filters),
-        blocked_phrases=tuple(phrase for path in arguments.blocked_phrases for phrase in _phrases(path)),
-        consecutive=arguments.consecutive,
-        languages=tuple(arguments.languages),
-        models=tuple(arguments.models),
-        min_turns=arguments.min_turns,
-        max_turns=arguments.max_turns,
-        max_chars=arguments.max_chars,
-        moderation=arguments.moderation,
-        moderation_model=arguments.moderation_model,
-    )
-
-
-def _is_default(name: str) -> bool:
-    return next(step.default for step in STEPS if step.name == name)
-
-
-def _names(value: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    def settings(self) -> Settings:
+        """What the filters get: shortcuts written out, files of phrases read."""
+        refusals = [step.name for step in STEPS if step.name in REFUSALS and step.default] if self.keep_refusals else []
+        return Settings(
+            with_filters=(*self.with_filters, *(MASKS if self.mask_pii else ())),
+            without_filters=(*self.without_filters, *sorted(refusals)),
+            own_filters=tuple(self.filters),
+            blocked_phrases=tuple(phrase for path in self.blocked_phrases for phrase in _phrases(path)),
+            consecutive=self.consecutive,
+            languages=tuple(self.languages),
+            models=tuple(self.models),
+            min_turns=self.min_turns,
+            max_turns=self.max_turns,
+            max_chars=self.max_chars,
+            moderation=self.moderation,
+            moderation_model=self.moderation_model,
+        )
 
 
 def _phrases(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not a UTF-8 text file") from None
+        raise UserError(f"--blocked_phrases {path}: is not a UTF-8 text file") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        raise UserError(f"--blocked_phrases {path}: {error.strerror}") from None
 
 
-def _fail(message: str, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):  # the code tells, too
-        print(f"error: {message}", file=sys.stderr)
-    return code
+def options(argv: Sequence[str]) -> tuple[CleanConfig, Choices, FilterConfig]:
+    """Read the command line. Raises UsageError."""
+    config, choices, filters = parse(argv, "fastft clean", DESCRIPTION, CleanConfig, Choices, FilterConfig)
+    return config, choices, filters
+
+
+def main(argv: Sequence[str]) -> None:
+    """Clean, list the filters, or explain what happened to a conversation. Raises UserError with one line."""
+    config, choices, filters = options(argv)
+    if config.explain:
+        if config.output_dir is None or config.inputs:
+            raise UsageError("--explain ID needs -o DIR, the directory of a finished run, and takes no input")
+        explain(Path(config.output_dir), config.explain, output_console())
+        return
+    settings = filters.settings()
+    if config.list_filters:
+        check(settings)
+        print(*described_filters(settings), sep="\n")
+        return
+    if not config.inputs or config.output_dir is None:
+        missing = "output_dir: missing; say -o DIR" if config.inputs else "inputs: missing; name at least one dump"
+        raise UsageError(f"{missing} (--help lists all options)")
+    with _interruptible():
+        report = clean(
+            config.inputs,
+            config.output_dir,
+            choices=choices,
+            settings=settings,
+            format=config.format,
+            every_branch=config.branches == "all",
+            era=config.era,
+            workers=config.workers,
+            ray=config.ray,
+        )
+    _show(report, Path(config.output_dir))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End in order after Ctrl-C and SIGTERM, workers included, and say how to continue."""
+
+    def stop(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # elsewhere Python takes no handlers
+    before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.error("interrupted; %s", CONTINUES)
+        raise
+    except SystemExit:
+        logger.error("terminated; %s", CONTINUES)
+        raise
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _show(report: Report, directory: Path) -> None:
+    """Print the ledger and the files. Raises UserError if no conversation is left to train on."""
+    for warning in report.warnings[:SHOWN_WARNINGS]:
+        logger.warning("%s", warning)
+    if len(report.warnings) > SHOWN_WARNINGS:
+        logger.warning("%d more of that kind, see report.json", len(report.warnings) - SHOWN_WARNINGS)
+    print_ledger(report, output_console())
+    if not report.input:
+        raise UserError("there is no record in the input")
+    if not report.kept:
+        raise UserError(f"no conversation is left after cleaning; {directory / 'rejected.jsonl'} says why")
+    if not report.parts:
+        held = f"all {report.kept:,} that were kept are in {directory / 'conversations.holdout.jsonl'}"
+        raise UserError(f"--holdout {report.settings['holdout']} leaves no conversation to train on; {held}")
+    for name in ("conversations.jsonl", "conversations.holdout.jsonl", "rejected.jsonl", "report.html", "report.json"):
+        if (directory / name).exists():
+            print(directory / name)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    logs.show()
+    sys.exit(run(lambda: main(sys.argv[1:])))

@@ -1,48 +1,139 @@
-"""The first pass's work on records, done in worker processes: parse, convert, repair, filter, fingerprint.
+"""The first pass: parse, convert, repair, filter and fingerprint every record, in worker processes.
 
-A record becomes one or several outcomes: a conversation, or a rejection with its reason. `convert_shard` does so for a
-shard of a dump, its records as they stand in the file, and returns the outcomes as bytes (`pack`): they go through a pipe
-and into a file unopened, and no object of Python is ever loaded from there.
+A record becomes one or several outcomes: each is a conversation, or a rejection with its reason. `first_pass` cuts the
+inputs into shards, has workers make outcomes of them (`convert_shard`) and logs these in order. Outcomes cross the pipe
+and lie in the log as bytes (`pack`), which the parent does not parse before it needs them. Nothing is ever unpickled.
 """
 
+import collections
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import orjson
 
-from cleaning.dedup.contamination import Hit, load_benchmarks
-from cleaning.dedup.duplicates import NEAR, Fingerprint, fingerprint
-from cleaning.filters import Settings, apply_steps
+from cleaning.dedup.contamination import Account, Hit, load_benchmarks
+from cleaning.dedup.duplicates import Fingerprint, Fingerprints, fingerprint
+from cleaning.filters import apply_steps
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown
+from cleaning.report.ledger import Report
+from cleaning.run.workdir import Log
+from cleaning.run.workers import Bar
+from cleaning.settings import Choices, Settings
 from cleaning.sources import RawConversation, Reading, Rejection, Turn, conversations_in, id_in, looks_like_html
+from cleaning.sources.inputs import Input
 from fastft.common.records import RawRecord, parsed, to_json
+from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, Message, parse_conversation
 
+# A shard is what a worker gets at a time, and what an interruption loses at most for each: 1 MiB is about 0.2 s of work.
+SHARD_BYTES = 1 << 20
+SHARD_RECORDS = 1024
+MAX_NOTES = 50  # names of notes in the report, some of which are up to the dump
+MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
 
-@dataclass(frozen=True)
-class Choices:
-    """What the user chose beside the filters; see `clean`."""
 
-    max_tokens: int | None = None
-    model: str | None = None
-    template: str | None = None
-    overlap_rounds: int = 0
-    overlong: str = "cut"
-    near: float = NEAR
-    keep: str = "longest"
-    against: tuple[str, ...] = ()
-    contaminated: str = "reject"
-    holdout: float = 0.0
-    seed: int = 0
+def first_pass(
+    sources: list[Input],
+    conversion: "Conversion",
+    work: Path,
+    report: Report,
+    pool: Pool | None,
+    loading: Future | None,
+    bar: Bar,
+) -> "Found":
+    """Log the outcomes of every shard in `work`, sum them up in `report`, and return what duplicates are found by.
+
+    Shards that an interrupted run has logged are not converted again. `loading` is the worker's start: see `ordered_map`.
+    """
+    found, remarks = Found(report, conversion.choices), []
+    shards = _shards(sources, report, remarks, bar)
+    with Log(work / "outcomes") as log:
+        for frame in log.recover():
+            bar.advance(0, found.add(unpack(frame)))
+            next(shards, None)  # reads again what has been converted, which costs little: 100 MB/s
+        for frame in ordered_map(partial(convert_shard, conversion), shards, pool, loading):
+            log.append(frame)
+            bar.advance(0, found.add(unpack(frame)))
+    found.finish(remarks)
+    return found
+
+
+class Found:
+    """The conversations of the inputs: what duplicates are found by, 370 bytes each, and sums for the report."""
+
+    def __init__(self, report: Report, choices: Choices):
+        self.report = report
+        self.ids: list[str] = []
+        self.parts = array("q")  # number of the part, where the input is the cleaner's own output; parts share an id
+        self.fingerprints = Fingerprints()
+        self.account = Account(load_benchmarks(tuple(choices.against)).benchmarks) if choices.against else None
+        self.unmarked_html = 0
+        self.formats, self.notes = collections.Counter(), collections.Counter()
+
+    def add(self, outcomes: list["Outcome"]) -> int:
+        """Count the outcomes of a shard and return their number."""
+        report = self.report
+        report.input += len(outcomes)
+        for outcome in outcomes:
+            report.files[outcome.source]["input"] += 1
+            if outcome.reason == "broken_record" and len(report.warnings) < MAX_WARNINGS:
+                report.warnings.append(f"{outcome.where}: {outcome.detail}")
+            if outcome.hits:
+                self.account.add(outcome.id, outcome.hits)
+            self.unmarked_html += outcome.unmarked_html
+            self.formats[outcome.format] += bool(outcome.format)
+            self.notes.update(outcome.notes)
+            if outcome.fingerprint is not None:
+                self.ids.append(outcome.id)
+                self.parts.append(outcome.part)
+                self.fingerprints.append(outcome.fingerprint)
+        return len(outcomes)
+
+    def finish(self, remarks: list[str]) -> None:
+        """Write the sums into the report."""
+        self.report.formats = dict(sorted((+self.formats).items()))
+        self.report.notes = dict(sorted(self.notes.most_common(MAX_NOTES)))
+        self.report.contamination = self.account.to_report() if self.account else {}
+        self.report.warnings += remarks
+        if self.unmarked_html:
+            self.report.warnings.append(
+                f"{self.unmarked_html:,} answers look like HTML, but not certainly the page's; left as they are"
+            )
+
+
+def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator["Shard"]:
+    """The inputs in pieces of SHARD_BYTES, each of one input. Where they are cut depends on the inputs alone."""
+    for position, (source, file) in enumerate(zip(sources, report.files)):
+        shard, size, done, packed = Shard(position, source.name, 0, []), 0, 0, source.packed
+        for record in source.records():
+            # `record.end` is no position in a packed file or a table: there the bar counts the bytes of the records.
+            bar.advance(len(record.text) if packed else record.end - done, 0)
+            done = record.end
+            if record.error is not None and not record.text:
+                remarks.append(f"{record.where}: {record.error}")
+                continue
+            shard.records.append(record)
+            file["records"] += 1
+            size += len(record.text)
+            if size >= SHARD_BYTES or len(shard.records) >= SHARD_RECORDS:
+                yield shard
+                shard, size = Shard(position, source.name, file["records"], []), 0
+        if shard.records:
+            yield shard
 
 
 @dataclass(slots=True)
 class Shard:
-    """Records that stand together in an input, on their way to a worker."""
+    """Consecutive records of one input, on their way to a worker."""
 
     source: int  # position among the inputs
     file: str  # its name
-    first: int  # how many records of the input stand before
+    first: int  # how many records of the input precede it
     records: list[RawRecord]
 
 
@@ -61,15 +152,14 @@ class Outcome:
     hits: list[Hit] = field(default_factory=list)
     held_out: bool = False
     repairs: dict[str, int] = field(default_factory=dict)
-    dropped: list[tuple[int, str, str, bytes]] = field(
-        default_factory=list
-    )  # (round, reason, detail, messages as JSON)
+    # Rounds that were dropped: (number, reason, detail, messages as JSON).
+    dropped: list[tuple[int, str, str, bytes]] = field(default_factory=list)
     answers: int = 0
     html_answers: int = 0
     unmarked_html: int = 0  # answers left as they are that look like HTML
     not_learned: int = 0  # answers with `train` false, after the filters
-    cut: int = 0  # … with `ends` false
-    part: int = 0  # of what the cleaner had split before
+    cut: int = 0  # answers with `ends` false
+    part: int = 0  # number of the part, where the input is the cleaner's own output
     format: str = ""
     notes: dict[str, int] = field(default_factory=dict)
 
@@ -176,7 +266,7 @@ def _filter(work: _Work, conversion: Conversion) -> None:
 def _compare_with_benchmarks(work: _Work, conversion: Conversion) -> None:
     if not conversion.choices.against:
         return
-    work.outcome.hits = load_benchmarks(conversion.choices.against).hits(work.conversation)
+    work.outcome.hits = load_benchmarks(tuple(conversion.choices.against)).hits(work.conversation)
     if work.outcome.hits and conversion.choices.contaminated == "reject":
         raise Rejection("contaminated", _about_hit(work.outcome.hits))
 

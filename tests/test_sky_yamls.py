@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -146,10 +147,16 @@ def test_a_signal_does_not_hide_how_it_ended(tmp_path):
 
 
 def test_the_cleaner_takes_its_flags():
-    from cleaning.__main__ import _parser
+    from cleaning.__main__ import CleanConfig, FilterConfig, options
+    from cleaning.settings import Choices
 
     arguments = shlex.split(documented("clean.yaml")["ARGS"])
-    parsed = _parser().parse_args(["dump.json", "-o", "out", *arguments])
-    assert parsed.max_tokens == 2048
+    _, choices, _ = options(["dump.json", "-o", "out", *arguments])
+    assert choices.max_tokens == 2048
     flags = set(re.findall(r"(?<!\S)(--[a-z_]+)", (ROOT / "sky_yamls" / "clean.yaml").read_text().split("\nrun:")[1]))
-    assert flags - {"--address", "--block", "--head", "--port"} <= set(_parser()._option_string_actions)
+    names = {
+        field.metadata.get("name") or f"--{field.name}"
+        for cls in (CleanConfig, Choices, FilterConfig)
+        for field in fields(cls)
+    }
+    assert flags - {"--address", "--block", "--head", "--port"} <= names

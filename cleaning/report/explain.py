@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cleaning.filters import STEPS, Settings
-from cleaning.first_pass import Choices, Conversion, Outcome, Shard, outcomes_of
+from cleaning.filters import STEPS
+from cleaning.first_pass import Conversion, Outcome, Shard, outcomes_of
 from cleaning.report.ledger import read_ledger, reading_of, versions
+from cleaning.settings import Choices, Settings
 from cleaning.sources.inputs import open_inputs
 from cleaning.sources.rejected import Row, read_row
 from fastft.common.records import RawRecord

@@ -97,7 +97,9 @@ def reading_of(ledger: dict[str, Any], where: str) -> Reading:
     files = [file for file in ledger["files"] if where == file["name"] or where.startswith(file["name"] + ": ")]
     era = max(files, key=lambda file: len(file["name"]))["era"] if files else EraDecision().to_dict()
     settings = ledger["settings"]
-    return Reading(settings["format"], settings["every_branch"], EraDecision(**{**era, "reasons": tuple(era["reasons"])}))
+    return Reading(
+        settings["format"], settings["every_branch"], EraDecision(**{**era, "reasons": tuple(era["reasons"])})
+    )
 
 
 class _OutputConsole(Console):

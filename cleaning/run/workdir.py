@@ -39,7 +39,12 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
     [] is a run that goes on. The directory stays when the run is interrupted, and goes when nothing is worth keeping.
     Raises UserError while another run has the output directory.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing") from None
+    except OSError as error:
+        raise UserError(f"-o {output_dir}: cannot be made ({error.strerror})") from None
     descriptor = os.open(output_dir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,7 +60,9 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
             write_whole(work / "run.json", orjson.dumps(identity))
         yield work, changed
         shutil.rmtree(work)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(output_dir)  # writing to an open file names no file, say when the disk is full
         if not _holds_work(work):
             shutil.rmtree(work, ignore_errors=True)
         raise

@@ -1,9 +1,11 @@
-"""Worker processes that end with their parent, shards in order, and how far they are: a bar, or lines in a log."""
+"""Where a run's work is done, and how far it is: worker processes or a Ray cluster, and a progress bar or lines in a log."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
 
@@ -13,8 +15,11 @@ from rich.text import Text
 
 from cleaning.sources.inputs import Input
 from fastft.common.workers import Pool, begin_worker
+from fastft.errors import UserError
 
-POOL_FROM = 1 << 20  # bytes of input below which the work is done sooner than worker processes start
+logger = logging.getLogger(__name__)
+
+POOL_FROM = 1 << 20  # bytes of input below which the work takes less time than starting worker processes
 LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
 
 
@@ -22,22 +27,37 @@ LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
 def worker_pool(
     sources: list[Input], workers: int | None, ray: str | None = None, needed: Sequence[str] = ()
 ) -> Iterator[Pool | None]:
-    """Worker processes, a Ray cluster's at the address `ray`, or None where this process alone is as fast.
+    """Start the workers for `sources`: processes, or the cores of the Ray cluster at `ray`.
 
-    `needed` are modules that the work will import.
+    Gives None where this process alone is as fast. `needed` are modules that the work will import. Raises UserError if a
+    worker is killed or memory runs out. What else a worker raises is raised here, with the worker's traceback as its cause.
     """
-    if ray is not None:
-        from cleaning.run.cluster import ray_pool
+    try:
+        if ray is not None:
+            from cleaning.run.cluster import ray_pool
 
-        with ray_pool(ray, workers) as pool:
-            yield pool
-        return
-    workers = workers or len(os.sched_getaffinity(0))
+            with ray_pool(ray, workers) as pool:
+                yield pool
+        else:
+            with _process_pool(sources, workers or len(os.sched_getaffinity(0)), needed) as pool:
+                yield pool
+    except MemoryError:
+        raise UserError(
+            "not enough memory; use fewer --workers, unless one record of the input is that large"
+        ) from None
+    except BrokenProcessPool as error:
+        if error.__cause__ is not None:  # the traceback of what went wrong between the processes: a bug
+            raise
+        raise UserError("a worker process was killed, most likely for memory: use fewer --workers") from None
+
+
+@contextmanager
+def _process_pool(sources: list[Input], workers: int, needed: Sequence[str]) -> Iterator[Pool | None]:
     if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
         return
-    # Not "fork": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. The server has
-    # none, and imports once for all workers what they need (transformers: 2 s). Ctrl-C is the parent's to handle.
+    # Not "fork": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. The fork server
+    # has none, and imports once for all workers what they need (transformers: 2 s). Ctrl-C is the parent's to handle.
     context = get_context("forkserver")
     context.set_forkserver_preload(["cleaning.first_pass", *needed])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
@@ -63,13 +83,10 @@ class _Speed(ProgressColumn):
 
 
 class Bar:
-    """The progress bar of one pass after the other; where there is no terminal to draw on, a line now and then."""
+    """The progress of one pass at a time: a bar, or a line every LINE_EVERY seconds where there is no terminal."""
 
     def __init__(self, progress: Progress):
-        self.progress, self.task, self.conversations, self.said = progress, None, 0, time.monotonic()
-
-    def say(self, line: str) -> None:
-        self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.progress, self.task, self.conversations, self.logged = progress, None, 0, time.monotonic()
 
     def begin(self, label: str, total: int | None, of_bytes: bool = False) -> None:
         if self.task is not None:
@@ -80,9 +97,9 @@ class Bar:
     def advance(self, amount: int, conversations: int) -> None:
         self.conversations += conversations
         self.progress.update(self.task, advance=amount, conversations=self.conversations)
-        if time.monotonic() - self.said > LINE_EVERY and not self.progress.console.is_terminal:
-            self.said = time.monotonic()
-            self.say(self._line(self.progress.tasks[0]))
+        if time.monotonic() - self.logged > LINE_EVERY and not self.progress.console.is_terminal:
+            self.logged = time.monotonic()
+            logger.info("%s", self._line(self.progress.tasks[0]))
 
     def _line(self, task: Task) -> str:
         share = f"{task.percentage:.0f} %, " if task.total else ""
@@ -92,7 +109,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(sources: list[Input]) -> Iterator[Bar]:
-    """On stderr; a terminal gets a bar if there is much to do. It begins with the bytes of the inputs."""
+    """Show progress on stderr, on a terminal as a bar if there is much to do. The first pass counts bytes of the inputs."""
     console = Console(stderr=True)
     size = sum(source.size for source in sources)
     packed = any(source.packed for source in sources)

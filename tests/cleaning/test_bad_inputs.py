@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from helpers.cleaning_runs import clean_command
 
-from cleaning.__main__ import main
 from cleaning.pipeline import clean
 from cleaning.report.ledger import Report
 from fastft.common.records import parse_json, read_records
@@ -212,7 +212,7 @@ def test_a_file_that_is_no_dump_is_one_line(tmp_path, monkeypatch, capsys, name)
     if name in BAD_FILES:
         Path(name).write_bytes(BAD_FILES[name])
     Path("good.jsonl").write_bytes(lines(GOOD))
-    assert main([name, "good.jsonl", "-o", "out", "--workers", "1"]) == 1
+    assert clean_command([name, "good.jsonl", "-o", "out", "--workers", "1"]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {name}: ") and error.count("\n") == 1
     assert COMPLAINTS.get(name, "damaged" if name.endswith(("gz", "zst")) else "Parquet") in error
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_dump_is_one_line(tmp_path, monkeypatch, capsys, name)
 def test_a_file_that_may_not_be_read(tmp_path, capsys):
     (tmp_path / "d.jsonl").write_bytes(lines(GOOD))
     (tmp_path / "d.jsonl").chmod(0)
-    assert main([str(tmp_path / "d.jsonl"), "-o", str(tmp_path / "out")]) == 1
+    assert clean_command([str(tmp_path / "d.jsonl"), "-o", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'd.jsonl'}: Permission denied\n"
 
 

@@ -1,26 +1,20 @@
 """The cleaner as a whole: sources, filters, repairs, duplicates, the ledger, the command line and bad input."""
 
-import errno
-import gzip
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import orjson
 import pytest
+from helpers.cleaning_runs import clean_command
 from helpers.dumps import LONG, PAGE, RECORD, REJECTED, share
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.progress import Progress
 
+import cleaning.first_pass
 import cleaning.pipeline
 import cleaning.run.workdir
 import cleaning.run.workers
 import cleaning.second_pass
-from cleaning.__main__ import main
 from cleaning.filters import Settings, apply_steps
 from cleaning.pipeline import OUTPUTS, clean
 from fastft.common.records import parse_json
@@ -202,7 +196,7 @@ def test_lone_surrogates_and_nan(tmp_path):
 def test_a_cut_file_is_processed_as_far_as_it_goes(tmp_path, capsys):
     whole = json.dumps([share(f"q{i}", "a", id=str(i)) for i in range(5)])
     (tmp_path / "d.json").write_text(whole[:-30])
-    assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 0
+    assert clean_command([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 0
     report = orjson.loads((tmp_path / "out/report.json").read_bytes())
     assert (report["input"], report["kept"], report["rejected"]) == (5, 4, {"broken_record": 1})
     rejected = orjson.loads((tmp_path / "out/rejected.jsonl").read_bytes())
@@ -243,144 +237,6 @@ def test_ten_thousand_turns(tmp_path, monkeypatch):
     assert report.rounds["kept"] == 5_000 and report.parts == len(conversations) == -(-5_000 // 61)
 
 
-def test_nothing_left(tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/conversations.jsonl").write_text("old")
-    (tmp_path / "d.json").write_text(json.dumps([share("q")]))
-    assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]) == 1
-    assert "error: no conversation is left" in capsys.readouterr().err
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["rejected.jsonl", "report.html", "report.json"]
-
-
-def dump_in(tmp_path: Path) -> str:
-    (tmp_path / "d.json").write_text(json.dumps([share("q", "a")]))
-    return str(tmp_path / "d.json")
-
-
-@pytest.mark.parametrize(
-    "arguments, code, message",
-    [
-        (["missing.json"], 1, "no such file"),
-        (["empty.json"], 1, "is empty"),
-        (["binary.json"], 1, "is a binary file"),
-        (["cut.json.gz"], 1, "cut short"),
-        (["d.json", "missing.json"], 1, "no such file"),
-        (["d.json", "--max_tokens", "100"], 2, "--max_tokens needs --model"),
-        (["d.json", "--max_tokens", "0", "--model", "m"], 1, "at least 1"),
-        (["d.json", "--max_tokens", "9", "--model", "no/such/model/here"], 1, "no/such/model/here"),
-        (["d.json", "--workers", "0"], 1, "at least 1"),
-        (["d.json", "--blocked_phrases", "missing.txt"], 1, "missing.txt"),
-        (["d.json", "--blocked_phrases", "binary.json"], 1, "UTF-8"),
-        (["out/conversations.jsonl"], 1, "is an output"),
-    ],
-)
-def test_one_line_and_an_exit_code(tmp_path, capsys, monkeypatch, arguments, code, message):
-    monkeypatch.chdir(tmp_path)
-    dump_in(tmp_path)
-    (tmp_path / "empty.json").write_bytes(b" \n")
-    (tmp_path / "binary.json").write_bytes(b"\x89PNG\0\0\xff")
-    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(json.dumps([share("q", "a")] * 99).encode())[:-20])
-    (tmp_path / "out").mkdir()
-    for name in OUTPUTS:
-        (tmp_path / "out" / name).write_text(json.dumps(share("q", "a")))
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    assert main([*arguments, "-o", "out"]) == code
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
-
-
-def test_output_directory_that_cannot_be(tmp_path, capsys):
-    assert main([dump_in(tmp_path), "-o", "/dev/null/out"]) == 1
-    assert capsys.readouterr().err == "error: /dev/null/out: Not a directory\n"
-
-
-def test_the_output_is_a_directory(tmp_path, capsys):
-    (tmp_path / "afile").write_text("x")
-    assert main([dump_in(tmp_path), "-o", str(tmp_path / "afile")]) == 1
-    error = capsys.readouterr().err
-    assert error == f"error: -o {tmp_path / 'afile'}: is a file; name a directory, which is made if it is missing\n"
-
-
-def test_everything_held_out_is_an_error(tmp_path, capsys):
-    assert main([dump_in(tmp_path), "-o", str(tmp_path / "out"), "--holdout", "0.999"]) == 1
-    assert "error: --holdout 0.999 leaves no conversation to train on; all 1 that were" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.jsonl")) == [
-        "conversations.holdout.jsonl",
-        "rejected.jsonl",
-    ]
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--max-tokens", "9"], "unknown option --max-tokens; did you mean --max_tokens?"),
-        (["--max_token_=9"], "unknown option --max_token_; did you mean --max_tokens?"),
-        (["--zzz"], "unknown option --zzz (--help shows all)"),
-        (["--near", "x"], "argument --near: invalid float value: 'x' (--help shows all)"),
-        (["--keep", "oldest"], "invalid choice: 'oldest'"),
-        (["--with"], "expected one argument"),
-        ([], "the following arguments are required: IN"),
-    ],
-)
-def test_a_wrong_command_is_one_line(capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-def test_disk_full(tmp_path, capsys, monkeypatch):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(cleaning.run.workdir.Log, "append", full)
-    out = tmp_path / "out"
-    assert main([dump_in(tmp_path), "-o", str(out)]) == 1
-    assert capsys.readouterr().err == f"error: {out}: No space left on device\n"
-    assert list(out.iterdir()) == []
-
-
-def test_the_module_runs(tmp_path):
-    command = [sys.executable, "-m", "cleaning", dump_in(tmp_path), "-o", str(tmp_path / "out")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert result.returncode == 0 and "conversations kept" in result.stdout and result.stderr == ""
-    heavy = "import sys, cleaning.__main__; assert not {'torch', 'transformers', 'fastft.data.template.chat_template'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", heavy], cwd=Path(__file__).parents[2]).returncode == 0
-
-
-def test_a_log_gets_lines_in_place_of_a_bar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cleaning.run.workers, "LINE_EVERY", -1)
-    records = [share(f"{i} {LONG}", "An answer.", id=str(i)) for i in range(500)]
-    run(tmp_path, records, workers=1)
-    lines = capsys.readouterr().err.splitlines()
-    rates = r"500 conversations, [\d,]+/s"
-    assert any(re.fullmatch(rf"cleaning: 100 %, {rates}, \d+\.\d MB/s", line) for line in lines)
-    assert re.fullmatch(rf"writing: 100 %, {rates}", lines[-1])
-
-
-def test_the_bar_shows_megabytes_a_second(monkeypatch):
-    with Progress(disable=True, get_time=lambda: 10.0) as progress:
-        bar = cleaning.run.workers.Bar(progress)
-        bar.begin("cleaning", 40_000_000, of_bytes=True)
-        bar.advance(30_000_000, 1_200)
-        progress.tasks[0].start_time = 0.0
-        assert str(cleaning.run.workers._Speed().render(progress.tasks[0])) == "1,200 conversations, 120/s, 3.0 MB/s"
-
-
-@pytest.mark.parametrize("arguments", [["IN", "-o", "OUT"], ["--list_filters"], ["-o", "DONE", "--explain", "a"]])
-def test_a_reader_that_goes_away_is_no_error(tmp_path, arguments):
-    assert main([dump_in(tmp_path), "-o", str(tmp_path / "DONE")]) == 0
-    names = {"IN": dump_in(tmp_path), "OUT": str(tmp_path / "OUT"), "DONE": str(tmp_path / "DONE")}
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "cleaning", *(names.get(each, each) for each in arguments)]
-    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    os.close(writer)
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "OUT" not in arguments or (tmp_path / "OUT/report.json").exists()
-
-
 @given(records=st.lists(RECORD, min_size=1, max_size=12), tail=st.sampled_from([b"]", b"", b', {"a": ', b"\xff"]))
 def test_the_books_balance_on_any_input(tmp_path_factory, records, tail):
     dump = json.dumps(records).encode()[:-1] + tail
@@ -402,7 +258,7 @@ def test_human_text_is_untouched(tmp_path_factory, questions):
 
 def test_workers_do_not_change_the_result(tmp_path, monkeypatch):
     monkeypatch.setattr(cleaning.run.workers, "POOL_FROM", 0)
-    monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 2_000)
+    monkeypatch.setattr(cleaning.first_pass, "SHARD_BYTES", 2_000)
     records = [share(f"question {i % 70}", PAGE % f"<p>{'x' * (i % 50)}</p>", id=str(i % 40)) for i in range(200)]
     (tmp_path / "d.json").write_text(json.dumps([*records, 3, share("q")]))
     for workers in (1, 2):

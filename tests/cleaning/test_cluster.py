@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from helpers.cleaning_runs import contents, dump
 
-import cleaning.pipeline
+import cleaning.first_pass
 from cleaning.pipeline import clean
+from cleaning.settings import Settings
 from fastft.errors import UserError
 
 
@@ -31,7 +32,7 @@ def test_without_ray_or_a_cluster_it_is_one_line(tmp_path):
 
 def test_the_result_is_the_same_on_ray(tmp_path, monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 4_000)
+    monkeypatch.setattr(cleaning.first_pass, "SHARD_BYTES", 4_000)
     source = dump(tmp_path / "d.json", 300)
     clean([source], tmp_path / "here", holdout=0.1, workers=1)
     clean([source], tmp_path / "ray", holdout=0.1, workers=2, ray="")
@@ -42,6 +43,6 @@ def test_what_a_task_raises_is_what_the_function_raised(tmp_path, monkeypatch):
     pytest.importorskip("ray")
     faulty = tmp_path / "faulty.py"
     faulty.write_text("def f(conversation):\n    return 1 / 0\n")
-    settings = cleaning.pipeline.Settings(own_filters=(f"{faulty}:f",))
+    settings = Settings(own_filters=(f"{faulty}:f",))
     with pytest.raises(UserError, match="ZeroDivisionError"):
         clean([dump(tmp_path / "d.json")], tmp_path / "out", settings=settings, ray="", workers=1)

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from helpers.cleaning_runs import clean_command
 from hypothesis import given
 from hypothesis import strategies as st
 
 import cleaning.dedup.shingles
-from cleaning.__main__ import main
 from cleaning.dedup.contamination import COMMON, Account, Benchmarks, load_benchmarks
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UserError
@@ -134,7 +134,7 @@ def test_rejected_or_flagged(tmp_path):
     (tmp_path / "d.json").write_text(json.dumps(records))
     for choice, kept in (("reject", 1), ("flag", 2)):
         arguments = ["--against", str(tmp_path / "bench.jsonl"), "--contaminated", choice]
-        assert main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out"), *arguments]) == 0
+        assert clean_command([str(tmp_path / "d.json"), "-o", str(tmp_path / "out"), *arguments]) == 0
         report = json.loads((tmp_path / "out/report.json").read_text())
         assert report["kept"] == kept
         found = report["contamination"]["bench"]

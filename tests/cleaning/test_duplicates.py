@@ -11,7 +11,7 @@ from helpers.prose import VOCABULARY, prose
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cleaning.pipeline
+import cleaning.first_pass
 import cleaning.run.workers
 from cleaning.dedup.duplicates import (
     Fingerprint,
@@ -275,7 +275,7 @@ def test_hold_out_by_conversation_and_family(tmp_path):
 
 def test_workers_do_not_change_what_is_near(tmp_path, monkeypatch):
     monkeypatch.setattr(cleaning.run.workers, "POOL_FROM", 0)
-    monkeypatch.setattr(cleaning.pipeline, "SHARD_BYTES", 4_000)
+    monkeypatch.setattr(cleaning.first_pass, "SHARD_BYTES", 4_000)
     conversations = [talk("q", changed(prose(i % 7), 0.01 * (i % 4), seed=i)) for i in range(40)]
     path = dump(tmp_path / "d.jsonl", conversations)
     for workers in (1, 2):

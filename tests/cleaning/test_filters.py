@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
 import pytest
+from helpers.cleaning_runs import clean_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning.__main__ import main
 from cleaning.filters import FILTERS, MASKS, REPAIRS, STEPS, Settings, apply_steps, check, moderation, structure
 from cleaning.filters.language import detect_language
 from cleaning.filters.privacy import mask_text
@@ -560,7 +560,7 @@ def test_what_a_character_cannot_do_is_no_refusal():
 
 def run(tmp_path, records, *arguments) -> int:
     (tmp_path / "d.json").write_text(json.dumps(records))
-    return main([str(tmp_path / "d.json"), "-o", str(tmp_path / "out"), *map(str, arguments)])
+    return clean_command([str(tmp_path / "d.json"), "-o", str(tmp_path / "out"), *map(str, arguments)])
 
 
 def record(*turns: str, id: str = "a") -> dict:
@@ -609,7 +609,7 @@ def test_ones_own_filter(tmp_path, capsys, monkeypatch):
     assert run(tmp_path, records, "--filters", f"{own}:too_polite") == 0
     report, kept = result(tmp_path)
     assert report["rejected"] == {"too_polite": 1} and kept == [["q", "a"]]
-    assert main(["--list-filters", "--filters", f"{own}:too_polite"]) == 0
+    assert clean_command(["--list-filters", "--filters", f"{own}:too_polite"]) == 0
     shown = capsys.readouterr().out
     assert "too_polite" in shown and "says thanks too often" in shown
     for name, message in (("broken", "AttributeError"), ("wrong", "returned bool"), ("none", "no function none")):
@@ -620,7 +620,7 @@ def test_ones_own_filter(tmp_path, capsys, monkeypatch):
 
 def test_list_filters(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # nothing is cut off, however narrow the terminal
-    assert main(["--list_filters"]) == 0
+    assert clean_command(["--list_filters"]) == 0
     shown = capsys.readouterr().out
     lines = {line.split()[0]: line for line in shown.splitlines()}
     assert all(lines[step.name].endswith(step.description) for step in STEPS) and "--languages" in shown

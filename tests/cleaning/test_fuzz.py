@@ -1,6 +1,6 @@
-"""Anything at all, put to the three doors that bytes from outside come in by: records, HTML, files.
+"""Random input to the three places at which bytes from outside come in: records, HTML and files.
 
-tests/fuzz/converter.py looks further into the second one, guided by coverage (`make fuzz`).
+tests/fuzz/converter.py searches the HTML converter further, guided by coverage (`make fuzz`).
 """
 
 import json
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleaning.filters import FILTERS, Settings
-from cleaning.first_pass import Choices, Conversion, Shard, convert_shard, pack, unpack
+from cleaning.first_pass import Conversion, Shard, convert_shard, pack, unpack
+from cleaning.settings import Choices
 from cleaning.sources import FORMATS, Reading
 from cleaning.sources.eras import ERAS, EraDecision, Evidence, decide
 from fastft.common import records
@@ -25,7 +26,7 @@ from fastft.errors import UserError
 
 @st.composite
 def nearly_records(draw):
-    """A record of a format with some of its values replaced or gone, or any JSON value."""
+    """Draw a record of a format with some of its values replaced or removed, or any JSON value."""
     record = draw(st.sampled_from([*OBJECTS.values(), None]))
     if record is None:
         return draw(ANYTHING)
@@ -103,7 +104,7 @@ FILES = st.binary(max_size=80) | st.lists(st.sampled_from(_TOKENS), max_size=12)
 @given(FILES, st.sampled_from([1, 5, 1 << 22]), st.sampled_from(["d.json", "d.jsonl", "d.gz", "d.zst", "d.parquet"]))
 @settings(max_examples=150)
 def test_any_bytes_as_a_file(tmp_path_factory, data, chunk, name):
-    """Every record once and in order, good or with a reason; or one line about the file."""
+    """The file gives every record once and in order, good or with a reason, or one line that says what is wrong with it."""
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(data)
     with pytest.MonkeyPatch.context() as patch:
@@ -116,5 +117,5 @@ def test_any_bytes_as_a_file(tmp_path_factory, data, chunk, name):
         assert [(each.where, each.error) for each in read_records(path)] == [(r.where, parsed(r).error) for r in raw]
     assert all(each.where.startswith(f"{name}: ") for each in raw)
     assert all(each.text or each.error for each in raw) and [each.end for each in raw] == sorted(e.end for e in raw)
-    between = b" \t\r\n\x0b\x0c,[]\xef\xbb\xbf"  # what may stand between records; everything else is in one
+    between = b" \t\r\n\x0b\x0c,[]\xef\xbb\xbf"  # what may be between records; all other bytes belong to a record
     assert b"".join(each.text for each in raw).translate(None, between) == data.translate(None, between)

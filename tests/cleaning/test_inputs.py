@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from helpers.cleaning_runs import clean_command
 from helpers.sources import CHATGPT_PAGE, EXAMPLES, EXPORT, LABEL, OASST, shared, spoken
 
-from cleaning.__main__ import main
 from cleaning.pipeline import clean
 from cleaning.sources import conversations_in
 from cleaning.sources.inputs import open_inputs
@@ -72,7 +72,7 @@ def test_nothing_to_read_is_one_line(tmp_path, monkeypatch, capsys):
         ("-", "standard input: is empty"),
         (str(tmp_path / "a.json"), "there is no record in the input"),
     ):
-        assert main([name, "-o", str(tmp_path / "out"), "--workers", "1"]) == 1
+        assert clean_command([name, "-o", str(tmp_path / "out"), "--workers", "1"]) == 1
         assert capsys.readouterr().err == f"error: {says}\n"
 
 
@@ -82,7 +82,7 @@ def test_saved_pages_and_the_command_line(tmp_path, capsys):
     (tmp_path / "c.html").write_text("<html>nothing</html>")
     (tmp_path / "d.html").write_bytes(b"<html>\xff\xfe</html>")
     pages = [str(path) for path in sorted(tmp_path.glob("*.htm*"))]
-    assert main([*pages, "-o", str(tmp_path / "out"), "--era", "auto", "--branches", "all"]) == 0
+    assert clean_command([*pages, "-o", str(tmp_path / "out"), "--era", "auto", "--branches", "all"]) == 0
     kept = list(read_conversations(tmp_path / "out/conversations.jsonl"))
     assert [[m.content for m in c.messages] for c in kept] == [
         ["vector<int> v;\n  x\ny", "Use `a<b`."],
@@ -93,9 +93,9 @@ def test_saved_pages_and_the_command_line(tmp_path, capsys):
         ("c.html", "not_a_conversation"),
         ("d.html", "broken_record"),
     ]
-    assert main([*pages, "-o", str(tmp_path / "x"), "--format", "alpaca"]) == 1
+    assert clean_command([*pages, "-o", str(tmp_path / "x"), "--format", "alpaca"]) == 1
     with pytest.raises(SystemExit):
-        main(["--help"])
+        clean_command(["--help"])
     assert all(name in capsys.readouterr().out.replace("\n", "") for name in ("marked_text",))
 
 
@@ -140,7 +140,7 @@ def test_an_input_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys,
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     monkeypatch.setattr("datasets.load_dataset", None)  # it would ask again and again
-    assert main([name, "-o", str(tmp_path / "out")]) == 1
+    assert clean_command([name, "-o", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert complaint in error and name in error and error.count("\n") == 1
 

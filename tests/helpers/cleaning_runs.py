@@ -1,9 +1,17 @@
-"""A dump for tests of interrupted cleaning, and what a run has written."""
+"""Calls of the cleaner's command, a dump for tests of interrupted runs, and what a run has written."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+from fastft import cli
+
 PAGE = '<div class="markdown prose w-full break-words"><p>%s</p></div>'
+
+
+def clean_command(arguments: Sequence[str]) -> int:
+    """`fastft clean ARGUMENTS`; returns the exit code."""
+    return cli.main(["clean", *arguments])
 
 
 def dump(path: Path, conversations: int = 60) -> Path:
