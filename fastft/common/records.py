@@ -1,9 +1,9 @@
-"""Read JSON records from files, one at a time, whatever the container; a broken record is a record too.
+"""Read JSON records from files, one at a time, whatever the container; a broken record is yielded as one, with the reason.
 
-Every reader of the project (the cleaner for raw dumps, the trainer for conversations) takes its records from
-`read_records`. It streams: memory follows the largest record, not the file. What cannot be parsed is yielded with the
-reason and the raw text, so that the caller can count it, keep it, or stop. `read_raw` yields the records as they stand in
-the file, for a caller that parses them elsewhere (in worker processes) with `parsed`.
+The cleaner reads raw dumps and the trainer reads conversations with `read_records`. It streams: memory grows with the
+largest record, not with the file. What cannot be parsed is yielded with the reason and the raw text, so that the caller can
+count it, keep it, or stop. `read_raw` yields the records unparsed, for a caller that parses them elsewhere (in worker
+processes) with `parsed`.
 
 Containers: a JSON array, JSON Lines, one JSON object, each also as `.gz` or `.zst`; Parquet (rows as dictionaries).
 """
@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ TOO_LONG_A_NUMBER = "a number of more than 4,300 digits"  # Python's limit: long
 
 @dataclass(slots=True)
 class Record:
-    """One record of a file. `error` is None for a good one; `raw` (at most 1 MiB) is kept for a broken one only."""
+    """One record of a file. `error` is None for a good one; only a broken one has `raw`, at most 1 MiB of its text."""
 
     where: str  # "dump.json: record 12", "dump.jsonl: line 7"
     value: Any
@@ -41,9 +42,9 @@ class Record:
 
 @dataclass(slots=True)
 class RawRecord:
-    """A record as it stands in its file. Where `error` says that it is broken, `text` is its first MiB.
+    """A record as its file has it. If `error` says that it is broken, `text` is its first MiB.
 
-    An error without text is a remark on the file: it was cut short between two records.
+    An error without text is about the file: it was cut short between two records.
     """
 
     where: str
@@ -58,7 +59,7 @@ def read_records(path: str | os.PathLike) -> Iterator[Record]:
 
 
 def parsed(record: RawRecord) -> Record:
-    """The record with its value; one that is not JSON is a broken one."""
+    """Return the record with its value; one that is not JSON becomes a broken one."""
     error = record.error
     if error is None:
         try:
@@ -73,7 +74,7 @@ def parsed(record: RawRecord) -> Record:
 def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
     """Yield every record of `path` in file order, unparsed.
 
-    Raises UserError, naming the file and what to do, when the file is missing, a directory, empty or not text.
+    Raises UserError, naming the file and what to do, if it is missing, a directory, empty, not text or a damaged archive.
     """
     path = Path(path)
     if not path.exists():
@@ -107,7 +108,7 @@ def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
 
 def repair_text(text: str) -> str:
     """Join surrogate pairs and replace lone surrogates by U+FFFD: no tokenizer and no UTF-8 file can hold them."""
-    if text.isascii():  # known without looking
+    if text.isascii():  # Python keeps this as a flag of the string
         return text
     try:
         text.encode()
@@ -117,9 +118,9 @@ def repair_text(text: str) -> str:
 
 
 def parse_json(text: bytes) -> Any:
-    """`text` as JSON; orjson first, the standard library for what orjson refuses (NaN, lone surrogates).
+    """Parse JSON with orjson, and what orjson refuses (NaN, lone surrogates) with the standard library.
 
-    Raises UserError with the reason and the position.
+    Raises ValueError with the reason and the position, UnicodeDecodeError for bytes that are not UTF-8.
     """
     try:
         return orjson.loads(text)
@@ -131,12 +132,12 @@ def parse_json(text: bytes) -> Any:
         raise
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except ValueError:  # what Python has to say here is for programmers
+    except ValueError:  # Python's own message names a setting of the interpreter
         raise ValueError(TOO_LONG_A_NUMBER) from None
 
 
 def to_json(value: Any) -> bytes:
-    """JSON of anything that `parse_json` returns, or that is a row of a table; one line.
+    """Write anything that `parse_json` returns, or a row of a table, as one line of JSON.
 
     Lone surrogates stay as escapes, NaN becomes null, dates, decimals and bytes become text. Raises RecursionError for
     what is nested too deeply.
@@ -151,7 +152,7 @@ def to_json(value: Any) -> bytes:
 
 
 def packing_of(path: Path) -> str:
-    """ ".gz", ".zst", ".parquet" or "": by the first bytes, whatever the file is called; by its name where they say nothing."""
+    """Return ".gz", ".zst", ".parquet" or "", by the first bytes of the file, or by its name if the bytes say nothing."""
     with path.open("rb") as stream:
         head = stream.read(4)
     named = path.suffix.lower() if path.suffix.lower() in _MAGIC.values() else ""
@@ -159,6 +160,7 @@ def packing_of(path: Path) -> str:
 
 
 def open_unpacked(path: Path) -> BinaryIO:
+    """Open a file for reading the bytes that are in its archive, if it is one."""
     packing = packing_of(path)
     if packing == ".gz":
         return gzip.open(path, "rb")
@@ -166,13 +168,13 @@ def open_unpacked(path: Path) -> BinaryIO:
 
 
 class _ZstdReader:
-    """Reads a .zst file of one or more frames. zstandard's own reader takes a file that was cut short for its end."""
+    """Reads a .zst file of one or more frames. (zstandard's own reader takes a file that was cut short for a whole one.)"""
 
     def __init__(self, path: Path):
         import zstandard
 
         self.file, self.zstandard = path.open("rb"), zstandard
-        self.frame = None  # the decompressor of a frame that is under way
+        self.frame = None  # the decompressor of a frame whose end has not been read yet
 
     def __enter__(self) -> "_ZstdReader":
         return self
@@ -181,7 +183,7 @@ class _ZstdReader:
         self.file.close()
 
     def read(self, size: int) -> bytes:
-        """About `size` bytes, at least one; b"" at the end. Raises EOFError when the file ends inside a frame."""
+        """Return about `size` bytes, at least one, or b"" at the end. Raises EOFError if the archive is damaged."""
         pieces, held = [], 0
         while held < size:
             compressed = self.file.read(1 << 16)
@@ -191,7 +193,10 @@ class _ZstdReader:
                 break
             while compressed:
                 self.frame = self.frame or self.zstandard.ZstdDecompressor().decompressobj()
-                pieces.append(self.frame.decompress(compressed))
+                try:
+                    pieces.append(self.frame.decompress(compressed))
+                except self.zstandard.ZstdError as error:
+                    raise EOFError(str(error)) from None
                 held += len(pieces[-1])
                 compressed = self.frame.unused_data if self.frame.eof else b""
                 if self.frame.eof:
@@ -200,14 +205,10 @@ class _ZstdReader:
 
 
 def read_unpacked(stream: BinaryIO, size: int, path: Path) -> bytes:
-    """Read, telling a damaged archive from a damaged disk."""
+    """Read from a stream of `open_unpacked`. Raises UserError if the archive, rather than the disk, is damaged."""
     try:
         return stream.read(size)
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: the archive is damaged or cut short ({error})") from None
-    except OSError:
-        raise
-    except Exception as error:  # zstandard.ZstdError, not imported unless needed
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the archive is damaged or cut short ({error})") from None
 
 
@@ -230,27 +231,30 @@ _raw_decode = json.JSONDecoder().raw_decode
 
 
 class _Window:
-    """The part of a text stream that is in memory; `at` is where the next record begins."""
+    """The part of a text stream that is in memory; the next record begins at the position `at`."""
 
     def __init__(self, path: Path, stream: BinaryIO, head: bytes):
         self.path, self.stream, self.read_bytes, self.ended = path, stream, len(head), False
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at = self.decoder.decode(head), 0
-        # Objects of a dump begin with the same key, and other than those inside them: how to find the next one after a
-        # broken one. (Any "},{" would do for that if records did not hold lists of turns.)
+        # The objects of a dump begin with the same key, and the objects inside them with another one. That is how the next
+        # record is found after a broken one. ("},{" alone would also be found between the turns of one record.)
         while (key := _FIRST_KEY.match(self.text)) is None and len(self.text) < 4096 and self.grow():
             pass
         self.next_element = re.compile(r",\s*(?=\{\s*" + (re.escape(key[1]) + r"\s*:" if key else "") + ")")
 
     def grow(self) -> bool:
-        """Drop what was read and double what is left (one record larger than the window costs O(n), not O(n^2))."""
+        """Drop what was read and double what is left, so that a record of n characters costs O(n), not O(n^2).
+
+        Returns False at the end of the stream.
+        """
         chunk = read_unpacked(self.stream, max(CHUNK, len(self.text) - self.at), self.path)
         self.ended, self.read_bytes = not chunk, self.read_bytes + len(chunk)
         self.text, self.at = self.text[self.at :] + self.decoder.decode(chunk, final=self.ended), 0
         return not self.ended
 
     def skip(self, pattern: re.Pattern) -> str:
-        """Pass over `pattern`; return the character that follows, "" at the end of the file."""
+        """Move past what matches `pattern`; return the character that follows, or "" at the end of the file."""
         while True:
             self.at = pattern.match(self.text, self.at).end()
             if self.at < len(self.text):
@@ -259,16 +263,16 @@ class _Window:
                 return ""
 
     def stop(self) -> tuple[int, str | None]:
-        """Of the record at `at`: (where it stops, None) or (where to go on, what is wrong with it)."""
+        """Return where the record at `at` stops and None, or where to go on after a broken one and what is wrong with it."""
         while True:
             try:
-                _, stop = _raw_decode(self.text, self.at)  # 280 MB/s: finding the end by other means is no faster
+                _, stop = _raw_decode(self.text, self.at)  # 280 MB/s; no other way of finding the end was faster
                 if stop < len(self.text) or not self.grow():  # a number may go on in the next chunk
                     return stop, None
             except RecursionError:
                 return self.resume(), "nested too deeply"
             except json.JSONDecodeError as error:
-                # At the end of the window the fault may be only that the record goes on.
+                # Near the end of the window the only fault may be that the rest of the record has not been read yet.
                 cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
                 if not (cut and self.grow()):
                     return self.resume(), f"not JSON: {error.msg}"
@@ -276,7 +280,7 @@ class _Window:
                 return self.resume(), f"not JSON: {TOO_LONG_A_NUMBER}"
 
     def resume(self) -> int:
-        """Where the next element begins behind a broken one; the end of the file if there is none."""
+        """Return where the element after a broken one begins, or the end of the file if there is none."""
         searched = self.at + 1
         while (found := self.next_element.search(self.text, searched)) is None:
             searched = max(len(self.text) - self.at - 1024, 1)  # of what the next window keeps
@@ -286,10 +290,10 @@ class _Window:
 
 
 def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[RawRecord]:
-    """Elements of one or several JSON arrays, or JSON values one after the other."""
+    """Yield the elements of one or several JSON arrays, or JSON values that follow each other."""
     window, in_array, number = _Window(path, stream, head), False, 0
     while following := window.skip(_BETWEEN_ELEMENTS):
-        if following == "]" or (following == "[" and not in_array):  # a second array may follow: cat a.json b.json
+        if following == "]" or (following == "[" and not in_array):  # several arrays: cat a.json b.json
             in_array, window.at = following == "[", window.at + 1
             continue
         number += 1

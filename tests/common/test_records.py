@@ -1,4 +1,4 @@
-"""Records: every container, every kind of damage; nothing lost, nothing raised for what is only one record's fault."""
+"""Records from every container, with every kind of damage: nothing is lost, and a broken record costs only itself."""
 
 import gzip
 import json
@@ -47,9 +47,11 @@ def test_archives(tmp_path, name, wrap):
     path = tmp_path / name
     path.write_bytes(wrap(b'{"a": 1}\n{"a": 2}\n'))
     assert [r.value for r in read_records(path)] == [{"a": 1}, {"a": 2}]
-    path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(UserError, match="damaged or cut short"):
-        list(read_records(path))
+    whole = path.read_bytes()
+    for damaged in (whole[:-6], whole[:15] + b"\xff\xff\xff" + whole[18:], whole + b"no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged or cut short"):
+            list(read_records(path))
 
 
 def test_parquet(tmp_path):
@@ -129,7 +131,7 @@ def test_one_broken_record_of_an_array_costs_only_itself(tmp_path_factory, count
     assert sum(r.error is not None and r.raw != "" for r in read) == 1
 
 
-def test_nothing_behind_the_first_array_is_lost(tmp_path):
+def test_nothing_after_the_first_array_is_lost(tmp_path):
     path = tmp_path / "a.json"
     for text in ('[{"a": 1}]\n[{"a": 2}]', '[{"a": 1}]\n{"a": 2}\n', '[]\n[{"a": 1}]\n[{"a": 2}]'):
         path.write_text(text)
