@@ -1,6 +1,6 @@
 """Measure the search for near duplicates on planted copies: how many are found, how many removals are right, how fast.
 
-    python benchmarks/duplicates.py [DUMP]        default: chats/sharegpt_v3_sample.json in $FASTFT_DATA
+    python benchmarks/duplicates.py [DUMP]
 
 Every conversation of the dump gets a copy in which 2, 5 or 10 % of the words are replaced, evenly at random. The result is
 compared with the exact similarity of every pair: Jaccard's, of shingles of five words as text, for the whole conversation
@@ -17,7 +17,8 @@ import random
 import re
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from cleaning.dedup.duplicates import (
     rows_per_band,
 )
 from cleaning.sources import read_conversation
+from fastft.common.command_line import option, parse, run
 from fastft.common.records import read_records
 from fastft.data.conversation import Conversation, Message
 
@@ -77,8 +79,19 @@ def percent(count: int, of: list) -> str:
     return f"{100 * count / len(of):.1f} %" if of else ""
 
 
-def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else DATA / "sharegpt_v3_sample.json"
+@dataclass
+class DuplicatesBenchmark:
+    """What is measured."""
+
+    dump: Path = option(DATA / "sharegpt_v3_sample.json", positional=True)
+    """A dump that the cleaner reads; by default chats/sharegpt_v3_sample.json in $FASTFT_DATA."""
+
+
+def main(argv: Sequence[str]) -> None:
+    [config] = parse(
+        argv, "duplicates.py", "Measure the search for near duplicates on planted copies.", DuplicatesBenchmark
+    )
+    path = config.dump
     originals, rng = load(path), random.Random(1)
     size = sum(len(m.content.encode()) for c in originals for m in c.messages) / 1e6
     started = time.process_time()
@@ -133,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(lambda: main(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""What a dump says of its answers: not to learn from, cut, preferred; and the cleaner's own output, read again."""
+"""What a dump says about its answers: not to learn from, cut, preferred; and the cleaner's own output, read again."""
 
 import io
 import json
@@ -21,7 +21,7 @@ ASK, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content":
 
 
 def dialogue(*answers: dict, **more) -> dict:
-    """A record whose answers have these fields beside their text."""
+    """Return a record whose answers have these fields beside their text."""
     turns = [turn for number, answer in enumerate(answers) for turn in (ASK, {**ANSWER, **answer})]
     return {"messages": turns, **more}
 
@@ -81,7 +81,7 @@ def test_a_flag_that_says_neither_yes_nor_no_rejects_the_record(tmp_path, mark, 
     assert report.rejected == {"unclear_loss_flag": 1} and not conversations
 
 
-def test_flags_of_what_is_no_answer_say_nothing():
+def test_flags_on_anything_but_an_answer_have_no_effect():
     turns = [{**ASK, "weight": "x"}, ANSWER, {"role": "user", "content": "r", "train": True, "ends": False}, ANSWER]
     assert [(turn.train, turn.ends) for turn in read({"messages": turns}).turns] == [(True, True)] * 4
 
@@ -92,7 +92,7 @@ def test_a_fraction_is_learned_in_full_and_counted():
     assert read(record).notes == {"answers with a weight other than 0 and 1, learned in full": 2}
 
 
-def test_flags_become_the_contracts_and_are_told(tmp_path):
+def test_flags_reach_the_output_and_are_counted(tmp_path):
     system = {"role": "system", "content": "s", "weight": 0.0}
     record = dialogue({"weight": 0}, {"finish_reason": "length"})
     record["messages"][0] = {**ASK, "content": "something else"}
@@ -106,9 +106,9 @@ def test_flags_become_the_contracts_and_are_told(tmp_path):
     ]
     assert report.marked == {"not_learned": 1, "cut": 1}
     assert orjson.loads((tmp_path / "out/report.json").read_bytes())["marked"] == report.marked
-    told = Console(width=120, file=io.StringIO())
-    print_ledger(report, told)
-    lines = told.file.getvalue()
+    console = Console(width=120, file=io.StringIO())
+    print_ledger(report, console)
+    lines = console.file.getvalue()
     for line in ("answers not to learn from", "answers cut before their end", "read: answers marked not to learn from"):
         assert line in lines
 
@@ -116,18 +116,18 @@ def test_flags_become_the_contracts_and_are_told(tmp_path):
 @pytest.mark.parametrize(
     "more, expected",
     [
-        ({"label": False}, [True, False]),  # its completion is what answers the last question
+        ({"label": False}, [True, False]),  # the completion is what answers the last question
         ({"kto_tag": False}, [True, False]),
         ({"kto_tag": 0}, [True, False]),
         ({"label": True}, [True, True]),
         ({"kto_tag": True}, [True, True]),
         ({"label": None}, [True, True]),
-        ({"label": 0}, [True, True]),  # a class
+        ({"label": 0}, [True, True]),  # the label of a class
         ({"label": "good"}, [True, True]),
         ({"train": False}, [False, False]),
         ({"weight": 0.0}, [False, False]),
         ({"mask": True}, [False, False]),
-        ({"mask": "User"}, [True, True]),  # NeMo: whose turns are not learned
+        ({"mask": "User"}, [True, True]),  # NeMo names whose turns are not learned
         ({"loss": 1.7}, [True, True]),
     ],
 )
@@ -300,7 +300,7 @@ def test_a_record_that_says_how_its_answer_ended():
 
 
 def export(*answers: tuple[str, dict]) -> dict:
-    """An official export of one question and nodes of answers under one another."""
+    """Return an official export of one question, followed by one node after the other of its answer."""
     nodes = {
         "q": {
             "parent": None,
@@ -325,7 +325,7 @@ def test_an_export_that_was_cut(tmp_path):
     assert report.notes == {"answers cut before their end (max_tokens)": 1}
 
 
-def test_what_was_cut_goes_on_in_the_next_answer(tmp_path):
+def test_a_cut_answer_continues_in_the_next(tmp_path):
     stop = {"metadata": {"finish_details": {"type": "stop"}}}
     _, (conversation,) = written(tmp_path, export(("two and", LIMIT), (" two is four.", stop)))
     assert conversation.messages[1] == Message("assistant", "two and two is four.", True, True)
@@ -333,7 +333,7 @@ def test_what_was_cut_goes_on_in_the_next_answer(tmp_path):
     assert conversation.messages[1] == Message("assistant", "two.\n\nfour", True, False)
 
 
-def test_of_answers_in_a_row_none_is_learned_that_holds_one_not_to_learn(tmp_path):
+def test_merged_answers_are_not_learned_if_one_of_them_is_not(tmp_path):
     _, (conversation,) = written(tmp_path, {"messages": [ASK, {**ANSWER, "weight": 0}, ANSWER]})
     assert conversation.messages[1] == Message("assistant", "a\n\na", False, True)
 
@@ -382,7 +382,7 @@ def rounds(draw) -> list[Message]:
 
 @st.composite
 def outputs(draw) -> list[Conversation]:
-    """What a run of the cleaner may leave: conversations, some in several parts, none of them the same as another."""
+    """Draw what a run of the cleaner may write: conversations, some in several parts, all of them different."""
     lines = []
     for number in range(draw(st.integers(1, 3))):
         parts = draw(st.integers(1, 3))
@@ -408,7 +408,7 @@ def test_reading_our_own_output_changes_nothing(tmp_path_factory, lines):
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(rounds(), min_size=1, max_size=4))
-def test_what_we_made_of_a_dump_is_made_of_itself(tmp_path_factory, dialogues):
+def test_cleaning_twice_is_cleaning_once(tmp_path_factory, dialogues):
     directory = tmp_path_factory.mktemp("twice")
     records = [
         {"messages": [{"role": m.role, "content": m.content, "weight": int(m.train)} for m in messages]}
@@ -453,8 +453,11 @@ def test_the_strict_reader_takes_what_we_write(tmp_path):
     assert parse_conversation(orjson.loads(line)).to_json() + b"\n" == line
 
 
-def test_what_is_learned_does_not_give_way_to_context(tmp_path):
-    """The next part begins with this one's last round as context; a bad example may be somebody else's good one."""
+def test_what_is_learned_is_no_duplicate_of_context(tmp_path):
+    """A part is not a duplicate of the next one, which begins with its last round as context.
+
+    Neither is an answer that is not to be learned a duplicate of the same answer that is.
+    """
     first = Conversation("a", [Message("user", "q"), Message("assistant", "a", True)], "s", "en", "m", 0, 2)
     context = [Message("user", "q"), Message("assistant", "a")]
     second = Conversation("a", [*context, Message("user", "r"), Message("assistant", "b", True)], "s", "en", "m", 1, 2)

@@ -1,4 +1,4 @@
-"""Every format that the cleaner reads, the trees, the two eras of sharegpt.com, and what is broken in each of them."""
+"""Every format that the cleaner reads: examples, trees, the two eras of sharegpt.com, and malformed records."""
 
 import html
 import json
@@ -147,7 +147,7 @@ def test_calls_of_tools_are_answers(record, text):
     assert conversation.sessions == {"tool_session": "turn 2 calls a tool"}
 
 
-def test_what_is_no_call():
+def test_what_is_not_a_call():
     for nothing in (called(content="a"), called({}, content="a"), called({"name": ""}, content="a")):
         conversation = conversations_in(nothing)[0]
         assert conversation.turns[1].text == "a" and not conversation.sessions
@@ -161,7 +161,7 @@ def test_plugins_that_a_record_names():
     assert conversations_in({**shared("q", "a"), "plugins": ["x"]})[0].sessions.keys() == {"plugin_session"}
     for none in (None, [], ""):
         assert not conversations_in({**shared("q", "a"), "plugins": none})[0].sessions
-    # An export says which were switched on; whether one had a part, the tools' messages tell.
+    # An export names the plugins that were switched on; only messages of tools show that one took part.
     assert conversations_in({**EXPORT, "plugin_ids": ["x"]})[0].sessions.keys() == {"plugin_session"}
     silent = {id: each for id, each in EXPORT["mapping"].items() if id not in ("search", "tool")}
     silent["a"] = {**silent["a"], "parent": "q"}
@@ -192,7 +192,7 @@ def test_times(value, seconds):
     assert conversations_in(record)[0].time == pytest.approx(seconds, abs=1e-3)
 
 
-def test_every_dump_that_says_when_is_understood():
+def test_every_dump_that_states_a_time_is_understood():
     when, seconds = "2023-06-09T15:24:27Z", 1686324267
     export = {**EXPORT, "create_time": 1.0, "update_time": seconds}
     claude = {**OBJECTS["claude_export"], "created_at": "2020-01-01T00:00:00Z", "updated_at": when}
@@ -221,7 +221,7 @@ def mapping(**parents: str | None) -> dict:
         ({"q": {"message": {"author": None, "content": None}}}, "q", ""),
     ],
 )
-def test_crooked_trees(nodes, current, expected):
+def test_malformed_trees(nodes, current, expected):
     record = {"mapping": nodes, "current_node": current}
     for every in (False, True):
         assert spoken(conversations_in(record, Reading(every_branch=every))[0]) == expected
@@ -243,7 +243,6 @@ def test_trees_of_any_size_take_linear_time_and_memory():
 
 
 def read_dump(*records: dict, era: str = "auto"):
-    """(conversations of the dump, the era decided)."""
     decided = survey_dump((Record("x", record, 0) for record in records), Reading(), era)
     return [conversations_in(record, Reading(era=decided))[0] for record in records], decided
 
@@ -271,7 +270,7 @@ def test_a_bare_wrapper_needs_the_dumps_evidence():
     assert questions(found) == ["a &lt; b"] and not era.bare_is_sanitised and found[0].turns[1].html
     found, era = read_dump(*[BARE] * 3)
     assert questions(found) == ["a < b"] * 3 and era.bare_is_sanitised
-    # Another tool took the classes off: the questions are verbatim.
+    # A tool other than sharegpt.com removed the classes: the questions are verbatim.
     verbatim = shared("a < b", "<div><p>yes</p></div>")
     found, era = read_dump(*[BARE] * 3, verbatim)
     assert questions(found) == ["a &lt; b"] * 3 + ["a < b"] and era.evidence["contradicted"] == 1
@@ -280,7 +279,7 @@ def test_a_bare_wrapper_needs_the_dumps_evidence():
 @pytest.mark.parametrize(
     "trace", ["<button>x</button>", "<br>", '<img src="x">', "a < b", "a & b", "<svg><path/></svg>"]
 )
-def test_what_the_sanitiser_removes_proves_that_it_was_not_there(trace):
+def test_what_the_sanitiser_removes_proves_that_it_was_not_applied(trace):
     assert never_sanitised(trace)
     found, _ = read_dump(*[shared("a &lt; b", f"<div><p>{trace}</p>{LABEL}</div>")] * 10)
     assert set(questions(found)) == {"a &lt; b"}
@@ -304,11 +303,11 @@ def bare(count: int, question: str = "q", answer: str = "<p>yes</p><ol><li>a</li
     return [shared(f"{question} {i} &lt;", answer) for i in range(count)]
 
 
-def test_blocks_without_wrapper_are_html_where_nearly_all_answers_are_such():
+def test_blocks_without_wrapper_are_html_if_nearly_all_answers_are():
     conversations, era = read_dump(*bare(18), *[shared("q", "**yes**")] * 2)
     assert era.blocks_are_html and "converted" in era.reasons[-1]
     assert [c.turns[1].html for c in conversations] == [True] * 18 + [False] * 2
-    assert questions(conversations)[0] == "q 0 &lt;"  # it says nothing of the questions
+    assert questions(conversations)[0] == "q 0 &lt;"  # which says nothing about the questions
     assert conversations_in(shared("q", "<p>a</p>"), Reading(era=era))[0].turns[1].html
 
 
@@ -351,7 +350,7 @@ def test_era_overrides():
 
 @given(st.lists(st.text(st.sampled_from("<>&;altgmp#39 \n\\'\"/b1éx")), min_size=1, max_size=4))
 def test_escaping_then_reading_gives_the_question_back(texts):
-    """A question of which the sanitiser escaped everything; and, of the era before, one that it never saw."""
+    """Questions that the sanitiser escaped, and the same ones from the era before it, in one dump."""
     assume(None in map(after_pager, texts))
     label, wrapped = f"<div><p>x</p>{LABEL}</div>", PAGE % "<p>x</p>"
     escaped = shared(*(turn for text in texts for turn in (html.escape(text, quote=False), label)))
@@ -408,14 +407,14 @@ def test_branch_counters_are_removed_where_every_question_has_one():
     assert questions(read_dump(banner)[0])[1:] == ["Hello", "Hello"]
 
 
-def test_no_other_format_knows_eras():
+def test_other_formats_have_no_eras():
     record = {"messages": [{"role": r, "content": "1 / 1a &lt; b"} for r in ("user", "assistant")] * 2}
     found, _ = read_dump(*[record] * 20, era="escaped_pager")
     assert questions(found) == ["1 / 1a &lt; b"] * 40
 
 
 def readable(record) -> None:
-    """Read it in every way: conversations of valid text, or a Rejection."""
+    """Read the record in every way, and assert that it gives conversations of valid text or a Rejection."""
     for reading in (Reading(), Reading(every_branch=True), *(Reading(format=name) for name in FORMATS)):
         try:
             found = conversations_in(record, reading)
@@ -470,7 +469,7 @@ def test_deep_and_huge_records():
         "id",
     ):
         readable({name: deep, "output": deep, "items": [{"from": "human", "value": deep, "role": deep}]})
-    while deep:  # in steps: freeing it at once recurses in C
+    while deep:  # freed in steps, because freeing it at once recurses in C
         deep = deep[0]
     begin = time.process_time()
     readable("<html>" + "<div data-message-author-role='user'>" * 20_000)

@@ -1,9 +1,9 @@
-"""HTML of chat pages and the Markdown that it must become."""
+"""HTML of chat pages, and the markdown that it must become."""
 
 import html
 
 BUTTON = '<button class="flex ml-auto gap-2"><svg class="h-4 w-4"><path d="M16 4h2"></path></svg>Copy code</button>'
-CODE_BLOCKS = {  # the page's five shapes and what a sanitiser left of one: (HTML with %s for the code, language)
+CODE_BLOCKS = {  # the page's five shapes, and what a sanitiser left of one: (HTML with %s in the place of the code, language)
     "A": (
         '<pre><div class="bg-black mb-4 rounded-md"><div class="flex items-center">' + BUTTON + "</div>"
         '<div class="p-4"><code class="!whitespace-pre hljs">%s</code></div></div></pre>',
@@ -39,10 +39,12 @@ CODE_BLOCKS = {  # the page's five shapes and what a sanitiser left of one: (HTM
 
 
 def page(inner: str) -> str:
+    """Return an answer in the page's wrapper."""
     return f'<div class="markdown prose w-full break-words dark:prose-invert light">{inner}</div>'
 
 
 def tex(source: str) -> str:
+    """Return a formula as the page states it: as MathML, as TeX and as glyphs."""
     return (
         '<span class="katex"><span class="katex-mathml"><math><semantics><mi>x</mi>'
         f'<annotation encoding="application/x-tex">{html.escape(source)}</annotation></semantics></math></span>'
@@ -92,7 +94,7 @@ GOLDEN = {
         '<ol><li>a</li></ol><pre><code>x\n</code></pre><ol start="2"><li>b</li></ol>',
         "1. a\n\n```\nx\n```\n\n2. b",
     ),
-    # Early pages lost the number and showed "1." again; whether it was "2." or a new list, they do not say.
+    # Early pages lost the number and showed "1." again. They do not say whether it was "2." or a new list.
     "interrupted list without its number": (
         "<ol><li>a</li></ol><pre><code>x\n</code></pre><ol><li>b</li></ol>",
         "1. a\n\n```\nx\n```\n\n1. b",

@@ -1,4 +1,4 @@
-"""Examples of every source that the cleaner reads."""
+"""Examples of every format that the cleaner reads, and strategies for broken ones."""
 
 import json
 
@@ -10,7 +10,7 @@ LABEL = CODE % '<svg class="h-4"></svg>Copy code' + "<div><code>code .\n</code><
 
 
 def node(id: str, parent: str | None, role: str | None, text: str = "", **message) -> dict:
-    """A node of the official export; `message` overrides fields of its message."""
+    """Return a node of the official export; `message` overrides fields of its message."""
     if role is None:
         return {"id": id, "message": None, "parent": parent, "children": []}
     content = {"content_type": "text", "parts": [text]}
@@ -158,22 +158,17 @@ EXAMPLES = {
 }
 
 
-# --- trees ------------------------------------------------------------------------------------------------------------
-
-
 def spoken(conversation) -> str:
+    """Return the texts of a conversation's turns in one line."""
     return " | ".join(turn.text for turn in conversation.turns)
 
 
-# --- eras -------------------------------------------------------------------------------------------------------------
-
-
 def shared(*turns: str) -> dict:
+    """Return a record in ShareGPT's format of human and assistant turns by turns."""
     return {"conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(turns)]}
 
 
-# --- broken records of every shape ------------------------------------------------------------------------------------
-
+# Values to put into records in the place of what belongs there.
 JUNK = st.one_of(
     st.none(),
     st.booleans(),
@@ -184,14 +179,14 @@ ANYTHING = st.recursive(JUNK, lambda inner: st.lists(inner, max_size=3) | st.dic
 
 
 def places(value, path=()):
-    """Every place inside a JSON value."""
+    """Yield the path of every place inside a JSON value."""
     yield path
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from places(inner, (*path, key))
 
 
 def replaced(value, path, by):
-    """`value` with the thing at `path` replaced, or with `by` = ... left out."""
+    """Return a copy of `value` with the value at `path` replaced by `by`, or left out if `by` is `...`."""
     if not path:
         return by
     copy = dict(value) if isinstance(value, dict) else list(value)
