@@ -1,12 +1,13 @@
-"""The processes of a run: joining them, doing something on some and hearing on all how it went, leaving.
+"""The processes of a run: join them, act on some of them, and tell all of them how it went.
 
-A machine that is gone closes no connection: only time tells. In the loop nobody is late, and every collective has a limit
-of 110 s. Elsewhere one process may make tokens for hours, upload or export while the others wait, so there a thread of each
-process tells the others every 5 s that it is there, and ends its process when one has been silent for 110 s.
+A machine that disappears closes no connection, so its peers can only notice that it is silent. In the training loop no rank
+is ever late, and every collective has a limit of 110 s. Elsewhere one process may tokenize for hours, upload or export while
+the others wait. There, a thread of each process tells the others every 5 s that it is alive, and ends its process if one of
+them has been silent for 110 s.
 """
 
+import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -18,17 +19,19 @@ import torch.distributed as dist
 
 from fastft.errors import PeerError, UserError
 
-SET_UP_LIMIT = timedelta(hours=12)  # one machine may make the tokens for hours while others wait
-STEP_LIMIT = timedelta(seconds=110)  # in the loop nobody has a reason to be later than that: who is, is dead
-SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S: a dead peer ends the run within two minutes
-BEAT_S = 5.0
+logger = logging.getLogger(__name__)
+
+SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenize for hours while the others wait
+STEP_LIMIT = timedelta(seconds=110)  # in the loop no rank that lives is later than that
+SILENCE_LIMIT = timedelta(seconds=110)  # together with BEAT_S, a dead peer ends the run within two minutes
+BEAT_S = 5.0  # seconds between two signs of life
 SPEAKING_S = 10.0  # that rank 0 has to print a mistake which all ranks find before they have joined
 
 Result = TypeVar("Result")
 
 
 def join_ranks() -> torch.device:
-    """Join the process group (torchrun's, or one of this process alone) and return this rank's device."""
+    """Join the process group, torchrun's or one of this process alone, and return this rank's device."""
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -45,16 +48,17 @@ def join_ranks() -> torch.device:
 
 
 def _watch_peers(group: dist.ProcessGroup) -> None:
-    """End this process when another one of the run is silent; runs in a thread of every rank."""
+    """End this process if another one of the run is silent; runs in a thread of every rank."""
     while dist.is_initialized():
         began = time.monotonic()
         try:
             group.monitored_barrier(SILENCE_LIMIT)
         except RuntimeError as error:
-            # One that ended has closed its connections: this process hears of it where it waits itself, and knows more.
+            # A peer that ended with an error has closed its connections, and this process's own collectives fail with
+            # more to say than this thread knows: give them the time.
             time.sleep(max(0.0, began + SILENCE_LIMIT.total_seconds() - time.monotonic()))
             if dist.is_initialized():
-                print(f"error: a process of the run is gone: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+                logger.error("a process of the run is gone: %s", str(error).splitlines()[0])
                 os._exit(1)
             return
         time.sleep(BEAT_S)
@@ -66,34 +70,32 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine."""
+    """Return the number of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def machine() -> int:
-    """Number of this machine in the run."""
+    """Return the number of this machine in the run."""
     return int(os.environ.get("GROUP_RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes the run has; 1 where none has been joined."""
+    """Return the number of processes of the run, which is 1 before a group is joined."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ()) -> None:
-    """How long the collectives to come, in all but the `patient` groups, wait for a rank that does not answer before they
-    end the run.
-    """
+    """Set how long collectives wait for a rank that does not answer before they fail, in all groups but the `patient` ones."""
     for group in list(dist.distributed_c10d._world.pg_map):
         if group not in patient:
             dist.distributed_c10d._set_pg_timeout(limit, group)
 
 
 def everywhere(action: Callable[[], Result] | None) -> Result | None:
-    """Do `action` on the ranks that have one, and return what it gave; collective.
+    """Do `action` on the ranks that have one, and return its result there; collective.
 
-    An error keeps its kind on its way: a UserError or an OSError on any rank is a UserError on every rank. Of a bug, the rank
-    that has it raises it with its traceback, and the others raise PeerError.
+    An error on any rank is an error on every rank, of the same kind: a UserError or an OSError is a UserError everywhere. The
+    rank that meets a bug raises it with its traceback, and the others raise PeerError.
     """
     result, error = None, None
     try:
@@ -114,14 +116,14 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
 
 
 def on_first(action: Callable[[], Result]) -> Result:
-    """What `action` gives on rank 0, on every rank; raises as `everywhere` does."""
+    """Do `action` on rank 0, and return its result on every rank; collective. Raises what `everywhere` does."""
     box = [everywhere(action if dist.get_rank() == 0 else None)]
     dist.broadcast_object_list(box)
     return box[0]
 
 
 def first_to_fail() -> bool:
-    """True on the rank that meets an error first: the others have the same one, or are its consequence."""
+    """Return True on the first rank that calls this: errors of later ranks are the same one or its consequence."""
     if not dist.is_initialized():
         if rank() != 0:  # torchrun ends all once one has ended, and rank 0 may be slower to find the same mistake
             time.sleep(SPEAKING_S)
