@@ -4,7 +4,7 @@
 
 A question is answered better by one model or the other, by chance and by skill; a judge looks in both orders, with noise, and
 prefers the first place a little. So both looks at a question agree more often than chance. Printed: how often the 95 % interval
-holds the true win rate: of `fastft.judge.stats.bootstrap_share` (as fastft does it), of questions resampled as they are, and
+holds the true win rate: of `fastft.judge.intervals.bootstrap_share` (as fastft does it), of questions resampled as they are, and
 of single judgments resampled.
 """
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fastft.judge.stats import bootstrap_mean, bootstrap_share
+from fastft.judge.intervals import bootstrap_mean, bootstrap_share
 
 SETTINGS = {  # questions, skill, spread over questions, the first place's worth, the judge's noise
     "equal models": (80, 0.0, 1.0, 0.3, 0.6),

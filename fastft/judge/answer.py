@@ -12,8 +12,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +145,11 @@ def _answer_missing(
             file.write((json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode())
 
         if client:
-            works = [_work(client, question, config) for question in missing]
+            works = [partial(ask, client, config.shown_name, each, config.parameters) for each in missing]
             return run_all(works, "answering", money, keep)
         for answer in generate(missing, config):
             keep(0, answer)
     return None
-
-
-def _work(client: Client, question: Question, config: ModelConfig) -> Callable:
-    return lambda: ask(client, config.shown_name, question, config.parameters)
 
 
 def _check_complete(questions: list[Question], done: dict[str, Answer], stopped: str | None) -> None:

@@ -31,7 +31,7 @@ class Comparison:
     stopped: str | None = None
 
     def _repr_html_(self) -> str:
-        from fastft.judge.report import remarks, tables
+        from fastft.judge.tables import remarks, tables
 
         parts = []
         for title, heads, rows in tables(self.figures):

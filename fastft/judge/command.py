@@ -95,8 +95,9 @@ def show_reviews(directory: Path, config: JudgeConfig) -> None:
     from rich.console import Console
 
     from fastft.judge.replies.importers import read_reviews
-    from fastft.judge.report import answer_lengths, show, write_judge_page
+    from fastft.judge.report import answer_lengths, write_judge_page
     from fastft.judge.stats import compute
+    from fastft.judge.tables import show
 
     judgments, contradictions, questions, answers = read_reviews(directory, config.scores)
     figures = compute(judgments, answer_lengths(answers), config.difference)
@@ -114,7 +115,8 @@ def judge(config: JudgeConfig, endpoint: EndpointConfig) -> None:
     """Plan, ask, write. Raises UserError for the user's mistakes before anything is asked, and for what was not judged."""
     from rich.console import Console
 
-    from fastft.judge.report import show, write_judge_page
+    from fastft.judge.report import write_judge_page
+    from fastft.judge.tables import show
 
     questions = load_questions(config.questions, config.references)
     files = {path: read_answers(path) for path in config.answers}

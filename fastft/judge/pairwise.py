@@ -1,14 +1,15 @@
-"""Have answers judged: which pairs, in which order, with which words, and what came back.
+"""Have answers judged: which answers, in which order, with which prompt, and what the judge replied.
 
-`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. What a judge sees of an answer lies between marks
-that are a hash of all that lies between them: no answer can hold its own.
+`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. In a prompt, everything that is to be judged stands
+between marks that are a hash of all of it, so that no answer can contain its own closing mark.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastft.errors import UserError
@@ -20,9 +21,9 @@ from fastft.judge.questions import Answer, Question
 from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single, spoken
 
 PROMPTS = Path(__file__).with_name("prompts")
-USUAL_REPLY_TOKENS = 200  # a few sentences and the scores; for the estimate before anything is asked
+USUAL_REPLY_TOKENS = 200  # a few sentences and the scores: what the estimate before a run assumes
 AGAIN = "That could not be read. Reply with the JSON object alone."
-# What an answer holds that wants to be the judge. Ordinary answers do not talk like this.
+# What an answer contains that tries to judge itself. None of the 560 answers of Vicuna's evaluation matches.
 _INJECTION = re.compile(
     r"\bscore_[12]\b|\bscore [12]\s*[:=：]"
     r"|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
@@ -36,7 +37,7 @@ _INJECTION = re.compile(
 
 @dataclass(frozen=True)
 class JudgeTask:
-    """One look at one answer (`second` is None) or at two in one order."""
+    """What a judge is asked once: about one answer (`second` is None), or about two in one order."""
 
     question: Question
     turn: int
@@ -47,11 +48,25 @@ class JudgeTask:
     def mode(self) -> Mode:
         return "pairwise" if self.second else "single"
 
+    @property
+    def answers(self) -> list[Answer]:
+        return [self.first, self.second] if self.second else [self.first]
+
+    @property
+    def reference(self) -> tuple[str, ...] | None:
+        """The reference answers up to this turn, where the question has any for it."""
+        whole = self.question.reference or ()
+        return whole[: self.turn] if len(whole) >= self.turn else None
+
 
 def check_answers(
     questions: list[Question], files: dict[str, list[Answer]], allow_missing: bool
 ) -> dict[str, dict[str, Answer]]:
-    """Answers by model and question. Raises UserError where models, questions and answers do not belong together."""
+    """Return the answers by model and question. `files` maps the name of a file to the answers in it.
+
+    Raises UserError where models, questions and answers do not belong together, and where answers are missing unless that
+    is allowed.
+    """
     by_model: dict[str, dict[str, Answer]] = {}
     home: dict[str, str] = {}
     known = {question.id: question for question in questions}
@@ -83,9 +98,13 @@ def plan(
     baseline: str | None = None,
     both_orders: bool = True,
 ) -> list[JudgeTask]:
-    """Every look that will be taken, question by question: all pairs, or each model against `baseline`; each turn."""
+    """Return everything that a judge will be asked, question by question and turn by turn.
+
+    That is all pairs of models, or each model against `baseline`, in both orders or in one; or, in mode "single", each answer
+    alone. Raises UserError where there is nothing to compare.
+    """
     if mode == "pairwise" and len(answers) < 2:
-        raise UserError("there is only one model to compare; give answers of another, or --mode single")
+        raise UserError("there is only one model, so nothing to compare; give answers of another, or --mode single")
     if baseline is not None and baseline not in answers:
         raise UserError(f"--baseline {baseline}: is not among the models ({', '.join(answers)})")
     if mode == "single":
@@ -107,7 +126,10 @@ def plan(
 
 
 def load_prompts(directory: Path | None = None) -> dict[str, str]:
-    """The four prompts, ours or those of the same name in `directory`. Raises UserError for one without its places."""
+    """Return the four prompts by name, ours or those of the same name in `directory`.
+
+    Raises UserError for a directory without any, and for a prompt that lacks one of the places that are filled in.
+    """
     prompts = {}
     for name in ("pairwise", "pairwise-reference", "single", "single-reference"):
         path = (directory or PROMPTS) / f"{name}.txt"
@@ -125,22 +147,20 @@ def load_prompts(directory: Path | None = None) -> dict[str, str]:
 
 
 def write_prompt(task: JudgeTask, prompts: dict[str, str]) -> str:
-    """What the judge is asked. Texts are put in once: what an answer holds in braces stays as it is."""
-    reference = task.question.reference
-    referenced = reference is not None and len(reference) >= task.turn
+    """Return what the judge is asked. Places are filled in one pass, so braces inside of an answer stay as they are."""
     values = {
         "question": _shown(task.question.turns[: task.turn], "question"),
         "answer_1": _shown(task.first.turns[: task.turn], "answer"),
         "answer_2": _shown(task.second.turns[: task.turn], "answer") if task.second else "",
-        "reference": _shown(reference[: task.turn], "answer") if referenced else "",
+        "reference": _shown(task.reference, "answer") if task.reference else "",
     }
     values["mark"] = hashlib.sha256("\0".join(values.values()).encode()).hexdigest()[:12]
-    template = prompts[f"{task.mode}-reference" if referenced else task.mode]
+    template = prompts[f"{task.mode}-reference" if task.reference else task.mode]
     return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
 
 
 def _shown(turns: tuple[str, ...], what: str) -> str:
-    """One turn as it is; of several, the last is the one to be judged."""
+    """Return one turn as it is; of several, say that the last is to be judged and the others are its context."""
     if len(turns) == 1:
         return turns[0]
     before = "\n\n".join(f"[{what} {number}, for context]\n{turn}" for number, turn in enumerate(turns[:-1], 1))
@@ -148,7 +168,7 @@ def _shown(turns: tuple[str, ...], what: str) -> str:
 
 
 async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
-    """The judge's scores; what cannot be read is asked for once more, and then recorded as unparsed."""
+    """Ask for scores. A reply that cannot be read is asked for once more, and then recorded as unparsed."""
     messages, options = _request(task, prompts, max_tokens)
     words, reply, scores, usd, failed = "", None, None, 0.0, False
     for attempt in range(2):
@@ -159,11 +179,13 @@ async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], ma
             break
         words = reply.text
         usd += client.usd(reply.prompt_tokens, reply.completion_tokens)
-        scores = parse_pair(words) if task.second else _one(parse_single(words))
-        thought_only = not words.strip() and reply.finish_reason == "length"  # as long as it may; it would again
-        if scores or thought_only:
+        scores = _read_scores(words, task.mode)
+        # A judge that has used up its tokens by thinking would do so again.
+        only_thought = not words.strip() and reply.finish_reason == "length"
+        if scores or only_thought:
             break
-        if words.strip():  # an empty turn is refused by some; to nothing the question is put again as it was
+        # Some endpoints refuse an empty turn, so after an empty reply the question is asked again as it was.
+        if words.strip():
             messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": AGAIN}]
     return Judgment(
         question_id=task.question.id,
@@ -177,17 +199,21 @@ async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], ma
         parsed=scores is not None,
         text=words,
         turn=task.turn,
-        referenced=task.question.reference is not None and len(task.question.reference) >= task.turn,
+        referenced=task.reference is not None,
         flags=tuple(_flags(task, words, reply, scores is not None, failed)),
         usd=usd or None,
     )
 
 
-def _one(score: float | None) -> tuple[float] | None:
+def _read_scores(words: str, mode: Mode) -> tuple[float, ...] | None:
+    if mode == "pairwise":
+        return parse_pair(words)
+    score = parse_single(words)
     return None if score is None else (score,)
 
 
 def _flags(task: JudgeTask, words: str, reply: Reply | None, parsed: bool, failed: bool) -> Iterable[str]:
+    """Yield the names of what a reader should know about a judgment; `fastft.judge.tables.FLAGS` says what they mean."""
     if failed:
         yield "failed"
     if not parsed and is_refusal(words):
@@ -196,8 +222,8 @@ def _flags(task: JudgeTask, words: str, reply: Reply | None, parsed: bool, faile
         yield "cut"
     if not words.strip():
         yield "empty"
-    answers = [answer.turns[task.turn - 1] for answer in (task.first, task.second) if answer]
-    attacks = [found[0].lower() for answer in answers for found in _INJECTION.finditer(answer)]
+    texts = [answer.turns[task.turn - 1] for answer in task.answers]
+    attacks = [found[0].lower() for text in texts for found in _INJECTION.finditer(text)]
     if attacks:
         yield "injection"
         said = (spoken(words) if parsed else words).lower()
@@ -220,7 +246,7 @@ def _schema(mode: Mode) -> dict:
 def estimate(
     tasks: list[JudgeTask], clients: list[Client], prompts: dict[str, str], max_tokens: int
 ) -> tuple[int, int, int, float]:
-    """Calls, prompt tokens, reply tokens and dollars, about, of what is not cached."""
+    """Return about how many calls, prompt tokens, reply tokens and dollars it takes to judge what is not cached."""
     calls, prompt, usd = 0, 0, 0.0
     for task in tasks:
         messages, options = _request(task, prompts, max_tokens)
@@ -234,12 +260,8 @@ def estimate(
 def judge_all(
     tasks: list[JudgeTask], clients: list[Client], prompts: dict[str, str], max_tokens: int, money: Money
 ) -> tuple[list[Judgment], str | None]:
-    """Every task by every judge, in their order, as far as money goes; and why it stopped early, if it did."""
+    """Return the judgments of all tasks by all judges, in that order, and None or why it stopped early."""
     found: dict[int, Judgment] = {}
-    works: list[Callable] = [
-        (lambda task=task, client=client: judge_one(task, client, prompts, max_tokens))
-        for task in tasks
-        for client in clients
-    ]
+    works = [partial(judge_one, task, client, prompts, max_tokens) for task in tasks for client in clients]
     stopped = run_all(works, "judging", money, found.__setitem__)
     return [found[index] for index in sorted(found)], stopped

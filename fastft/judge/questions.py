@@ -1,9 +1,10 @@
-"""Questions and answers as files, one JSON object a line; the formats of Vicuna's evaluation and of MT-bench load as they are.
+"""Read questions and answers, one JSON object a line; the files of Vicuna's evaluation and of MT-bench load as they are.
 
     {"id": "w-03", "category": "writing", "turns": ["…", "…"], "reference": ["…", "…"]}        a question; reference: optional
     {"question_id": "w-03", "model": "mine", "turns": ["…", "…"], "seconds": 2.1, …}           an answer, of `fastft answer`
 
-Without --questions our own set is asked: 80 questions in the eight categories of Vicuna's (questions.jsonl, beside this file).
+Without --questions, our own set is asked: 80 questions in eight categories like those of Vicuna's (questions.jsonl beside this
+file).
 """
 
 from collections.abc import Iterator
@@ -19,15 +20,17 @@ OWN = Path(__file__).with_name("questions.jsonl")
 
 @dataclass(frozen=True)
 class Question:
+    """A question of one or more turns. `reference` is an answer to each turn that a judge may trust."""
+
     id: str
     category: str
     turns: tuple[str, ...]
-    reference: tuple[str, ...] | None = None  # an answer to each turn that a judge may trust
+    reference: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A model's answers to a question's turns. `error` says why there are none; it is answered anew by the next run."""
+    """A model's answers to a question's turns. `error` says why there are none; the next run asks the question again."""
 
     question_id: str
     model: str
@@ -41,9 +44,10 @@ class Answer:
 
 
 def load_questions(path: str | Path = OWN, references: str | Path | None = None) -> list[Question]:
-    """Questions in their order. `references`: answers to (some of) them, in any of the formats of answers.
+    """Return the questions of a file in their order.
 
-    Raises UserError with the line that is no question, an id that comes twice, a file without any.
+    `references` is a file of answers to some of them, in any of the formats of answers. Raises UserError for a line that is
+    no question, an id that is used twice, and a file without questions.
     """
     trusted = {answer.question_id: answer.turns for answer in read_answers(references)} if references else {}
     found: dict[str, Question] = {}
@@ -52,14 +56,14 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
         turns = row.get("turns") or [row.get("text")]
         identity = row.get("id", row.get("question_id"))
         if identity is None or not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise UserError(f"{record.where}: is no question; it needs an id (or question_id) and turns (or text)")
+            raise UserError(f"{record.where}: is not a question; it needs an id (or question_id) and turns (or text)")
         identity = str(identity)
         if identity in found:
-            raise UserError(f"{record.where}: the id {identity} comes twice")
+            raise UserError(f"{record.where}: the id {identity} is used twice")
         reference = row.get("reference") or trusted.get(identity)
         reference = (reference,) if isinstance(reference, str) else reference
         if reference and not _texts(reference):
-            raise UserError(f"{record.where}: the reference is no text, and no list of texts (one a turn)")
+            raise UserError(f"{record.where}: the reference is neither a text nor a list of texts, one for each turn")
         reference = tuple(reference) if reference else None
         found[identity] = Question(identity, str(row.get("category", "general")), tuple(turns), reference)
     if not found:
@@ -68,24 +72,18 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
 
 
 def read_answers(path: str | Path) -> list[Answer]:
-    """Answers as `fastft answer`, Vicuna's evaluation (`text`) or MT-bench (`choices`) write them.
+    """Return the answers of a file as `fastft answer`, Vicuna's evaluation (`text`) or MT-bench (`choices`) write them.
 
-    Raises UserError with the line that is none, or a question that one model answers twice.
+    Raises UserError for a line that is no answer, and for a question that one model answers twice.
     """
     found: dict[tuple[str, str], Answer] = {}
     for record in _objects(path):
         row = record.value
-        turns = row.get("turns")
-        if turns is None and row.get("choices"):
-            first = row["choices"][0] if isinstance(row["choices"], list) else None
-            turns = first.get("turns") if isinstance(first, dict) else None
-        elif turns is None:
-            turns = [row.get("text")]
-        model = row.get("model") or row.get("model_id")
+        turns, model = _turns(row), row.get("model") or row.get("model_id")
         error = row.get("error")
         if not model or "question_id" not in row or not (error or _texts(turns)):
             raise UserError(
-                f"{record.where}: is no answer; it needs question_id, model (or model_id) and turns (or text)"
+                f"{record.where}: is not an answer; it needs question_id, model (or model_id) and turns (or text)"
             )
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
         turns = tuple(turns) if _texts(turns) else ()
@@ -99,21 +97,33 @@ def read_answers(path: str | Path) -> list[Answer]:
     return list(found.values())
 
 
+def _turns(row: dict[str, Any]) -> Any:
+    """Return the turns of an answer in whichever format it is; what is none of them is left to `_texts` to refuse."""
+    if row.get("turns") is not None:
+        return row["turns"]
+    if not row.get("choices"):
+        return [row.get("text")]
+    first = row["choices"][0] if isinstance(row["choices"], list) else None
+    return first.get("turns") if isinstance(first, dict) else None
+
+
 def _texts(value: Any) -> bool:
+    """Return whether `value` is a list of one or more texts."""
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
 
 def _objects(path: str | Path) -> Iterator[Record]:
+    """Yield the rows of a file, which must be JSON objects. Raises UserError."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     for record in read_records(path):
         if record.error or not isinstance(record.value, dict):
-            raise UserError(f"{record.where}: {record.error or 'is no JSON object'}")
+            raise UserError(f"{record.where}: {record.error or 'is not a JSON object'}")
         yield replace(record, value=_repaired(record.value))
 
 
 def _repaired(value: Any) -> Any:
-    """Lone surrogates can be asked of nobody and written to no file."""
+    """Return the value with `repair_text` applied to every text in it: lone surrogates fit into no request and no file."""
     if isinstance(value, dict):
         return {_repaired(key): _repaired(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,12 +1,12 @@
-"""What a judging run shows: tables in the terminal, results.json, results.md for a README, report.html with every answer.
+"""Write what a judging run shows: results.json, results.md for a README, and report.html with every answer.
 
-fastft report JUDGED_DIR      # anew, from judgments.jsonl, questions.jsonl and answers.jsonl there
+fastft report JUDGED_DIR      # again, from judgments.jsonl, questions.jsonl and answers.jsonl there
 """
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,13 @@ from typing import Any
 from fastft.common.files import write_whole
 from fastft.common.html import write_page
 from fastft.common.records import repair_text
+from fastft.judge.intervals import Interval
 from fastft.judge.judgment import Judgment, read_judgments
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
-from fastft.judge.stats import Estimate, Figures, Lengths, Pair, compute
+from fastft.judge.stats import Figures, Lengths, Pair, compute
+from fastft.judge.tables import markdown, number, remarks, share, tables
 
 JUDGMENTS, QUESTIONS, ANSWERS = "judgments.jsonl", "questions.jsonl", "answers.jsonl"
-WIDTH = 150
-FLAGS = {
-    "failed": "no reply, after all retries",
-    "refusal": "the judge refused",
-    "cut": "the judge's words were cut at --max_tokens",
-    "empty": "the judge said nothing",
-    "injection": "an answer speaks to the judge (asks for a score, claims to be better)",
-    "quotes_injection": "the judge repeats an answer's words to it: read it",
-    "contradiction": "the text of a review says other scores than its field",
-}
 
 
 def write_all(
@@ -38,7 +30,7 @@ def write_all(
     answers: list[Answer],
     to_see: float | None = None,
 ) -> Figures:
-    """results.json, results.md and report.html, each whole or not there, the page last. Returns the figures."""
+    """Write results.json, results.md and report.html, each whole or not at all, the page last. Returns the figures."""
     figures = write_figures(directory, judgments, answers, to_see)
     write_judge_page(directory / "report.html", figures, judgments, questions, answers)
     return figures
@@ -47,7 +39,7 @@ def write_all(
 def write_figures(
     directory: Path, judgments: list[Judgment], answers: list[Answer], to_see: float | None = None
 ) -> Figures:
-    """results.json and results.md. Returns the figures."""
+    """Write results.json and results.md. Returns the figures."""
     figures = compute(judgments, answer_lengths(answers), to_see)
     write_whole(
         directory / "results.json",
@@ -58,7 +50,7 @@ def write_figures(
 
 
 def report_again(directory: Path) -> Path:
-    """The report of a judged directory, from its files. Raises UserError where they are not there."""
+    """Write the report of a judged directory again, from its files. Raises UserError where there are no judgments."""
     judgments = read_judgments(directory / JUDGMENTS)
     questions = load_questions(directory / QUESTIONS) if (directory / QUESTIONS).is_file() else []
     answers = read_answers(directory / ANSWERS) if (directory / ANSWERS).is_file() else []
@@ -67,11 +59,12 @@ def report_again(directory: Path) -> Path:
 
 
 def answer_lengths(answers: list[Answer]) -> Lengths:
+    """Return the characters of every answer, by question and model."""
     return {(answer.question_id, answer.model): sum(map(len, answer.turns)) for answer in answers}
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Return the value with null for what is not finite, because JSON has no NaN."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -79,203 +72,11 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Tables --------------------------------------------------------------------------------------------------------------------
-
-PAIR_HEADS = (
-    "first : second",
-    "totals",
-    "ratio",
-    "won",
-    "tied",
-    "lost",
-    "unparsed",
-    "≥",
-    "win rate",
-    "p",
-    "same length",
-)
-
-
-def pair_row(pair: Pair) -> list[str]:
-    t = pair.total
-    return [
-        f"{pair.first} : {pair.second}",
-        f"{t.first_total:.1f}:{t.second_total:.1f}",
-        f"{t.percent:.0f} %" if math.isfinite(t.percent) else "–",
-        *map(str, (t.wins, t.ties, t.losses, t.unparsed)),
-        f"{pair.better_or_equal}/{pair.questions}",
-        share(pair.win_rate),
-        "–" if math.isnan(pair.p_value) else "<0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}",
-        f"{100 * pair.controlled.win_rate.value:.1f} %" if pair.controlled else "–",
-    ]
-
-
-def share(estimate: Estimate | None) -> str:
-    if estimate is None or math.isnan(estimate.value):
-        return "–"
-    return f"{100 * estimate.value:.1f} % [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def number(estimate: Estimate | None, digits: int = 2) -> str:
-    if estimate is None or math.isnan(estimate.value):
-        return "–"
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
-
-
-def tables(figures: Figures) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
-    """(title, heads, rows) of all that is shown in the terminal, in Markdown and on the page."""
-    found = []
-    if figures.pairs:
-        found.append(("Pairs", PAIR_HEADS, [pair_row(pair) for pair in figures.pairs]))
-        rows = [[judge, *pair_row(pair)] for judge, own in figures.by_judge.items() for pair in own.pairs]
-        if rows:
-            found.append(("Pairs, by each judge", ("judge", *PAIR_HEADS), rows))
-    if len(figures.ratings) > 2:
-        rows = [[name, number(estimate, 0)] for name, estimate in figures.ratings.items()]
-        found.append(("Bradley-Terry ratings (Elo scale, mean 1000)", ("model", "rating"), rows))
-    if figures.singles:
-        rows = [[s.model, number(s.score), str(s.unparsed)] for s in figures.singles]
-        found.append(("Scores, judged alone", ("model", "mean score", "unparsed"), rows))
-        rows = [
-            [j, s.model, number(s.score), str(s.unparsed)] for j, own in figures.by_judge.items() for s in own.singles
-        ]
-        if rows:
-            found.append(("Scores, by each judge", ("judge", "model", "mean score", "unparsed"), rows))
-        categories = list(dict.fromkeys(category for s in figures.singles for category in s.by_category))
-        rows = [[c, *(f"{s.by_category.get(c, math.nan):.2f}" for s in figures.singles)] for c in categories]
-        found.append(("Scores by category", ("category", *(s.model for s in figures.singles)), rows))
-    if figures.differences:
-        rows = [
-            [f"{d.second} - {d.first}", number(d.difference), f"{d.p_value:.3f}", _needed(d.questions_needed)]
-            for d in figures.differences
-        ]
-        found.append(("Differences", ("models", "mean difference", "p", f"questions to see {figures.to_see:g}"), rows))
-    rows = [
-        [
-            judge,
-            *map(str, (p.both_orders, p.consistent, p.half_flips, p.flips)),
-            share(p.flip_rate),
-            share(p.first_wins),
-        ]
-        for judge, p in figures.position.items()
-    ]
-    if rows:
-        heads = (
-            "judge",
-            "in both orders",
-            "same verdict",
-            "win and tie",
-            "flipped",
-            "share flipped",
-            "decisive ones won by the first shown",
-        )
-        found.append(("Order", heads, rows))
-    rows = [
-        [
-            pair.first,
-            pair.second,
-            *(_coefficient(c) for c in (pair.controlled.quality, pair.controlled.length, pair.controlled.first)),
-            share(pair.controlled.win_rate),
-        ]
-        for pair in figures.pairs
-        if pair.controlled
-    ]
-    if rows:
-        heads = ("first", "second", "second's quality", "being longer", "being shown first", "win rate, same length")
-        found.append(("What moves a verdict (log odds ± standard error)", heads, rows))
-    if figures.agreement:
-        rows = [
-            [*a.judges, str(a.looks), f"{100 * a.agreed:.1f} %", f"{a.kappa:.2f}", str(a.flips)]
-            for a in figures.agreement
-        ]
-        found.append(
-            ("Judges among themselves", ("judge", "judge", "looks", "agreed", "kappa", "opposite winners"), rows)
-        )
-    if figures.score_agreement:
-        rows = [
-            [
-                *a.judges,
-                str(a.looks),
-                "–" if math.isnan(a.correlation) else f"{a.correlation:.2f}",
-                f"{a.difference:+.2f}",
-            ]
-            for a in figures.score_agreement
-        ]
-        heads = ("judge", "judge", "looks", "correlation", "second gives more by")
-        found.append(("Judges among themselves", heads, rows))
-    return found
-
-
-def _coefficient(found: tuple[float, float] | None) -> str:
-    return "–" if found is None else f"{found[0]:+.2f} ± {found[1]:.2f}"
-
-
-def _needed(questions: int) -> str:
-    return f"{questions:,}" if questions else "–"
-
-
-def remarks(figures: Figures) -> list[str]:
-    """What a reader of the tables must know."""
-    by = ", ".join(figures.judges)
-    lines = [f"{figures.judgments:,} judgments by {by}; {figures.unparsed} could not be read and are in no mean."]
-    lines += [f"{count} flagged {flag}: {FLAGS.get(flag, flag)}." for flag, count in sorted(figures.flags.items())]
-    lines.append("Intervals: 95 %, questions resampled. p: sign flips by question.")
-    if figures.pairs:
-        lines.append(
-            "Ratio: the second's total in percent of the first's. Won, tied, lost: the second's judgments. ≥: questions on which "
-            "it won at least half. Win rate: a tie is half a win; same length: what a regression makes of it at equal length."
-        )
-        judged = [pair for pair in figures.pairs if pair.questions]
-        if judged:
-            widest = max(pair.win_rate.high - pair.win_rate.low for pair in judged)
-            needed = max(pair.questions_needed for pair in judged)
-            lines.append(
-                f"Half an interval is up to {50 * widest:.0f} points wide: closer models cannot be told apart with these "
-                f"questions. To see {50 + figures.to_see:g} % instead of 50 (power 80 %) takes {_needed(needed)}."
-            )
-        if any(position.one_order for position in figures.position.values()):
-            lines.append("Only one order was judged: what the place alone is worth cannot be told from who is better.")
-    return lines
-
-
-def show(figures: Figures, console) -> None:
-    from rich.table import Table
-
-    console.width = max(console.width, WIDTH)
-    for title, heads, rows in tables(figures):
-        table = Table(*heads, title=title, show_edge=False, title_justify="left")
-        for column in table.columns[1:]:  # long names wrap, numbers do not
-            column.no_wrap = True
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for line in remarks(figures):
-        console.print(line, markup=False)
-
-
-def markdown(figures: Figures) -> str:
-    parts = []
-    for title, heads, rows in tables(figures):
-        parts.append(f"**{title}**\n\n{markdown_table(heads, rows)}")
-    return "\n\n".join([*parts, "\n".join(f"- {_cell(line)}" for line in remarks(figures))]) + "\n"
-
-
-def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    heads = list(heads)
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in (heads, ["---"] * len(heads), *rows))
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-# The page ------------------------------------------------------------------------------------------------------------------
-
-
 def write_judge_page(
     path: Path, figures: Figures, judgments: list[Judgment], questions: list[Question], answers: list[Answer]
 ) -> None:
-    # A pair has one name, whoever was shown first. Templates sort nothing: theirs is another order than Python's.
+    """Write report.html: the tables, plots, and every question with its answers and judgments."""
+    # A pair has one name, whoever was shown first. The template sorts nothing, because jinja's order is not Python's.
     pair_names = {frozenset((pair.first, pair.second)): f"{pair.first} : {pair.second}" for pair in figures.pairs}
     write_page(
         path,
@@ -296,6 +97,7 @@ def write_judge_page(
 
 
 def _lede(figures: Figures) -> str:
+    """Return the result in one sentence: of the pair that differs most, or of the best mean score."""
     judged = [pair for pair in figures.pairs if pair.questions]
     if figures.pairs and not judged:
         return "None of the judgments could be read."
@@ -303,7 +105,7 @@ def _lede(figures: Figures) -> str:
         pair = max(judged, key=lambda pair: abs(pair.win_rate.value - 0.5))
         name, other, rate = pair.second, pair.first, pair.win_rate
         if rate.value < 0.5:
-            name, other, rate = other, name, Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low)
+            name, other, rate = other, name, Interval(1 - rate.value, 1 - rate.high, 1 - rate.low)
         sure = "" if rate.low > 0.5 and pair.p_value < 0.05 else " That may be chance."
         return f"{name} wins {share(rate)} of the comparisons with {other}, ties counted half.{sure}"
     best = max(figures.singles, key=lambda single: single.score.value if single.score else -1)
@@ -313,6 +115,7 @@ def _lede(figures: Figures) -> str:
 
 
 def _category_bars(pair: Pair) -> list[dict[str, Any]]:
+    """Return the shares of judgments won, tied and lost in each category, in percent."""
     rows = []
     for category, total in pair.by_category.items():
         games = total.wins + total.ties + total.losses
@@ -322,7 +125,7 @@ def _category_bars(pair: Pair) -> list[dict[str, Any]]:
 
 
 def _matrix(figures: Figures) -> list[tuple[str, list[tuple[str, float | None]]]]:
-    """Rows: the win rate of the row's model against the column's."""
+    """Return the win rate of each row's model against each column's."""
     rates: dict[tuple[str, str], float] = {}
     for pair in (pair for pair in figures.pairs if pair.questions):
         rates[pair.second, pair.first] = pair.win_rate.value
@@ -331,11 +134,15 @@ def _matrix(figures: Figures) -> list[tuple[str, list[tuple[str, float | None]]]
 
 
 def _rating_lines(figures: Figures) -> list[dict[str, Any]]:
+    """Return the ratings with their places on a line of 100 units."""
     if len(figures.ratings) < 2:
         return []
     low = min(estimate.low for estimate in figures.ratings.values())
     span = max(estimate.high for estimate in figures.ratings.values()) - low or 1.0
-    place = lambda value: 100 * (value - low) / span  # noqa: E731
+
+    def place(value: float) -> float:
+        return 100 * (value - low) / span
+
     return [
         {
             "name": name,
@@ -350,8 +157,8 @@ def _rating_lines(figures: Figures) -> list[dict[str, Any]]:
 
 def _browser(
     judgments: list[Judgment], questions: list[Question], answers: list[Answer], pair_names: dict[frozenset, str]
-):
-    """Each judged question with its answers, its judgments, and what they can be filtered by."""
+) -> Iterator[dict[str, Any]]:
+    """Yield each judged question with its answers, its judgments, and what they can be filtered by."""
     texts = {question.id: question for question in questions}
     given = {(answer.question_id, answer.model): answer for answer in answers}
     by_question: dict[str, list[Judgment]] = defaultdict(list)
@@ -375,7 +182,7 @@ def _browser(
 
 
 def _flipped(judgments: list[Judgment]) -> set[tuple]:
-    """Looks (judge, turn, models) whose two orders name opposite winners."""
+    """Return the (judge, turn, models) whose two orders have opposite winners."""
     winners: dict[tuple, set[str]] = defaultdict(set)
     for j in judgments:
         if j.winner not in (None, "tie"):
@@ -388,7 +195,7 @@ def _look(judgment: Judgment) -> tuple:
 
 
 def _kinds(judgment: Judgment, flipped: set[tuple]) -> str:
-    """What the page's filter finds it under."""
+    """Return the words that the page's filter finds a judgment by."""
     kinds = ["flip"] * (_look(judgment) in flipped) + ["tie"] * (judgment.winner == "tie")
     kinds += ["unparsed"] * (not judgment.parsed) + ["flagged"] * bool(judgment.flags)
     return " ".join(kinds)

@@ -1,47 +1,41 @@
-"""What judgments say, and how surely: totals, win rates, biases, ratings, and what chance alone would have done.
+"""Compute what judgments say and how sure it is: totals, win rates, biases, ratings, and what chance alone would have done.
 
     figures = compute(judgments, lengths)      # everything, for `fastft.judge.report`
 
-The unit of chance is the question: a question's judgments (orders, turns, judges) go together, so intervals resample
-questions (cluster bootstrap, percentiles, 95 %). Resampling single judgments, as is common, makes intervals too narrow: 80
-questions in both orders are not 160 independent ones. Shares are resampled with one question won and one lost added, or
-intervals near 100 % would be too short (benchmarks/judge.py shows the coverage of all three). Unparsed judgments take part
-in no mean and are counted beside each.
+Intervals resample whole questions; fastft.judge.intervals says why. Unparsed judgments are part of no mean and are counted beside
+each.
 """
 
 import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fastft.errors import UserError
+from fastft.judge.intervals import (
+    SEED,
+    Interval,
+    bootstrap_mean,
+    bootstrap_share,
+    questions_needed,
+    share_by_question,
+    sign_flip_p,
+)
 from fastft.judge.judgment import Judgment
 
-RESAMPLES = 2000
 RATING_RESAMPLES = 500
-SIGN_FLIPS = 10_000
-RIDGE = 0.1  # of the length regression: as if a coefficient were known to be 0 within 1 / sqrt(0.1) = 3.2
-POINTS, SCORE_POINTS = 5.0, 0.5  # the differences that questions are counted for, in points of win rate and of score
-SEED = 0
-Z = 1.96
+RIDGE = 0.1  # penalty of the length regression: a prior that a coefficient is 0 with a deviation of 1 / sqrt(0.1) = 3.2
+POINTS, SCORE_POINTS = 5.0, 0.5  # the differences that `questions_needed` is for, in points of win rate and of score
+Z = 1.96  # standard errors on each side of a 95 % interval
 Lengths = dict[tuple[str, str], int]  # (question, model) -> characters of the answer
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Total:
-    """Sums of scores, and who won how often; `unparsed` judgments are in neither."""
+    """Sums of scores, and how often each model won. `unparsed` judgments are in neither."""
 
     first_total: float
     second_total: float
@@ -54,12 +48,14 @@ class Total:
 
 @dataclass(frozen=True)
 class LengthControl:
-    """Logistic regression of the second model's wins: log odds = quality + length x tanh(its answer's extra length / sd) +
-    first x (+1 where it is shown first, else -1). `win_rate` is what remains at equal length and no order (Dubois et al.,
-    arXiv 2404.04475). Standard errors are clustered by question. A ridge penalty keeps it finite where length decides all.
+    """What remains of the second model's win rate at equal length and without an order (Dubois et al., arXiv:2404.04475).
+
+    From a logistic regression of its wins: log odds = quality + length x tanh(extra length of its answer / standard deviation)
+    + first x (+1 where it is shown first, else -1). Standard errors are clustered by question. A ridge penalty keeps the
+    coefficients finite where length decides everything.
     """
 
-    win_rate: Estimate
+    win_rate: Interval
     quality: tuple[float, float]  # coefficient, standard error
     length: tuple[float, float]
     first: tuple[float, float] | None  # None where only one order was judged
@@ -67,37 +63,40 @@ class LengthControl:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models compared; rates are the second's. A tie is half a win."""
+    """The comparison of two models. Rates are the second model's; a tie is half a win."""
 
     first: str
     second: str
     total: Total
     by_category: dict[str, Total]
     questions: int
-    better_or_equal: int  # questions on which the second has won at least half
-    win_rate: Estimate
-    per_game: Estimate  # the same, as if judgments were independent: too narrow
-    p_value: float  # of the null hypothesis that both are as good, sign flips by question
+    better_or_equal: int  # questions on which the second model has won at least half
+    win_rate: Interval
+    per_game: Interval  # the same as if judgments were independent, so too narrow
+    p_value: float  # of the hypothesis that both are equally good, by flipping signs of questions
     controlled: LengthControl | None
-    questions_needed: int  # to see the difference asked for, from 50 %, with a power of 80 %
+    questions_needed: int  # to tell 50 % plus the difference asked for from 50 %, with a power of 80 %
 
 
 @dataclass(frozen=True)
 class Position:
-    """Looks at the same two answers in both orders, and what the first place is worth."""
+    """How one judge decides when two answers swap places, and what it is worth to be shown first."""
 
-    one_order: bool  # no pair was shown in both
-    both_orders: int
-    consistent: int
+    one_order: bool  # whether no pair of models was shown in both orders
+    both_orders: int  # pairs of answers that were judged in both
+    consistent: int  # those with the same verdict in both
     half_flips: int  # a win in one order, a tie in the other
     flips: int  # each order has another winner
-    flip_rate: Estimate | None  # share of `both_orders`
-    first_wins: Estimate | None  # share of decisive judgments won by the answer shown first
+    flip_rate: Interval | None  # share of `both_orders`
+    first_wins: Interval | None  # share of decisive judgments won by the answer shown first
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges over the same looks. Cohen's kappa of win, tie, loss; `flips` are opposite winners."""
+    """How far two judges agree where both judged the same answers in the same order; `looks` counts those cases.
+
+    `agreed` is the share of equal verdicts, `kappa` Cohen's kappa of win, tie and loss, `flips` the number of opposite winners.
+    """
 
     judges: tuple[str, str]
     looks: int
@@ -108,7 +107,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ScoreAgreement:
-    """Two judges over the same answers judged alone: Pearson's correlation, and how much more the second gives."""
+    """How far two judges agree on answers judged alone: Pearson's correlation, and how much more the second gives on average."""
 
     judges: tuple[str, str]
     looks: int
@@ -121,25 +120,28 @@ class Single:
     """A model's mean score, of answers judged alone."""
 
     model: str
-    score: Estimate | None
+    score: Interval | None
     by_category: dict[str, float]
     unparsed: int
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean score of `second` minus that of `first`, over the questions that both have, and its permutation test."""
+    """Mean score of `second` minus that of `first` over the questions that both have, with its permutation test."""
 
     first: str
     second: str
-    difference: Estimate
+    difference: Interval
     p_value: float
     questions_needed: int
 
 
 @dataclass(frozen=True)
 class Figures:
-    """`to_see`: the difference that `questions_needed` are for, in points of win rate, or of score in mode "single"."""
+    """All figures of a run.
+
+    `to_see` is the difference that `questions_needed` is for, in points of win rate, or of score in mode "single".
+    """
 
     models: list[str]
     judges: list[str]
@@ -149,27 +151,25 @@ class Figures:
     to_see: float
     pairs: list[Pair] = field(default_factory=list)
     position: dict[str, Position] = field(default_factory=dict)  # by judge
-    ratings: dict[str, Estimate] = field(default_factory=dict)  # Elo scale, their mean is 1000
+    ratings: dict[str, Interval] = field(default_factory=dict)  # on the Elo scale, with mean 1000
     agreement: list[Agreement] = field(default_factory=list)
     score_agreement: list[ScoreAgreement] = field(default_factory=list)
     singles: list[Single] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    by_judge: dict[str, "Figures"] = field(default_factory=dict)  # the same of each alone, where there are several
+    by_judge: dict[str, "Figures"] = field(
+        default_factory=dict
+    )  # the figures of each judge alone, where there are several
 
 
 def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_see: float | None = None) -> Figures:
-    """All figures of a run. `lengths` are needed for the length-controlled win rates. Raises UserError without judgments."""
+    """Return all figures of a run. Length-controlled win rates need `lengths`. Raises UserError without judgments."""
     if not judgments:
         raise UserError("there are no judgments")
     pairwise = [j for j in judgments if j.mode == "pairwise"]
     single = [j for j in judgments if j.mode == "single"]
     names = list(dict.fromkeys(name for j in judgments for name in (j.model_a, j.model_b) if name))
     judges = list(dict.fromkeys(j.judge for j in judgments))
-    flags: dict[str, int] = defaultdict(int)
-    for judgment in judgments:
-        for flag in judgment.flags:
-            flags[flag] += 1
-    pairs = list({frozenset((j.model_a, j.model_b)): (j.model_a, j.model_b) for j in reversed(pairwise)}.values())[::-1]
+    pairs = _first_orders(pairwise)
     to_see = to_see or (POINTS if pairwise else SCORE_POINTS)
     both = list(itertools.combinations(judges, 2))
     return Figures(
@@ -177,7 +177,7 @@ def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_se
         judges=judges,
         judgments=len(judgments),
         unparsed=sum(not j.parsed for j in judgments),
-        flags=dict(flags),
+        flags=dict(Counter(flag for judgment in judgments for flag in judgment.flags)),
         to_see=to_see,
         pairs=[compare_pair(pairwise, first, second, lengths, to_see) for first, second in pairs],
         position={judge: position([j for j in pairwise if j.judge == judge]) for judge in judges} if pairwise else {},
@@ -190,13 +190,18 @@ def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_se
     )
 
 
-# Two models ----------------------------------------------------------------------------------------------------------------
+def _first_orders(pairwise: list[Judgment]) -> list[tuple[str, str]]:
+    """Return each pair of models once, in the order in which it was shown first."""
+    orders: dict[frozenset[str | None], tuple] = {}
+    for judgment in pairwise:
+        orders.setdefault(frozenset((judgment.model_a, judgment.model_b)), (judgment.model_a, judgment.model_b))
+    return list(orders.values())
 
 
 def compare_pair(
     judgments: Iterable[Judgment], first: str, second: str, lengths: Lengths | None = None, to_see: float = POINTS
 ) -> Pair:
-    """All that the judgments about these two say, in whichever order they were shown."""
+    """Return what the judgments about two models say, in whichever order the models were shown."""
     own = [j for j in judgments if {j.model_a, j.model_b} == {first, second}]
     by_category = defaultdict(list)
     for judgment in own:
@@ -206,21 +211,22 @@ def compare_pair(
     outcomes_Q = by_question(parsed, lambda j: outcome(j, second))
     spread = float(np.std(outcomes_Q, ddof=1)) if len(outcomes_Q) > 1 else math.nan
     return Pair(
-        first,
-        second,
-        total(own, first),
-        {category: total(those, first) for category, those in by_category.items()},
-        len(outcomes_Q),
-        int((outcomes_Q >= 0.5).sum()),
-        bootstrap_share(outcomes_Q, np.ones(len(outcomes_Q))),
-        bootstrap_mean(outcomes_G),
-        sign_flip_p(outcomes_Q - 0.5),
-        length_control(parsed, first, second, lengths) if lengths else None,
-        questions_needed(to_see / 100, spread),
+        first=first,
+        second=second,
+        total=total(own, first),
+        by_category={category: total(those, first) for category, those in by_category.items()},
+        questions=len(outcomes_Q),
+        better_or_equal=int((outcomes_Q >= 0.5).sum()),
+        win_rate=bootstrap_share(outcomes_Q, np.ones(len(outcomes_Q))),
+        per_game=bootstrap_mean(outcomes_G),
+        p_value=sign_flip_p(outcomes_Q - 0.5),
+        controlled=length_control(parsed, first, second, lengths) if lengths else None,
+        questions_needed=questions_needed(to_see / 100, spread),
     )
 
 
 def total(judgments: Iterable[Judgment], first: str) -> Total:
+    """Return sums of scores and counts of wins over judgments of two models, of which `first` is one."""
     sums, wins, ties, losses, unparsed = [0.0, 0.0], 0, 0, 0, 0
     for judgment in judgments:
         if not judgment.parsed:
@@ -234,12 +240,12 @@ def total(judgments: Iterable[Judgment], first: str) -> Total:
 
 
 def outcome(judgment: Judgment, model: str) -> float:
-    """1 where `model` won, 0 where it lost, 0.5 for a tie."""
+    """Return 1 where `model` won, 0 where it lost, 0.5 for a tie."""
     return 0.5 if judgment.winner == "tie" else float(judgment.winner == model)
 
 
 def by_question(judgments: Iterable[Judgment], value: Callable[[Judgment], float]) -> np.ndarray:
-    """Mean `value` of each question's judgments [Q]."""
+    """Return the mean `value` of each question's judgments [Q]."""
     values = defaultdict(list)
     for judgment in judgments:
         values[judgment.question_id].append(value(judgment))
@@ -247,9 +253,11 @@ def by_question(judgments: Iterable[Judgment], value: Callable[[Judgment], float
 
 
 def length_control(judgments: list[Judgment], first: str, second: str, lengths: Lengths) -> LengthControl | None:
-    """None with fewer than ten judgments of answers whose lengths are known, or with lengths all alike.
+    """Fit the regression of `LengthControl` to the judgments of two models.
 
-    One question won and one lost at equal length are added, as in `bootstrap_share`: who wins all has a finite rate, too.
+    Returns None with fewer than ten judgments of answers whose lengths are known, or where the differences of length do not
+    vary. One question won and one lost at equal length are added, as in `bootstrap_share`, so that a model that wins
+    everything has a finite rate, too.
     """
     own = [j for j in judgments if (j.question_id, first) in lengths and (j.question_id, second) in lengths]
     extra_G = np.array([lengths[j.question_id, second] - lengths[j.question_id, first] for j in own], float)
@@ -272,13 +280,16 @@ def length_control(judgments: list[Judgment], first: str, second: str, lengths: 
     found = list(zip(values_C.tolist(), errors_C.tolist()))
     quality, error = found[0]
     rate = [1 / (1 + math.exp(-each)) for each in (quality, quality - Z * error, quality + Z * error)]
-    return LengthControl(Estimate(*rate), found[0], found[1], found[2] if both else None)
+    return LengthControl(Interval(*rate), found[0], found[1], found[2] if both else None)
 
 
 def ridge_logistic(
     design_GC: np.ndarray, outcomes_G: np.ndarray, groups_G: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients [C], all but the first held towards 0, and their standard errors clustered by group [C] (Newton's method)."""
+    """Fit a logistic regression by Newton's method; the ridge penalty holds all coefficients but the first towards 0.
+
+    Returns the coefficients [C] and their standard errors clustered by group [C].
+    """
     penalty_CC = np.diag([0.0] + [RIDGE] * (design_GC.shape[1] - 1))
     values_C = np.zeros(design_GC.shape[1])
     for _ in range(100):
@@ -294,75 +305,8 @@ def ridge_logistic(
     return values_C, np.sqrt(np.diag(bread_CC @ (scores_QC.T @ scores_QC) @ bread_CC))
 
 
-# Chance --------------------------------------------------------------------------------------------------------------------
-
-
-def bootstrap_mean(values_N: np.ndarray) -> Estimate:
-    """The mean and its percentile interval over resampled values (of questions, for a clustered one)."""
-    if not len(values_N):
-        return Estimate(math.nan, math.nan, math.nan)
-    rng = np.random.default_rng(SEED)
-    means_B = values_N[rng.integers(0, len(values_N), (RESAMPLES, len(values_N)))].mean(1)
-    low, high = np.percentile(means_B, [2.5, 97.5])
-    return Estimate(float(values_N.mean()), float(low), float(high))
-
-
-def bootstrap_share(won_Q: np.ndarray, of_Q: np.ndarray) -> Estimate:
-    """The share of what could be won, over questions; percentiles over resampled questions.
-
-    One question wholly won and one wholly lost are resampled with the others (Agresti and Coull, 1998, add two of each to single
-    trials): without them 80 questions won at 97 % have an interval that holds the truth in 90 of 100 evaluations, not in 95.
-    """
-    if not len(won_Q):
-        return Estimate(math.nan, math.nan, math.nan)
-    size, rng = of_Q.mean(), np.random.default_rng(SEED)
-    drawn_BQ = rng.integers(0, len(won_Q) + 2, (RESAMPLES // 2, len(won_Q) + 2))
-    of_B = np.append(of_Q, [size, size])[drawn_BQ].sum(1)
-    ends = (
-        [0.0, size],
-        [size, 0.0],
-    )  # each draw with both: seen from the other model, the interval is the mirror image
-    shares_B = np.concatenate([np.append(won_Q, two)[drawn_BQ].sum(1) / of_B for two in ends])
-    low, high = np.percentile(shares_B, [2.5, 97.5])
-    return Estimate(float(won_Q.sum() / of_Q.sum()), float(low), float(high))
-
-
-def share_by_question(looks: Iterable[tuple[str, bool]]) -> Estimate | None:
-    """The share of looks (question, whether it holds) for which it holds; None without any."""
-    counts = defaultdict(lambda: [0, 0])
-    for question, holds in looks:
-        counts[question][0] += holds
-        counts[question][1] += 1
-    return bootstrap_share(*np.array(list(counts.values()), float).T) if counts else None
-
-
-def sign_flip_p(differences_Q: np.ndarray) -> float:
-    """Two-sided p value of the mean of paired differences, by flipping their signs at random (Fisher's permutation test)."""
-    if not len(differences_Q):
-        return math.nan
-    rng = np.random.default_rng(SEED)
-    signs_BQ = rng.integers(0, 2, (SIGN_FLIPS, len(differences_Q))) * 2 - 1
-    means_B = np.abs((signs_BQ * differences_Q).mean(1))
-    return float((1 + (means_B >= abs(differences_Q.mean()) - 1e-12).sum()) / (1 + SIGN_FLIPS))
-
-
-def questions_needed(difference: float, spread: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Questions for which a two-sided paired test sees a true mean difference with this power; `spread` is the standard
-    deviation over questions. n = ((z(1 - alpha / 2) + z(power)) spread / difference)^2; 0 where it is not known.
-    """
-    from statistics import NormalDist
-
-    if not math.isfinite(spread):
-        return 0
-    z = NormalDist().inv_cdf(1 - alpha / 2) + NormalDist().inv_cdf(power)
-    return math.ceil((z * spread / difference) ** 2)
-
-
-# Order, judges, ratings ----------------------------------------------------------------------------------------------------
-
-
 def position(judgments: Iterable[Judgment]) -> Position:
-    """Of one judge: the same two answers in both orders, and the share of decisive judgments that the first place won."""
+    """Compare one judge's verdicts on the same two answers in both orders, and count what the answer shown first has won."""
     looks: dict[tuple, dict[str, str]] = defaultdict(dict)
     decisive: list[Judgment] = []
     shown = set()
@@ -380,12 +324,18 @@ def position(judgments: Iterable[Judgment]) -> Position:
     first = share_by_question((j.question_id, j.winner == j.model_a) for j in decisive)
     one_order = not any((second, first) in shown for first, second in shown)
     return Position(
-        one_order, len(both), consistent, len(both) - consistent - flipped, flipped, share_by_question(flips), first
+        one_order=one_order,
+        both_orders=len(both),
+        consistent=consistent,
+        half_flips=len(both) - consistent - flipped,
+        flips=flipped,
+        flip_rate=share_by_question(flips),
+        first_wins=first,
     )
 
 
 def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
-    """Between two judges, over the looks that both could be read on."""
+    """Compare two judges where both judged the same answers in the same order and could be read."""
     verdicts: dict[str, dict[tuple, str]] = {one: {}, other: {}}
     for j in judgments:
         if j.parsed and j.model_b and j.judge in verdicts:
@@ -401,7 +351,7 @@ def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
 
 
 def score_agreement(judgments: Iterable[Judgment], one: str, other: str) -> ScoreAgreement:
-    """Between two judges, over the answers that both could be read on; no correlation where a judge gives one score only."""
+    """Compare two judges on the answers that both have scored; there is no correlation where one always gives the same score."""
     scores: dict[str, dict[tuple, float]] = {one: {}, other: {}}
     for j in judgments:
         if j.parsed and j.judge in scores:
@@ -414,10 +364,11 @@ def score_agreement(judgments: Iterable[Judgment], one: str, other: str) -> Scor
     return ScoreAgreement((one, other), len(shared), correlation, difference)
 
 
-def ratings(judgments: Iterable[Judgment]) -> dict[str, Estimate]:
-    """Bradley-Terry ratings over all pairs, ties half a win each, on the Elo scale with mean 1000; questions resampled.
+def ratings(judgments: Iterable[Judgment]) -> dict[str, Interval]:
+    """Return Bradley-Terry ratings over all pairs, on the Elo scale with mean 1000, the best model first.
 
-    To each pair that was compared one tie is added: without it a model that won everything would have no finite rating.
+    A tie is half a win for each; intervals resample questions. One tie is added to each pair that was compared, because a
+    model that won everything would have no finite rating otherwise.
     """
     from evalica import Winner, bradley_terry
 
@@ -442,14 +393,12 @@ def ratings(judgments: Iterable[Judgment]) -> dict[str, Estimate]:
     drawn_BQ = rng.multinomial(questions, np.full(questions, 1 / questions), RATING_RESAMPLES).astype(float)
     middle_M = solve(np.ones(len(games)))
     low_M, high_M = np.percentile([solve(drawn_Q[question_G]) for drawn_Q in drawn_BQ], [2.5, 97.5], axis=0)
-    found = {name: Estimate(*map(float, values)) for name, *values in zip(names, middle_M, low_M, high_M)}
+    found = {name: Interval(*map(float, values)) for name, *values in zip(names, middle_M, low_M, high_M)}
     return dict(sorted(found.items(), key=lambda item: -item[1].value))
 
 
-# Answers judged alone ------------------------------------------------------------------------------------------------------
-
-
 def grade(judgments: Iterable[Judgment], model: str) -> Single:
+    """Return the mean scores of one model's answers, each judged alone."""
     own = [j for j in judgments if j.model_a == model]
     parsed, by_category = [j for j in own if j.parsed], defaultdict(list)
     for judgment in parsed:
@@ -459,6 +408,7 @@ def grade(judgments: Iterable[Judgment], model: str) -> Single:
 
 
 def difference(judgments: Iterable[Judgment], first: str, second: str, to_see: float = SCORE_POINTS) -> Difference:
+    """Compare the mean scores of two models on the questions that both have answered."""
     scores: dict[str, dict[str, list[float]]] = {first: defaultdict(list), second: defaultdict(list)}
     for j in judgments:
         if j.parsed and j.model_a in scores:

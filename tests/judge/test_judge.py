@@ -244,12 +244,12 @@ def test_bad_input(tmp_path, capsys):
         "which is not among the questions": b.replace("q1", "q9"),
         "has answers of a, and so has": a,
         "line 2: ": b.replace('"question_id": "q1"', '"question_id": "q1', 1),
-        "is no answer": b.replace('"turns"', '"words"'),
+        "is not an answer": b.replace('"turns"', '"words"'),
         "is empty": "",
-        "line 1: is no answer": '{"question_id": "q0", "model": "b", "turns": 5}',
-        "1: is no answer": '{"question_id": "q0", "model": "b", "turns": "abc"}',
-        " 1: is no answer": '{"question_id": "q0", "model": "b", "choices": [{}]}',
-        "e 1: is no answer": '{"question_id": "q0", "model": "b", "choices": {"turns": ["x"]}}',
+        "line 1: is not an answer": '{"question_id": "q0", "model": "b", "turns": 5}',
+        "1: is not an answer": '{"question_id": "q0", "model": "b", "turns": "abc"}',
+        " 1: is not an answer": '{"question_id": "q0", "model": "b", "choices": [{}]}',
+        "e 1: is not an answer": '{"question_id": "q0", "model": "b", "choices": {"turns": ["x"]}}',
     }
     for expected, content in cases.items():
         (tmp_path / "b.jsonl").write_text(content)
@@ -258,7 +258,7 @@ def test_bad_input(tmp_path, capsys):
     questions = (tmp_path / "questions.jsonl").read_text()
     for reference in ("5", "[1]", "[null]"):
         (tmp_path / "questions.jsonl").write_text(questions.replace('"turns"', f'"reference": {reference}, "turns"', 1))
-        assert "line 1: the reference is no text" in error_of(capsys, [*ground, *judge])
+        assert "line 1: the reference is neither a text" in error_of(capsys, [*ground, *judge])
     (tmp_path / "questions.jsonl").write_text(questions)
     (tmp_path / "pairwise.txt").write_text("{question} {answer_1} {answer_2}")
     for options, expected in {

@@ -154,7 +154,7 @@ def test_judgments_survive_their_file(tmp_path):
     write_rows(tmp_path / "judgments.jsonl", judgments(HOSTILE))
     assert read_judgments(tmp_path / "judgments.jsonl") == judgments(HOSTILE)
     (tmp_path / "judgments.jsonl").write_text('{"question_id": 1}\n')
-    with pytest.raises(UserError, match="line 1: is no judgment"):
+    with pytest.raises(UserError, match="line 1: is not a judgment"):
         read_judgments(tmp_path / "judgments.jsonl")
 
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.errors import UserError
-from fastft.judge import stats as figures
+from fastft.judge import intervals
+from fastft.judge.intervals import bootstrap_mean, bootstrap_share, questions_needed, sign_flip_p
 from fastft.judge.judgment import Judgment
-from fastft.judge.stats import bootstrap_mean, bootstrap_share, compare_pair, compute, questions_needed, sign_flip_p
+from fastft.judge.stats import compare_pair, compute
 
 
 def look(question, first, second, scores, judge="judge", category="x") -> Judgment:
@@ -154,7 +155,7 @@ def test_length_control_takes_length_out():
 @pytest.mark.parametrize("skill, questions", [(0, 80), (1, 80), (1.6, 80), (2.2, 80), (0.3, 10), (1, 10)])
 def test_intervals_cover(monkeypatch, skill, questions):
     """600 simulated evaluations in both orders, 50 : 50 to 96 : 4; benchmarks/judge.py does thousands."""
-    monkeypatch.setattr(figures, "RESAMPLES", 500)
+    monkeypatch.setattr(intervals, "RESAMPLES", 500)
     rng = np.random.default_rng(0)
     simulate = lambda n: (  # noqa: E731
         rng.normal(skill, 1, (n, 1)) + rng.normal(0, 0.6, (n, 2)) + np.array([-0.3, 0.3]) > 0

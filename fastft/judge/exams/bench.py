@@ -276,7 +276,7 @@ def write_results(
 ) -> None:
     """Write results.json, results.md and report.html, each whole or not at all."""
     from fastft.common.html import write_page
-    from fastft.judge.report import markdown_table
+    from fastft.judge.tables import markdown_table
 
     content = {
         "model": config.shown_name,
