@@ -226,8 +226,9 @@ class ChatTemplate:
 
     def _mask(self, text: str, boundaries: list[Boundary], encoding: tokenizers.Encoding) -> Encoded:
         """Put the boundaries into the tokens of the whole text, and mark what lies between boundary and end of turn."""
-        ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
-        controls, control_tokens = self._controls_in(text, encoding)
+        ids, offsets = encoding.ids, encoding.offsets  # once, because the tokenizer makes the list anew each time
+        starts = [start for start, _ in offsets]
+        controls, control_tokens = self._controls_in(text, ids, offsets)
         done, merged = 0, 0  # `done` of the tokens of `ids` are taken over
         out_ids: list[int] = []
         trained: list[bool] = []
@@ -242,7 +243,7 @@ class ChatTemplate:
             out_ids += ids[done:first]
             out_ids += left_ids[max(done - first, 0) :]  # not again the end of turn of the answer before
             trained += [False] * (len(out_ids) - len(trained))
-            if encoding.offsets[split - 1][1] <= at and ids[first:split] == left_ids:
+            if offsets[split - 1][1] <= at and ids[first:split] == left_ids:
                 answer, answer_starts = ids[split : control_tokens[end] + 1], starts[split : control_tokens[end] + 1]
             else:
                 merged += 1
@@ -255,14 +256,16 @@ class ChatTemplate:
         trained += [False] * (len(out_ids) - len(trained))
         return Encoded(self._original_ids(out_ids), trained, merged)
 
-    def _controls_in(self, text: str, encoding: tokenizers.Encoding) -> tuple[list[tuple[int, int]], list[int]]:
+    def _controls_in(
+        self, text: str, ids: list[int], offsets: list[tuple[int, int]]
+    ) -> tuple[list[tuple[int, int]], list[int]]:
         """(beginnings and ends of the control tokens in the text, their numbers among its tokens)."""
         controls = [found.span() for found in self._names.name.finditer(text)]
         control_tokens = [
             i
-            for i, token in enumerate(encoding.ids)
+            for i, token in enumerate(ids)
             # A text, too, can become the unknown token, which is a control token of some templates.
-            if token in self._original_id and self._names.name.search(text, *encoding.offsets[i])
+            if token in self._original_id and self._names.name.search(text, *offsets[i])
         ]
         if len(controls) != len(control_tokens):
             raise TemplateError(f"{self.name}: the tokenizer does not make one token of each of its own control tokens")
