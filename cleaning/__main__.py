@@ -27,7 +27,7 @@ from fastft.common import logs
 from fastft.common.command_line import option, parse, run
 from fastft.errors import UsageError, UserError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cleaning")  # not __name__, which is "__main__" where this module is the program
 
 DESCRIPTION = "Turn raw dumps of shared chats into conversations in markdown, every input accounted for."
 SHOWN_WARNINGS = 3

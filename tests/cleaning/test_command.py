@@ -235,6 +235,17 @@ def test_the_module_runs(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_the_module_says_what_the_verb_says(tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps([share("q", "a"), share("r", "b", id="b")])[:-9])
+    arguments = ["clean", str(tmp_path / "d.json"), "-o", str(tmp_path / "out")]
+    verb, module = (
+        subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT)
+        for command in (["fastft", *arguments], ["cleaning", *arguments[1:]])
+    )
+    assert verb.stderr.startswith("warning: d.json: record 2: ") and verb.stderr.count("\n") == 1
+    assert (verb.returncode, verb.stdout, verb.stderr) == (module.returncode, module.stdout, module.stderr)
+
+
 def test_a_log_gets_lines_in_place_of_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cleaning.run.workers, "LINE_EVERY", -1)
     records = [share(f"{i} {LONG}", "An answer.", id=str(i)) for i in range(500)]
