@@ -15,30 +15,21 @@ An unknown key, or a value of the wrong type, is a `UsageError` of one line that
 """
 
 import argparse
-import contextlib
-import copy
-import difflib
 import errno
-import json
-import logging
-import math
 import os
 import select
 import signal
 import sys
 import traceback
-import types
-import typing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass
+from typing import Any, NoReturn
 
 from fastft.common import logs
+from fastft.common.command_reader import CommandReader, Option, group_of, options_of, valid_keys
 from fastft.errors import PeerError, UsageError, UserError
 
-logger = logging.getLogger(__name__)
+__all__ = ["leave", "option", "parse", "run", "valid_keys"]
 
 BUG = "this is a bug in fastft and not your mistake: please report it with the lines above"
 # Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
@@ -46,9 +37,6 @@ MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM,
     errno.ENAMETOOLONG,
 }  # fmt: skip
-
-
-# The way out ---------------------------------------------------------------------------------------------------------------
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
@@ -114,9 +102,6 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-# Options -------------------------------------------------------------------------------------------------------------------
-
-
 def option(
     default: Any = MISSING,
     *,
@@ -171,7 +156,7 @@ def parse(
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    options = [option for cls in classes for option in _options(cls)]
+    options = [option for cls in classes for option in options_of(cls)]
     parser = jsonargparse.ArgumentParser(
         prog=prog, description=description, usage=usage or _usage(prog, options), exit_on_error=False
     )
@@ -179,11 +164,11 @@ def parse(
         "--config", action="config", metavar="FILE", help="a YAML file with the options below as its keys"
     )
     for cls in classes:
-        _add_options(parser, cls)
+        _addoptions_of(parser, cls)
     for action in parser._actions:
         if action.dest == "print_config":
             action.help = "print all options as YAML, a file for --config, and stop (=skip_default: only what is given)"
-    reader = _Reader(options, renamed or {}, synonyms or {})
+    reader = CommandReader(options, renamed or {}, synonyms or {})
     argv = reader.read(argv)
     try:
         values = parser.parse_args(argv)
@@ -193,92 +178,7 @@ def parse(
     return [cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in classes]
 
 
-def valid_keys(cls: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all keys of a dataclass, those of dataclasses inside it included."""
-    keys, hints = [], typing.get_type_hints(cls)
-    for f in fields(cls):
-        nested = _group(hints[f.name])
-        keys += valid_keys(nested, f"{prefix}{f.name}.") if nested else [prefix + f.name]
-    return keys
-
-
-# Inside --------------------------------------------------------------------------------------------------------------------
-
-TRUTH_VALUES = ("true", "false", "yes", "no")
-ADDED = ("help", "print_config")  # options that jsonargparse adds
-NOTHING = object()
-
-
-@dataclass(frozen=True)
-class _Option:
-    """An option as the command line and the files know it."""
-
-    key: str
-    """Dotted name of the field: the key in a file."""
-    name: str
-    """What follows the two dashes, with underscores."""
-    annotation: Any
-    short: str | None = None
-    positional: bool = False
-    several: bool = False
-    """Whether it has any number of values."""
-    repeated: bool = False
-    """Whether these are given one at a time."""
-    separator: str | None = None
-    """What separates several values in one word."""
-    alone: bool = False
-    """Whether it may stand without a value."""
-    required: bool = False
-
-    @property
-    def item(self) -> Any:
-        """Type of one value on the command line."""
-        return typing.get_args(self.annotation)[0] if self.several else self.annotation
-
-
-def _options(cls: type, prefix: str = "") -> Iterator[_Option]:
-    """Yield an option for every key of `cls`; a group has one of its own, after its keys."""
-    hints = typing.get_type_hints(cls)
-    for f in fields(cls):
-        if nested := _group(hints[f.name]):
-            yield from _options(nested, f"{prefix}{f.name}.")
-        more = f.metadata
-        yield _Option(
-            key=prefix + f.name,
-            name=_underscored(more.get("name") or prefix + f.name),
-            annotation=hints[f.name],
-            short=(more.get("short") or "").lstrip("-") or None,
-            positional=more.get("positional", False),
-            several=more.get("several", False),
-            repeated=more.get("repeated", False),
-            separator=more.get("separator"),
-            alone=more.get("alone", MISSING) is not MISSING,
-            required=_required(f),
-        )
-
-
-def _required(f: Field) -> bool:
-    return f.default is MISSING and f.default_factory is MISSING
-
-
-def _underscored(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
-
-
-def _group(annotation: Any) -> type | None:
-    """The dataclass whose fields are the keys of a group, where `annotation` is one."""
-    return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
-
-
-def _entry(annotation: Any) -> type | None:
-    """The dataclass of a list's entries, where `annotation` is or may be such a list."""
-    for part in (annotation, *typing.get_args(annotation)):
-        if typing.get_origin(part) is list and (found := _group(typing.get_args(part)[0])):
-            return found
-    return None
-
-
-def _usage(prog: str, options: Iterable[_Option]) -> str:
+def _usage(prog: str, options: Iterable[Option]) -> str:
     """The first line of --help; the list of all options follows it anyway."""
     places = []
     for option in options:
@@ -290,9 +190,9 @@ def _usage(prog: str, options: Iterable[_Option]) -> str:
     return " ".join([prog, *places, "[--KEY VALUE ...] [--config FILE]"])
 
 
-def _add_options(parser: Any, cls: type) -> None:
+def _addoptions_of(parser: Any, cls: type) -> None:
     """Plain fields by jsonargparse itself; those made by `option` one by one, as argparse has them."""
-    made = {option.key: option for option in _options(cls)}
+    made = {option.key: option for option in options_of(cls)}
     special = [f for f in fields(cls) if f.metadata.get("option")]
     texts = _attribute_docstrings(cls)
     for f in special:
@@ -311,7 +211,7 @@ def _add_options(parser: Any, cls: type) -> None:
         names = [f"-{option.short}"] * bool(option.short) + [f"--{option.name}"]
         parser.add_argument(*names, dest=f.name, **settings)
     parser.add_class_arguments(cls, skip={f.name for f in special})
-    groups = {option.key for option in made.values() if _group(option.annotation)}
+    groups = {option.key for option in made.values() if group_of(option.annotation)}
     for action in parser._actions:  # a group is given by its keys, and an option for the whole of it only hides them
         if action.dest in groups or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS
@@ -327,293 +227,3 @@ def _attribute_docstrings(cls: type) -> dict[str, str]:
         if is_dataclass(each)
         for parameter in parse_from_object(each).params
     }
-
-
-class _Reader:
-    """Reads what the user gave, on the command line and in files, before jsonargparse does.
-
-    It knows the names, so that an unknown one gets a helpful line; and it remembers every value with the type that it must
-    have, so that `explain` can say which of them was wrong.
-    """
-
-    def __init__(self, options: Sequence[_Option], renamed: dict[str, str], synonyms: dict[str, str]):
-        self.renamed, self.synonyms = renamed, synonyms
-        self.by_key = {option.key: option for option in options}
-        self.by_name = {option.name: option for option in options if not option.positional}
-        self.by_short = {option.short: option for option in options if option.short}
-        self.positional = [option for option in options if option.positional]
-        self.given: list[tuple[str, Any, Any]] = []  # (key, value, annotation)
-        self.in_files: dict[str, Any] = {}  # dotted key -> value
-        self.out: list[str] = []
-        self.places: list[str] = []  # values without a name
-
-    def read(self, argv: Sequence[str]) -> list[str]:
-        """Return the command in one plain form: the files as one, then `--key=value`, then what has no name.
-
-        With `--key=value`, a value may begin with a dash; and argparse accepts positional values only in one piece.
-        """
-        words = deque(argv)
-        while words:
-            word = words.popleft()
-            if word == "--":
-                self.places += words
-                break
-            if word.startswith("--"):
-                self._read_long(word, words)
-            elif self._is_option(word) and len(word) > 1:
-                self._read_short(word, words)
-            else:
-                self.places.append(word)
-        self._place()
-        named = {key for key, _, _ in self.given}
-        from_files = {key: value for key, value in self.in_files.items() if key not in named}
-        self.given += [(key, value, self.by_key[key].annotation) for key, value in from_files.items()]
-        if not any(word.partition("=")[0].lstrip("-") in ADDED for word in self.out):
-            self._check_required(named | set(from_files))
-        files = [f"--config={json.dumps(_nested(from_files), default=str)}"] * bool(from_files)
-        return [*files, *self.out, *(["--", *self.places] if self.places else [])]
-
-    def _read_long(self, word: str, words: deque[str]) -> None:
-        name, equals, text = word[2:].partition("=")
-        given = text if equals else None
-        name, plus = _underscored(name).removesuffix("+"), "+" * name.endswith("+")
-        if name in ADDED:
-            self.out.append(f"--{name}{equals}{text}")
-        elif name == "config":
-            if given is None and not words:
-                raise UsageError("config: expected a YAML file, got nothing")
-            self._read_file(words.popleft() if given is None else given)
-        elif any(part.isdecimal() for part in name.split(".")):
-            raise UsageError(f"{name}: entries of a list have no options of their own; write them in the YAML file")
-        elif (option := self.by_name.get(self._present(name))) is None:
-            raise UsageError(self._unknown(name, self.by_name))
-        else:
-            self._take(option, given, words, plus)
-
-    def _read_short(self, word: str, words: deque[str]) -> None:
-        """`-o VALUE`, `-oVALUE` or `-o=VALUE`."""
-        if word == "-h":
-            self.out.append("--help")
-        elif option := self.by_short.get(word[1:]):
-            self._take(option, None, words)
-        elif option := self.by_short.get(word[1]):
-            self._take(option, word[2:].removeprefix("="), words)
-        else:
-            raise UsageError(f"unknown option {word!r}; --help lists all (a file of that name: ./{word})")
-
-    def _take(self, option: _Option, given: str | None, words: deque[str], plus: str = "") -> None:
-        """Take the value of an option, or its values, from its own word or from the words that follow."""
-        if given is not None:
-            values = [given]
-        elif option.several and not option.repeated:
-            values = []
-            while words and not self._is_option(words[0]):
-                values.append(words.popleft())
-        elif option.annotation is bool:
-            values = [words.popleft() if words and words[0].lower() in TRUTH_VALUES else "true"]
-        elif words and not self._is_option(words[0]):
-            values = [words.popleft()]
-        elif option.alone:
-            self.out.append(f"--{option.name}")
-            self.given.append((option.key, NOTHING, Any))
-            return
-        else:
-            values = ["true"] if True in typing.get_args(option.annotation) else []
-        if not values:
-            hint = f"; a value that begins with a dash is written --{option.name}={words[0]}" if words else ""
-            raise UsageError(f"{option.name}: expected {_expected(option.item)}, got nothing{hint}")
-        if option.separator:
-            values = [part.strip() for value in values for part in value.split(option.separator) if part.strip()]
-        for value in values:
-            self._note_text(option, value)
-            self.out.append(f"--{option.name}{plus}={value}")
-
-    def _is_option(self, word: str) -> bool:
-        """Whether a word is an option and no value: a number and a lone dash are values."""
-        try:
-            float(word)
-        except ValueError:
-            return word.startswith("-") and word != "-"
-        return False
-
-    def _note_text(self, option: _Option, text: str) -> None:
-        """Remember a value of the command line, and check the keys inside it."""
-        import yaml
-
-        value = None
-        if _group(option.annotation) or _entry(option.annotation):
-            with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(text)
-        if _group(option.annotation) and not isinstance(value, dict):
-            raise UsageError(_misfit(option.key, text, option.annotation))
-        if isinstance(value, (list, dict)):
-            self._check_value(option.key, value, option.annotation)
-            self.given.append((option.key, value, option.annotation))
-        else:
-            self.given.append((option.key, text, option.item))
-
-    def _place(self) -> None:
-        """Give the values without a name to the positional options; one that has none takes its value from a file."""
-        free = deque(self.places)
-        for option in self.positional:
-            if free:
-                values = list(free) if option.several else [free[0]]
-                for value in values:
-                    self.given.append((option.key, value, option.item))
-                    free.popleft()
-            elif option.key in self.in_files:
-                value = self.in_files.pop(option.key)
-                self.given.append((option.key, value, option.annotation))
-                self.places += [str(each) for each in (value if isinstance(value, list) else [value])]
-        if free:
-            raise UsageError(f"{free[0]!r} is one value too many; an option is written --KEY VALUE, --help lists all")
-
-    def _check_required(self, named: set[str]) -> None:
-        missing = [option for option in self.by_key.values() if option.required and "." not in option.key]
-        missing = [option for option in missing if option.key not in named]
-        if missing:
-            how = " ".join(option.key.upper() if option.positional else f"--{option.name} ..." for option in missing)
-            raise UsageError(
-                f"{', '.join(option.name for option in missing)}: missing; say {how}, or use --config FILE"
-            )
-
-    def _present(self, name: str) -> str:
-        """The name of today."""
-        if name in self.renamed:
-            logger.warning(
-                "%s is called %s now; the old name stops working in the next release", name, self.renamed[name]
-            )
-        return self.renamed.get(name, name)
-
-    def _read_file(self, path: str) -> None:
-        """Take the values of a file of options, under the names of today."""
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UsageError(f"config: {path}: no such file") from None
-        except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise UsageError(f"config: {path}, line {line}: not YAML ({error.problem or error.context})") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UsageError(f"config: {path}: cannot be read ({' '.join(str(error).split())})") from None
-        if not isinstance(values, dict):
-            raise UsageError(f"config: {path}: holds no keys; write KEY: VALUE lines")
-        for name, value in self._flat(values):
-            key = self._present(name)
-            if key not in self.by_key and key in self.by_name:
-                key = self.by_name[key].key
-            if key not in self.by_key:
-                raise UsageError(self._unknown(name, self.by_key))
-            option = self.by_key[key]
-            self._check_value(key, value, option.annotation)
-            if (option.several or option.positional) and not _fits(value, option.annotation):
-                raise UsageError(_misfit(key, value, option.annotation))
-            endless = isinstance(value, float) and not math.isfinite(value)  # which JSON has no word for
-            self.in_files[key] = f".{value}".replace(".-", "-.") if endless else value
-
-    def _flat(self, values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield (dotted key, value) of a file's keys; groups are walked into, values are left whole."""
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            option = self.by_key.get(self.renamed.get(name, name))
-            if isinstance(value, dict) and (option is None or _group(option.annotation)) and value:
-                yield from self._flat(value, f"{name}.")
-            else:
-                yield name, value
-
-    def _check_value(self, name: str, value: Any, annotation: Any) -> None:
-        """Check what jsonargparse lets pass or explains badly: a null where none may be, and the keys inside a value."""
-        parts = typing.get_args(annotation)
-        if value is None and annotation is not Any and type(None) not in parts:
-            raise UsageError(_misfit(name, value, annotation))
-        if _group(annotation) and not isinstance(value, dict):
-            raise UsageError(_misfit(name, value, annotation))
-        entry = _entry(annotation)
-        group = next(filter(None, map(_group, (annotation, *parts))), None)
-        if entry and isinstance(value, list):
-            for number, each in enumerate(value):
-                self._check_value(f"{name}.{number}", each, entry)
-                if absent := [f.name for f in fields(entry) if _required(f) and f.name not in each]:
-                    raise UsageError(f"{name}.{number}.{absent[0]}: missing")
-        elif group and isinstance(value, dict):
-            hints = typing.get_type_hints(group)
-            for key, each in value.items():
-                if key not in hints:
-                    raise UsageError(self._unknown(f"{name}.{key}", [f"{name}.{known}" for known in hints]))
-                self._check_value(f"{name}.{key}", each, hints[key])
-
-    def _unknown(self, name: str, known: Iterable[str]) -> str:
-        """The line for a key that does not exist: with what another project's name means here, or the nearest one."""
-        nearest = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, [*known, *self.renamed])
-        nearest = self.renamed.get(nearest, nearest)
-        return f"unknown key {name!r}; " + (f"the nearest valid one is {nearest!r}" if nearest else "--help lists all")
-
-    def explain(self, error: Exception) -> str:
-        """Say which of the given values does not fit its type, in one line; jsonargparse's own words if all of them do."""
-        for key, value, annotation in self.given:
-            if value is not NOTHING and not _fits(value, annotation):
-                return _misfit(key, value, annotation)
-        return " ".join(str(error).split())
-
-
-def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as groups within groups."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        *groups, last = key.split(".")
-        place = found
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
-    return found
-
-
-def _misfit(key: str, value: Any, annotation: Any) -> str:
-    """The line for a value of the wrong type."""
-    return f"{key}: expected {_expected(annotation)}, got {'null' if value is None else repr(value)}"
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether jsonargparse takes `value` for a value of that type."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=annotation)
-    try:
-        parser.parse_object({"value": copy.deepcopy(value)}) if not isinstance(value, str) else parser.parse_args(
-            [f"--value={value}"]
-        )
-    except jsonargparse.ArgumentError:
-        return False
-    return True
-
-
-def _expected(annotation: Any) -> str:
-    """A type in words: "a whole number", "one of cosine, linear", "true or false"."""
-    if group := _group(annotation):
-        return f"a group of keys ({', '.join(f.name for f in fields(group))})"
-    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        names = [str(part) for part in parts if not isinstance(part, bool)]
-        return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_expected(part) for part in parts if part is not type(None))
-    if origin is tuple:
-        return f"a list of {len(parts)} values"
-    if origin is list:
-        return "a list" + {str: " of texts", int: " of whole numbers", float: " of numbers"}.get(parts[0], "")
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return words.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def _nearest(key: str, names: Iterable[str]) -> str | None:
-    """The name that was meant: one of the same group if one is near, else one whose last part is."""
-    names = list(names)
-    group, _, last = key.rpartition(".")
-    same = [name for name in names if name.rpartition(".")[0] == group] or names
-    lasts = {name.rpartition(".")[2]: name for name in names}
-    found = difflib.get_close_matches(key, same, n=1)
-    found += [lasts[near] for near in difflib.get_close_matches(last, lasts, n=1)]
-    return found[0] if found else None

@@ -1,4 +1,9 @@
-"""TODO docstring of fastft.common.workers."""
+"""Share work out among processes: results in order, few batches at a time, and workers that end with their parent.
+
+    for result in ordered_map(function, batches, pool): …
+
+A pool is anything with `submit` and `ahead`: a ProcessPoolExecutor, or the cleaner's Ray cluster.
+"""
 
 import collections
 import gc
@@ -10,22 +15,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import parent_process
 from typing import Any, Protocol
 
-EARLY = 32  # batches that are done while workers start, at most: 10 s of work
+EARLY = 32  # batches that this process works on, at most, while a worker is loading: 10 s of work
 
 
 class Pool(Protocol):
-    """Where shards are worked on."""
+    """Where batches are worked on."""
 
-    ahead: int  # shards that may be handed out and not yet taken back: enough for every worker, a few MiB each
+    ahead: int  # batches that may be submitted and not yet taken back: enough to keep every worker busy
 
     def submit(self, function: Callable, batch: Any) -> Any:
-        """function(batch), later: the return value's `result()` waits for it."""
+        """Call function(batch) in a worker. The `result()` of what is returned waits for it."""
 
 
 def begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it: a worker whose parent was killed would wait for work for ever."""
+    """Leave Ctrl-C to the parent, and end when it ends: otherwise a worker whose parent was killed waits for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()  # what was imported stays: without it a tenth of the time goes into looking through it for garbage
+    gc.freeze()  # without this, a tenth of the time is spent searching the imported modules for garbage
 
     def end_with_parent() -> None:
         parent_process().join()
@@ -35,7 +40,7 @@ def begin_worker() -> None:
 
 
 def in_background(pool: Pool, function: Callable, argument: Any) -> Future:
-    """function(argument) in a worker. Not `pool.submit`, which waits until the first worker has started: 3 s of imports."""
+    """Call function(argument) in a worker without waiting, as `pool.submit` does, until the first one has started (3 s)."""
     threads = ThreadPoolExecutor(1)
     begun = threads.submit(lambda: pool.submit(function, argument).result())
     threads.shutdown(wait=False)
@@ -43,9 +48,10 @@ def in_background(pool: Pool, function: Callable, argument: Any) -> Future:
 
 
 def ordered_map(function: Callable, batches: Iterable, pool: Pool | None, loading: Future | None = None) -> Iterator:
-    """function(batch) for each batch, in order; few batches are under way at a time, so memory stays small.
+    """Yield function(batch) for each batch, in order. At most `pool.ahead` batches are under way, so memory stays small.
 
-    While a worker is `loading`, this process does the work, and keeps what it has done until it knows that all is well.
+    `loading` is something that a worker does first (`in_background`). Meanwhile this process works on the first batches; it
+    yields nothing before `loading` has succeeded, whose exception is raised here.
     """
     if pool is None:
         yield from map(function, batches)

@@ -131,7 +131,7 @@ EXPECTED = {
 
 
 @dataclass(frozen=True)
-class Source:
+class Dialogue:
     """A conversation as written: (role, text) turns, roles "user" and "assistant", text in markdown."""
 
     id: str
@@ -199,17 +199,17 @@ KEYWORDS = {
 STRING_OR_COMMENT = r'(?P<comment>#[^\n]*|--[^\n]*|//[^\n]*)|(?P<string>"[^"\n]*"|\'[^\'\n]*\')'
 
 
-def read_sources() -> list[Source]:
+def read_sources() -> list[Dialogue]:
     """Every conversation of sources/*.md, files by name, conversations as they stand."""
     return [source for path in sorted(SOURCES.glob("*.md")) for source in _parse(path)]
 
 
-def _parse(path: Path) -> Iterator[Source]:
+def _parse(path: Path) -> Iterator[Dialogue]:
     lang = path.stem.split("_")[0]
     for block in re.split(r"^---\n(?=id: )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         head, *parts = re.split(r"^## (user|assistant)$", block, flags=re.MULTILINE)
         turns = [(role, text.strip("\n")) for role, text in zip(parts[::2], parts[1::2])]
-        yield Source(head.split()[1], lang, turns)
+        yield Dialogue(head.split()[1], lang, turns)
 
 
 class PageRenderer(RendererHTML):
@@ -334,7 +334,7 @@ def record_id(name: str) -> str:
     return "".join(alphabet[number // 62**place % 62] for place in range(7))
 
 
-def share_record(source: Source, era: Era, rounds: int | None = None, name: str | None = None) -> dict:
+def share_record(source: Dialogue, era: Era, rounds: int | None = None, name: str | None = None) -> dict:
     """`source` (its first `rounds` only) as one element of a dump."""
     turns = source.turns[: 2 * rounds] if rounds else source.turns
     conversations = [
@@ -349,14 +349,14 @@ def share_record(source: Source, era: Era, rounds: int | None = None, name: str 
     return record
 
 
-def pick_era(source: Source, number: int) -> Era:
+def pick_era(source: Dialogue, number: int) -> Era:
     """The eras in turn, except that the oldest page named no language: it can show only code blocks that have none."""
     era = ERAS[number % len(ERAS)]
     has_language = any(re.search(r"^ *```\w", text, re.MULTILINE) for _, text in source.turns)
     return ERA_STORED if era is ERA_A and has_language else era
 
 
-def _answer(source: Source, text: str, era: Era) -> str:
+def _answer(source: Dialogue, text: str, era: Era) -> str:
     if not text:
         return EMPTY_PAGES.get(source.id, page_html("", era))
     footer = f"<div>Copy{len(text)} chars / {len(text.split())} words</div>" if source.id in FOOTERS else ""

@@ -149,7 +149,7 @@ def test_the_cleaner_finds_the_dirt(tmp_path):
                 assert message["content"] in (text, _opening(source)), source.id
 
 
-def _opening(source: make_dump.Source) -> str:
+def _opening(source: make_dump.Dialogue) -> str:
     """The first question as the cleaner keeps it: byte for byte, half an emoji as U+FFFD."""
     return source.turns[0][1] + (" \ufffd" if source.id in make_dump.CUT_EMOJI else "")
 
