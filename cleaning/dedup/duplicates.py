@@ -78,7 +78,7 @@ class Fingerprint:
     # 2 x VALUES bytes, for all turns and for the answers alone; empty if the conversation is short or near duplicates are off.
     sketch: bytes = b""
     time: float = 0.0  # when it took place, in unix seconds; 0 if the dump does not say so
-    tree: bytes = b""  # the same for all branches of one tree (`--branches all`); empty for a conversation on its own
+    tree: bytes = b""  # the same for all branches of one tree and for all parts of one conversation; empty for others
 
 
 class Fingerprints:
@@ -310,9 +310,8 @@ def _sketch(messages: Sequence[Message], folded: Sequence[str]) -> bytes:
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(sets), np.array([0, len(sets[0]), len(sets[0]) + len(sets[1])], np.uint64), VALUES, SEED
     )
-    values = np.array(matrix.to_rows(), np.uint32) * np.uint32(
-        0x9E3779B1
-    )  # mixed, because the high bits of a minimum are mostly zero
+    # Only the highest 8 bits are kept. Those of a minimum are mostly zero, so the multiplication mixes the others into them.
+    values = np.array(matrix.to_rows(), np.uint32) * np.uint32(0x9E3779B1)
     return (values >> np.uint32(24)).astype(np.uint8).tobytes()
 
 

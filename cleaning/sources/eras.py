@@ -69,9 +69,8 @@ _ALLOWED_TAGS = frozenset(
 )
 
 _PAGER = re.compile(r"\s*([1-9]\d{0,2}) / ([1-9]\d{0,2})")
-_NOT_A_QUESTION = re.compile(
-    r"\s*(?:!?Too many requests|This content may violate)|\s*\Z"
-)  # turns that were saved without a counter
+# Human turns that were saved without a counter.
+_NOT_A_QUESTION = re.compile(r"\s*(?:!?Too many requests|This content may violate)|\s*\Z")
 
 
 @dataclass
@@ -84,9 +83,7 @@ class Evidence:
     # Conversations whose answers are what the sanitiser leaves: bare wrappers, and nothing that it removes.
     sanitised: int = 0
     labels: int = 0  # … of these, those with "Copy code" without its button: certainly sanitised
-    confirmed: int = (
-        0  # … of these, those whose questions hold entities and nothing that the sanitiser would have escaped
-    )
+    confirmed: int = 0  # … of these, those with questions that hold entities and nothing that would have been escaped
     contradicted: int = 0  # … of these, those with a question that was never sanitised
     plain_turns: int = 0  # human turns of conversations without an answer that looks like HTML
     plain_bare: int = 0  # … of these, turns that were never sanitised
@@ -107,9 +104,7 @@ class EraDecision:
     name: str = "auto"  # one of ERAS
     bare_is_sanitised: bool = False  # answers in bare wrappers mean that the questions are escaped
     fragments_are_html: bool = False  # so do answers that begin with a block such as <p>, without a wrapper
-    blocks_are_html: bool = (
-        False  # answers that are a wrapper's content are HTML, which says nothing about the questions
-    )
+    blocks_are_html: bool = False  # answers that are a wrapper's content are HTML; the questions need not be escaped
     all_escaped: bool = False  # questions are escaped even where the answers are not HTML
     pager: bool = False  # what looks like a branch counter is one, even where the conversation has a single question
     reasons: tuple[str, ...] = ()  # of the decision, for people

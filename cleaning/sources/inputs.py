@@ -130,11 +130,10 @@ def _hub_records(name: str) -> Iterator[RawRecord]:
         try:
             row = next(rows, None)
         except Exception as error:  # noqa: BLE001  the Hub's clients raise dozens of kinds: network, permissions, formats
-            line = " ".join(str(error).split())[:200] or type(error).__name__
-            what = (
-                f"the Hub failed after {number:,} rows" if number else "no such file, and the Hub gave no such dataset"
-            )
-            raise UserError(f"{name}: {what} ({line})") from None
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            at_first = "no such file, and the Hub gave no such dataset"
+            what = f"the Hub failed after {number:,} rows" if number else at_first
+            raise UserError(f"{name}: {what} ({reason})") from None
         if row is None:
             return
         number += 1
