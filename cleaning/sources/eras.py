@@ -241,6 +241,7 @@ def _mark_fragments(turns: list[Turn]) -> None:
 
 
 def _mark_blocks(turns: list[Turn]) -> None:
+    """Set `html` on the answers that are the content of a wrapper."""
     for turn in turns:
         turn.html = turn.html or (turn.role == "assistant" and is_wrapper_content(turn.text))
 
