@@ -27,9 +27,9 @@ class Limits:
 
     concurrency: int = 16
     """Requests in flight at a time."""
-    rpm: float = 0
+    rpm: float = 0.0
     """Requests a minute, 0 for no limit."""
-    tpm: float = 0
+    tpm: float = 0.0
     """Tokens a minute, 0 for no limit."""
     retries: int = 8
     timeout_s: float = 120.0

@@ -228,9 +228,9 @@ def test_a_local_model_and_the_harness_itself(exams, capsys):
     [
         (["--tasks", "snark"], "--tasks snark: there are the suites bbh, agieval and the tasks boolean"),
         (["--tasks", ","], "--tasks is empty"),
-        (["--tasks", "navigate"], "navigate.json: no such file; its home is github.com/suzgunmirac"),
-        (["--tasks", "lsat-ar"], "lsat-ar.jsonl: no such file; its home is github.com/ruixiangcui"),
-        (["--tasks", "hyperbaton"], "is no JSON object with examples"),
+        (["--tasks", "navigate"], "navigate.json: no such file; it comes from github.com/suzgunmirac"),
+        (["--tasks", "lsat-ar"], "lsat-ar.jsonl: no such file; it comes from github.com/ruixiangcui"),
+        (["--tasks", "hyperbaton"], "is not a JSON object with examples"),
         (
             ["--tasks", "causal_judgement"],
             "holds no multiple-choice questions (causal_judgement[0]: its options are missing)",

@@ -213,4 +213,4 @@ def test_bad_reviews(tmp_path, capsys):
     assert "holds no reviews" in capsys.readouterr().err
     (tmp_path / "review_a_b.jsonl").write_text('{"question_id": 1}\n')
     assert run_judge(["--reviews", str(tmp_path)]) == 1
-    assert "line 1: is no review" in capsys.readouterr().err
+    assert "line 1: is not a review" in capsys.readouterr().err

@@ -1,7 +1,7 @@
-"""Multiple-choice exams as Orca's paper reports them, from local files: BIG-Bench Hard and AGIEval in English.
+"""Read the multiple-choice exams of Orca's paper from local files: BIG-Bench Hard, and AGIEval in English.
 
-DATA/bbh/*.json and DATA/agieval/*.jsonl are the files of the two projects' repositories, unchanged. They become
-questions whose options have letters, and tasks for lm-evaluation-harness that anybody can run:
+DATA/bbh/*.json and DATA/agieval/*.jsonl are the unchanged files of the two projects' repositories. They become questions
+whose options have letters, and tasks for lm-evaluation-harness that anybody can run:
 
     lm_eval --include_path OUTPUT/tasks --tasks fastft_bbh_snarks --model …
 
@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastft.common.records import read_records
+from fastft.common.files import write_whole
+from fastft.common.records import read_records, repair_text
 from fastft.errors import UserError
 
 SUITES = {"bbh": "bbh/{}.json", "agieval": "agieval/{}.jsonl"}
@@ -24,9 +25,9 @@ SOURCES = {
     "bbh": "github.com/suzgunmirac/BIG-Bench-Hard, folder bbh",
     "agieval": "github.com/ruixiangcui/AGIEval, folder data/v1_1",
 }
-MODELS = ("Vicuna", "Orca", "TD-003", "ChatGPT", "GPT-4")  # the columns of published.csv
+MODELS = ("Vicuna", "Orca", "TD-003", "ChatGPT", "GPT-4")  # the columns of published.csv; TD-003 is text-davinci-003
 ASK = "Answer with the letter of the right option."
-WORDS = {  # what BBH leaves to its instructions
+WORDS = {  # options that are not in the questions, because BBH names them in its instructions
     "boolean_expressions": ("True", "False"),
     "sports_understanding": ("yes", "no"),
     "web_of_lies": ("Yes", "No"),
@@ -35,7 +36,7 @@ WORDS = {  # what BBH leaves to its instructions
 
 @dataclass(frozen=True)
 class Item:
-    """`options`: the letters that an answer may name; `gold`: the right one."""
+    """A question with lettered options. `options` are the letters that an answer may name, `gold` is the right one."""
 
     prompt: str
     options: str
@@ -44,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Published:
-    """A line of Orca's tables 8 and 11 (arXiv:2306.02707): accuracy in percent by model, None where there is none."""
+    """A line of Orca's tables 8 and 11 (arXiv:2306.02707): accuracy in percent by model, None where none was published."""
 
     suite: str
     task: str
@@ -53,11 +54,16 @@ class Published:
 
     @property
     def name(self) -> str:
-        """What the task is called in the harness."""
+        """The task's name in the harness."""
         return f"fastft_{self.suite}_{self.task}"
 
 
+class MalformedItem(Exception):
+    """An item that cannot be asked; the message says why."""
+
+
 def published() -> list[Published]:
+    """Return all tasks with their published results."""
     with open(Path(__file__).with_name("published.csv"), newline="", encoding="utf-8") as file:
         return [
             Published(
@@ -71,7 +77,7 @@ def published() -> list[Published]:
 
 
 def chosen(wanted: str) -> list[Published]:
-    """`wanted`: suites and tasks, separated by commas. Raises UserError for one that does not exist."""
+    """Return the tasks that `wanted` names: suites and tasks, separated by commas. Raises UserError for an unknown one."""
     known, found = published(), {}
     for name in filter(None, map(str.strip, wanted.split(","))):
         fitting = [row for row in known if name in (row.suite, row.task, f"{row.suite}/{row.task}")]
@@ -85,23 +91,26 @@ def chosen(wanted: str) -> list[Published]:
 
 
 def load_items(data: Path, exam: Published) -> tuple[list[Item], list[str]]:
-    """The items of a task, and a line for each that cannot be asked. Raises UserError where the file is missing or no exam."""
+    """Return the items of a task, and a line for each that cannot be asked.
+
+    Raises UserError where the file is missing, or holds no item that can be asked.
+    """
     path = data / SUITES[exam.suite].format(exam.task)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; its home is {SOURCES[exam.suite]}")
+        raise UserError(f"{path}: no such file; it comes from {SOURCES[exam.suite]}")
     items, skipped = [], []
     for where, row in _rows(path, exam.suite):
         try:
             items.append(_bbh_item(row, exam.task) if exam.suite == "bbh" else _agieval_item(row))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            why = str(error) if type(error) is ValueError else "has not the shape of the others"
-            skipped.append(f"{where}: {why}")
+        except MalformedItem as error:
+            skipped.append(f"{where}: {error}")
     if not items:
         raise UserError(f"{path}: holds no multiple-choice questions ({skipped[0] if skipped else 'it is empty'})")
     return items, skipped
 
 
 def _rows(path: Path, suite: str) -> Iterator[tuple[str, Any]]:
+    """Yield (task[index], row) of a file. Raises UserError where it cannot be read."""
     if suite == "agieval":
         for index, record in enumerate(read_records(path)):
             if record.error:
@@ -109,30 +118,44 @@ def _rows(path: Path, suite: str) -> Iterator[tuple[str, Any]]:
             yield f"{path.stem}[{index}]", record.value
         return
     try:
-        examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: is no JSON object with examples; its home is {SOURCES[suite]}") from None
+        examples = json.loads(path.read_bytes())["examples"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        examples = None
+    if not isinstance(examples, list):
+        raise UserError(f"{path}: is not a JSON object with examples; the file comes from {SOURCES[suite]}")
     for index, row in enumerate(examples):
         yield f"{path.stem}[{index}]", row
 
 
-def _bbh_item(row: dict[str, str], task: str) -> Item:
-    """Options with letters stay as they are; words (- Yes, - No) get letters. Raises UserError for a malformed one."""
-    question, mark, listed = row["input"].partition("Options:\n")
-    target = row["target"].strip()
+def _text(row: Any, key: str) -> str:
+    """Return the text under `key`. Raises MalformedItem where there is none."""
+    if not isinstance(row, dict) or not isinstance(row.get(key), str):
+        raise MalformedItem(f"its {key} is missing or not a text")
+    return row[key]
+
+
+def _bbh_item(row: Any, task: str) -> Item:
+    """Keep options that have letters as they are, and give letters to those that are words (- Yes, - No)."""
+    text, target = _text(row, "input"), _text(row, "target").strip()
+    question, mark, listed = text.partition("Options:\n")
     lines = [line.strip() for line in listed.splitlines() if line.strip()]
     if mark and all(re.match(r"\([A-Z]\)", line) for line in lines):
         letters = "".join(line[1] for line in lines)
-        return _checked(f"{row['input'].strip()}\n\n{ASK}", letters, target.strip("()"), target)
+        return _checked(f"{text.strip()}\n\n{ASK}", letters, target.strip("()"), target)
     words = [line.removeprefix("-").strip() for line in lines] if mark else list(WORDS.get(task, ()))
     right = words.index(target) if target in words else -1
     return _lettered(question.strip(), words, "" if right < 0 else chr(ord("A") + right), target)
 
 
-def _agieval_item(row: dict[str, Any]) -> Item:
-    words = [re.sub(r"^\(?[A-Z]\)\s*", "", option.strip()) for option in row["options"]]
-    question = "\n\n".join(part.strip() for part in (row.get("passage"), row["question"]) if part)
-    return _lettered(question, words, row["label"].strip("() "), row["label"])
+def _agieval_item(row: Any) -> Item:
+    """Put the passage, where there is one, before the question, and list the options with letters."""
+    question, label = _text(row, "question"), _text(row, "label")
+    options, passage = row.get("options"), row.get("passage") or ""
+    if not isinstance(options, list) or not all(isinstance(each, str) for each in [*options, passage]):
+        raise MalformedItem("its options or its passage are not texts")
+    words = [re.sub(r"^\(?[A-Z]\)\s*", "", option.strip()) for option in options]
+    whole = "\n\n".join(part.strip() for part in (passage, question) if part)
+    return _lettered(whole, words, label.strip("() "), label)
 
 
 def _lettered(question: str, words: list[str], gold: str, target: str) -> Item:
@@ -142,29 +165,27 @@ def _lettered(question: str, words: list[str], gold: str, target: str) -> Item:
 
 
 def _checked(prompt: str, letters: str, gold: str, target: str) -> Item:
+    """Return the item. Raises MalformedItem where the letters are not A, B, C …, or where none of them is right."""
     if len(letters) < 2 or letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
-        raise ValueError(f"its options are {letters or 'missing'}")
+        raise MalformedItem(f"its options are {letters or 'missing'}")
     if len(gold) != 1 or gold not in letters:
-        raise ValueError(f"its target {target!r} is none of its options {letters}")
+        raise MalformedItem(f"its target {target!r} is none of its options {letters}")
     return Item(prompt, letters, gold)
 
 
-# Reading an answer ---------------------------------------------------------------------------------------------------------
-
-
 def first_capital(text: str, options: str) -> str | None:
-    """Orca's rule: the first capital letter that is an option. It reads "Answer: (B)" as A."""
+    """Return the first capital letter that is an option, which is Orca's rule. It reads "Answer: (B)" as A."""
     return next((character for character in text if character in options), None)
 
 
 def lone_letter(text: str, options: str) -> str | None:
-    """The first option's letter that stands alone. It reads "Answer: (B)" as B, and "A dog." as A."""
+    """Return the first letter of an option that stands alone. This reads "Answer: (B)" as B, and "A dog." as A."""
     found = re.search(rf"(?<![^\W_])[{options}](?![^\W_]|['’])", text)
     return found and found[0]
 
 
 def score(item: dict[str, str], results: list[str]) -> dict[str, float]:
-    """An answer by both rules; the harness calls this (`process_results`)."""
+    """Score an answer by both rules; the harness calls this (`process_results`)."""
     (answer,) = results
     letter = first_capital(answer, item["options"])
     return {
@@ -174,16 +195,16 @@ def score(item: dict[str, str], results: list[str]) -> dict[str, float]:
     }
 
 
-METRICS = {"first_capital": True, "lone_letter": True, "no_letter": False}  # is higher better
+METRICS = {"first_capital": True, "lone_letter": True, "no_letter": False}  # whether higher is better
 
 
 def write_task(directory: Path, exam: Published, items: list[Item]) -> None:
-    """The task and its data, two files. `!function` needs fastft to be installed where the harness runs."""
+    """Write a task and its data, two files. The harness needs fastft to be installed for the task's `!function`."""
     import yaml
 
     directory.mkdir(parents=True, exist_ok=True)
     data = directory / f"{exam.name}.jsonl"
-    data.write_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    write_whole(data, repair_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)))
     task = {
         "task": exam.name,
         "dataset_path": "json",
@@ -200,4 +221,4 @@ def write_task(directory: Path, exam: Published, items: list[Item]) -> None:
         "metadata": {"version": 1.0},
     }
     text = yaml.safe_dump(task, sort_keys=False) + "process_results: !function fastft.judge.exams.items.score\n"
-    (directory / f"{exam.name}.yaml").write_text(text, encoding="utf-8")
+    write_whole(directory / f"{exam.name}.yaml", text)

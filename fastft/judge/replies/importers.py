@@ -1,15 +1,17 @@
-"""The reviews of Vicuna's original evaluation as judgments: `fastft judge --reviews DIR --scores field|text`.
+"""Read the reviews of Vicuna's original evaluation as judgments: `fastft judge --reviews DIR --scores field|text`.
 
 A review has the judge's words (`text`) and a pair of scores (`score`) that people filled in where the original parser failed.
-"field" takes the latter, "text" reads the words and names every review whose field says something else. The files are
-review_FIRST_SECOND.jsonl; the first model was shown first, unless the ids of the answers in a review say otherwise: then
-those are believed, and the file is named.
+"field" takes the latter. "text" reads the words. Both name every review whose field and words differ. The files are called
+review_FIRST_SECOND.jsonl: the first model was shown first, unless the ids of the answers in a review say otherwise; then the ids
+are believed, and the file is named.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fastft.common.records import read_records
+from fastft.common.records import Record, read_records
 from fastft.errors import UserError
 from fastft.judge.judgment import Judgment
 from fastft.judge.questions import Answer, Question, load_questions
@@ -17,65 +19,89 @@ from fastft.judge.replies.parsing import parse_pair
 
 
 def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str], list[Question], list[Answer]]:
-    """Judgments of all review files in `directory`, a line for each contradiction (of a field and its text, of a file's name and
-    its rows), and the questions and the answers, where they lie as in the original (TABLE/question.jsonl and
-    TABLE/answer/answer_NAME.jsonl beside TABLE/review/).
+    """Return the judgments of all review files in `directory`, contradictions, questions and answers.
 
-    Raises UserError for a directory without reviews, or the record that is none.
+    Contradictions are lines: a field that differs from its text, or a file's name that differs from its rows. Questions and
+    answers are read where they lie as in the original: TABLE/question.jsonl and TABLE/answer/answer_NAME.jsonl beside
+    TABLE/review/. Raises UserError for a directory without reviews, and for a record that is no review.
     """
     paths = sorted(directory.glob("review_*.jsonl")) if directory.is_dir() else []
     if not paths:
         raise UserError(f"{directory}: holds no reviews (review_FIRST_SECOND.jsonl)")
-    questions = _questions(directory)
+    questions, answers = _questions(directory), _answers(directory)
     categories = {question.id: question.category for question in questions}
-    answers = _answers(directory)
+    models_of_ids = _models_of_ids(directory)
     judgments, contradictions, models = [], [], set()
-    homes = _homes(directory)
     for path in paths:
         named = _models(path, answers)
         models |= {*named}
         swapped = 0
-        for record in read_records(path):
-            row = record.value
-            if record.error or not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise UserError(f"{record.where}: {record.error or 'is no review: it has no text'}")
-            question, read = str(row.get("question_id")), parse_pair(row["text"])
-            entered = _pair(row.get("score"))
-            first, second = named
-            if homes.get(str(row.get("answer1_id"))) == named[1] or homes.get(str(row.get("answer2_id"))) == named[0]:
-                (second, first), swapped = named, swapped + 1  # the row knows which answer was shown first
-            if read and entered and read != entered:
-                says, holds = (" : ".join(f"{score:g}" for score in pair) for pair in (read, entered))
-                contradictions.append(f"{path.name}, question {question}: the text says {says}, the field {holds}")
-            pair = entered if scores == "field" else read
-            judgments.append(
-                Judgment(
-                    question_id=question,
-                    category=categories.get(question, "all"),
-                    mode="pairwise",
-                    judge="review",
-                    model_a=first,
-                    model_b=second,
-                    score_a=pair[0] if pair else None,
-                    score_b=pair[1] if pair else None,
-                    parsed=pair is not None,
-                    text=row["text"],
-                    flags=("contradiction",) if read and entered and read != entered else (),
-                )
-            )
+        for review in _reviews(path):
+            shown = _shown_order(review.row, named, models_of_ids)
+            swapped += shown != named
+            if review.contradicts_itself:
+                says, holds = (" : ".join(f"{score:g}" for score in pair) for pair in (review.read, review.entered))
+                line = f"{path.name}, question {review.question}: the text says {says}, the field {holds}"
+                contradictions.append(line)
+            category = categories.get(review.question, "all")
+            judgments.append(review.judgment(category, shown, review.entered if scores == "field" else review.read))
         if swapped:
             line = f"{path.name}: the ids of {swapped} answers say that {named[1]} was shown first; they are believed"
             contradictions.append(line)
-    return (
-        judgments,
-        contradictions,
-        questions,
-        [answer for name in answers if name in models for answer in answers[name]],
-    )
+    return judgments, contradictions, questions, [each for name in answers if name in models for each in answers[name]]
+
+
+@dataclass(frozen=True)
+class _Review:
+    """A row of a review file: the scores that its words give (`read`), and those in its field (`entered`)."""
+
+    row: dict[str, Any]
+    question: str
+    read: tuple[float, float] | None
+    entered: tuple[float, float] | None
+
+    @property
+    def contradicts_itself(self) -> bool:
+        return bool(self.read and self.entered and self.read != self.entered)
+
+    def judgment(self, category: str, shown: tuple[str, str], pair: tuple[float, float] | None) -> Judgment:
+        return Judgment(
+            question_id=self.question,
+            category=category,
+            mode="pairwise",
+            judge="review",
+            model_a=shown[0],
+            model_b=shown[1],
+            score_a=pair[0] if pair else None,
+            score_b=pair[1] if pair else None,
+            parsed=pair is not None,
+            text=self.row["text"],
+            flags=("contradiction",) if self.contradicts_itself else (),
+        )
+
+
+def _reviews(path: Path) -> Iterator[_Review]:
+    for record in read_records(path):
+        row = _row(record)
+        yield _Review(row, str(row.get("question_id")), parse_pair(row["text"]), _pair(row.get("score")))
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """Return a record that is a review. Raises UserError otherwise."""
+    row = record.value
+    if record.error or not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise UserError(f"{record.where}: {record.error or 'is not a review, because it has no text'}")
+    return row
+
+
+def _shown_order(row: dict[str, Any], named: tuple[str, str], models_of_ids: dict[str, str]) -> tuple[str, str]:
+    """Return the models in the order in which a row's ids say they were shown; where it has no ids, as the file names them."""
+    first, second = (models_of_ids.get(str(row.get(key))) for key in ("answer1_id", "answer2_id"))
+    return named[::-1] if first == named[1] or second == named[0] else named
 
 
 def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
-    """Names may hold underscores: then those are right whose answers are there."""
+    """Return the two models that a file's name names. Where a name has underscores, the answers say where it ends."""
     parts = path.stem.removeprefix("review_").split("_")
     pairs = [("_".join(parts[:i]), "_".join(parts[i:])) for i in range(1, len(parts))]
     if not pairs or not all(pairs[0]):
@@ -83,40 +109,42 @@ def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
     return next((pair for pair in pairs if {*pair} <= {*known}), pairs[0])
 
 
-def _pair(value) -> tuple[float, float] | None:
-    """A field's scores; the original marks what nobody filled in with -1."""
+def _pair(value: Any) -> tuple[float, float] | None:
+    """Return a field's scores, None where nobody filled it in, which the original marks with -1."""
     if isinstance(value, list) and len(value) == 2 and all(isinstance(v, (int, float)) and v >= 0 for v in value):
         return float(value[0]), float(value[1])
     return None
 
 
 def _answers(directory: Path) -> dict[str, list[Answer]]:
-    """By the names in the files' names: some rows have no model's."""
+    """Return the answers by model. The model is the one in the file's name, because some rows name none."""
     return {
         name: [Answer(str(row["question_id"]), name, (row["text"],)) for row in rows]
         for name, rows in _answer_rows(directory)
     }
 
 
-def _homes(directory: Path) -> dict[str, str]:
-    """Whose answer an answer's id is, where the answers have ids."""
+def _models_of_ids(directory: Path) -> dict[str, str]:
+    """Return the model of each answer's id, where the answers have ids."""
     return {
         str(row["answer_id"]): name for name, rows in _answer_rows(directory) for row in rows if row.get("answer_id")
     }
 
 
 def _answer_rows(directory: Path) -> Iterator[tuple[str, list[dict]]]:
+    """Yield (model, rows) of every file in the first directory of answers that has any."""
     places = [place / "answer" for place in _places(directory)]
     for path in next((sorted(place.glob("answer_*.jsonl")) for place in places if place.is_dir()), []):
         rows = [record.value for record in read_records(path)]
         yield path.stem.removeprefix("answer_"), [row for row in rows if _is_answer(row)]
 
 
-def _is_answer(row) -> bool:
+def _is_answer(row: Any) -> bool:
     return isinstance(row, dict) and "question_id" in row and isinstance(row.get("text"), str)
 
 
 def _places(directory: Path) -> list[Path]:
+    """Return where questions and answers may lie: in the directory of the reviews, and in the two above it."""
     return [directory, *directory.resolve().parents[:2]]
 
 

@@ -1,15 +1,16 @@
-"""A judge's words -> its scores. Nothing is guessed: what cannot be read, or can be read in two ways, is None, and is counted by
-those who asked.
+"""Read scores from a judge's words. Nothing is guessed: what cannot be read, or can be read in two ways, is None.
 
-A JSON object (what our prompts ask for) is the judge's own where the reply begins or ends with it; elsewhere it may be quoted
-from an answer that plays the judge. Words are read as a first line of nothing but scores, as Vicuna's reviewers wrote it, and as
-a pair, a tuple behind a word such as "scores" or "output", or with the assistants' names ("Assistant 1: 8/10"). A tuple alone is
-a score only on a line of its own: in "the endpoints (10, 4)" it is geometry; and "Assistant 1: 5 examples" is no score.
+A JSON object, which our prompts ask for, is the judge's own where the reply begins or ends with it. Elsewhere it may be a quote
+from an answer that plays the judge. Plain words are read where judges have been seen to write scores: on a first line of nothing
+but scores, as Vicuna's reviewers wrote it; as a pair; as a tuple after a word such as "scores" or "output"; and with the
+assistants' names ("Assistant 1: 8/10"). A tuple without such a word counts on a line of its own only, because in "the endpoints
+(10, 4)" it is geometry. "Assistant 1: 5 examples" is no score.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 LOWEST, HIGHEST = 0.0, 10.0
 PAIR_KEYS = (("score_1", "score_2"), ("assistant_1", "assistant_2"), ("scores",))
@@ -20,13 +21,14 @@ _BETWEEN = r"\s*(?:[,;:/|&\s]|\band\b|\bvs\b\.?)\s*"
 _PAIR = re.compile(rf"[\[(]*\s*{_SCORE}[\])]*{_BETWEEN}[\[(]*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
 _TUPLE = re.compile(rf"[\[(]\s*{_SCORE}\s*,\s*{_SCORE}\s*[\])]", re.IGNORECASE)
 _FULL_WIDTH = str.maketrans("，：；／｜（）［］", ",:;/|()[]")
-# What may stand before a pair that ends a line: a sentence that quotes nothing, then a word that announces scores.
+# What may come before a pair at the end of a line: a sentence without quotes, then a word that announces scores.
 _TITLE = re.compile(
     r"^(?:[^\"“”„«»]*[.!?]\s+)?(?:(?:the\s+)?(?:final\s+)?(?:scores?|output|verdict|ratings?|a\s+tie|评分|得分|分数)\s*(?:[:=]|-\s)|final\s*:)\s*",
     re.IGNORECASE,
 )
 _CONCLUDES = re.compile(r"\b(?:scores?|scoring|ratings?|output|tuple|verdict|conclusion)\b", re.IGNORECASE)
-# Behind a score that stands in a sentence: its end or another clause, never what it would count ("5 examples", "2 of 5", "10 %").
+# What must follow a score within a sentence: the sentence's end or another clause. After "5 examples", "2 of 5" or "10 %" the
+# number counts something else.
 _AFTER = r"(?:(?<=/10)|(?<=of 10)|(?=\s*(?:$|[.,;!)|(\]]|(?:and|while|whereas|but|because|points?)\b|分|[-–—]\s)))"
 _NAMED = [
     # Assistant 1: 8/10 | Assistant 1 (8/10) | Assistant 1 a score of 8 | score for Assistant 1 is 8 | | Assistant 1 | 8 |
@@ -60,28 +62,31 @@ _REFUSAL = re.compile(
 
 
 def parse_pair(text: str) -> tuple[float, float] | None:
-    """The scores of Assistant 1 and 2, or None."""
+    """Return the scores of Assistant 1 and Assistant 2, or None."""
     return _read(text, PAIR_KEYS, _pairs)
 
 
 def parse_single(text: str) -> float | None:
-    """The score of the one answer, or None."""
+    """Return the score of the one answer, or None."""
     scores = _read(text, SINGLE_KEYS, _singles)
     return scores[0] if scores else None
 
 
 def is_refusal(text: str) -> bool:
-    """Does the judge say that it will not? Asked where no score was found."""
+    """Return whether the judge says that it will not judge. Meant for replies in which no score was found."""
     return bool(_REFUSAL.search(text[:300]))
 
 
 def spoken(text: str) -> str:
-    """What the judge says itself: its words, and its object's values, without the names that it was told to use."""
+    """Return what the judge says itself: its words and its object's values, without the keys that it was told to use."""
     objects, rest = _own_objects(text)
     return "\n".join([rest, *(str(value) for found in objects for value in found.values())])
 
 
-def _read(text: str, names: tuple[tuple[str, ...], ...], words) -> tuple[float, ...] | None:
+def _read(
+    text: str, names: tuple[tuple[str, ...], ...], words: Callable[[list[str]], Iterable[tuple[float, ...]]]
+) -> tuple[float, ...] | None:
+    """Return the scores where all readings of a reply agree: its objects under the keys `names`, and its lines by `words`."""
     thought = _THOUGHT.match(text)
     objects, rest = _own_objects(text[thought.end() :] if thought else text)
     readings = {scores for found in objects if (scores := _of_object(found, names))}
@@ -93,11 +98,8 @@ def _read(text: str, names: tuple[tuple[str, ...], ...], words) -> tuple[float, 
     return readings.pop() if len(readings) == 1 else None
 
 
-# Objects -------------------------------------------------------------------------------------------------------------------
-
-
 def _own_objects(text: str) -> tuple[list[dict], str]:
-    """The objects that the text begins and ends with, fences taken off, and the text between or beside them."""
+    """Return the objects that the text begins and ends with, without code fences, and the rest of the text."""
     text = _FENCE.sub("", text.strip()).strip()
     found = [(begin, end, value) for begin, end, value in _objects(text) if begin == 0 or end == len(text)]
     rest = text[found[0][1] if found and found[0][0] == 0 else 0 :]
@@ -107,13 +109,14 @@ def _own_objects(text: str) -> tuple[list[dict], str]:
 
 
 def _without_objects(text: str) -> str:
-    """Objects inside of words are quotes."""
+    """Return the text without the objects inside it, which are quotes."""
     for begin, end, _ in reversed(list(_objects(text))):
         text = text[:begin] + text[end:]
     return text
 
 
 def _objects(text: str) -> Iterator[tuple[int, int, dict]]:
+    """Yield (begin, end, object) of every outermost JSON object in a text."""
     decoder, begin = json.JSONDecoder(strict=False), 0
     while (begin := text.find("{", begin)) >= 0:
         try:
@@ -127,7 +130,10 @@ def _objects(text: str) -> Iterator[tuple[int, int, dict]]:
 
 
 def _of_object(found: dict, names: Iterable[tuple[str, ...]]) -> tuple[float, ...] | None:
-    """The numbers under one of `names`, in any case. All zero is what our prompts show as the form to be filled in."""
+    """Return the numbers under the first of `names` that has them, in any case.
+
+    All zeros are no scores, because our prompts show them as the form to be filled in.
+    """
     found = {str(key).lower(): value for key, value in found.items()}
     for keys in names:
         values = [found.get(key) for key in keys]
@@ -138,7 +144,8 @@ def _of_object(found: dict, names: Iterable[tuple[str, ...]]) -> tuple[float, ..
     return None
 
 
-def _number(value) -> float | None:
+def _number(value: Any) -> float | None:
+    """Return a value of an object as a score, None where it is none or is not on the scale."""
     if isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*/\s*10)?", value.strip())):
         value = float(found[1])
     is_score = isinstance(value, (int, float)) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
@@ -146,18 +153,15 @@ def _number(value) -> float | None:
 
 
 def _almost_json(text: str, names: tuple[str, ...]) -> set[tuple[float, ...]]:
-    """score_1: 8 | {'score_1': 8, "score_2": 9,} and what else is broken JSON, where each name has one value."""
+    """Read broken JSON such as `score_1: 8` or `{'score_1': 8, "score_2": 9,}` where each name has exactly one value."""
     said = {(found[1].lower().replace(" ", "_"), float(found[2])) for found in _ALMOST_JSON.finditer(text)}
     values = [value for name in names for said_name, value in sorted(said) if said_name == name]
     good = len(said) == len(values) == len(names) and any(values) and all(LOWEST <= v <= HIGHEST for v in values)
     return {tuple(values)} if good else set()
 
 
-# Words ---------------------------------------------------------------------------------------------------------------------
-
-
 def _pairs(lines: list[str]) -> Iterator[tuple[float, ...]]:
-    """The first line, and what is said last."""
+    """Yield the scores on the first line, and those that are given last."""
     if len(lines) == 2 and (found := [_ALONE.fullmatch(line) for line in lines]) and all(found):
         lines = [" ".join(lines)]
     if lines and (found := _PAIR.fullmatch(lines[0])) and (pair := _scores(found)):
@@ -167,7 +171,7 @@ def _pairs(lines: list[str]) -> Iterator[tuple[float, ...]]:
 
 
 def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """Pairs on a line of their own, and tuples on a line that speaks of scores, with the number of the line."""
+    """Yield (line's number, pair) for pairs on a line of their own and for tuples on a line that speaks of scores."""
     for number, line in enumerate(lines):
         bare = _TITLE.sub("", line)
         if found := _PAIR.fullmatch(bare):
@@ -178,7 +182,10 @@ def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
 
 
 def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
-    """Scores said with the assistants' names; counted to the line of the later one. Whose is said twice is not known."""
+    """Yield (later line's number, pair) for scores given with the assistants' names.
+
+    Nothing is read where one assistant is given two different scores.
+    """
     said = [
         [(number, s) for number, line in enumerate(lines) for found in pattern.finditer(line) if (s := _scores(found))]
         for pattern in _NAMED
@@ -188,7 +195,7 @@ def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
 
 
 def _singles(lines: list[str]) -> set[tuple[float, ...]]:
-    """What is in double brackets, else alone on the first or last line, else called final, else a score of any kind."""
+    """Return the scores in double brackets; else those alone on the first or last line; else those called final; else all."""
     text = "\n".join(lines)
     rated = [(line, found) for line in lines for found in _RATED.finditer(line)]
     for found in (
@@ -203,6 +210,6 @@ def _singles(lines: list[str]) -> set[tuple[float, ...]]:
 
 
 def _scores(found: re.Match) -> tuple[float, ...] | None:
-    """The match's numbers where they are on the scale."""
+    """Return the numbers of a match, None where they are not on the scale."""
     values = tuple(float(group) for group in found.groups() if group is not None)
     return values if values and all(LOWEST <= value <= HIGHEST for value in values) else None
