@@ -1,7 +1,9 @@
 """`python -m fastft.demo` is `fastft demo`."""
 
-import sys
+from fastft.common import logs
+from fastft.common.command_line import leave, run
+from fastft.demo.run import main
 
-from fastft.cli import main
-
-sys.exit(main(["demo", *sys.argv[1:]]))
+if __name__ == "__main__":
+    logs.show()
+    leave(run(main))
