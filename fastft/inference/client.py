@@ -287,7 +287,7 @@ def make_clients(
         Client(address, limits, cache, price, money, key) for address, price, key in zip(addresses, prices, keys)
     ]
     if len({(client.url, client.name) for client in clients}) < len(clients):
-        raise UserError("the same --judge is given twice")
+        raise UserError("the same endpoint and model is given twice")
     names = [client.name for client in clients]
     for client in clients:
         if names.count(client.name) > 1:

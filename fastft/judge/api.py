@@ -69,6 +69,8 @@ def compare(
         for model, texts in answers.items()
     }
     tasks, judges = plan(shared, given, mode, baseline), [judge] if isinstance(judge, str) else list(judge)
+    if not judges:
+        raise UserError("compare needs a judge, such as http://localhost:8000/v1#judge")
 
     def work() -> tuple[list[Judgment], str | None]:
         money = Money()
@@ -77,7 +79,7 @@ def compare(
 
     judgments, stopped = _in_thread(work)
     if not judgments:
-        raise UserError(stopped)
+        raise UserError(stopped or "nothing was judged")
     lengths = {(question.id, model): len(texts[question.id]) for model, texts in answers.items() for question in shared}
     return Comparison(compute(judgments, lengths), judgments, stopped)
 
