@@ -244,15 +244,33 @@ class _Splitter:
     # A round that is over the limit ------------------------------------------------------------------------------------
 
     def _pieces(self, number: int, context: list[Message]) -> list[list[Message]]:
-        """The parts into which the answer of round `number` is cut; [] if that cannot be done."""
+        """The parts into which the answer of round `number` is cut; [] if that cannot be done.
+
+        Where the question leaves too little room it is shortened, which `self.shortened` records.
+        """
         if [m.role for m in self.rounds[number]] != ["user", "assistant"]:
             return []
         question, answer = self.rounds[number]
-        begun = self._first_head(number, context, question, answer)
-        if begun is None:
-            return []
-        (head, origin), text = begun, FencedText(answer.content)
-        parts, start = [], 0
+        bare = number > 0 and is_continue(question.content)
+        origin = self._origin(number)
+        if bare and not context:
+            context = self._shortened(origin, number, lambda short: self._fits([*self.system, *short, question], 0.5))
+            if not context:  # nothing to continue
+                return []
+        head = [*self.system, *context, question]
+        real_question = self.rounds[origin][0] if bare else question
+        pieces = self._cut(head, real_question, answer) if self._fits(head, 7 / 8) else []
+        if pieces or bare:
+            return pieces
+        short, left_out = self._short_question(question, answer)
+        pieces = self._cut([*self.system, short], short, answer) if short else []
+        if pieces:
+            self.shortened.append(Shortened(number + 1, len(self.rounds), len(question.content), left_out))
+        return pieces
+
+    def _cut(self, head: list[Message], question: Message, answer: Message) -> list[list[Message]]:
+        """The parts with the pieces of an answer to `question`, the first of them after `head`; [] if a piece does not fit."""
+        text, parts, start = FencedText(answer.content), [], 0
         while start < len(text):
             end = self._piece_end(head, text, start)
             if end is None:
@@ -264,32 +282,10 @@ class _Splitter:
             parts.append([*head, replace(answer, content=text.piece(start, end), ends=answer.ends and last)])
             start = end
             if not last:
-                head = self._next_head(origin, text, end)
+                head = self._next_head(question, text, end)
                 if not head:
                     return []
         return parts
-
-    def _first_head(
-        self, number: int, context: list[Message], question: Message, answer: Message
-    ) -> tuple[list[Message], Message] | None:
-        """(the messages before the answer's first piece, the real question that it answers); None if they leave no room.
-
-        The question may be shortened, which `self.shortened` records.
-        """
-        bare = number > 0 and is_continue(question.content)
-        origin = self._origin(number)
-        if bare and not context:
-            context = self._shortened(origin, number, lambda short: self._fits([*self.system, *short, question], 0.5))
-            if not context:  # nothing to continue
-                return None
-        head = [*self.system, *context, question]
-        if self._fits(head, 7 / 8):
-            return head, self.rounds[origin][0] if bare else question
-        short, left_out = (None, question) if bare else self._short_question(question, answer)
-        if short is None:
-            return None
-        self.shortened.append(Shortened(number + 1, len(self.rounds), len(question.content), left_out))
-        return [*self.system, short], short
 
     def _next_head(self, question: Message, text: FencedText, end: int) -> list[Message]:
         """The messages before the piece that begins at `end`: question, end of the answer so far, "Continue"; [] if none fit."""

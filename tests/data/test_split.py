@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cleaning.pipeline import clean
@@ -309,6 +309,7 @@ def test_a_fence_around_the_gap_is_closed_and_opened():
     st.integers(64, 200),
     st.sampled_from(["w ", "w\n", "ww. w\n\n"]),
 )
+@example([(45, 7)], 64, "w ")  # the question leaves an eighth of the limit, but not the room for the smallest piece
 def test_no_round_is_lost_for_a_long_question(lengths, max_tokens, unit):
     messages = []
     for i, (question, answer) in enumerate(lengths):
@@ -326,6 +327,12 @@ def test_no_round_is_lost_for_a_long_question(lengths, max_tokens, unit):
         if i + 1 in middles:
             shown = middles[i + 1].join(shown.split("\n\n[…]\n\n"))
         assert shown == f"q{i} " + unit * question
+
+
+def test_a_round_that_cannot_be_cut_after_all_is_not_on_record_as_shortened():
+    """The limit holds the question's ends and a first piece, but no context for the piece after it."""
+    parts, over, shortened = split_conversation(dialogue([(60, 60)]), 32, by_words)
+    assert [each.number for each in over] == [1] and not shortened and not parts
 
 
 def test_rejecting_instead_of_cutting():

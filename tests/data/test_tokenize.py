@@ -36,6 +36,7 @@ def test_several_processes_write_what_one_writes(ground, monkeypatch, split_to, 
     alone = cached(ground)
     monkeypatch.setattr(tokenizing, "PARALLEL_FROM", 8)
     monkeypatch.setattr(tokenizing.os, "sched_getaffinity", lambda process: {0, 1})
+    caplog.clear()
     with caplog.at_level(logging.INFO, "fastft"):
         tokenized(str(ground / "data.jsonl"), template, split_to)
     assert cached(ground) == alone
