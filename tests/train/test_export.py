@@ -30,7 +30,7 @@ def run(ground, tmp_path_factory):
     more = ["--checkpoint.every", "4", "--checkpoint.keep", "9", "--eval_every", "4", "--price_per_hour", "3600"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs._main(ground, out, "--eval_data", str(ground / "data.jsonl"), *more)
+        done = runs.train_here(ground, out, "--eval_data", str(ground / "data.jsonl"), *more)
     assert done.returncode == 0, done.stderr
     return out
 

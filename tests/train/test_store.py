@@ -182,6 +182,17 @@ def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path
     assert "upload: step 2 is on the disk only (a newer one took its place)" in said()
 
 
+def test_a_checkpoint_is_not_called_uploaded_when_another_machine_was_lost_before_it_was(uploader, tmp_path, said):
+    def gone(step, name):
+        raise RuntimeError("Connection closed by peer")
+
+    uploader._upload = gone
+    uploader.goes.set()
+    offer(uploader, tmp_path, 1)
+    assert uploader.finish(60) is False and checkpoints(uploader.store).found == []
+    assert "upload: ended (Connection closed by peer)" in said()
+
+
 def test_what_a_start_has_passed_over_is_not_kept_in_storage(uploader, tmp_path):
     for step in (10, 20, 30):  # the bytes of the last two are wrong
         commit(uploader.store, f"step-{step:08d}-aa", step, {})

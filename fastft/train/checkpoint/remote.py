@@ -127,7 +127,11 @@ class Uploader:
             self.changed.notify_all()
         if self.thread:
             self.thread.join(seconds)
-        return not self.thread or (not self.thread.is_alive() and self.committed == self.tried)
+        if not self.thread:
+            return True
+        with self.changed:  # an offer is left where the thread has ended because another machine is gone
+            uploaded = self.committed == self.tried and max(self.offers, default=-1) <= self.committed
+        return uploaded and not self.thread.is_alive()
 
     def _run(self) -> None:
         try:
