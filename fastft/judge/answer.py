@@ -71,7 +71,7 @@ class AnswerConfig(ModelConfig):
     questions: Path = option(OWN, positional=True)
     """Questions as JSON Lines; by default our own 80."""
     output: Path = option(short="-o")
-    """Where the answers are written, as JSON Lines; the answers that it holds already are kept."""
+    """The file for the answers, as JSON Lines; answers that it holds already are kept."""
 
 
 def main(argv: Sequence[str]) -> int:

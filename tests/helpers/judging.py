@@ -1,4 +1,4 @@
-"""Questions, answers and a judge for tests."""
+"""What tests of the judge share: questions, answers, a judge, and the verbs as a user calls them."""
 
 import json
 import re
@@ -10,22 +10,22 @@ SECRET = "sk-very-secret-0123456789"
 
 
 def run_judge(arguments: list[str]) -> int:
-    """The exit code of `fastft judge`."""
+    """Run `fastft judge` and return its exit code."""
     return cli.main(["judge", *arguments])
 
 
 def run_answer(arguments: list[str]) -> int:
-    """The exit code of `fastft answer`."""
+    """Run `fastft answer` and return its exit code."""
     return cli.main(["answer", *arguments])
 
 
 def judged(tmp_path) -> list[Judgment]:
-    """The judgments of the run whose command `write_ground` returned."""
+    """Return the judgments of the run whose command line `write_ground` has returned."""
     return read_judgments(tmp_path / "judged/judgments.jsonl")
 
 
 def longer_wins(body: dict, number: int = 0) -> str:
-    """A judge without taste: the longer answer is the better one."""
+    """Judge without taste: the longer answer is the better one."""
     prompt = body["messages"][0]["content"]
     lengths = [
         len(re.search(rf"<answer of Assistant {n} \w+>\n(.*?)\n</answer of Assistant {n}", prompt, re.DOTALL)[1])
@@ -36,7 +36,7 @@ def longer_wins(body: dict, number: int = 0) -> str:
 
 
 def write_ground(tmp_path, questions: int = 10, models: tuple[str, ...] = ("a", "b")) -> list[str]:
-    """Questions and answers; later models write longer. Returns the command line of `fastft judge` without a judge."""
+    """Write questions and answers; later models write longer. Returns the options of `fastft judge` without a judge."""
     rows = [{"id": f"q{i}", "category": ("one", "two")[i % 2], "turns": [f"What is {i}?"]} for i in range(questions)]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for place, model in enumerate(models):
@@ -50,7 +50,7 @@ def write_ground(tmp_path, questions: int = 10, models: tuple[str, ...] = ("a", 
 
 
 def error_of(capsys, arguments: list[str]) -> str:
-    """The one line that it says before it has asked anything."""
+    """Run `fastft judge`, which must fail, and return its last line, which must be the error and hold no key."""
     capsys.readouterr()
     assert run_judge(arguments) == 1
     said = capsys.readouterr().err.strip().splitlines()

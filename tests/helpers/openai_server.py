@@ -1,8 +1,8 @@
-"""An OpenAI-compatible endpoint on loopback that answers by script and fails on purpose, for tests over real HTTP.
+"""Run an OpenAI-compatible endpoint on loopback that answers by script and fails on purpose, for tests over real HTTP.
 
     with endpoint(reply) as server: …  server.url, server.requests
 
-`reply(body, number)` returns the text of the answer to the `number`-th request, a `Failure`, or a whole body (bytes).
+`reply(body, number)` returns the text of the answer to the `number`-th request (from 0 on), a `Failure`, or a whole body (bytes).
 """
 
 import contextlib
@@ -16,8 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Failure:
-    """`status` with an error's body; 0 closes the connection in the middle of an answer; `wait_s` before anything is sent.
-    `location`: where a redirect points to.
+    """A reply that fails: `status` with an error as its body, sent after `wait_s` seconds.
+
+    Status 0 closes the connection in the middle of an answer. `location` is where a redirect points to.
     """
 
     status: int = 500
@@ -30,15 +31,19 @@ class Failure:
 
 @dataclass
 class Server:
+    """A running endpoint, and what it was sent."""
+
     url: str
     requests: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
-    paid: int = 0  # answers that were sent whole
+    paid: int = 0  # answers by `reply` that were sent whole
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @contextlib.contextmanager
 def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Server]:
+    """Serve until the block ends."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -93,7 +98,7 @@ def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Se
 
 
 def completion(content: str | list | None, body: dict, finish_reason: str = "stop", **message) -> bytes:
-    """`message`: what else the message holds."""
+    """Return the body of a chat completion. `message` is what else its message holds, such as reasoning_content."""
     tokens, words = sum(len(each["content"]) for each in body["messages"]) // 4, len(content or "") // 4
     message = {"role": "assistant", "content": content, **message}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}

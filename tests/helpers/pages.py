@@ -1,4 +1,4 @@
-"""HTML pages under test: a browser, hostile texts, what a page shows."""
+"""What tests of HTML pages share: hostile texts, a browser, the texts of a page, and rows of a run's metrics."""
 
 import random
 import shutil
@@ -10,6 +10,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def rows(count: int, eval_every: int = 0) -> list[dict]:
+    """Return the rows of metrics.jsonl for so many steps, with a falling loss."""
     noise, out = random.Random(0), []
     for step in range(1, count + 1):
         out.append(
@@ -23,10 +24,9 @@ def rows(count: int, eval_every: int = 0) -> list[dict]:
 
 
 def texts(page: str, xpath: str) -> list[str]:
+    """Return the text of every element that `xpath` finds, with single spaces."""
     return [" ".join(" ".join(element.itertext()).split()) for element in lxml_html.fromstring(page).xpath(xpath)]
 
-
-# --- safe -------------------------------------------------------------------------------------------------------------
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -40,11 +40,8 @@ HOSTILE = [
 ]
 
 
-# --- in a browser -----------------------------------------------------------------------------------------------------
-
-
 def browse(tmp_path, page: str, fragment: str = "") -> tuple[str, list[str]]:
-    """The page's DOM after its script has run, and what the browser complained about."""
+    """Return the page's DOM after its script has run, and the browser's complaints."""
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
     flags += [
         "--disable-background-networking",

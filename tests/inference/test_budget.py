@@ -39,7 +39,7 @@ def spent_in(said: str) -> float:
 
 
 def test_money_holds_where_a_prompt_has_more_tokens_than_was_thought(tmp_path, capsys):
-    """Chinese, code and digits: two tokens where English has one; 16 requests on their way at the limit."""
+    """Chinese, code and digits have two tokens where English has one; 16 requests are in flight at the limit."""
     ground = write_ground(tmp_path)
 
     def reply(body, number):
@@ -54,7 +54,7 @@ def test_money_holds_where_a_prompt_has_more_tokens_than_was_thought(tmp_path, c
         before = len(server.requests)
         assert 1 < before < 20
         assert run_judge([*ground, *price, "--max_usd", "9"]) == 0
-        assert len(server.requests) == 20, "what was on its way at the limit was paid, and kept"
+        assert len(server.requests) == 20, "what was in flight at the limit was paid for and kept"
 
 
 def test_what_comes_back_too_late_counts_as_spent(tmp_path, capsys):

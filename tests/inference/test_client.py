@@ -80,7 +80,7 @@ def test_what_is_no_completion(body, error):
 
 
 def test_an_error_with_status_200_is_tried_again(tmp_path, capsys):
-    """As gateways send it; without a wait of its own, and unbilled."""
+    """Gateways send such errors; they name no time to wait and are not billed."""
     busy = json.dumps({"choices": None, "error": {"message": "Provider returned error", "code": 429}}).encode()
     with openai_server.endpoint(lambda body, number: busy if number % 3 == 0 else longer_wins(body)) as server:
         price = ["--usd_per_million", "1000,1000", "--max_usd", "100"]
@@ -148,7 +148,7 @@ def test_a_page_instead_of_an_endpoint_is_given_up(tmp_path, capsys):
     ],
 )
 def test_a_prompt_that_is_too_long_changes_no_parameter(tmp_path, capsys, said):
-    """A server may not know max_completion_tokens: a reply would then have no end, nor would its cost."""
+    """A server may not know max_completion_tokens; a reply would then have no limit, and neither would its cost."""
     reply = lambda body, number: Failure(400, said) if number == 0 else longer_wins(body)  # noqa: E731
     with openai_server.endpoint(reply) as server:
         ground = [*write_ground(tmp_path, 3), "--judge", f"{server.url}#judge", "--concurrency", "1"]
@@ -168,11 +168,11 @@ def test_limits_hold_for_retries(tmp_path):
     with openai_server.endpoint(reply) as server:
         assert run_judge([*ground, "--judge", f"{server.url}#judge", "--rpm", "120"]) == 0
     assert len(times) == 3 + 6
-    assert times[-1] - times[0] > 3, "4 s; 2.5 where only first tries wait for their turn"
+    assert times[-1] - times[0] > 3, "4 s; it would be 2.5 s if only first tries waited for their turn"
 
 
 def test_a_429_holds_back_every_request(tmp_path):
-    """Four are on their way when the first is told to wait: nobody begins in that time, whatever comes back."""
+    """Four are in flight when the first is told to wait; no request begins in that time, whatever the others get."""
     ground, times, said, together = write_ground(tmp_path, 10), [], [], threading.Barrier(4)
 
     def reply(body, number):
@@ -193,7 +193,7 @@ def test_a_429_holds_back_every_request(tmp_path):
 
 @pytest.mark.parametrize("concurrency, refused", [(1, 3), (16, 3 * 6)])
 def test_an_endpoint_without_structured_output_and_with_other_names(tmp_path, concurrency, refused):
-    """Those on their way together are refused together, and each goes on without what was refused."""
+    """Requests in flight together are refused together, and each is sent again without what was refused."""
     ground = write_ground(tmp_path, 3)
 
     def reply(body, number):

@@ -1,4 +1,4 @@
-"""Addresses and keys: what is no address is refused, and a key goes to the endpoint that it was made for."""
+"""Addresses and keys: what is not an address is refused, and a key is sent only to the endpoint that it was made for."""
 
 import pytest
 from helpers import openai_server

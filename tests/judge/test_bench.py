@@ -1,4 +1,4 @@
-"""Exams: the items of BBH and AGIEval, the rule that reads an answer, and the harness over real HTTP and a real model."""
+"""Exams: the items of BBH and AGIEval, the rules that read an answer, and the harness over real HTTP and with a real model."""
 
 import json
 
@@ -16,7 +16,7 @@ LETTERED = "Which is heavy?\nOptions:\n(A) a feather\n(B) an anvil\n(C) a crumb"
 
 
 def run_bench(arguments: list[str]) -> int:
-    """The exit code of `fastft bench`."""
+    """Run `fastft bench` and return its exit code."""
     return cli.main(["bench", *arguments])
 
 
@@ -90,7 +90,7 @@ def test_agieval_items(tmp_path):
 
 
 def test_malformed_items_are_named_and_left_out(tmp_path):
-    """As in BBH itself: targets that are a text, or options that a comma has torn apart."""
+    """BBH itself has targets that are texts, and options that a comma has torn apart."""
     bad = LETTERED.replace("(C)", "(D)")
     write_bbh(tmp_path, "ruin_names", (LETTERED, "(A)"), (LETTERED, "an anvil"), (bad, "(A)"), (LETTERED, "(D)"))
     items, skipped = load_items(tmp_path, exam("ruin_names"))
@@ -145,7 +145,7 @@ def answers_b(body, number=0):
 
 
 def test_a_run_over_http_with_its_files(exams, monkeypatch, capsys):
-    """A failure leaves questions open with exit code 1; the same command asks those alone. Then every figure, by hand."""
+    """Failures leave questions unanswered, with exit code 1; the same command asks only those. Then every figure is checked."""
     monkeypatch.setenv(KEY, "sk-secret-secret")
     out = exams / "out"
     command = [
@@ -193,7 +193,7 @@ def test_a_run_over_http_with_its_files(exams, monkeypatch, capsys):
 
 
 def test_a_local_model_and_the_harness_itself(exams, capsys):
-    """The model's directory; then the harness's own dummy model over the task files that were written."""
+    """A model's directory is examined, and then the harness runs its own dummy model over the task files."""
     model = models.make_model(exams / "model")
     command = [
         "--tasks",

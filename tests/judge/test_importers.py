@@ -1,4 +1,4 @@
-"""Vicuna's original reviews: the published totals, to the point, and no review lost."""
+"""Vicuna's original reviews: the published totals to the last digit, no review lost; and how scores are read from words."""
 
 import json
 import os
@@ -191,7 +191,7 @@ def test_reviews_of_models_with_underscores(tmp_path):
 
 
 def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
-    """The rows know whose answer was shown first, even where only one model's answers have ids."""
+    """The rows say whose answer was shown first, even where only one model's answers have ids."""
     (tmp_path / "answer").mkdir()
     (tmp_path / "answer/answer_flan.jsonl").write_text('{"question_id": 1, "text": "No."}\n')
     (tmp_path / "answer/answer_gpt.jsonl").write_text('{"question_id": 1, "answer_id": "G", "text": "Yes."}\n')

@@ -1,4 +1,4 @@
-"""The page of judgments: everything escaped, its filters run in a real browser; the API's results in a notebook."""
+"""The page of judgments: everything is escaped, and its filters work in a real browser. Also what a notebook shows."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def test_the_report_is_made_again_from_its_files(tmp_path, capsys):
     answers = tmp_path / "judged/answers.jsonl"
     whole = answers.read_bytes()
     answers.write_bytes(whole[whole.index(b"\n") + 1 :])
-    report_again(tmp_path / "judged")  # a row is lost: there is no length to be known, and no reason to stop
+    report_again(tmp_path / "judged")  # a lost row costs an answer's length, but not the report
     answers.write_bytes(whole)
     report_again(tmp_path / "judged")
     made = {name: (tmp_path / "judged" / name).read_bytes() for name in ("report.html", "results.json", "results.md")}
@@ -139,7 +139,7 @@ def test_nothing_parsed_says_so(tmp_path):
 
 
 def test_three_questions_are_no_proof(tmp_path):
-    """All six judgments say the same; by chance that happens to one pair of equal models in four (p = 0.25)."""
+    """All six judgments agree; for equal models that happens by chance in one of four cases (p = 0.25)."""
     swept = [
         Judgment(f"q{i}", "x", "pairwise", "judge", *names, *scores, True, "")
         for i in range(3)

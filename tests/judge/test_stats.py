@@ -1,4 +1,4 @@
-"""The figures: small cases by hand, laws that hold for any judgments, and intervals that hold what they promise."""
+"""The figures: small cases by hand, laws that are true of any judgments, and intervals that cover what they promise."""
 
 import math
 
@@ -20,7 +20,7 @@ def look(question, first, second, scores, judge="judge", category="x") -> Judgme
 
 
 def both_orders(results: dict) -> list[Judgment]:
-    """{question: ((a's and b's score, a shown first), (the same, b shown first))}, models a and b."""
+    """Return judgments of models a and b from {question: (a's and b's score with a shown first, the same with b shown first)}."""
     found = []
     for question, (one, other) in results.items():
         found += [look(question, "a", "b", one), look(question, "b", "a", other[::-1] if other else None)]
@@ -94,7 +94,7 @@ def test_an_interval_holds_its_mean(values):
 
 
 def test_judging_twice_makes_nothing_surer():
-    """The same looks again, by a copy of the judge: the clustered interval stays, that over single judgments shrinks."""
+    """Judging each pair a second time with the same result leaves the clustered interval as it is; the naive one shrinks."""
     rng = np.random.default_rng(1)
     table = {i: ((x, 11 - x), (x, 11 - x)) for i, x in enumerate(rng.integers(1, 11, 60))}
     once = [judgment for judgment in both_orders(table) if judgment.model_a == "a"]
@@ -134,7 +134,7 @@ def test_ratings_find_the_truth_and_stay_finite():
 
 
 def test_length_control_takes_length_out():
-    """A judge that likes the longer answer and the first place, and two models as good as each other, one wordier."""
+    """A judge prefers longer answers and the first place; of two equally good models, one is wordier."""
     rng, looks, lengths = np.random.default_rng(0), [], {}
     for question in range(400):
         lengths[str(question), "a"], lengths[str(question), "b"] = map(int, rng.normal((800, 1100), 250))
@@ -154,7 +154,7 @@ def test_length_control_takes_length_out():
 
 @pytest.mark.parametrize("skill, questions", [(0, 80), (1, 80), (1.6, 80), (2.2, 80), (0.3, 10), (1, 10)])
 def test_intervals_cover(monkeypatch, skill, questions):
-    """600 simulated evaluations in both orders, 50 : 50 to 96 : 4; benchmarks/judge.py does thousands."""
+    """600 simulated evaluations in both orders, from 50 : 50 to 96 : 4; benchmarks/judge.py simulates thousands."""
     monkeypatch.setattr(intervals, "RESAMPLES", 500)
     rng = np.random.default_rng(0)
     simulate = lambda n: (  # noqa: E731
@@ -176,7 +176,7 @@ def test_no_judgments():
 
 
 def test_length_that_decides_all_is_seen():
-    """The longer answer always wins: no finite fit without a penalty, and the bias must not be hidden as "not known"."""
+    """Where the longer answer always wins, a fit is finite only with a penalty; and the bias must be shown, not left out."""
     looks, lengths = [], {}
     for question in range(40):
         lengths[str(question), "a"], lengths[str(question), "b"] = (
@@ -191,7 +191,7 @@ def test_length_that_decides_all_is_seen():
 
 
 def test_judges_that_grade_alone():
-    """The second gives one more, to each: perfectly correlated, never equal; and each has figures of its own."""
+    """The second judge gives every answer one point more: perfectly correlated, never equal; each has figures of its own."""
     grades = [
         Judgment(str(q), "x", "single", judge, model, None, q % 5 + more + 2 * (model == "b"), None, True, "")
         for q in range(10)
