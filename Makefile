@@ -1,13 +1,17 @@
-# Two commands are all the set-up there is: `make demo` and `make test`. Each makes .venv if it is missing.
+# `make demo` and `make test` need no other set-up: each makes .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-cluster test-sky sky-e2e fuzz lint clean
+.PHONY: demo test test-all test-cluster test-sky sky-e2e fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/fastft demo
 
+# What a change should pass before it is committed: all but the slow tests, in under 8 minutes on two cores.
 test: .venv/ready lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-all: .venv/ready lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/ready
@@ -21,12 +25,12 @@ lint: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable ".[test]" --constraint constraints.txt
 	touch $@
 
-# The cleaner on a real Ray, of one machine.
+# The cleaner on a real Ray cluster of one machine.
 test-cluster: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable ".[cluster]" --constraint constraints.txt
 	$(BIN)/python -m pytest tests/cleaning/test_cluster.py
 
-# The real SkyPilot over sky_yamls/. In its own environment: it pins click < 8.2, which transformers cannot live with.
+# The real SkyPilot reads sky_yamls/. It needs its own environment, because it pins click < 8.2, which transformers does not take.
 test-sky: .venv-sky/ready
 	.venv-sky/bin/python tests/sky/validate.py
 
@@ -36,7 +40,8 @@ test-sky: .venv-sky/ready
 	.venv-sky/bin/python -m pip install --quiet skypilot==0.14.1
 	touch $@
 
-# A managed job of the real SkyPilot on a Slurm cluster of one machine, preempted twice. Linux, root, Debian's packages; 10 minutes.
+# A managed job of the real SkyPilot on a Slurm cluster of one machine, preempted twice. Needs Linux, root and Debian's packages, and
+# takes 10 minutes.
 sky-e2e: .venv/ready .venv-sky-e2e/ready
 	.venv-sky-e2e/bin/python tests/sky/e2e.py
 
@@ -46,7 +51,7 @@ sky-e2e: .venv/ready .venv-sky-e2e/ready
 	.venv-sky-e2e/bin/python -m pip install --quiet "skypilot[slurm]==0.14.1" uv
 	touch $@
 
-# The HTML converter, fuzzed with coverage as the guide, FUZZ_SECONDS (60) long.
+# Fuzzes the HTML converter, guided by coverage, for FUZZ_SECONDS (60).
 fuzz:
 	PYTHON=$(PYTHON) tests/fuzz/run
 

@@ -164,7 +164,7 @@ def parse(
         "--config", action="config", metavar="FILE", help="a YAML file with the options below as its keys"
     )
     for cls in classes:
-        _addoptions_of(parser, cls)
+        _add_options(parser, cls)
     for action in parser._actions:
         if action.dest == "print_config":
             action.help = "print all options as YAML, a file for --config, and stop (=skip_default: only what is given)"
@@ -190,7 +190,7 @@ def _usage(prog: str, options: Iterable[Option]) -> str:
     return " ".join([prog, *places, "[--KEY VALUE ...] [--config FILE]"])
 
 
-def _addoptions_of(parser: Any, cls: type) -> None:
+def _add_options(parser: Any, cls: type) -> None:
     """Plain fields by jsonargparse itself; those made by `option` one by one, as argparse has them."""
     made = {option.key: option for option in options_of(cls)}
     special = [f for f in fields(cls) if f.metadata.get("option")]
