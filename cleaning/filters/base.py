@@ -1,12 +1,10 @@
-"""What a filter is, and what the user can choose.
+"""The three kinds of steps that a conversation passes, by what they remove.
 
-A step looks at one conversation. Three kinds, by what goes:
+    Filter      rejects the whole conversation; its complaint goes to rejected.jsonl as the detail
+    TurnFilter  rejects the round (question and answer) of the turn that it complains about; the dialogue is kept
+    Repair      rejects nothing; it changes turns, which are counted
 
-    Filter      the conversation: its complaint goes to rejected.jsonl as the reason
-    TurnFilter  the round (question and answer) of the turn complained about; the dialogue stays
-    Repair      nothing: turns are changed, and counted
-
-All are pure functions of the conversation and the Settings: the same in any order of input and any worker.
+All are pure functions of the conversation and the Settings, so the result depends on neither order nor worker.
 """
 
 from collections.abc import Callable
@@ -19,10 +17,10 @@ from fastft.data.conversation import Conversation, Message
 @dataclass(frozen=True)
 class Filter:
     name: str
-    complaint: Callable[[Conversation, Settings], str | None]  # what is wrong, None: nothing
+    complaint: Callable[[Conversation, Settings], str | None]  # what is wrong, or None
     description: str
     default: bool = True
-    option: str = ""  # the option without which it has nothing to do
+    option: str = ""  # the option without which it does nothing
     drops: str = "conversation"
 
 
@@ -33,15 +31,17 @@ class TurnFilter:
     description: str
     default: bool = True
     option: str = ""
-    first_only: bool = False  # only the first round is judged
-    asked_for: Callable[[str], bool] | None = None  # of the question: such an answer was asked for, the round stays
+    first_only: bool = False  # whether only the first round is judged
+    asked_for: Callable[[str], bool] | None = (
+        None  # whether the question asked for such an answer: then the round is kept
+    )
     drops: str = "round"
 
 
 @dataclass(frozen=True)
 class Repair:
     name: str
-    apply: Callable[[list[Message], Settings], int]  # turns changed
+    apply: Callable[[list[Message], Settings], int]  # changes the messages; returns the number of turns changed
     description: str
     default: bool = True
     option: str = ""

@@ -1,8 +1,8 @@
-"""Which language a conversation is in: CLD2, 28 MB/s on one core, its tables inside the wheel (pycld2, Apache-2.0).
+"""Detects the language of a conversation with CLD2: 28 MB/s on one core, tables inside the wheel (pycld2, Apache-2.0).
 
-Judged by pieces of the whole conversation, or by all of it where they disagree, with code taken out: `yes` and `continue`
-are no evidence, and code is English to any detector. What CLD2 is not sure of is "unknown", which is not "other":
-`--languages` keeps it, because it is mostly code and dialogues of a few words; `--with unknown_language` rejects it.
+Pieces from the whole conversation are judged, or all of it where they disagree, since `yes` and `continue` are no evidence.
+Code is taken out first: to any detector it is English. What CLD2 is not sure about is "unknown", which `--languages` keeps,
+because it is mostly code and dialogues of a few words; `--with unknown_language` rejects it.
 """
 
 import difflib
@@ -20,12 +20,12 @@ except ImportError:  # no wheel for this platform: `lang` stays empty, and --lan
     pycld2 = None
 
 UNKNOWN = "unknown"
-ENOUGH = 10_000  # characters: of 1,259 real dialogues none is judged otherwise by 50,000, two are by 5,000
+ENOUGH = 10_000  # characters. Of 1,259 real dialogues, 50,000 characters change no verdict, and 5,000 change two
 _OLD_CODES = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "sh": "sr", "no": "nb", "mo": "ro", "un": UNKNOWN}
-_OF_COUNTRIES = {"cn": "zh", "jp": "ja", "kr": "ko"}  # often taken for their languages' codes
-# A long text is first judged by pieces of it, spread evenly: enough where they are of one language by so many percent.
+_OF_COUNTRIES = {"cn": "zh", "jp": "ja", "kr": "ko"}  # countries, often mistaken for languages
+# A long text is first judged by 5 pieces of 200 characters, evenly spread: enough if 95 % of them is in one language.
 PIECES, PIECE, ALL_BUT_SURE = 5, 200, 95
-# Code, addresses and tags, each with what any of them holds: looking for that first halves the time.
+# Code, addresses and tags, each after a string that it contains: searching for that first halves the time.
 _NO_PROSE = (
     ("```", re.compile(r"^[ \t>]*(`{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)),
     ("~~~", re.compile(r"^[ \t>]*(~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)),
@@ -33,7 +33,7 @@ _NO_PROSE = (
     ("://", re.compile(r"https?://\S+")),
     ("<", re.compile(r"<[^<>\n]{1,200}>")),
 )
-# CLD2 refuses text that holds these (bytes that are no interchange-valid UTF-8).
+# Characters that CLD2 refuses (it calls them not interchange-valid).
 _INVALID = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U0000e000-\U0000f8ff]"
 )
@@ -45,7 +45,7 @@ def available() -> bool:
 
 @functools.cache
 def known() -> dict[str, str]:
-    """{code: English name} of the languages that CLD2 can tell, without its jokes (Klingon, Pig Latin) and scripts."""
+    """{code: English name} of the languages that CLD2 can detect, without its jokes (Klingon, Pig Latin) and scripts."""
     if pycld2 is None:
         return {}
     codes = dict(pycld2.LANGUAGES)
@@ -60,15 +60,15 @@ def code_of(lang: str) -> str:
 
 
 def check_codes(codes: tuple[str, ...]) -> None:
-    """Raises UserError for the first code that no language has, naming near ones."""
+    """Raise UserError for the first code that is not a language's, naming near ones."""
     for code in codes:
         if "-" in code or code_of(code) not in known():
             near = ", ".join(f"{each} ({known()[each]})" for each in _near(code.lower()))
-            raise UserError(f"--languages: {code!r} is no language code; near are {near}")
+            raise UserError(f"--languages: {code!r} is not a language code; the nearest are {near}")
 
 
 def _near(code: str) -> list[str]:
-    """Codes of languages that may be meant by a code, a region or a name."""
+    """Codes of the languages that may be meant by a mistaken code, a region or a name."""
     base = _OF_COUNTRIES.get(code) or code_of(code.replace("_", "-"))
     by_name = {name.lower(): each for each, name in known().items()}
     if base in known() or code in by_name:
@@ -78,7 +78,7 @@ def _near(code: str) -> list[str]:
 
 
 def detect_language(conversation: Conversation) -> str:
-    """An ISO 639-1 code where there is one, "unknown", or "" where nothing can judge (pycld2 is not installed)."""
+    """The language's ISO 639-1 code if it has one, "unknown", or "" if pycld2 is not installed."""
     if pycld2 is None:
         return ""
     texts, size = [], 0
@@ -90,10 +90,10 @@ def detect_language(conversation: Conversation) -> str:
 
 
 def language_of(text: str) -> str:
-    """As `detect_language`, of a text: by pieces of it, and by all of it where they are not of one language.
+    """The language of a text, as `detect_language` gives it: judged by pieces, and by all of it if these disagree.
 
-    Of 1,258 real dialogues none is judged otherwise than by all of it at once; of 2,000 that are made of the rounds of
-    two in different languages, 2 are (26 by 1,500 characters of either end: the other language is in the middle).
+    Of 1,258 real dialogues none is judged differently than by the whole text. Of 2,000 that were made of the rounds of two
+    dialogues in different languages, 2 are (with 1,500 characters of either end instead of pieces: 26).
     """
     if len(text) > PIECES * PIECE:
         language, percent = _ask(" ".join(map(_prose, _pieces(text))))
@@ -106,7 +106,8 @@ def _pieces(text: str) -> Iterator[str]:
     step = (len(text) - PIECE) // (PIECES - 1)
     in_code = False
     for start in range(0, step * PIECES, step):
-        # Or code counts as prose: of 2,346 dialogues in other languages around English ones' code, 30 became English.
+        # A piece that begins inside a code block must not count as prose: otherwise 30 of 2,346 dialogues in other
+        # languages around code become English.
         in_code ^= text.count("```", max(start - step, 0), start) % 2
         yield ("```\n" if in_code else "") + text[start : start + PIECE]
 
@@ -119,7 +120,7 @@ def _prose(text: str) -> str:
 
 
 def _ask(text: str) -> tuple[str, int]:
-    """(the language of most of the text, the percentage of the text that is in it)"""
+    """Ask CLD2 for the language of most of the text, and the percentage of the text that is in it."""
     text = _INVALID.sub(" ", text)
     try:
         reliable, _, ((_, code, percent, _), *_) = pycld2.detect(text.encode("utf-8", "ignore"))

@@ -1,9 +1,9 @@
-"""A moderation endpoint in the manner of OpenAI's: POST {"input": [texts]}, answered by {"results": [{"flagged", …}]}.
+"""Asks a moderation endpoint in the form of OpenAI's: POST {"input": [texts]}, answered by {"results": [{"flagged", …}]}.
 
-Off unless `--moderation URL` is given: the text of every conversation that the other filters keep is sent there. Texts
-go in batches, what was judged once is remembered in a file (by a hash of the text, never the text), and an interrupted
-run goes on where it was. The key comes from the environment: FASTFT_MODERATION_KEY, or, for api.openai.com alone,
-OPENAI_API_KEY, so that no key reaches a host that it was not made for; redirects are refused for the same reason.
+Off unless `--moderation URL` is given: then the text of every conversation that the other filters keep is sent there, in
+batches. A verdict is remembered in a file (by a hash of the text, never the text), so an interrupted run asks nothing twice.
+The key comes from the environment: FASTFT_MODERATION_KEY, or, for api.openai.com only, OPENAI_API_KEY, so that no key
+reaches a host that it was not made for. Redirects are refused for the same reason.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
 BATCH = 32  # texts in a request
-PIECE = 10_000  # characters; longer texts go in pieces, flagged if one of them is
+PIECE = 10_000  # characters; a longer text is sent in pieces, and flagged if one of them is
 TRIES = 6
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled each time, and what Retry-After says if that is longer
-TIMEOUT = 60.0
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled each time, or what Retry-After says if that is longer
+TIMEOUT = 60.0  # seconds
 
 
 def flagged(conversations: Sequence[Conversation], settings: Settings) -> list[str | None]:
-    """For each conversation the complaint, or None. Raises UserError if the endpoint cannot be used."""
+    """The complaint about each conversation, or None. Raises UserError if the endpoint cannot be used."""
     keys = [[[_key(piece, settings) for piece in _pieces(m.content)] for m in c.messages] for c in conversations]
     texts = {
         key: piece
@@ -61,7 +61,7 @@ def _key(text: str, settings: Settings) -> bytes:
 
 
 def _verdicts(texts: dict[bytes, str], settings: Settings) -> dict[bytes, list[str]]:
-    """{key: flagged categories}, from the file or the endpoint. Each answer is written before the next question."""
+    """{key: flagged categories}, from the file or the endpoint. Each reply is stored before the next request."""
     with closing(_open_cache(settings.moderation_cache)) as cache:
         known = dict(_remembered(cache, list(texts)))
         missing = [key for key in texts if key not in known]
@@ -76,7 +76,7 @@ def _verdicts(texts: dict[bytes, str], settings: Settings) -> dict[bytes, list[s
 
 
 def _open_cache(path: str | None) -> sqlite3.Connection:
-    """Workers share the file; each waits for the others' few milliseconds of writing."""
+    """Open the file of verdicts. Workers share it, and wait for each other's few milliseconds of writing."""
     try:
         cache = sqlite3.connect(path or ":memory:", timeout=60)
         cache.execute("create table if not exists verdicts (key blob primary key, categories text) without rowid")
@@ -113,19 +113,23 @@ def _ask(texts: list[str], settings: Settings) -> list[list[str]]:
             if error.code not in (408, 409, 425, 429) and error.code < 500:
                 raise UserError(f"{shown(settings.moderation)}: HTTP {error.code} {error.reason}") from None
             problem, asked = f"HTTP {error.code} {error.reason}", _seconds(error.headers.get("Retry-After"))
-        except (OSError, http.client.HTTPException, _Unreadable) as error:  # no connection, a timeout, a cut answer
+        except (
+            OSError,
+            http.client.HTTPException,
+            _Unreadable,
+        ) as error:  # no connection, a timeout, a truncated reply
             problem, asked = str(getattr(error, "reason", error)) or type(error).__name__, 0.0
         if attempt < TRIES:
             # Workers that failed together should not come back together.
             time.sleep(min(max(wait * random.uniform(0.5, 1.0), asked), LONGEST_WAIT))
             wait *= 2
     raise UserError(
-        f"{shown(settings.moderation)}: failed {TRIES} times, last: {problem}; run again to go on from here"
+        f"{shown(settings.moderation)}: failed {TRIES} times, last: {problem}; run again to continue from here"
     )
 
 
 class _Unreadable(Exception):  # noqa: N818
-    pass
+    """A reply that is not what a moderation endpoint sends; another try may give a better one."""
 
 
 def _read(data: bytes, count: int) -> list[list[str]]:
@@ -137,8 +141,8 @@ def _read(data: bytes, count: int) -> list[list[str]]:
             else []
             for result in results
         ]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise _Unreadable("an answer that is not in the form of /v1/moderations") from None
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another shape
+        raise _Unreadable("a reply that is not in the form of /v1/moderations") from None
     if len(answers) != count:
         raise _Unreadable(f"{len(answers)} results for {count} texts")
     return answers
@@ -156,6 +160,7 @@ def _seconds(value: str | None) -> float:
 
 
 def check_url(url: str) -> None:
+    """Raise UserError for what is no address of an endpoint, or holds a key."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--moderation {shown(url)}: is not an http(s) URL")
@@ -164,6 +169,6 @@ def check_url(url: str) -> None:
 
 
 def shown(url: str) -> str:
-    """Without what may be a secret in it."""
+    """The URL without the parts that may hold a secret."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

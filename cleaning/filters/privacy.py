@@ -1,11 +1,11 @@
-"""Personal data and secrets, masked in every turn (`--mask_pii`). Deterministic patterns; names and addresses are not found.
+"""Masks personal data and secrets in every turn (`--mask_pii`) by fixed patterns; names and postal addresses are not found.
 
     [EMAIL]  [PHONE]  [IP]  [KEY]  [PRIVATE_KEY]
 
-A mask is a word in brackets: valid text everywhere, a legal list in most programming languages, and never found again
-by the patterns (masking twice changes nothing). What is public by its nature stays: addresses at example.com, private
-and reserved IP ranges, version numbers, 555 numbers. Telephone numbers are not looked for in code: there a number is a
-number. Nothing here ever shows what it found.
+A mask is a word in brackets: valid text anywhere, a legal list in most programming languages, and nothing that the patterns
+find again (masking twice changes nothing). What is public by its nature is kept: addresses at example.com, private and
+reserved IP ranges, version numbers, 555 numbers. Telephone numbers are not searched for in code, where most long numbers
+are something else. Nothing here ever shows what it found.
 """
 
 import ipaddress
@@ -33,23 +33,23 @@ _KEYS = re.compile(
     r"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"  # JSON Web Token
     r"|\d{8,10}:AA[A-Za-z0-9_-]{33}"  # Telegram
     r")(?![A-Za-z0-9])"
-    # AWS secrets and others have no form of their own; the name in front tells.
+    # AWS secrets have no form of their own: they are recognised by the name before them.
     r"|(?<=[=:\s\"'])(?:(?<=secret_access_key=)|(?<=secret_access_key = )|(?<=SecretAccessKey\": \")"
     r"|(?<=SECRET_ACCESS_KEY=)|(?<=SECRET_ACCESS_KEY = ))[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])"
 )
-# Others have no form of their own: the name in front tells, and a digit, which words do not have.
+# Other keys have no form of their own: they are recognised by the name before them, and by a digit, which words lack.
 _NAMED_KEY = re.compile(
     r"((?:api|secret|access|auth|private)[_-]?(?:key|token|secret)[\"']?\s{0,3}[=:]\s{0,3}[\"']?)"
     r"(?=[A-Za-z_/+-]*\d)[A-Za-z0-9_/+-]{20,}(?![A-Za-z0-9_/+.(\[-])",
     re.IGNORECASE,
 )
-# Keys of documentation say so.
+# Sample keys of documentation, which are not secrets.
 _SAMPLE = re.compile(r"example|your|xxxx|0000000|1234567890|abcdefgh|\.\.\.", re.IGNORECASE)
 
 _EMAIL = re.compile(
     r"(?<![\wÀ-ɏ.+%-])(?<![A-Za-z]')[A-Za-z0-9À-ɏ](?:[A-Za-z0-9À-ɏ._%+'-]{0,62}[A-Za-z0-9À-ɏ_+-])?@"
     r"((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-]|\.[A-Za-z])",
-    re.ASCII,  # Chinese is written without spaces: a letter there is no part of the address
+    re.ASCII,  # Chinese is written without spaces: its characters are no part of the address
 )
 _PUBLIC_DOMAIN = re.compile(
     r"(?:.*\.)?(?:example(?:\.\w+)*|(?:your|my|some|test)[\w-]*\.\w+|domain\.com|company\.com|test|invalid|localhost|local|"
@@ -93,7 +93,7 @@ def mask_phones(messages: list[Message], settings: Settings) -> int:
 
 
 def mask_text(text: str) -> str:
-    """`text` with everything masked: for examples in a report."""
+    """`text` with everything masked, for examples in a report."""
     for masked in (_masked_keys, _masked_emails, _masked_ips, _masked_phones):
         text, _ = masked(text)
     return text
@@ -133,12 +133,12 @@ def _masked_ips(text: str) -> tuple[str, int]:
     return text, fours + sixes
 
 
-# Name servers that half of all manuals name.
+# Public name servers and sample addresses that manuals use.
 _WELL_KNOWN = {"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "1.2.3.4", "4.4.4.4", "2.2.2.2", "3.3.3.3"}
 
 
 def _is_public_ip(found: re.Match) -> bool:
-    """A host on the internet; not a version number, which is why an address that ends in .0 stays."""
+    """Whether it is a host on the internet. An address that ends in .0 is not masked: it may be a version number."""
     if (
         found[0] in _WELL_KNOWN
         or found[0].endswith(".0")
@@ -146,7 +146,7 @@ def _is_public_ip(found: re.Match) -> bool:
     ):
         return False
     if ":" in found[0] and len([group for group in found[0].split(":") if group]) < 4:
-        return False  # a[::5] and 12:30:45 are no addresses
+        return False  # a[::5] and 12:30:45 are not addresses
     try:
         return ipaddress.ip_address(found[0]).is_global
     except ValueError:
@@ -154,7 +154,7 @@ def _is_public_ip(found: re.Match) -> bool:
 
 
 def _masked_phones(text: str) -> tuple[str, int]:
-    """Outside code only."""
+    """Mask telephone numbers outside code."""
     parts, total, done = [], 0, 0
     for code in _CODE.finditer(text):
         prose, count = _replace(_PHONE, "[PHONE]", text[done : code.start()], _is_phone)
@@ -180,6 +180,6 @@ def _replace(pattern: re.Pattern, mask: str, text: str, is_meant) -> tuple[str, 
         return mask
 
     before = -1
-    while count != before:  # two in a row without a space: the mask of the first uncovers the second
+    while count != before:  # of two without a space between them, the second is found only after the first is masked
         before, text = count, pattern.sub(replacement, text)
     return text, count

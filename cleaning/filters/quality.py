@@ -1,4 +1,4 @@
-"""Text that is broken, and text that the user does not want: loops, mojibake, runs of digits, blocked phrases."""
+"""Filters for broken text (loops, mojibake, runs of digits) and for text that the user does not want (blocked phrases)."""
 
 import functools
 import re
@@ -12,21 +12,20 @@ from fastft.data.conversation import Conversation, Message
 
 # --- repetition and garbage -------------------------------------------------------------------------------------------
 
-LOOP_CHARS = 400  # a loop at the end of an answer is at least that long …
-LOOP_TIMES = 8  # … and says its piece that often
-LOOP_UNIT = 250  # the longest piece looked for
-PROBE = 16  # characters of the end whose earlier places are looked at
-# zlib makes prose 2 to 3 times smaller, code and tables 3 to 6, an answer that runs in circles 20 and more.
+# A loop at the end of an answer has at least 400 characters and repeats a piece of at most 250 characters 8 times.
+LOOP_CHARS, LOOP_TIMES, LOOP_UNIT = 400, 8, 250
+PROBE = 16  # characters of the end whose earlier occurrences are examined
+# zlib makes prose 2 to 3 times smaller, code and tables 3 to 6 times, an answer in a loop 20 times and more.
 MOST_COMPRESSIBLE = 16
-# Letters and digits: rows of - = _ * # . are rulers, tables, forms and banners.
-_SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # not `{49,}`: the pattern's stack takes 80 bytes a character
-_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")  # in every twelfth character: a 40th of the time
+# Letters and digits only: rows of - = _ * # . are rulers, tables, forms and banners.
+_SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # not `{49,}`: that takes 80 bytes of stack a character
+_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")  # applied to every twelfth character, in a 40th of the time
 _DIGITS = re.compile(r"\d{60,}")
 _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)
 
 
 def repetition(message: Message, settings: Settings) -> str | None:
-    """A model caught in a loop. The text itself is not shown: what repeats may be anything, a key too."""
+    """Complain about a model caught in a loop, without showing the text: what repeats may be a key."""
     text = message.content
     if message.role != "assistant" or len(text) < 50:
         return None
@@ -41,8 +40,8 @@ def repetition(message: Message, settings: Settings) -> str | None:
 
 
 def _compresses(data: bytes) -> float:
-    """How many times; 0 where there is too little of it, or too much in its beginning alone (so it is for 98 in 100)."""
-    # A beginning may take more bytes than the whole, but hardly: 3 was the most in 90,000 of texts made to loop.
+    """How many times smaller zlib makes `data`; 0 if that is certainly not enough, which is quickly found for 98 in 100."""
+    # Compressed, a beginning hardly ever takes more bytes than the whole: 3 more at most among 90,000 texts made to loop.
     if len(data) <= 2_000 or len(zlib.compress(data[:750], 1)) - 50 > len(data) / MOST_COMPRESSIBLE:
         return 0
     return len(data) / len(zlib.compress(data, 1))
@@ -53,10 +52,10 @@ def _run_length(text: str, start: int) -> int:
 
 
 def _loop_at_end(text: str) -> tuple[int, int] | None:
-    """(length, times) of the piece that `text` ends with again and again."""
+    """(length, times) of the piece that is repeated at the end of `text`."""
     window = text[-(LOOP_UNIT * LOOP_TIMES + LOOP_CHARS) :]
-    # An answer is cut somewhere inside the last piece; a text of period p is equal to itself moved by p. So its last
-    # characters stand p before its end, too, and few other distances need a look.
+    # An answer is cut somewhere inside the last piece. A text of period p is equal to itself moved by p, so its last
+    # characters also occur p before its end, and few other distances need to be examined.
     probe = window[-PROBE:]
     at = len(window) - PROBE
     while (at := window.rfind(probe, 0, at + PROBE - 1)) >= 0:
@@ -76,7 +75,7 @@ def digit_run(message: Message, settings: Settings) -> str | None:
     return f"{len(found[0])} digits in a row" if found else None
 
 
-# Replacement characters, control characters, private use: what is left of text that was decoded wrongly.
+# Replacement, control and private-use characters, which are left of text that was decoded wrongly.
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff]")
 _PLAIN = bytes((*b"\t\n", *range(32, 127)))
 # UTF-8 read as Latin-1 or Windows-1252: Ã© for é, â€™ for ’, ä½\xa0 for 你.
@@ -89,7 +88,7 @@ def garbage(message: Message, settings: Settings) -> str | None:
     text = message.content
     if message.role != "assistant":  # people paste what they like
         return None
-    if text.isascii() and not text.encode().translate(None, _PLAIN):  # of most answers nothing is left
+    if text.isascii() and not text.encode().translate(None, _PLAIN):  # nothing is left of most answers
         return None
     broken = len(_BROKEN.findall(text)) + len(_MOJIBAKE.findall(text))
     return f"{broken} broken characters of {len(text)}" if broken >= 5 and broken > 0.02 * len(text) else None
@@ -116,18 +115,18 @@ def blocked_phrase(conversation: Conversation, settings: Settings) -> str | None
 
 @functools.lru_cache(maxsize=4)
 def _automaton(phrases: tuple[str, ...]) -> tuple[ahocorasick_rs.AhoCorasick, list[str]]:
-    """One pass for all phrases: 110 MB/s for 2,000 of them, where `in` for each makes 12 MB/s with 200."""
+    """One search for all phrases: 110 MB/s for 2,000 of them, where `in` for each reaches 12 MB/s with 200."""
     wanted = {_folded(phrase): phrase for phrase in phrases if phrase.strip()}
     return ahocorasick_rs.AhoCorasick(list(wanted)), list(wanted.values())
 
 
 def _folded(text: str) -> str:
-    """A phrase may be broken across lines."""
+    """`text` without case and with single spaces, since a phrase may be broken across lines."""
     return " ".join(text.casefold().split())
 
 
 def _at_word_borders(text: str, start: int, stop: int) -> bool:
-    """Scripts that write no spaces (wide characters) have none; elsewhere a phrase does not begin or end in a word."""
+    """Whether a phrase begins and ends with a word. Scripts without spaces (wide characters) have no words to look for."""
     before = start == 0 or not (_is_narrow_word(text[start]) and _is_word(text[start - 1]))
     return before and (stop == len(text) or not (_is_narrow_word(text[stop - 1]) and _is_word(text[stop])))
 

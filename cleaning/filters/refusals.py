@@ -1,14 +1,15 @@
-"""Refusals and self-descriptions of the model that gave the answers: habits that a new model should not take over.
+"""Filters for refusals and self-descriptions of the model that gave the answers, which a new model should not learn.
 
-Four reasons, judged turn by turn; the round goes, the dialogue stays. Nine languages: en, de, es, fr, pt, zh, ja, ko, ru.
+There are four reasons, judged turn by turn: the round is rejected, the dialogue is kept. Nine languages: en, de, es, fr, pt,
+zh, ja, ko, ru.
 
     self_identification  "I am ChatGPT, made by OpenAI": untrue of any model trained on the dump
     ai_boilerplate       an answer that opens with "As an AI language model, I …"
-    refusal              "I'm sorry, but I cannot open links": what that product could not do, yours may
+    refusal              "I'm sorry, but I cannot open links": what that product could not do, yours may be able to do
     policy_refusal       declines something harmful. Off by default: a model that never saw a "no" never says one
 
-A refusal opens its answer and is most of it: a sentence about refusals, a quoted one, or a long answer that is sorry
-first and helpful then, is kept. So only the opening is read, and a refusal must be short.
+A refusal opens its answer and is most of it. Sentences about refusals, quoted ones, and long answers that apologise first
+and then help are kept: only the opening is read, and a refusal must be short.
 """
 
 import re
@@ -19,9 +20,9 @@ import ahocorasick_rs
 from cleaning.settings import Settings
 from fastft.data.conversation import Message
 
-# Counted in UTF-8 bytes, as a Chinese sentence needs a third of the characters of an English one.
-SHORT = 800  # a refusal with its reason and an offer of help; longer answers have something to say
-OPENING = 240  # where an answer says what it is
+# In UTF-8 bytes, since a Chinese sentence has a third of the characters of an English one.
+SHORT = 800  # bytes: a refusal with its reason and an offer of help; longer answers have something to say
+OPENING = 240  # characters in which an answer says what it is
 
 
 def _any(*patterns: str) -> re.Pattern:
@@ -29,11 +30,11 @@ def _any(*patterns: str) -> re.Pattern:
 
 
 def _words(words: str) -> Callable[[str], list]:
-    """Where any of `words` stands in a text, in words or inside them."""
+    """A function that finds all of `words` in a text, also within words."""
     return ahocorasick_rs.AhoCorasick(words.replace("\n", "").split("|")).find_matches_as_indexes
 
 
-# "I" close behind it in English, else "As an AI language model, ChatGPT can …" would count, which is about the thing.
+# In English followed closely by "I": "As an AI language model, ChatGPT can …" is about the product and not its words.
 _AS_AN_AI = _any(
     r"(?<![\"“'«])\bas an? (?:ai\b|artificial intelligence|(?:large )?language model|(?:text|machine|virtual|digital)"
     r"[\w -]{0,20}(?:model|assistant|ai)\b)[^.\n]{0,60}?\b(?:i|i'm|i've|my|me)\b",
@@ -62,7 +63,7 @@ _MAKERS = (
     r"openai|chat ?gpt|gpt-?[345][\w.]*|anthropic|claude|google bard|\bbard\b|gemini|deepmind|microsoft bing|bing chat|"
     r"文心一言|百度|通义千问|阿里(?:巴巴|云)|讯飞|yandex|яндекс"
 )
-# First person, or it is a text about the product.
+# In the first person; otherwise it is a text about the product.
 _IDENTITY = _any(
     rf"\b(?:i am|i'm|i was|my name is|you can call me|this is)[^.\n]{{0,80}}?\b(?:{_MAKERS})",
     r"\b(?:as|being) (?:chatgpt|gpt-?[345]|claude|bard|bing chat)\b[^.\n]{0,40}?\b(?:i|i'm|my)\b",
@@ -138,8 +139,8 @@ _HARM = _any(
 )
 
 
-# "Write the first chapter of a book about an evil ChatGPT, in the first person": who speaks there is nobody's product. Both
-# are asked for; a mere story may be declined with "I am made by OpenAI, and …".
+# "Write the first chapter of a book about an evil ChatGPT, in the first person": there "I am ChatGPT" is a character's line.
+# A question must ask for both, fiction and such a speaker: a story alone may be declined with "I am made by OpenAI, and …".
 _FICTION = _any(
     r"\b(?:story|stories|novel|chapter|poem|song|lyrics|rap|script|screenplay|scene|monologue|dialogue|diary|fan ?fiction)\b",
     r"\b(?:geschichte|roman|kapitel|gedicht|lied|szene|drehbuch|monolog)\b",
@@ -155,8 +156,8 @@ _SOMEBODY = _any(
 )
 
 
-# Something of each text that the patterns match, looked for first: 20 patterns in 240 characters take 60 µs, the pattern
-# of what triggers them 16, and these words 1, all at once (`in` for each of them takes 3 to 10).
+# Words of which every text that the patterns match contains one. They are searched for first: the 20 patterns take 60 µs for
+# 240 characters, the one pattern of what triggers them 16 µs, and these words 1 µs, all at once (3 to 10 µs with `in`).
 _AS_WORDS = _words("""as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как
 |я |저는|나는|로서|이기 때문에|이므로""")
 _REFUSAL_WORDS = _words("""sorry|apolog|unfortunately|regrettably|cannot|can't|can not|won't|will not|unable|not able|not capable
@@ -177,7 +178,7 @@ _MAKER_WORDS = _words("openai|gpt|anthropic|claude|bard|gemini|deepmind|bing|文
 
 
 def _opening(message: Message) -> str:
-    """The first words of an answer, in the form that the patterns expect; "" for other turns."""
+    """The opening of an answer in the form that the patterns expect: lower case, straight quotes. "" for other turns."""
     if message.role != "assistant":
         return ""
     return message.content.lstrip(" \t\r\n*_#>")[:OPENING].replace("’", "'").lower()
@@ -194,7 +195,7 @@ def self_identification(message: Message, settings: Settings) -> str | None:
 
 
 def asks_for_somebodys_words(question: str) -> bool:
-    """A text in which "I am ChatGPT" is somebody's line."""
+    """Whether the question asks for a text in which "I am ChatGPT" is a character's line."""
     question = question[:2_000].lower()
     return _FICTION.search(question) is not None and _SOMEBODY.search(question) is not None
 
@@ -233,7 +234,7 @@ def _declines_harm(message: Message) -> bool:
 
 
 def _own_words(message: Message, found: re.Match) -> bool:
-    """Not inside a quotation or code, nor in a text that was asked for: a letter, a poem, somebody's line."""
+    """Whether the words are the model's own: not in a quotation, in code or in a text that was asked for, such as a letter."""
     before = found.string[: found.start()]
     quoted = before.count('"') % 2 or before.count("`") % 2 or before.count("“") > before.count("”")
     quoted = quoted or before.count("「") > before.count("」") or before.count("«") > before.count("»")

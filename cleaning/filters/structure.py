@@ -1,4 +1,4 @@
-"""The shape of a dialogue: who speaks when, error messages in the place of turns, answers in pieces, limits."""
+"""Filters and repairs for the shape of a dialogue: who speaks when, error messages instead of turns, pieces, limits."""
 
 import fnmatch
 import re
@@ -12,7 +12,10 @@ from fastft.data.conversation import Conversation, Message
 
 
 def other_model(conversation: Conversation, settings: Settings) -> str | None:
-    """Dumps write `Model: GPT-4`, `gpt-4`, `GPT-4`: compared without the label and case. No model is no match."""
+    """Complain about answers of a model that no pattern matches, or of an unknown one.
+
+    Dumps write `Model: GPT-4`, `gpt-4` and `GPT-4`, so label and case do not count.
+    """
     if not settings.models:
         return None
     model = conversation.model.casefold().removeprefix("model:").strip()
@@ -22,12 +25,12 @@ def other_model(conversation: Conversation, settings: Settings) -> str | None:
 
 
 _PLUGIN_MODEL = re.compile(r"\b(?:plugins?|browsing|code[ _-]interpreter|advanced[ _-]data[ _-]analysis)\b", re.I)
-# What the page wrote above an answer that a plugin had a part in: "Used **Wolfram**", "Finished browsing".
+# What the page wrote above an answer in which a plugin took part: "Used **Wolfram**", "Finished browsing".
 _PLUGIN_LINE = re.compile(r"(?:Used \*\*[^*\n]{2,40}\*\*|Finished (?:browsing|working)|Show work)\s*(?:\n|\Z)")
 
 
 def plugin_session(conversation: Conversation, settings: Settings) -> str | None:
-    """What the plugin returned is not in the dump, so the answer knows things from nowhere: it teaches to invent."""
+    """Complain about a plugin's part: what it returned is not in the dump, and an answer from nowhere teaches to invent."""
     if _PLUGIN_MODEL.search(conversation.model):
         return f"model is {conversation.model!r}"
     for number, message in enumerate(conversation.messages, start=1):
@@ -53,9 +56,9 @@ def too_short(conversation: Conversation, settings: Settings) -> str | None:
 
 
 def wrong_role_order(conversation: Conversation, settings: Settings) -> str | None:
-    """After an optional system message: user, assistant, user, assistant, …
+    """Complain unless it is user, assistant, user, assistant, … after an optional system message.
 
-    Where tool sessions are let in, the answer of a round may be assistant, tool, assistant, …
+    Where tool sessions are kept, the answer of a round may be assistant, tool, assistant, …
     """
     messages = conversation.messages
     start = 1 if messages and messages[0].role == "system" else 0
@@ -97,8 +100,8 @@ def too_long(conversation: Conversation, settings: Settings) -> str | None:
 
 # --- single turns -----------------------------------------------------------------------------------------------------
 
-# What the page showed instead of an answer, and the extension that shared pages saved as one. Whole turns only: an
-# answer may well speak of such messages.
+# What the page showed instead of an answer, and the extension for sharing pages saved as one. Whole turns only: an answer
+# may well be about such messages.
 _BUSY = re.compile(r"!?Too many requests in 1 hour\. Try again later\.")
 _BANNERS = (
     re.compile(r"!?Too many requests, please slow down\.?"),
@@ -120,7 +123,7 @@ _BANNERS = (
 
 def error_banner(message: Message, settings: Settings) -> str | None:
     text = message.content.strip()
-    # The page put its "too many requests" in the place of either turn; the others are things a user may say.
+    # The page replaced either turn by its "too many requests"; the other messages are also things that a user may say.
     banners = (_BUSY, *_BANNERS) if message.role == "assistant" else (_BUSY,)
     if len(text) < 400 and any(banner.fullmatch(text) for banner in banners):
         return f"is {text!r}"
@@ -136,7 +139,7 @@ def empty_answer(message: Message, settings: Settings) -> str | None:
 
 
 def _visible(text: str) -> bool:
-    """False for white space and invisible format characters alone (the zero-width space of an answer not begun)."""
+    """Whether there is more than white space and invisible characters (an unfinished answer is one zero-width space)."""
     return any(not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf") for c in text)
 
 
@@ -144,9 +147,9 @@ _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^\n]
 
 
 def open_fence(text: str) -> str:
-    """The code fence that is open where `text` ends, "" if none is.
+    """The code fence that is open where `text` ends, or "".
 
-    Closed by a line that holds nothing but a fence of its kind, at least as long (CommonMark).
+    A fence is closed by a line with nothing but a fence of the same kind that is at least as long (CommonMark).
     """
     fence = ""
     if "```" not in text and "~~~" not in text:
@@ -163,12 +166,16 @@ def open_fence(text: str) -> str:
     return fence
 
 
-# What the page wrote below the half of an answer that had come by then. An answer may speak of it: its text ends before.
+# What the page wrote below the part of an answer that had arrived. The text before it must end in the middle of a sentence:
+# an answer may also be about such messages.
 _CUT_BY_ERROR = re.compile(r"[^\s.!?:;…。！？：]\s*\n\n(network error|There was an error generating a response)\s*\Z")
 
 
 def unfinished_answer(message: Message, settings: Settings) -> str | None:
-    """Cut inside a code block, or by an error. To learn it is to learn to stop there, unless its dump says that it is cut."""
+    """Complain about an answer that was cut by an error or inside a code block: it teaches to stop there.
+
+    Where the dump itself says that the answer is cut (`ends` false), its end is not learned, and an open block is no fault.
+    """
     if message.role != "assistant":
         return None
     end = message.content[-80:]
@@ -178,7 +185,7 @@ def unfinished_answer(message: Message, settings: Settings) -> str | None:
 
 
 def orphan_continue(message: Message, settings: Settings) -> str | None:
-    """A dialogue that opens with `continue` was cut off from what it continues; so is its answer."""
+    """Complain about an opening `continue`: what it and its answer continue is missing."""
     return f"only says {message.content.strip()!r}" if message.role == "user" and is_continue(message.content) else None
 
 
@@ -186,7 +193,7 @@ def orphan_continue(message: Message, settings: Settings) -> str | None:
 
 
 def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
-    """An answer to a question that is not there teaches nothing."""
+    """Drop answers before the first question: an answer without its question teaches nothing."""
     start = 1 if messages and messages[0].role == "system" else 0
     stop = start
     while stop < len(messages) and messages[stop].role in ("assistant", "tool"):
@@ -196,11 +203,10 @@ def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
 
 
 def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
-    """Answers in a row become one, a blank line between them: the page saved continued answers so.
+    """Merge answers in a row into one with a blank line between them, since the page saved continued answers like this.
 
-    After one that its dump calls cut, the next goes on at once. Where one of two is not to be learned, neither is.
-
-    With `consecutive` "last" the last one stays alone: other pages saved every regenerated answer.
+    After an answer that its dump calls cut, the next is appended directly. If either is not to be learned, the whole is not.
+    With `consecutive` "last", only the last is kept, since other pages saved every regenerated answer.
     """
     merged: list[Message] = []
     for message in messages:
@@ -220,9 +226,9 @@ def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
 
 
 def trim_last_question(messages: list[Message], settings: Settings) -> int:
-    """Last questions that were never answered; not the first, which is a conversation without an answer.
+    """Drop last questions that were never answered, unless there is no answer at all, which is another reason.
 
-    A tool's last result that no answer follows goes too: what is left ends with the call.
+    A tool's last result that no answer follows is dropped too; the conversation then ends with the call.
     """
     count = 0
     while messages and messages[-1].role in ("user", "tool") and any(m.role == "assistant" for m in messages):
@@ -239,14 +245,14 @@ _RETRY = re.compile(
 
 
 def leans_on_the_answer_before(text: str) -> bool:
-    """`continue` and `try again` mean nothing once the round before them is gone."""
+    """Whether a question is a `continue` or `try again`, which has no meaning without the round before it."""
     return is_continue(text) or _RETRY.fullmatch(text.strip(" \t\r\n.,!?…。！？")[:61]) is not None
 
 
 def merge_continued_answers(messages: list[Message], settings: Settings) -> int:
-    """answer, `continue`, its other half: one answer. Only where the first was cut and the second goes on from there.
+    """Merge an answer that was cut, `continue` and the other half into one answer, where that is certain.
 
-    A `continue` after an answer that had come to its end asks for more, and stays a round of its own.
+    A `continue` after an answer that was complete asks for more, and remains a round of its own.
     """
     merged: list[Message] = []
     position = count = 0
@@ -279,11 +285,11 @@ _NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff，、]")  # Chinese and Jap
 
 
 def joined(first: str, second: str) -> str | None:
-    """The one answer that `first` and `second` are, or None where that is not certain.
+    """Join the two halves of an answer; None where it is not certain how.
 
-    The page does not say whether an answer was cut inside a word, after one, or at a line end. So only what can be
-    told is joined: code at a line that is complete, the next number of a list, a sentence that goes on in small letters
-    where the words around the cut are known from the rest of the text.
+    The page does not say whether an answer was cut inside a word, after a word, or at the end of a line. So only certain
+    cases are joined: code at the end of a line, the next number of a list, and a sentence that continues in lower case where
+    the rest of the text contains the words around the cut.
     """
     at_line_end = first.endswith("\n")
     first, second = first.rstrip(), second.strip("\n")
@@ -300,7 +306,7 @@ def joined(first: str, second: str) -> str | None:
 def _joined_code(first: str, second: str) -> str | None:
     if reopened := _REOPENED.match(second):
         return first + "\n" + second[reopened.end() :]
-    # The code goes on without a fence of its own: then the second piece closes it.
+    # The code continues without a fence of its own: then the second half must close the fence.
     whole = first + "\n" + second
     return None if open_fence(whole) or not open_fence(second) else whole
 
@@ -322,5 +328,5 @@ def _joined_sentence(first: str, second: str) -> str | None:
 
 
 def _begins_anew(text: str) -> bool:
-    """A second piece that does not begin in the middle of a sentence."""
+    """Whether the second half begins with a new sentence, such as an apology."""
     return re.match(r"好的|当然|以下|抱歉|对不起|接下来|はい|申し訳|続き", text) is not None

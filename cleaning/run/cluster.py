@@ -4,11 +4,11 @@
     python -m cleaning dump.jsonl -o out --ray auto          the cluster that this machine belongs to
     python -m cleaning dump.jsonl -o out --ray ray://head:10001
 
-This process reads, decides on duplicates and writes (100 MB/s and more); shards are converted and split by Ray tasks, by
-the very functions that worker processes run, handed out and taken back in order. So the result is the same byte for byte,
-memory stays bounded, and an interrupted run goes on as it does on one machine. (Ray Data would hold the shards as a
-dataset; it has no place for a log that is written in order and gone on with.) Needs `pip install "fastft[cluster]"`, the
-same versions on every node, and the files that options name (--against, --filters, --model) at the same paths there.
+This process reads the dumps, decides on duplicates and writes (at 100 MB/s and more). Ray tasks convert and split the
+shards, with the same functions as worker processes and in the same order, so the result is the same byte for byte, memory
+stays bounded, and an interrupted run continues as on one machine. (Ray Data would hold the shards as a dataset; it has no
+place for a log that is written in order and continued.) Needs `pip install "fastft[cluster]"`, the same versions on every
+node, and the files that options name (--against, --filters, --model) at the same paths there.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +19,14 @@ from fastft.errors import UserError
 
 
 class RayPool:
-    """A `fastft.common.workers.Pool`."""
+    """Ray tasks as a `fastft.common.workers.Pool`."""
 
     def __init__(self, ray: Any, ahead: int):
         self.ray, self.ahead = ray, ahead
         self.call = ray.remote(_call)
-        self.functions: dict[int, tuple[Callable, Any]] = {}  # sent to the cluster once; kept, so that ids stay theirs
+        self.functions: dict[
+            int, tuple[Callable, Any]
+        ] = {}  # by id(): sent to the cluster once, and kept so that no other function gets the id
 
     def submit(self, function: Callable, batch: Any) -> "_Result":
         if id(function) not in self.functions:
@@ -40,7 +42,7 @@ class _Result:
         try:
             return self.ray.get(self.reference)
         except self.ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # what the function itself raised, as from a worker process
+            raise error.cause from error  # what the function itself raised, with the task's own traceback as its cause
 
 
 def _call(function: Callable, batch: Any) -> Any:
@@ -51,7 +53,7 @@ def _call(function: Callable, batch: Any) -> Any:
 def ray_pool(address: str, workers: int | None) -> Iterator[RayPool]:
     """Connect to the cluster at `address`; "" starts one on this machine, with `workers` cores.
 
-    Raises UserError where Ray is not installed or no cluster answers.
+    Raises UserError if Ray is not installed or no cluster answers.
     """
     try:
         import ray

@@ -1,15 +1,16 @@
-"""A run's working directory DIR/.partial: what an interrupted run has done, so that the same command goes on from there.
+"""A run's working directory DIR/.partial: what an interrupted run has done, so that the same command continues from there.
 
-    run.json        what the run depends on; another command, or changed inputs, begin anew
+    run.json        what the result depends on; another command, or changed inputs, begin anew
     outcomes        the first pass's log: a frame a shard, in order (`Log`)
-    progress.json   the second pass: shards done, sizes of the outputs behind them, the ledger so far
-    rejected.jsonl, conversations.jsonl, …    the outputs, cut back to those sizes on the way on
+    progress.json   the second pass: shards done, sizes of the outputs after them, the ledger so far
+    rejected.jsonl, conversations.jsonl, …    the outputs, which are cut back to those sizes before the run continues
     report.html     the page made from them
-    report.json     both passes are done; what is left is to rename
+    report.json     both passes are done; only renaming is left
 
-Every state that SIGKILL can leave is one of these, and the result of going on is byte for byte that of a run in one go:
-shards are cut from the inputs alone, and each is a pure function of its records and the settings. A power cut can take
-what the system had not written yet: frames carry digests, and outputs shorter than progress.json says begin anew.
+Every state that SIGKILL can leave is one of these, and a run that continues has byte for byte the result of a run that was
+not interrupted: where shards are cut depends on the inputs alone, and each is a pure function of its records and the
+settings. A power cut can also lose what the system had not yet written to the disk: frames therefore carry digests, and
+where outputs are shorter than progress.json says, the second pass begins anew.
 """
 
 import fcntl
@@ -27,17 +28,18 @@ from xxhash import xxh3_128_digest
 from fastft.common.files import sync, write_whole
 from fastft.errors import UserError
 
-# In the order in which they are published.
+# In the order in which they are published: report.json, which says that the others are complete, is the last.
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.html", "report.json")
-_FRAME = struct.Struct("<Q16s")  # bytes of the payload, its XXH3: BLAKE2b took a tenth of the parent's time
+_FRAME = struct.Struct("<Q16s")  # length of the payload, its XXH3 digest (BLAKE2b took a tenth of the parent's time)
 
 
 @contextmanager
 def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tuple[Path, list[str] | None]]:
-    """(DIR/.partial, None or what makes the interrupted run found there another one, so that it was removed).
+    """Lock `output_dir`, and give its working directory and what has changed since an interrupted run in it.
 
-    [] is a run that goes on. The directory stays when the run is interrupted, and goes when nothing is worth keeping.
-    Raises UserError while another run has the output directory.
+    What has changed is None where there was no such run, [] where it continues, and else the names of the entries of
+    run.json that differ: then its work was removed. The working directory stays if this run is interrupted after it has
+    done some work. Raises UserError while another run holds the output directory, and if it cannot be made.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,9 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"{output_dir}: another run is writing there; wait for it or choose another -o") from None
+    except OSError as error:
+        os.close(descriptor)
+        raise UserError(f"{output_dir}: cannot be locked ({error.strerror}); choose an -o on another disk") from None
     work = output_dir / ".partial"
     try:
         changed = _changes(work, identity)
@@ -71,7 +76,7 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
 
 
 def _changes(work: Path, identity: dict[str, Any]) -> list[str] | None:
-    """Names of what differs from the run that was interrupted here; None if there was none."""
+    """Names of the entries of run.json that differ from the run that was interrupted here; None if there was none."""
     if not _holds_work(work):
         return None
     try:
@@ -88,7 +93,7 @@ def _holds_work(work: Path) -> bool:
 
 
 def file_identity(path: Path) -> list:
-    """Tells whether a file, or the files of a directory, changed: names, sizes, times."""
+    """What tells whether a file, or the files of a directory, have changed: paths, sizes and times."""
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
@@ -106,7 +111,7 @@ class Log:
         self.file.close()
 
     def recover(self) -> Iterator[bytes]:
-        """The frames of an interrupted run; what follows its last whole one is cut off."""
+        """Yield the frames of an interrupted run, then cut off what follows the last whole one."""
         end = 0
         for payload in self.frames():
             yield payload
@@ -116,10 +121,10 @@ class Log:
     def append(self, payload: bytes) -> None:
         self.file.write(_FRAME.pack(len(payload), xxh3_128_digest(payload)))
         self.file.write(payload)
-        self.file.flush()  # to the system: a killed process loses nothing
+        self.file.flush()  # to the system: then a killed process loses nothing
 
     def frames(self) -> Iterator[bytes]:
-        """Every whole frame."""
+        """Yield the frames up to the first that is cut or damaged."""
         with self.path.open("rb") as stream:
             while len(head := stream.read(_FRAME.size)) == _FRAME.size:
                 size, digest = _FRAME.unpack(head)
@@ -130,7 +135,7 @@ class Log:
 
 
 def load_progress(work: Path) -> dict[str, Any] | None:
-    """What the second pass had done when it was interrupted; None: nothing, or nothing that can be relied on."""
+    """What the second pass had done when it was interrupted; None if that was nothing, or if the outputs are too short."""
     try:
         progress = orjson.loads((work / "progress.json").read_bytes())
         whole = all((work / name).stat().st_size >= size for name, size in progress["sizes"].items())
@@ -140,22 +145,22 @@ def load_progress(work: Path) -> dict[str, Any] | None:
 
 
 def open_output(path: Path, size: int) -> BinaryIO:
-    """Open for appending behind the first `size` bytes."""
+    """Open an output for appending after its first `size` bytes; what follows them is cut off."""
     file = path.open("ab")
     file.truncate(size)
     return file
 
 
 def publish(work: Path, output_dir: Path, empty: set[str]) -> None:
-    """Rename the finished outputs into place; those that are `empty` are not published.
+    """Rename the finished outputs into place, and remove an earlier run's file for each that is `empty`.
 
-    An old report.json goes first: it must not stand beside new files. Interrupted, it can be called again.
+    An old report.json is removed first, since it must not lie beside new files. Can be called again after an interruption.
     """
     (output_dir / "report.json").unlink(missing_ok=True)
     for name in OUTPUTS:
         if name in empty:
             (output_dir / name).unlink(missing_ok=True)
-        elif (work / name).exists():  # else it was renamed before an interruption
+        elif (work / name).exists():  # it does not if it was renamed before an interruption
             sync(work / name)
             os.replace(work / name, output_dir / name)
     sync(output_dir)
