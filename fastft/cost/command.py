@@ -120,10 +120,10 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: EstimatedRun) -
     model_config = _load_config(config.model)
     windows = attention_windows(model_config)
     if config.tokens:
-        work, words = assumed_work(config, config.tokens, windows), 0
+        work, vocabulary = assumed_work(config, config.tokens, windows), 0
     else:
-        work, words = planned_work(config, windows)
-    shape = load_shape(fit_config(model_config, config, words), config.model)
+        work, vocabulary = planned_work(config, windows)
+    shape = load_shape(fit_config(model_config, config, vocabulary), config.model)
     found = estimates(config, shape, work, gpus, counts, options.mfu, prices)
     _require_one(config, found)
 
@@ -159,12 +159,13 @@ def _print_estimates(console, config: TrainConfig, shape: Shape, found: list[Est
     else:
         _print_relief(console, config, shape, found)
     console.print(
-        "Energy: the GPUs' design power x hours, nothing for hosts and cooling. Hours: steps alone, at the stated efficiency. "
-        f"Fits: with {RESERVED / GIB:.1f} GiB for CUDA and NCCL; tight: within the estimate's 10 %."
+        "Energy: the GPUs' design power x hours, nothing for hosts and cooling. Hours: of the steps alone, at the stated MFU. "
+        f"Fits: with {RESERVED / GIB:.1f} GiB for CUDA and NCCL; tight: only within the estimate's 10 %."
     )
 
 
 def _require_one(config: TrainConfig, found: list[Estimate]) -> None:
+    """Raise UserError if training would refuse every number of GPUs."""
     if all(e.memory is None for e in found):
         raise UserError(
             f"counts: none of these numbers of processes divides into replicas {config.replicas} and global_batch_size "
@@ -210,9 +211,11 @@ def _breakdown(memory: Memory):
 
 
 def _print_relief(console, config: TrainConfig, shape: Shape, found: list[Estimate]) -> None:
-    """What helps where nothing fits, for the combination that lacks least."""
+    """Print what helps where nothing fits, for the kind and number of GPUs that lacks the least memory."""
     nearest = min((e for e in found if e.memory), key=lambda e: e.memory.total - e.gpu.gib * GIB)
-    console.print(f"Nothing fits. {nearest.count} x {nearest.gpu.name} lacks least; each of these alone would make it:")
+    console.print(
+        f"Nothing fits. {nearest.count} x {nearest.gpu.name} lacks least; with each of these alone it would take:"
+    )
     for r in relief(shape, setup_of(config, nearest.count)):
         console.print(f"  {r.setting}: {r.peak.total / GIB:.1f} GiB")
 

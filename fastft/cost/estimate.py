@@ -1,15 +1,12 @@
-"""What a run would cost, before anything is launched: `fastft estimate`, with the configuration of `fastft train`.
+"""What a run would cost, before anything is launched: memory, hours, energy and dollars on kinds and numbers of GPUs.
 
-    fastft estimate --config run.yaml --counts 1,2,4,8 --mfu 0.4 --price_per_gpu A100-80GB=1.5,H100-80GB=2.5
-    fastft estimate --model Qwen/Qwen2.5-7B --tokens 50000000
-    fastft estimate --config run.yaml --spot --trace trace.json --page spot.html
+    work, vocabulary = planned_work(config)                     # from the data, or assumed_work(config, tokens) without any
+    found = estimates(config, shape, work, [GPUS["H100-80GB"]], [1, 2, 4, 8], mfu=0.4, prices={"H100-80GB": 2.5})
+    print(choose(found))
 
-For kinds and numbers of GPUs: the peak memory of each GPU and whether it fits (fastft.cost.memory), tokens a second, hours, the
-floating-point operations (as fastft.train.metrics counts them), kilowatt-hours and dollars. It reads the model's config and the
-conversations' lengths, from the token cache and the packing plan that the run itself will use; no weights, no GPU. With
---spot: dollars and hours on the machines of a catalog, spot and on demand, over preemptions (fastft.spot).
-
-`estimates(...)` returns the rows of the table as data.
+The peak memory of each GPU comes from fastft.cost.memory, the floating-point operations from fastft.cost.flops, as in
+training. What is read is the model's config and the lengths of the conversations, from the token cache and the packing plan
+that the run itself will use; no weights, no GPU, and no process group.
 """
 
 from collections.abc import Sequence
@@ -24,38 +21,38 @@ from fastft.cost.memory import GIB, Memory, peak_memory, trained_in_block
 from fastft.cost.shape import Shape, setup_of
 
 RESERVED = 1.5 * GIB
-"""Of a GPU's memory, what is not PyTorch's to give: the CUDA context (0.5 GiB), NCCL's and cuBLAS's buffers, fragments."""
+"""GPU memory that PyTorch cannot use: the CUDA context (0.5 GiB), the buffers of NCCL and cuBLAS, fragmentation."""
 MARGIN = 1.1
-"""The memory's estimate is held to 10 % of what is measured."""
+"""The estimate of the memory may be 10 % off; the tests and benchmarks/memory.py hold it to that."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run has to compute."""
+    """What a run has to compute: numbers of steps and tokens."""
 
     steps: int
     tokens: int
     trained: int
     """Tokens that the loss counts."""
     squared_lengths: float
-    """Of the conversations, as attention sees them (fastft.cost.flops.seen_squares)."""
+    """The sum over the conversations, as attention sees them (fastft.cost.flops.seen_squares)."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One kind and number of GPUs."""
+    """What the run costs on one kind and number of GPUs."""
 
     gpu: Gpu
     count: int
     memory: Memory | None
-    """At the peak, of each GPU; None where the run would be refused."""
+    """The peak memory of each GPU; None if training would refuse this number of GPUs."""
     fits: str
-    """yes; tight, within the margin of the estimate; no; or no with the key for which the run would be refused."""
+    """yes; tight, if it fits only within the margin of the estimate; no; or "no: KEY", the key that makes training refuse."""
     tokens_per_s: float
     hours: float
     flops: float
     kwh: float
-    """Of the GPUs alone, at their design power throughout."""
+    """Energy of the GPUs alone, at their design power throughout."""
     dollars: float | None
 
 
@@ -68,7 +65,7 @@ def estimates(
     mfu: float,
     prices: dict[str, float] | None = None,
 ) -> list[Estimate]:
-    """One estimate for each kind and number of GPUs. `prices`: dollars a GPU and hour, by kind."""
+    """One estimate for each kind and number of GPUs. `prices`: name of the kind -> dollars a GPU and hour."""
     adapters = trained_in_block(shape, setup_of(config, gpus=1)) if config.lora.r else 0
     weight = FROZEN if config.lora.r else TRAINED
     flops = training_flops(
@@ -105,7 +102,7 @@ def estimates(
 
 
 def _refusal(config: TrainConfig, count: int) -> str | None:
-    """Why fastft.train would refuse so many processes."""
+    """Why training would refuse this number of processes, None if it would not."""
     if count % config.replicas:
         return "no: replicas"
     if config.global_batch_size % (count * config.micro_batch_size):
@@ -119,7 +116,7 @@ def _fits(memory: Memory, gpu: Gpu) -> str:
 
 
 def choose(found: Sequence[Estimate]) -> Estimate | None:
-    """The cheapest that fits, by dollars where all have a price, else by energy; then the fewest GPUs."""
+    """The cheapest that fits: by dollars if all have a price, else by energy, and then the one with the fewest GPUs."""
     fitting = [e for e in found if e.fits == "yes"] or [e for e in found if e.fits == "tight"]
     priced = all(e.dollars is not None for e in fitting)
     return min(fitting, key=lambda e: (round(e.dollars if priced else e.kwh, 6), e.count), default=None)
@@ -129,10 +126,10 @@ def choose(found: Sequence[Estimate]) -> Estimate | None:
 
 
 def planned_work(config: TrainConfig, windows: Sequence[int | None] = (None,)) -> tuple[Work, int]:
-    """(the work of the run's own packing plan, tokens that the tokenizer knows). Fills the token cache. `windows` are those of
-    the model's attention.
+    """(the work of the run's own packing plan, size of the tokenizer's vocabulary). Fills the token cache.
 
-    Raises UserError as training would, for the data, the tokenizer or the template.
+    `windows` are the model's sliding windows (fastft.cost.flops.attention_windows). Raises UserError for the data, the
+    tokenizer or the template, as training would.
     """
     from fastft.config import stages_of
     from fastft.data.step_plan import Curriculum, plan_stage
@@ -153,7 +150,7 @@ def planned_work(config: TrainConfig, windows: Sequence[int | None] = (None,)) -
 
 
 def assumed_work(config: TrainConfig, tokens: int, windows: Sequence[int | None] = (None,)) -> Work:
-    """Work of `tokens` an epoch in full windows, each one conversation, all trained: the most that they can be."""
+    """The most work that `tokens` an epoch can be: in full rows of one conversation each, every token trained."""
     steps = config.epochs * -(-tokens // (config.seq_len * config.global_batch_size))
     total = config.epochs * tokens
     if config.max_steps and config.max_steps < steps:

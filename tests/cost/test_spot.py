@@ -94,7 +94,7 @@ def test_shares_of_a_gpu_and_gpus_without_a_machine_are_no_offers(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("own.csv", "a,b\n1,2\n", "has columns a, b; wanted are"),
+        ("own.csv", "a,b\n1,2\n", "has columns a, b; expected those of"),
         ("own.csv", "", "has columns none"),
         ("own.csv", OWN + "aws,H300,8,x,1,1\n", "row 1: no GPU 'H300' is known"),
         ("own.csv", OWN + "aws,H100,8,x,cheap,1\n", "row 1: 'cheap' is no price"),
@@ -146,14 +146,14 @@ def test_formats(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "wanted are two or more lines"),
+        ("", "expected at least two lines"),
         ("hello", "has no known format"),
         ("{}", "has no known format"),
         ('{"metadata": {"gap_seconds": 60}', "has no known format"),
         ('{"metadata": {"gap_seconds": 0}, "data": [1, 0]}', "gap_seconds 0 is not a time"),
         ('{"metadata": {"gap_seconds": 60}, "data": [1, "x"]}', "data is not a list"),
         ('{"metadata": {"gap_seconds": 60}, "data": [[1], [2, 3]]}', "has no known format"),
-        ('{"metadata": {"gap_seconds": 60}, "data": [0, 0, 0]}', "there never was an instance"),
+        ('{"metadata": {"gap_seconds": 60}, "data": [0, 0, 0]}', "has no instance at any time"),
         ("2021-12-11, 11:11:30, 5\n2021-12-11, 11:11:00, 5\n", "in order of time"),
         ("2021-12-11, 11:11:30, x\n", "has no known format"),
     ],
@@ -318,9 +318,9 @@ def test_the_same_seed_gives_the_same_numbers(model, capsys):
         (["--trace", "x.json"], "trace: only with --spot"),
         (["--burst", "2"], "burst: only with --spot"),
         (["--spot", "--trace", "nowhere.json"], "trace: nowhere.json: no such file"),
-        (["--spot", "--trace", "x", "--preemption_rate", "1"], "preemption_rate: the trace has its own"),
+        (["--spot", "--trace", "x", "--preemption_rate", "1"], "preemption_rate: the trace has a rate of its own"),
         (["--spot", "--preemption_rate", "-1"], "preemption_rate: -1.0 is not 0 or more"),
-        (["--spot", "--preemption_rate", "1000"], "preemption_rate: 1000.0 is not between 0 and 60 preemptions"),
+        (["--spot", "--preemption_rate", "1000"], "preemption_rate: 1000.0 is not between 0 and 60 a node and hour"),
         (["--spot", "--trace", "/"], "trace: /: Is a directory"),
         (["--spot", "--prices", "/"], "prices: /: Is a directory"),
         (["--spot", "--page", "/nowhere/x.html"], "page: /nowhere/x.html: cannot be written"),

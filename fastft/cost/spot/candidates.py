@@ -4,8 +4,8 @@
     found = compare(estimates, read_prices(config.prices), config.preemptions(seed=0), checkpoint_bytes, config).candidates
     print(found[0].name, found[0].dollars)      # the cheapest: (median, 90th percentile) of the runs
 
-Hours of work come from fastft.cost.estimate; prices from fastft.cost.spot.prices; what preemptions do to them from
-fastft.cost.spot.simulate, which runs each candidate some hundred times from random moments of a trace.
+The hours of work come from fastft.cost.estimate, the prices from fastft.cost.spot.prices, and what preemptions do to them
+from fastft.cost.spot.simulate, which runs each candidate some hundred times from random moments of a trace.
 """
 
 import math
@@ -14,38 +14,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastft.config import HOURS_BETWEEN_PREEMPTIONS
+from fastft.cost.estimate import Estimate
 from fastft.cost.spot.prices import Offer, cheapest
 from fastft.cost.spot.simulate import Job, Runs, mean_between_preemptions, simulate, undisturbed
 from fastft.cost.spot.traces import Trace, read_trace, synthetic
 from fastft.cost.spot.young import young_interval
 from fastft.errors import UserError
 
-if TYPE_CHECKING:
-    from fastft.cost.estimate import Estimate
-
-
 STAGED = 5e9
-"""Bytes a second from a GPU to the memory of its host, while steps stand still; PCIe 4 does 25e9, shared by two GPUs on some."""
+"""Bytes a second from a GPU to its host's memory, while the steps wait. (PCIe 4 does 25e9, on some hosts shared by two GPUs.)"""
 PUBLISHED = 0.4e9
-"""Bytes a second from a machine to the bucket: the slower of its disk (437 MB/s for SkyPilot's disk_tier high on AWS) and its
-network."""
+"""Bytes a second from a machine to the bucket: the slower of its network and its disk (437 MB/s for SkyPilot's disk_tier high
+on AWS)."""
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
-"""Seconds between the warning and the end of a spot machine, as the clouds document them (best effort); none elsewhere."""
+"""Seconds between the warning and the preemption, as the clouds document them (best effort). Other clouds give none."""
 SMALL_S = 1.0
-"""No interval is shorter: saving more often than at every step means nothing."""
+"""Shortest interval between saves: shorter than a step makes no sense."""
 
 
 @dataclass
 class SpotConfig:
-    """The same on spot machines and on demand, with prices and preemptions: add --spot."""
+    """Spot machines and machines on demand, with prices and preemptions: add --spot."""
 
     spot: bool = False
-    """Compare machines of the catalog, spot and on demand, in dollars and hours."""
+    """Compare the machines of a price catalog, spot and on demand, in dollars and hours."""
     prices: str = "v8"
     """Catalogs, separated by commas: v8 or 2023, which come with fastft, SkyPilot's …/aws/vms.csv, or a CSV with the columns
     cloud, gpu, count, region, on_demand, spot."""
@@ -54,27 +50,27 @@ class SpotConfig:
     preemption_rate: float | None = None
     """Without a trace: preemptions a node and hour; by default one in 3 hours."""
     burst: float = 1.0
-    """Nodes of a fleet of 64 that go at once, on average; for several nodes it is kinder the larger it is."""
+    """How many nodes of a fleet of 64 are preempted at once, on average. The larger it is, the fewer stops a run on several
+    nodes has."""
     provision_minutes: float = 4.0
-    """From capacity to a machine that runs commands."""
+    """From free capacity to a machine that runs commands."""
     setup_minutes: float = 2.0
     """From there to the first step: environment, weights, checkpoint."""
     checkpoint_every: str = "auto"
     """Minutes of work between two saves; auto: Young's interval."""
     blocking_seconds: float | None = None
-    """A save holds the steps for so long; by default the time to copy it into the host's memory."""
+    """How long a save holds up the steps; by default the time to copy it into the host's memory."""
     upload_seconds: float | None = None
-    """From there until it is safe in the bucket; by default at 0.4 GB/s a machine."""
+    """How long a save then takes until it is safe in the bucket; by default at 0.4 GB/s a machine."""
     page: str | None = None
-    """Write table and plots to this HTML file."""
+    """Write the table and its plots to this HTML file."""
 
     def __post_init__(self) -> None:
-        if not self.spot and (
-            said := [name for name, value in vars(self).items() if value != getattr(SpotConfig, name)]
-        ):
-            raise UserError(f"{said[0]}: only with --spot")
+        changed = [name for name, value in vars(self).items() if value != getattr(SpotConfig, name)]
+        if changed and not self.spot:
+            raise UserError(f"{changed[0]}: only with --spot")
         if self.trace and self.preemption_rate is not None:
-            raise UserError("preemption_rate: the trace has its own; give one of the two")
+            raise UserError("preemption_rate: the trace has a rate of its own; give one of the two")
         times = ("provision_minutes", "setup_minutes", "blocking_seconds", "upload_seconds", "preemption_rate")
         for name in times:
             value = getattr(self, name)
@@ -83,16 +79,17 @@ class SpotConfig:
         if self.page:
             path = Path(self.page).expanduser()
             if path.is_dir() or not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
-                raise UserError(f"page: {self.page}: cannot be written")
+                raise UserError(f"page: {self.page}: cannot be written; name a file in a directory that exists")
         _ = self.interval_s
 
     @property
     def recovery_s(self) -> float:
+        """Seconds from free capacity to the first step."""
         return 60 * (self.provision_minutes + self.setup_minutes)
 
     @property
     def interval_s(self) -> float | None:
-        """Between two saves; None for auto."""
+        """Seconds between two saves; None for auto."""
         if self.checkpoint_every == "auto":
             return None
         try:
@@ -104,7 +101,7 @@ class SpotConfig:
         return seconds
 
     def preemptions(self, seed: int) -> Trace:
-        """The trace, or one made for the rate."""
+        """The trace to replay, or one made for the rate of preemptions."""
         if self.trace:
             return read_trace(self.trace)
         rate = 1 / HOURS_BETWEEN_PREEMPTIONS if self.preemption_rate is None else self.preemption_rate
@@ -112,17 +109,17 @@ class SpotConfig:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class MachineCandidate:
     """Machines of one kind, at one price, and what the job does on them."""
 
-    estimate: "Estimate"
+    estimate: Estimate
     offer: Offer
     nodes: int
     spot: bool
     job: Job
     runs: Runs
     warned: Runs
-    """The same preemptions with the cloud's notice, where a save fits into it."""
+    """Runs with the same preemptions and the cloud's notice, where a save fits into it."""
 
     @property
     def machines(self) -> str:
@@ -143,28 +140,29 @@ class Candidate:
 
     @cached_property
     def hours(self) -> tuple[float, float]:
-        """Median and 90th percentile, without notice; inf: it does not end."""
+        """Median and 90th percentile of the runs without notice; inf for a run that does not end."""
         return _middle_and_tail(self.runs.hours)
 
     @cached_property
     def dollars(self) -> tuple[float, float]:
+        """Median and 90th percentile of the runs without notice."""
         return _middle_and_tail(self.price * self.runs.paid_hours)
 
     @property
     def useful(self) -> float:
-        """Share of the time that is paid for in which the work is done that counts; median."""
+        """Share of the paid time that is spent on steps which need not be repeated; the median of the runs."""
         paid = float(np.median(self.runs.paid_hours))
         return self.estimate.hours / paid if paid < math.inf else 0.0
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All candidates, and what they were made of."""
+class MachineComparison:
+    """All candidates, and what they were computed from."""
 
-    candidates: list[Candidate]
-    """Cheapest median first."""
+    candidates: list[MachineCandidate]
+    """The one with the cheapest median first."""
     left_out: dict[str, list[str]]
-    """Kinds and numbers of GPUs without a candidate, by the reason."""
+    """Reason -> kinds and numbers of GPUs for which there is no candidate."""
     doubted: list[Offer]
     """Offers of the same GPUs with a price that is not believed."""
     trace: Trace
@@ -172,26 +170,22 @@ class Comparison:
 
 
 def compare(
-    found: Sequence["Estimate"],
+    found: Sequence[Estimate],
     offers: Sequence[Offer],
     trace: Trace,
     checkpoint_bytes: float,
     config: SpotConfig,
     seed: int = 0,
-) -> Comparison:
-    """Run each of `found` (of fastft.cost.estimate.estimates: a kind and a number of GPUs) on every cloud that has it.
+) -> MachineComparison:
+    """Simulate each estimate (a kind and a number of GPUs) on every cloud that has such machines.
 
-    Of a cloud's machines the largest is taken that divides the number of GPUs, at its cheapest believed place. Raises
-    ValueError where no candidate is left.
+    Of a cloud's machines it takes the largest whose GPUs divide the number, in the region with the cheapest believed price.
+    Raises UserError if no candidate is left.
     """
     rows, left_out = [], {}
     for e in found:
         machines = _machines(e, offers)
-        if e.fits not in ("yes", "tight"):
-            reason = "the model does not fit" if e.fits == "no" else e.fits.removeprefix("no: ") + " does not divide"
-        else:
-            reason = "" if machines else "no such machine, or no believed price"
-        if reason:
+        if reason := _reason_against(e, machines):
             left_out.setdefault(reason, []).append(f"{e.count} x {e.gpu.name}")
             continue
         measured: dict[tuple, tuple[Job, Runs, Runs]] = {}  # a price changes nothing but the dollars
@@ -201,18 +195,27 @@ def compare(
             if key not in measured:
                 job = _job(e, nodes, trace if spot else None, checkpoint_bytes, config)
                 measured[key] = _measure(job, key[-1], trace if spot else None, seed)
-            rows.append(Candidate(e, offer, nodes, spot, *measured[key]))
+            rows.append(MachineCandidate(e, offer, nodes, spot, *measured[key]))
     if not rows:
         raise UserError(
             "spot: nothing to compare; " + "; ".join(f"{why}: {', '.join(w)}" for why, w in left_out.items())
         )
     shown = {row.offer.gpu for row in rows}
     doubted = [o for o in offers if o.gpu in shown and (o.on_demand_doubt or o.spot_doubt)]
-    return Comparison(sorted(rows, key=lambda c: (c.dollars, c.name)), left_out, doubted, trace, config)
+    return MachineComparison(sorted(rows, key=lambda c: (c.dollars, c.name)), left_out, doubted, trace, config)
 
 
-def _machines(e: "Estimate", offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:
-    """(offer, spot) by cloud: its largest machine that divides the GPUs."""
+def _reason_against(e: Estimate, machines: list[tuple[Offer, bool]]) -> str:
+    """Why there is no candidate for an estimate; empty if there is one."""
+    if e.fits == "no":
+        return "the model does not fit"
+    if e.fits.startswith("no: "):
+        return f"{e.fits.removeprefix('no: ')} does not divide"
+    return "" if machines else "no such machine, or no believed price"
+
+
+def _machines(e: Estimate, offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:
+    """(offer, whether as spot) for each cloud: its largest machine whose GPUs divide the number."""
     found = []
     for cloud in dict.fromkeys(offer.cloud for offer in offers):
         for spot in (True, False):
@@ -223,8 +226,8 @@ def _machines(e: "Estimate", offers: Sequence[Offer]) -> list[tuple[Offer, bool]
     return found
 
 
-def _job(e: "Estimate", nodes: int, trace: Trace | None, checkpoint_bytes: float, config: SpotConfig) -> Job:
-    """The work of the estimate with the costs of saves and recoveries."""
+def _job(e: Estimate, nodes: int, trace: Trace | None, checkpoint_bytes: float, config: SpotConfig) -> Job:
+    """The job that does the estimate's work, with what saves and recoveries cost it."""
     blocking_s, upload_s = config.blocking_seconds, config.upload_seconds
     blocking_s = checkpoint_bytes / e.count / STAGED if blocking_s is None else blocking_s
     upload_s = checkpoint_bytes / nodes / PUBLISHED if upload_s is None else upload_s
@@ -236,7 +239,7 @@ def _job(e: "Estimate", nodes: int, trace: Trace | None, checkpoint_bytes: float
 
 
 def _measure(job: Job, notice_s: float, trace: Trace | None, seed: int) -> tuple[Job, Runs, Runs]:
-    """(the job, its runs without notice, with it) on spot machines; without a trace, on machines that stay."""
+    """(the job, its runs without notice, its runs with notice); without a trace, on machines that are not preempted."""
     if trace is None:
         return job, undisturbed(job), undisturbed(job)
     runs, warned = simulate(job, trace, seed=seed), replace(job, notice_s=notice_s)
@@ -244,6 +247,6 @@ def _measure(job: Job, notice_s: float, trace: Trace | None, seed: int) -> tuple
 
 
 def _middle_and_tail(values: np.ndarray) -> tuple[float, float]:
-    """Median and 90th percentile; neither between two runs, of which one may be inf."""
+    """Median and 90th percentile. Each is the value of a run and no mean of two, of which one may be inf."""
     middle, tail = np.quantile(values, [0.5, 0.9], method="higher")
     return float(middle), float(tail)

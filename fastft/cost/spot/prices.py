@@ -1,20 +1,23 @@
-"""What GPU machines cost: SkyPilot's catalog, a CSV of one's own, or the two small catalogs that ship with fastft.
+"""Prices of GPU machines: from SkyPilot's catalog, a CSV of one's own, or the two small catalogs that ship with fastft.
 
     offers = read_prices("v8")                          # or "2023", or paths: "~/.sky/catalogs/v8/aws/vms.csv,my.csv"
     best = cheapest(offers, "A100-80GB", 8, "aws", spot=True)
 
-A CSV of one's own has the columns cloud, gpu, count, region, on_demand, spot: dollars a machine and hour; a price may be
-empty; lines that begin with # are comments. A file of SkyPilot's is known by its columns (v5 to v8 have the same), its cloud
-by its directory or the beginning of its name; GCP's bills host and GPUs in two rows, which are joined here.
+A CSV of one's own has the columns cloud, gpu, count, region, on_demand, spot, the last two in dollars a machine and hour. A
+price may be empty; lines that begin with # are comments. SkyPilot's files are recognised by their columns (v5 to v8 have the
+same), and their cloud by the directory or the beginning of the file's name. GCP bills host and GPUs in two rows, which are
+joined here.
 
-Catalogs have errors, and an error is always the cheapest offer. An offer's price is doubted where
+Catalogs have errors, and an error is likely to be the cheapest offer. A price is doubted where
 
-- on-demand is below spot, of the machine or of its GPUs alone: on-demand is doubted (seen: GCP A100-80GB, us-central1);
-- on-demand is below 60 % of the same machine's in another region: list prices differ by a third at most (same rows);
-- spot = on-demand, within 5 %: there is no discount, and hardly any spot capacity (seen: AWS p5.48xlarge, use1-az1);
+- on-demand is below spot, for the machine or for its GPUs alone: on-demand is doubted (seen: GCP A100-80GB, us-central1);
+- on-demand is below 60 % of the same machine's price in another region, where list prices differ by a third at most:
+  on-demand is doubted (the same rows);
+- spot is on-demand within 5 %, so that there is no discount and hardly any spot capacity: spot is doubted (seen: AWS
+  p5.48xlarge, use1-az1);
 - spot is below half the median of the cloud's spot prices for the machine: spot is doubted (seen: AWS p4d, use1-az1).
 
-A doubted price is named and never chosen.
+A doubted price is reported and never chosen.
 """
 
 import csv
@@ -34,7 +37,7 @@ KINDS = {spelling: gpu.name for gpu in GPUS.values() for spelling in gpu.catalog
 """SkyPilot's names of GPUs -> those of fastft.cost.gpus. Others are left out."""
 
 GCP_HOSTS = {"A100": "a2-highgpu-{}g", "A100-80GB": "a2-ultragpu-{}g", "H100": "a3-highgpu-{}g"}
-"""The machine that so many GPUs are attached to; of those here, only GCP bills the two apart."""
+"""GCP's machine for a number of GPUs: the only cloud here that bills the two separately."""
 
 LEAST_OF_REGIONS = 0.6
 LEAST_OF_SPOTS = 0.5
@@ -43,7 +46,7 @@ DISCOUNT = 0.95
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine with GPUs at a place. Prices are dollars an hour of the whole machine; None: not offered."""
+    """A machine with GPUs in a region. Prices are dollars an hour for the whole machine; None: not offered."""
 
     cloud: str
     gpu: str
@@ -53,19 +56,20 @@ class Offer:
     on_demand: float | None
     spot: float | None
     on_demand_doubt: str = ""
-    """Why the price is not believed; empty: it is."""
+    """Why the price is not believed; empty if it is."""
     spot_doubt: str = ""
 
     def price(self, spot: bool) -> float | None:
-        """Dollars an hour; None where it is not offered or not believed."""
+        """Dollars an hour; None if the machine is not offered like that, or the price is not believed."""
         doubt, dollars = (self.spot_doubt, self.spot) if spot else (self.on_demand_doubt, self.on_demand)
         return None if doubt else dollars
 
 
 def read_prices(names: str) -> list[Offer]:
-    """The offers of shipped catalogs or files, separated by commas, with what is doubted about them.
+    """The offers in shipped catalogs or files, given by their names separated by commas, with what is doubted about them.
 
-    Raises UserError with one line for a file that is missing, of an unknown form, or without a GPU that fastft knows.
+    Raises UserError with one line for a file that is missing or of an unknown form, and if no offer has a GPU that fastft
+    knows.
     """
     offers: list[Offer] = []
     for name in filter(None, (item.strip() for item in names.split(","))):
@@ -82,34 +86,46 @@ def shipped() -> list[str]:
 
 
 def cheapest(offers: Iterable[Offer], gpu: str, count: int, cloud: str, spot: bool) -> Offer | None:
-    """The cheapest of the cloud's believed offers of a machine with `count` of the GPU."""
+    """The cheapest of the cloud's believed offers of a machine with `count` of the GPU, None if there is none."""
     fitting = [o for o in offers if (o.gpu, o.count, o.cloud) == (gpu, count, cloud) and o.price(spot) is not None]
     return min(fitting, key=lambda offer: (offer.price(spot), offer.region), default=None)
 
 
 def doubt(offers: Sequence[Offer]) -> list[Offer]:
-    """The offers with every price that is not believed marked; see the top of the file for the rules."""
-    groups: dict[tuple, list[Offer]] = {}
+    """The offers, with a reason at every price that is not believed. The rules are in the module's docstring."""
+    machines: dict[tuple, list[Offer]] = {}
     for offer in offers:
-        groups.setdefault((offer.cloud, offer.gpu, offer.count), []).append(offer)
+        machines.setdefault((offer.cloud, offer.gpu, offer.count), []).append(offer)
     found = []
     for offer in offers:
-        like = groups[offer.cloud, offer.gpu, offer.count]
-        spots = statistics.median([o.spot for o in like if o.spot is not None] or [0.0])
-        dearest = max((o.on_demand for o in like if o.on_demand is not None), default=0.0)
-        on_demand, spot = offer.on_demand_doubt, offer.spot_doubt
-        if offer.on_demand is not None and not on_demand:
-            if offer.spot is not None and offer.on_demand < offer.spot:
-                on_demand = f"on-demand ${offer.on_demand:.2f} is below spot ${offer.spot:.2f}"
-            elif offer.on_demand < LEAST_OF_REGIONS * dearest:
-                on_demand = f"on-demand ${offer.on_demand:.2f} beside ${dearest:.2f} in another region"
-        if offer.spot is not None and not spot:
-            if offer.on_demand is not None and DISCOUNT * offer.on_demand < offer.spot <= offer.on_demand:
-                spot = f"spot ${offer.spot:.2f} = on-demand ${offer.on_demand:.2f}: no discount"
-            elif offer.spot < LEAST_OF_SPOTS * spots:
-                spot = f"spot ${offer.spot:.2f} is less than half the median, ${spots:.2f}"
-        found.append(replace(offer, on_demand_doubt=on_demand, spot_doubt=spot))
+        same = machines[offer.cloud, offer.gpu, offer.count]
+        on_demand = offer.on_demand_doubt or _on_demand_doubt(offer, same)
+        found.append(replace(offer, on_demand_doubt=on_demand, spot_doubt=offer.spot_doubt or _spot_doubt(offer, same)))
     return found
+
+
+def _on_demand_doubt(offer: Offer, same: Sequence[Offer]) -> str:
+    """Why the on-demand price is not believed, given all offers of the same machine; empty if it is."""
+    if offer.on_demand is None:
+        return ""
+    if offer.spot is not None and offer.on_demand < offer.spot:
+        return f"on-demand ${offer.on_demand:.2f} is below spot ${offer.spot:.2f}"
+    dearest = max(o.on_demand for o in same if o.on_demand is not None)
+    if offer.on_demand < LEAST_OF_REGIONS * dearest:
+        return f"on-demand ${offer.on_demand:.2f} beside ${dearest:.2f} in another region"
+    return ""
+
+
+def _spot_doubt(offer: Offer, same: Sequence[Offer]) -> str:
+    """Why the spot price is not believed, given all offers of the same machine; empty if it is."""
+    if offer.spot is None:
+        return ""
+    if offer.on_demand is not None and DISCOUNT * offer.on_demand < offer.spot <= offer.on_demand:
+        return f"spot ${offer.spot:.2f} = on-demand ${offer.on_demand:.2f}: no discount"
+    median = statistics.median(o.spot for o in same if o.spot is not None)
+    if offer.spot < LEAST_OF_SPOTS * median:
+        return f"spot ${offer.spot:.2f} is less than half the median, ${median:.2f}"
+    return ""
 
 
 # The files -----------------------------------------------------------------------------------------------------------------
@@ -134,12 +150,13 @@ def _read_file(path: Path) -> list[Offer]:
     if {"InstanceType", "AcceleratorName", "AcceleratorCount", "Region", "Price", "SpotPrice"} <= columns:
         return list(_skypilot(rows, path))
     raise UserError(
-        f"prices: {path} has columns {', '.join(sorted(columns)) or 'none'}; wanted are SkyPilot's of a vms.csv, or cloud, "
+        f"prices: {path} has columns {', '.join(sorted(columns)) or 'none'}; expected those of SkyPilot's vms.csv, or cloud, "
         "gpu, count, region, on_demand, spot"
     )
 
 
 def _own(rows: list[dict], path: Path) -> Iterator[Offer]:
+    """The offers of a CSV of one's own."""
     for number, row in enumerate(rows, 1):
         gpu = KINDS.get(row["gpu"], row["gpu"])
         if gpu not in KINDS.values():
@@ -152,7 +169,7 @@ def _own(rows: list[dict], path: Path) -> Iterator[Offer]:
 
 
 def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
-    """A vms.csv. A GPU row without an instance type is GCP's: the machine it is attached to has a row of its own."""
+    """The offers of a vms.csv. A GPU without an instance type is GCP's: its machine has a row of its own."""
     cloud = _cloud(path)
     zone = {id(row): (row["Region"], row.get("AvailabilityZone", "")) for row in rows}
     hosts = {(row["InstanceType"], *zone[id(row)]): row for row in rows if row["InstanceType"]}
@@ -162,7 +179,7 @@ def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
         if not row["InstanceType"]:
             pattern = GCP_HOSTS.get(row["AcceleratorName"])
             host = hosts.get((pattern.format(offer.count), *zone[id(row)])) if pattern else None
-            if host is None:  # a GPU that is rented by itself has no price of a machine
+            if host is None:  # a GPU without a known machine has no price that could be compared
                 continue
             prices = [_number(host[key], path, number) for key in ("Price", "SpotPrice")]
             offer = _with_host(offer, *prices)
@@ -170,14 +187,14 @@ def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
 
 
 def _joined(rows: list[dict], path: Path) -> Iterator[Offer]:
-    """GCP's rows with host and GPUs side by side."""
+    """The offers of a GCP file that has host and GPUs in one row."""
     for number, row in _whole_gpus(rows, path):
         prices = [_number(row[key], path, number) for key in ("GpuPrice", "GpuSpotPrice", "HostPrice", "HostSpotPrice")]
         yield _with_host(_offer(_cloud(path), row, *prices[:2]), *prices[2:])
 
 
 def _whole_gpus(rows: list[dict], path: Path) -> Iterator[tuple[int, dict]]:
-    """(number, row) of those with a GPU that fastft knows; shares of one, which some clouds rent, are none."""
+    """(number, row) of each row with GPUs that fastft knows, without the fractions of a GPU that some clouds rent."""
     for number, row in enumerate(rows, 1):
         if row["AcceleratorName"] in KINDS and (_number(row["AcceleratorCount"], path, number) or 0.5).is_integer():
             yield number, row
@@ -190,7 +207,7 @@ def _offer(cloud: str, row: dict, on_demand: float | None, spot: float | None) -
 
 
 def _with_host(gpus: Offer, on_demand: float | None, spot: float | None) -> Offer:
-    """The GPUs' offer and the host's as one. Doubted here, where the GPUs' own prices can still be seen."""
+    """The offer of the GPUs and their host together, doubted if the GPUs' own prices give reason."""
     doubted = doubt([gpus])[0].on_demand_doubt
     return replace(
         gpus,
@@ -201,20 +218,23 @@ def _with_host(gpus: Offer, on_demand: float | None, spot: float | None) -> Offe
 
 
 def _cloud(path: Path) -> str:
-    """…/aws/vms.csv, or aws_anything.csv."""
+    """The cloud that a file is named after: …/aws/vms.csv, or aws_anything.csv."""
     for name in (path.parent.name, path.stem.split("_")[0]):
         if name.lower() in CLOUDS:
             return name.lower()
-    raise UserError(f"prices: {path}: which cloud? Name the file aws_….csv, or put it into a directory of that name")
+    raise UserError(
+        f"prices: {path}: which cloud? Name the file aws_….csv, or put it into a directory named after the cloud"
+    )
 
 
 def _number(text: str, path: Path, row: int) -> float | None:
+    """The number in a cell, None if it is empty or 0."""
     if not text.strip():
         return None
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
+        value = math.nan
     if not 0 <= value < math.inf:
         raise UserError(f"prices: {path}, row {row}: {text!r} is no price or number")
     return value or None  # a price of 0 stands for none in SkyPilot's catalog

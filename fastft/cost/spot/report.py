@@ -1,4 +1,4 @@
-"""What `fastft estimate --spot` shows: a table in the terminal, and a page with plots (--page FILE)."""
+"""The output of `fastft estimate --spot`: a table in the terminal, and a page with plots (--page FILE)."""
 
 import math
 from dataclasses import replace
@@ -9,20 +9,21 @@ import numpy as np
 
 from fastft.common.files import short_name
 from fastft.common.html import Plot, duration, percent, ticks, write_page
-from fastft.cost.spot.candidates import PUBLISHED, STAGED, Candidate, Comparison
-from fastft.cost.spot.simulate import RUNS, mean_between_preemptions, simulate
+from fastft.cost.spot.candidates import PUBLISHED, STAGED, MachineCandidate, MachineComparison
+from fastft.cost.spot.prices import Offer
+from fastft.cost.spot.simulate import RUNS, Runs, mean_between_preemptions, simulate
 from fastft.cost.spot.traces import fit
 
 CURVE = 2.0 ** np.arange(-3, 4.5, 0.5)
-"""Intervals of the plot, times the chosen one."""
+"""Intervals of the plot, as multiples of the chosen one."""
 CURVE_RUNS = 150
 WIDTH = 130
-"""Columns of the table; it takes what it needs of them."""
+"""Width that the table may have in a pipe, in characters."""
 
 
-def show(found: Comparison, console, model: str) -> None:
-    """Print the table, what it rests on, and what is doubted; write the page if one is asked for."""
-    console.width = max(console.width, WIDTH)  # a pipe counts as 80 columns, which would cut the numbers off
+def show(found: MachineComparison, console, model: str) -> None:
+    """Print the table, what is doubted, and the assumptions; write the page if one is asked for."""
+    console.width = max(console.width, WIDTH)  # rich takes a pipe for 80 characters wide, and would cut numbers off
     console.print(_table(found))
     for line in conclusions(found):
         console.print(line)
@@ -37,7 +38,7 @@ def show(found: Comparison, console, model: str) -> None:
         console.print(f"page: {found.config.page}")
 
 
-def _table(found: Comparison):
+def _table(found: MachineComparison):
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -47,64 +48,66 @@ def _table(found: Comparison):
     for heading in ("$/hour", "hours", "90 %", "$", "90 %", "stops", "lost min", "warned", "useful"):
         table.add_column(heading, justify="right", no_wrap=True)
     for c in found.candidates:
-        stays = not c.spot
         table.add_row(
             c.machines,
             c.kind,
             f"{c.offer.cloud} {c.offer.region}",
             f"{c.price:.2f}",
             *(_number(value) for value in (*c.hours, *c.dollars)),
-            "-" if stays else _number(float(np.mean(c.runs.preemptions))),
-            "-" if stays else _number(lost_minutes(c.runs)),
-            "-" if stays else _number(lost_minutes(c.warned)),
+            _number(float(np.mean(c.runs.preemptions))) if c.spot else "-",
+            _number(lost_minutes(c.runs)) if c.spot else "-",
+            _number(lost_minutes(c.warned)) if c.spot else "-",
             percent(c.useful),
         )
     return table
 
 
-def lost_minutes(runs) -> float:
-    """Mean work that a run does twice."""
+def lost_minutes(runs: Runs) -> float:
+    """Mean minutes of work that a run does twice."""
     return float(np.mean(runs.lost_s)) / 60
 
 
-def doubts(offer) -> str:
+def doubts(offer: Offer) -> str:
+    """Why the prices of an offer are not believed."""
     return " and ".join(filter(None, (offer.on_demand_doubt, offer.spot_doubt)))
 
 
-def conclusions(found: Comparison) -> list[str]:
-    """Sentences about the cheapest candidate, and how it compares with machines that stay."""
+def conclusions(found: MachineComparison) -> list[str]:
+    """Sentences about the cheapest candidate, how it compares with machines on demand, and the interval between saves."""
     best = found.candidates[0]
     lines = [
         f"Cheapest: {best.name} ({best.offer.region}): ${_number(best.dollars[0])} in {_number(best.hours[0])} hours; in one "
         f"run of ten more than ${_number(best.dollars[1])} and {_number(best.hours[1])} hours."
     ]
-    stays = next((c for c in found.candidates if not c.spot and c.offer.gpu == best.offer.gpu), None)
-    if best.spot and stays:
+    on_demand = next((c for c in found.candidates if not c.spot and c.offer.gpu == best.offer.gpu), None)
+    if best.spot and on_demand:
         lines.append(
-            f"On demand the same GPUs cost ${_number(stays.dollars[0])} ({stays.offer.cloud}, {stays.offer.region}): "
-            f"{stays.dollars[0] / best.dollars[0]:.1f} times as much."
+            f"On demand the same GPUs cost ${_number(on_demand.dollars[0])} ({on_demand.offer.cloud}, {on_demand.offer.region}): "
+            f"{on_demand.dollars[0] / best.dollars[0]:.1f} times as much."
         )
     if spot := next((c for c in found.candidates if c.spot), None):
         job = spot.job
         lines.append(
-            f"{spot.name}: a preemption every {duration(mean_between_preemptions(found.trace, spot.nodes))}; a save holds the "
-            f"steps {duration(job.blocking_s)} and is safe {duration(job.upload_s)} later: one every {duration(job.interval_s)}"
+            f"{spot.name}: a preemption every {duration(mean_between_preemptions(found.trace, spot.nodes))}; a save holds up the "
+            f"steps for {duration(job.blocking_s)} and is safe {duration(job.upload_s)} later; saves are "
+            f"{duration(job.interval_s)} apart"
             + (" (Young's interval, never below the upload)." if found.config.checkpoint_every == "auto" else ".")
         )
     return lines
 
 
-def assumptions(found: Comparison) -> list[str]:
+def assumptions(found: MachineComparison) -> list[str]:
+    """Sentences about preemptions, saves and prices, for the terminal and the page."""
     rate, burst = fit(found.trace)
-    measured = f", one a node in {1 / rate:.3g} hours, {burst:.2g} at once" if found.config.trace and rate else ""
+    measured = f", one in {1 / rate:.3g} hours for a node, {burst:.2g} at once" if found.config.trace and rate else ""
     return [
         f"Preemptions: {found.trace.name}, {found.trace.end_s / 3600:,.0f} hours{measured}; {RUNS} runs from random moments of "
-        "it. Losing a node stops all. Stops, lost: means of a run; warned: where a save fits into the cloud's notice (AWS 120 s, "
-        "Google and Azure 30 s). Useful: of the time that is paid for, the share of work that counts.",
-        f"Recovery: {duration(found.config.recovery_s)}, paid for. Unless said otherwise, a save is staged at {STAGED / 1e9:g} "
-        f"GB/s a GPU and uploaded at {PUBLISHED / 1e9:g} GB/s a machine. Not in the dollars: storage, traffic, the jobs "
-        "controller.",
-        f"Prices: {found.config.prices}. They move; take a fresh catalog before a decision.",
+        "it. Losing one node stops all of them. Stops, lost min: means of a run; warned: the same where a save fits into the "
+        "cloud's notice (AWS 120 s, Google and Azure 30 s). Useful: the share of the paid time spent on work that counts.",
+        f"Recovery: {duration(found.config.recovery_s)}, paid for. Unless an option says otherwise, a save is copied to the "
+        f"host's memory at {STAGED / 1e9:g} GB/s a GPU and uploaded at {PUBLISHED / 1e9:g} GB/s a machine. Not in the dollars: "
+        "storage, traffic, the jobs controller.",
+        f"Prices: {found.config.prices}. They change; take a fresh catalog before you decide.",
     ]
 
 
@@ -117,8 +120,8 @@ def _number(value: float) -> str:
 # The page ------------------------------------------------------------------------------------------------------------------
 
 
-def write_spot_page(path: Path, found: Comparison, model: str) -> None:
-    """Write the page; an older one is replaced by a whole new one only."""
+def write_spot_page(path: Path, found: MachineComparison, model: str) -> None:
+    """Write the page. An older one is there until the new one is whole."""
     spot = next((c for c in found.candidates if c.spot), None)
     write_page(
         path,
@@ -134,10 +137,10 @@ def write_spot_page(path: Path, found: Comparison, model: str) -> None:
     )
 
 
-def _bars(candidates: list[Candidate]) -> list[dict[str, Any]]:
-    """The table's rows, with dollars as a share of the dearest: `median`, and from there `tail` to the 90th percentile."""
-    dearest = max((c.dollars[1] for c in candidates if c.dollars[1] < math.inf), default=1.0) or 1.0
-    share = [[100 * min(value / dearest, 1.0) for value in c.dollars] for c in candidates]
+def _bars(candidates: list[MachineCandidate]) -> list[dict[str, Any]]:
+    """The table's rows for the page, each with a bar in percent of the largest sum: up to the median, then on by `tail`."""
+    largest = max((c.dollars[1] for c in candidates if c.dollars[1] < math.inf), default=1.0) or 1.0
+    share = [[100 * min(value / largest, 1.0) for value in c.dollars] for c in candidates]
     return [
         {
             "name": c.machines,
@@ -146,8 +149,8 @@ def _bars(candidates: list[Candidate]) -> list[dict[str, Any]]:
             "price": f"{c.price:.2f}",
             "dollars": [_number(value) for value in c.dollars],
             "hours": [_number(value) for value in c.hours],
-            "lost": "–" if not c.spot else _number(lost_minutes(c.runs)),
-            "warned": "–" if not c.spot else _number(lost_minutes(c.warned)),
+            "lost": _number(lost_minutes(c.runs)) if c.spot else "–",
+            "warned": _number(lost_minutes(c.warned)) if c.spot else "–",
             "useful": percent(c.useful),
             "median": middle,
             "tail": tail - middle,
@@ -156,8 +159,11 @@ def _bars(candidates: list[Candidate]) -> list[dict[str, Any]]:
     ]
 
 
-def _curve(c: Candidate, found: Comparison) -> Plot | None:
-    """Useful share of the paid time over the interval between saves, on a logarithmic axis; the chosen one is marked."""
+def _curve(c: MachineCandidate, found: MachineComparison) -> Plot | None:
+    """The useful share of the paid time over the interval between saves, on a logarithmic axis; the chosen one is marked.
+
+    None if there is only one interval to show.
+    """
     intervals = [i for i in CURVE * c.job.interval_s if c.job.upload_s <= i < c.job.work_s] or [c.job.interval_s]
     points = []
     for interval in intervals:
@@ -175,7 +181,7 @@ def _curve(c: Candidate, found: Comparison) -> Plot | None:
     def corner(point: tuple[float, float]) -> str:
         return f"{x(point[0]):.2f} {100 * (y_ticks[-1] - point[1]) / (y_ticks[-1] - y_ticks[0]):.2f}"
 
-    borders = [0.0, *((x(a[0]) + x(b[0])) / 2 for a, b in zip(points, points[1:])), 100.0]
+    edges = [0.0, *((x(a[0]) + x(b[0])) / 2 for a, b in zip(points, points[1:])), 100.0]
     return Plot(
         title="Paid time that is useful",
         x_ticks=[(x(minutes), f"{minutes:.3g} min") for minutes, _ in points[::3]],
@@ -183,7 +189,7 @@ def _curve(c: Candidate, found: Comparison) -> Plot | None:
         lines=[("train", "M" + "L".join(map(corner, points))), ("held dot", f"M{corner(chosen)}h0")],
         hovers=[
             (left, right - left, f"every {minutes:.3g} min: {percent(share)}")
-            for (minutes, share), left, right in zip(points, borders, borders[1:])
+            for (minutes, share), left, right in zip(points, edges, edges[1:])
         ],
         legend=[("held", "chosen", f"every {chosen[0]:.3g} min: {percent(chosen[1])}")],
     )

@@ -1,13 +1,14 @@
-"""A job on spot machines, again and again from other moments of a trace: its hours, what is paid, what is lost.
+"""Simulated runs of a job on spot machines, from random moments of a trace: hours, what is paid for, and what is lost.
 
     runs = simulate(Job(work_s=86400, nodes=1, recovery_s=360, blocking_s=2, upload_s=160, interval_s=600), trace)
     runs.hours, runs.paid_hours, runs.lost_s, runs.preemptions              # arrays, one entry a run
 
-A gang: all nodes or none. The job waits until the trace has room for all its nodes; losing one of them loses the gang, the
-whole is provisioned and set up again, and goes on from the newest checkpoint that was safe in the bucket. Which of the
-trace's nodes are ours is drawn anew: of c nodes k go, so all of our n stay with probability C(c - n, k) / C(c, k). A trace of
-fewer nodes than the gang has stands for several, each read from a moment of its own. A job longer than the trace goes on at
-its beginning; that seam is no preemption.
+The job's nodes are a gang: it runs on all of them or not at all. It waits until the trace has room for all its nodes. When
+one is preempted the whole gang stops, is provisioned and set up again, and resumes from the newest checkpoint that was safe
+in the bucket. Which of the trace's nodes are the gang's is drawn anew at each preemption: if k of c nodes are lost, all n
+of the gang stay with probability C(c - n, k) / C(c, k). A trace with fewer nodes than the gang is laid over itself as often
+as needed, each time from another random moment. A job that is longer than the trace continues at its beginning; that seam is
+no preemption.
 """
 
 import bisect
@@ -23,26 +24,26 @@ from fastft.cost.spot.traces import Trace
 
 RUNS = 400
 GIVE_UP = 20
-"""A run that has taken so many times its work will never end: inf."""
+"""A run that has taken this many times its work will never end: its hours are inf."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What has to be done, and what interruptions cost. All times in seconds."""
+    """The work of a run, and what preemptions cost it. All times are in seconds."""
 
     work_s: float
-    """Of steps alone."""
+    """Time of the steps alone."""
     nodes: int
     recovery_s: float
-    """From the moment that there is capacity until steps are made: provisioning and set-up. Paid for."""
+    """From the moment that there is capacity until the first step: provisioning and set-up. It is paid for."""
     blocking_s: float
-    """A save holds the steps for so long."""
+    """How long a save holds up the steps."""
     upload_s: float
-    """Then, in the background, until it is safe from the loss of the node."""
+    """How long it then takes, in the background, until the save survives the loss of the node."""
     interval_s: float
     """Work between two saves."""
     notice_s: float = 0.0
-    """Warning before a node goes. A save and its upload that fit into it lose nothing; else it is worth nothing."""
+    """Warning before a node is preempted. If a save and its upload fit into it, nothing is lost; if not, it does not help."""
 
     def __post_init__(self) -> None:
         assert self.work_s > 0 and self.nodes >= 1 and self.interval_s > 0
@@ -50,15 +51,16 @@ class Job:
 
     @property
     def saves_on_notice(self) -> bool:
+        """Whether a save and its upload fit into the notice."""
         return 0 < self.notice_s >= self.blocking_s + self.upload_s
 
     def finish_s(self, done_s: float) -> float:
-        """From a start with `done_s` of the work behind it to the end, the last save and its upload included."""
+        """Time from a start with `done_s` of the work done to the end, including the last save and its upload."""
         left = self.work_s - done_s
         return left + math.ceil(left / self.interval_s) * self.blocking_s + self.upload_s
 
     def reached_s(self, done_s: float, lasted_s: float) -> tuple[float, float]:
-        """(work that is safe, work that is lost) after a start from `done_s` that was cut off after `lasted_s`."""
+        """(work that is safe, work that is lost) when a start from `done_s` is preempted after `lasted_s`."""
         cycle = self.interval_s + self.blocking_s
         made = self._worked(lasted_s)
         if self.saves_on_notice:
@@ -68,39 +70,39 @@ class Job:
         return done_s + saved, made - saved
 
     def _safe_saves(self, lasted_s: float, cycle: float) -> int:
-        """The newest save that is safe. Uploads come one at a time, each of the newest save that there is then."""
+        """The number of the newest save that is safe. Uploads run one at a time, each of the newest save at that moment."""
         if self.upload_s <= cycle:
             return max(math.floor((lasted_s - self.upload_s) / cycle), 0)
         uploads = math.floor((lasted_s - cycle) / self.upload_s)
         return math.floor((cycle + (uploads - 1) * self.upload_s) / cycle) if uploads > 0 else 0
 
     def _worked(self, lasted_s: float) -> float:
-        """Work after so many seconds of steps and saves."""
+        """Work that is done in so many seconds of steps and saves."""
         whole, rest = divmod(max(lasted_s, 0.0), self.interval_s + self.blocking_s)
         return whole * self.interval_s + min(rest, self.interval_s)
 
 
 @dataclass(frozen=True)
 class Runs:
-    """One entry a run in each array; `hours` is inf for a run that does not end."""
+    """Results of simulated runs: one entry a run in each array. `hours` is inf for a run that does not end."""
 
     hours: np.ndarray
-    """From the launch, waiting for capacity included."""
+    """Hours from the launch, including the wait for capacity."""
     paid_hours: np.ndarray
-    """Of each of the nodes."""
+    """Hours for which each of the nodes is paid."""
     lost_s: np.ndarray
-    """Work that was done more than once."""
+    """Seconds of work that was done more than once."""
     preemptions: np.ndarray
 
 
 def undisturbed(job: Job) -> Runs:
-    """The job on machines that stay, as a single run."""
+    """The job on machines that are never preempted, as a single run."""
     hours = np.array([(job.recovery_s + job.finish_s(0.0)) / 3600])
     return Runs(hours, hours, np.zeros(1), np.zeros(1))
 
 
 def simulate(job: Job, trace: Trace, runs: int = RUNS, seed: int = 0) -> Runs:
-    """`runs` of the job, each from a random moment of the trace."""
+    """Simulate the job `runs` times, each time from a random moment of the trace. The same seed gives the same runs."""
     random = Random(seed)
     readings = _readings(trace, job.nodes, random)
     results = [_run(job, next(readings), random) for _ in range(runs)]
@@ -108,7 +110,11 @@ def simulate(job: Job, trace: Trace, runs: int = RUNS, seed: int = 0) -> Runs:
 
 
 def mean_between_preemptions(trace: Trace, nodes: int = 1) -> float:
-    """Seconds between two losses of a gang, while it is there; where the trace has none, its length, the least it can be."""
+    """Mean seconds that a gang is kept until it loses a node.
+
+    For a trace without any loss it is the trace's length, the least that the mean can be, but not below what is assumed
+    where nothing is known.
+    """
     reading = next(_readings(trace, nodes, Random(0)))
     lengths = np.diff(reading.times, append=trace.end_s)
     there_s = float(lengths[np.array(reading.counts) >= nodes].sum())
@@ -117,7 +123,7 @@ def mean_between_preemptions(trace: Trace, nodes: int = 1) -> float:
 
 
 def survival(before: int, after: int, nodes: int) -> float:
-    """Chance that a gang loses no node when a fleet falls from `before` nodes to `after`."""
+    """The probability that a gang loses no node when a fleet shrinks from `before` nodes to `after`."""
     if after >= before:
         return 1.0
     return math.prod(max(after - i, 0) / (before - i) for i in range(nodes))
@@ -125,12 +131,12 @@ def survival(before: int, after: int, nodes: int) -> float:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A trace from a moment on, without end: entry i, for i from `first` on, lasts from at(i) to at(i + 1)."""
+    """A trace, repeated without end, as seen from one of its moments: entry i, from `first` on, lasts from at(i) to at(i + 1)."""
 
     times: list[float]
     counts: list[int]
     kept: list[float]
-    """Of a gang, at the beginning of each entry; the first follows the last, a seam that is no preemption."""
+    """Probability that a gang is kept at the beginning of each entry. The first follows the last, which is no preemption."""
     end_s: float
     start_s: float
 
@@ -139,6 +145,7 @@ class _Reading:
         return bisect.bisect_right(self.times, self.start_s) - 1
 
     def at(self, i: int) -> float:
+        """Seconds from the start until entry i begins."""
         laps, entry = divmod(i, len(self.times))
         return self.times[entry] + laps * self.end_s - self.start_s
 
@@ -147,7 +154,7 @@ class _Reading:
 
 
 def _readings(trace: Trace, nodes: int, random: Random) -> Iterator[_Reading]:
-    """From one random moment after the other. Where the trace has fewer nodes than the gang, several lie upon each other."""
+    """Readings from one random moment after the other; a trace with fewer nodes than the gang is laid over itself."""
     if trace.most >= nodes:
         times, counts = trace.times.tolist(), trace.counts.tolist()
         kept = _kept(counts, nodes)
@@ -164,6 +171,7 @@ def _readings(trace: Trace, nodes: int, random: Random) -> Iterator[_Reading]:
 
 
 def _kept(counts: list[int], nodes: int) -> list[float]:
+    """`_Reading.kept` for these numbers of instances."""
     changes = zip(counts, counts[1:])
     return [
         float(counts[0] >= nodes),

@@ -1,14 +1,14 @@
-"""Recorded capacity of spot machines over time: readers of three formats, and a generator of traces like them.
+"""The capacity of spot machines over time: readers of recorded traces, and a generator of traces like them.
 
     trace = read_trace("a100x1-east1b.txt")
-    rate, burst = fit(trace)                        # preemptions a node and hour, and how many go at once
+    rate, burst = fit(trace)                        # preemptions a node and hour, and how many nodes are lost at once
     trace = synthetic(rate, burst, hours=27, seed=0)
 
-A trace says how many instances there were, from each of its times to the next. A number that falls by k is a burst of k
-preemptions. Formats, told apart by what is in the file:
+A trace says how many instances there were from each of its times to the next. A number that falls by k is a burst of k
+preemptions. The format of a file is recognised by its content:
 
 - availability and preemption (skypilot-org/spot-traces, NSDI'24): a JSON object {"metadata": {"gap_seconds": 600}, "data":
-  [1, 1, 0, …]}, a number for each tick;
+  [1, 1, 0, …]}, a number of instances for each tick;
 - bamboo (uclasystem/bamboo): lines `2021-12-11, 11:11:30, 55`, a time and the instances of a fleet that is always refilled.
 """
 
@@ -26,27 +26,29 @@ from fastft.errors import UserError
 FLEET = 64
 """Nodes of a synthetic trace, as many as bamboo's."""
 MOST_AN_HOUR = 60.0
-"""Preemptions of a node: more often than a machine can be provisioned, let alone do a step."""
+"""Most preemptions of a node in an hour that make sense: a machine cannot be provisioned faster, let alone do a step."""
 REFILL_S = 600.0
-"""Mean seconds after which a synthetic fleet has a lost node again."""
+"""Mean seconds until a synthetic fleet has replaced a lost node."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Instances over time: `times` (seconds, from 0, rising) and `counts` have an entry a change, the last until `end_s`."""
+    """Numbers of instances over time, an entry for each change; the last one lasts until `end_s`."""
 
     name: str
     times: np.ndarray
+    """Seconds, beginning with 0 and rising."""
     counts: np.ndarray
     end_s: float
 
     @property
     def most(self) -> int:
+        """The largest number of instances."""
         return int(self.counts.max())
 
 
 def read_trace(path: str | Path) -> Trace:
-    """A recorded trace. Raises UserError with one line for a file that is missing, broken or of another format."""
+    """Read a recorded trace. Raises UserError with one line for a file that is missing, broken or of another format."""
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
@@ -61,7 +63,7 @@ def read_trace(path: str | Path) -> Trace:
     else:
         times, counts, end_s = _lines(text, path)
     if not counts.any():
-        raise UserError(f"trace: {path}: there never was an instance")
+        raise UserError(f"trace: {path}: has no instance at any time")
     return _changes(path.stem, times, counts, end_s)
 
 
@@ -89,7 +91,7 @@ def _lines(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
             raise UserError(_unknown(path)) from None
     times = np.array(moments)
     if len(times) < 2 or np.diff(times).min() < 0 or times[-1] == times[0] or min(counts) < 0:
-        raise UserError(f"trace: {path}: wanted are two or more lines, in order of time, with numbers of instances")
+        raise UserError(f"trace: {path}: expected at least two lines, in order of time, with numbers of instances")
     return times - times[0], np.array(counts), float(times[-1] - times[0])
 
 
@@ -98,15 +100,15 @@ def _unknown(path: Path) -> str:
 
 
 def _changes(name: str, times: np.ndarray, counts: np.ndarray, end_s: float) -> Trace:
-    """Without the entries that repeat the one before."""
+    """The trace without entries that repeat the one before."""
     keep = np.append(True, np.diff(counts) != 0) & (times < end_s)
     return Trace(name, times[keep], counts[keep], end_s)
 
 
 def fit(trace: Trace) -> tuple[float, float]:
-    """(preemptions a node and hour, mean size of a burst); (0, 1) where none was seen.
+    """(preemptions a node and hour, mean size of a burst) of a trace; (0, 1) if it has no preemption.
 
-    Entries that fall one after the other count as one burst where no more than 60 s lie between them: recorders poll.
+    Preemptions no more than 60 s apart count as one burst, because recorders poll.
     """
     falls = -np.minimum(np.diff(trace.counts), 0)
     at = trace.times[1:][falls > 0]
@@ -119,13 +121,14 @@ def fit(trace: Trace) -> tuple[float, float]:
 
 
 def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0, fleet: int = FLEET) -> Trace:
-    """A fleet whose nodes are each lost `rate` times an hour on average, `burst` (mean, geometric) at once, and refilled.
+    """A made-up fleet whose nodes are each preempted `rate` times an hour on average, and then replaced.
 
-    Bursts come as a Poisson process. Raises UserError for a rate that is none or a burst below 1 or above the fleet.
+    Bursts are a Poisson process, their sizes geometric with mean `burst`. Raises UserError for a rate that is negative or
+    too large, or a burst below 1 or above the fleet.
     """
     if not 0 <= rate <= MOST_AN_HOUR:
         raise UserError(
-            f"preemption_rate: {rate} is not between 0 and {MOST_AN_HOUR:g} preemptions a node and hour; nothing is set up faster"
+            f"preemption_rate: {rate} is not between 0 and {MOST_AN_HOUR:g} a node and hour; no machine is set up faster"
         )
     if not 1 <= burst <= fleet:
         raise UserError(f"burst: {burst} is not between 1 and {fleet} nodes")
@@ -139,7 +142,7 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
     heapq.heapify(events)
     while events and events[0][0] < end_s:
         at, change = heapq.heappop(events)
-        if change < 0 and random.random() * fleet >= up:  # the fewer there are, the fewer are hit
+        if change < 0 and random.random() * fleet >= up:  # the fewer nodes are up, the fewer are hit
             continue
         change = max(change, -up)
         for _ in range(-change):
@@ -148,5 +151,5 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
         times.append(at)
         counts.append(up)
     return _changes(
-        f"made for {rate:.3g} a node and hour, {burst:.3g} at once", np.array(times), np.array(counts), end_s
+        f"synthetic, {rate:.3g} a node and hour, {burst:.3g} at once", np.array(times), np.array(counts), end_s
     )
