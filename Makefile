@@ -30,7 +30,7 @@ test-cluster: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable ".[cluster]" --constraint constraints.txt
 	$(BIN)/python -m pytest tests/cleaning/test_cluster.py
 
-# The real SkyPilot reads sky_yamls/. It needs its own environment, because it pins click < 8.2, which transformers does not take.
+# The real SkyPilot reads sky_yamls/. It has its own environment, because it pins click < 8.2, which transformers cannot use.
 test-sky: .venv-sky/ready
 	.venv-sky/bin/python tests/sky/validate.py
 
@@ -40,7 +40,7 @@ test-sky: .venv-sky/ready
 	.venv-sky/bin/python -m pip install --quiet skypilot==0.14.1
 	touch $@
 
-# A managed job of the real SkyPilot on a Slurm cluster of one machine, preempted twice. Needs Linux, root and Debian's packages, and
+# A managed job of the real SkyPilot on a Slurm cluster of one machine, preempted twice. Needs Linux, root and Debian's packages;
 # takes 10 minutes.
 sky-e2e: .venv/ready .venv-sky-e2e/ready
 	.venv-sky-e2e/bin/python tests/sky/e2e.py
