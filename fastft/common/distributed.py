@@ -25,7 +25,7 @@ SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenize for hours while t
 STEP_LIMIT = timedelta(seconds=110)  # in the loop no rank that lives is later than that
 SILENCE_LIMIT = timedelta(seconds=110)  # together with BEAT_S, a dead peer ends the run within two minutes
 BEAT_S = 5.0  # seconds between two signs of life
-SPEAKING_S = 10.0  # that rank 0 has to print a mistake which all ranks find before they have joined
+SPEAKING_S = 10.0  # how long the rank with an error has to print it before another rank ends
 
 Result = TypeVar("Result")
 
@@ -109,6 +109,7 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
     if is_bug:
         raise error
     if any(bug for bug, _ in found):
+        time.sleep(SPEAKING_S)  # as in `first_to_fail`
         raise PeerError
     if found:
         raise UserError(found[0][1])
@@ -123,12 +124,20 @@ def on_first(action: Callable[[], Result]) -> Result:
 
 
 def first_to_fail() -> bool:
-    """Return True on the first rank that calls this: errors of later ranks are the same one or its consequence."""
-    if not dist.is_initialized():
-        if rank() != 0:  # torchrun ends all once one has ended, and rank 0 may be slower to find the same mistake
-            time.sleep(SPEAKING_S)
-        return rank() == 0
-    try:
-        return dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
-    except dist.DistError:  # the machine with the store is gone: an error that is printed twice beats one that is lost
-        return True
+    """True on the rank that meets an error first, and after `SPEAKING_S` False on the others.
+
+    The others meet the same error or its consequence. torchrun ends all processes once one has ended, so they wait for the
+    first to print its error, and usually end with it.
+    """
+    if dist.is_initialized():
+        try:
+            first = dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
+        except (
+            dist.DistError
+        ):  # the machine with the store is gone: an error that is printed twice beats one that is lost
+            first = True
+    else:
+        first = rank() == 0
+    if not first:
+        time.sleep(SPEAKING_S)
+    return first

@@ -26,7 +26,6 @@ from fastft.common.distributed import (
     SET_UP_LIMIT,
     STEP_LIMIT,
     everywhere,
-    first_to_fail,
     join_ranks,
     limit_waiting,
     local_rank,
@@ -47,7 +46,7 @@ from fastft.model.build import TrainedModel, prepare_model
 from fastft.model.isolation import prove_isolation
 from fastft.train.checkpoint import local
 from fastft.train.checkpoint.remote import Uploader, upload_model
-from fastft.train.checkpoint.resume import find_starts, finished_model, open_store, resume, take_lease
+from fastft.train.checkpoint.resume import Candidate, find_starts, finished_model, open_store, resume, take_lease
 from fastft.train.checkpoint.save_interval import SaveInterval
 from fastft.train.dry_run import dry_run_steps
 from fastft.train.inputs import RunInputs, read_inputs
@@ -87,28 +86,28 @@ def train(config: TrainConfig) -> Path | None:
 
         disk = local.Disk(inputs.output_dir / "checkpoints")
         store = open_store(config.checkpoint.remote, disk)
-        done = (inputs.output_dir, store, inputs.identity, inputs.total, bool(config.lora.r))
-        if config.resume and (finished := finished_model(*done)):
+        adapters = bool(config.lora.r)
+        finished = (
+            finished_model(inputs.output_dir, store, inputs.identity, inputs.total, adapters) if config.resume else None
+        )
+        if finished:
             logger.info("finished: step %d of %d is done; the model is in %s", inputs.total, inputs.total, finished)
             return inputs.output_dir / "model"
         lease = take_lease(store, at_exit)
         starts = find_starts(config, disk, store, inputs.identity)
-        if starts and (step := starts[0].meta["step"]) > inputs.total:
-            raise UserError(
-                f"step {step} is done, and these settings end with step {inputs.total}: raise max_steps or epochs, or write "
-                "that step's model with fastft export"
-            )
+        refuse_fewer_steps(starts, inputs.total)
         startup.done("checkpoints found")
 
-        model, optimizer = build_model(inputs, device, resumed=bool(starts))
+        model, optimizer = model_and_optimizer(inputs, device, resumed=bool(starts))
         startup.done("model")
         start = resume(starts, disk, store, model, optimizer, config)
         startup.done("checkpoint")
         prove_isolation(model, device)
 
-        first, retention = start["step"], (config.checkpoint.keep, config.checkpoint.keep_every)
+        first = start["step"]  # is done
         reporter = open_reporter(inputs, device, first, started)
         inputs.sampler.open(inputs.output_dir, first)
+        retention = config.checkpoint.keep, config.checkpoint.keep_every
         uploader = Uploader(store, lease, disk.holders, *retention) if store else None
         writer = local.Writer(disk, *retention, uploader)
         interval = SaveInterval(config.checkpoint, len(disk.holders), writer)
@@ -130,7 +129,7 @@ def train(config: TrainConfig) -> Path | None:
 def dry_run(inputs: RunInputs, device: torch.device) -> None:
     """Take two steps with the fullest rows of the run, and log the memory and the time that they take."""
     config = inputs.config
-    model, optimizer = build_model(inputs, device, resumed=False)
+    model, optimizer = model_and_optimizer(inputs, device, resumed=False)
     prove_isolation(model, device)
 
     def take(step: Step) -> dict:
@@ -140,12 +139,23 @@ def dry_run(inputs: RunInputs, device: torch.device) -> None:
     dry_run_steps(take, inputs.curriculum, config, device)
 
 
-def build_model(inputs: RunInputs, device: torch.device, resumed: bool) -> tuple[TrainedModel, torch.optim.Optimizer]:
+def model_and_optimizer(
+    inputs: RunInputs, device: torch.device, resumed: bool
+) -> tuple[TrainedModel, torch.optim.Optimizer]:
     """The model and its optimiser; collective. What a checkpoint will replace is not read if the run is `resumed`."""
     attention, why = choose_attention(inputs.config.attention, device)
     logger.info(why)
     model = prepare_model(inputs.config, inputs.model_config, attention, device, resumed=resumed)
     return model, build_optimizer(model, inputs.config)
+
+
+def refuse_fewer_steps(starts: list[Candidate], total: int) -> None:
+    """Raise UserError if a run of `total` steps would continue after its end."""
+    if starts and (step := starts[0].meta["step"]) > total:
+        raise UserError(
+            f"step {step} is done, and these settings end with step {total}: raise max_steps or epochs, or write that step's "
+            "model with fastft export"
+        )
 
 
 def open_reporter(inputs: RunInputs, device: torch.device, first: int, started: float) -> Reporter | None:
@@ -368,9 +378,7 @@ def run_and_mark(config: TrainConfig) -> int:
     except torch.OutOfMemoryError:
         raise UserError(out_of_memory_line(config, world_size())) from None
     except Preempted as asked:
-        if first_to_fail():
-            logs.show()
-            logger.warning(str(asked))
+        logger.warning(str(asked))
         return stopping.EXIT_CODE
     mark.unlink(missing_ok=True)  # of a notice that came too late to matter
     return 0
