@@ -32,7 +32,7 @@ class JudgeConfig:
     """What is judged, by whom, and how."""
 
     answers: list[str] = option(several=True)
-    """Files of answers, one or more for each model, as JSON Lines."""
+    """Files of answers as JSON Lines; all answers of a model are in one file."""
     questions: Path = OWN
     """What was asked; by default our own 80."""
     references: Path | None = None

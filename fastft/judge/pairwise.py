@@ -122,6 +122,8 @@ def plan(
             if all(found):
                 second = found[1] if len(found) == 2 else None
                 tasks += [JudgeTask(question, turn, found[0], second) for turn in range(1, len(question.turns) + 1)]
+    if not tasks:
+        raise UserError("there is nothing to judge: no question has an answer of each model that is to be compared")
     return tasks
 
 

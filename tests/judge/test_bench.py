@@ -1,6 +1,7 @@
 """Exams: the items of BBH and AGIEval, the rules that read an answer, and the harness over real HTTP and with a real model."""
 
 import json
+import sys
 
 import pytest
 from helpers import models, openai_server
@@ -248,3 +249,10 @@ def test_mistakes_are_one_line(exams, capsys, options, said):
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")
     assert said in error
+
+
+def test_a_package_that_is_not_installed_is_named_before_anything_is_asked(exams, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
+    assert run_bench(["--data", str(exams), "-o", str(exams / "out"), "--model", "http://127.0.0.1:9#x"]) == 1
+    assert capsys.readouterr().err == "error: lm_eval is missing: pip install 'fastft[bench]'\n"
+    assert not (exams / "out").exists()

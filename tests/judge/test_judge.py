@@ -285,6 +285,14 @@ def test_bad_input(tmp_path, capsys):
     assert not list((tmp_path / "judged").glob("judgments*"))
 
 
+def test_models_without_a_common_question_are_one_line(tmp_path, capsys):
+    ground = write_ground(tmp_path, 2)
+    for name, line in (("a", 0), ("b", 1)):
+        (tmp_path / f"{name}.jsonl").write_text((tmp_path / f"{name}.jsonl").read_text().splitlines(True)[line])
+    judge = ["--judge", "http://127.0.0.1:9/v1#judge", "--allow_missing"]
+    assert "there is nothing to judge" in error_of(capsys, [*ground, *judge])
+
+
 def test_one_pair_that_fails_for_good_is_counted_and_tried_again(tmp_path, capsys):
     ground, broken = write_ground(tmp_path, 3), [True]
 
