@@ -1,8 +1,7 @@
-"""A few instructive turns of a run, as they were shared and as they are kept: what report.html shows of the conversion.
+"""Picks the turns that report.html shows before and after conversion: at most one of each kind in `KINDS`.
 
-At most one of each kind in `KINDS`. An answer that fits whole is preferred to one that must be clipped, then the earlier.
-So the choice depends on the order of the input only; it is kept in `Report.examples` as plain JSON, with which an
-interrupted run goes on.
+An answer that fits whole is preferred to one that must be clipped, and then the earlier one, so the choice depends on the
+order of the input alone. It is kept in `Report.examples` as plain JSON, from which an interrupted run continues.
 """
 
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ from cleaning.sources import Reading, Rejection, as_shared, conversations_in
 from fastft.common.records import parse_json
 
 LONGEST = 2_000  # characters of a text that are kept
-AMONG = 20_000  # answers from HTML; behind these nothing better is looked for
+AMONG = 20_000  # answers from HTML, after which no better example is searched for
 
-# What the HTML of an answer must hold to be an example of …
+# What the HTML of an answer must contain to be an example of its kind.
 _HOLDS = {"code": "<pre", "table": "<table", "formula": "application/x-tex", "list": "<li"}
 _QUESTION = "question"  # one from which sharegpt.com's escapes or branch counters were removed
 KINDS = (*_HOLDS, _QUESTION)
@@ -27,7 +26,7 @@ _REPAIRED = {"unescaped questions", "branch counters removed"}
 
 
 def pick_examples(report: Report, outcome: Outcome, reading: Reading) -> None:
-    """Put into `report.examples` what the kept `outcome` has to offer; `reading` is that of its input."""
+    """Add to `report.examples` the turns of a kept `outcome` that are good examples; `reading` is how its input is read."""
     clipped = {example["kind"]: example["clipped"] for example in report.examples}
     wanted = {kind for kind, mark in _HOLDS.items() if clipped.get(kind, True) and mark.encode() in outcome.record}
     if not outcome.html_answers or report.answers["html"] > AMONG:
@@ -51,11 +50,11 @@ def pick_examples(report: Report, outcome: Outcome, reading: Reading) -> None:
 
 
 def _changed_turns(outcome: Outcome, reading: Reading) -> Iterator[tuple[int, set[str], str, str]]:
-    """(number of the turn, kinds of which it is an example, the text as it was shared, and as it is converted)."""
+    """Yield (number of the turn, kinds of which it is an example, the text as it was shared, the text as converted)."""
     try:
         record = parse_json(outcome.record)
         shared, settled = as_shared(record, reading)[0].turns, conversations_in(record, reading)[0].turns
-    except Rejection:  # a branch of a tree, kept as `messages` and read as the dump's format
+    except Rejection:  # a branch of a tree: its record was rewritten as `messages`, which is not the format of the dump
         return
     for number, (before, after) in enumerate(zip(shared, settled), start=1):
         if after.html:
@@ -66,5 +65,5 @@ def _changed_turns(outcome: Outcome, reading: Reading) -> Iterator[tuple[int, se
 
 
 def _shown(text: str) -> str:
-    """Masked before it is clipped: half of a key is no key to any pattern."""
+    """A text, masked before it is clipped, since no pattern recognises half of a key."""
     return mask_text(text[: 2 * LONGEST])[:LONGEST]

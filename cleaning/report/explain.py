@@ -1,9 +1,9 @@
-"""What a cleaning run did to one conversation, step by step.
+"""Tells what a cleaning run did to one conversation, step by step.
 
     python -m cleaning -o DIR --explain ID
 
-What became of it is read from the outputs of the finished run. What happened on the way is found out by reading its record
-again, with the run's own settings: from rejected.jsonl, or from the dump where it was kept.
+The verdict is read from the outputs of the finished run. The steps before it are repeated with the run's own settings, on
+the record as it is in rejected.jsonl, or in the dump if the conversation was kept.
 """
 
 import re
@@ -27,30 +27,30 @@ from cleaning.sources.rejected import Row, read_row
 from fastft.common.records import RawRecord
 from fastft.errors import UserError
 
-SHOWN = 5  # duplicates that gave way to it
+SHOWN = 5  # duplicates that were removed in its favour
 OF_SPLIT = ("over_window", "shortened_question")
 DUPLICATE = ("duplicate", "duplicate_beginning", "near_duplicate")
 
 
 @dataclass
 class Story:
-    """One conversation of that id: an id can occur several times in a dump."""
+    """What the outputs say of one conversation with the id; several conversations of a dump can have the same."""
 
-    parts: list[tuple[str, int, dict]] = field(default_factory=list)  # (output, number of the line, its JSON); kept
-    rejected: Row | None = None  # as a whole
-    rounds: list[Row] = field(default_factory=list)  # those of it that went while it stayed
-    gave_way: list[Row] = field(default_factory=list)  # to it
+    parts: list[tuple[str, int, dict]] = field(default_factory=list)  # if kept: (output, number of the line, its JSON)
+    rejected: Row | None = None  # if rejected as a whole
+    rounds: list[Row] = field(default_factory=list)  # rounds that were rejected while the conversation was kept
+    duplicates: list[Row] = field(default_factory=list)  # conversations that were removed in its favour
 
 
 def explain(directory: Path, id: str, console: Console) -> None:
-    """Print the story of every conversation called `id`. Raises UserError if there is none, or no finished run."""
+    """Print the story of every conversation with this id. Raises UserError if there is none, or no finished run."""
     ledger = read_ledger(directory)
     stories = list(_stories(directory, id))
     if not stories:
         raise UserError(f"{directory}: no conversation has the id {id!r}; ids are in its .jsonl files")
     if ledger["versions"] != versions():
         console.print(
-            "note: the run was made with other versions; the steps are told as this one takes them", style="dim"
+            "note: other versions made this run; the steps are those of the versions installed here", style="dim"
         )
     for story in stories:
         table = Table(title=Text(_plain(id)), title_justify="left", show_header=False, title_style="bold")
@@ -77,11 +77,11 @@ def _stories(directory: Path, id: str) -> Iterator[Story]:
         elif row.id == id:
             kept.rounds.append(row)
         elif row.reason in DUPLICATE and row.detail.partition(", similarity")[0] == kept_as:
-            kept.gave_way.append(row)
+            kept.duplicates.append(row)
     if kept.parts:
-        # Copies of it that had the same id.
+        # Duplicates of it with the same id.
         own = [story.rejected for story in rejected if story.rejected.detail.partition(", similarity")[0] == kept_as]
-        kept.gave_way += own
+        kept.duplicates += own
         yield kept
     yield from rejected
 
@@ -95,10 +95,10 @@ def _lines_with(path: Path, text: bytes) -> Iterator[tuple[int, bytes]]:
 def _steps(story: Story, id: str, ledger: dict[str, Any]) -> Iterator[tuple[str, str]]:
     outcome = _read_again(story, id, ledger)
     if outcome is None:
-        yield "read", "its dump is no longer where it was, or has changed; what follows is from the outputs alone"
+        yield "read", "the dump is no longer where it was, or has changed; what follows is from the outputs alone"
     else:
         if id.startswith(f"{outcome.id}-"):
-            yield "id", f"was {outcome.id!r} in its dump; another conversation has that one"
+            yield "id", f"was {outcome.id!r} in the dump, which is the id of another conversation"
         yield from _of_outcome(outcome, story, ledger)
     row = story.rejected
     if row is not None:
@@ -107,9 +107,9 @@ def _steps(story: Story, id: str, ledger: dict[str, Any]) -> Iterator[tuple[str,
     if outcome is None:
         for each in story.rounds:
             if each.reason not in OF_SPLIT:
-                yield "filters", f"{each.reason}: round {each.round} went ({each.detail})"
-    names = ", ".join(each.id for each in story.gave_way[:SHOWN])
-    yield "duplicates", f"{len(story.gave_way):,} gave way to it: {names}" if names else "none"
+                yield "filters", f"{each.reason}: round {each.round} rejected ({each.detail})"
+    names = ", ".join(each.id for each in story.duplicates[:SHOWN])
+    yield "duplicates", f"{len(story.duplicates):,} removed in its favour: {names}" if names else "none"
     if ledger["settings"]["max_tokens"]:
         yield from _of_split(story, ledger)
     name, number, first = story.parts[0]
@@ -132,16 +132,16 @@ def _of_outcome(outcome: Outcome, story: Story, ledger: dict[str, Any]) -> Itera
         yield "read", f"{note}: {count:,}"
     if outcome.answers:
         yield "converted", f"{outcome.html_answers:,} of {outcome.answers:,} answers from HTML"
-    went = defaultdict(list)
+    dropped = defaultdict(list)
     for number, reason, detail, _ in outcome.dropped:
-        went[reason].append(f"round {number} went ({detail})")
+        dropped[reason].append(f"round {number} rejected ({detail})")
     found = [(name, f"{name}: {count:,}") for name, count in outcome.repairs.items() if ":" not in name]
-    found += [(name, f"{name}: {'; '.join(rounds)}") for name, rounds in went.items()]
+    found += [(name, f"{name}: {'; '.join(rounds)}") for name, rounds in dropped.items()]
     order = {step.name: place for place, step in enumerate(STEPS)}
     for _, text in sorted(found, key=lambda each: order.get(each[0], len(order))):
         yield "filters", text
     if not found and not outcome.reason:
-        yield "filters", "nothing to change, nothing to complain of"
+        yield "filters", "no changes, no complaints"
     for hit in outcome.hits:
         yield (
             "benchmarks",
@@ -166,7 +166,7 @@ def _of_split(story: Story, ledger: dict[str, Any]) -> Iterator[tuple[str, str]]
 
 
 def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None:
-    """What the first pass makes of its record today; None where the record cannot be found any more."""
+    """What the first pass makes of the record today; None if the record can no longer be found."""
     row, settings = story.rejected, ledger["settings"]
     against = tuple(path for path in settings["against"] if Path(path).exists())
     choices = {each.name: settings[each.name] for each in fields(Choices)} | {
@@ -175,7 +175,7 @@ def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None
     }
     chosen = {each.name: settings[each.name] for each in fields(Settings) if each.name in settings}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    # No endpoint is asked again; its verdict is in the row.
+    # The moderation endpoint is not asked again: its verdict is in the row.
     conversion = Conversion(replace(Settings(**chosen), moderation=None), [], Choices(**choices))
     if row is not None:
         record = RawRecord(row.where, row.line, 0)
@@ -190,14 +190,15 @@ def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None
 
 
 def _opening(message: dict[str, Any]) -> tuple[str, str]:
-    return message["role"], message["content"][:100]  # long turns are cut, or lose their middle, where they are split
+    return message["role"], message["content"][:100]  # the splitter may cut the rest of a turn, or leave out its middle
 
 
 def _matching(
     file: dict[str, Any], id: str, openings: set[tuple[str, str]], conversion: Conversion, ledger: dict[str, Any]
 ) -> Iterator[Outcome]:
-    """Outcomes of the dump's records that became the conversation `id`, with turns that open so."""
-    bases = {id, id.rpartition("-")[0]} - {""}  # the second `a` is called `a-2`, so is the second branch of a tree
+    """Yield the outcomes of the dump's records that became the conversation `id`: those with a turn of these openings."""
+    # The second conversation with the id `a` is called `a-2`, and so is the second branch of a tree with that id.
+    bases = {id, id.rpartition("-")[0]} - {""}
     bases |= {base.rpartition("-")[0] for base in bases} - {""}
     as_written = re.fullmatch(r"[\w.-]+", id, re.ASCII)  # JSON may escape other characters
     with open_inputs([file["path"]]) as [source]:
@@ -220,5 +221,5 @@ def _outcomes(
 
 
 def _plain(text: str) -> str:
-    """Without what would steer the terminal."""
+    """`text` without the characters that would control the terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)

@@ -1,4 +1,4 @@
-"""The account of a run: what came in, what went for which reason, what is kept. Written as report.json, printed as a table."""
+"""The account of a run: what came in, what was rejected for which reason, what is kept. It is report.json, and a table."""
 
 import contextlib
 import platform
@@ -20,32 +20,28 @@ CHANGED_IDS = "ids that another conversation had, changed"  # a note
 
 @dataclass
 class Report:
-    """The ledger. `input` = `kept` + the sum of `rejected`; `rounds` likewise: in = kept + rejected.
+    """The ledger: `input` = `kept` + the sum of `rejected`, and of the rounds in = kept + rejected.
 
-    `input` counts conversations: those found in the dumps (a tree may give several), and as one each the records in
-    which none was found.
+    `input` counts the conversations found in the dumps (a tree may give several); a record without any counts as one.
     """
 
     input: int = 0
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
-    unfinished_parts: int = 0  # of those, parts that end before their answer does
-    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # conversations are kept
+    unfinished_parts: int = 0  # those of the parts whose last answer continues in the next part
+    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # of the kept ones
     duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
     contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
     repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
-    rounds: dict[str, int] = field(  # at the splitter; those with a shortened question are kept
-        default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0, "shortened": 0}
-    )
+    # Rounds that the splitter got; those with a shortened question are among the kept.
+    rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0, "shortened": 0})
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
     marked: dict[str, int] = field(
         default_factory=lambda: {"not_learned": 0, "cut": 0}
     )  # answers of kept conversations
     warnings: list[str] = field(default_factory=list)
-    examples: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # turns before and after conversion (cleaning.report.examples)
+    examples: list[dict[str, Any]] = field(default_factory=list)  # turns before and after conversion
     files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "path", "bytes", "records", "input", "era"}
     formats: dict[str, int] = field(default_factory=dict)  # conversations found, by format
     notes: dict[str, int] = field(default_factory=dict)  # what readers left out or changed, in all conversations found
@@ -53,24 +49,17 @@ class Report:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def check(self) -> None:
-        """The books balance."""
+        """Assert that nothing was lost or counted twice."""
         assert self.input == self.kept + sum(self.rejected.values()), self
         assert self.rounds["in"] == self.rounds["kept"] + self.rounds["rejected"], self
         assert self.input == sum(file["input"] for file in self.files), self
 
 
 def versions() -> dict[str, str]:
-    """Of everything that the result depends on."""
+    """Versions of everything that the result depends on."""
     packages = (
-        "lxml",
-        "beautifulsoup4",
-        "markdownify",
-        "rensa",
-        "pycld2",
-        "ahocorasick_rs",
-        "tokenizers",
-        "transformers",
-    )
+        "lxml", "beautifulsoup4", "markdownify", "rensa", "pycld2", "ahocorasick_rs", "tokenizers", "transformers",
+    )  # fmt: skip
     installed = {}
     for package in packages:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -113,7 +102,7 @@ def output_console() -> Console:
 
 
 def print_ledger(report: Report, console: Console) -> None:
-    """The funnel as a table: what came in, what went for which reason, what is kept."""
+    """Print the ledger as a table: what came in, what was rejected for which reason, what is kept."""
     table = Table(title="Cleaning", title_justify="left", show_header=False, title_style="bold")
     table.add_column()
     table.add_column(justify="right")

@@ -57,7 +57,7 @@ def test_each_step_of_one_that_was_kept(out, capsys):
         "dump.json: record 1, as sharegpt",
         "2 of 2 answers from HTML",
         "masked_emails: 1",
-        "1 gave way to it: copy",
+        "1 removed in its favour: copy",
         "kept: conversations.jsonl, line 1, language en",
     ):
         assert step in text
@@ -85,8 +85,8 @@ def test_an_id_that_json_escapes(tmp_path, capsys):
 def test_the_second_of_the_same_name_and_one_without_a_name(out, capsys):
     capsys.readouterr()
     text = told(capsys, out, "a-2")
-    assert "was 'a' in its dump; another conversation has that one" in text
-    assert "dump.json: record 3" in text and "refusal: round 2 went (turn 4 refuses" in text
+    assert "was 'a' in the dump, which is the id of another conversation" in text
+    assert "dump.json: record 3" in text and "refusal: round 2 rejected (turn 4 refuses" in text
     assert "dump.json: record 5" in told(capsys, out, "dump.json-4")
 
 
@@ -107,7 +107,7 @@ def test_a_record_without_a_conversation_has_its_own_id(out, capsys):
 def test_ones_own_filter_has_something_to_complain_of(out, capsys):
     capsys.readouterr()
     text = told(capsys, out, "polite")
-    assert "rejected: polite (thanks)" in text and "nothing to complain of" not in text
+    assert "rejected: polite (thanks)" in text and "no complaints" not in text
 
 
 def test_what_a_dump_wrote_cannot_steer_the_terminal(out, capsys):
@@ -120,7 +120,7 @@ def test_without_the_dump_the_outputs_still_tell(out, capsys):
     (out.parent / "dump.json").unlink()
     capsys.readouterr()
     text = told(capsys, out, "a-2")
-    assert "no longer where it was" in text and "refusal: round 2 went" in text and "line 2" in text
+    assert "no longer where it was" in text and "refusal: round 2 rejected" in text and "line 2" in text
 
 
 def test_mistakes_are_one_line(out, tmp_path, capsys):

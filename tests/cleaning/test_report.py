@@ -103,7 +103,7 @@ def test_the_page_has_its_pieces(tmp_path):
     assert charts["Formats, of all found"] == ["sharegpt 8 100.0 %"]
     clusters = texts(page, "//h2[@id='duplicates']/..//article")
     assert clusters == [
-        f"copy 0 3 conversations removed for it {LONG} copy 1 (duplicate), copy 2 (duplicate), copy 3 (duplicate)."
+        f"copy 0 3 conversations removed in its favour {LONG} copy 1 (duplicate), copy 2 (duplicate), copy 3 (duplicate)."
     ]
     settings = texts(page, "//dl[@class='settings']/div")
     assert {"seed 7", "near 0.8", f"python {sys.version.split()[0]}"} <= set(settings)
@@ -222,14 +222,14 @@ def test_warnings_inputs_and_their_eras(tmp_path):
 @pytest.mark.parametrize(
     ("records", "sentence"),
     [
-        ([share("q", "a")], "None was."),
-        ([share("q")], "Nothing."),
-        ([share("q", "a")], "There are none."),
-        ([share("q", "a")], "No turn of what is kept was repaired."),
-        ([share("q", "a")], "No benchmark was named"),
+        ([share("q", "a")], "No conversation was rejected."),
+        ([share("q")], "No conversation is kept."),
+        ([share("q", "a")], "No duplicates were found."),
+        ([share("q", "a")], "No turn of a kept conversation was repaired."),
+        ([share("q", "a")], "No benchmark was given"),
         (
             [share("q", "a")],
-            "0 answers were HTML of ChatGPT's page and became markdown, 1 was text and stayed as it was.",
+            "0 answers were HTML of ChatGPT's page and became markdown; 1 was text and left unchanged.",
         ),
         ([share("q", PAGE % "a")], "1 answer was HTML of ChatGPT's page"),
         ([share("q", "a")], "Of 1 conversation, 1 is kept."),
