@@ -1,10 +1,10 @@
-"""Shared fixtures; hypothesis runs the same examples every time, so that a red run is a change and not luck."""
+"""Fixtures for all tests. Hypothesis runs the same examples every time, so that a test turns red by a change and not by luck."""
 
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers with two threads each on two cores run at half speed
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers with two threads each run at half speed on two cores
 
 from hypothesis import HealthCheck, settings
 
@@ -13,7 +13,7 @@ settings.register_profile(
 )
 settings.load_profile("fastft")
 
-# Its log handler keeps the stderr of the first import: within a test that captures, one that is closed afterwards.
+# Its log handler keeps the stderr of the moment of the first import. Within a test that is pytest's, which is closed afterwards.
 import transformers.utils.logging  # noqa: E402, F401
 
 transformers.utils.logging.get_logger()
@@ -24,7 +24,7 @@ from helpers import models  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _token_cache(tmp_path_factory):
-    """All tests of a worker share the tokens that they make."""
+    """Let all tests of a worker share one cache of tokens."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
@@ -32,7 +32,7 @@ def _token_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ground(tmp_path_factory):
-    """A directory with a tiny Llama, `model`, and some conversations, `data.jsonl`. Nobody writes there."""
+    """A directory with a tiny Llama, `model`, and some conversations, `data.jsonl`. No test writes there."""
     path = tmp_path_factory.mktemp("ground")
     models.make_model(path / "model")
     models.make_data(path / "data.jsonl")

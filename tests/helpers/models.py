@@ -1,4 +1,4 @@
-"""Tiny random models, one for each family of architectures, saved as the directories that a user would pass."""
+"""Tiny random models, one for each family of architectures, saved as directories such as a user would name."""
 
 import json
 import random
@@ -48,11 +48,13 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = chat_template(tokenizer, template).source
     options = {**SIZES, **FAMILIES.get(family, {}), **sizes}
-    rows = len(tokenizer) + 3  # as in published models; Qwen2's tokenizer adds a token of its own when it is loaded
+    rows = (
+        len(tokenizer) + 3
+    )  # more than needed, as in published models; Qwen2's tokenizer adds a token when it is loaded
     config = AutoConfig.for_model(family.removesuffix("_tied"), **{"vocab_size": rows, "dtype": "float32", **options})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():  # norms start at exactly one or zero, where a missing gradient could hide
+    for parameter in model.parameters():  # norms start at exactly 1 or 0, which could hide a missing gradient
         parameter.data += 0.02 * torch.randn_like(parameter)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -60,7 +62,7 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
 
 
 def make_data(path: Path, conversations: int = 24, seed: int = 0) -> Path:
-    """Write conversations of uneven lengths, with untrained answers among them."""
+    """Write conversations of different lengths, some of whose answers are not trained."""
     source = random.Random(seed)
     words = "the quick brown fox jumps over a lazy dog and says hello to every row of the packing plan".split()
     text = lambda low, high: " ".join(source.choices(words, k=source.randint(low, high)))  # noqa: E731

@@ -1,8 +1,8 @@
 """Small tokenizers trained on the spot, one for each way in which tokenizers of chat models cut text.
 
-No model hub is needed, and nothing is downloaded. `byte_level` cuts like GPT-2 and Qwen; `sentencepiece` like Llama 2
-(leading-space mark prepended by the normalizer to every stretch of text between control tokens); `metaspace` like newer
-conversions (mark on the first stretch only); `unigram` like T5 (a model whose vocabulary can match control strings).
+Nothing is downloaded. `byte_level` cuts text like GPT-2 and Qwen; `sentencepiece` like Llama 2, whose normalizer puts the mark
+of a leading space before every stretch of text between control tokens; `metaspace` like newer conversions, with the mark on the
+first stretch only; `unigram` like T5, whose vocabulary can match control strings.
 """
 
 import re
@@ -60,6 +60,7 @@ def _byte_level(pre_tokenizer, **options):
 
 
 def byte_level():
+    """Like Qwen2: text is split by a regular expression, then taken as bytes."""
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
     return _byte_level(
         pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -67,24 +68,26 @@ def byte_level():
 
 
 def gpt2():
+    """Like GPT-2, whose pre-tokenizer splits on its own."""
     return _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
 
 
 def newlines():
-    """Runs of line ends as added tokens that are not special, as in Gemma."""
+    """Like Gemma: runs of line ends are added tokens that are not special."""
     tokenizer = _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
     tokenizer.add_tokens([AddedToken("\n" * n, normalized=False, special=False) for n in (1, 2, 3)])
     return tokenizer
 
 
 def phi3():
-    """Control tokens that swallow the white space behind them."""
+    """Like Phi-3: control tokens swallow the white space after them."""
     return _byte_level(
         pre_tokenizers.ByteLevel(add_prefix_space=False), rstrip=("<|end|>", "<|user|>", "<|assistant|>")
     )
 
 
 def sentencepiece():
+    """Like Llama 2."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(
@@ -92,7 +95,7 @@ def sentencepiece():
         special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))],
         show_progress=False,
     )
-    # SentencePiece learns no piece with a letter beside a sign or digit, and none with a line end.
+    # SentencePiece learns no piece that joins a letter to a sign or digit, and none with a line end.
     words = [word for line in TEXT for word in re.findall("[a-zA-Z]+|[^a-zA-Z \n]+", line)]
     tokenizer.train_from_iterator(words, trainer)
     pieces = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -101,6 +104,7 @@ def sentencepiece():
 
 
 def metaspace():
+    """Like newer conversions of SentencePiece models."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     trainer = trainers.BpeTrainer(
@@ -116,6 +120,7 @@ def metaspace():
 
 
 def unigram():
+    """Like T5."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
@@ -127,7 +132,7 @@ def unigram():
 
 
 def _without_added_bytes(tokenizer: Tokenizer) -> Tokenizer:
-    """Byte pieces are ordinary vocabulary in real tokenizers; the trainer can only add them as special tokens."""
+    """Make byte pieces ordinary vocabulary, as in real tokenizers; the trainer can only add them as special tokens."""
     import json
 
     specification = json.loads(tokenizer.to_str())
