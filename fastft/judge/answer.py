@@ -38,6 +38,7 @@ class ModelConfig:
     name: str | None = None
     """The model's name in tables; by default its directory's or endpoint's."""
     temperature: float = 0.0
+    """0 always takes the likeliest token."""
     max_tokens: int = 1024
     """The longest answer, in tokens."""
     batch_size: int = 16

@@ -42,6 +42,7 @@ class JudgeConfig:
     judge_key_env: list[str] = option(several=True)
     """The environment variable with the key for --judge; once for each of several, '' for none."""
     mode: Mode = "pairwise"
+    """Compare two answers at a time, or grade each answer alone."""
     baseline: str | None = None
     """Compare every model with this one alone; by default every pair is compared."""
     one_order: bool = False
