@@ -126,7 +126,7 @@ def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground, whole_run, 
     assert "LoRA of rank 8 on all-linear" in card and "- lora" in card
 
 
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("quantize", ["none", pytest.param("nf4", marks=pytest.mark.slow)])
 def test_two_processes_train_like_one(ground, whole_run, tmp_path, quantize):
     one = whole_run
     if quantize == "nf4":

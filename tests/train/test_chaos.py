@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import models, storage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -72,6 +73,7 @@ def command(run: chaos.Run, processes: int) -> list[str]:
     return [sys.executable, str(ROOT / "tests/helpers/ranks.py"), str(processes), *target, *flags]
 
 
+@pytest.mark.slow
 def test_five_preemptions_change_no_bit_and_lose_no_step(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))

@@ -279,6 +279,7 @@ def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(ground, tmp_path)
     assert "finished: step 2 of 2" in runs.train_here(ground, out, *flags).stderr
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_one_line_and_go_on_together(ground, tmp_path):
     (tmp_path / "script.py").write_text(FULL_AT_THE_END)
     out, flags = tmp_path / "out", runs.flags(ground, tmp_path / "out", *FEW)

@@ -76,6 +76,7 @@ leave(run(loop.main, first_to_fail))
 """
 
 
+@pytest.mark.slow
 def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, tmp_path):
     """One story: a notice, a lost disk, a damaged copy, an end, and a start after the end."""
     run = Run(ground, tmp_path)
@@ -204,7 +205,12 @@ leave(run(loop.main, first_to_fail))
 
 @pytest.mark.parametrize(
     ("step_limit", "silence_limit", "moment"),
-    [(3, 1000, "write"), (1000, 3, "write"), (1000, 3, "leave"), (1000, 3, "export")],
+    [
+        (3, 1000, "write"),
+        pytest.param(1000, 3, "write", marks=pytest.mark.slow),
+        pytest.param(1000, 3, "leave", marks=pytest.mark.slow),
+        (1000, 3, "export"),
+    ],
 )
 def test_a_peer_that_is_gone_ends_the_run_whatever_the_others_wait_for(
     ground, tmp_path, step_limit, silence_limit, moment

@@ -159,6 +159,7 @@ def test_two_processes_train_like_one(ground, whole_run, tmp_path):
         assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(ground, whole_run, tmp_path):
     """Two, then one, then four: the same global batches, losses equal to fp32's tolerance."""
     expected, before = losses(whole_run), None
