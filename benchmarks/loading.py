@@ -1,9 +1,10 @@
-"""Memory and time that a process needs to load its share of a model: ours, and from_pretrained followed by FSDP2.
+"""The memory and time that a process needs to load its share of a model: our way, and from_pretrained followed by FSDP2.
 
     python benchmarks/loading.py
 
-A Llama of 150 M parameters, 299 MB in bf16, on CPU; the masters are fp32. Counted is what a process holds at its peak
-above what it held before: its own memory, and that with the pages of the mapped file, which the system can take back.
+The model is a Llama of 150 M parameters, 299 MB in bf16, loaded on a CPU with master weights in fp32. The figures are a
+process's peak above what it held before: of its own memory, and of that together with the pages of the mapped file, which
+the system can take back.
 """
 
 import json
@@ -53,7 +54,7 @@ def measure(processes: int, way: str, model: Path) -> list[list[float]]:
 
 def worker(way: str, model: str) -> None:
     import torch.distributed as dist
-    import transformers.models.llama.modeling_llama  # noqa: F401 (what is imported later would count)
+    import transformers.models.llama.modeling_llama  # noqa: F401  imported later it would be counted
 
     from fastft.common.distributed import join_ranks
     from fastft.config import TrainConfig
@@ -88,7 +89,7 @@ def whole_then_sharded(model: str, mesh):
 
 
 class Watch:
-    """The peaks of this process's memory, looked at every two milliseconds."""
+    """The peaks of this process's memory, which is read every two milliseconds."""
 
     def __init__(self):
         self.began, self.before = time.perf_counter(), self.memory()

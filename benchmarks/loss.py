@@ -1,13 +1,15 @@
-"""What the head and the cross entropy cost: time, memory and error of five ways to compute them and their gradients.
+"""The time, memory and error of four ways to compute the output head, the cross entropy and their gradients.
 
     python benchmarks/loss.py [--positions 2048] [--width 512] [--vocabulary 16384] [--dtype float32] [--chunk 256]
 
-On a GPU, if there is one, with its peak memory; else seconds of one CPU core. Errors are those of the loss and of both gradients
-against fp64, in the norm, relative.
+It runs on a GPU if there is one, and then measures its peak memory; else it measures the seconds of one CPU core. Errors are
+those of the loss and of both gradients, compared with fp64: the norm of the difference, relative.
 """
 
-import argparse
+import sys
 import time
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastft.common.command_line import parse, run
 from fastft.model.loss import summed_cross_entropy
 
 
@@ -25,13 +28,13 @@ def whole(hidden: Tensor, targets: Tensor, head: nn.Linear, chunk: int) -> Tenso
 
 
 def checkpointed(hidden: Tensor, targets: Tensor, head: nn.Linear, chunk: int) -> Tensor:
-    """Chunks whose logits are made again in the backward pass."""
+    """In chunks, whose logits are computed again in the backward pass."""
     pairs = zip(hidden.split(chunk), targets.split(chunk))
     return torch.stack([checkpoint(whole, h, t, head, chunk, use_reentrant=False) for h, t in pairs]).sum()
 
 
 def pytorch(hidden: Tensor, targets: Tensor, head: nn.Linear, chunk: int) -> Tensor:
-    """PyTorch's own operator (torch >= 2.13), as it comes."""
+    """PyTorch's own operator (torch >= 2.13) with its default options."""
     return F.linear_cross_entropy(
         hidden, head.weight, targets, reduction="sum", options=torch.nn.LinearCrossEntropyOptions()
     )
@@ -45,14 +48,20 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+@dataclass
+class LossConfig:
+    """Sizes to measure with."""
+
+    positions: int = 2048
+    width: int = 512
+    vocabulary: int = 16384
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    chunk: int = 256
+    """Positions whose logits exist at a time, where a way has chunks."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--positions", type=int, default=2048)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=16384)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--chunk", type=int, default=256)
-    options = parser.parse_args()
+    [options] = parse(sys.argv[1:], "benchmarks/loss.py", __doc__.splitlines()[0], LossConfig)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -75,7 +84,7 @@ def main() -> None:
 
 
 def measure(way, hidden: Tensor, targets: Tensor, head: nn.Linear, chunk: int) -> tuple[list[Tensor], float, float]:
-    """(loss and gradients, seconds, peak of GPU memory in MiB beyond what was there)."""
+    """([loss, gradients], seconds, peak of GPU memory in MiB above what was allocated before)."""
     hidden = hidden.detach().clone().requires_grad_()
     cuda = hidden.device.type == "cuda"
     if cuda:
@@ -94,4 +103,4 @@ def measure(way, hidden: Tensor, targets: Tensor, head: nn.Linear, chunk: int) -
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

@@ -1,21 +1,23 @@
-"""The memory of a training step: fastft.cost.memory's formula beside what real steps take, for each kind of checkpointing.
+"""The memory of a training step: fastft.cost.memory's formula compared with real steps, for each gradient checkpointing mode.
 
     python benchmarks/memory.py                                      CPU: small models, fp32, tensors counted; a minute
     python benchmarks/memory.py --shape llama-7b --layers 4          one GPU: bf16, torch.cuda.max_memory_allocated
     torchrun --nproc-per-node 2 benchmarks/memory.py                 sharded, on CPU or GPU
     python benchmarks/memory.py --fake 8 --shape llama-7b            as on 8 GPUs, full size, in tensors without values
 
-Three steps of random tokens on random weights, through the trainer's own model, sharding, loss, clipping and optimiser; the
-first step, in which the optimiser has no state yet, does not count. On CPU, and with --fake, the tensors alive after each
-operation are summed up: what operations hold while they run is not seen. On a GPU it is, and so are the 512 bytes to which
-the allocator rounds.
+It takes three steps of random tokens on random weights with the trainer's own model, sharding, loss, clipping and optimiser.
+The first step does not count, because the optimiser has no state yet. On a CPU, and with --fake, the tensors alive after each
+operation are summed up, which leaves out what operations hold while they run. On a GPU that is measured, too, and so are the
+512 bytes to which the allocator rounds.
 """
 
-import argparse
 import gc
 import os
+import sys
 import weakref
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Literal
 from unittest.mock import patch
 
 import torch
@@ -28,10 +30,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastft.common.command_line import option, parse, run
 from fastft.common.distributed import join_ranks
 from fastft.config import LoraConfig, OptimizerConfig, TrainConfig
 from fastft.cost.memory import GIB, Memory, peak_memory
 from fastft.cost.shape import load_shape, setup_of
+from fastft.errors import UserError
 from fastft.model import attention, build, lora, weights
 from fastft.model.activation_checkpointing import recompute
 from fastft.train.optim import build_optimizer, clip_gradients, update
@@ -62,11 +66,11 @@ SHAPES = {
 
 
 class LiveTensors(TorchDispatchMode):
-    """The most bytes that tensors held at once, looked at after each operation. Tensors of before are counted as soon as an
-    operation returns a view of them.
+    """The most bytes that tensors hold at once, counted after each operation.
 
-    (torch.distributed._tools.mem_tracker.MemTracker, torch 2.13, counts the same, by module; it wants a part for each
-    tensor, which FSDP2's buffers do not have.)
+    Tensors from before are counted as soon as an operation returns a view of them. (MemTracker of
+    torch.distributed._tools.mem_tracker, torch 2.13, counts the same by module, but asks for the module of each tensor, which
+    FSDP2's buffers do not have.)
     """
 
     def __init__(self):
@@ -85,7 +89,7 @@ class LiveTensors(TorchDispatchMode):
         return result
 
     def live(self) -> int:
-        """Bytes. Asked for anew each time: FSDP2 empties storages that stay alive."""
+        """Bytes of all live tensors. Sizes are read anew each time, because FSDP2 empties storages that stay alive."""
         return sum(storage.nbytes() for ref in list(self.storages.values()) if (storage := ref()) is not None)
 
     def reset(self) -> None:
@@ -123,7 +127,10 @@ def measure(model_config, config: TrainConfig, world: int, fake: bool = False) -
 
 
 class GpuPrecision(ExitStack):
-    """fastft.model computes in bf16 on the CPU, too, and in attention that only GPUs have (its shapes are known anywhere)."""
+    """A context in which fastft.model computes on a CPU as on a GPU: in bf16, and with attention that only GPUs have.
+
+    (With tensors that have no values, an operation's shapes are all that is computed.)
+    """
 
     def __enter__(self):
         from transformers import AttentionInterface
@@ -192,19 +199,30 @@ class RandomBatch:
         }
 
 
+@dataclass
+class MemoryConfig:
+    """What to measure."""
+
+    shape: list[str] = option(several=True)
+    """Models, by the names in SHAPES; by default the small ones."""
+    layers: int | None = None
+    """Number of blocks, instead of the shape's own."""
+    seq_len: int = 2048
+    micro_batch_size: int = 1
+    accumulate: int = 1
+    """Micro-batches a step."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    lora_r: int = 0
+    fake: int | None = None
+    """Use tensors without values, as on this many GPUs."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.shape if name not in SHAPES]:
+            raise UserError(f"shape: {unknown[0]!r} is not one of {', '.join(SHAPES)}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shape", choices=SHAPES, action="append", help="several times, for several (default: the small ones)"
-    )
-    parser.add_argument("--layers", type=int, help="instead of the shape's own")
-    parser.add_argument("--seq_len", type=int, default=2048)
-    parser.add_argument("--micro_batch_size", type=int, default=1)
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches a step")
-    parser.add_argument("--optimizer", choices=["adamw", "adamw_8bit"], default="adamw")
-    parser.add_argument("--lora_r", type=int, default=0)
-    parser.add_argument("--fake", type=int, metavar="GPUS", help="tensors without values, as on so many GPUs")
-    options = parser.parse_args()
+    [options] = parse(sys.argv[1:], "benchmarks/memory.py", __doc__.splitlines()[0], MemoryConfig)
     world = options.fake or int(os.environ.get("WORLD_SIZE", 1))
     on_gpu = bool(options.fake) or torch.cuda.is_available()
 
@@ -244,4 +262,4 @@ def formula(model_config, config: TrainConfig, world: int, on_gpu: bool) -> Memo
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(main))

@@ -1,25 +1,30 @@
-"""Spot machines on paper: how much of the time that is paid for is useful, and Vicuna's bill of 2023 made again.
+"""Spot machines on paper: how much of the paid time is useful, and Vicuna's bill of 2023 reproduced.
 
     FASTFT_DATA=DIR python benchmarks/spot.py useful       on the recorded trace DIR/spot/traces/bamboo/a100x1-east1b.txt
     python benchmarks/spot.py vicuna                       7B and 13B on 8 x A100-80GB, under prices of 2023 and the catalog's
 
-useful: GCP A100, 64 machines, 27 hours, December 2021: 154 preemptions in 36 bursts (uclasystem/bamboo). A machine of ours is
-lost as one of these; recovery takes 6 minutes; the job is ten times as long as the trace. Hourly saves stand for what is usual:
-the steps wait while 84 GB of a 7B model go to disk at 437 MB/s, and a copy leaves for the bucket every 10 minutes. The others are
-`checkpoint.every: auto`: Young's interval for the time that a save holds the steps.
+useful: the trace is of 64 GCP A100 machines over 27 hours of December 2021, with 154 preemptions in 36 bursts
+(uclasystem/bamboo). A machine of ours is preempted as one of these; recovery takes 6 minutes; the job is ten times as long as
+the trace. Hourly saves are what is usual elsewhere: the steps wait while the 84 GB of a 7B model are written to disk at 437 MB/s,
+and every 10 minutes a copy is uploaded. The other rows are `checkpoint.every: auto`, which is Young's interval for the time that
+a save holds up the steps.
 
-vicuna: 70,000 conversations padded to 2,048 tokens, three epochs, as FastChat trained. The one thing taken from what was
-published is that 13B took about a day (20 to 28 hours); that is an MFU of 0.14 to 0.19 with padding billed as work, and the same
-MFU gives the hours of 7B. Dollars follow: on demand on AWS and GCP, and on spot machines of GCP lost as rarely as in the trace
-above (10.1 h) or as often as is assumed without one (3 h). Published: 7B $500 and $140, 13B $1,000 and $300.
+vicuna: 70,000 conversations padded to 2,048 tokens, three epochs, as FastChat trained. Only one published figure goes in: 13B
+took about a day (20 to 28 hours). With padding counted as work that is an MFU of 0.14 to 0.19, and the same MFU gives the hours
+of 7B. The dollars follow, on demand on AWS and GCP, and on GCP's spot machines, preempted as rarely as in the trace above
+(10.1 h) or as often as is assumed without one (3 h). Published: 7B $500 and $140, 13B $1,000 and $300.
 """
 
-import argparse
 import os
+import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+
+from fastft.common.command_line import option, parse, run
 
 SHAPES = {"7B": (4096, 11008, 32, 32), "13B": (5120, 13824, 40, 40)}  # of LLaMA: hidden, feed-forward, blocks, heads
 PUBLISHED = {"7B": (500, 140), "13B": (1000, 300)}  # dollars on demand and on spot; lmsys.org/blog/2023-03-30-vicuna
@@ -119,7 +124,18 @@ def make_config(path: Path, hidden: int, mlp: int, blocks: int, heads: int) -> s
     return str(path)
 
 
+@dataclass
+class SpotBenchmarkConfig:
+    """Which of the two."""
+
+    what: Literal["useful", "vicuna"] = option(positional=True)
+    """useful: the share of the paid time on a recorded trace. vicuna: the bill of 2023."""
+
+
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/spot.py", __doc__.splitlines()[0], SpotBenchmarkConfig)
+    {"useful": useful, "vicuna": vicuna}[options.what]()
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("useful", "vicuna"))
-    globals()[parser.parse_args().what]()
+    raise SystemExit(run(main))
