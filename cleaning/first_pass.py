@@ -166,7 +166,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a worker needs to know to turn records into outcomes."""
+    """What a worker needs to turn records into outcomes."""
 
     settings: Settings
     readings: list[Reading]
@@ -193,19 +193,19 @@ def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
 
 @dataclass(slots=True)
 class _Work:
-    """A conversation on its way to an outcome."""
+    """A conversation while its outcome is being determined."""
 
     outcome: Outcome
-    raw: RawConversation | None = None  # None: the record could not be read
+    raw: RawConversation | None = None  # None if the record could not be read
     file: str = ""
     conversation: Conversation | None = None
 
 
 def outcomes_of(named: list[tuple[RawRecord, str]], shard: Shard, conversion: Conversion) -> list[Outcome]:
-    """The outcomes of records with names for those that have none, at least one of each.
+    """The outcomes of (record, id for a conversation that has none) pairs, at least one of each record.
 
-    Whatever a record holds, this does not raise; a faulty filter of the user's does. All go through one step before any
-    goes through the next, which takes a tenth less time: a step's code and tables stay in the processor's cache.
+    No record makes this raise, but a faulty filter of the user's does. All records pass one step before any passes the next,
+    which takes a tenth less time: a step's code and tables stay in the processor's cache.
     """
     works = [work for record, name in named for work in _read(record, name, shard, conversion)]
     for step in (_convert, _filter, _compare_with_benchmarks, _describe, _take_fingerprint):
@@ -239,7 +239,7 @@ def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) ->
     works = []
     for branch, raw in enumerate(found, start=1):
         id, where = (name, record.where) if branch == 1 else (f"{name}-{branch}", f"{record.where}, branch {branch}")
-        # The whole tree with every branch would be quadratic in its size.
+        # Keeping the whole tree with each of its branches would be quadratic in its size.
         own = line if len(found) == 1 else _as_messages(raw)
         outcome = Outcome(raw.id or id, where, shard.source, own, format=raw.format, notes=dict(raw.notes))
         works.append(_Work(outcome, raw, file=shard.file))
@@ -272,7 +272,7 @@ def _compare_with_benchmarks(work: _Work, conversion: Conversion) -> None:
 
 
 def _describe(work: _Work, conversion: Conversion) -> None:
-    """What the account tells of a conversation that is kept so far."""
+    """Count what the ledger says about a conversation that has been kept so far."""
     outcome, turns = work.outcome, work.raw.turns
     outcome.conversation = work.conversation.to_json()
     answers = [turn for turn in turns if turn.role == "assistant"]
@@ -312,18 +312,15 @@ def messages_json(messages: list[Message]) -> bytes:
 
 
 def _as_read(said: Turn | Message, text: str) -> dict[str, Any]:
-    """A turn for rejected.jsonl, so that it is read again as what it is."""
+    """A turn as rejected.jsonl holds it: read again, it means the same."""
     read: dict[str, Any] = {"role": said.role, "content": text}
     if said.role == "assistant":
         read |= {name: False for name in ("train", "ends") if not getattr(said, name)}
     return read
 
 
-# --- as bytes ---------------------------------------------------------------------------------------------------------
-
-
 def pack(outcomes: list[Outcome]) -> bytes:
-    """The length of a JSON list, the list (a row an outcome, its texts by their lengths), and the texts."""
+    """Outcomes as bytes: the length of a JSON list, the list (a row an outcome, with the lengths of its texts), the texts."""
     rows, texts = [], []
     for each in outcomes:
         mark = each.fingerprint
@@ -343,7 +340,7 @@ def pack(outcomes: list[Outcome]) -> bytes:
 
 
 def unpack(data: bytes) -> list[Outcome]:
-    """What was packed. Raises nothing for what `pack` made; never runs anything."""
+    """The outcomes that `pack` was given."""
     size = int.from_bytes(data[:8], "little")
     at, outcomes = 8 + size, []
     for fields, mark, dropped, sizes in orjson.loads(data[8:at]):
@@ -351,24 +348,11 @@ def unpack(data: bytes) -> list[Outcome]:
         for length in sizes:
             texts.append(data[at : at + length])
             at += length
-        (
-            id,
-            where,
-            source,
-            reason,
-            detail,
-            hits,
-            repairs,
-            answers,
-            html_answers,
-            unmarked_html,
-            format,
-            notes,
-            *marks,
-        ) = fields
+        (id, where, source, reason, detail, hits, repairs, answers, html_answers, unmarked_html, format, notes,
+         not_learned, cut, part) = fields  # fmt: skip
         outcome = Outcome(id, where, source, texts[0], reason, detail, texts[1], repairs=repairs, answers=answers,
                           html_answers=html_answers, unmarked_html=unmarked_html, format=format, notes=notes,
-                          not_learned=marks[0], cut=marks[1], part=marks[2])  # fmt: skip
+                          not_learned=not_learned, cut=cut, part=part)  # fmt: skip
         outcome.hits = [Hit(**hit) for hit in hits]
         if mark:
             outcome.fingerprint = Fingerprint(texts[2], mark[0], texts[3], mark[1], texts[4])

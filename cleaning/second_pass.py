@@ -43,9 +43,9 @@ class Decisions:
 
 @dataclass(slots=True)
 class Split:
-    """What the splitter made of one conversation."""
+    """One conversation after the splitter."""
 
-    lines: list[bytes]  # of conversations.jsonl
+    lines: list[bytes]  # of conversations.jsonl, one a part
     over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
     shortened: list[tuple[int, str, bytes]]  # the same for what was left out of questions
     rounds_in: int
