@@ -26,7 +26,7 @@ from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, NoReturn
 
 from fastft.common import logs
-from fastft.common.command_reader import CommandReader, Option, group_of, options_of, valid_keys
+from fastft.common.command_reader import CommandReader, Option, expected, group_of, options_of, valid_keys
 from fastft.errors import PeerError, UsageError, UserError
 
 __all__ = ["leave", "option", "parse", "run", "valid_keys"]
@@ -157,8 +157,20 @@ def parse(
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     options = [option for cls in classes for option in options_of(cls)]
+
+    class HelpFormatter(jsonargparse.DefaultHelpFormatter):
+        """Says in --help what an option takes with the words of an error about it."""
+
+        def _get_type_str(self, action: argparse.Action) -> str | None:
+            annotation = getattr(action, "_typehint", None) or action.type
+            return None if annotation is None else expected(annotation)
+
     parser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, usage=usage or _usage(prog, options), exit_on_error=False
+        prog=prog,
+        description=description,
+        usage=usage or _usage(prog, options),
+        exit_on_error=False,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--config", action="config", metavar="FILE", help="a YAML file with the options below as its keys"

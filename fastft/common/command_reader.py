@@ -197,7 +197,7 @@ class CommandReader:
             values = ["true"] if True in typing.get_args(option.annotation) else []
         if not values:
             hint = f"; a value that begins with a dash is written --{option.name}={words[0]}" if words else ""
-            raise UsageError(f"{option.name}: expected {_expected(option.item)}, got nothing{hint}")
+            raise UsageError(f"{option.name}: expected {expected(option.item)}, got nothing{hint}")
         if option.separator:
             values = [part.strip() for value in values for part in value.split(option.separator) if part.strip()]
         for value in values:
@@ -348,7 +348,7 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def _misfit(key: str, value: Any, annotation: Any) -> str:
     """The line for a value of the wrong type."""
-    return f"{key}: expected {_expected(annotation)}, got {'null' if value is None else repr(value)}"
+    return f"{key}: expected {expected(annotation)}, got {'null' if value is None else repr(value)}"
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -366,7 +366,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     return True
 
 
-def _expected(annotation: Any) -> str:
+def expected(annotation: Any) -> str:
     """A type in words: "a whole number", "one of cosine, linear", "true or false"."""
     if group := group_of(annotation):
         return f"a group of keys ({', '.join(f.name for f in fields(group))})"
@@ -375,7 +375,7 @@ def _expected(annotation: Any) -> str:
         names = [str(part) for part in parts if not isinstance(part, bool)]
         return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_expected(part) for part in parts if part is not type(None))
+        return " or ".join(expected(part) for part in parts if part is not type(None))
     if origin is tuple:
         return f"a list of {len(parts)} values"
     if origin is list:
