@@ -352,14 +352,23 @@ def test_a_worker_that_runs_out_of_memory_is_one_line(tmp_path, fault, says):
 @pytest.mark.parametrize("number, word", [(signal.SIGTERM, "terminated"), (signal.SIGINT, "interrupted")])
 def test_a_signal_ends_the_run_and_its_workers_and_says_how_to_continue(tmp_path, number, word):
     command = command_with_a_fault(tmp_path, "time.sleep(0.02)")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a shell's background jobs ignore SIGINT
+    )
     log = tmp_path / "out/.partial/outcomes"
     while not (log.exists() and log.stat().st_size):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
-    assert (process.returncode, error) == (128 + number, f"error: {word}; the same command continues from here\n")
+    assert (process.returncode, error) == (128 + number, f"error: {word}; the same command continues from here\n"), (
+        error
+    )
     deadline = time.monotonic() + 60
     while processes_of_session(process.pid) and time.monotonic() < deadline:
         time.sleep(0.05)

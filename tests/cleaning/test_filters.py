@@ -662,7 +662,7 @@ def test_an_option_given_twice_adds(tmp_path):
         (["--with", "refusal", "--without", "refusal"], "both switched on and off"),
         (["--languages", "English"], "not a language code; the nearest are en (English)\n"),
         (["--languages", "xx1"], "not a language code; the nearest are en (English), zh (Chinese), de (German)\n"),
-        (["--languages", "klingon"], "no language code"),
+        (["--languages", "klingon"], "not a language code"),
         (["--languages", "en,cn"], "'cn' is not a language code; the nearest are zh (Chinese)\n"),
         (["--languages", "pt-BR"], "the nearest are pt (Portuguese)\n"),
         (["--languages", "germn"], "de (German)"),
