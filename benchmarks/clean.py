@@ -5,8 +5,8 @@
     pip install --target DIR --no-deps fschat==0.2.36 markdownify==0.11.6
     python benchmarks/clean.py --fastchat DIR        FastChat's original functions over the same turns, in the same run
 
-Two corpora. `generated`: page HTML made from known markdown, all code-block shapes, formulas, tables, nested lists.
-`rendered`: answers of real conversations rendered to the page's HTML. Both say what the truth is, turn by turn.
+There are two corpora. `generated` is page HTML made from known markdown: all code-block shapes, formulas, tables, nested lists.
+`rendered` is answers of real conversations rendered to the page's HTML. Both give the true markdown turn by turn.
 
 Answers are compared after `normalised`: trailing spaces, runs of blank lines outside code and the bullet character do
 not count, because the page does not say what they were. Code blocks are compared byte for byte, as a CommonMark parser

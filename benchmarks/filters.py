@@ -1,10 +1,10 @@
 """What each filter does to the samples: the table of docs/cleaning.md.
 
     FASTFT_DATA=DIR python benchmarks/filters.py                     conversations, rounds and turns, by reason
-    FASTFT_DATA=DIR python benchmarks/filters.py --show refusal      … and every hit of a reason, to be read
+    FASTFT_DATA=DIR python benchmarks/filters.py --show refusal      the same, and every hit of a reason, to be read
     FASTFT_DATA=DIR python benchmarks/filters.py --with policy_refusal,masked_emails
 
-Filters as they are by default, and those switched on, before duplicates are looked for.
+The filters are those that are on by default and those switched on here; duplicates are not searched for.
 """
 
 import argparse
@@ -34,7 +34,7 @@ SAMPLES = (
 
 
 def verdicts(path: Path, settings: Settings) -> Iterator[tuple[Conversation, Verdict]]:
-    """Each conversation of a dump as it was before the filters, and what they said."""
+    """Yield each conversation of a dump as it was before the filters, and their verdict."""
     reading = Reading(era=survey_dump(read_records(path), Reading()))
     for number, record in enumerate(read_records(path)):
         for raw in conversations_in(record.value, reading):

@@ -99,7 +99,7 @@ def kill_and_finish(dump: Path, directory: Path, workers: int | None, times: int
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
             killed += 1
-        if (directory / "out/report.json").exists():  # it came to its end: begin the next run with an empty directory
+        if (directory / "out/report.json").exists():  # it has finished: the next run begins with an empty directory
             same(directory)
             for path in (directory / "out").iterdir():
                 path.unlink()

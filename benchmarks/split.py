@@ -5,7 +5,7 @@
 
 The tokenizer is a byte-level BPE of 32,000 trained on the sample, the template Vicuna's. FastChat's splitter counts a turn's
 tokens and six more; its parts are not counted again here. A round is lost if its answer is in no part; a round whose answer
-is in the parts behind a question without its middle is counted as shortened.
+is in the parts after a question without its middle is counted as shortened.
 """
 
 import argparse

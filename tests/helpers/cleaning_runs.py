@@ -15,7 +15,7 @@ def clean_command(arguments: Sequence[str]) -> int:
 
 
 def dump(path: Path, conversations: int = 60) -> Path:
-    """With duplicates, broken records, a repeated id and rounds that are dropped."""
+    """Write a dump with duplicates, broken records, repeated ids and rounds that are dropped."""
     records = [
         {
             "id": str(i % 50),
@@ -33,5 +33,6 @@ def dump(path: Path, conversations: int = 60) -> Path:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
+    """The outputs of a finished run, by name."""
     assert not (directory / ".partial").exists()
     return {path.name: path.read_bytes() for path in directory.iterdir()}
