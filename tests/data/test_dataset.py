@@ -70,9 +70,10 @@ def test_a_stage_is_planned_without_a_process_group(ground, template, caplog):
         SourceConfig(str(ground / "data.jsonl"), weight=0.5),
         SourceConfig(str(ground / "data.jsonl"), epochs=1),
     ]
+    again = plan_stage(stage, template)
+    caplog.clear()
     with caplog.at_level(logging.INFO, "fastft"):
         plan = plan_stage(stage, template)
-    again = plan_stage(stage, template)
     for number in (1, plan.total):
         first, second = plan.step(number), again.step(number)
         assert [row.tolist() for row in first.rows] == [row.tolist() for row in second.rows] and first.rows
