@@ -146,6 +146,7 @@ def test_a_damaged_log_keeps_what_stands_before_the_damage(tmp_path_factory, pay
             assert list(log.frames()) == [*kept, b"next"]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_by_the_system(tmp_path):
     """SIGKILL, real processes, workers; benchmarks/resume.py does it twenty times on a larger dump."""
     source = dump(tmp_path / "d.json", 6_000)

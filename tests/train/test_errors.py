@@ -40,8 +40,10 @@ def start(tmp_path, ground, torchrun: bool, *arguments: str):
     return run(command(2, target))
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
-@pytest.mark.parametrize("moment", ["step", "together"])
+@pytest.mark.parametrize(
+    ("torchrun", "moment"),
+    [(False, "step"), (False, "together"), (True, "together"), pytest.param(True, "step", marks=pytest.mark.slow)],
+)
 def test_a_bug_on_one_rank_ends_with_its_traceback_once(ground, tmp_path, torchrun, moment):
     done = start(tmp_path, ground, torchrun, "bug", moment)
     assert done.returncode == 1, done.stderr
