@@ -18,7 +18,6 @@ import argparse
 import errno
 import os
 import select
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +56,7 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return _end_of_reader() or _bug(speaks)
+        return 0 if _reader_has_left() else _bug(speaks)
     except OSError as error:
         if error.errno not in MACHINE:
             return _bug(speaks)
@@ -70,17 +69,17 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     return code
 
 
-def _end_of_reader() -> int | None:
-    """The exit code if nobody reads the standard output any more (`| head`): that of a program that SIGPIPE ends.
+def _reader_has_left() -> bool:
+    """Whether nobody reads the standard output any more (`| head`); False if the pipe that broke is another one.
 
-    None if the pipe that broke is another one.
+    Then the command ends as if it had been read: its work is done and written, only the account of it is not wanted.
     """
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are reported always
     if not poll.poll(0):
-        return None
+        return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
-    return 128 + signal.SIGPIPE
+    return True
 
 
 def _bug(speaks: Callable[[], bool]) -> int:
@@ -182,6 +181,9 @@ def parse(
             action.help = "print all options as YAML, a file for --config, and stop (=skip_default: only what is given)"
     reader = CommandReader(options, renamed or {}, synonyms or {})
     argv = reader.read(argv)
+    for option in options:
+        if option.several and not option.positional and reader.is_given(option.key):
+            parser.set_defaults({option.key: []})  # argparse would add what is given to the default
     try:
         values = parser.parse_args(argv)
     except jsonargparse.ArgumentError as error:

@@ -277,7 +277,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path, arguments):
     command = [sys.executable, "-m", "cleaning", *(names.get(each, each) for each in arguments)]
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     os.close(writer)
-    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")  # as of any program in a pipe to `head`
+    assert (result.returncode, result.stderr) == (0, "")  # the work is done; only the account of it is not wanted
     assert "OUT" not in arguments or (tmp_path / "OUT/report.json").exists()
 
 
