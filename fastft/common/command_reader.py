@@ -326,6 +326,10 @@ class CommandReader:
         nearest = self.renamed.get(nearest, nearest)
         return f"unknown key {name!r}; " + (f"the nearest valid one is {nearest!r}" if nearest else "--help lists all")
 
+    def is_given(self, key: str) -> bool:
+        """Whether the user gave a value, on the command line or in a file."""
+        return any(key == given for given, _, _ in self.given)
+
     def explain(self, error: Exception) -> str:
         """Say which of the given values does not fit its type, in one line; jsonargparse's own words if all of them do."""
         for key, value, annotation in self.given:

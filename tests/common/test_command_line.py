@@ -246,6 +246,31 @@ def test_repeated_values_come_from_a_file_under_either_name(tmp_path):
     )
 
 
+@dataclass
+class Sizes:
+    """Lists with a default."""
+
+    lengths: list[int] = option([256, 512], several=True)
+    names: list[str] = option(["a", "b"], repeated=True, separator=",")
+    inputs: list[str] = option(["here"], several=True, positional=True)
+
+
+@pytest.mark.parametrize(
+    "argv, lengths, names, inputs",
+    [
+        ([], [256, 512], ["a", "b"], ["here"]),
+        (["--lengths", "8", "16", "--names", "c,d"], [8, 16], ["c", "d"], ["here"]),
+        (["--lengths=8", "--lengths=16", "--names", "c", "--names", "d", "x"], [8, 16], ["c", "d"], ["x"]),
+        (["--config", "{lengths: [1], names: [e], inputs: [y]}"], [1], ["e"], ["y"]),
+        (["--config", "{lengths: [1], names: [e], inputs: [y]}", "--names", "f"], [1], ["f"], ["y"]),
+    ],
+)
+def test_a_list_that_is_given_replaces_the_default(tmp_path, argv, lengths, names, inputs):
+    argv = [written(tmp_path / "a.yaml", word) if word.startswith("{") else word for word in argv]
+    assert parse(argv, "x", "x", Sizes) == [Sizes(lengths, names, inputs)]
+    assert parse([], "x", "x", Sizes) == [Sizes()]
+
+
 def test_a_list_of_groups_comes_from_a_file(tmp_path):
     path = written(tmp_path / "a.yaml", yaml.safe_dump({"data": [{"path": "x", "weight": 2}, {"path": "y"}]}))
     assert verb("--config", path).data == [Entry("x", 2.0), Entry("y")]
