@@ -132,10 +132,10 @@ def first_to_fail() -> bool:
     if dist.is_initialized():
         try:
             first = dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
-        except (
-            dist.DistError
-        ):  # the machine with the store is gone: an error that is printed twice beats one that is lost
-            first = True
+        except dist.DistError:
+            # The process that has the store is gone. If it printed an error, this one is ended while it waits.
+            time.sleep(SPEAKING_S)
+            return True
     else:
         first = rank() == 0
     if not first:
