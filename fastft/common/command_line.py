@@ -34,15 +34,15 @@ BUG = "this is a bug in fastft and not your mistake: please report it with the l
 # Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
 MACHINE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM,
-    errno.ENAMETOOLONG,
+    errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR,
 }  # fmt: skip
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
     """Call `main` and return the exit code of the process: the one place where an error becomes a line.
 
-    A `UserError` is printed as one line ("error: …"), and so is a disk that is full or a directory that may not be written
-    to. Anything else is a bug: its traceback is printed, and a line that asks for a report; the code is 1. Where several
+    A `UserError` is printed as one line ("error: …"), and so is a disk that is full, a directory that may not be written
+    to, or one that has the name of an output. Anything else is a bug: its traceback is printed, and a line that asks for a report; the code is 1. Where several
     processes meet the same error, only those print it for which `speaks()` is true.
     """
     try:
@@ -60,7 +60,7 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     except OSError as error:
         if error.errno not in MACHINE:
             return _bug(speaks)
-        line, code = f"{error.filename or 'this machine'}: {error.strerror}", 1
+        line, code = f"{error.filename2 or error.filename or 'this machine'}: {error.strerror}", 1
     except Exception:  # noqa: BLE001  whatever it is
         return _bug(speaks)
     if speaks():

@@ -407,6 +407,8 @@ def raising(error: BaseException):
         (OSError(28, "No space left on device", "/disk/x"), 1, "error: /disk/x: No space left on device\n"),
         (OSError(27, "File too large", "/disk/x"), 1, "error: /disk/x: File too large\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied\n"),
+        (IsADirectoryError(21, "Is a directory", "/a.tmp", None, "/a"), 1, "error: /a: Is a directory\n"),
+        (NotADirectoryError(20, "Not a directory", "/a/b"), 1, "error: /a/b: Not a directory\n"),
     ],
 )
 def test_a_users_mistake_is_a_line(error, code, says, capsys):
