@@ -34,8 +34,8 @@ class PackingConfig:
 
     dumps: list[str] = option([str(SAMPLE)], several=True, positional=True)
     """ShareGPT files; by default the sample in $FASTFT_DATA."""
-    seq_lens: list[int] = option(several=True)
-    """Sequence lengths to pack for; by default 2048, 4096 and 8192."""
+    seq_lens: list[int] = option([2048, 4096, 8192], several=True)
+    """Sequence lengths to pack for."""
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         os.environ["FASTFT_CACHE"] = f"{work}/cache"
         clean(options.dumps, f"{work}/whole")
         fastft.demo.run.make_base_model(read_conversations(f"{work}/whole/conversations.jsonl"), Path(work) / "model")
-        for seq_len in options.seq_lens or [2048, 4096, 8192]:
+        for seq_len in options.seq_lens:
             table.add_row(*measure(options.dumps, seq_len, work))
     Console(width=110).print(table)
 
