@@ -8,6 +8,7 @@ them has been silent for 110 s.
 
 import logging
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -25,6 +26,7 @@ SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenize for hours while t
 STEP_LIMIT = timedelta(seconds=110)  # in the loop no rank that lives is later than that
 SILENCE_LIMIT = timedelta(seconds=110)  # together with BEAT_S, a dead peer ends the run within two minutes
 BEAT_S = 5.0  # seconds between two signs of life
+JOIN_S = 600.0  # torchrun starts all ranks at the same time, but a cold disk may take minutes to give one its imports
 SPEAKING_S = 10.0  # how long the rank with an error has to print it before another rank ends
 
 Result = TypeVar("Result")
@@ -38,13 +40,44 @@ def join_ranks() -> torch.device:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend, timeout=SET_UP_LIMIT)
+            store, this_rank, size = next(dist.rendezvous("env://", timeout=SET_UP_LIMIT))
+            store = _part_of_this_start(store, this_rank, size)
+            dist.init_process_group(backend, store=store, rank=this_rank, world_size=size, timeout=SET_UP_LIMIT)
             threading.Thread(
                 target=_watch_peers, args=(dist.new_group(backend="gloo"),), name="peers", daemon=True
             ).start()
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device
+
+
+def _part_of_this_start(store: dist.Store, this_rank: int, size: int) -> dist.Store:
+    """The part of `store` that no earlier start has written to; collective. Raises UserError if a rank does not come.
+
+    With --max-restarts torchrun keeps its store, and in it the addresses and counters of the processes that are gone. Its
+    count of restarts is no name for a start, because each machine counts for itself. So rank 0 draws a name, and tells it
+    to every rank that asks by a name of its own: nothing is ever read that an earlier start wrote.
+    """
+    until = time.monotonic() + JOIN_S
+    if this_rank:
+        own = secrets.token_hex(8)
+        store.set(f"fastft/asks/{this_rank}", own)
+        store.wait([f"fastft/answer/{own}"], timedelta(seconds=JOIN_S))
+        name = store.get(f"fastft/answer/{own}").decode()
+        store.add(f"{name}/joined", 1)
+        return dist.PrefixStore(name, store)
+    name, answered = f"fastft/{secrets.token_hex(8)}", set()
+    while store.add(f"{name}/joined", 0) < size - 1:
+        if time.monotonic() > until:
+            raise UserError(
+                f"not all of the run's {size} processes have joined it within {JOIN_S:.0f} s; start it again"
+            )
+        asking = [key for key in (f"fastft/asks/{other}" for other in range(1, size)) if store.check([key])]
+        for own in {store.get(key).decode() for key in asking} - answered:
+            store.set(f"fastft/answer/{own}", name)
+            answered.add(own)
+        time.sleep(0.02)
+    return dist.PrefixStore(name, store)
 
 
 def _watch_peers(group: dist.ProcessGroup) -> None:
@@ -121,6 +154,12 @@ def on_first(action: Callable[[], Result]) -> Result:
     box = [everywhere(action if dist.get_rank() == 0 else None)]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def is_loss_of_peer(error: BaseException) -> bool:
+    """Whether `error` is that of a collective whose other end is gone: the peer's own error, or its end, is the cause."""
+    network = dist.DistNetworkError, dist.DistStoreError
+    return isinstance(error, network) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
 def first_to_fail() -> bool:

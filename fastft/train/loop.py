@@ -26,6 +26,7 @@ from fastft.common.distributed import (
     SET_UP_LIMIT,
     STEP_LIMIT,
     everywhere,
+    is_loss_of_peer,
     join_ranks,
     limit_waiting,
     local_rank,
@@ -354,7 +355,12 @@ def main(argv: list[str] | None = None) -> int:
         logs.show(logging.ERROR)
     try:
         code = run_and_mark(parse_config(sys.argv[1:] if argv is None else argv))
-    except Exception:
+    except Exception as error:
+        if is_loss_of_peer(error):
+            raise UserError(
+                f"another process of the run has ended ({str(error).splitlines()[0]}); its own line, or torchrun's, says why. "
+                "Start the same command again"
+            ) from None
         # Among several processes the group outlives an error until the process has ended: closing its connections here
         # would have the others fail before the cause is printed.
         if world_size() == 1:
