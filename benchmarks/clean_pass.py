@@ -111,7 +111,7 @@ def train_tokenizer(python: Path, dump: Path, directory: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def fastft(dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
+def fastft(dump: Path, tokenizer: Path, out: Path, max_tokens: int) -> Path:
     command = [
         sys.executable,
         "-m",
@@ -122,7 +122,7 @@ def fastft(dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
         "--languages",
         "en",
         "--max_tokens",
-        str(window),
+        str(max_tokens),
         "--model",
         tokenizer / "fast",
     ]
@@ -130,7 +130,7 @@ def fastft(dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
     return out / "conversations.jsonl"
 
 
-def fastchat(python: Path, dump: Path, tokenizer: Path, out: Path, window: int) -> Path:
+def fastchat(python: Path, dump: Path, tokenizer: Path, out: Path, max_tokens: int) -> Path:
     out.mkdir()
     stub = out / "stub/polyglot"
     stub.mkdir(parents=True)
@@ -142,7 +142,7 @@ def fastchat(python: Path, dump: Path, tokenizer: Path, out: Path, window: int) 
     for module, options in (
         ("clean_sharegpt", ()),
         ("optional_clean", ("--keep-lang", "en")),
-        ("split_long_conversation", ("--model-name-or-path", tokenizer, "--max-length", str(window))),
+        ("split_long_conversation", ("--model-name-or-path", tokenizer, "--max-length", str(max_tokens))),
     ):
         made = out / f"{module}.json"
         command = [python, "-m", f"fastchat.data.{module}", "--in-file", last, "--out-file", made, *options]
@@ -194,7 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fastchat", type=Path, required=True, metavar="DIR")
     parser.add_argument("--copies", type=int, default=384)
-    parser.add_argument("--seq_len", type=int, default=2048)
+    parser.add_argument("--max_tokens", type=int, default=2048)
     parser.add_argument("--passes", type=int, default=1)
     arguments = parser.parse_args()
     if not DATA.is_dir():
@@ -213,8 +213,8 @@ def main() -> int:
         count = make_dump(dump, arguments.copies)
         train_tokenizer(python, dump, tokenizer)
         contestants: dict[str, Callable[[Path], Path]] = {
-            "FastChat": lambda out: fastchat(python, dump, tokenizer, out, arguments.window),
-            "fastft": lambda out: fastft(dump, tokenizer, out, arguments.window),
+            "FastChat": lambda out: fastchat(python, dump, tokenizer, out, arguments.max_tokens),
+            "fastft": lambda out: fastft(dump, tokenizer, out, arguments.max_tokens),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         loops: dict[str, list[float]] = {name: [] for name in contestants}
@@ -231,7 +231,7 @@ def main() -> int:
                 kept[contestant] = rounds(made)
         megabytes = dump.stat().st_size / 1e6
         table = Table(
-            title=f"{count:,} conversations, {megabytes:.0f} MB, window {arguments.window}, {os.cpu_count()} cores",
+            title=f"{count:,} conversations, {megabytes:.0f} MB, at most {arguments.max_tokens} tokens, {os.cpu_count()} cores",
             title_justify="left",
         )
         table.add_column("")

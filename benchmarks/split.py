@@ -45,23 +45,23 @@ def whole_dialogues(path: Path) -> list[Conversation]:
     return found
 
 
-def ours(conversations: list[Conversation], window: int, tokenizer: Path) -> tuple[int, int]:
+def ours(conversations: list[Conversation], limit: int, tokenizer: Path) -> tuple[int, int]:
     """(rounds lost, rounds with a shortened question)."""
     count, most, _ = token_counter(str(tokenizer), "vicuna")
     lost = shortened = 0
     for conversation in conversations:
-        parts, over, short = split_conversation(conversation, window, count, most)
-        assert all(count(part.messages) <= window for part in parts)
+        parts, over, short = split_conversation(conversation, limit, count, most)
+        assert all(count(part.messages) <= limit for part in parts)
         lost, shortened = lost + len(over), shortened + len(short)
     return lost, shortened
 
 
-def fastchats(conversations: list[Conversation], window: int, tokenizer: Path) -> int:
+def fastchats(conversations: list[Conversation], limit: int, tokenizer: Path) -> int:
     from fastchat.data import split_long_conversation
     from transformers import AutoTokenizer
 
     split_long_conversation.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    split_long_conversation.max_length = window
+    split_long_conversation.max_length = limit
     lost = 0
     for conversation in conversations:
         turns = [{"from": m.role, "value": m.content} for m in conversation.messages]
@@ -82,17 +82,17 @@ def main() -> int:
     conversations = whole_dialogues(DATA / "sharegpt_v3_sample.json")
     rounds = sum(len(c.messages) // 2 for c in conversations)
     table = Table(title=f"{len(conversations):,} conversations, {rounds:,} rounds", title_justify="left")
-    for column in ("window", "lost by FastChat", "lost by fastft", "question shortened"):
+    for column in ("limit", "lost by FastChat", "lost by fastft", "question shortened"):
         table.add_column(column, justify="right")
     if arguments.fastchat:
         sys.path.insert(0, str(arguments.fastchat))
     with tempfile.TemporaryDirectory() as name:
         train_tokenizer(conversations, Path(name))
-        for window in (2048, 512):
-            lost, shortened = ours(conversations, window, Path(name))
-            theirs = fastchats(conversations, window, Path(name)) if arguments.fastchat else None
+        for limit in (2048, 512):
+            lost, shortened = ours(conversations, limit, Path(name))
+            theirs = fastchats(conversations, limit, Path(name)) if arguments.fastchat else None
             shown = "not run" if theirs is None else f"{theirs:,} = {theirs / rounds:.1%}"
-            table.add_row(f"{window:,}", shown, f"{lost:,} = {lost / rounds:.1%}", f"{shortened:,}")
+            table.add_row(f"{limit:,}", shown, f"{lost:,} = {lost / rounds:.1%}", f"{shortened:,}")
     Console().print(table)
     return 0
 

@@ -14,7 +14,7 @@ complete and belong to it.
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}. `record` is the record as it was read, or
                          the raw text if it could not be read. `round` is null, or the number of the one round that was
                          rejected while the rest of its conversation was kept (counted as `dropped_rounds:REASON`, or by
-                         the splitter as over the window), or the middle of whose question was left out
+                         the splitter as over the limit), or the middle of whose question was left out
     report.html          a page for people, made from the other files (cleaning.report.page)
     report.json          the ledger (cleaning.report.ledger.Report)
 """

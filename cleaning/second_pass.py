@@ -28,7 +28,7 @@ from cleaning.sources import Reading
 from fastft.common.files import write_whole
 from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, parse_conversation, rounds_of
-from fastft.data.split import CheckPart, Cut, OverWindow, Shortened, split_conversation, token_counter
+from fastft.data.split import CheckPart, Cut, OverLimit, Shortened, split_conversation, token_counter
 from fastft.errors import UserError
 
 
@@ -46,7 +46,7 @@ class Split:
     """One conversation after the splitter."""
 
     lines: list[bytes]  # of conversations.jsonl, one a part
-    over_window: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
+    over_limit: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
     shortened: list[tuple[int, str, bytes]]  # the same for what was left out of questions
     rounds_in: int
     rounds_kept: int
@@ -118,9 +118,9 @@ def _write(
         result = Split([], [], [], 0, 0) if outcome.reason else next(results)
         report.rounds["in"] += result.rounds_in
         report.rounds["kept"] += result.rounds_kept
-        report.rounds["rejected"] += len(result.over_window)
-        if result.over_window and not result.lines:
-            outcome.reason, outcome.detail = "over_window", result.over_window[0][1]
+        report.rounds["rejected"] += len(result.over_limit)
+        if result.over_limit and not result.lines:
+            outcome.reason, outcome.detail = "over_limit", result.over_limit[0][1]
         if result.refused:
             outcome.reason, outcome.detail = "refused_by_template", result.refused
         if outcome.reason:
@@ -129,8 +129,8 @@ def _write(
             continue
         for number, reason, detail, messages in outcome.dropped:
             rejects.write(_rejected_line(outcome, reason, detail, number, messages))
-        for number, detail, messages in result.over_window:
-            rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
+        for number, detail, messages in result.over_limit:
+            rejects.write(_rejected_line(outcome, "over_limit", detail, number, messages))
         for number, detail, messages in result.shortened:
             rejects.write(_rejected_line(outcome, "shortened_question", detail, number, messages))
         report.rounds["shortened"] += len(result.shortened)
@@ -231,13 +231,13 @@ def _described(
     conversation: Conversation,
     max_tokens: int,
     parts: list[Conversation],
-    over: list[OverWindow],
+    over: list[OverLimit],
     shortened: list[Shortened],
 ) -> Split:
-    over_window = [
+    over_limit = [
         (
             each.number,
-            f"round {each.number} of {each.rounds} has {each.tokens} tokens, the window {max_tokens}"
+            f"round {each.number} of {each.rounds} has {each.tokens} tokens, more than {max_tokens}"
             + (", which leaves no room for what it goes on from" if each.tokens <= max_tokens else ""),
             messages_json(each.messages),
         )
@@ -253,4 +253,4 @@ def _described(
     ]
     lines = [part.to_json() + b"\n" for part in parts]
     rounds, unfinished = len(rounds_of(conversation.messages)[1]), sum(not part.messages[-1].ends for part in parts)
-    return Split(lines, over_window, left_out, rounds, rounds - len(over), unfinished)
+    return Split(lines, over_limit, left_out, rounds, rounds - len(over), unfinished)

@@ -44,8 +44,7 @@ import numpy as np
 from rensa import RMinHash
 
 from cleaning.dedup.shingles import Shingles, Words, fold, slices
-from fastft.data.conversation import Conversation, Message
-from fastft.data.split import rounds_of
+from fastft.data.conversation import Conversation, Message, rounds_of
 
 NEAR = 0.8
 SHINGLE = 5  # words

@@ -28,7 +28,7 @@ from fastft.common.records import RawRecord
 from fastft.errors import UserError
 
 SHOWN = 5  # duplicates that were removed in its favour
-OF_SPLIT = ("over_window", "shortened_question")
+OF_SPLIT = ("over_limit", "shortened_question")
 DUPLICATE = ("duplicate", "duplicate_beginning", "near_duplicate")
 
 
@@ -150,8 +150,8 @@ def _of_outcome(outcome: Outcome, story: Story, ledger: dict[str, Any]) -> Itera
 
 
 def _of_split(story: Story, ledger: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    window = ledger["settings"]["max_tokens"]
-    yield "split", f"{len(story.parts)} part{'s' * (len(story.parts) > 1)} of at most {window:,} tokens"
+    limit = ledger["settings"]["max_tokens"]
+    yield "split", f"{len(story.parts)} part{'s' * (len(story.parts) > 1)} of at most {limit:,} tokens"
     if len(story.parts) > 1:
         for name, number, part in story.parts:
             messages = part["messages"]

@@ -119,7 +119,7 @@ def print_ledger(report: Report, console: Console) -> None:
         table.add_row(f"parts of at most {report.settings['max_tokens']:,} tokens", f"{report.parts:,}", "")
         table.add_row("parts that end before their answer", f"{report.unfinished_parts:,}", "", style="dim")
         table.add_row("rounds with a shortened question", f"{report.rounds['shortened']:,}", "", style="dim")
-        table.add_row("rounds over the window", f"{report.rounds['rejected']:,}", "")
+        table.add_row("rounds over the limit", f"{report.rounds['rejected']:,}", "")
     if report.held_out["conversations"]:
         count = report.held_out["conversations"]
         table.add_row("conversations held out", f"{count:,}", share(count))

@@ -64,7 +64,7 @@ def _totals(ledger: dict[str, Any], kept: Kept) -> list[tuple[str, str, str]]:
             f"from {sum(file['records'] for file in ledger['files']):,} records",
         ),
         ("Kept", f"{ledger['kept']:,}", percent(ledger["kept"] / ledger["input"]) if ledger["input"] else ""),
-        ("Parts to train on", f"{ledger['parts']:,}", _window(ledger)),
+        ("Parts to train on", f"{ledger['parts']:,}", _limit(ledger)),
         ("Characters", compact(kept.lengths["answers"].total + kept.lengths["questions"].total), "kept"),
         ("Answers from HTML", f"{answers['html']:,}", f"{answers['as_is']:,} left as they were"),
     ]
@@ -77,9 +77,9 @@ def _versions(ledger: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, version) for name, version in ledger["versions"].items() if name not in unused]
 
 
-def _window(ledger: dict[str, Any]) -> str:
-    window = ledger["settings"].get("max_tokens")
-    return f"of at most {window:,} tokens" if window else "not split"
+def _limit(ledger: dict[str, Any]) -> str:
+    limit = ledger["settings"].get("max_tokens")
+    return f"of at most {limit:,} tokens" if limit else "not split"
 
 
 def _funnel(ledger: dict[str, Any], reasons: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def _about_parts(ledger: dict[str, Any]) -> list[tuple[str, str]]:
     """What became of the conversations that are kept: (what, how many), without zeros."""
     rounds = ledger["rounds"]
     counts = [
-        ("rounds longer than the window", rounds["rejected"]),
+        ("rounds longer than --max_tokens", rounds["rejected"]),
         ("questions that lost their middle, to fit", rounds["shortened"]),
         ("parts that end before their answer does", ledger["unfinished_parts"]),
         ("conversations set aside in conversations.holdout.jsonl", ledger["held_out"]["conversations"]),

@@ -20,7 +20,7 @@ A round that is over the limit on its own is treated by `overlong`:
   fence that is cut is closed and opened again. All pieces but the last have `ends` false: their end of turn is not learned.
   The pieces after the first are asked for as people do: question and end of the answer so far as context, then "Continue".
   (Repeating the question alone would teach to begin answers in their middle.)
-- "reject": the round is returned as OverWindow.
+- "reject": the round is returned as OverLimit.
 
 Cutting is the default because nothing is lost, and nothing wrong is learned: every token of a piece is what the model
 should write after what precedes it.
@@ -63,7 +63,7 @@ _CONTINUE_REQUESTS = (
 
 
 @dataclass(slots=True)
-class OverWindow:
+class OverLimit:
     """A round that no part can hold."""
 
     number: int  # of the round, from 1
@@ -83,7 +83,7 @@ class Shortened:
 
 
 Cut = tuple[
-    list[Conversation], list[OverWindow], list[Shortened]
+    list[Conversation], list[OverLimit], list[Shortened]
 ]  # parts, rounds that none can hold, parts of questions
 
 
@@ -149,7 +149,7 @@ class _Splitter:
         self.whole_since = 0  # no round from this one on has been cut or is missing
         self.shortened: list[Shortened] = []
 
-    def split(self) -> tuple[list[list[Message]], list[OverWindow]]:
+    def split(self) -> tuple[list[list[Message]], list[OverLimit]]:
         """(the messages of each part, the rounds that no part can hold)."""
         parts, over = [], []
         start = 0
@@ -166,7 +166,7 @@ class _Splitter:
             parts += pieces
             if not pieces:
                 tokens = self.count(_joined(self.system, self.rounds[start : start + 1]))
-                over.append(OverWindow(start + 1, len(self.rounds), tokens, self.rounds[start]))
+                over.append(OverLimit(start + 1, len(self.rounds), tokens, self.rounds[start]))
             start += 1
             self.whole_since = start
         return parts, over

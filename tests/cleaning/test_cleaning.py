@@ -157,7 +157,7 @@ def words(messages: list[Message]) -> int:
     return 5 + sum(len(m.content.split()) + 3 for m in messages)
 
 
-def test_rounds_over_the_window_are_rejected_one_by_one(tmp_path, monkeypatch):
+def test_rounds_over_the_limit_are_rejected_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(cleaning.second_pass, "token_counter", lambda *_: (words, lambda part: None, lambda part: None))
     records = [share("q1", "a1", "q2 " * 90, "a2", "q3", "a3"), share("q4 " * 90, "a4", id="b")]
     report, conversations, rejected = run(tmp_path, records, max_tokens=40, model="m", overlong="reject")
@@ -165,11 +165,11 @@ def test_rounds_over_the_window_are_rejected_one_by_one(tmp_path, monkeypatch):
         ("a", 0, 2, ["q1", "a1"]),
         ("a", 1, 2, ["q3", "a3"]),
     ]
-    assert (report.kept, report.parts, report.rejected) == (1, 2, {"over_window": 1})
+    assert (report.kept, report.parts, report.rejected) == (1, 2, {"over_limit": 1})
     assert report.rounds == {"in": 4, "kept": 2, "rejected": 2, "shortened": 0}
     assert [(r["id"], r["round"], r["detail"]) for r in rejected] == [
-        ("a", 2, "round 2 of 3 has 102 tokens, the window 40"),
-        ("b", None, "round 1 of 1 has 102 tokens, the window 40"),
+        ("a", 2, "round 2 of 3 has 102 tokens, more than 40"),
+        ("b", None, "round 1 of 1 has 102 tokens, more than 40"),
     ]
     assert rejected[0]["record"]["messages"][1] == {"role": "assistant", "content": "a2"}
     assert rejected[1]["record"] == records[1]

@@ -179,7 +179,7 @@ def test_before_and_after(tmp_path):
     assert texts(page, "//article[@class='pair']/h3") == ["An answer with code", "An answer with a list", "A question"]
 
 
-def test_contamination_and_the_window_are_told(tmp_path, monkeypatch):
+def test_contamination_and_the_limit_are_told(tmp_path, monkeypatch):
     def count(messages):
         return sum(3 + len(m.content.split()) for m in messages)
 
