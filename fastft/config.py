@@ -13,6 +13,7 @@ from typing import Literal
 
 from fastft.common.command_line import parse
 from fastft.common.files import write_whole
+from fastft.common.object_store import check_address
 from fastft.errors import UserError
 
 RENAMED = {"window": "seq_len"}  # keys of the last release, which work with a warning, also in a run's config.yaml
@@ -314,6 +315,11 @@ def _check_samples_and_checkpoints(config: TrainConfig) -> None:
     _require(0 < hours < math.inf, "checkpoint.preemption_hours", hours, "above 0 and finite")
     _require(config.checkpoint.keep_every >= 0, "checkpoint.keep_every", config.checkpoint.keep_every, "0 or more")
     _require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more")
+    if config.checkpoint.remote is not None:
+        try:
+            check_address(config.checkpoint.remote)
+        except UserError as error:
+            raise UserError(f"checkpoint.remote: {error}") from None
 
 
 def _check_lora(config: TrainConfig) -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 
 OURS = ("fastft", "cleaning")  # the loggers that are shown; those of other libraries stay as they are
+_notice: str | None = None  # what the live line begins with until it is no longer so
 _live = False  # whether the last thing on the terminal is a live line
 
 
@@ -34,9 +35,16 @@ def show_live(line: str | None) -> None:
             print(file=sys.stderr, flush=True)
         _live = False
     elif sys.stderr.isatty():
+        line = f"{_notice}  {line}" if _notice else line
         width = shutil.get_terminal_size().columns - 1
         print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
         _live = True
+
+
+def set_notice(notice: str | None) -> None:
+    """Begin each live line with `notice` from now on; None ends that."""
+    global _notice
+    _notice = notice
 
 
 def clear_live() -> None:

@@ -4,60 +4,112 @@
     store.put(Path("weights.safetensors"), "step-100/weights.safetensors")
     store.read("lease.json")                      # None if there is no such object
 
-Only whole objects are put, which storage does atomically; nothing is appended to. A request that fails is tried again after
-1, 2, 4, 8 and 16 seconds.
+Only whole objects are put, which storage does atomically; nothing is appended to. A request that fails in a way that may
+pass (no network, an overloaded service, credentials that have expired) is tried again for five minutes, which the log says; a
+refused one a few times, with credentials that are read anew. Then it is a StorageError, which names the cause.
 """
 
-import contextlib
+import difflib
+import logging
 import os
+import re
 import secrets
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastft.common.storage_faults import NO_BUCKET, StorageError, diagnose, reason_of
 from fastft.errors import UserError
 
-DELAYS_S = (1, 2, 4, 8, 16)
+logger = logging.getLogger(__name__)
+
+DELAYS_S = (1, 2, 4, 8, 16)  # between tries; the last one is repeated
+PATIENCE_S = 300  # outages of storage and networks are mostly over by then; 8 GPUs on spot cost a dollar in that time
+SAID_AFTER_S, SAID_EVERY_S = 5, 60
+SCHEMES = ("s3", "gs", "az", "hf", "file")  # what an unknown one is compared with
+NO_STORES = ("memory", "http", "https", "data")  # fsspec knows them, but nothing can be kept there
+EXAMPLES = "s3://bucket/run, gs://bucket/run, az://container/run, hf://buckets/owner/name or file:///directory"
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-# Another try would end the same way.
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError)
 BUGS = (AssertionError, AttributeError, NameError, TypeError)
 Result = TypeVar("Result")
 
 
+def check_address(url: str) -> None:
+    """Raise UserError unless `url` is an address of storage: a scheme that fsspec knows, `://`, and a place.
+
+    A path without a scheme would be a directory of this machine, which is lost with it.
+    """
+    from fsspec import available_protocols
+
+    scheme, separator, place = url.partition("://")
+    if not separator:
+        raise UserError(f"{url!r} is no address of storage{_meant(url)}; an address is {EXAMPLES}")
+    if scheme in NO_STORES or scheme not in available_protocols():
+        nearest = difflib.get_close_matches(scheme.lower(), SCHEMES, n=1)
+        hint = f"; did you mean {nearest[0]}://{place}?" if nearest else ""
+        raise UserError(f"{url!r}: {scheme!r} is no kind of storage{hint}; an address is {EXAMPLES}")
+    if scheme in ("file", "local"):
+        if not place.startswith("/") or not place.strip("/"):
+            raise UserError(f"{url!r}: after {scheme}:// comes the full path of a directory: {scheme}:///mnt/runs")
+    elif not place.split("/")[0] or re.search(r"\s", place):
+        raise UserError(f"{url!r} names no bucket; an address is {EXAMPLES}")
+
+
+def _meant(url: str) -> str:
+    """What an address without :// may have been meant to be."""
+    slip = re.fullmatch(r"(\w+)(?:://?|//+|:)([^/].*)", url)  # s3:/bucket, s3//bucket, s3:bucket
+    if slip and slip[1].lower() in (*SCHEMES, *EXTRA):
+        return f"; did you mean {slip[1].lower()}://{slip[2]}?"
+    if url.startswith(("/", "~", ".")):
+        return f"; a directory is file://{os.path.abspath(os.path.expanduser(url))}" if url.strip("/") else ""
+    return f"; did you mean s3://{url}?" if url else ""
+
+
 class Store:
-    """The objects under one address. All methods raise UserError if the storage does not do what it is asked for."""
+    """The objects under one address. All methods raise StorageError if the storage does not do what it is asked for."""
 
     def __init__(self, url: str):
+        """Raises UserError if `url` is no address, or if the package for its scheme is not installed."""
+        check_address(url)
+        self.url = url.rstrip("/")
+        self.lock = threading.Lock()
+        self.said_at: float | None = None  # when the log last said that the storage does not answer
+        self.fs, self.root = self._open()
+
+    def _open(self) -> tuple[Any, str]:
+        """A new file system of fsspec, with a session of its own, and the address without its scheme."""
         import fsspec
 
-        self.url = url.rstrip("/")
-        scheme = self.url.split("://")[0] if "://" in self.url else "file"
+        scheme = self.url.split("://")[0]
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-        if scheme == "file":
+        if scheme in ("file", "local"):
             options["auto_mkdir"] = True
         if scheme in ("s3", "s3a"):  # one policy of trying again: with botocore's under ours an error took four minutes
             options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10}
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
+            fs, root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError:
             raise UserError(
                 f'{self.url}: {scheme}:// needs {EXTRA.get(scheme, "a package for it")}: pip install "fastft[cloud]"'
             ) from None
-        except ValueError as error:  # fsspec's, for a protocol that it does not know
-            raise UserError(f"{url}: {error}; an address is s3://, gs://, az://, hf://buckets/ or file:///") from None
-        self.root = self.root.rstrip("/")
-        if hasattr(self.fs, "retries"):
-            self.fs.retries = 1
+        if hasattr(fs, "retries"):
+            fs.retries = 1
+        if loop := getattr(fs, "loop", None):
+            # A connection that breaks leaves tasks behind whose errors nobody reads: asyncio prints a traceback for each. The
+            # request that they belonged to has failed by itself, and is tried again.
+            loop.set_exception_handler(lambda _, context: logger.debug("asyncio: %s", context.get("message")))
+        return fs, root.rstrip("/")
 
     def put(self, source: Path, name: str) -> None:
         """Upload a file, and check that all of its bytes arrived."""
 
-        def copy() -> None:
-            self.fs.put_file(str(source), f"{self.root}/{name}")
-            size, wanted = self.fs.size(f"{self.root}/{name}"), source.stat().st_size
+        def copy(fs: Any) -> None:
+            fs.put_file(str(source), f"{self.root}/{name}")
+            size, wanted = fs.size(f"{self.root}/{name}"), source.stat().st_size
             if size != wanted:
                 raise OSError(f"{size} of {wanted} bytes arrived")
 
@@ -65,43 +117,45 @@ class Store:
 
     def get(self, name: str, target: Path) -> None:
         """Download an object to the file `target`."""
-        self._try(lambda: self.fs.get_file(f"{self.root}/{name}", str(target)), name)
+        self._try(lambda fs: fs.get_file(f"{self.root}/{name}", str(target)), name)
 
     def write(self, name: str, content: str) -> None:
         """Put an object with this text. Readers find the old or the new content, never a mixture, in files too."""
         path, beside = f"{self.root}/{name}", f"{self.root}/{name}.{secrets.token_hex(4)}.tmp"
 
-        def replace() -> None:  # fsspec writes a file in place: for a moment it would be empty
-            self.fs.pipe_file(beside, content.encode())
+        def replace(fs: Any) -> None:  # fsspec writes a file in place: for a moment it would be empty
+            fs.pipe_file(beside, content.encode())
             os.replace(beside, path)
 
         local = "file" in self.fs.protocol
-        self._try(replace if local else lambda: self.fs.pipe_file(path, content.encode()), name)
+        self._try(replace if local else lambda fs: fs.pipe_file(path, content.encode()), name)
 
     def read(self, name: str) -> bytes | None:
         """Return the content of an object, or None if there is no such object."""
+        # Else s3fs asks for the size first, with HEAD, whose answer does not say why it is refused.
+        whole = {"max_concurrency": 1} if "s3" in self.fs.protocol else {}
 
-        def cat() -> bytes | None:
+        def cat(fs: Any) -> bytes | None:
             try:
-                return self.fs.cat_file(f"{self.root}/{name}")
-            except FileNotFoundError:
-                return None
+                return fs.cat_file(f"{self.root}/{name}", **whole)
+            except FileNotFoundError as error:
+                return _nothing(error, None)
 
         return self._try(cat, name)
 
     def modified(self, name: str) -> datetime:
         """Return when an object was last written, by the storage's clock."""
-        return self._try(lambda: self.fs.modified(f"{self.root}/{name}"), name)
+        return self._try(lambda fs: fs.modified(f"{self.root}/{name}"), name)
 
     def directories(self) -> list[str]:
         """Return the names of the directories directly under the address, sorted."""
 
-        def names() -> list[str]:
-            self.fs.invalidate_cache()
+        def names(fs: Any) -> list[str]:
+            fs.invalidate_cache()
             try:
-                found = self.fs.ls(self.root, detail=True)
-            except FileNotFoundError:
-                return []
+                found = fs.ls(self.root, detail=True)
+            except FileNotFoundError as error:
+                found = _nothing(error, [])
             return sorted(entry["name"].rstrip("/").split("/")[-1] for entry in found if entry["type"] == "directory")
 
         return self._try(names, "")
@@ -110,26 +164,66 @@ class Store:
         """Remove an object, or everything under it; `first` names what under it must be gone before the rest is."""
         paths = [f"{self.root}/{name}/{first}"] * bool(first) + [f"{self.root}/{name}"]
 
-        def delete() -> None:
+        def delete(fs: Any) -> None:
             for path in paths:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    self.fs.rm(path, recursive=True)
-            self.fs.invalidate_cache()
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    fs.rm(path, recursive=True)
+            fs.invalidate_cache()
 
         self._try(delete, name)
 
-    def _try(self, action: Callable[[], Result], name: str) -> Result:
-        """Do `action`, again after each of DELAYS_S if it fails in a way that may pass."""
-        for delay in (*DELAYS_S, None):
+    def _try(self, action: Callable[[Any], Result], name: str) -> Result:
+        """Do `action` with the file system, again and again if it fails in a way that may pass."""
+        began, tries = time.monotonic(), 0
+        while True:
+            fs = self.fs
             try:
-                return action()
+                result = action(fs)
             except BUGS:
                 raise
             except Exception as error:  # each storage's library has a family of errors of its own
-                if delay is None or isinstance(error, FINAL) or "credential" in str(error).lower():
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise UserError(
-                        f"{self.url}/{name}: {reason}; check the bucket's name, its permissions and the credentials"
-                    ) from None
-                time.sleep(delay)
-        raise AssertionError("the last try returns or raises")
+                fault, reason = diagnose(error), reason_of(error)
+            else:
+                self._answers()
+                return result
+            tried_s, delay = time.monotonic() - began, DELAYS_S[min(tries, len(DELAYS_S) - 1)]
+            tries += 1
+            over = tried_s + delay > PATIENCE_S if fault.tries is None else tries > fault.tries
+            failed = StorageError(f"{self.url}/{name}".rstrip("/"), fault, reason, tried_s)
+            if over:
+                raise failed
+            if tried_s >= SAID_AFTER_S and fault.tries is None:
+                self._say(failed.cause, tried_s)
+            time.sleep(delay)
+            if fault.renews:
+                self._renew(fs)
+
+    def _renew(self, used: Any) -> None:
+        """Make a new session, which reads the credentials anew, unless another thread has done so since `used` failed."""
+        with self.lock:
+            if self.fs is used:
+                self.fs = self._open()[0]
+
+    def _say(self, cause: str, tried_s: float) -> None:
+        """Log that the storage does not answer, once a minute however many threads wait for it."""
+        with self.lock:
+            now = time.monotonic()
+            if self.said_at is not None and now - self.said_at < SAID_EVERY_S:
+                return
+            self.said_at = now
+        left = max(0.0, PATIENCE_S - tried_s)
+        logger.warning(f"{cause}; tried for {tried_s:.0f} s, and for another {left:.0f} s before this is given up")
+
+    def _answers(self) -> None:
+        with self.lock:
+            if self.said_at is None:
+                return
+            self.said_at = None
+        logger.info("%s: answers again", self.url)
+
+
+def _nothing(error: FileNotFoundError, empty: Result) -> Result:
+    """`empty`, because there is no such object. Raises `error` if there is no such bucket, which s3fs says in the same way."""
+    if diagnose(error) is NO_BUCKET:
+        raise error
+    return empty

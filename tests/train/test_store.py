@@ -1,11 +1,13 @@
 """A run's place in storage: on a real S3 server whose connections break, and on a disk."""
 
+import errno
 import json
 import logging
 import os
 import re
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -13,9 +15,12 @@ import pytest
 import torch.distributed as dist
 from helpers import storage
 
+from fastft.common import logs, storage_faults
 from fastft.common import object_store as storing
 from fastft.common.distributed import join_ranks
-from fastft.common.object_store import Store
+from fastft.common.object_store import Store, check_address
+from fastft.common.storage_faults import StorageError
+from fastft.config import parse_config
 from fastft.errors import UserError
 from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest
@@ -29,9 +34,17 @@ def line():
         yield line
 
 
+@pytest.fixture
+def faulty(line):
+    """The line to storage, whose faults end with the test."""
+    yield line
+    line.heal()
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(storing, "DELAYS_S", (0.05, 0.1, 0.2, 0.4, 0.8))
+    monkeypatch.setattr(storing, "DELAYS_S", (0.05, 0.1, 0.2, 0.4))
+    monkeypatch.setattr(storing, "PATIENCE_S", 1.5)
 
 
 @pytest.fixture
@@ -63,13 +76,13 @@ def commit(store: Store, name: str, step: int, files: dict[str, dict]) -> None:
 def test_what_is_put_comes_back_and_what_is_removed_is_gone(store, tmp_path):
     source = tmp_path / "shard"
     source.write_bytes(os.urandom(300_000))
-    store.put(source, "step-00000004-aa/shard")
-    assert store.directories() == ["step-00000004-aa"] and checkpoints(store).found == []
-    commit(store, "step-00000004-aa", 4, {"shard": manifest.entry(source)})
+    store.put(source, "step-00000004-aaaaaaaa/shard")
+    assert store.directories() == ["step-00000004-aaaaaaaa"] and checkpoints(store).found == []
+    commit(store, "step-00000004-aaaaaaaa", 4, {"shard": manifest.entry(source)})
     [(name, meta)] = checkpoints(store).found
     assert meta["step"] == 4
     (tmp_path / "back").mkdir()
-    fetch(store, name, meta["files"], tmp_path / "back")
+    assert fetch(store, name, meta["files"], tmp_path / "back") is None
     assert (tmp_path / "back" / "shard").read_bytes() == source.read_bytes()
     store.remove(name)
     assert store.directories() == [] and store.read(f"{name}/{COMMITTED}") is None
@@ -87,11 +100,10 @@ def test_what_is_not_what_was_written_is_never_taken(store, tmp_path, harm):
         content[5000] ^= 1
     if harm != "missing":
         source.write_bytes(content)
-        store.put(source, "step-00000004-aa/shard")
-    commit(store, "step-00000004-aa", 4, {"shard": entry})
+        store.put(source, "step-00000004-aaaaaaaa/shard")
+    commit(store, "step-00000004-aaaaaaaa", 4, {"shard": entry})
     (tmp_path / "back").mkdir()
-    with pytest.raises(UserError, match="shard"):
-        fetch(store, "step-00000004-aa", {"shard": entry}, tmp_path / "back")
+    assert "shard" in fetch(store, "step-00000004-aaaaaaaa", {"shard": entry}, tmp_path / "back")
 
 
 def test_connections_that_break_are_tried_again(line, tmp_path):
@@ -101,8 +113,8 @@ def test_connections_that_break_are_tried_again(line, tmp_path):
     line.cut_every, before = 2, line.cuts
     try:
         for i in range(6):
-            store.put(source, f"step-0000000{i}-aa/shard")
-            commit(store, f"step-0000000{i}-aa", i, {"shard": manifest.entry(source)})
+            store.put(source, f"step-0000000{i}-aaaaaaaa/shard")
+            commit(store, f"step-0000000{i}-aaaaaaaa", i, {"shard": manifest.entry(source)})
         assert [meta["step"] for _, meta in checkpoints(store).found] == [5, 4, 3, 2, 1, 0]
     finally:
         line.cut_every = 0
@@ -110,14 +122,14 @@ def test_connections_that_break_are_tried_again(line, tmp_path):
 
 
 def test_a_damaged_manifest_is_passed_over_and_one_of_a_newer_format_is_an_error(store):
-    commit(store, "step-00000004-aa", 4, {})
-    store.write(f"step-00000008-bb/{COMMITTED}", '{"format": 1, "step"')
+    commit(store, "step-00000004-aaaaaaaa", 4, {})
+    store.write(f"step-00000008-bbbbbbbb/{COMMITTED}", '{"format": 1, "step"')
     listing = checkpoints(store)
     assert [meta["step"] for _, meta in listing.found] == [4]
     [line] = listing.passed_over
-    assert line == f"{store.url}/step-00000008-bb: passed over: meta.json is damaged"
-    store.write(f"step-00000012-cc/{COMMITTED}", json.dumps({"format": manifest.FORMAT + 1}))
-    with pytest.raises(UserError, match="step-00000012-cc: was written by a newer fastft"):
+    assert line == f"{store.url}/step-00000008-bbbbbbbb: passed over: meta.json is damaged"
+    store.write(f"step-00000012-cccccccc/{COMMITTED}", json.dumps({"format": manifest.FORMAT + 1}))
+    with pytest.raises(UserError, match="step-00000012-cccccccc: was written by a newer fastft"):
         checkpoints(store)
 
 
@@ -176,7 +188,7 @@ def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path
         while step == 2 and uploader.current < 1:
             time.sleep(0.01)
         offer(uploader, tmp_path, step)
-    uploader._next = iter([(2, "ab"), (3, "ab"), None]).__next__
+    uploader._next = iter([(2, "abababab"), (3, "abababab"), None]).__next__
     uploader.goes.set()
     assert uploader.finish(60) and uploader.committed == 3
     assert "upload: step 2 is on the disk only (a newer one took its place)" in said()
@@ -195,7 +207,7 @@ def test_a_checkpoint_is_not_called_uploaded_when_another_machine_was_lost_befor
 
 def test_what_a_start_has_passed_over_is_not_kept_in_storage(uploader, tmp_path):
     for step in (10, 20, 30):  # the bytes of the last two are wrong
-        commit(uploader.store, f"step-{step:08d}-aa", step, {})
+        commit(uploader.store, f"step-{step:08d}-aaaaaaaa", step, {})
     uploader.goes.set()
     offer(uploader, tmp_path, 15)
     assert uploader.finish(60)
@@ -302,33 +314,259 @@ def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lea
 
 
 @pytest.mark.parametrize("url, says", [
-    ("s3://no-such-bucket/run", "no-such-bucket.*check the bucket's name"),
-    ("nonsense://bucket/run", "nonsense"),
+    ("my-chats", "'my-chats' is no address of storage; did you mean s3://my-chats?"),
+    ("s3:/bucket/x", "did you mean s3://bucket/x?"),
+    ("s3:bucket/x", "did you mean s3://bucket/x?"),
+    ("s3//bucket/x", "did you mean s3://bucket/x?"),
+    ("GS:/bucket/x", "did you mean gs://bucket/x?"),
+    ("/mnt/bucket/run", "a directory is file:///mnt/bucket/run"),
+    ("/vicuna", "a directory is file:///vicuna"),  # $BUCKET/$RUN_NAME without a BUCKET
+    ("", "'' is no address of storage; an address is s3://bucket/run"),
+    ("s3://", "'s3://' names no bucket"),
+    ("s3:///run", "names no bucket"),
+    ("s3://my bucket/run", "names no bucket"),
+    ("files:///bucket/run", "'files' is no kind of storage; did you mean file:///bucket/run?"),
+    ("s3n://bucket/run", "'s3n' is no kind of storage; did you mean s3://bucket/run?"),
+    ("S3://bucket/run", "did you mean s3://bucket/run?"),
+    ("nonsense://bucket/run", "'nonsense' is no kind of storage; an address is s3://bucket/run"),
+    ("https://bucket.s3.amazonaws.com/run", "'https' is no kind of storage"),
+    ("memory://run", "'memory' is no kind of storage"),
+    ("file://bucket/run", "the full path of a directory"),
+    ("file:///", "the full path of a directory"),
 ])  # fmt: skip
-def test_a_place_that_is_none_is_one_clear_line(line, url, says):
-    with pytest.raises(UserError, match=says) as error:
-        Lease(Store(url))
+def test_an_address_is_an_address(url, says):
+    """What has no scheme would be a directory on the machine that is torn down with it."""
+    for open_it in (check_address, Store):
+        with pytest.raises(UserError) as error:
+            open_it(url)
+        assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://b/run", "gs://b", "gcs://b/x", "az://c/run", "hf://buckets/o/n", "file:///a b/c", "abfs://c@a/run"]
+)
+def test_addresses_that_are_right(url):
+    check_address(url)
+
+
+def test_the_trainer_refuses_a_bucket_without_a_scheme_before_it_reads_anything():
+    with pytest.raises(UserError, match=r"checkpoint\.remote: 'my-chats' is no address of storage"):
+        parse_config(["--model", "no", "--data", "none", "--output_dir", "nowhere", "--checkpoint.remote", "my-chats"])
+
+
+# What storage does not do, and why ---------------------------------------------------------------------------------------------
+
+
+def ends_with(store: Store, says: str) -> str:
+    """Assert that the storage does not take a lease, which one line says."""
+    with pytest.raises(StorageError, match=says) as error:
+        Lease(store)
     assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_no_such_bucket(line):
+    store = Store("s3://no-such-bucket/run")
+    for look in (store.directories, lambda: store.read("lease.json"), lambda: checkpoints(store)):
+        with pytest.raises(StorageError, match=r"s3://no-such-bucket/run.*: there is no such bucket.*check its name"):
+            look()
+    ends_with(store, "no such bucket")
 
 
 def test_a_place_where_nothing_can_be_written_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="check the bucket's name, its permissions"):
-        Lease(Store(f"file://{tmp_path}/file/run"))
+    ends_with(Store(f"file://{tmp_path}/file/run"), "nothing can be written there .*check the address")
 
 
-def test_without_credentials_it_is_one_clear_line_and_soon(line, monkeypatch):
+def test_without_credentials_it_is_one_clear_line_and_soon(line, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(UserError, match=r"s3://runs/x.*credentials"):
-        Lease(Store("s3://runs/x"))
+    ends_with(Store("s3://runs/x"), r"s3://runs/x.*: there are no credentials")
 
 
-def test_storage_that_never_answers_is_one_clear_line(line):
-    line.cut_every = 1
-    try:
-        with pytest.raises(UserError, match=r"s3://runs/x/lease\.json"):
-            Lease(Store("s3://runs/x"))
-    finally:
-        line.cut_every = 0
+def test_storage_that_never_answers_is_one_clear_line(faulty):
+    faulty.cut_every = 1
+    ends_with(Store("s3://runs/x"), r"s3://runs/x/lease\.json: cannot be reached .*check the network")
+
+
+def test_nobody_listens(faulty):
+    faulty.drop()
+    ends_with(Store("s3://runs/x"), r"s3://runs/x/lease\.json: cannot be reached .*; check the network")
+
+
+@pytest.mark.parametrize("refusal, says, tries", [
+    (storage.EXPIRED, "the credentials have expired .The provided token has expired", "minutes"),
+    (storage.SKEWED, "the clock of this machine is wrong .The difference between", "few"),
+    (storage.FORBIDDEN, "access is refused .Access Denied.*; allow these credentials to list, read, write", "few"),
+    (storage.BUSY, "does not do what it is asked for .Please reduce your request rate", "minutes"),
+    (storage.Refusal(403, "InvalidAccessKeyId"), "the credentials are refused", "few"),
+    (storage.Refusal(403, "SignatureDoesNotMatch"), "the credentials are refused", "few"),
+    (storage.Refusal(500, "InternalError"), "does not do what it is asked for", "minutes"),
+    (storage.Refusal(502, ""), "does not do what it is asked for", "minutes"),
+    (storage.Refusal(404, "NoSuchBucket", "The specified bucket does not exist"), "there is no such bucket", "none"),
+])  # fmt: skip
+def test_the_last_line_names_the_cause_that_fits(faulty, refusal, says, tries):
+    store = Store("s3://runs/x")
+    faulty.refusal, before = refusal, faulty.refused
+    ends_with(store, says)
+    assert {"none": 1, "few": 3}.get(tries, faulty.refused - before) == faulty.refused - before
+
+
+class Refreshing(Exception):
+    """Stands for google.auth's RefreshError, azure's HttpResponseError and gcsfs' HttpError: their packages are optional."""
+
+    def __init__(self, message: str, **attributes):
+        super().__init__(message)
+        self.__dict__.update(attributes)
+
+
+@pytest.mark.parametrize("error, fault", [
+    (type("RefreshError", (Refreshing,), {})("invalid_grant: Bad Request"), storage_faults.EXPIRED),
+    (type("RefreshError", (Refreshing,), {})("Token must be a short-lived token (60 minutes)"), storage_faults.CLOCK),
+    (type("DefaultCredentialsError", (Refreshing,), {})("not found"), storage_faults.NO_CREDENTIALS),
+    (type("HttpError", (Refreshing,), {})("Invalid Credentials, 401", code=401), storage_faults.EXPIRED),
+    (type("HttpError", (Refreshing,), {})("Forbidden", code=403), storage_faults.FORBIDDEN),
+    (type("HttpError", (Refreshing,), {})("Backend Error", code=503), storage_faults.BUSY),
+    (type("HttpError", (Refreshing,), {})("The specified bucket does not exist", code=404), storage_faults.NO_BUCKET),
+    (type("ResourceNotFoundError", (Refreshing,), {})("no", error_code="ContainerNotFound"), storage_faults.NO_BUCKET),
+    (type("HttpResponseError", (Refreshing,), {})("no", error_code="AuthenticationFailed"), storage_faults.KEY),
+    (type("HttpResponseError", (Refreshing,), {})("Request date header too old"), storage_faults.CLOCK),
+    (type("ServiceRequestError", (Refreshing,), {})("Cannot connect"), storage_faults.NETWORK),
+    (OSError(errno.ENOSPC, "No space left on device"), storage_faults.DISK_FULL),
+    (OSError("something new"), storage_faults.OTHER),
+])  # fmt: skip
+def test_the_causes_of_other_clouds(error, fault):
+    assert storage_faults.diagnose(error) is fault
+
+
+def test_storage_that_does_not_answer_is_said_with_how_long_it_goes_on(faulty, monkeypatch, said):
+    monkeypatch.setattr(storing, "SAID_AFTER_S", 0.1)
+    monkeypatch.setattr(storing, "PATIENCE_S", 60)
+    store = Store("s3://runs/x")
+    faulty.drop()
+    threading.Timer(1, faulty.restore).start()
+    assert store.read("nothing") is None
+    [waiting, over] = said()
+    assert re.fullmatch(
+        r"s3://runs/x/nothing: cannot be reached \(.*\); tried for \d s, and for another \d+ s before this is given up",
+        waiting,
+    )
+    assert over == "s3://runs/x: answers again"
+
+
+def test_a_connection_that_breaks_prints_no_traceback(faulty, tmp_path):
+    """The parts of a large file leave tasks behind, each of which asyncio would report in ten lines."""
+    store = Store("s3://runs/x")
+    (tmp_path / "large").write_bytes(bytes(120 * 2**20))
+    faulty.bytes_per_s = 20_000_000
+    code = (
+        "import sys, threading\nfrom pathlib import Path\nfrom fastft.common import object_store\n"
+        "object_store.PATIENCE_S = 3\n"
+        "object_store.Store('s3://runs/x').put(Path(sys.argv[1]), 'large')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "large")], stderr=subprocess.PIPE, text=True)
+    busy = faulty.connections
+    while faulty.connections < busy + 3:
+        time.sleep(0.01)
+    faulty.drop()
+    _, stderr = process.communicate(timeout=60)
+    assert "never retrieved" not in stderr and "ClientConnectionResetError" not in stderr, stderr
+    assert "cannot be reached" in stderr
+    faulty.heal()
+    assert store.directories() == []
+
+
+@pytest.fixture
+def temporary_credentials(tmp_path, monkeypatch):
+    """Temporary credentials in a file, which another process may rewrite; returns its path."""
+    path = tmp_path / "credentials"
+    storage.write_credentials(path, "FIRST")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    return path
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidAccessKeyId", "AccessDenied", "InvalidToken"])
+def test_credentials_that_another_process_rewrites_are_read_anew(faulty, temporary_credentials, tmp_path, code):
+    store, source = Store("s3://runs/renewed"), tmp_path / "shard"
+    source.write_bytes(b"1" * 1000)
+    store.put(source, "before")
+    faulty.refusal = storage.Refusal(403, code, key="FIRST")
+    with pytest.raises(StorageError):
+        store.read("before")
+    storage.write_credentials(temporary_credentials, "SECOND")
+    store.put(source, "after")
+    assert store.read("before") == store.read("after") == b"1" * 1000
+
+
+def test_credentials_that_are_renewed_while_storage_refuses_the_old_ones(faulty, temporary_credentials, monkeypatch):
+    monkeypatch.setattr(storing, "PATIENCE_S", 60)
+    store = Store("s3://runs/renewed")
+    faulty.refusal = storage.Refusal(403, "ExpiredToken", key="FIRST")
+    threading.Timer(1.5, storage.write_credentials, (temporary_credentials, "SECOND")).start()
+    store.write("after", "renewed")
+    assert store.read("after") == b"renewed"
+
+
+# Retention and uploads that fail ----------------------------------------------------------------------------------------------
+
+
+def test_retention_removes_only_what_an_uploader_wrote(uploader, tmp_path):
+    store = uploader.store
+    others = [
+        "step-bestever",
+        "step-best-so-far",
+        "step-00000002",
+        "step-00000002-mine",
+        "results.tmp",
+        "step-1-aaaaaaaa",
+    ]
+    for name in others:
+        store.write(f"{name}/weights", "precious")
+        store.write(f"{name}/{COMMITTED}", store.url)
+    store.write("step-00000001-abcdef01/half", "an upload that was not finished")
+    commit(store, "step-00000003-abcdef01", 3, {})
+    commit(store, "step-00000004-abcdef01", 4, {})
+    assert [meta["step"] for _, meta in checkpoints(store).found] == [4, 3]
+    uploader.goes.set()
+    offer(uploader, tmp_path, 5)
+    assert uploader.finish(60)
+    left = store.directories()
+    assert set(others) <= set(left) and [meta["step"] for _, meta in checkpoints(store).found] == [5, 4]
+    assert len(left) == len(others) + 2
+
+
+def test_uploads_that_fail_again_and_again_are_said_loudly(uploader, tmp_path, caplog, said):
+    put, works = uploader.store.put, True
+
+    def putting(*given):
+        if not works:
+            raise StorageError("s3://runs/x", storage_faults.EXPIRED, "The provided token has expired")
+        put(*given)
+
+    uploader.store.put = putting
+    uploader.goes.set()
+    for step in range(1, 6):
+        works = step in (1, 5)
+        offer(uploader, tmp_path, step)
+        while uploader.tried < step:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert (logs._notice or "") == {
+            3: "STORAGE HAS step 1, 2 uploads failed",
+            4: "STORAGE HAS step 1, 3 uploads failed",
+        }.get(step, "")
+    cause = "s3://runs/x: the credentials have expired (The provided token has expired)"
+    assert said() == [
+        f"upload: step 2 is on the disk only ({cause})",
+        *(
+            f"upload: {count} in a row have failed, the last one of step {step} ({cause}). Storage has step 1: a machine that "
+            "is lost now takes all later work with it"
+            for count, step in ((2, 3), (3, 4))
+        ),
+        "upload: step 5 is in storage, after 3 uploads that failed",
+    ]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "ERROR", "INFO"]

@@ -7,11 +7,14 @@
 
 The first machine names the newest checkpoint that is complete on disk, every machine uploads its own files, and when all
 have confirmed, the first machine writes the manifest. An upload that fails is logged and left without a manifest; the next
-checkpoint is tried anew. Training never waits for an upload, except for that of the last checkpoint.
+checkpoint is tried anew. Training never waits for an upload, except for that of the last checkpoint. What else lies in
+that place, such as `step-best` of the user's, is nobody's to remove.
 """
 
 import logging
+import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +25,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from fastft.common import logs
 from fastft.common.object_store import Store
+from fastft.common.storage_faults import DISK_FULL, MISSING, StorageError
 from fastft.errors import UserError
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
@@ -31,15 +36,17 @@ logger = logging.getLogger(__name__)
 
 COMMITTED = "COMMITTED"  # name of a manifest in storage; what has none is not complete
 MODEL = "model"
+OURS = re.compile(r"step-\d{8}-[0-9a-f]{8}")  # names of the directories that an Uploader writes
 AT_ONCE = 8  # objects that are transferred at the same time
+SUPERSEDED = "a newer one took its place"
 Offer = tuple[Path, dict[str, Any], list[str]]  # directory, manifest, and which of its files this machine uploads
 
 
 def checkpoints(store: Store) -> manifest.Listing:
-    """The committed checkpoints, by their directories in the storage."""
+    """The committed checkpoints, by their directories in the storage. Raises StorageError if it cannot be read."""
     found, passed_over = [], []
-    for name in store.directories():
-        if not name.startswith("step-") or (text := store.read(f"{name}/{COMMITTED}")) is None:
+    for name in directories(store):
+        if (text := store.read(f"{name}/{COMMITTED}")) is None:
             continue
         try:
             found.append((name, manifest.loads(text, f"{store.url}/{name}")))
@@ -47,6 +54,11 @@ def checkpoints(store: Store) -> manifest.Listing:
             passed_over.append(f"{store.url}/{name}: passed over: {error}")
     found.sort(key=lambda item: (item[1]["step"], item[0]), reverse=True)
     return manifest.Listing(found, passed_over)
+
+
+def directories(store: Store) -> list[str]:
+    """The directories that a run's uploads made, committed or not."""
+    return [name for name in store.directories() if OURS.fullmatch(name)]
 
 
 def trained_model(store: Store) -> dict[str, Any] | None:
@@ -66,18 +78,53 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
     store.write(f"{MODEL}/{COMMITTED}", manifest.dumps(meta))
 
 
-def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> None:
-    """Download files of the checkpoint `name` and prove them.
+def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> str | None:
+    """Download files of the checkpoint `name` and prove them. Returns what is not as its manifest says, or None.
 
-    Raises UserError that names a file which is not what its manifest says, or which the storage does not give.
+    Only that makes a checkpoint damaged. Raises StorageError if the storage does not give a file, UserError if the disk of
+    `target` is full: both say nothing about the checkpoint.
     """
     total = sum(entry["bytes"] for entry in files.values())
     logger.info("fetching %d of its files, %.2f GiB, from %s/%s", len(files), total / 2**30, store.url, name)
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    require_room(target, files)
+    for again in (False, True):  # bytes that were changed on their way are right the next time
+        try:
+            _get_all(store, name, files, target)
+        except StorageError as error:
+            if error.fault is MISSING:
+                return error.cause
+            if error.fault is DISK_FULL:
+                require_room(target, files)
+                raise UserError(f"{target}: {error.cause}; make room, then start the same command again") from None
+            raise
+        found = manifest.faults(target, {"files": files}, contents=True)
+        if not found or again:
+            break
+        files = {file: files[file] for file in found}
+    return f"{store.url}/{name}: {next(iter(found.values()))}" if found else None
+
+
+def require_room(directory: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Raise UserError if the disk has no room for `files` in `directory`, where some may lie already."""
+    there = sum(path.stat().st_blocks * 512 for file in files if (path := directory / file).exists())
+    needed, room = sum(entry["bytes"] for entry in files.values()), shutil.disk_usage(directory).free + there
+    if needed > room:
+        raise UserError(
+            f"{directory.parent}: the disk is full: the checkpoint in storage needs {needed / 2**30:.3g} GiB, and "
+            f"{room / 2**30:.3g} are free; make room, then start the same command again"
+        )
+
+
+def _get_all(store: Store, name: str, files: Iterable[str], target: Path) -> None:
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
         for _ in pool.map(lambda file: store.get(f"{name}/{file}", target / file), files):
             pass
-    if found := manifest.faults(target, {"files": files}, contents=True):
-        raise UserError(f"{store.url}/{name}: {next(iter(found.values()))}")
+    except Exception:
+        pool.shutdown(cancel_futures=True)
+        raise
+    finally:  # who is asked to leave does not wait for storage
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _put_all(store: Store, directory: Path, name: str, files: Iterable[str]) -> None:
@@ -102,6 +149,7 @@ class Uploader:
         self.offers: dict[int, Offer] = {}
         self.closing = False
         self.tried = self.committed = self.current = -1  # steps
+        self.failed = 0  # uploads in a row
         self.seconds = 0.0  # how long the last upload took
         self.thread: threading.Thread | None = None
         if dist.get_rank() in holders:
@@ -164,7 +212,7 @@ class Uploader:
                 step
             )  # None where a newer checkpoint took its place before this choice was heard of
         began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
-        failure = self._put(name, offer) if offer else "a newer one took its place"
+        failure = self._put(name, offer) if offer else SUPERSEDED
         dist.all_gather_object(failures, failure, group=self.group)
         failure = next(filter(None, failures), None)
         if self.first and failure is None:
@@ -175,8 +223,29 @@ class Uploader:
             self.tried = step
             if failure is None:
                 self.committed = step
-        if failure:
+        if self.first and failure != SUPERSEDED:
+            self._tell(step, failure)
+        elif failure:
             logger.warning("upload: step %d is on the disk only (%s)", step, failure)
+
+    def _tell(self, step: int, failure: str | None) -> None:
+        """Say how the upload of a step went, loudly and on the live line once uploads fail again and again."""
+        if failure is None:
+            if self.failed > 1:
+                logger.info("upload: step %d is in storage, after %d uploads that failed", step, self.failed)
+            self.failed = 0
+            logs.set_notice(None)
+            return
+        self.failed += 1
+        if self.failed == 1:
+            logger.warning("upload: step %d is on the disk only (%s)", step, failure)
+            return
+        held = f"step {self.committed}" if self.committed >= 0 else "nothing of this start"
+        logger.error(
+            f"upload: {self.failed} in a row have failed, the last one of step {step} ({failure}). Storage has {held}: a "
+            "machine that is lost now takes all later work with it"
+        )
+        logs.set_notice(f"STORAGE HAS {held}, {self.failed} uploads failed")
 
     def _put(self, name: str, offer: Offer) -> str | None:
         """Upload this machine's files. Returns what went wrong."""
@@ -184,7 +253,7 @@ class Uploader:
         try:
             _put_all(self.store, directory, name, files)
         except (UserError, OSError) as error:
-            return str(error)
+            return getattr(error, "cause", str(error))
         return None
 
     def _commit(self, name: str, meta: dict[str, Any]) -> str | None:
@@ -194,7 +263,7 @@ class Uploader:
                 return f"the lease on {self.store.url} is lost"
             self.store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
         except UserError as error:
-            return str(error)
+            return getattr(error, "cause", str(error))
         try:
             self._prune(name, meta["step"])
         except UserError as error:  # more is kept than was asked for, and nothing is lost
@@ -210,6 +279,6 @@ class Uploader:
             if meta["step"] in kept and meta["step"] not in seen:
                 keep.add(name)
             seen.add(meta["step"])
-        for name in self.store.directories():
-            if name.startswith("step-") and name not in keep:
+        for name in directories(self.store):
+            if name not in keep:
                 self.store.remove(name, first=COMMITTED)  # half removed, it is no checkpoint

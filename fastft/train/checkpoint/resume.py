@@ -1,7 +1,8 @@
 """Where a run continues: at the newest checkpoint of the same run that can be read.
 
 `find_starts` looks at the directories on the disks and at the storage, `resume` proves the bytes of a checkpoint before it
-loads them, and takes the next older one if they are wrong.
+loads them, and takes the next older one if they are wrong. Only what disagrees with its manifest is passed over: storage that
+does not answer, a full disk or refused access end the start, after minutes of trying, and the same command continues later.
 """
 
 import logging
@@ -144,11 +145,23 @@ def candidates(disk: Disk, store: Store | None) -> list[Candidate]:
         found.sort(key=lambda c: c.meta["step"], reverse=True)  # stable, so those on disk stay first
         if passed_over and not found:
             raise UserError(
-                f"{passed_over[0]}; there is no other checkpoint. Remove it to start again from the first step"
+                f"{passed_over[0]}; there is no other checkpoint. Put its manifest back, or move it away to start again from "
+                "the first step"
             )
+        if store and not found:
+            _tell_of_the_unfinished(store)
         return found
 
     return on_first(join)
+
+
+def _tell_of_the_unfinished(store: Store) -> None:
+    """Warn that there are files of checkpoints but no manifest, before the run starts at its first step."""
+    if left := remote.directories(store):
+        logger.warning(
+            f"{store.url}: holds files of {len(left)} checkpoints ({left[-1]}, …) but no manifest ({remote.COMMITTED}), which is "
+            "written last: no upload was finished, or somebody removed them. The run starts at its first step"
+        )
 
 
 def _contents(meta: dict[str, Any]) -> str:
@@ -168,48 +181,56 @@ def resume(
 
     Without `starts`, returns what a manifest would say before the first step. Raises UserError if none can be read.
     """
+    damaged = []
     for start in starts:
         path, meta = disk.directory / start.name, start.meta
         if fault := fetch(start, disk, store):
+            damaged.append(fault)
             logger.warning("%s: passed over: %s", path, fault)
             continue
         try:
             local.load(path, model, optimizer)
+        except torch.OutOfMemoryError:
+            raise
         except (Exception, CheckpointException) as error:  # the bytes are right, but do not fit this model
             if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
                 raise UserError(
                     f"{path}: {dist.get_world_size()} processes would cut its 8-bit moments within their blocks; "
                     f"continue with {meta['world_size']} process{'es' if meta['world_size'] > 1 else ''}"
                 ) from None
-            logger.warning("%s: passed over: cannot be read (%s)", path, local.root_cause(error))
-            continue
+            raise UserError(
+                f"{path}: its files are what was written, but cannot be loaded ({local.root_cause(error)}); use the settings "
+                "and the versions of fastft and torch that wrote it, or move it away to continue from an older one"
+            ) from None
         logger.info("resumed: step %d from %s", meta["step"], path)
         if disk.is_holder:
             _restore_run_files(path, disk.directory.parent)
         return meta
-    if starts:
-        raise UserError(f"{disk.directory}: none of its checkpoints can be read; remove them to start again")
+    if damaged:
+        raise UserError(
+            f"{disk.directory}: none of its checkpoints can be read: each disagrees with its manifest ({damaged[0]}); move "
+            "them away to start again from the first step"
+        )
     return {"step": 0, "skipped": {}}
 
 
 def fetch(candidate: Candidate, disk: Disk, store: Store | None) -> str | None:
     """Bring all files of a checkpoint to the disk of every machine and prove them; collective.
 
-    Returns why that is not possible, or None.
+    Returns what disagrees with its manifest, or None. Raises UserError on every rank if a machine could not find out.
     """
-    fault = None
-    if disk.is_holder:
-        try:
-            fault = complete_files(candidate, disk.directory / candidate.name, store)
-        except (UserError, OSError) as error:
-            fault = str(error)
+    path = disk.directory / candidate.name
+    fault = everywhere((lambda: complete_files(candidate, path, store)) if disk.is_holder else None)
     everyone: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, fault)
     return next(filter(None, everyone), None)
 
 
 def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str | None:
-    """Download the files that are missing or damaged in `path`; returns what is wrong if there is no copy in storage."""
+    """Download the files that are missing or damaged in `path`; returns what is wrong if there is no good copy in storage.
+
+    Raises UserError, or OSError, if the disk or the storage does not answer.
+    """
     lacking = manifest.faults(path, candidate.meta, contents=True)
     has_manifest = (path / manifest.NAME).exists()
     if not lacking and has_manifest:
@@ -221,10 +242,15 @@ def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str
     partial = path.with_name(path.name + ".fetch.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in candidate.meta["files"].keys() - lacking.keys():
-        os.link(path / name, partial / name)
-    remote.fetch(store, candidate.remote, {name: candidate.meta["files"][name] for name in lacking}, partial)
-    local.publish(partial, path, {key: value for key, value in candidate.meta.items() if key != "format"})
+    try:
+        for name in candidate.meta["files"].keys() - lacking.keys():
+            os.link(path / name, partial / name)
+        files = {name: candidate.meta["files"][name] for name in lacking}
+        if fault := remote.fetch(store, candidate.remote, files, partial):
+            return fault
+        local.publish(partial, path, {key: value for key, value in candidate.meta.items() if key != "format"})
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return None
 
 

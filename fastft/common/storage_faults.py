@@ -1,0 +1,156 @@
+"""What went wrong with object storage: the cause in its user's words, and whether waiting or a new session can help.
+
+    diagnose(error) is EXPIRED        # 403 ExpiredToken of S3, google's RefreshError, 401, …
+
+The libraries of S3, GCS and Azure have a family of errors each, and fsspec turns some of them into OSErrors. What all of them
+keep, somewhere in their chain of causes, is the service's own code, an HTTP status, or a class with a telling name.
+"""
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fastft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A cause, and what may be done about it."""
+
+    words: str
+    """What is so, after "s3://bucket/run: "."""
+    advice: str
+    tries: int | None
+    """How many more tries are worth it; None where it may pass by itself, so that it is tried for minutes."""
+    renews: bool = False
+    """Whether credentials that are read anew may help."""
+
+
+AGAIN = "then start the same command again"
+NETWORK = Fault("cannot be reached", f"check the network and the address of the endpoint, {AGAIN}", None)
+BUSY = Fault("does not do what it is asked for", f"wait until the service is well, {AGAIN}", None)
+EXPIRED = Fault("the credentials have expired", f"renew them, {AGAIN}", None, renews=True)
+KEY = Fault("the credentials are refused", f"check the access key and its secret, {AGAIN}", 2, renews=True)
+NO_CREDENTIALS = Fault(
+    "there are no credentials", f"log in to the cloud or set them in the environment, {AGAIN}", 2, True
+)
+FORBIDDEN = Fault(
+    "access is refused",
+    f"allow these credentials to list, read, write and remove objects there, {AGAIN}",
+    2,
+    renews=True,
+)
+CLOCK = Fault(
+    "the clock of this machine is wrong", f"set it (chronyc makestep, or timedatectl set-ntp true), {AGAIN}", 2
+)
+NO_BUCKET = Fault("there is no such bucket", "check its name, or create it", 0)
+MISSING = Fault("there is no such object", "check the address", 0)
+DISK_FULL = Fault("the disk is full", f"make room, {AGAIN}", 0)
+STORAGE_FULL = Fault("the storage is full", f"make room there, {AGAIN}", 2)
+PLACE = Fault("nothing can be written there", "check the address", 0)
+OTHER = Fault("failed", f"look up this error of the storage, {AGAIN}", 5)
+
+CODES = {
+    NO_BUCKET: ("NoSuchBucket", "InvalidBucketName", "ContainerNotFound", "AccountNotFound"),
+    CLOCK: ("RequestTimeTooSkewed", "RequestInTheFuture"),
+    EXPIRED: ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken", "RequestExpired", "401"),
+    KEY: ("InvalidAccessKeyId", "InvalidClientTokenId", "SignatureDoesNotMatch", "AuthenticationFailed", "400"),
+    STORAGE_FULL: ("QuotaExceeded", "XMinioStorageFull", "507"),
+    FORBIDDEN: (
+        "AccessDenied", "AllAccessDisabled", "AccountProblem", "AuthorizationFailure", "AuthorizationPermissionMismatch", "403",
+    ),
+    BUSY: (
+        "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "ServerBusy", "OperationTimedOut", "Throttling",
+        "408", "429", "500", "502", "503", "504",
+    ),
+    MISSING: ("NoSuchKey", "BlobNotFound", "404"),
+}  # fmt: skip
+# Words of messages that have no code of their own.
+TEXTS = {
+    "clock with skew": CLOCK,
+    "Token must be a short-lived token": CLOCK,
+    "Request date header too old": CLOCK,
+    "specified bucket does not exist": NO_BUCKET,
+    "Invalid bucket name": NO_BUCKET,
+}
+CLASSES = {
+    "NoCredentialsError": NO_CREDENTIALS,
+    "PartialCredentialsError": NO_CREDENTIALS,
+    "DefaultCredentialsError": NO_CREDENTIALS,
+    "RefreshError": EXPIRED,
+    "CredentialRetrievalError": EXPIRED,
+    "TokenRetrievalError": EXPIRED,
+    "SSOError": EXPIRED,
+    "ClientAuthenticationError": EXPIRED,
+    "HTTPClientError": NETWORK,  # botocore's: no connection, one that closed, timeouts
+    "ClientPayloadError": NETWORK,  # aiohttp's
+    "ClientConnectionError": NETWORK,
+    "IncompleteRead": NETWORK,
+    "TransportError": NETWORK,
+    "ServiceRequestError": NETWORK,
+    "ServiceResponseError": NETWORK,
+    "ResponseParserError": BUSY,  # an answer that is no XML
+    "FileNotFoundError": MISSING,
+    "PermissionError": FORBIDDEN,
+    "IsADirectoryError": PLACE,
+    "NotADirectoryError": PLACE,
+    "FileExistsError": PLACE,
+    "NotImplementedError": PLACE,
+    "ConnectionError": NETWORK,
+    "TimeoutError": NETWORK,
+    "gaierror": NETWORK,
+}
+
+
+class StorageError(UserError):
+    """Storage did not do what it was asked for, in one line: where, the cause, the library's own words, what to do."""
+
+    def __init__(self, place: str, fault: Fault, reason: str, tried_s: float = 0.0):
+        self.fault, self.cause = fault, f"{place}: {fault.words} ({reason})"
+        tried = f", tried for {tried_s:.0f} s" if tried_s >= 1 else ""
+        super().__init__(f"{self.cause}{tried}; {fault.advice}")
+
+
+def diagnose(error: BaseException) -> Fault:
+    """The cause of an error that a library of storage, or this machine's disk, raised."""
+    chain = list(_chain(error))
+    if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for each in chain):
+        return DISK_FULL
+    for words, fault in TEXTS.items():
+        if any(words in str(each) for each in chain):
+            return fault
+    if any(
+        CLASSES.get(cls.__name__) is NETWORK for cls in type(error).__mro__
+    ):  # aiohttp gives some of them a status of its own
+        return NETWORK
+    faults = [fault for each in chain for code in _codes(each) for fault, known in CODES.items() if code in known]
+    faults += [CLASSES[cls.__name__] for each in chain for cls in type(each).__mro__ if cls.__name__ in CLASSES]
+    return next(iter(faults), OTHER)
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what the library says."""
+    words = str(getattr(error, "strerror", None) or error).strip()  # without Python's "[Errno 16]", which s3fs makes up
+    return words.splitlines()[0].rstrip(".") if words else type(error).__name__
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__  # not __context__, which may be an earlier error that was dealt with
+
+
+def _codes(error: BaseException) -> Iterator[str]:
+    """The service's code and the HTTP status: of botocore's errors, gcsfs' HttpError, azure's HttpResponseError."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        yield str(response.get("Error", {}).get("Code"))
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status != 400:  # which S3 says of everything
+            yield str(status)
+    for name in ("code", "error_code", "status", "status_code"):
+        value = getattr(error, name, None)
+        if isinstance(value, (int, str)):
+            yield str(value)
