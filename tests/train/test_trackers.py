@@ -29,7 +29,7 @@ def test_names_are_a_list_and_none_stands_for_none():
 def test_a_package_that_is_missing_is_one_clear_line_before_any_work(ground, tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     done = runs.train_here(ground, tmp_path / "out", "--trackers", f"none,{name}")
-    runs.fails(done, f"trackers: {name} is not installed (pip install {name}); leave it out, or say --trackers none")
+    runs.fails(done, f"trackers: {name} is not installed (pip install {name}); leave it out, or give --trackers none")
     assert "data:" not in done.stderr
 
 
