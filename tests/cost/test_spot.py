@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastft.cli import main
 from fastft.cost.spot.candidates import SpotConfig, compare
-from fastft.cost.spot.prices import cheapest, read_prices
+from fastft.cost.spot.prices import Offer, cheapest, read_prices
 from fastft.cost.spot.simulate import Job, mean_between_preemptions, simulate, survival, undisturbed
 from fastft.cost.spot.traces import Trace, fit, read_trace, synthetic
 from fastft.cost.spot.young import young_interval
@@ -68,6 +68,22 @@ def test_doubts(tmp_path):
     assert "no discount" in offers["d"].spot_doubt and "half the median" in offers["e"].spot_doubt
     best = cheapest(offers.values(), "H100-80GB", 8, "aws", spot=True)
     assert best.spot == 4 and cheapest(offers.values(), "H100-80GB", 8, "aws", spot=False).on_demand == 10
+
+
+@pytest.mark.parametrize(
+    ("places", "needs"),
+    [
+        (["use1-az4", "us-east-1a", "us-east-1", "apse2-az1", "cac1-az2", "usge1-az1", "all", "here", ""], ""),
+        (["use1-atl2-az1", "us-east-1-atl-2a", "usw2-lax1-az1", "us-west-2-lax-1b"], "a Local Zone"),
+        (["use1-wl1-bos-wlz1", "us-east-1-wl1-bos-wlz-1", "eu-west-2-wl1-lon-wlz-1"], "a Wavelength Zone"),
+        (["eus2-az2", "eu-south-2", "eu-south-2a", "apse3-az1", "ap-southeast-3", "ilc1-az1", "caw1-az1"], "a region"),
+    ],
+)
+def test_what_an_account_has_to_turn_on_first(places, needs):
+    assert {place: Offer("aws", "H100-80GB", 8, place, 55.0, 10.0).opt_in for place in places} == dict.fromkeys(
+        places, needs
+    )
+    assert not Offer("gcp", "H100-80GB", 8, places[0], 55.0, 10.0).opt_in
 
 
 def test_skypilots_catalog(tmp_path):
@@ -305,6 +321,32 @@ def test_the_command(model, tmp_path, capsys):
     assert "&lt;b&gt;here&lt;/b&gt;" in text and "<b>here" not in text and "How often to save" in text
 
 
+def test_what_needs_an_opt_in_is_chosen_only_where_asked(model, tmp_path, capsys):
+    """It is said in both cases, in the terminal and on the page."""
+    rows = "aws,H100,8,use1-atl2-az1,55,10\naws,H100,8,use2-az1,55,12\naws,H100,8,eu-south-2,55,2\n"
+    page, own = tmp_path / "page.html", write(tmp_path / "own.csv", OWN + rows)
+    options = ["--spot", "--prices", str(own), "--page", str(page), "--global_batch_size", "32"]
+    assert main(arguments(model, *options)) == 0
+    out, text = capsys.readouterr().out, page.read_text()
+    assert "spot (use2-az1): $" in out and "(opt-in)" not in out and "(opt-in)" not in text
+    said = (
+        "aws H100-80GB in use1-atl2-az1: a Local Zone that the account has to turn on; spot $10.00, on demand $55.00."
+    )
+    assert f"Needs an opt-in, not chosen without --opt_in_zones: {said}" in out
+    assert "Needs an opt-in, not chosen without --opt_in_zones</h2>" in text and "aws H100-80GB, use1-atl2-az1" in text
+    assert main(arguments(model, *options, "--opt_in_zones")) == 0
+    out, text = capsys.readouterr().out, page.read_text()
+    assert "spot (use1-atl2-az1, needs an opt-in): $" in out and "aws use1-atl2-az1 (opt-in)" in out
+    assert "Not believed: aws H100-80GB in eu-south-2" in out  # a doubted price is not chosen, either
+    assert "aws, use1-atl2-az1 (opt-in)" in text and "<h2>Needs an opt-in</h2>" in text
+
+
+def test_only_offers_that_need_an_opt_in(model, tmp_path, capsys):
+    own = write(tmp_path / "own.csv", OWN + "aws,H100,8,eu-south-2,55,10\n")
+    assert main(arguments(model, "--spot", "--prices", str(own), "--global_batch_size", "32")) == 1
+    assert "no price that may be chosen" in capsys.readouterr().err
+
+
 def test_the_same_seed_gives_the_same_numbers(model, capsys):
     for seed in ("1", "1", "2"):
         assert main(arguments(model, "--spot", "--global_batch_size", "32", "--seed", seed)) == 0
@@ -317,6 +359,7 @@ def test_the_same_seed_gives_the_same_numbers(model, capsys):
     [
         (["--trace", "x.json"], "trace: only with --spot"),
         (["--burst", "2"], "burst: only with --spot"),
+        (["--opt_in_zones"], "opt_in_zones: only with --spot"),
         (["--spot", "--trace", "nowhere.json"], "trace: nowhere.json: no such file"),
         (["--spot", "--trace", "x", "--preemption_rate", "1"], "preemption_rate: the trace has a rate of its own"),
         (["--spot", "--preemption_rate", "-1"], "preemption_rate: -1.0 is not 0 or more"),
@@ -328,7 +371,7 @@ def test_the_same_seed_gives_the_same_numbers(model, capsys):
         (["--spot", "--prices", "nowhere.csv"], "prices: nowhere.csv: no such file"),
         (
             ["--spot", "--prices", "2023"],
-            "spot: nothing to compare; no such machine, or no believed price: 8 x H100-80GB",
+            "spot: nothing to compare; no such machine, or no price that may be chosen: 8 x H100-80GB",
         ),
         (["--spot", "--checkpoint_every", "often"], "checkpoint_every: 'often' is neither auto nor minutes"),
         (["--spot", "--checkpoint_every", "0"], "checkpoint_every: '0' is neither"),

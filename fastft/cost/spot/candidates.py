@@ -45,6 +45,8 @@ class SpotConfig:
     prices: str = "v8"
     """Catalogs, separated by commas: v8 or 2023, which come with fastft, SkyPilot's …/aws/vms.csv, or a CSV with the columns
     cloud, gpu, count, region, on_demand, spot."""
+    opt_in_zones: bool = False
+    """Also choose AWS's Local Zones, Wavelength Zones and regions that an account has to turn on first."""
     trace: str | None = None
     """A recorded trace to replay: availability or preemption (JSON), bamboo (text)."""
     preemption_rate: float | None = None
@@ -165,6 +167,8 @@ class MachineComparison:
     """Reason -> kinds and numbers of GPUs for which there is no candidate."""
     doubted: list[Offer]
     """Offers of the same GPUs with a price that is not believed."""
+    opt_in: list[Offer]
+    """Offers of the same GPUs that need an opt-in of the account, and are not chosen without `opt_in_zones`."""
     trace: Trace
     config: SpotConfig
 
@@ -179,12 +183,14 @@ def compare(
 ) -> MachineComparison:
     """Simulate each estimate (a kind and a number of GPUs) on every cloud that has such machines.
 
-    Of a cloud's machines it takes the largest whose GPUs divide the number, in the region with the cheapest believed price.
+    Of a cloud's machines it takes the largest whose GPUs divide the number, in the region with the cheapest believed price;
+    regions and zones that need an opt-in count only with `config.opt_in_zones`.
     Raises UserError if no candidate is left.
     """
     rows, left_out = [], {}
+    usable = [offer for offer in offers if config.opt_in_zones or not offer.opt_in]
     for e in found:
-        machines = _machines(e, offers)
+        machines = _machines(e, usable)
         if reason := _reason_against(e, machines):
             left_out.setdefault(reason, []).append(f"{e.count} x {e.gpu.name}")
             continue
@@ -202,7 +208,9 @@ def compare(
         )
     shown = {row.offer.gpu for row in rows}
     doubted = [o for o in offers if o.gpu in shown and (o.on_demand_doubt or o.spot_doubt)]
-    return MachineComparison(sorted(rows, key=lambda c: (c.dollars, c.name)), left_out, doubted, trace, config)
+    opt_in = [o for o in offers if o.gpu in shown and o.opt_in and o not in doubted]
+    rows.sort(key=lambda c: (c.dollars, c.name))
+    return MachineComparison(rows, left_out, doubted, opt_in, trace, config)
 
 
 def _reason_against(e: Estimate, machines: list[tuple[Offer, bool]]) -> str:
@@ -211,7 +219,7 @@ def _reason_against(e: Estimate, machines: list[tuple[Offer, bool]]) -> str:
         return "the model does not fit"
     if e.fits.startswith("no: "):
         return f"{e.fits.removeprefix('no: ')} does not divide"
-    return "" if machines else "no such machine, or no believed price"
+    return "" if machines else "no such machine, or no price that may be chosen"
 
 
 def _machines(e: Estimate, offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:

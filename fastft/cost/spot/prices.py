@@ -17,11 +17,14 @@ Catalogs have errors, and an error is likely to be the cheapest offer. A price i
   p5.48xlarge, use1-az1);
 - spot is below half the median of the cloud's spot prices for the machine: spot is doubted (seen: AWS p4d, use1-az1).
 
-A doubted price is reported and never chosen.
+A doubted price is reported and never chosen. An offer in a place that an AWS account can use only after an opt-in
+(`Offer.opt_in`: Local Zones, Wavelength Zones, regions that are off by default) is reported, and chosen only where that is
+asked for: most accounts are not opted in, and SkyPilot does not do it.
 """
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +41,14 @@ KINDS = {spelling: gpu.name for gpu in GPUS.values() for spelling in gpu.catalog
 
 GCP_HOSTS = {"A100": "a2-highgpu-{}g", "A100-80GB": "a2-ultragpu-{}g", "H100": "a3-highgpu-{}g"}
 """GCP's machine for a number of GPUs: the only cloud here that bills the two separately."""
+
+OPT_IN_REGIONS = (
+    "af-south-1 ap-east-1 ap-east-2 ap-south-2 ap-southeast-3 ap-southeast-4 ap-southeast-5 ap-southeast-6 ap-southeast-7 "
+    "ca-west-1 eu-central-2 eu-south-1 eu-south-2 il-central-1 me-central-1 me-south-1 mx-central-1"
+).split()
+"""AWS's regions that are off until an account turns them on."""
+_AWS_PLACE = re.compile(r"([a-z]+-[a-z]+-\d|[a-z]+\d)(.*)")  # us-east-1 or use1, then the zone
+_ORDINARY_ZONE = re.compile(r"[a-z]?|-az\d+")  # us-east-1a, or its ID use1-az4
 
 LEAST_OF_REGIONS = 0.6
 LEAST_OF_SPOTS = 0.5
@@ -59,10 +70,27 @@ class Offer:
     """Why the price is not believed; empty if it is."""
     spot_doubt: str = ""
 
+    @property
+    def opt_in(self) -> str:
+        """What an AWS account has to turn on before it can rent this machine; empty if nothing."""
+        place = _AWS_PLACE.fullmatch(self.region) if self.cloud == "aws" else None
+        if place is None:
+            return ""
+        region, zone = place.groups()
+        if not _ORDINARY_ZONE.fullmatch(zone):  # us-east-1-atl-2a or use1-atl2-az1; us-east-1-wl1-bos-wlz-1
+            return "a Wavelength Zone" if zone.startswith("-wl") else "a Local Zone"
+        return "a region" if region in {*OPT_IN_REGIONS, *map(_short, OPT_IN_REGIONS)} else ""
+
     def price(self, spot: bool) -> float | None:
         """Dollars an hour; None if the machine is not offered like that, or the price is not believed."""
         doubt, dollars = (self.spot_doubt, self.spot) if spot else (self.on_demand_doubt, self.on_demand)
         return None if doubt else dollars
+
+
+def _short(region: str) -> str:
+    """A region as the IDs of its zones begin: eu-south-2 is eus2, ap-southeast-3 apse3."""
+    area, direction, number = region.split("-")
+    return area + re.sub("(north|south|east|west|central)", lambda word: word[0][0], direction) + number
 
 
 def read_prices(names: str) -> list[Offer]:

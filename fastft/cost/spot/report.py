@@ -22,7 +22,7 @@ WIDTH = 130
 
 
 def show(found: MachineComparison, console, model: str) -> None:
-    """Print the table, what is doubted, and the assumptions; write the page if one is asked for."""
+    """Print the table, what is doubted or needs an opt-in, and the assumptions; write the page if one is asked for."""
     console.width = max(console.width, WIDTH)  # rich takes a pipe for 80 characters wide, and would cut numbers off
     console.print(_table(found))
     for line in conclusions(found):
@@ -31,6 +31,8 @@ def show(found: MachineComparison, console, model: str) -> None:
         console.print(f"Left out, {reason}: {', '.join(which)}.")
     for offer in found.doubted:
         console.print(f"Not believed: {offer.cloud} {offer.gpu} in {offer.region}: {doubts(offer)}.")
+    for offer in found.opt_in:
+        console.print(f"{opt_in_heading(found)}: {offer.cloud} {offer.gpu} in {offer.region}: {opt_in(offer)}.")
     for line in assumptions(found):
         console.print(line)
     if found.config.page:
@@ -51,7 +53,7 @@ def _table(found: MachineComparison):
         table.add_row(
             c.machines,
             c.kind,
-            f"{c.offer.cloud} {c.offer.region}",
+            f"{c.offer.cloud} {c.offer.region}{' (opt-in)' * bool(c.offer.opt_in)}",
             f"{c.price:.2f}",
             *(_number(value) for value in (*c.hours, *c.dollars)),
             _number(float(np.mean(c.runs.preemptions))) if c.spot else "-",
@@ -72,12 +74,25 @@ def doubts(offer: Offer) -> str:
     return " and ".join(filter(None, (offer.on_demand_doubt, offer.spot_doubt)))
 
 
+def opt_in_heading(found: MachineComparison) -> str:
+    """What happened to offers that need an opt-in."""
+    return "Needs an opt-in" if found.config.opt_in_zones else "Needs an opt-in, not chosen without --opt_in_zones"
+
+
+def opt_in(offer: Offer) -> str:
+    """What the account has to turn on, and what the machine costs there."""
+    prices = {"spot": offer.price(spot=True), "on demand": offer.price(spot=False)}
+    said = ", ".join(f"{kind} ${dollars:.2f}" for kind, dollars in prices.items() if dollars is not None)
+    return f"{offer.opt_in} that the account has to turn on; {said}"
+
+
 def conclusions(found: MachineComparison) -> list[str]:
     """Sentences about the cheapest candidate, how it compares with machines on demand, and the interval between saves."""
     best = found.candidates[0]
+    place = best.offer.region + ", needs an opt-in" * bool(best.offer.opt_in)
     lines = [
-        f"Cheapest: {best.name} ({best.offer.region}): ${_number(best.dollars[0])} in {_number(best.hours[0])} hours; in one "
-        f"run of ten more than ${_number(best.dollars[1])} and {_number(best.hours[1])} hours."
+        f"Cheapest: {best.name} ({place}): ${_number(best.dollars[0])} in {_number(best.hours[0])} hours; in one run of ten more "
+        f"than ${_number(best.dollars[1])} and {_number(best.hours[1])} hours."
     ]
     on_demand = next((c for c in found.candidates if not c.spot and c.offer.gpu == best.offer.gpu), None)
     if best.spot and on_demand:
@@ -133,6 +148,8 @@ def write_spot_page(path: Path, found: MachineComparison, model: str) -> None:
         interval=conclusions(found)[-1] if spot else "",
         left_out=found.left_out,
         doubted=[(f"{o.cloud} {o.gpu}, {o.region}", doubts(o)) for o in found.doubted],
+        opt_in_heading=opt_in_heading(found),
+        opt_in=[(f"{o.cloud} {o.gpu}, {o.region}", opt_in(o)) for o in found.opt_in],
         assumptions=assumptions(found),
     )
 
@@ -144,7 +161,7 @@ def _bars(candidates: list[MachineCandidate]) -> list[dict[str, Any]]:
     return [
         {
             "name": c.machines,
-            "where": f"{c.offer.cloud}, {c.offer.region}",
+            "where": f"{c.offer.cloud}, {c.offer.region}{' (opt-in)' * bool(c.offer.opt_in)}",
             "kind": c.kind,
             "price": f"{c.price:.2f}",
             "dollars": [_number(value) for value in c.dollars],
