@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import orjson
 from xxhash import xxh3_128_digest
 
-from fastft.common.files import sync, write_whole
+from fastft.common.files import room_for, sync, write_whole
 from fastft.errors import UserError
 
 # In the order in which they are published: report.json, which says that the others are complete, is the last.
@@ -39,7 +39,8 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
 
     What has changed is None where there was no such run, [] where it continues, and else the names of the entries of
     run.json that differ: then its work was removed. The working directory stays if this run is interrupted after it has
-    done some work. Raises UserError while another run holds the output directory, and if it cannot be made.
+    done some work. Raises UserError while another run holds the output directory, if it cannot be made, and if its
+    disk is full.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -58,16 +59,17 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
         raise UserError(f"{output_dir}: cannot be locked ({error.strerror}); choose an -o on another disk") from None
     work = output_dir / ".partial"
     try:
-        changed = _changes(work, identity)
-        if changed != []:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            write_whole(work / "run.json", orjson.dumps(identity))
-        yield work, changed
+        with room_for(output_dir, written=work):
+            changed = _changes(work, identity)
+            if changed != []:
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir()
+                write_whole(work / "run.json", orjson.dumps(identity))
+            yield work, changed
         shutil.rmtree(work)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(output_dir)  # writing to an open file names no file, say when the disk is full
+            error.filename = str(output_dir)  # writing to an open file names no file
         if not _holds_work(work):
             shutil.rmtree(work, ignore_errors=True)
         raise

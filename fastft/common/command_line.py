@@ -22,10 +22,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fastft.common import logs
 from fastft.common.command_reader import CommandReader, Option, expected, group_of, options_of, valid_keys
+from fastft.common.files import full_disk, lack_of_room
 from fastft.errors import PeerError, UsageError, UserError
 
 __all__ = ["leave", "option", "parse", "run", "valid_keys"]
@@ -42,8 +44,8 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     """Call `main` and return the exit code of the process: the one place where an error becomes a line.
 
     A `UserError` is printed as one line ("error: …"), and so is a disk that is full, a directory that may not be written
-    to, or one that has the name of an output. Anything else is a bug: its traceback is printed, and a line that asks for a report; the code is 1. Where several
-    processes meet the same error, only those print it for which `speaks()` is true.
+    to, or one that has the name of an output. Anything else is a bug: its traceback is printed, and a line that asks for a
+    report; the code is 1. Where several processes meet the same error, only those print it for which `speaks()` is true.
     """
     try:
         code = main() or 0
@@ -60,13 +62,23 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     except OSError as error:
         if error.errno not in MACHINE:
             return _bug(speaks)
-        line, code = f"{error.filename2 or error.filename or 'this machine'}: {error.strerror}", 1
+        line, code = _line_about_machine(error), 1
     except Exception:  # noqa: BLE001  whatever it is
         return _bug(speaks)
     if speaks():
         logs.clear_live()
         print(f"error: {line}", file=sys.stderr, flush=True)
     return code
+
+
+def _line_about_machine(error: OSError) -> str:
+    """The system's words with the path, and where a disk is full how much room there is."""
+    path, number = error.filename2 or error.filename, full_disk(error)
+    if path and number:
+        return (
+            f"{path}: {lack_of_room(number, Path(os.fsdecode(path)))}; make room there and start the same command again"
+        )
+    return f"{path or 'this machine'}: {error.strerror}"
 
 
 def _reader_has_left() -> bool:

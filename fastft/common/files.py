@@ -1,38 +1,116 @@
-"""Write files so that nobody ever sees half of one, make them durable, and name them without saying where they lie.
+"""Write files so that nobody ever sees half of one, say what a full disk lacks, and name files without saying where they lie.
 
 write_whole(path, "text or bytes")                # beside, then renamed into place
 write_whole(path, content, durable=True)          # and on the disk before this returns
 with written_whole(path) as partial: ...          # for what another library writes
+with room_for(path, needed=4096): ...             # for what is appended, or written in some other way
 """
 
+import errno
 import os
+import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastft.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FullDiskError(UserError):
+    """A disk is too full for what has to be written to it."""
+
+    def __init__(self, line: str, number: int):
+        super().__init__(line)
+        self.errno = number
+
 
 def write_whole(path: Path, content: str | bytes, durable: bool = False) -> None:
     """Replace `path` by a file with `content` (text as UTF-8) in one act: readers find the old file or the whole new one."""
-    with written_whole(path, durable) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    content = content.encode() if isinstance(content, str) else content
+    with written_whole(path, durable, needed=len(content)) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
-def written_whole(path: Path, durable: bool = False, several_writers: bool = False) -> Iterator[Path]:
+def written_whole(
+    path: Path, durable: bool = False, several_writers: bool = False, needed: int | None = None
+) -> Iterator[Path]:
     """A place beside `path` to write to, which becomes `path` at the end; after an error it is gone and `path` untouched.
 
-    With `several_writers`, processes that write the same file at the same time do each other no harm.
+    With `several_writers`, processes that write the same file at the same time do each other no harm. Raises UserError if the
+    disk is full, as `room_for` does; `needed` is for its message.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp" if several_writers else f"{path.name}.tmp")
     try:
-        yield partial
-        if durable:
-            sync(partial)
+        with room_for(path, needed, partial):
+            yield partial
+            if durable:
+                sync(partial)
         os.replace(partial, path)
         if durable:
             sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def room_for(path: Path, needed: int | None = None, written: Path | None = None) -> Iterator[None]:
+    """Turn the error of a full disk into one line that names `path`, the bytes needed and free, and what to do.
+
+    `written` is what will be removed again after an error. None is `needed` where nobody knows before how much that is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FullDiskError) or (number := full_disk(error)) is None:
+            raise
+        lack = lack_of_room(number, path, needed, written)
+        raise FullDiskError(f"{path}: {lack}; make room there and start the same command again", number) from None
+
+
+def full_disk(error: BaseException) -> int | None:
+    """The system's number of the error if it means that a disk is too full, else None.
+
+    A used-up quota and a limit on the size of files count, too. Some libraries lose the system's number: safetensors keeps
+    its words, torch's writer says "inline_container.cc:672 . unexpected pos 704 vs 598".
+    """
+    number = getattr(error, "errno", None)
+    if number is None:
+        number = next((each for each in FULL if os.strerror(each) in str(error)), None)
+    if number is None and "unexpected pos" in str(error):
+        number = errno.ENOSPC
+    return number if number in FULL else None
+
+
+def lack_of_room(number: int, path: Path, needed: int | None = None, written: Path | None = None) -> str:
+    """What is needed for `path` and what is free there, in the words of error `number`; the rest as in `room_for`."""
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    done = _bytes_under(written or path)
+    wanted = f"{bytes_text(needed)} needed" if needed is not None else f"more than {bytes_text(done)} needed"
+    wanted = wanted if needed is not None or done else "room needed"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if number == errno.EFBIG and limit != resource.RLIM_INFINITY:
+        return f"{os.strerror(number)}: {wanted}, a file may have {bytes_text(limit)} (ulimit -f)"
+    free = shutil.disk_usage(there).free + (done if written else 0)
+    return f"{os.strerror(number)}: {wanted}, {bytes_text(free)} free"
+
+
+def _bytes_under(path: Path) -> int:
+    """The size of a file, or of all files in a directory; 0 if there is nothing."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes for people: "512 bytes", "1.5 GiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+        count /= 1024
+    raise AssertionError("GiB is the last unit")
 
 
 def sync(path: Path) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from fastft.common.distributed import everywhere, on_first
-from fastft.common.files import sync
+from fastft.common.files import full_disk, lack_of_room, sync
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.errors import PeerError, UserError
@@ -157,7 +157,7 @@ def export(model: TrainedModel, files: ModelFiles, path: Path, card: str, adapte
         (partial / "README.md").write_text(card, encoding="utf-8")
 
     def write() -> None:
-        with _writing(path):
+        with _writing(path, sum(tensor.nbytes for tensor in (*weights.values(), *adapters.values()))):
             if adapters and adapter:
                 _replace(adapter, lambda partial: lora.write_adapter(adapters, files.adapter, partial))
             _replace(path, fill)
@@ -211,12 +211,14 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a UserError of one line."""
+def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn what the disk refuses into a UserError of one line. `needed` are the bytes of a model that is written there."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the model could not be written ({error})") from None
+        number = full_disk(error)
+        reason = f"{lack_of_room(number, path, needed)}; make room there" if number else error
+        raise UserError(f"{path}: the model could not be written ({reason})") from None
 
 
 @contextmanager

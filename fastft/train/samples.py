@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fastft.common.files import room_for
 from fastft.config import SamplesConfig, TrainConfig
 from fastft.data.conversation import Message, parse_conversation
 from fastft.data.template.chat_template import ChatTemplate
@@ -55,9 +56,10 @@ class Sampler:
         """Ask all prompts, and write the answers on rank 0; collective."""
         found = answers(model, self.prompts, self.config.max_new_tokens, self.template, device)
         if dist.get_rank() == 0:
-            with self.path.open("a") as file:
-                for prompt, answer in zip(self.prompts, found):
-                    file.write(json.dumps({"step": step, "prompt": prompt.text, "answer": answer}) + "\n")
+            rows = [{"step": step, "prompt": p.text, "answer": answer} for p, answer in zip(self.prompts, found)]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            with room_for(self.path, len(lines)), self.path.open("a") as file:
+                file.write(lines)
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -222,7 +222,9 @@ def test_disk_full(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cleaning.run.workdir.Log, "append", full)
     out = tmp_path / "out"
     assert clean_command([dump_in(tmp_path), "-o", str(out)]) == 1
-    assert capsys.readouterr().err == f"error: {out}: No space left on device\n"
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {out}: No space left on device: more than ") and " GiB free; make room there" in line
+    assert line.endswith("and start the same command again\n") and line.count("\n") == 1
     assert list(out.iterdir()) == []
 
 

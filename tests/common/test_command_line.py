@@ -1,7 +1,9 @@
 """The one parser of every verb: what is given on the command line and in files, and the one line that a mistake gets."""
 
+import errno
 import logging
 import math
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -404,8 +406,6 @@ def raising(error: BaseException):
         (UsageError("unknown key"), 2, "error: unknown key\n"),
         (PeerError(), 1, ""),
         (KeyboardInterrupt(), 130, ""),
-        (OSError(28, "No space left on device", "/disk/x"), 1, "error: /disk/x: No space left on device\n"),
-        (OSError(27, "File too large", "/disk/x"), 1, "error: /disk/x: File too large\n"),
         (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: Permission denied\n"),
         (IsADirectoryError(21, "Is a directory", "/a.tmp", None, "/a"), 1, "error: /a: Is a directory\n"),
         (NotADirectoryError(20, "Not a directory", "/a/b"), 1, "error: /a/b: Not a directory\n"),
@@ -414,6 +414,16 @@ def raising(error: BaseException):
 def test_a_users_mistake_is_a_line(error, code, says, capsys):
     assert run(raising(error)) == code
     assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_full_disk_is_a_line_that_says_what_is_free(number, capsys, tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(2048))
+    assert run(raising(OSError(number, os.strerror(number), str(path)))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}: {os.strerror(number)}: more than 2 KiB needed, ")
+    assert said.endswith(" GiB free; make room there and start the same command again\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(2, "No such file", "/x"), AssertionError()])

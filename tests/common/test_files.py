@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fastft.common.files import short_name, sync, write_whole, written_whole
+from fastft.common.files import FullDiskError, bytes_text, room_for, short_name, sync, write_whole, written_whole
 
 
 def names(path):
@@ -33,6 +33,50 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a", "\ud83d")
     assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
+
+
+def test_a_full_disk_is_one_line_with_what_is_needed_and_free(tmp_path):
+    """The real errors of the system: a device that is always full, and a limit on the size of files."""
+    path = tmp_path / "log"
+    line = rf"^{path}: No space left on device: 6 bytes needed, .* free; make room there"
+    with pytest.raises(FullDiskError, match=line), room_for(path, 6), open("/dev/full", "w") as file:
+        file.write("123456")
+        file.flush()
+    code = (
+        "import resource, sys; from pathlib import Path; from fastft.common.files import write_whole\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); write_whole(Path(sys.argv[1]), 'x' * 3000, durable=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    line = f"FullDiskError: {path}: File too large: 2.93 KiB needed, a file may have 1.95 KiB (ulimit -f); make room"
+    assert line in done.stderr and names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("x"), OSError("x")])
+def test_other_errors_of_a_disk_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught, room_for(tmp_path / "a", 5):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "words", ["I/O error: No space left on device (os error 28)", "inline_container.cc:672 . unexpected pos 7 vs 5"]
+)
+def test_the_words_of_libraries_that_lose_the_systems_number_are_known(tmp_path, words):
+    line = "a: No space left on device: more than 3 bytes needed"
+    with pytest.raises(FullDiskError, match=line), written_whole(tmp_path / "a") as partial:
+        partial.write_text("abc")
+        raise RuntimeError(words)
+    assert names(tmp_path) == []
+
+
+def test_bytes_for_people():
+    assert [bytes_text(n) for n in (0, 999, 1536, 3 << 20, 5e12)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.5 KiB",
+        "3 MiB",
+        "4.66e+03 GiB",
+    ]
 
 
 def test_nobody_sees_half_a_file(tmp_path):
