@@ -8,7 +8,6 @@ hint for people and scripts, nothing here reads it. The position of a run is one
 computed again.
 """
 
-import errno
 import logging
 import os
 import secrets
@@ -16,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import everywhere, local_rank, machine, on_first
-from fastft.common.files import sync, write_whole
+from fastft.common.files import full_disk, lack_of_room, sync, write_whole
 from fastft.errors import UserError
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
@@ -145,10 +145,7 @@ class Writer:
             own = self._describe_own(partial, run_files)
             failure = None
         except (Exception, CheckpointException) as error:  # the latter derives from BaseException
-            own, failure = (
-                {},
-                self._failure(error, state, partial),
-            )  # whatever it is, the other ranks wait to hear of it
+            own, failure = {}, self._failure(error, state, partial)  # whatever it is, the others wait to hear of it
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
         if failure := next((failure for _, _, failure in everyone if failure), None):
@@ -156,21 +153,16 @@ class Writer:
         if self.disk.is_holder:
             try:
                 self._publish(final, meta, everyone)
-            except OSError as error:
-                return root_cause(error)
+            except (OSError, UserError) as error:
+                return self._failure(error, state, partial)
         return None
 
     def _failure(self, error: BaseException, state: dict[str, Any], partial: Path) -> str:
-        """What went wrong, in plain words: torch says "inline_container.cc:672 . unexpected pos 704 vs 598" of a full disk."""
-        cause = root_cause(error)
-        if "inline_container" not in cause and os.strerror(errno.ENOSPC) not in cause:
-            return cause
+        """What went wrong, and of a full disk how much room the checkpoint needs."""
         # A DTensor counts as a whole: these are the bytes of all ranks' shards.
         whole = sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
-        needed = whole / len(self.disk.holders)
-        written = sum(path.stat().st_size for path in partial.glob("*"))
-        free = shutil.disk_usage(partial.parent).free + written
-        return f"{os.strerror(errno.ENOSPC)}: {needed / 2**30:.3g} GiB needed, {free / 2**30:.3g} free"
+        number = full_disk(root_error(error))
+        return lack_of_room(number, partial, whole // len(self.disk.holders), partial) if number else root_cause(error)
 
     def _describe_own(self, partial: Path, run_files: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The manifest's entries for the files that this rank has written."""
@@ -263,7 +255,12 @@ def newest(directory: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _newest_first(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-????????"), reverse=True)
+    return sorted(filter(_is_checkpoint, directory.glob("step-*")), reverse=True)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether `path` has the name of a published checkpoint. `step-bestever`, and links, are somebody else's."""
+    return manifest.step_of(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def fault_of(path: Path) -> str | None:
@@ -278,13 +275,24 @@ def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: 
     """Once step `newest` is published, remove what is not to be kept.
 
     That is what interrupted writes left, checkpoints that are damaged or of a later step, and of the others all but the
-    newest `keep`, those whose step is a multiple of `keep_every` (0: none), and those `in_use`.
+    newest `keep`, those whose step is a multiple of `keep_every` (0: none), and those `in_use`. What the trainer has not
+    written, by its exact name, stays, and so does a directory without a manifest.
     """
-    found = {path: _step_if_whole(path) for path in directory.glob("step-????????")}
+    found = {path: _step_if_whole(path) for path in _newest_first(directory) if (path / manifest.NAME).exists()}
     kept = manifest.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
-    for path in (*found, *directory.glob("*.tmp")):
-        if found.get(path) not in kept:
+    for path in directory.glob("step-*.tmp"):
+        if manifest.step_of(path.name.removesuffix(".tmp").removesuffix(".fetch")) is not None:
             shutil.rmtree(path, ignore_errors=True)
+    for path, step in found.items():
+        if step not in kept:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint. If this is interrupted, what is left has the name of an interrupted write."""
+    with suppress(OSError):
+        os.rename(path, _partial(path))
+        shutil.rmtree(_partial(path))
 
 
 def _step_if_whole(path: Path) -> int | None:
@@ -299,11 +307,17 @@ def _step_if_whole(path: Path) -> int | None:
     return None if faults else meta["step"]
 
 
-def root_cause(error: BaseException) -> str:
-    """The first line of the error below those that distributed checkpointing wraps it in: the system's own words."""
+def root_error(error: BaseException) -> BaseException:
+    """The error below those that distributed checkpointing wraps it in."""
     failures = getattr(error, "failures", None)  # CheckpointException: rank -> (exception, stack)
     if failures:
         error = next(iter(failures.values()))[0]
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of `root_error`: the system's own words."""
+    error = root_error(error)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

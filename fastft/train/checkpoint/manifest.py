@@ -6,6 +6,7 @@ against attackers: XXH3 reads 6.9 GB/s on one core where SHA-256 reads 0.77, and
 """
 
 import json
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,6 +98,11 @@ def _fault(path: Path, entry: dict[str, Any], contents: bool) -> str | None:
     if contents and checksum(path) != entry["xxh3"]:
         return f"{path.name} does not hold what was written"
     return None
+
+
+def step_of(name: str) -> int | None:
+    """The step of the checkpoint whose directory on a disk is called `name`, or None if the trainer gives no such name."""
+    return int(name[5:]) if re.fullmatch(r"step-[0-9]{8}", name) else None
 
 
 def kept(steps: Iterable[int], newest: int, keep: int, keep_every: int) -> set[int]:
