@@ -34,6 +34,7 @@ from fastft.common.distributed import (
     rank,
     world_size,
 )
+from fastft.common.files import write_whole
 from fastft.config import TrainConfig, parse_config, save_config
 from fastft.cost.flops import matrix_flops
 from fastft.cost.memory import out_of_memory_line
@@ -59,6 +60,7 @@ from fastft.train.preemption.stop import Preempted, Stopping
 from fastft.train.report.card import model_card
 from fastft.train.report.page import refresh_page
 from fastft.train.report.run_dir import describe, read_run, write_facts
+from fastft.train.run_lock import lock
 from fastft.train.startup import Startup
 from fastft.train.step import build_batches, evaluate, train_step
 from fastft.train.trackers import Trackers
@@ -74,8 +76,13 @@ def train(config: TrainConfig) -> Path | None:
     Raises UserError for the user's mistakes, and Preempted if the run was asked to leave.
     """
     with ExitStack() as at_exit:
+        started, device = time.monotonic(), join_ranks()
         mark = None if local_rank() or config.dry_run else Path(config.output_dir) / stopping.MARK
-        started, device, stop = time.time(), join_ranks(), Stopping(mark)
+        if not config.dry_run:
+            lock(Path(config.output_dir), at_exit)
+        if mark:
+            mark.unlink(missing_ok=True)
+        stop = Stopping(mark)
         at_exit.callback(stop.forget)
         startup = Startup()
 
@@ -162,16 +169,17 @@ def refuse_fewer_steps(starts: list[Candidate], total: int) -> None:
 def open_reporter(inputs: RunInputs, device: torch.device, first: int, started: float) -> Reporter | None:
     """Open the run's files and trackers on rank 0; collective. Raises UserError if one cannot be opened.
 
-    `first` is the step of the checkpoint from which the run continues, `started` the time at which this start of it began.
+    `first` is the step of the checkpoint from which the run continues, `started` the time.monotonic() at which this start of
+    it began.
     """
     config, output_dir = inputs.config, inputs.output_dir
     facts = describe(config, inputs.template, inputs.curriculum, inputs.eval_data, device, dist.get_world_size())
 
     def open_files() -> Reporter:
         save_config(config, output_dir / "config.yaml")
-        run_id = write_facts(output_dir, facts)
+        run_id, earlier_s = write_facts(output_dir, facts)
         trackers = Trackers(inputs.trackers, output_dir, run_id, first, asdict(config))
-        return Reporter(output_dir, first, inputs.total, trackers, config.price_per_hour, started)
+        return Reporter(output_dir, first, inputs.total, trackers, config.price_per_hour, started, earlier_s)
 
     return everywhere(open_files if dist.get_rank() == 0 else None)
 
@@ -291,7 +299,7 @@ def give_up(last: int, count: int, inputs: RunInputs) -> None:
     if len(names) > SHOWN_NAMES:
         path = inputs.output_dir / "bad_conversations.txt"
         if dist.get_rank() == 0:
-            path.write_text("".join(f"{name}\n" for name in names))
+            write_whole(path, "".join(f"{name}\n" for name in names))
         more = f" and {len(names) - SHOWN_NAMES} more, all in {path}"
     raise UserError(
         f"steps {first} to {last}: the loss or the gradient was not a finite number, so nothing was learned from them. "
@@ -372,13 +380,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_and_mark(config: TrainConfig) -> int:
     """Run, and keep the file OUTPUT_DIR/preempted, which tells a run script to start again. Returns the exit code."""
-    mark = Path(config.output_dir) / stopping.MARK
-    try:
-        if not config.dry_run:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir {config.output_dir}: cannot be written to ({error.strerror})") from None
     try:
         train(config)
     except torch.OutOfMemoryError:
@@ -386,7 +387,8 @@ def run_and_mark(config: TrainConfig) -> int:
     except Preempted as asked:
         logger.warning(str(asked))
         return stopping.EXIT_CODE
-    mark.unlink(missing_ok=True)  # of a notice that came too late to matter
+    if not config.dry_run:
+        (Path(config.output_dir) / stopping.MARK).unlink(missing_ok=True)  # of a notice that came too late to matter
     return 0
 
 

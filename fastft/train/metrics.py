@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastft.common import logs
-from fastft.common.files import write_whole
+from fastft.common.files import room_for, write_whole
 from fastft.cost.flops import training_flops
 from fastft.cost.gpus import peak_flops
 from fastft.train.trackers import Trackers
@@ -85,9 +85,10 @@ def step_rows(
 class Reporter:
     """Writes a run's rows.
 
-    `start_step` is the step of the checkpoint from which the run continues (0 for a new run), `started` the time.time() at
-    which this start of it began. Each row says in `elapsed_s` how long the run has taken over all its starts, including the
-    work that interruptions lost, and with `price_per_hour` in `cost` what that has cost.
+    `start_step` is the step of the checkpoint from which the run continues (0 for a new run), `started` the time.monotonic()
+    at which this start of it began (the time of day may jump), `earlier_s` the seconds that its earlier starts took. Each row
+    says in `elapsed_s` how long the run has taken over all its starts, including the work that interruptions lost, and with
+    `price_per_hour` in `cost` what that has cost.
     """
 
     def __init__(
@@ -98,12 +99,11 @@ class Reporter:
         trackers: Trackers,
         price_per_hour: float | None = None,
         started: float | None = None,
+        earlier_s: float = 0.0,
     ):
         self.path, self.total, self.start_step = output_dir / "metrics.jsonl", total_steps, start_step
-        self.trackers, self.price, self.began = trackers, price_per_hour, time.time()
-        earlier = read_metrics(self.path) if self.path.exists() else []
-        spent = max((row.get("elapsed_s", 0.0) for row in earlier), default=0.0)
-        self.zero = (started or self.began) - spent  # when the run would have begun without pauses
+        self.trackers, self.price, self.began = trackers, price_per_hour, time.monotonic()
+        self.zero = (self.began if started is None else started) - earlier_s  # when it would have begun without pauses
         cut_after(self.path, start_step)
         self.file = self.path.open("a", buffering=1)  # line by line, so that others can follow the run
 
@@ -113,7 +113,7 @@ class Reporter:
         self._write(row)
         if not math.isfinite(row["loss"] + row["grad_norm"]):
             logger.warning(f"step {row['step']}: skipped: loss {row['loss']}, gradient norm {row['grad_norm']}")
-        elapsed, done = time.time() - self.began, row["step"] - self.start_step
+        elapsed, done = time.monotonic() - self.began, row["step"] - self.start_step
         line = progress_line(row, self.total, elapsed / done * (self.total - row["step"]))
         if sys.stderr.isatty():
             logs.show_live(line)
@@ -127,8 +127,9 @@ class Reporter:
 
     def flush(self) -> None:
         """Make all rows so far durable. Called before a checkpoint of the same step is published."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with room_for(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
         """End the live line, the file and the trackers."""
@@ -138,12 +139,14 @@ class Reporter:
         self.trackers.close()
 
     def _spent(self) -> dict[str, float]:
-        elapsed = time.time() - self.zero
+        elapsed = time.monotonic() - self.zero
         return {"elapsed_s": elapsed, **({} if self.price is None else {"cost": self.price * elapsed / 3600})}
 
     def _write(self, row: dict[str, Any]) -> None:
         numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self.file.write(json.dumps(numbers) + "\n")  # JSON knows no NaN
+        line = json.dumps(numbers) + "\n"  # JSON knows no NaN
+        with room_for(self.path, len(line)):
+            self.file.write(line)
         self.trackers.log(row)
 
 

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import models
+from helpers.training import train_here
 from transformers import AutoConfig
 
 from fastft.cost.flops import attention_windows, seen_squares, training_flops
 from fastft.cost.gpus import peak_flops
+from fastft.train import loop
 from fastft.train.metrics import Reporter, progress_line, read_metrics
+from fastft.train.report.run_dir import write_facts
 from fastft.train.trackers import Trackers
 
 
@@ -90,7 +93,8 @@ ROW = {"step": 5, "epoch": 0.5, "loss": 0.5, "grad_norm": 1.0, "lr": 0.1, "token
 
 def report(directory, start_step: int, *rows: dict, **options) -> None:
     trackers = Trackers([], directory, "id", start_step, {})
-    reporter = Reporter(directory, start_step, 10, trackers, **options)
+    _, earlier_s = write_facts(directory, {})
+    reporter = Reporter(directory, start_step, 10, trackers, earlier_s=earlier_s, **options)
     for row in rows:
         reporter.step(row)
     reporter.close()
@@ -101,15 +105,35 @@ def without_time(row: dict) -> dict:
 
 
 def test_time_and_money_count_over_all_starts_lost_steps_too(tmp_path):
-    report(tmp_path, 0, ROW, ROW | {"step": 6}, price_per_hour=12.0, started=time.time() - 3600)
+    report(tmp_path, 0, ROW, ROW | {"step": 6}, price_per_hour=12.0, started=time.monotonic() - 3600)
     first = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert first["elapsed_s"] == pytest.approx(3600, abs=60) and first["cost"] == pytest.approx(12, abs=0.2)
-    report(tmp_path, 0, ROW, price_per_hour=12.0, started=time.time() - 1800)  # killed before its first checkpoint
+    report(tmp_path, 0, ROW, price_per_hour=12.0, started=time.monotonic() - 1800)  # killed before its first checkpoint
     (again,) = read_metrics(tmp_path / "metrics.jsonl")
     assert again["elapsed_s"] == pytest.approx(5400, abs=60) and again["cost"] == pytest.approx(18, abs=0.3)
+    report(tmp_path, 0)  # killed before its first step: its rows are gone, what was spent is not
     report(tmp_path, 5, ROW | {"step": 6})
     last = read_metrics(tmp_path / "metrics.jsonl")[-1]
     assert last["elapsed_s"] >= again["elapsed_s"] and "cost" not in last
+
+
+def test_a_clock_that_jumps_changes_neither_time_nor_money(ground, tmp_path, monkeypatch):
+    """By a year, as machines do whose clock is set after they have started: $876,000 stood on a model card."""
+    out, begun, now, train_step = tmp_path / "out", time.monotonic(), time.time, loop.train_step
+
+    def jump(*given):
+        monkeypatch.setattr(time, "time", lambda: now() + 365 * 86400)
+        return train_step(*given)
+
+    monkeypatch.setattr(loop, "train_step", jump)
+    done = train_here(ground, out, "--max_steps", "4", "--price_per_hour", "100", "--trackers", "none")
+    seconds = time.monotonic() - begun
+    assert done.returncode == 0 and time.time() > now() + 364 * 86400, done.stderr
+    rows = read_metrics(out / "metrics.jsonl")
+    assert 0 < rows[-1]["elapsed_s"] < seconds and rows[-1]["cost"] == pytest.approx(100 * rows[-1]["elapsed_s"] / 3600)
+    cost = f"| cost | ${rows[-1]['cost']:,.2f} |"
+    assert cost in (out / "model/README.md").read_text()
+    assert all("ETA 0:" in line for line in done.stderr.splitlines() if line.startswith("step "))
 
 
 def test_the_line_says_what_is_known():

@@ -1,7 +1,8 @@
 """Leaving a machine that is about to be taken away: signals and notices set a flag, and all ranks stop after the same step.
 
-The first SIGTERM or SIGINT, or a cloud's notice (`fastft.train.preemption.notices`), asks for a stop. The run then saves,
-uploads what the time allows and exits with code 75, which means "start me again" (EX_TEMPFAIL of sysexits.h). torchrun
+The first SIGTERM, SIGINT or SIGHUP (a terminal that is closed), or a cloud's notice (`fastft.train.preemption.notices`),
+asks for a stop. Under nohup SIGHUP stays ignored. The run then saves, uploads what the time allows and exits with code 75,
+which means "start me again" (EX_TEMPFAIL of sysexits.h). torchrun
 returns 1 whatever its workers return, so a run script looks for the file OUTPUT_DIR/preempted. That file is written before
 anything else, because torchrun kills its workers after a time that a save, or a storage that does not answer, can outlast.
 A second signal ends the process at once.
@@ -47,7 +48,10 @@ class Stopping:
         self._in_loop = False
         self._checked = self._next_check = 0
         self._checked_at = time.monotonic()
-        self._earlier = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        heard = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets before the start
+            heard.append(signal.SIGHUP)
+        self._earlier = {number: signal.signal(number, self._on_signal) for number in heard}
 
     def request(self, reason: str, seconds: float) -> None:
         """Ask for a stop, because the machine is taken away in `seconds`."""

@@ -68,15 +68,23 @@ def read_run(directory: Path) -> Run:
     return Run(directory.resolve().name, config, facts, metrics, samples)
 
 
-def write_facts(directory: Path, facts: dict[str, Any]) -> str:
-    """Write run.json and return the run's id, which all its starts share."""
+def write_facts(directory: Path, facts: dict[str, Any]) -> tuple[str, float]:
+    """Write run.json; return the run's id, which all its starts share, and the seconds that its earlier starts took.
+
+    These are written into run.json as `earlier_s`, because the rows that say so may be removed before there are new ones.
+    """
     path = directory / "run.json"
     try:
-        run_id = json.loads(path.read_text())["id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        run_id = secrets.token_hex(4)
-    write_whole(path, json.dumps({"id": run_id, **facts}, indent=1) + "\n")
-    return run_id
+        earlier = json.loads(path.read_text())
+        run_id, seconds = earlier["id"], float(earlier.get("earlier_s", 0.0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        run_id, seconds = secrets.token_hex(4), 0.0
+    metrics = directory / "metrics.jsonl"
+    seconds = max(
+        [seconds, *(row.get("elapsed_s", 0.0) for row in (read_metrics(metrics) if metrics.exists() else []))]
+    )
+    write_whole(path, json.dumps({"id": run_id, **facts, "earlier_s": seconds}, indent=1) + "\n")
+    return run_id, seconds
 
 
 def describe(

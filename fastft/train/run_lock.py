@@ -1,0 +1,82 @@
+"""One writer for a run's directory: OUTPUT_DIR/.lock, locked by the first process of each machine for as long as it lives.
+
+The system releases the lock when that process ends, however it ends. The file itself stays, and says who had it last.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import secrets
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch.distributed as dist
+
+from fastft.common.distributed import everywhere, local_rank, on_first
+from fastft.common.files import room_for
+from fastft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NAME = ".lock"
+
+
+def lock(directory: Path, at_exit: ExitStack) -> None:
+    """Make `directory` and lock it until this process ends; collective.
+
+    Raises UserError that names the holder if another run has it, and if nothing can be written there.
+    """
+    token = on_first(lambda: secrets.token_hex(8))
+    first, first_here = dist.get_rank() == 0, local_rank() == 0
+    # Rank 0 before the others: a machine that shares its directory then finds the run's own token in the file.
+    for takes in (first, first_here and not first):
+        everywhere((lambda: _take(directory, token, at_exit)) if takes else None)
+
+
+def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
+    path = directory / NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"output_dir {directory}: cannot be written to ({error.strerror})") from None
+    at_exit.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        if holder.get("token") == token:
+            return  # another machine of this run, and its disk is the same
+        raise UserError(
+            f"output_dir {directory}: another run is writing there ({_who(holder)}); wait until it has ended, or choose "
+            "another --output_dir"
+        ) from None
+    except OSError as error:
+        logger.warning(
+            "output_dir %s: cannot be locked there (%s), so nothing stops a second run; start only one",
+            directory,
+            error.strerror,
+        )
+        return
+    if _holder(descriptor).get("token") == token:
+        return  # each machine has locks of its own on this shared directory
+    text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token}).encode()
+    with room_for(path, len(text)):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text, 0)
+        os.fsync(descriptor)
+
+
+def _holder(descriptor: int) -> dict:
+    """What the file says; {} if that is nothing that a run has written."""
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _who(holder: dict) -> str:
+    return f"{holder.get('host')}, process {holder.get('pid')}" if holder else "which has not said yet who it is"
