@@ -30,7 +30,7 @@ test-cluster: .venv/ready
 	$(BIN)/python -m pip install --quiet --editable ".[cluster]" --constraint constraints.txt
 	$(BIN)/python -m pytest tests/cleaning/test_cluster.py
 
-# The real SkyPilot reads sky_yamls/. It has its own environment, because it pins click < 8.2, which transformers cannot use.
+# The real SkyPilot reads sky_yamls/. It has its own environment: it needs an older click than the pinned set.
 test-sky: .venv-sky/ready
 	.venv-sky/bin/python tests/sky/validate.py
 

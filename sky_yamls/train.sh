@@ -29,7 +29,7 @@ code=0
 # shellcheck disable=SC2086  # ARGS is a list of words
 torchrun --nnodes "$SKYPILOT_NUM_NODES" --node-rank "$SKYPILOT_NODE_RANK" --nproc-per-node "$processes" \
   --master-addr "$first" --master-port 29500 -m fastft.train --model "$MODEL" --data ~/data/conversations.jsonl \
-  --output_dir "$output" --checkpoint.remote "$BUCKET/$RUN_NAME" \
+  --output_dir "$output" --checkpoint.remote "${BUCKET%/}/$RUN_NAME" \
   --global_batch_size "$GLOBAL_BATCH" --micro_batch_size "$rows" "$@" $ARGS || code=$?
 
 # torchrun ends with 1 for every failure. Exit code 75 is in every job_recovery: it restarts the job and never counts as an error.
