@@ -146,6 +146,27 @@ def test_a_signal_does_not_hide_how_it_ended(tmp_path):
         assert script.wait(timeout=30) == 75
 
 
+@pytest.mark.parametrize(
+    ("bucket", "right"),
+    [("s3://my-chats", True), ("hf://buckets/o/n", True), ("file:///mnt/b", True), ("az://c", True)]
+    + [(wrong, False) for wrong in ("my-chats", "s3:/b/x", "s3://", "s3:///x", "s4://b", "/my-chats", "file://b", "")],
+)
+def test_the_set_up_refuses_a_bucket_that_is_no_address_before_it_installs_anything(tmp_path, bucket, right):
+    """It would be a directory of the machine, which is torn down with the only model."""
+    uv = tmp_path / ".local/bin/uv"
+    uv.parent.mkdir(parents=True)
+    uv.write_text('#!/bin/sh\necho "$@" >>"$HOME/installed"\n')
+    uv.chmod(0o755)
+    envs = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "BUCKET": bucket}
+    command = ["bash", "sky_yamls/setup.sh"]
+    done = subprocess.run(command, cwd=ROOT, env=envs, capture_output=True, text=True)
+    assert (done.returncode == 0) == (tmp_path / "installed").exists() == right
+    if not right:
+        assert done.stderr == (
+            f"error: BUCKET: '{bucket}' is no address of storage, such as s3://my-chats, gs://, az:// or hf://buckets/\n"
+        )
+
+
 def test_the_cleaner_takes_its_flags():
     from cleaning.__main__ import CleanConfig, FilterConfig, options
     from cleaning.settings import Choices

@@ -6,7 +6,8 @@
 Every YAML is launched on paper with the very `--env`s of the `sky ... launch` command in its opening comment. SkyPilot
 checks keys and values (as strictly as its server does), finds every candidate in a small catalog, and chooses one. What
 SkyPilot accepts and a machine would trip over is checked here: undefined variables (also in the scripts that a YAML calls),
-bucket names, ports, exit codes that recover, shell syntax. At the end mistakes are planted into each file, and every one has
+bucket names, ports, exit codes that recover, shell syntax, and that a BUCKET which is no address is refused by SkyPilot or by
+the first lines of `setup`. At the end mistakes are planted into each file, and every one has
 to be found. Exit code 1 when anything is wrong. The table of candidates and prices is the README's.
 
 The catalog holds the rows that our candidates need, with prices in USD an hour as SkyPilot's own catalog (v8) had them for
@@ -26,6 +27,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
+from urllib.parse import urlsplit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -42,10 +44,14 @@ SHELL_VARIABLES = {"HOME", "PATH", "USER", "HOSTNAME", "PWD", "TMPDIR"}
 STORES = ("s3", "gs", "az", "hf")
 BUCKET_NAME = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
+# A BUCKET without its scheme would be a directory of a machine that is torn down.
+WRONG_BUCKETS = ("my-chats", "s3:/bucket/x", "s3://", "s4://my-chats", "/my-chats", "")
+RIGHT_BUCKETS = ("s3://my-chats", "gs://my-chats")
+
 # Of SkyPilot's own Ray (6380 and its dashboard), its server, and sshd.
 TAKEN_PORTS = {22, 6380, 8265, 8266, 46580}
 
-# Planted mistakes: the text of a file, what it becomes, and a word of the complaint. From "$BUCKET/" on they are those that
+# Planted mistakes: the text of a file, what it becomes, and a word of the complaint. From "${BUCKET%/}/" on they are those that
 # SkyPilot itself lets through.
 MISTAKES = [
     ("\nresources:", "\nresource:", "resource"),
@@ -59,9 +65,13 @@ MISTAKES = [
     ("BUCKET: null", "BUCKETS: null", "BUCKET"),
     ("workdir: .", "workdir: ./nowhere", "nowhere"),
     ("envs:\n", "envs:\n  ARGS: twice\n", "ARGS"),
-    ("$BUCKET/", "$BUKET/", "BUKET"),
+    ("${BUCKET%/}/", "${BUKET%/}/", "BUKET"),
     ("BUCKET=s3://my-chats", "BUCKET=s3://My_chats", "My_chats"),
     ("BUCKET=s3://my-chats", "BUCKET=my-chats", "my-chats"),
+    ("  s3://[!/]* |", "  * |", "BUCKET=my-chats is not refused"),
+    ("s3://[!/]* | gs://[!/]*", "s3:/* | gs://[!/]*", "BUCKET=s3:/bucket/x is not refused"),
+    ("gs://[!/]* |", "", "BUCKET=gs://my-chats is refused"),
+    ("source: ${BUCKET}", "source: s3://my-chats", "BUCKET=my-chats is not refused"),
     ("set -euo pipefail", 'set -euo pipefail; if [ -d "x" ]; then', "syntax"),
     ("$SKYPILOT_NUM_GPUS_PER_NODE", "$SKYPILOT_NUM_GPU_PER_NODE", "SKYPILOT_NUM_GPU_PER_NODE"),
     ("$RUN_NAME", "$SKYPILOT_TASK_ID", "SKYPILOT_TASK_ID"),
@@ -153,6 +163,7 @@ def check(name: str, texts: dict[str, str]) -> list[Choice]:
         raise ValueError(f"SkyPilot refuses it: {plain(error)}") from None
     check_bucket(task.envs.get("BUCKET", ""))
     check_mounts(task)
+    check_wrong_buckets(text, envs, texts)
     if "service" in config and not any(candidate.ports for candidate in task.resources):
         raise ValueError("resources: a service without ports")
     if "sky jobs launch" in text:
@@ -244,6 +255,42 @@ def check_bucket(url: str) -> None:
     store, _, name = url.partition("://")
     if store not in STORES or not BUCKET_NAME.fullmatch(name.split("/")[0]):
         raise ValueError(f"BUCKET: {url!r} is no address of a bucket, such as s3://my-chats")
+
+
+def check_wrong_buckets(text: str, envs: dict[str, str], texts: dict[str, str]) -> None:
+    """A BUCKET that is no address is refused before anything is rented, or at least before anything is installed."""
+    with tempfile.TemporaryDirectory() as machine:
+        for bucket in (*WRONG_BUCKETS, *RIGHT_BUCKETS):
+            refused = refusal(text, {**envs, "BUCKET": bucket}, texts, Path(machine))
+            if bool(refused) == (bucket in RIGHT_BUCKETS):
+                raise ValueError(f"BUCKET={bucket} is {'' if refused else 'not '}refused {refused}".rstrip())
+
+
+def refusal(text: str, envs: dict[str, str], texts: dict[str, str], machine: Path) -> str:
+    """Why SkyPilot refuses the launch, or else the machine's `setup`; "" if neither does.
+
+    SkyPilot looks at the sources of mounts before it rents anything. `setup` is run with a uv that does nothing.
+    """
+    from sky.data.storage import S3Store, Storage
+
+    try:
+        config, task = load(text, envs)
+        for mount in task.storage_mounts.values():
+            Storage._validate_source(mount.source, mount.mode, True)
+            S3Store.validate_name(urlsplit(mount.source).netloc)
+    except Exception as error:  # SkyPilot raises many kinds
+        return plain(error)
+    for directory in (machine / ".local" / "bin", machine / "sky_yamls"):
+        directory.mkdir(parents=True, exist_ok=True)
+    for name, content in texts.items():
+        (machine / "sky_yamls" / name).write_text(content)
+    uv = machine / ".local" / "bin" / "uv"
+    uv.write_text("#!/bin/sh\n")
+    uv.chmod(0o755)
+    environment = {**task.envs, "HOME": str(machine), "PATH": os.environ["PATH"]}
+    command = ["bash", "-c", config.get("setup") or ""]
+    done = subprocess.run(command, cwd=machine, env=environment, capture_output=True, text=True)
+    return done.stderr.strip() if done.returncode else ""
 
 
 def check_mounts(task) -> None:
