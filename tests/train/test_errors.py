@@ -42,7 +42,12 @@ def start(tmp_path, ground, torchrun: bool, *arguments: str):
 
 @pytest.mark.parametrize(
     ("torchrun", "moment"),
-    [(False, "step"), (False, "together"), (True, "together"), pytest.param(True, "step", marks=pytest.mark.slow)],
+    [
+        (False, "step"),
+        (False, "together"),
+        pytest.param(True, "together", marks=pytest.mark.slow),
+        pytest.param(True, "step", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bug_on_one_rank_ends_with_its_traceback_once(ground, tmp_path, torchrun, moment):
     done = start(tmp_path, ground, torchrun, "bug", moment)

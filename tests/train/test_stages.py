@@ -90,6 +90,7 @@ def staged(ground: Path, tmp_path: Path) -> list[str]:
     return ["--config", str(tmp_path / "stages.yaml")]
 
 
+@pytest.mark.slow
 def test_cut_at_any_step_a_run_of_stages_goes_on_bit_for_bit(ground, tmp_path):
     def run(out: Path, *more: str) -> None:
         done = here(["train", *without_data(flags(ground, out, *staged(ground, tmp_path), *more))])

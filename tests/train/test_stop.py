@@ -210,7 +210,7 @@ leave(run(loop.main, first_to_fail))
         (3, 1000, "write"),
         pytest.param(1000, 3, "write", marks=pytest.mark.slow),
         pytest.param(1000, 3, "leave", marks=pytest.mark.slow),
-        (1000, 3, "export"),
+        pytest.param(1000, 3, "export", marks=pytest.mark.slow),
     ],
 )
 def test_a_peer_that_is_gone_ends_the_run_whatever_the_others_wait_for(
