@@ -24,7 +24,7 @@ class ChatModel:
         self.window = getattr(load_config(model), "max_position_embeddings", None) or 1 << 20
         self.template = load_template(model, template)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = _load_weights(model, torch.bfloat16 if self.device.type == "cuda" else torch.float32).to(
+        self.model = load_weights(model, torch.bfloat16 if self.device.type == "cuda" else torch.float32).to(
             self.device
         )
 
@@ -139,7 +139,8 @@ class _Decoder:
         return text
 
 
-def _load_weights(model: str, dtype):
+def load_weights(model: str, dtype):
+    """The causal language model in a directory, ready to answer, on the CPU. Raises UserError where it cannot be loaded."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
