@@ -10,12 +10,14 @@ left out, and `ignored` names it: the response says so in the header `x-fastft-i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from fastft.data.conversation import Message
-from fastft.inference.sampling import Sampling
+
+if TYPE_CHECKING:  # it imports torch, and the gateway, which shares the errors, has no need of that
+    from fastft.inference.sampling import Sampling
 
 MOST_STOPS = 4
 MOST_TOP_LOGPROBS = 20
@@ -55,7 +57,8 @@ class ApiError(Exception):
 
 
 def model_not_found(name: str, served: Sequence[str]) -> ApiError:
-    return ApiError(404, f"the model {name!r} does not exist; served: {', '.join(served)}", "model", "model_not_found")
+    shown = name if len(name) <= 100 else name[:97] + "..."
+    return ApiError(404, f"the model {shown!r} does not exist; served: {', '.join(served)}", "model", "model_not_found")
 
 
 def route_not_found(method: str, path: str) -> ApiError:
@@ -100,7 +103,7 @@ class GenerationRequest:
     """What chats and plain completions have in common, checked."""
 
     model: str
-    sampling: Sampling
+    sampling: "Sampling"
     max_tokens: int | None
     """None: as many as the context has room for, or as the API says."""
     n: int
@@ -126,7 +129,7 @@ class CompletionRequest(GenerationRequest):
 
 def read_request(body: bytes, chat: bool) -> ChatRequest | CompletionRequest:
     """Read the body of a request to /v1/chat/completions, or to /v1/completions. Raises ApiError."""
-    fields = _Fields(_parse(body))
+    fields = _Fields(parse_object(body))
     messages = _messages(fields) if chat else ()
     prompts = () if chat else _prompts(fields)
     common = {
@@ -145,7 +148,8 @@ def read_request(body: bytes, chat: bool) -> ChatRequest | CompletionRequest:
     return ChatRequest(messages=messages, **common) if chat else CompletionRequest(prompts=prompts, **common)
 
 
-def _parse(body: bytes) -> dict:
+def parse_object(body: bytes) -> dict:
+    """The JSON object that a body holds. Raises ApiError."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:  # invalid UTF-8, NaN and lone surrogates included
@@ -223,7 +227,9 @@ def _model(fields: _Fields) -> str:
     return name
 
 
-def _sampling(fields: _Fields) -> Sampling:
+def _sampling(fields: _Fields) -> "Sampling":
+    from fastft.inference.sampling import Sampling
+
     top_k = fields.integer("top_k", 0, -1, (1 << 31) - 1)
     seed = fields.integer("seed", 0, -(1 << 63), (1 << 64) - 1) if "seed" in fields.content else None
     penalty = fields.number("repetition_penalty", 1.0, 0.01, 100.0)

@@ -1,7 +1,7 @@
 """What a request gets: one JSON object, or a stream of server-sent events, in OpenAI's form.
 
-A stream begins when there is something to send. While a request waits, that is a comment line every `COMMENT_S` seconds,
-which keeps proxies with a time limit from giving up; an error before it still has its own status. In a stream that has
+A stream begins when there is something to send. While a request waits, that is a comment line every 10 seconds, which
+keeps proxies with a time limit from giving up; an error before it still has its own status. In a stream that has
 begun, an error is an event, after which the stream ends without the `[DONE]` that would look like success.
 
 When the client is gone, or reads nothing for `slow_client_s`, the answer is given up, streamed or not.
@@ -12,6 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -25,8 +26,15 @@ from fastft.serve.protocol import IGNORED_HEADER, ApiError, GenerationRequest
 
 logger = logging.getLogger(__name__)
 
-COMMENT_S = 10.0
 DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds between comment lines of a stream that waits, and for which a client may read nothing."""
+
+    comment_s: float = 10.0
+    slow_client_s: float = 60.0
 
 
 class ChatForm:
@@ -34,8 +42,9 @@ class ChatForm:
 
     object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, token_bytes: TokenBytes):
-        self.token_bytes = token_bytes
+    def __init__(self, token_bytes: TokenBytes, fingerprint: str):
+        """`fingerprint`: what computed the answer, for `system_fingerprint`."""
+        self.token_bytes, self.fingerprint = token_bytes, fingerprint
 
     def opening(self, index: int) -> list[dict]:
         return [
@@ -71,8 +80,9 @@ class CompletionForm:
 
     object, chunk_object, prefix = "text_completion", "text_completion", "cmpl"
 
-    def __init__(self, token_bytes: TokenBytes):
-        self.token_bytes = token_bytes
+    def __init__(self, token_bytes: TokenBytes, fingerprint: str):
+        """`fingerprint`: what computed the answer, for `system_fingerprint`."""
+        self.token_bytes, self.fingerprint = token_bytes, fingerprint
         self._offsets: dict[Answering, int] = {}
 
     def opening(self, index: int) -> list[dict]:
@@ -116,13 +126,12 @@ class AnswerResponse(Response):
         job: Job,
         generation: Generation,
         form: ChatForm | CompletionForm,
-        fingerprint: str,
-        slow_client_s: float,
+        patience: Patience,
         on_end: Callable[[Job, str, float | None, float], None],
     ):
         """`on_end(job, outcome, seconds to the first token, seconds)` is called once, however it ends."""
         self.request, self.job, self.generation, self.form = request, job, generation, form
-        self.slow_client_s, self.on_end = slow_client_s, on_end
+        self.patience, self.on_end = patience, on_end
         self.background = None
         self.index = {answering: i for i, answering in enumerate(job.answers)}
         self.head = {
@@ -130,7 +139,7 @@ class AnswerResponse(Response):
             "object": form.chunk_object if request.stream else form.object,
             "created": int(time.time()),
             "model": request.model,
-            "system_fingerprint": fingerprint,
+            "system_fingerprint": form.fingerprint,
         }
         self.began = time.perf_counter()
         self.first_token: float | None = None
@@ -148,7 +157,7 @@ class AnswerResponse(Response):
                 outcome = work.result()
         except asyncio.TimeoutError:
             outcome = "slow client"
-            logger.warning("a client read nothing for %g s; its answer is given up", self.slow_client_s)
+            logger.warning("a client read nothing for %g s; its answer is given up", self.patience.slow_client_s)
         finally:
             work.cancel()
             watch.cancel()
@@ -205,7 +214,7 @@ class AnswerResponse(Response):
         """The pieces of all answers; meanwhile, `comments` go to a client that waits for the first."""
         finished = 0
         while finished < len(self.index):
-            delta = await self.job.next(COMMENT_S if comments else None)
+            delta = await self.job.next(self.patience.comment_s if comments else None)
             if delta is None:
                 place = self.generation.position(self.job)
                 await self._send(
@@ -247,7 +256,7 @@ class AnswerResponse(Response):
     async def _send_body(self, content: bytes, more: bool) -> None:
         """Raises TimeoutError where the client does not read."""
         message = {"type": "http.response.body", "body": content, "more_body": more}
-        await asyncio.wait_for(self.send(message), self.slow_client_s)
+        await asyncio.wait_for(self.send(message), self.patience.slow_client_s)
 
     async def _start(self, status: int, headers: dict[str, str]) -> None:
         self.started = True

@@ -76,6 +76,8 @@ class WorkerConfig:
     """Environment variable with the key that requests must bring."""
     grace_s: float = 25.0
     """Seconds that running answers have to finish after SIGTERM."""
+    comment_s: float = 10.0
+    """Seconds between the comment lines of a stream that waits, which keep proxies from giving up."""
     slow_client_s: float = 60.0
     """Seconds after which a client that reads nothing is dropped."""
     outlive_parent: bool = False
@@ -147,26 +149,26 @@ class ServedModel:
             raise ApiError(400, f"n must be at most {max_rows} here", "n", "invalid_value")
         if len(prompts) * request.n > MOST_ANSWERS:
             raise ApiError(400, f"a request may ask for {MOST_ANSWERS} answers at most", "prompt", "invalid_value")
-        groups = []
+        asked = request.max_tokens if chat or request.max_tokens else COMPLETION_TOKENS
         for ids in prompts:
-            asked = request.max_tokens if chat or request.max_tokens else COMPLETION_TOKENS
             if len(ids) + (asked or 1) > self.window:
                 raise context_too_long(self.window, len(ids), asked, "messages" if chat else "prompt")
-            groups.append(
-                [
-                    Answering(
-                        ids,
-                        request.sampling,
-                        asked or self.window - len(ids),
-                        AnswerText(self.token_bytes, request.stop, self.template.separator if chat else ""),
-                        choice=choice,
-                        ignore_end=request.ignore_eos,
-                        top_logprobs=request.top_logprobs,
-                    )
-                    for choice in range(request.n)
-                ]
-            )
-        return groups
+        separator = self.template.separator if chat else ""
+        return [
+            [
+                Answering(
+                    ids,
+                    request.sampling,
+                    asked or self.window - len(ids),
+                    AnswerText(self.token_bytes, request.stop, separator),
+                    choice=choice,
+                    ignore_end=request.ignore_eos,
+                    top_logprobs=request.top_logprobs,
+                )
+                for choice in range(request.n)
+            ]
+            for ids in prompts
+        ]
 
     def cache_memory(self) -> int:
         """Bytes for the keys and values of all rows: most of what a GPU has left, half of a machine's free memory."""
@@ -248,11 +250,12 @@ def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any
     from fastft import __version__
     from fastft.serve import protocol
     from fastft.serve.generation import Job
-    from fastft.serve.responses import AnswerResponse, ChatForm, CompletionForm
+    from fastft.serve.responses import AnswerResponse, ChatForm, CompletionForm, Patience
 
     figures = _Figures(generation)
     tokenising = ThreadPoolExecutor(1, "tokenising")  # long prompts take seconds, in which others are read
     fingerprint = f"fastft-{__version__}-{served.dtype}"
+    patience = Patience(config.comment_s, config.slow_client_s)
     key = _key(config)
 
     async def answer(request: Request, chat: bool) -> Response:
@@ -263,8 +266,8 @@ def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any
         prompts = await asyncio.get_running_loop().run_in_executor(tokenising, tokenise, asked)
         job = Job(served.answers(asked, prompts, chat, generation.max_rows))
         generation.submit(job)
-        form = (ChatForm if chat else CompletionForm)(served.token_bytes)
-        return AnswerResponse(asked, job, generation, form, fingerprint, config.slow_client_s, ended)
+        form = (ChatForm if chat else CompletionForm)(served.token_bytes, fingerprint)
+        return AnswerResponse(asked, job, generation, form, patience, ended)
 
     def ended(job: Job, outcome: str, first_token: float | None, seconds: float) -> None:
         figures.ended(job, outcome, first_token, seconds)
@@ -412,9 +415,12 @@ def main(argv: list[str]) -> int:
 
 
 def _check(config: WorkerConfig) -> None:
-    for name, least in (("max_batch", 1), ("max_queue", 0), ("grace_s", 0), ("slow_client_s", 1), ("port", 0)):
+    for name, least in (("max_batch", 1), ("max_queue", 0), ("grace_s", 0), ("port", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
+    for name in ("comment_s", "slow_client_s"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
 
 
 def _bound(config: WorkerConfig) -> socket.socket:
