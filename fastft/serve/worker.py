@@ -404,13 +404,17 @@ def _is_loopback(host: str) -> bool:
 
 def main(argv: list[str]) -> int:
     parent = os.getppid()  # before anything slow: a parent that ends meanwhile is noticed
+    try:
+        import uvloop
+    except ImportError:
+        raise UserError("serving needs packages that are not installed: pip install 'fastft[serve]'") from None
     description = "Serve one model over OpenAI's API, in this process."
     [config] = parse(argv, "python -m fastft.serve.worker", description, WorkerConfig)
     _check(config)
     _key(config)
     with _bound(config) as listener:
         served = ServedModel(config)
-        asyncio.run(_serve(config, served, listener, None if config.outlive_parent else parent))
+        uvloop.run(_serve(config, served, listener, None if config.outlive_parent else parent))
     return 0
 
 
