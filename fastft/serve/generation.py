@@ -1,7 +1,7 @@
 """The thread that generates, and the queue before it; the event loop hands requests in and gets pieces of answers back.
 
     generation = Generation(step_loop, max_queue=64)     # within the event loop that uses it
-    job = Job([answers to one prompt])
+    job = AnswerJob([answers to one prompt])
     generation.submit(job)                               # raises ApiError 429 when the queue is full, 503 while draining
     delta = await job.next(wait_s=10)                    # None: nothing yet
     generation.cancel(job)                               # its rows are free after the step that is being computed
@@ -23,7 +23,7 @@ from fastft.serve import protocol
 logger = logging.getLogger(__name__)
 
 
-class Job:
+class AnswerJob:
     """A request that has been accepted: one or more answers to one or more prompts."""
 
     def __init__(self, groups: Sequence[list[Answering]]):
@@ -71,8 +71,8 @@ class Generation:
         self._loop, self.max_queue, self.max_rows = loop, max_queue, loop.max_rows
         self._events = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[tuple[Callable, list[list[Answering]]]] = queue.SimpleQueue()
-        self.jobs: dict[Job, None] = {}  # in the order in which they came
-        self._job_of: dict[Answering, Job] = {}
+        self.jobs: dict[AnswerJob, None] = {}  # in the order in which they came
+        self._job_of: dict[Answering, AnswerJob] = {}
         self.draining = False
         self._seconds_of_a_job = 1.0  # recent mean
         self.steps = 0
@@ -94,7 +94,7 @@ class Generation:
     def running(self) -> int:
         return len(self.jobs) - self.waiting
 
-    def position(self, job: Job) -> int:
+    def position(self, job: AnswerJob) -> int:
         """How many requests that came earlier wait, too."""
         earlier = 0
         for other in self.jobs:
@@ -103,7 +103,7 @@ class Generation:
             earlier += not other.begun
         return earlier
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: AnswerJob) -> None:
         """Accept a job, or raise ApiError."""
         if self.draining:
             raise protocol.shutting_down()
@@ -115,7 +115,7 @@ class Generation:
         for group in job.groups:
             self._commands.put((self._loop.add, group))
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: AnswerJob) -> None:
         """Forget a job, wherever it is; nothing of it comes any more."""
         if job in self.jobs:
             self._forget(job)
@@ -136,7 +136,7 @@ class Generation:
         """Seconds until a place is likely to be free."""
         return max(1, min(60, math.ceil(self._seconds_of_a_job * (1 + self.max_queue / 2) / self.max_rows)))
 
-    def _forget(self, job: Job) -> None:
+    def _forget(self, job: AnswerJob) -> None:
         del self.jobs[job]
         for answering in job.answers:
             self._job_of.pop(answering, None)

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from fastft.inference.detokenize import TokenBytes
 from fastft.inference.rows import Answering, Delta, TokenLogprob
-from fastft.serve.generation import Generation, Job
+from fastft.serve.generation import AnswerJob, Generation
 from fastft.serve.protocol import IGNORED_HEADER, ApiError, GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -123,11 +123,11 @@ class AnswerResponse(Response):
     def __init__(
         self,
         request: GenerationRequest,
-        job: Job,
+        job: AnswerJob,
         generation: Generation,
         form: ChatForm | CompletionForm,
         patience: Patience,
-        on_end: Callable[[Job, str, float | None, float], None],
+        on_end: Callable[[AnswerJob, str, float | None, float], None],
     ):
         """`on_end(job, outcome, seconds to the first token, seconds)` is called once, however it ends."""
         self.request, self.job, self.generation, self.form = request, job, generation, form

@@ -249,7 +249,7 @@ def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any
 
     from fastft import __version__
     from fastft.serve import protocol
-    from fastft.serve.generation import Job
+    from fastft.serve.generation import AnswerJob
     from fastft.serve.responses import AnswerResponse, ChatForm, CompletionForm, Patience
 
     figures = _Figures(generation)
@@ -264,12 +264,12 @@ def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any
         require_model(asked.model)
         tokenise = served.chat_prompt if chat else served.completion_prompts
         prompts = await asyncio.get_running_loop().run_in_executor(tokenising, tokenise, asked)
-        job = Job(served.answers(asked, prompts, chat, generation.max_rows))
+        job = AnswerJob(served.answers(asked, prompts, chat, generation.max_rows))
         generation.submit(job)
         form = (ChatForm if chat else CompletionForm)(served.token_bytes, fingerprint)
         return AnswerResponse(asked, job, generation, form, patience, ended)
 
-    def ended(job: Job, outcome: str, first_token: float | None, seconds: float) -> None:
+    def ended(job: AnswerJob, outcome: str, first_token: float | None, seconds: float) -> None:
         figures.ended(job, outcome, first_token, seconds)
         if outcome == "answered":
             generation.note_duration(seconds)
