@@ -141,13 +141,14 @@ class _Decoder:
 
 def load_weights(model: str, dtype):
     """The causal language model in a directory, ready to answer, on the CPU. Raises UserError where it cannot be loaded."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
 
 

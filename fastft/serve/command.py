@@ -345,7 +345,7 @@ async def _serve(
 ) -> None:
     from fastft.compose.policy import FixedPolicy
     from fastft.serve.address import written
-    from fastft.serve.events import Record
+    from fastft.serve.events import EventLog
     from fastft.serve.gateway import Gateway, serve
     from fastft.serve.pool import PoolWorker, WorkerPool
 
@@ -355,7 +355,7 @@ async def _serve(
         pool.add(PoolWorker(worker.url, worker.name, worker.name, worker.key))
     for worker in remote:
         pool.add(worker)
-    record = Record(Path(config.record), config.record_texts) if config.record else None
+    record = EventLog(Path(config.record), config.record_texts) if config.record else None
     virtual = {each.name: FixedPolicy(each.model) for each in config.virtual}
     gateway = Gateway(pool, settings, virtual, record)
     stop = _stop_on_signals(gateway)

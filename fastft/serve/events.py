@@ -1,6 +1,6 @@
 """The truthful record: every served turn is one event, in DIR/events.sqlite.
 
-    record = Record(Path("records"), texts=True)
+    record = EventLog(Path("records"), texts=True)
     record.add(Turn(...))          # from the event loop; never waits
     record.close()                 # everything that was added is on the disk
 
@@ -166,7 +166,7 @@ def _chunks(sent: bytes, streamed: bool) -> Iterator[dict[str, Any]]:
             yield chunk
 
 
-class Record:
+class EventLog:
     """Writes events to DIR/events.sqlite in a thread of its own."""
 
     def __init__(self, directory: Path, texts: bool = True):

@@ -29,7 +29,7 @@ from fastft.compose.policy import Choice, Policy
 from fastft.data.conversation import Conversation, Message
 from fastft.serve import protocol
 from fastft.serve.address import is_loopback
-from fastft.serve.events import Record, ServedTurn
+from fastft.serve.events import EventLog, ServedTurn
 from fastft.serve.exchange import Exchange
 from fastft.serve.pool import PoolWorker, WorkerPool
 from fastft.serve.protocol import ApiError
@@ -121,7 +121,7 @@ class Gateway:
     """The ASGI application."""
 
     def __init__(
-        self, pool: WorkerPool, settings: GatewaySettings, virtual: dict[str, Policy], record: Record | None = None
+        self, pool: WorkerPool, settings: GatewaySettings, virtual: dict[str, Policy], record: EventLog | None = None
     ):
         """`virtual`: policies by the names of their virtual models."""
         self.pool, self.settings, self.virtual, self.record = pool, settings, virtual, record
@@ -301,24 +301,26 @@ class Gateway:
         limit = self.settings.largest_body
         if (length := _header(scope, b"content-length")) and int(length) > limit:
             raise protocol.body_too_large(limit)
-        message = await self._part(receive, self.settings.upload_s)
-        body, deadline = message["body"], time.monotonic() + self.settings.upload_s
-        while message["more_body"]:
-            message = await self._part(receive, deadline - time.monotonic())
-            body += message["body"]
-            if len(body) > limit:
-                raise protocol.body_too_large(limit)
-        return body
-
-    async def _part(self, receive: Receive, limit_s: float) -> dict[str, Any]:
+        late: list[bool] = []
+        # Not asyncio.wait_for, which makes a task: most bodies are there already.
+        timer = asyncio.get_running_loop().call_later(self.settings.upload_s, _interrupt, asyncio.current_task(), late)
+        body, more = b"", True
         try:
-            message = await asyncio.wait_for(receive(), max(limit_s, 0))
-        except asyncio.TimeoutError:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "the client left before its request was whole", code="client_left")
+                body, more = body + message["body"], message["more_body"]
+                if len(body) > limit:
+                    raise protocol.body_too_large(limit)
+        except asyncio.CancelledError:
+            if not late:
+                raise
             message = f"the request's body did not arrive within {self.settings.upload_s:g} s"
             raise ApiError(408, message, code="slow_upload") from None
-        if message["type"] == "http.disconnect":
-            raise ApiError(400, "the client left before its request was whole", code="client_left")
-        return message
+        finally:
+            timer.cancel()
+        return body
 
     # Time limits -----------------------------------------------------------------------------------------------------
 
@@ -399,6 +401,11 @@ class Gateway:
 
 
 # Small things --------------------------------------------------------------------------------------------------------------
+
+
+def _interrupt(task: asyncio.Task, late: list[bool]) -> None:
+    late.append(True)
+    task.cancel()
 
 
 def _header(scope: Scope, name: bytes) -> str:

@@ -65,10 +65,10 @@ class PoolWorker:
         leased = self.lease_until is None or now < self.lease_until
         return leased and self.healthy and now >= self.paused_until and not self.on_trial
 
-    @property
     def headers(self) -> dict[str, str]:
-        plain = {"content-type": "application/json", "accept-encoding": "identity"}
-        return plain | ({"authorization": f"Bearer {self.key}"} if self.key else {})
+        """What a request to it carries."""
+        key = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        return key | {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 class WorkerPool:
@@ -176,7 +176,7 @@ class WorkerPool:
     ) -> aiohttp.ClientResponse:
         try:
             return await session.post(
-                worker.url + path, data=body, headers=worker.headers, allow_redirects=False, trace_request_ctx=reused
+                worker.url + path, data=body, headers=worker.headers(), allow_redirects=False, trace_request_ctx=reused
             )
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise WorkerFailed(outcome_of(error)) from error
@@ -215,7 +215,9 @@ class WorkerPool:
         worker.healthy = healthy
 
     async def _status(self, url: str, worker: PoolWorker) -> int:
-        async with self.fresh.get(url, headers=worker.headers, timeout=self.check_timeout, allow_redirects=False) as r:
+        async with self.fresh.get(
+            url, headers=worker.headers(), timeout=self.check_timeout, allow_redirects=False
+        ) as r:
             return r.status
 
     async def models_at(self, worker: PoolWorker) -> list[str] | None:
@@ -223,7 +225,7 @@ class WorkerPool:
         try:
             url = f"{worker.url}/models"
             async with self.fresh.get(
-                url, headers=worker.headers, timeout=self.check_timeout, allow_redirects=False
+                url, headers=worker.headers(), timeout=self.check_timeout, allow_redirects=False
             ) as response:
                 listed = orjson.loads(await response.read())
             return [str(each["id"]) for each in listed["data"]]

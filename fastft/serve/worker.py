@@ -18,9 +18,9 @@ header x-fastft-ignored.
 import asyncio
 import contextlib
 import hmac
-import ipaddress
 import logging
 import os
+import select
 import signal
 import socket
 import sys
@@ -36,6 +36,7 @@ from fastft.common import logs
 from fastft.common.command_line import leave, parse, run
 from fastft.common.files import short_name
 from fastft.errors import UserError
+from fastft.serve.address import bound, is_loopback, written
 
 logger = logging.getLogger("fastft.serve.worker")  # __name__ is "__main__" in the process of a worker
 
@@ -46,8 +47,6 @@ MOST_ANSWERS = 256
 """To one request: its prompts times n."""
 KEEP_ALIVE_S = 75.0
 """Longer than clients keep an idle connection (aiohttp 15 s, openai 5 s): the end of one that is about to send is an error."""
-SEND_BUFFER = 256 << 10
-"""Bytes that the system holds for a client that does not read; by default Linux lets it grow to 4 MB."""
 COMPLETION_TOKENS = 16
 """OpenAI's default for max_tokens of /v1/completions."""
 
@@ -387,16 +386,9 @@ def _key(config: WorkerConfig) -> bytes | None:
                 f"--api_key_env {config.api_key_env}: there is no such environment variable, or it is empty"
             )
         return key.encode()
-    if not _is_loopback(config.host):
+    if not is_loopback(config.host):
         raise UserError(f"--host {config.host}: others can reach this address; give a key with --api_key_env NAME")
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # The process ---------------------------------------------------------------------------------------------------------------
@@ -412,7 +404,7 @@ def main(argv: list[str]) -> int:
     [config] = parse(argv, "python -m fastft.serve.worker", description, WorkerConfig)
     _check(config)
     _key(config)
-    with _bound(config) as listener:
+    with bound(config.host, config.port) as listener:
         served = ServedModel(config)
         uvloop.run(_serve(config, served, listener, None if config.outlive_parent else parent))
     return 0
@@ -427,23 +419,6 @@ def _check(config: WorkerConfig) -> None:
             raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
 
 
-def _bound(config: WorkerConfig) -> socket.socket:
-    """A socket bound to the address, which refuses connections until the server listens. Raises UserError."""
-    listener = None
-    try:
-        family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        if listener:
-            listener.close()
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{config.host}:{config.port}: {reason}; choose another --port, or 0 for a free one") from None
-    return listener
-
-
 async def _serve(config: WorkerConfig, served: ServedModel, listener: socket.socket, parent: int | None) -> None:
     import uvicorn
 
@@ -455,7 +430,7 @@ async def _serve(config: WorkerConfig, served: ServedModel, listener: socket.soc
         logger.warning("%s answers one request at a time: %s", served.name, steps.why_alone)
     generation = Generation(steps, config.max_queue)
     host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1#{served.name}"
+    url = f"http://{written(host, port)}/v1#{served.name}"
 
     class Server(uvicorn.Server):
         """uvicorn's server, which says when it listens, and leaves the signals to us."""
@@ -508,12 +483,22 @@ async def _drain(generation: Any, server: Any, grace_s: float) -> None:
     server.should_exit = True
 
 
+def _mute_unread() -> None:
+    """Let what is said go nowhere, where it went into a pipe that nobody reads any more: the next word would end the thread."""
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # errors are reported always
+        if poll.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _watch_parent(parent: int, end: Callable[[], None], grace_s: float) -> None:
     """Call `end` when the process `parent`, which started this one, is gone; be gone a little after the grace time."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        _mute_unread()
         logger.warning("the process that started this worker is gone")
         end()
         time.sleep(grace_s + 10)

@@ -54,7 +54,14 @@ def served(running, a, b, other):
     for worker in (a, b, other):
         worker.do()
     wait_until(lambda: running.get("/health").json == {"status": "ok", "workers": 3, "in_flight": 0}, "all is well")
+    # An answer from each ends a row of failures: with those of the next test, it would be left alone for longer and longer.
+    asked = [len(worker.seen["bodies"]) for worker in (a, b)]
+    wait_until(lambda: running.chat("").status == 200 and _were_asked((a, b), asked), "both have answered")
     return running
+
+
+def _were_asked(workers, before) -> bool:
+    return all(len(worker.seen["bodies"]) > n for worker, n in zip(workers, before))
 
 
 def in_parallel(calls) -> list:
@@ -476,15 +483,18 @@ def test_kill_9_of_a_worker_while_50_streams_run(tmp_path):
 
 def test_no_request_is_lost_while_workers_die_and_come_back():
     """Whole answers: a death before the first byte is never the client's."""
-    with gateways.scripted("m") as steady, gateways.scripted("m") as first:
+    with (
+        gateways.scripted("m") as steady,
+        gateways.scripted("m") as first,
+        gateways.gateway("--model", steady.entry, first.entry, *QUICK) as served,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
         port = first.address[1]
-        with gateways.gateway("--model", steady.entry, first.entry, *QUICK) as served:
-            with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                replies = [pool.submit(served.chat, "hello") for _ in range(200)]
-                first.kill()
-                with gateways.scripted("m", port):
-                    replies += [pool.submit(served.chat, "hello") for _ in range(200)]
-                    assert [each.result().status for each in replies] == [200] * 400
+        replies = [pool.submit(served.chat, "hello") for _ in range(200)]
+        first.kill()
+        with gateways.scripted("m", port):
+            replies += [pool.submit(served.chat, "hello") for _ in range(200)]
+            assert [each.result().status for each in replies] == [200] * 400
 
 
 def test_sigterm_lets_answers_finish_and_takes_nothing_new(tmp_path):
