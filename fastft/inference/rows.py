@@ -276,7 +276,8 @@ class StepLoop:
                 self.waiting.appendleft([last])
 
     def _tokens(self, rows: list[Answering], logits_BV: torch.Tensor) -> list[Delta]:
-        """Choose the next token of each row."""
+        """Choose the next token of each row, in fp32 as `generate` does."""
+        logits_BV = logits_BV.float()
         usable = logits_BV.amax(-1).isfinite().tolist()  # a maximum hands on NaN
         logprobs = [_logprobs(logits_V, row.top_logprobs) for row, logits_V in zip(rows, logits_BV)]
         for row, logits_V in zip(rows, logits_BV):
@@ -301,7 +302,7 @@ class StepLoop:
 
 
 def _logprobs(logits_V: torch.Tensor, asked: int | None) -> torch.Tensor | None:
-    return None if asked is None else logits_V.float().log_softmax(-1)
+    return None if asked is None else logits_V.log_softmax(-1)
 
 
 def _why_alone(model: Any, parameters: Any) -> str:
