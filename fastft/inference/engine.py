@@ -156,7 +156,8 @@ def load_weights(model: str, dtype: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # a file is missing, is no model's, or has other shapes
+    # A file is missing, is no model's, or has other shapes.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{model}: the model cannot be loaded ({reason})") from None
 
