@@ -36,17 +36,9 @@ BATCH = 500
 GATHER_S = 0.05
 """For so long, events gather for one transaction: its cost, 0.1 ms and more, is shared. A kill -9 loses as much at most."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    number INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    at REAL NOT NULL,
-    conversation TEXT,
-    outcome TEXT NOT NULL,
-    event TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS of_conversation ON events (conversation);
-"""
+_SCHEMA = "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, id TEXT NOT NULL, event TEXT NOT NULL)"
+ROWS = 100
+"""Events in a statement: the writer lets go of the interpreter once for each, and has to wait for it again."""
 
 
 @dataclass(eq=False)
@@ -64,7 +56,7 @@ class ServedTurn:
     conversation: str | None
     """None for what is no turn of a conversation: titles and tags that chat pages ask for."""
     conversation_from: str
-    """"header", "messages" (a hash of the key's name and the first messages) or "background"."""
+    """header, messages (a hash of the key's name and the first messages), background, or none (a plain completion)."""
     turn: int
     policy: str | None
     """Kind of the policy; None where the client named the model itself."""
@@ -177,7 +169,7 @@ class EventLog:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             database = _open(directory / FILE)
-            database.executescript(_SCHEMA)
+            database.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"--record {directory}: cannot be written to ({error})") from None
         self.thread = threading.Thread(target=self._write, args=(database,), name="record", daemon=True)
@@ -207,17 +199,18 @@ class EventLog:
         rows = []
         for turn in turns:
             try:
-                event = event_of(turn, self.texts)
-                row = (turn.id, turn.at, turn.conversation, turn.outcome, orjson.dumps(event).decode())
-                rows.append(row)
+                rows.append((turn.id, orjson.dumps(event_of(turn, self.texts)).decode()))
             except Exception:  # one event that cannot be made must not end the record
                 self.lost += 1
                 logger.exception("record: the event of turn %s could not be made", turn.id)
         try:
             with database:
-                database.executemany(
-                    "INSERT INTO events (id, at, conversation, outcome, event) VALUES (?, ?, ?, ?, ?)", rows
-                )
+                for start in range(0, len(rows), ROWS):
+                    part = rows[start : start + ROWS]
+                    places = ", ".join(["(?, ?)"] * len(part))
+                    database.execute(
+                        f"INSERT INTO events (id, event) VALUES {places}", [v for row in part for v in row]
+                    )
         except sqlite3.Error as error:  # a full disk, most likely
             self.lost += len(rows)
             logger.error("record: %d events are lost: %s: %s", len(rows), self.directory / FILE, error)
