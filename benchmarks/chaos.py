@@ -13,6 +13,8 @@ loopback through a proxy that cuts every ninth connection. Each of its lives end
     save     SIGKILL while a checkpoint is being written
     upload   SIGKILL while a checkpoint is being uploaded, which is slow then
     lost     SIGKILL, and the machine's disk is lost: only storage is left
+    outage   as lost, and while the next start fetches its checkpoint, storage is gone for 10 s
+    expired  storage refuses the token, another process writes a new one 3 s later, and after an upload with it comes SIGKILL
 """
 
 import argparse
@@ -24,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,7 +46,8 @@ from fastft.train.checkpoint import manifest  # noqa: E402
 from fastft.train.checkpoint.remote import checkpoints  # noqa: E402
 from fastft.train.metrics import read_metrics  # noqa: E402
 
-WAYS = ("notice", "hurried", "kill", "save", "upload", "lost")
+WAYS = ("notice", "hurried", "kill", "save", "upload", "lost", "outage", "expired")
+OUTAGE_S, RENEWAL_S = 10, 3
 EVERY = 3  # steps between two checkpoints
 PATIENCE_S = 180
 NOTICE_S = {"notice": 30.0, "hurried": 0.2}  # between SIGTERM and SIGKILL; the other ways have no SIGTERM
@@ -107,9 +111,33 @@ class Run:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
 
+def drop_while_it_fetches(run: Run, line: storage.Line) -> None:
+    """Take storage away for OUTAGE_S once the run's next start fetches a checkpoint, from a thread."""
+    said = len(run.log())
+
+    def watch() -> None:
+        until = time.monotonic() + PATIENCE_S
+        while "of its files," not in run.log()[said:] and time.monotonic() < until:
+            time.sleep(0.01)
+        line.drop()
+        time.sleep(OUTAGE_S)
+        line.restore()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def expire(line: storage.Line) -> None:
+    """Let storage refuse the token that is used now, and write another one RENEWAL_S later."""
+    path = Path(os.environ["AWS_SHARED_CREDENTIALS_FILE"])
+    key = path.read_text().split("aws_access_key_id = ")[1].split()[0]
+    line.refusal = storage.Refusal(403, "ExpiredToken", "The provided token has expired.", key=key)
+    threading.Timer(RENEWAL_S, storage.write_credentials, (path, f"{key}X")).start()
+
+
 def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> Life:
     """Start the run, let it take about `steps` steps, and end it in the given way."""
     before, start, first = len(run.log()), None, None
+    refused, expired_at = line.refused, None
     began, process = time.monotonic(), run.start(processes)
     while process.poll() is None and time.monotonic() - began < PATIENCE_S:
         time.sleep(0.01)
@@ -117,17 +145,26 @@ def live(run: Run, way: str, processes: int, steps: int, line: storage.Line) -> 
         if first is None and "first step after" in words:  # until then the files are an earlier life's
             start = int(words.split("resumed: step ")[1].split()[0]) if "resumed: step " in words else 0
             first = time.monotonic() - began
-        if first is not None and run.step() >= start + steps and _moment(run, way, line):
-            break
+        if first is not None and run.step() >= start + steps:
+            if way == "expired" and expired_at is None:
+                expired_at = run.in_storage()
+                expire(line)
+            elif way == "expired":
+                if line.refused > refused and run.in_storage() > expired_at:
+                    break
+            elif _moment(run, way, line):
+                break
     reached = run.step()
     if process.poll() is None:
         end(run, process, NOTICE_S.get(way))
     code = process.wait(PATIENCE_S)
     line.bytes_per_s = 0
     reached = max(reached, run.step())
-    if way == "lost":
+    if way in ("lost", "outage"):
         shutil.rmtree(run.out)
-    held = run.in_storage() if way == "lost" else run.on_disk()
+    held = run.in_storage() if way in ("lost", "outage") else run.on_disk()
+    if way == "outage" and held:
+        drop_while_it_fetches(run, line)
     return Life(way, processes, start or 0, reached, held, first, code)
 
 
@@ -153,6 +190,8 @@ def _moment(run: Run, way: str, line: storage.Line) -> bool:
     if way == "upload":
         line.bytes_per_s = 200_000
         return run.on_disk() > run.in_storage()
+    if way == "outage":
+        return run.in_storage() > 0  # else there is nothing to fetch
     return True
 
 
@@ -241,6 +280,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work, storage.s3() as line:
         ground = Path(work)
         os.environ["FASTFT_CACHE"] = f"{work}/cache"
+        os.environ["AWS_SHARED_CREDENTIALS_FILE"] = f"{work}/credentials"
+        storage.write_credentials(ground / "credentials", "TOKEN")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            del os.environ[name]
         models.make_model(ground / "model")
         models.make_data(ground / "data.jsonl")
         lives = plan(arguments.preemptions, processes, arguments.steps, arguments.trace, arguments.seed)
@@ -249,7 +292,7 @@ def main() -> int:
         expected, got = curve(whole), curve(torn)
         worst = furthest(expected, got)
         identical = expected == got and same_weights(whole, torn)
-        console.print(f"{line.cuts} connections to storage were cut")
+        console.print(f"{line.cuts} connections to storage were cut, {line.refused} requests refused")
         console.print([line for line in torn.log().splitlines() if line.startswith("checkpoints:")][-1])
         console.print(
             f"losses: largest relative difference {worst:.1e}; losses, norms and weights bit-identical: {identical}"

@@ -120,7 +120,7 @@ def _write(
         report.rounds["kept"] += result.rounds_kept
         report.rounds["rejected"] += len(result.over_limit)
         if result.over_limit and not result.lines:
-            outcome.reason, outcome.detail = "over_limit", result.over_limit[0][1]
+            outcome.reason, outcome.detail = "over_window", result.over_limit[0][1]
         if result.refused:
             outcome.reason, outcome.detail = "refused_by_template", result.refused
         if outcome.reason:
@@ -130,7 +130,7 @@ def _write(
         for number, reason, detail, messages in outcome.dropped:
             rejects.write(_rejected_line(outcome, reason, detail, number, messages))
         for number, detail, messages in result.over_limit:
-            rejects.write(_rejected_line(outcome, "over_limit", detail, number, messages))
+            rejects.write(_rejected_line(outcome, "over_window", detail, number, messages))
         for number, detail, messages in result.shortened:
             rejects.write(_rejected_line(outcome, "shortened_question", detail, number, messages))
         report.rounds["shortened"] += len(result.shortened)

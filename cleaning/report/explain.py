@@ -28,7 +28,7 @@ from fastft.common.records import RawRecord
 from fastft.errors import UserError
 
 SHOWN = 5  # duplicates that were removed in its favour
-OF_SPLIT = ("over_limit", "shortened_question")
+OF_SPLIT = ("over_window", "shortened_question")
 DUPLICATE = ("duplicate", "duplicate_beginning", "near_duplicate")
 
 

@@ -36,7 +36,7 @@ _OTHER_REASONS = {
     "near_duplicate": "almost the same as a conversation that is kept",
     "contaminated": "shares text with a benchmark's questions",
     "moderation": "the endpoint flags a turn",
-    "over_limit": "a round has more tokens than --max_tokens",
+    "over_window": "a round has more tokens than --max_tokens",
     "shortened_question": "the middle of a question that did not fit into --max_tokens",
     "refused_by_template": "the chat template cannot render it",
 }

@@ -21,6 +21,7 @@ import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,7 +68,7 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
         return _bug(speaks)
     if speaks():
         logs.clear_live()
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        logs.write(f"error: {line}\n")
     return code
 
 
@@ -108,8 +109,9 @@ def leave(code: int) -> NoReturn:
     A worker thread of gloo may still be dropping the tensors of the last collective then; it cannot have the
     interpreter's lock any more and aborts the finished process (1 of 25 runs on 2 processes, torch 2.13, Python 3.11).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a terminal that has been closed
+            stream.flush()
     os._exit(code)
 
 

@@ -60,7 +60,8 @@ def written_whole(
 def room_for(path: Path, needed: int | None = None, written: Path | None = None) -> Iterator[None]:
     """Turn the error of a full disk into one line that names `path`, the bytes needed and free, and what to do.
 
-    `written` is what will be removed again after an error. None is `needed` where nobody knows before how much that is.
+    `written` is what has been written so far, and will be removed again. `needed` is None where nobody knows before how much
+    that is: then it is more than what has been written.
     """
     try:
         yield
@@ -94,7 +95,7 @@ def lack_of_room(number: int, path: Path, needed: int | None = None, written: Pa
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if number == errno.EFBIG and limit != resource.RLIM_INFINITY:
         return f"{os.strerror(number)}: {wanted}, a file may have {bytes_text(limit)} (ulimit -f)"
-    free = shutil.disk_usage(there).free + (done if written else 0)
+    free = shutil.disk_usage(there).free + (done if written and needed is not None else 0)
     return f"{os.strerror(number)}: {wanted}, {bytes_text(free)} free"
 
 

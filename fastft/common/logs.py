@@ -12,6 +12,7 @@ Messages are whole lines, never wrapped, so that they can be searched for. Warni
 import logging
 import shutil
 import sys
+from contextlib import suppress
 
 OURS = ("fastft", "cleaning")  # the loggers that are shown; those of other libraries stay as they are
 _notice: str | None = None  # what the live line begins with until it is no longer so
@@ -32,12 +33,12 @@ def show_live(line: str | None) -> None:
     global _live
     if line is None:
         if _live:
-            print(file=sys.stderr, flush=True)
+            write("\n")
         _live = False
     elif sys.stderr.isatty():
         line = f"{_notice}  {line}" if _notice else line
         width = shutil.get_terminal_size().columns - 1
-        print(f"\r{line[:width]}\x1b[K", end="", file=sys.stderr, flush=True)
+        write(f"\r{line[:width]}\x1b[K")
         _live = True
 
 
@@ -51,8 +52,14 @@ def clear_live() -> None:
     """Remove the live line, so that something else can be printed; the next `show_live` brings it back."""
     global _live
     if _live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        write("\r\x1b[K")
     _live = False
+
+
+def write(text: str) -> None:
+    """Write to stderr. A terminal that has been closed takes nothing more, which is no reason to fail."""
+    with suppress(OSError):
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def _handler() -> logging.Handler:

@@ -52,7 +52,7 @@ DIRT = {
     "banner-network": "error_banner",
     "only-question": "too_short",
     "only-answer": "too_short",
-    "glossary": "over_limit",
+    "glossary": "over_window",
 }
 # … or how it is repaired and kept.
 REPAIRED = {
@@ -111,7 +111,7 @@ EMPTY_PAGES = {"empty-jam": "", "empty-tags": '<div class="markdown prose w-full
 # Conversations whose answers have their length written below, as a browser extension did.
 FOOTERS = ["jet-lag", "es-granada"]
 
-# What the cleaner should report. It rejects with `over_limit` only if --max_tokens and --overlong reject are given.
+# What the cleaner should report. It rejects with `over_window` only if --max_tokens and --overlong reject are given.
 EXPECTED = {
     "input": 210,
     "kept": 181,
@@ -122,7 +122,7 @@ EXPECTED = {
         "empty_answer": 3,
         "error_banner": 2,
         "not_a_conversation": 6,
-        "over_limit": 1,
+        "over_window": 1,
         "too_short": 3,
         "unknown_role": 1,
         "wrong_role_order": 3,

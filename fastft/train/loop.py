@@ -365,9 +365,12 @@ def main(argv: list[str] | None = None) -> int:
         code = run_and_mark(parse_config(sys.argv[1:] if argv is None else argv))
     except Exception as error:
         if is_loss_of_peer(error):
+            reason = (
+                str(error).splitlines()[0].split("] ", 1)[-1].split(". This is typically")[0]
+            )  # without gloo's advice
             raise UserError(
-                f"another process of the run has ended ({str(error).splitlines()[0]}); its own line, or torchrun's, says why. "
-                "Start the same command again"
+                f"another process of the run has ended ({reason}); its own line, or torchrun's, says why. Start the same "
+                "command again"
             ) from None
         # Among several processes the group outlives an error until the process has ended: closing its connections here
         # would have the others fail before the cause is printed.

@@ -165,7 +165,7 @@ def test_rounds_over_the_limit_are_rejected_one_by_one(tmp_path, monkeypatch):
         ("a", 0, 2, ["q1", "a1"]),
         ("a", 1, 2, ["q3", "a3"]),
     ]
-    assert (report.kept, report.parts, report.rejected) == (1, 2, {"over_limit": 1})
+    assert (report.kept, report.parts, report.rejected) == (1, 2, {"over_window": 1})
     assert report.rounds == {"in": 4, "kept": 2, "rejected": 2, "shortened": 0}
     assert [(r["id"], r["round"], r["detail"]) for r in rejected] == [
         ("a", 2, "round 2 of 3 has 102 tokens, more than 40"),

@@ -186,6 +186,17 @@ def test_the_output_is_a_directory(tmp_path, capsys):
     assert error == f"error: -o {tmp_path / 'afile'}: is a file; name a directory, which is made if it is missing\n"
 
 
+def test_a_directory_that_has_the_name_of_an_output(tmp_path, capsys):
+    """One line that names it; once it is gone, the same command publishes the work that is done."""
+    (tmp_path / "out/report.html").mkdir(parents=True)
+    command = [dump_in(tmp_path), "-o", str(tmp_path / "out")]
+    assert clean_command(command) == 1
+    assert capsys.readouterr().err.endswith(f"error: {tmp_path / 'out/report.html'}: Is a directory\n")
+    (tmp_path / "out/report.html").rmdir()
+    assert clean_command(command) == 0
+    assert "conversations in" in capsys.readouterr().out and (tmp_path / "out/report.html").is_file()
+
+
 def test_everything_held_out_is_an_error(tmp_path, capsys):
     assert clean_command([dump_in(tmp_path), "-o", str(tmp_path / "out"), "--holdout", "0.999"]) == 1
     assert "error: --holdout 0.999 leaves no conversation to train on; all 1 that were" in capsys.readouterr().err
@@ -223,7 +234,9 @@ def test_disk_full(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert clean_command([dump_in(tmp_path), "-o", str(out)]) == 1
     line = capsys.readouterr().err
-    assert line.startswith(f"error: {out}: No space left on device: more than ") and " GiB free; make room there" in line
+    assert (
+        line.startswith(f"error: {out}: No space left on device: more than ") and " GiB free; make room there" in line
+    )
     assert line.endswith("and start the same command again\n") and line.count("\n") == 1
     assert list(out.iterdir()) == []
 

@@ -135,8 +135,8 @@ def test_the_cleaner_finds_the_dirt(tmp_path):
     expected = make_dump.EXPECTED
     assert report["input"] == expected["input"]
     # No --max_tokens is given here, so no conversation is over it.
-    assert report["kept"] == expected["kept"] + expected["rejected"]["over_limit"]
-    assert report["rejected"] == {name: count for name, count in expected["rejected"].items() if name != "over_limit"}
+    assert report["kept"] == expected["kept"] + expected["rejected"]["over_window"]
+    assert report["rejected"] == {name: count for name, count in expected["rejected"].items() if name != "over_window"}
     assert report["repairs"] == Counter(make_dump.REPAIRED.values())
     lines = (tmp_path / "conversations.jsonl").read_text(encoding="utf-8").splitlines()
     cleaned = {m[0]["content"]: m for m in (json.loads(line)["messages"] for line in lines)}

@@ -189,6 +189,6 @@ def s3(bucket: str = "runs") -> Iterator[Line]:
         yield line
     finally:
         for key, value in before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
+            os.environ.pop(key, None) if value is None else os.environ.update({key: value})
         line.drop()
         server.stop()

@@ -1,6 +1,6 @@
 """Proves sky_yamls/ against the real SkyPilot: offline, without an account, and without touching ~/.sky.
 
-    make test-sky                                   # makes .venv-sky (SkyPilot cannot live beside transformers), then:
+    make test-sky                                   # makes .venv-sky (SkyPilot needs an older click), then:
     .venv-sky/bin/python tests/sky/validate.py      # from the root of the repository
 
 Every YAML is launched on paper with the very `--env`s of the `sky ... launch` command in its opening comment. SkyPilot

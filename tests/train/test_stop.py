@@ -1,6 +1,7 @@
 """Leaving when asked, and resuming: real processes, real signals, storage that outlives the machine's disk."""
 
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -292,6 +293,37 @@ def test_a_second_signal_stops_at_once_but_one_that_comes_twice_is_one(tmp_path,
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert "SIGTERM" in mark.read_text()
+
+
+HUNG_UP = TWO_SIGNALS.replace("SIGTERM", "SIGHUP").replace('sys.exit("not agreed")', 'print("goes on")')
+
+
+@pytest.mark.parametrize(("before", "said"), [([], "saved\n"), (["nohup"], "goes on\nsaved\n")])
+def test_sighup_asks_to_leave_unless_nohup_says_otherwise(tmp_path, before, said):
+    mark = tmp_path / stopping.MARK
+    command = [*before, sys.executable, "-c", HUNG_UP, str(mark), "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+    assert mark.exists() == (not before)
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_is_a_stop_that_saves(ground, tmp_path):
+    """Everything that the run writes to its terminal fails from then on."""
+    run = Run(ground, tmp_path)
+    child, terminal = pty.fork()
+    if child == 0:
+        command = [sys.executable, "-m", "fastft.train", *run.arguments, "--max_steps", "40000"]
+        os.execve(sys.executable, command, {**os.environ, "OMP_NUM_THREADS": "1"})
+    said = b""
+    while b"step 5/" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)  # the kernel sends SIGHUP to the terminal's processes
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == stopping.EXIT_CODE
+    assert "asked to leave (SIGHUP): step " in (run.out / stopping.MARK).read_text()
+    step = run.steps()[-1]
+    assert (run.out / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
 def test_at_the_automatic_interval(ground, tmp_path):
