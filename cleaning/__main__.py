@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -104,15 +104,15 @@ class FilterConfig:
             without_filters=(*self.without_filters, *sorted(refusals)),
             own_filters=tuple(self.filters),
             blocked_phrases=tuple(phrase for path in self.blocked_phrases for phrase in _phrases(path)),
-            consecutive=self.consecutive,
             languages=tuple(self.languages),
             models=tuple(self.models),
-            min_turns=self.min_turns,
-            max_turns=self.max_turns,
-            max_chars=self.max_chars,
-            moderation=self.moderation,
-            moderation_model=self.moderation_model,
+            **{name: getattr(self, name) for name in self._unchanged()},
         )
+
+    def _unchanged(self) -> Iterator[str]:
+        """Options that the filters get by the same name and as they are."""
+        names = {field.name for field in fields(Settings)}
+        return (f.name for f in fields(self) if f.name in names and "option" not in f.metadata)
 
 
 def _phrases(path: str) -> list[str]:

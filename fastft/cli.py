@@ -10,7 +10,7 @@ import sys
 VERBS = {
     "demo": (
         "fastft.demo.run",
-        "clean, train and ask on a small dump that ships with the package, in about two minutes",
+        "clean, train and ask on a small dump that ships with the package, in three minutes",
     ),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
     "inspect": ("fastft.data.inspect", "show which tokens are trained, or prove the mask over a whole file"),

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastft.common.command_line import parse
+from fastft.common.command_line import option, parse
 from fastft.config import RENAMED, SYNONYMS, TrainConfig
 from fastft.cost.estimate import RESERVED, Estimate, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import attention_windows
@@ -29,9 +29,11 @@ from fastft.errors import UserError
 class EstimateConfig:
     """What to estimate, beside the keys of a training run."""
 
-    gpus: str = "all"
-    """Kinds of GPUs, separated by commas: A100-40GB, A100-80GB, H100-80GB, H200, L40S, A10G, RTX-4090. H100 will do for
-    H100-80GB, and so will other usual spellings."""
+    gpus: str = option(
+        "all",
+        help=f"Kinds of GPUs, separated by commas: {', '.join(GPUS)}. H100 will do for H100-80GB, and so will other usual "
+        "spellings.",
+    )
     counts: str = "1,2,4,8"
     """Numbers of GPUs, separated by commas."""
     mfu: float = 0.4

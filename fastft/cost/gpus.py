@@ -29,6 +29,11 @@ class Gpu:
     catalogs: tuple[str, ...] = ()
     """SkyPilot's names for it."""
 
+    def __post_init__(self) -> None:
+        assert (self.gib is None) == (self.watts is None) == (not self.catalogs), (
+            f"{self.name}: all three, or its speed alone"
+        )
+
 
 TABLE = (
     Gpu("A100-40GB", 312e12, "A100", 39.4, 400, ("A100",)),  # SXM

@@ -362,7 +362,7 @@ def main(argv: list[str] | None = None) -> int:
     if rank() != 0:
         logs.show(logging.ERROR)
     try:
-        code = run_and_mark(parse_config(sys.argv[1:] if argv is None else argv))
+        code = train_to_exit_code(parse_config(sys.argv[1:] if argv is None else argv))
     except Exception as error:
         if is_loss_of_peer(error):
             reason = (
@@ -381,8 +381,8 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def run_and_mark(config: TrainConfig) -> int:
-    """Run, and keep the file OUTPUT_DIR/preempted, which tells a run script to start again. Returns the exit code."""
+def train_to_exit_code(config: TrainConfig) -> int:
+    """Train; return 0, or 75 after a preemption, of which the file OUTPUT_DIR/preempted then tells the run script."""
     try:
         train(config)
     except torch.OutOfMemoryError:

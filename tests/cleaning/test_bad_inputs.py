@@ -250,7 +250,9 @@ def test_after_a_full_disk_the_same_command_goes_on(tmp_path):
     ):  # in the log, which is larger than what is written from it, and then further on
         failed = clean_into("out", limit)
         assert failed.returncode == 1
-        assert failed.stderr.splitlines()[-1] == f"error: {tmp_path / 'out'}: File too large"
+        line = failed.stderr.splitlines()[-1]
+        assert line.startswith(f"error: {tmp_path / 'out'}: File too large: more than ")
+        assert line.endswith("make room there and start the same command again")
         assert "Traceback" not in failed.stderr and os.listdir(tmp_path / "out") == [".partial"]
     resumed = clean_into("out", resource.RLIM_INFINITY)
     assert resumed.returncode == 0 and "going on with an interrupted run" in resumed.stderr
