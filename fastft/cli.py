@@ -25,6 +25,8 @@ VERBS = {
     "report": ("fastft.cli", "write the page of a run, or of a judged directory"),
     "export": ("fastft.train.export", "write a checkpoint as a Hugging Face model with its card"),
     "chat": ("fastft.inference.terminal", "talk to a model in the terminal"),
+    "serve": ("fastft.serve.command", "serve models behind one address that speaks OpenAI's API"),
+    "record": ("fastft.serve.record", "export what was served: events, or conversations to clean and train on"),
 }
 
 

@@ -42,7 +42,7 @@ class ChatModel:
         self.template = load_template(model, template)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.model = _load_weights(model, dtype).to(self.device)
+        self.model = load_weights(model, dtype).to(self.device)
 
     def stream(self, messages: list[Message], max_new_tokens: int = 512, temperature: float = 0.0) -> Iterator[str]:
         """Yield the answer to `messages` piece by piece, up to the end of turn or `max_new_tokens`.
@@ -147,14 +147,17 @@ class _Decoder:
         return text
 
 
-def _load_weights(model: str, dtype: Any) -> Any:
+def load_weights(model: str, dtype: Any) -> Any:
+    """The causal language model in a directory, ready to answer, on the CPU. Raises UserError where it cannot be loaded."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    except (OSError, ValueError, RuntimeError) as error:  # a file is missing, is no model's, or has other shapes
+    # A file is missing, is no model's, or has other shapes.
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{model}: the model cannot be loaded ({reason})") from None
 

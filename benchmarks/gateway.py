@@ -1,0 +1,90 @@
+"""What the gateway costs: CPU milliseconds of its process for a request, plain and for a stream of 16 chunks, and its memory.
+
+    python benchmarks/gateway.py [--requests 2000] [--rounds 3]
+
+The real `fastft serve` with a virtual model and the record on, before two scripted workers; 8 clients at once, messages of 200
+words. CPU time is the process's own, user and system, from /proc: it does not depend on what else the machine does.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import aiohttp
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from helpers import gateways
+
+GOALS = {"plain": 0.3, "stream": 0.5}
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+async def ask_many(url: str, requests: int, stream: bool) -> None:
+    words = " ".join(f"word{i}" for i in range(200))
+    left = iter(range(requests))
+
+    async def client(session: aiohttp.ClientSession, number: int) -> None:
+        for each in left:
+            messages = [{"role": "user", "content": f"{number} {each} {words}"}]
+            async with session.post(url, json={"model": "best", "messages": messages, "stream": stream}) as response:
+                content = await response.read()
+                assert response.status == 200 and content.endswith(b"[DONE]\n\n") == stream, content[:200]
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session, number) for number in range(8)))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    costs: dict[str, list[float]] = {"plain": [], "stream": []}
+    with tempfile.TemporaryDirectory() as place, gateways.scripted("m") as a, gateways.scripted("m") as b:
+        config = {
+            "workers": [{"url": a.entry}, {"url": b.entry}],
+            "virtual": [{"name": "best", "model": "m"}],
+            "record": str(Path(place) / "record"),
+        }
+        for worker in (a, b):
+            worker.do(chunks=16)
+        with gateways.gateway(config=config, directory=Path(place)) as served:
+            pid, url = served.process.pid, f"{served.url}/chat/completions"
+            memory = [rss_mb(pid)]
+            for kind in costs:
+                asyncio.run(ask_many(url, 200, kind == "stream"))
+            for _ in range(arguments.rounds):
+                for kind, found in costs.items():
+                    before = cpu_s(pid)
+                    asyncio.run(ask_many(url, arguments.requests, kind == "stream"))
+                    found.append(1000 * (cpu_s(pid) - before) / arguments.requests)
+                memory.append(rss_mb(pid))
+            events = len(gateways.events(Path(place) / "record"))
+    table = Table("", "CPU ms a request, median (min-max)", "goal")
+    for kind, found in costs.items():
+        table.add_row(kind, f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})", f"{GOALS[kind]}")
+    Console(width=100).print(table)
+    print(f"RSS {memory[0]:.0f} MB at the start, {memory[-1]:.0f} MB after {events:,} requests (goal: under 60)")
+    print(json.dumps({kind: [round(each, 3) for each in found] for kind, found in costs.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,55 @@
+"""Policies: which model answers a turn. A virtual model is a name with a policy and the models that it chooses from.
+
+    choice = policy.choose(conversation, turn, candidates)      # Choice(model, probabilities, why)
+
+A policy that draws takes its number from `draw`, so that the choice is a function of (seed, policy, conversation, turn): a
+client that asks again asks the same model. What the policy chose and who answered are two facts: where the chosen
+model cannot answer, the record of the turn says who did instead.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fastft.data.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Choice:
+    model: str
+    probabilities: dict[str, float]
+    """With which each candidate would have been chosen; they sum to 1."""
+    why: str
+    """For the record: in a few words, what decided."""
+
+
+class Policy(Protocol):
+    """Chooses a model for a turn."""
+
+    kind: str
+
+    def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
+        """Choose one of `candidates`. `turn` counts the user's messages from 1; the last one is to be answered."""
+        ...
+
+
+class FixedPolicy:
+    """Always chooses the same model."""
+
+    kind = "fixed"
+
+    def __init__(self, model: str):
+        self.model = model
+
+    def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
+        assert self.model in candidates, f"{self.model} is no candidate"
+        return Choice(self.model, {name: float(name == self.model) for name in candidates}, "fixed")
+
+
+def draw(seed: str, policy: str, conversation: str, turn: int) -> float:
+    """A number from [0, 1), uniform over conversations and turns, and always the same for the same four."""
+    # The length of each part goes before it: "a" and "bc" are not "ab" and "c".
+    parts = (part.encode() for part in (seed, policy, conversation, str(turn)))
+    digest = hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

@@ -1,0 +1,390 @@
+"""Serve models: `fastft serve --model DIR [--model name=DIR2]`, all behind one address that speaks OpenAI's API.
+
+    fastft serve --model runs/mine/model
+    fastft serve --model runs/mine/model --model old=runs/old/model --record records
+    fastft serve --config serve.yaml                     # workers elsewhere, virtual models, keys: see docs/serve.md
+
+Each directory gets a worker, a process of its own; this process is the gateway before them. When all are ready it prints one
+line, "ready http://127.0.0.1:8000/v1 …", on stdout. On SIGTERM or SIGINT it takes nothing new, lets running answers finish
+for `--grace_s` seconds, ends the others with an error, and ends its workers; a second signal does so at once.
+"""
+
+import asyncio
+import difflib
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastft.common.command_line import option, parse
+from fastft.common.files import short_name
+from fastft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+WORKER_KEY = "FASTFT_WORKER_KEY"
+"""Environment variable in which a worker gets the key that only its gateway knows."""
+_NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass
+class RemoteWorker:
+    """A model at another address."""
+
+    url: str
+    """URL#MODEL, such as http://10.0.0.5:8000/v1#qwen."""
+    name: str | None = None
+    """The name under which it is served (default: MODEL)."""
+    key_env: str | None = None
+    """Environment variable with the key for that address."""
+
+
+@dataclass
+class VirtualModel:
+    """A name with a policy."""
+
+    name: str
+    model: str
+    """The model that answers."""
+    policy: str = "fixed"
+    """How the model is chosen; fixed: always the same one."""
+
+
+@dataclass
+class KeyConfig:
+    """An API key."""
+
+    name: str
+    """For the record and the metrics."""
+    sha256: str
+    """The key's SHA-256: printf %s "$KEY" | sha256sum"""
+    per_minute: int | None = None
+    """Requests a minute; no limit without."""
+
+
+@dataclass
+class ServeConfig:
+    model: list[str] = option(several=True)
+    """Models' directories, each DIR or name=DIR, or models elsewhere, URL#name; the option can be repeated."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Others than this machine's own need a key."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one, which the ready line names."""
+    record: str | None = None
+    """Directory for the record of served turns; without, nothing is recorded."""
+    record_texts: bool = True
+    """Record messages and answers; false: their hashes only."""
+    workers: list[RemoteWorker] = field(default_factory=list)
+    """Models at other addresses."""
+    virtual: list[VirtualModel] = field(default_factory=list)
+    """Names with a policy that chooses the model."""
+    keys: list[KeyConfig] = field(default_factory=list)
+    """API keys, as hashes."""
+    api_key_env: str | None = None
+    """Environment variable with an API key; for more than one, use keys."""
+    admin_key_env: str | None = None
+    """Environment variable with the key for /admin/workers."""
+    origins: list[str] = field(default_factory=list)
+    """Other sites whose pages may ask, such as https://chat.example.org."""
+    grace_s: float = 25.0
+    """Seconds that running answers have to finish after SIGTERM."""
+    comment_s: float = 10.0
+    """Seconds between the comment lines of a stream that waits, which keep proxies from giving up."""
+    slow_client_s: float = 60.0
+    """Seconds after which a client that reads nothing is dropped."""
+    silence_s: float = 600.0
+    """Seconds after which a worker that sends nothing is given up."""
+    check_s: float = 5.0
+    """Seconds between two health checks of a worker."""
+
+
+@dataclass
+class _Plan:
+    """What the configuration comes to."""
+
+    directories: dict[str, str]
+    """Model directories by name."""
+    remote: list[RemoteWorker]
+
+
+def main(argv: list[str]) -> int:
+    description = "Serve models behind one address that speaks OpenAI's API."
+    [config] = parse(argv, "fastft serve", description, ServeConfig)
+    plan = _plan(config)
+    try:
+        import prometheus_client  # noqa: F401
+
+        from fastft.serve import gateway  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"fastft serve needs {error.name}: pip install 'fastft[serve]'") from None
+    from fastft.serve.address import bound
+
+    settings = _settings(config)
+    remote = _remote_workers(plan)
+    with bound(config.host, config.port) as listener:
+        local = [LocalWorker(name, directory) for name, directory in plan.directories.items()]
+        try:
+            for worker in local:
+                worker.wait_until_ready()
+            _run(_serve(config, settings, listener, local, remote))
+        finally:
+            for worker in local:
+                worker.terminate()
+            for worker in local:
+                worker.wait(config.grace_s)
+    return 0
+
+
+def _run(coroutine: Any) -> None:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        asyncio.run(coroutine)
+    else:
+        uvloop.run(coroutine)
+
+
+# The configuration ---------------------------------------------------------------------------------------------------------
+
+
+def _plan(config: ServeConfig) -> _Plan:
+    """Raises UserError for what cannot be served as it is asked for."""
+    directories: dict[str, str] = {}
+    remote = list(config.workers)
+    for entry in config.model:
+        if entry.startswith(("http://", "https://")):
+            remote.append(RemoteWorker(entry))
+            continue
+        named = None if Path(entry).is_dir() else _NAMED.fullmatch(entry)
+        directory = named[2] if named else entry
+        name = named[1] if named else short_name(directory)
+        _check_directory(directory)
+        if name in directories:
+            raise UserError(
+                f"--model {entry}: {directories[name]} is called {name!r}, too; give one another name: NAME={directory}"
+            )
+        directories[name] = directory
+    for worker in remote:
+        _check_remote(worker, directories)
+    if not directories and not remote:
+        raise UserError("there is nothing to serve: name a directory with --model DIR, or workers in --config FILE")
+    _check_virtual(config, [*directories, *(_name_of(worker) for worker in remote)])
+    for name in ("grace_s", "comment_s", "slow_client_s", "silence_s", "check_s"):
+        if not getattr(config, name) > 0:
+            raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
+    return _Plan(directories, remote)
+
+
+def _check_directory(directory: str) -> None:
+    path = Path(directory)
+    if not path.is_dir():
+        raise UserError(f"--model {directory}: no such directory")
+    if not (path / "config.json").is_file():
+        inside = [str(each.parent) for each in sorted(path.glob("*/config.json"))]
+        hint = f"; {inside[0]} is one" if inside else ""
+        raise UserError(f"--model {directory}: holds no model (there is no config.json){hint}")
+
+
+def _name_of(worker: RemoteWorker) -> str:
+    return worker.name or worker.url.partition("#")[2]
+
+
+def _check_remote(worker: RemoteWorker, directories: dict[str, str]) -> None:
+    url, _, model = worker.url.partition("#")
+    if not url.startswith(("http://", "https://")) or not model:
+        raise UserError(f"workers: {worker.url}: must be URL#MODEL, such as http://10.0.0.5:8000/v1#qwen")
+    if _name_of(worker) in directories:
+        raise UserError(f"workers: {worker.url}: a directory is called {_name_of(worker)!r}, too; give it another name")
+    if worker.key_env and not os.environ.get(worker.key_env):
+        raise UserError(f"workers: {worker.url}: the environment variable {worker.key_env} is not set, or it is empty")
+
+
+def _check_virtual(config: ServeConfig, served: list[str]) -> None:
+    names = set(served)
+    for virtual in config.virtual:
+        if virtual.name in names:
+            raise UserError(f"virtual: two models are called {virtual.name!r}; give one another name")
+        names.add(virtual.name)
+        if virtual.policy != "fixed":
+            raise UserError(f"virtual: {virtual.name}: there is no policy {virtual.policy!r}; it must be fixed")
+        if virtual.model not in served:
+            near = difflib.get_close_matches(virtual.model, served, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"served: {', '.join(served)}"
+            raise UserError(f"virtual: {virtual.name}: there is no model {virtual.model!r}; {hint}")
+
+
+def _settings(config: ServeConfig) -> Any:
+    """The gateway's settings, with the keys. Raises UserError where one is missing."""
+    import hashlib
+
+    from fastft.serve.address import is_loopback
+    from fastft.serve.gateway import ApiKey, GatewaySettings
+
+    keys = [ApiKey(key.name, key.sha256, key.per_minute) for key in config.keys]
+    for key in keys:
+        if not _SHA256.fullmatch(key.sha256):
+            how = 'printf %s "$KEY" | sha256sum'
+            raise UserError(f"keys: {key.name}: sha256 must be 64 hexadecimal digits, the key's hash: {how}")
+        if key.per_minute is not None and key.per_minute < 1:
+            raise UserError(f"keys: {key.name}: per_minute must be 1 or more")
+    if len({key.name for key in keys}) < len(keys):
+        raise UserError("keys: two of them have the same name")
+    if config.api_key_env:
+        digest = hashlib.sha256(_from_environment("api_key_env", config.api_key_env).encode()).hexdigest()
+        keys.append(ApiKey(config.api_key_env, digest))
+    if not keys and not is_loopback(config.host):
+        raise UserError(f"--host {config.host}: others can reach this address; give a key with --api_key_env NAME")
+    return GatewaySettings(
+        host=config.host,
+        keys=keys,
+        admin_key=_from_environment("admin_key_env", config.admin_key_env) if config.admin_key_env else None,
+        origins=config.origins,
+        key_envs=[worker.key_env for worker in config.workers if worker.key_env],
+        comment_s=config.comment_s,
+        slow_client_s=config.slow_client_s,
+    )
+
+
+def _from_environment(flag: str, name: str) -> str:
+    if not (value := os.environ.get(name)):
+        raise UserError(f"--{flag} {name}: there is no such environment variable, or it is empty")
+    return value
+
+
+def _remote_workers(plan: _Plan) -> list[Any]:
+    from fastft.serve.pool import PoolWorker
+
+    found = []
+    for worker in plan.remote:
+        url, _, model = worker.url.partition("#")
+        key = os.environ[worker.key_env] if worker.key_env else None
+        found.append(PoolWorker(url.rstrip("/"), model, _name_of(worker), key))
+    return found
+
+
+# Workers of our own --------------------------------------------------------------------------------------------------------
+
+
+class LocalWorker:
+    """A worker process on a model's directory. It notices by itself when this process is gone."""
+
+    def __init__(self, name: str, directory: str):
+        self.name, self.key = name, secrets.token_hex(16)
+        command = [sys.executable, "-m", "fastft.serve.worker", "--model", directory, "--name", name]
+        logger.info("%s: starting a worker on %s", name, directory)
+        self.process = subprocess.Popen(
+            [*command, "--api_key_env", WORKER_KEY],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, WORKER_KEY: self.key},
+            start_new_session=True,  # Ctrl-C is for this process; it ends its workers when their answers are finished
+        )
+        self.url = ""
+        self.said: list[str] = []
+        self.relay = threading.Thread(target=self._relay, name=f"stderr of {name}", daemon=True)
+        self.relay.start()
+
+    def wait_until_ready(self) -> None:
+        """Raises UserError with the worker's own words if it ends before."""
+        for line in self.process.stdout:
+            if line.startswith("ready "):
+                self.url = line.split()[1].partition("#")[0]
+                return
+        self.process.wait()
+        self.relay.join(5)
+        errors = [line for line in self.said if line.startswith("error: ")]
+        said = errors[-1].removeprefix("error: ") if errors else f"ended with code {self.process.returncode}"
+        raise UserError(f"the worker of {self.name}: {said}")
+
+    def _relay(self) -> None:
+        """Repeat what the worker says, with its name; until it is ready, an error is kept for `wait_until_ready`."""
+        for line in self.process.stderr:
+            line = line.rstrip("\n")
+            if not self.url:
+                self.said.append(line)
+            if self.url or not line.startswith("error: "):
+                print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+
+    def terminate(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+
+    def wait(self, limit_s: float) -> None:
+        try:
+            self.process.wait(limit_s + 10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+async def _watch_workers(local: list[LocalWorker]) -> None:
+    """Say so when a worker ends by itself."""
+    alive = set(local)
+    while alive:
+        await asyncio.sleep(0.5)
+        for worker in [each for each in alive if each.process.poll() is not None]:
+            alive.discard(worker)
+            logger.error("the worker of %s has ended (code %s)", worker.name, worker.process.returncode)
+
+
+# Serving -------------------------------------------------------------------------------------------------------------------
+
+
+async def _serve(
+    config: ServeConfig, settings: Any, listener: socket.socket, local: list[LocalWorker], remote: list[Any]
+) -> None:
+    from fastft.compose.policy import FixedPolicy
+    from fastft.serve.address import written
+    from fastft.serve.events import EventLog
+    from fastft.serve.gateway import Gateway, serve
+    from fastft.serve.pool import PoolWorker, WorkerPool
+
+    pool = WorkerPool(silence_s=config.silence_s, check_s=config.check_s)
+    await pool.open()
+    for worker in local:
+        pool.add(PoolWorker(worker.url, worker.name, worker.name, worker.key))
+    for worker in remote:
+        pool.add(worker)
+    record = EventLog(Path(config.record), config.record_texts) if config.record else None
+    virtual = {each.name: FixedPolicy(each.model) for each in config.virtual}
+    gateway = Gateway(pool, settings, virtual, record)
+    stop = _stop_on_signals(gateway)
+
+    def ready() -> None:
+        names = ", ".join([*virtual, *pool.names()])
+        print(f"ready http://{written(*listener.getsockname()[:2])}/v1 models: {names}", flush=True)
+
+    watch = asyncio.create_task(_watch_workers(local))
+    try:
+        await serve(gateway, listener, ready, stop, config.grace_s)
+    finally:
+        watch.cancel()
+        if record:
+            record.close()
+
+
+def _stop_on_signals(gateway: Any) -> asyncio.Event:
+    """An event that the first SIGTERM or SIGINT sets; the second one ends what still runs."""
+    stop = asyncio.Event()
+
+    def end() -> None:
+        if stop.is_set():
+            for exchange in list(gateway.running):
+                exchange.cancel("shut_down")
+        else:
+            logger.info("shutting down: %d requests may finish", len(gateway.running))
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, end)
+    return stop

@@ -1,0 +1,238 @@
+"""The truthful record: every served turn is one event, in DIR/events.sqlite.
+
+    record = EventLog(Path("records"), texts=True)
+    record.add(Turn(...))          # from the event loop; never waits
+    record.close()                 # everything that was added is on the disk
+
+An event says who asked which name, which policy chose which model with which probabilities, which model really answered,
+what was tried, tokens, times, and how it ended. It is written however the turn ended: the client left, the worker died.
+What was answered is read from the very bytes that were sent to the client.
+
+One thread writes, several events a transaction; the file is in WAL mode, so that others can read meanwhile. With
+`texts=False`, SHA-256 hashes stand where messages and answers would: equal texts can be found, and short ones guessed.
+"""
+
+import hashlib
+import logging
+import queue
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from fastft.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FILE = "events.sqlite"
+BATCH = 500
+"""Events in a transaction, at most."""
+GATHER_S = 0.05
+"""For so long, events gather for one transaction: its cost, 0.1 ms and more, is shared. A kill -9 loses as much at most."""
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, id TEXT NOT NULL, event TEXT NOT NULL)"
+ROWS = 100
+"""Events in a statement: the writer lets go of the interpreter once for each, and has to wait for it again."""
+
+
+@dataclass(eq=False)
+class ServedTurn:
+    """A turn as the gateway knows it when it has ended; `event_of` makes the event of it."""
+
+    path: str
+    asked: str
+    """The name that the client asked for."""
+    body: bytes
+    """The request, as it came."""
+    streamed: bool
+    key: str | None
+    """The name of the API key, never the key."""
+    conversation: str | None
+    """None for what is no turn of a conversation: titles and tags that chat pages ask for."""
+    conversation_from: str
+    """header, messages (a hash of the key's name and the first messages), background, or none (a plain completion)."""
+    turn: int
+    policy: str | None
+    """Kind of the policy; None where the client named the model itself."""
+    chosen: str
+    probabilities: dict[str, float]
+    why: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    at: float = field(default_factory=time.time)
+    """When the request had arrived, in seconds since 1970."""
+    answered: str | None = None
+    """The model that answered, or began to; None if none did."""
+    tries: list[dict[str, Any]] = field(default_factory=list)
+    """{"worker", "model", "outcome"} in order: "answered", or why it did not."""
+    status: int | None = None
+    """The HTTP status that the client got; None if it left before."""
+    outcome: str = "failed"
+    """answered, refused (the request's fault), failed (no worker could), died (in mid-answer), error (the worker's, in
+    mid-answer), client_left, slow_client, shut_down"""
+    first_s: float | None = None
+    total_s: float = 0.0
+    sent: list[bytes] = field(default_factory=list)
+    """The body of the response."""
+
+
+def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
+    """The event of a turn: what is written, and exported."""
+    answers, usage = read_answers(b"".join(turn.sent), turn.streamed)
+    event = {
+        "id": turn.id,
+        "at": turn.at,
+        "path": turn.path,
+        "key": turn.key,
+        "conversation": turn.conversation,
+        "conversation_from": turn.conversation_from,
+        "turn": turn.turn,
+        "asked": turn.asked,
+        "policy": turn.policy,
+        "chosen": turn.chosen,
+        "probabilities": turn.probabilities,
+        "why": turn.why,
+        "model": turn.answered,
+        "failover": len({(each["worker"], each["model"]) for each in turn.tries}) > 1,
+        "tries": turn.tries,
+        "stream": turn.streamed,
+        "status": turn.status,
+        "outcome": turn.outcome,
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "completion_tokens": usage.get("completion_tokens"),
+        "first_s": turn.first_s,
+        "total_s": turn.total_s,
+    }
+    request = orjson.loads(turn.body)
+    prompt = {name: request[name] for name in ("messages", "prompt") if name in request}
+    if texts:
+        return event | prompt | {"answers": answers}
+    hashed = [
+        {"content_sha256": _hash(answer["content"].encode()), "finish_reason": answer["finish_reason"]}
+        for answer in answers
+    ]
+    return (
+        event | {f"{name}_sha256": _hash(orjson.dumps(value)) for name, value in prompt.items()} | {"answers": hashed}
+    )
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_answers(sent: bytes, streamed: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(answers, usage) of the body of a response, chat or completion, as far as it was sent.
+
+    An answer is {"content", "finish_reason"}, and has "reasoning" and "tool_calls" where the model gave them: the thoughts
+    as text, the calls as true.
+    """
+    answers: dict[int, dict[str, Any]] = {}
+    usage: dict[str, Any] = {}
+    for chunk in _chunks(sent, streamed):
+        usage = chunk.get("usage") or usage
+        for choice in chunk.get("choices") or ():
+            answer = answers.setdefault(choice.get("index", 0), {"content": "", "finish_reason": None})
+            said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+            answer["content"] += said.get("content") or ""
+            if thought := said.get("reasoning_content") or said.get("reasoning"):
+                answer["reasoning"] = answer.get("reasoning", "") + thought
+            if said.get("tool_calls"):
+                answer["tool_calls"] = True
+            answer["finish_reason"] = choice.get("finish_reason") or answer["finish_reason"]
+    return [answers[index] for index in sorted(answers)], usage
+
+
+def _chunks(sent: bytes, streamed: bool) -> Iterator[dict[str, Any]]:
+    pieces = (line[5:] for line in sent.splitlines() if line.startswith(b"data:")) if streamed else [sent]
+    for piece in pieces:
+        try:
+            chunk = orjson.loads(piece)
+        except orjson.JSONDecodeError:  # [DONE]; or a worker that speaks another protocol: there is no answer to read
+            continue
+        if isinstance(chunk, dict):
+            yield chunk
+
+
+class EventLog:
+    """Writes events to DIR/events.sqlite in a thread of its own."""
+
+    def __init__(self, directory: Path, texts: bool = True):
+        """Raises UserError where the directory cannot be written to."""
+        self.directory, self.texts = directory, texts
+        self.lost = 0
+        self.queue: queue.SimpleQueue[ServedTurn | None] = queue.SimpleQueue()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            database = _open(directory / FILE)
+            database.execute(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(f"--record {directory}: cannot be written to ({error})") from None
+        self.thread = threading.Thread(target=self._write, args=(database,), name="record", daemon=True)
+        self.thread.start()
+
+    def add(self, turn: ServedTurn) -> None:
+        self.queue.put(turn)
+
+    def close(self) -> None:
+        """Return when everything that was added is written."""
+        self.queue.put(None)
+        self.thread.join()
+
+    def _write(self, database: sqlite3.Connection) -> None:
+        last = False
+        while not last:
+            turns = [self.queue.get()]
+            if turns[0] is not None:
+                time.sleep(GATHER_S)
+            while len(turns) < BATCH and not self.queue.empty():
+                turns.append(self.queue.get())
+            last = turns[-1] is None
+            self._insert(database, [turn for turn in turns if turn is not None])
+        database.close()
+
+    def _insert(self, database: sqlite3.Connection, turns: list[ServedTurn]) -> None:
+        rows = []
+        for turn in turns:
+            try:
+                rows.append((turn.id, orjson.dumps(event_of(turn, self.texts)).decode()))
+            except Exception:  # one event that cannot be made must not end the record
+                self.lost += 1
+                logger.exception("record: the event of turn %s could not be made", turn.id)
+        try:
+            with database:
+                for start in range(0, len(rows), ROWS):
+                    part = rows[start : start + ROWS]
+                    places = ", ".join(["(?, ?)"] * len(part))
+                    database.execute(
+                        f"INSERT INTO events (id, event) VALUES {places}", [v for row in part for v in row]
+                    )
+        except sqlite3.Error as error:  # a full disk, most likely
+            self.lost += len(rows)
+            logger.error("record: %d events are lost: %s: %s", len(rows), self.directory / FILE, error)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=30, check_same_thread=False)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=NORMAL")
+    return database
+
+
+def read_events(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a record, oldest first; it may be written to meanwhile. Raises UserError where there is none."""
+    path = directory / FILE
+    if not path.is_file():
+        raise UserError(f"{directory}: no record ({FILE}) is there; fastft serve --record {directory} writes one")
+    try:
+        # Not opened read-only: the last reader of a WAL file that nobody writes to has to tidy it up.
+        database = sqlite3.connect(path, timeout=30)
+        for (event,) in database.execute("SELECT event FROM events ORDER BY number"):
+            yield orjson.loads(event)
+        database.close()
+    except sqlite3.Error as error:
+        raise UserError(f"{path}: is not a record that can be read ({error})") from None

@@ -1,0 +1,226 @@
+"""One request on its way through the gateway: from a client to a worker, and the answer back, as bytes.
+
+Before the first byte of an answer, a worker that fails is replaced by another one that serves the same model. Comment lines
+that keep a waiting stream alive are no part of an answer. Afterwards a stream ends with an event that holds the error,
+and `[DONE]`. Whole lines are sent on, so that an event, or a character, is never cut where a worker died.
+
+However it ends, `on_end` gets the turn as it was.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping
+
+import aiohttp
+import orjson
+from starlette.types import Receive, Send
+
+from fastft.serve.events import ServedTurn
+from fastft.serve.pool import PoolWorker, WorkerFailed, WorkerPool, outcome_of
+from fastft.serve.protocol import IGNORED_HEADER, ApiError, shutting_down
+
+DONE = b"data: [DONE]\n\n"
+LONGEST_LINE = 8 << 20
+"""Bytes of an event; more is no event."""
+MODEL_HEADER = "x-fastft-model"
+PASSED_ON = ("retry-after", IGNORED_HEADER)
+_ENDS = re.compile(rb'"finish_reason":\s*"')
+_IN_BAND_ERROR = re.compile(rb'^data:\s*\{\s*"error":', re.MULTILINE)
+
+
+def no_worker(name: str) -> ApiError:
+    message = f"no worker that serves {name!r} can answer just now; try again soon"
+    return ApiError(503, message, code="no_worker", kind="server_error", retry_after=2)
+
+
+def worker_lost() -> ApiError:
+    message = "the worker that wrote this answer is gone; what came so far is all of it. Ask again"
+    return ApiError(502, message, code="worker_lost", kind="server_error")
+
+
+class Exchange:
+    """Forwards one request. `run` returns when the client has what it will get."""
+
+    def __init__(
+        self,
+        turn: ServedTurn,
+        body_for: Callable[[PoolWorker], bytes],
+        pool: WorkerPool,
+        send: Send,
+        headers: dict[str, str],
+        keep: bool,
+        abort: Callable[[], None],
+        on_end: Callable[["Exchange"], None],
+    ):
+        """`body_for`: what a worker gets; `headers`: what the client gets with any answer; `keep`: whether what is sent is
+        kept; `abort` drops the client's connection."""
+        self.turn, self.body_for, self.pool, self.send, self.headers = turn, body_for, pool, send, headers
+        self.keep, self.abort, self.on_end = keep, abort, on_end
+        self.clock = time.perf_counter()
+        self.started = False  # the client has a status
+        self.answering = False  # the client has a part of an answer
+        self.ended = False
+        self.cut: str | None = None  # why the work was cancelled
+        self.last_sent = time.monotonic()
+        self.sending = False
+
+    async def run(self, receive: Receive) -> None:
+        self.task = asyncio.current_task()
+        watch = asyncio.get_running_loop().create_task(self._until_gone(receive))
+        try:
+            await self._answer()
+        except asyncio.CancelledError:
+            if self.cut is None:
+                raise
+            self.turn.outcome = self.cut
+            if self.cut == "shut_down":
+                await self._end_with(shutting_down(), self.cut)
+            elif self.cut == "slow_client":
+                self.abort()
+                await asyncio.sleep(0)  # the server hears of it
+        finally:
+            watch.cancel()
+            self.turn.total_s = time.perf_counter() - self.clock
+            self.on_end(self)
+
+    def cancel(self, why: str) -> None:
+        """Stop: client_left, slow_client or shut_down."""
+        if not self.ended and self.cut is None:
+            self.cut = why
+            self.task.cancel()
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.cancel("client_left")
+
+    # Workers ---------------------------------------------------------------------------------------------------------
+
+    async def _answer(self) -> None:
+        tried: list[PoolWorker] = []
+        failure: WorkerFailed | None = None
+        while worker := self.pool.pick(self.turn.chosen, tried):
+            tried.append(worker)
+            note = {"worker": worker.url, "model": worker.name, "outcome": "cancelled"}
+            self.turn.tries.append(note)
+            try:
+                await self._ask(worker)
+                note["outcome"] = self.turn.outcome
+                return
+            except WorkerFailed as failed:
+                failure = failed
+                note["outcome"] = failed.outcome
+                if failed.status != 429:  # which says that it is full, not that it is broken
+                    self.pool.failed(worker)
+                if self.answering:
+                    return await self._end_with(worker_lost(), "died")
+            finally:
+                self.pool.give_back(worker)
+        if failure and failure.content and not self.started:
+            self.turn.outcome = "refused" if failure.status == 429 else "failed"
+            await self._send_whole(failure.status, failure.content, failure.headers)
+        else:
+            await self._end_with(no_worker(self.turn.chosen), "failed")
+
+    async def _ask(self, worker: PoolWorker) -> None:
+        """Have a worker answer. Raises WorkerFailed where it does not, or stops doing so."""
+        response = await self.pool.post(worker, self.turn.path.removeprefix("/v1"), self.body_for(worker))
+        whole = False
+        try:
+            if response.status == 200 and response.content_type == "text/event-stream":
+                await self._pass_stream(worker, response)
+            else:
+                content = await response.read()
+                self.pool.succeeded(worker)
+                self.turn.outcome = "refused"
+                if response.status < 400:
+                    self.turn.outcome = "answered"
+                    self._begin(worker)
+                await self._send_whole(response.status, content, response.headers)
+            whole = True
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            outcome = outcome_of(error)
+            raise WorkerFailed("died" if outcome == "closed" else outcome) from error
+        finally:
+            # The connection of an answer that is not read to its end cannot be used again; closing it tells the worker.
+            (response.release if whole else response.close)()
+
+    def _begin(self, worker: PoolWorker) -> None:
+        self.answering = True
+        self.turn.answered = worker.name
+        self.turn.first_s = time.perf_counter() - self.clock
+        self.headers[MODEL_HEADER] = worker.name
+
+    async def _pass_stream(self, worker: PoolWorker, response: aiohttp.ClientResponse) -> None:
+        held, before, done, failed, finished = b"", b"", False, False, False
+        async for piece in response.content.iter_any():
+            end = piece.rfind(b"\n") + 1
+            if not end:
+                held += piece
+                if len(held) > LONGEST_LINE:
+                    raise WorkerFailed("protocol")
+                continue
+            lines, held = (held + piece[:end] if held else piece[:end]), piece[end:]
+            if not self.answering:
+                if all(line.startswith(b":") or not line.strip() for line in lines.splitlines()):
+                    await self._send_piece(lines)
+                    continue
+                self._begin(worker)
+            done = done or lines.rstrip().endswith(b"[DONE]")
+            # An engine may end without [DONE]; then a finish_reason tells a whole answer from half of one.
+            finished = finished or _ENDS.search(lines) is not None
+            failed = failed or _IN_BAND_ERROR.search(lines) is not None
+            before = lines
+            await self._send_piece(lines)
+        if not self.answering or not (done or finished or failed):
+            raise WorkerFailed("died")
+        self.pool.succeeded(worker)
+        self.turn.outcome = "error" if failed else "answered"
+        ending = b"" if before.endswith(b"\n\n") or before.endswith(b"\n\r\n") else b"\n"
+        await self._send_last(b"" if done else ending + DONE)
+
+    # The client ------------------------------------------------------------------------------------------------------
+
+    async def comment(self) -> None:
+        """Keep a stream alive that waits for the first byte of its answer."""
+        if not (self.answering or self.ended or self.sending):
+            await self._send_piece(b": waiting\n\n")
+
+    async def _send_piece(self, content: bytes) -> None:
+        if not self.started:
+            # All workers that may answer serve the model that was chosen.
+            self.headers[MODEL_HEADER] = self.turn.chosen
+            await self._start(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"})
+        await self._send(content, more=True)
+
+    async def _send_last(self, content: bytes) -> None:
+        self.ended = True
+        await self._send(content, more=False)
+
+    async def _send_whole(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        if self.started:  # with comments, and now there is an error, or an answer that is not streamed
+            return await self._send_last(b"data: " + content.replace(b"\n", b" ") + b"\n\n" + DONE)
+        more = {name: headers[name] for name in PASSED_ON if name in headers}
+        more["content-type"] = headers.get("content-type", "application/json")
+        await self._start(status, more | {"content-length": str(len(content))})
+        await self._send_last(content)
+
+    async def _end_with(self, error: ApiError, outcome: str) -> None:
+        """Tell the client what went wrong: with a status while it has none, else as the last event."""
+        self.turn.outcome = outcome
+        content = orjson.dumps(error.content())
+        await self._send_whole(error.status, content, {"content-type": "application/json", **error.headers})
+
+    async def _start(self, status: int, headers: dict[str, str]) -> None:
+        self.started, self.turn.status = True, status
+        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in (self.headers | headers).items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _send(self, content: bytes, more: bool) -> None:
+        if self.keep:
+            self.turn.sent.append(content)
+        # Whoever looks after slow clients compares `last_sent` with now while `sending` is true.
+        self.sending, self.last_sent = True, time.monotonic()
+        await self.send({"type": "http.response.body", "body": content, "more_body": more})
+        self.sending = False

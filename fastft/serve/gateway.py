@@ -1,0 +1,544 @@
+"""The gateway: all models behind one address, in a process that computes nothing.
+
+    POST /v1/chat/completions  /v1/completions      forwarded to a worker (fastft.serve.exchange)
+    GET  /v1/models  /v1/models/{id}  /health  /metrics
+    POST, DELETE  /admin/workers                    with the admin key
+
+An ASGI application, without a framework: a request costs 0.3 ms of CPU, and routing eight paths is eight lines. The page of
+another site cannot use it: a request with an `Origin` is answered only if that is the gateway's own, or one that the
+configuration names.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from fastft.compose.policy import Choice, Policy
+from fastft.data.conversation import Conversation, Message
+from fastft.serve import protocol
+from fastft.serve.address import is_loopback
+from fastft.serve.events import EventLog, ServedTurn
+from fastft.serve.exchange import Exchange
+from fastft.serve.pool import PoolWorker, WorkerPool
+from fastft.serve.protocol import ApiError
+
+logger = logging.getLogger(__name__)
+
+CONVERSATION_HEADERS = ("x-fastft-conversation", "x-openwebui-chat-id")
+LONGEST_ID = 200
+BACKGROUND_HEADER = "x-fastft-background"
+BACKGROUND_PROMPT = "### Task:\n"
+"""Open WebUI begins so what it asks for by itself: titles, tags, follow-up questions."""
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    name: str
+    """For the record and the metrics."""
+    sha256: str = field(repr=False)
+    """The key's SHA-256, in hexadecimal."""
+    per_minute: int | None = None
+    """Requests a minute; no limit without."""
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    host: str = "127.0.0.1"
+    keys: Sequence[ApiKey] = ()
+    admin_key: str | None = field(default=None, repr=False)
+    origins: Sequence[str] = ()
+    key_envs: Sequence[str] = ()
+    """Environment variables whose value a worker that is added later may be sent."""
+    largest_body: int = 16 << 20
+    most_requests: int = 1000
+    """At once; beyond them, 503 with Retry-After."""
+    upload_s: float = 30.0
+    comment_s: float = 10.0
+    slow_client_s: float = 60.0
+
+
+class _Allowance:
+    """Requests that a key has left: a bucket that fills up again within a minute."""
+
+    def __init__(self, per_minute: int):
+        self.per_minute, self.left, self.at = per_minute, float(per_minute), time.monotonic()
+
+    def take(self) -> None:
+        """Raises ApiError where nothing is left."""
+        now = time.monotonic()
+        self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
+        self.at = now
+        if self.left < 1:
+            wait = math.ceil((1 - self.left) * 60 / self.per_minute)
+            message = f"this key may send {self.per_minute} requests a minute; try again in {wait} s"
+            raise ApiError(429, message, code="rate_limit_exceeded", kind="rate_limit_error", retry_after=wait)
+        self.left -= 1
+
+
+class _GatewayFigures:
+    """What /metrics shows."""
+
+    def __init__(self, gateway: "Gateway"):
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = registry = CollectorRegistry()
+        prefix = "fastft_gateway_"
+        labels = ["model", "outcome"]
+        self.requests = Counter(prefix + "requests", "Requests by how they ended.", labels, registry=registry)
+        self.refused = Counter(prefix + "refused", "Requests that reached no worker.", ["code"], registry=registry)
+        self.tries = Counter(prefix + "failed_tries", "Tries of workers that failed.", ["outcome"], registry=registry)
+        buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+        self.seconds = Histogram(
+            prefix + "seconds", "From the request to the end of its answer.", buckets=buckets, registry=registry
+        )
+        for name, text, value in (
+            ("in_flight", "Requests being answered.", lambda: len(gateway.running)),
+            ("workers", "Workers that can answer.", gateway.able),
+            ("record_lost", "Events that could not be written.", lambda: gateway.record.lost if gateway.record else 0),
+        ):
+            Gauge(prefix + name, text, registry=registry).set_function(value)
+
+    def ended(self, turn: ServedTurn) -> None:
+        self.requests.labels(turn.chosen, turn.outcome).inc()
+        self.seconds.observe(turn.total_s)
+        for each in turn.tries[:-1]:
+            self.tries.labels(each["outcome"]).inc()
+
+
+class Gateway:
+    """The ASGI application."""
+
+    def __init__(
+        self, pool: WorkerPool, settings: GatewaySettings, virtual: dict[str, Policy], record: EventLog | None = None
+    ):
+        """`virtual`: policies by the names of their virtual models."""
+        self.pool, self.settings, self.virtual, self.record = pool, settings, virtual, record
+        self.keys = {key.sha256.lower(): key for key in settings.keys}
+        self.allowances = {key.name: _Allowance(key.per_minute) for key in settings.keys if key.per_minute}
+        self.running: set[Exchange] = set()
+        self.draining = False
+        self.created = int(time.time())
+        self.figures = _GatewayFigures(self)
+
+    def able(self) -> int:
+        """How many workers can answer."""
+        now = time.monotonic()
+        return sum(worker.can_answer(now) for worker in self.pool.workers.values())
+
+    # The server ------------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers: dict[str, str] = {}
+        try:
+            headers = self._cross_origin(scope)
+            await self._route(scope, receive, send, headers)
+        except ApiError as error:
+            self.figures.refused.labels(error.code or error.kind).inc()
+            await _answer_json(send, error.status, error.content(), headers | error.headers)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
+        method, path = scope["method"], scope["path"]
+        if method == "OPTIONS":
+            return await _answer(send, 204, b"", headers)
+        if path == "/health" and method == "GET":
+            return await self._health(send, headers)
+        if path == "/admin/workers" and method in ("POST", "DELETE"):
+            return await self._admin(scope, receive, send, headers)
+        key = self._authorize(scope)
+        if method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
+            return await self._forward(scope, receive, send, headers, key)
+        if method == "GET" and path == "/v1/models":
+            data = [self._card(name) for name in self._served()]
+            return await _answer_json(send, 200, {"object": "list", "data": data}, headers)
+        if method == "GET" and path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/")
+            self._require(name)
+            return await _answer_json(send, 200, self._card(name), headers)
+        if method == "GET" and path == "/metrics":
+            from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+            return await _answer(
+                send, 200, generate_latest(self.figures.registry), headers | {"content-type": CONTENT_TYPE_LATEST}
+            )
+        raise protocol.route_not_found(method, path)
+
+    # Who may ask -----------------------------------------------------------------------------------------------------
+
+    def _cross_origin(self, scope: Scope) -> dict[str, str]:
+        """Headers for the page that asks, if one does. Raises ApiError where it is another site's."""
+        origin = _header(scope, b"origin")
+        if not origin:
+            return {}
+        host = urlsplit(f"//{_header(scope, b'host')}")
+        own = origin == f"{scope['scheme']}://{host.netloc}"
+        # A name that somebody has pointed at this machine would otherwise be its own origin (DNS rebinding).
+        if own and is_loopback(self.settings.host) and not is_loopback(host.hostname or ""):
+            own = False
+        if not own and origin not in self.settings.origins:
+            message = f"pages from {origin[:200]} may not ask this server; 'origins' in its configuration names those that may"
+            raise ApiError(403, message, code="origin_not_allowed", kind="permission_error")
+        return {
+            "access-control-allow-origin": origin,
+            "access-control-allow-methods": "GET, POST, OPTIONS",
+            "access-control-allow-headers": "authorization, content-type, x-fastft-conversation, x-fastft-background",
+            "access-control-expose-headers": "x-fastft-model, x-fastft-asked, x-fastft-event, x-fastft-ignored, retry-after",
+            "access-control-max-age": "600",
+            "vary": "origin",
+        }
+
+    def _authorize(self, scope: Scope) -> ApiKey | None:
+        """The key of a request; None where none is asked for. Raises ApiError."""
+        if not self.keys:
+            return None
+        key = self.keys.get(hashlib.sha256(_bearer(scope)).hexdigest())
+        if key is None:
+            raise protocol.invalid_api_key()
+        return key
+
+    def _authorize_admin(self, scope: Scope) -> None:
+        if self.settings.admin_key is None:
+            message = "there is no admin key: start the server with --admin_key_env NAME"
+            raise ApiError(403, message, code="no_admin_key", kind="permission_error")
+        if not hmac.compare_digest(_bearer(scope), self.settings.admin_key.encode()):
+            raise protocol.invalid_api_key()
+
+    # What is served --------------------------------------------------------------------------------------------------
+
+    def _served(self) -> list[str]:
+        return [*self.virtual, *self.pool.names()]
+
+    def _require(self, name: str) -> None:
+        if name not in (served := self._served()):
+            raise protocol.model_not_found(name, served)
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.created, "owned_by": "fastft"}
+
+    async def _health(self, send: Send, headers: dict[str, str]) -> None:
+        able = self.able()
+        status = "draining" if self.draining else "ok" if able else "no worker"
+        content = {"status": status, "workers": able, "in_flight": len(self.running)}
+        await _answer_json(send, 200 if status == "ok" else 503, content, headers)
+
+    # Forwarding ------------------------------------------------------------------------------------------------------
+
+    async def _forward(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], key: ApiKey | None
+    ) -> None:
+        if self.draining:
+            raise protocol.shutting_down()
+        if key and (allowance := self.allowances.get(key.name)):
+            allowance.take()
+        if len(self.running) >= self.settings.most_requests:
+            raise protocol.queue_full(len(self.running), 2)
+        body = await self._body(scope, receive)
+        request = protocol.parse_object(body)
+        name = request.get("model")
+        if not isinstance(name, str) or not name:
+            message = "model must be the name of a model; GET /v1/models lists them"
+            raise ApiError(400, message, "model", "invalid_value")
+        self._require(name)
+        _require_shallow(request)
+        turn = self._turn(scope, request, body, name, key.name if key else None)
+        headers |= {"x-fastft-asked": _in_header(name), "x-fastft-event": turn.id}
+        abort = scope.get("fastft.abort", lambda: None)
+
+        def body_for(worker: PoolWorker) -> bytes:
+            """The client's own bytes, unless the model has another name there."""
+            return body if worker.model == name else orjson.dumps(request | {"model": worker.model})
+
+        exchange = Exchange(turn, body_for, self.pool, send, headers, self.record is not None, abort, self._ended)
+        self.running.add(exchange)
+        await exchange.run(receive)
+
+    def _ended(self, exchange: Exchange) -> None:
+        self.running.discard(exchange)
+        self.figures.ended(exchange.turn)
+        if self.record:
+            self.record.add(exchange.turn)
+
+    def _turn(self, scope: Scope, request: dict[str, Any], body: bytes, name: str, key: str | None) -> ServedTurn:
+        messages = request.get("messages")
+        messages = messages if isinstance(messages, list) else []
+        number = sum(1 for each in messages if isinstance(each, dict) and each.get("role") == "user")
+        conversation, source = _conversation_id(scope, messages, key)
+        policy = self.virtual.get(name)
+        choice = Choice(name, {name: 1.0}, "asked by name")
+        if policy:
+            spoken = Conversation(conversation or "", _as_messages(messages))
+            choice = policy.choose(spoken, number, self.pool.names())
+        return ServedTurn(
+            path=scope["path"],
+            asked=name,
+            body=body,
+            streamed=request.get("stream") is True,
+            key=key,
+            conversation=conversation,
+            conversation_from=source,
+            turn=number,
+            policy=policy.kind if policy else None,
+            chosen=choice.model,
+            probabilities=choice.probabilities,
+            why=choice.why,
+        )
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of a request. Raises ApiError where it is too large or too slow."""
+        limit = self.settings.largest_body
+        if (length := _header(scope, b"content-length")) and int(length) > limit:
+            raise protocol.body_too_large(limit)
+        late: list[bool] = []
+        # Not asyncio.wait_for, which makes a task: most bodies are there already.
+        timer = asyncio.get_running_loop().call_later(self.settings.upload_s, _interrupt, asyncio.current_task(), late)
+        body, more = b"", True
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "the client left before its request was whole", code="client_left")
+                body, more = body + message["body"], message["more_body"]
+                if len(body) > limit:
+                    raise protocol.body_too_large(limit)
+        except asyncio.CancelledError:
+            if not late:
+                raise
+            message = f"the request's body did not arrive within {self.settings.upload_s:g} s"
+            raise ApiError(408, message, code="slow_upload") from None
+        finally:
+            timer.cancel()
+        return body
+
+    # Time limits -----------------------------------------------------------------------------------------------------
+
+    async def watch_forever(self) -> None:
+        """Drop clients that do not read, and keep streams alive that wait: one task looks after all of them."""
+        settings, comments = self.settings, set()
+        while True:
+            await asyncio.sleep(min(1.0, settings.comment_s / 4, settings.slow_client_s / 4))
+            now = time.monotonic()
+            for exchange in list(self.running):
+                silent = now - exchange.last_sent
+                if exchange.sending and silent > settings.slow_client_s:
+                    logger.warning("a client read nothing for %g s; its answer is given up", settings.slow_client_s)
+                    exchange.cancel("slow_client")
+                elif exchange.turn.streamed and not exchange.answering and silent > settings.comment_s:
+                    waiting = asyncio.create_task(exchange.comment())
+                    comments.add(waiting)
+                    waiting.add_done_callback(comments.discard)
+
+    async def drain(self, grace_s: float) -> None:
+        """Accept nothing more; return when all that runs has ended, with an error where the grace time is over."""
+        self.draining = True
+        deadline = time.monotonic() + grace_s
+        while self.running and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        for exchange in list(self.running):
+            exchange.cancel("shut_down")
+        for _ in range(20):
+            if self.running:
+                await asyncio.sleep(0.05)
+
+    # Workers that come and go ----------------------------------------------------------------------------------------
+
+    async def _admin(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
+        self._authorize_admin(scope)
+        request = protocol.parse_object(await self._body(scope, receive))
+        url, model = _entry_of(request)
+        if scope["method"] == "DELETE":
+            gone = self.pool.remove(url, model or None)
+            if not gone:
+                raise ApiError(404, f"no worker {request['url']!r} is here", "url", "worker_not_found")
+            return await _answer_json(send, 200, {"removed": [f"{w.url}#{w.model}" for w in gone]}, headers)
+        worker = PoolWorker(url, model, self._name_for(request, model), self._key_for(request))
+        if lease := request.get("lease_s"):
+            if not isinstance(lease, (int, float)) or isinstance(lease, bool) or not 1 <= lease <= 86400:
+                raise ApiError(400, "lease_s must be a number from 1 to 86400", "lease_s", "invalid_value")
+            worker.lease_until = time.monotonic() + lease
+        if (url, model) not in self.pool.workers:
+            await self._require_answer(worker)
+        self.pool.add(worker)
+        await _answer_json(send, 200, {"worker": f"{url}#{model}", "name": worker.name, "lease_s": lease}, headers)
+
+    def _name_for(self, request: dict[str, Any], model: str) -> str:
+        name = request.get("name") or model
+        if not isinstance(name, str) or not name:
+            raise ApiError(400, "url must be URL#MODEL, or name the model's name", "url", "invalid_value")
+        if name in self.virtual:
+            raise ApiError(400, f"{name!r} is a virtual model here; choose another name", "name", "invalid_value")
+        return name
+
+    def _key_for(self, request: dict[str, Any]) -> str | None:
+        """The key for a new worker, from a variable that the configuration names: no other can be read out in this way."""
+        variable = request.get("key_env")
+        if variable is None:
+            return None
+        if variable not in self.settings.key_envs:
+            raise ApiError(400, "key_env must be one that the configuration names", "key_env", "invalid_value")
+        return os.environ[variable]
+
+    async def _require_answer(self, worker: PoolWorker) -> None:
+        models = await self.pool.models_at(worker)
+        if models is None:
+            message = f"{worker.url} does not answer GET /models as OpenAI's API does"
+            raise ApiError(400, message, "url", "worker_unreachable")
+        if worker.model not in models:
+            message = f"{worker.url} does not serve {worker.model!r}; it serves: {', '.join(models)}"
+            raise ApiError(400, message, "url", "worker_has_no_such_model")
+
+
+# Small things --------------------------------------------------------------------------------------------------------------
+
+
+def _interrupt(task: asyncio.Task, late: list[bool]) -> None:
+    late.append(True)
+    task.cancel()
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def _in_header(text: str) -> str:
+    return text if text.isascii() and text.isprintable() else text.encode("ascii", "backslashreplace").decode()
+
+
+def _bearer(scope: Scope) -> bytes:
+    return _header(scope, b"authorization").removeprefix("Bearer ").strip().encode("latin-1")
+
+
+def _entry_of(request: dict[str, Any]) -> tuple[str, str]:
+    """(base URL, model) of {"url": "URL#MODEL"}. Raises ApiError."""
+    entry = request.get("url")
+    if not isinstance(entry, str) or not entry.startswith(("http://", "https://")):
+        raise ApiError(400, "url must be http(s)://HOST:PORT/v1#MODEL", "url", "invalid_value")
+    url, _, model = entry.partition("#")
+    return url.rstrip("/"), model
+
+
+def _conversation_id(scope: Scope, messages: list[Any], key: str | None) -> tuple[str | None, str]:
+    """(id, where it is from). Without one from the client, a hash of what stays the same over the turns: how it began."""
+    first = next((i for i, each in enumerate(messages) if isinstance(each, dict) and each.get("role") == "user"), None)
+    opening = messages[: first + 1] if first is not None else messages
+    asked = messages[first].get("content") if first is not None else None
+    if _header(scope, BACKGROUND_HEADER.encode()) or (isinstance(asked, str) and asked.startswith(BACKGROUND_PROMPT)):
+        return None, "background"
+    for name in CONVERSATION_HEADERS:
+        if given := _header(scope, name.encode()):
+            return given[:LONGEST_ID], "header"
+    if not opening:
+        return None, "none"
+    return hashlib.blake2b(orjson.dumps([key, opening]), digest_size=12).hexdigest(), "messages"
+
+
+def _require_shallow(request: dict[str, Any]) -> None:
+    """Raises ApiError for what can be read, but not written again (orjson reads 1024 levels and writes 254)."""
+    try:
+        orjson.dumps(request)
+    except TypeError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+
+
+def _as_messages(messages: list[Any]) -> list[Message]:
+    """Messages for a policy to read; what is wrong with them is the worker's to say."""
+    read = []
+    for each in messages:
+        if isinstance(each, dict):
+            content = each.get("content")
+            if isinstance(content, list):
+                content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            read.append(Message(str(each.get("role")), content if isinstance(content, str) else ""))
+    return read
+
+
+async def _answer_json(send: Send, status: int, content: Any, headers: dict[str, str]) -> None:
+    await _answer(send, status, orjson.dumps(content), headers | {"content-type": "application/json"})
+
+
+async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
+    headers = headers | ({} if status == 204 else {"content-length": str(len(body))})
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+# The server ----------------------------------------------------------------------------------------------------------------
+
+
+async def serve(
+    gateway: Gateway, listener: Any, ready: Callable[[], None], stop: asyncio.Event, grace_s: float
+) -> None:
+    """Serve until `stop` is set, then drain."""
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    most_connections, first_request_s = 2 * gateway.settings.most_requests, gateway.settings.upload_s
+
+    class Protocol(HttpToolsProtocol):
+        """uvicorn's protocol with a limit on connections, and on the time that a client takes for its first headers."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > most_connections:
+                transport.abort()
+                return
+            self.loop.call_later(first_request_s, self._require_request)
+
+        def _require_request(self) -> None:
+            if self.cycle is None and not self.transport.is_closing():
+                self.transport.abort()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["fastft.abort"] = self.transport.abort
+
+    class Server(uvicorn.Server):
+        """uvicorn's server, which says when it listens, and leaves the signals to us."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+        def capture_signals(self) -> Any:
+            return contextlib.nullcontext()
+
+    server = Server(
+        uvicorn.Config(
+            gateway,
+            http=Protocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    tasks = [asyncio.create_task(gateway.watch_forever()), asyncio.create_task(gateway.pool.check_forever())]
+
+    async def end() -> None:
+        await stop.wait()
+        await gateway.drain(grace_s)
+        server.should_exit = True
+
+    tasks.append(asyncio.create_task(end()))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        for task in tasks:
+            task.cancel()
+        await gateway.pool.close()

@@ -1,0 +1,129 @@
+"""Export the record of served turns: `fastft record export DIR -o FILE [--as conversations]`.
+
+    events           every event, as it was recorded
+    conversations    what was said, in the form that `fastft clean` and `fastft train` read
+
+Battles and outcomes will come from votes and rewards, which nothing records yet.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from fastft.common.command_line import option, parse
+from fastft.common.files import written_whole
+from fastft.data.conversation import ROLE_NAMES, Conversation, Message
+from fastft.errors import UsageError, UserError
+from fastft.serve.events import read_events
+
+WHOLE = ("answered",)
+"""Outcomes of turns whose answer is whole, if it was not cut by its length."""
+
+
+@dataclass
+class RecordConfig:
+    directory: str = option(positional=True)
+    """What --record of fastft serve named."""
+    output: str = option(short="-o")
+    """The file to write, JSON Lines."""
+    form: Literal["events", "conversations", "battles", "outcomes"] = option("events", name="as")
+    """What to make of the events."""
+
+
+def main(argv: list[str]) -> int:
+    """`fastft record export`."""
+    wants_help = bool(argv) and argv[0] in ("-h", "--help")
+    if not wants_help and argv[:1] != ["export"]:
+        raise UsageError("fastft record knows one thing to do: fastft record export DIR -o FILE")
+    description = "Write the record of served turns as JSON Lines."
+    [config] = parse(argv if wants_help else argv[1:], "fastft record export", description, RecordConfig)
+    events = read_events(Path(config.directory))
+    if config.form == "events":
+        rows: Iterable[bytes] = map(orjson.dumps, events)
+    elif config.form == "conversations":
+        rows = (conversation.to_json() for conversation in conversations(events))
+    else:
+        missing = {"battles": "votes between two answers", "outcomes": "rewards of answers"}[config.form]
+        raise UserError(f"--as {config.form}: this record holds none: {missing} are not recorded yet")
+    output, count = Path(config.output), 0
+    with written_whole(output) as partial, partial.open("wb") as file:
+        for row in rows:
+            file.write(row + b"\n")
+            count += 1
+    print(f"{output}: {count:,} {config.form}")
+    return 0
+
+
+def conversations(events: Iterable[dict[str, Any]]) -> Iterator[Conversation]:
+    """The conversations that were served, each once, with its last answer.
+
+    A turn is part of a later one when that repeats its messages and its answer; what was asked again, or edited, is a
+    conversation of its own. Answers that the record knows are marked to be learned; what clients put into an
+    assistant's mouth is not. Turns without an answer, background calls and tool calls are left out. Raises UserError for
+    a record without texts.
+    """
+    said: dict[str, tuple[str, bool]] = {}  # by the hash of a dialogue that ends with an answer: (model, whole)
+    continued: set[str] = set()
+    leaves: list[tuple[str, dict[str, Any]]] = []
+    seen = 0
+    for event in events:
+        seen += 1
+        if "messages_sha256" in event:
+            raise UserError("the record keeps hashes only (--record_texts false): there are no texts to export")
+        if not _is_dialogue(event):
+            continue
+        *prefixes, whole = _prefix_hashes([*event["messages"], _answer(event)])
+        continued.update(prefixes)
+        if whole not in said:
+            leaves.append((whole, event))
+        said[whole] = (event["model"], event["outcome"] in WHOLE and event["answers"][0]["finish_reason"] != "length")
+    for whole, event in leaves:
+        if whole not in continued:
+            yield _conversation(event, said)
+
+
+def _is_dialogue(event: dict[str, Any]) -> bool:
+    answers = event.get("answers") or []
+    readable = all(isinstance(each, dict) and _text(each) is not None for each in event.get("messages") or [])
+    calls = any(each.get("tool_calls") for each in [*answers, *(event.get("messages") or [])] if isinstance(each, dict))
+    return bool(
+        event.get("messages") and readable and not calls and event["model"] and answers and answers[0]["content"]
+    ) and (event["conversation_from"] != "background")
+
+
+def _answer(event: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": event["answers"][0]["content"]}
+
+
+def _text(message: dict[str, Any]) -> str | None:
+    """The text of a message; None if it holds something else, or has a role that is none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+    return content if isinstance(content, str) and message.get("role") in ROLE_NAMES else None
+
+
+def _prefix_hashes(messages: list[dict[str, Any]]) -> list[str]:
+    """A hash of the messages up to each one."""
+    digest, hashes = hashlib.sha256(), []
+    for message in messages:
+        digest.update(orjson.dumps([ROLE_NAMES[message["role"]], _text(message)]))
+        hashes.append(digest.hexdigest())
+    return hashes
+
+
+def _conversation(event: dict[str, Any], said: dict[str, tuple[str, bool]]) -> Conversation:
+    messages, models = [], []
+    dialogue = [*event["messages"], _answer(event)]
+    for message, prefix in zip(dialogue, _prefix_hashes(dialogue)):
+        role = ROLE_NAMES[message["role"]]
+        model, whole = said.get(prefix, (None, True)) if role == "assistant" else (None, True)
+        if model and model not in models:
+            models.append(model)
+        messages.append(Message(role, _text(message) or "", train=model is not None, ends=whole))
+    return Conversation(event["id"], messages, source="fastft serve", model="+".join(models))

@@ -1,0 +1,513 @@
+"""One model behind OpenAI's API, in a process of its own: `python -m fastft.serve.worker --model DIR`.
+
+    POST /v1/chat/completions  /v1/completions      streamed or whole, several at once in one batch
+    GET  /v1/models  /v1/models/{id}  /health  /metrics
+
+When it can answer, it prints one line, "ready http://127.0.0.1:PORT/v1#NAME", on stdout. On SIGTERM or SIGINT it takes
+nothing new (503), lets running answers finish for `--grace_s` seconds, ends the others with an error and exits; a second
+signal does so at once. It ends in the same way when the process that started it is gone, even by kill -9.
+
+Generation has a thread of its own (fastft.serve.generation); the event loop reads, checks and writes. Prompts of chats are
+tokenised as in training, so that control strings in a message stay text. Prompts of /v1/completions are the model's raw
+input: control strings in them are control tokens.
+
+It has no prefix cache, no constrained JSON and no tool calls; what asks for these is refused, or left out with a note in the
+header x-fastft-ignored.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fastft.common import logs
+from fastft.common.command_line import leave, parse, run
+from fastft.common.files import short_name
+from fastft.errors import UserError
+from fastft.serve.address import bound, is_loopback, written
+
+logger = logging.getLogger("fastft.serve.worker")  # __name__ is "__main__" in the process of a worker
+
+LARGEST_BODY = 16 << 20
+"""Bytes. A context of a million tokens is about 4 MB of text."""
+SLOW_UPLOAD_S = 30.0
+MOST_ANSWERS = 256
+"""To one request: its prompts times n."""
+KEEP_ALIVE_S = 75.0
+"""Longer than clients keep an idle connection (aiohttp 15 s, openai 5 s): the end of one that is about to send is an error."""
+COMPLETION_TOKENS = 16
+"""OpenAI's default for max_tokens of /v1/completions."""
+
+
+@dataclass
+class WorkerConfig:
+    model: str
+    """A model's directory, or its name on the Hugging Face Hub."""
+    name: str | None = None
+    """The name under which it is served (default: the directory's)."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Other than this machine's own needs --api_key_env."""
+    port: int = 0
+    """Port to listen on; 0 takes a free one, which the ready line names."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on GPUs and on CPUs that compute in it, else float32."""
+    repeatable: bool = False
+    """Compute in float32: the same seed gives the same answer alone and in company."""
+    max_batch: int = 16
+    """Answers that are generated at once."""
+    max_queue: int = 64
+    """Answers that may wait for a place; beyond that, requests get 429 with Retry-After."""
+    template: str | None = None
+    """Built-in chat template or .jinja file (default: the tokenizer's own)."""
+    api_key_env: str | None = None
+    """Environment variable with the key that requests must bring."""
+    grace_s: float = 25.0
+    """Seconds that running answers have to finish after SIGTERM."""
+    comment_s: float = 10.0
+    """Seconds between the comment lines of a stream that waits, which keep proxies from giving up."""
+    slow_client_s: float = 60.0
+    """Seconds after which a client that reads nothing is dropped."""
+    outlive_parent: bool = False
+    """Go on when the process that started this one ends (nohup)."""
+
+
+# The model -----------------------------------------------------------------------------------------------------------------
+
+
+class ServedModel:
+    """A model with its tokenizer and chat template: what turns requests into prompts, and tokens into text."""
+
+    def __init__(self, config: WorkerConfig):
+        """Raises UserError where the directory holds no chat model."""
+        import torch
+
+        from fastft.data.template.chat_template import chat_template, load_tokenizer
+        from fastft.inference.detokenize import TokenBytes
+        from fastft.inference.engine import load_weights
+        from fastft.model.pretrained import load_config
+
+        model_config = load_config(config.model).get_text_config(decoder=True)
+        self.name = config.name or short_name(config.model)
+        self.window = getattr(model_config, "max_position_embeddings", None) or 1 << 20
+        self.tokenizer = load_tokenizer(config.model)
+        self.template = chat_template(self.tokenizer, config.template, self.name)
+        self.token_bytes = TokenBytes(self.tokenizer, config.model)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = _dtype(config, self.device)
+        self.model = load_weights(config.model, getattr(torch, self.dtype)).to(self.device)
+        self.known_tokens = self.model.get_input_embeddings().num_embeddings
+        ends = self.model.generation_config.eos_token_id
+        self.stop_ids = {*self.template.stop_token_ids, *(ends if isinstance(ends, list) else [ends])} - {None}
+        self.created = int(time.time())
+
+    def chat_prompt(self, request: Any) -> list[list[int]]:
+        """Token ids of a ChatRequest's messages. Raises ApiError where the template refuses them."""
+        from fastft.data.template.skeleton import TemplateError
+        from fastft.serve.protocol import ApiError
+
+        try:
+            return [self.template.encode_prompt(request.messages)]
+        except TemplateError as error:
+            raise ApiError(400, str(error), "messages", "template_refuses") from None
+
+    def completion_prompts(self, request: Any) -> list[list[int]]:
+        """Token ids of a CompletionRequest's prompts. Raises ApiError for ids that the model does not know."""
+        from fastft.serve.protocol import ApiError
+
+        prompts = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in request.prompts]
+        if self.tokenizer.bos_token_id is not None:
+            prompts = [ids or [self.tokenizer.bos_token_id] for ids in prompts]
+        if not all(prompts):
+            raise ApiError(
+                400, "prompt must not be empty: this model has no token to begin with", "prompt", "invalid_value"
+            )
+        if wrong := [i for ids in prompts for i in ids if not 0 <= i < self.known_tokens]:
+            message = f"prompt holds the token {wrong[0]}; the model knows those from 0 to {self.known_tokens - 1}"
+            raise ApiError(400, message, "prompt", "invalid_value")
+        return prompts
+
+    def answers(self, request: Any, prompts: list[list[int]], chat: bool, max_rows: int) -> list[list[Any]]:
+        """What is to be generated for a request, a group for each prompt. Raises ApiError where it does not fit."""
+        from fastft.inference.detokenize import AnswerText
+        from fastft.inference.rows import Answering
+        from fastft.serve.protocol import ApiError, context_too_long
+
+        if request.n > max_rows:
+            raise ApiError(400, f"n must be at most {max_rows} here", "n", "invalid_value")
+        if len(prompts) * request.n > MOST_ANSWERS:
+            raise ApiError(400, f"a request may ask for {MOST_ANSWERS} answers at most", "prompt", "invalid_value")
+        asked = request.max_tokens if chat or request.max_tokens else COMPLETION_TOKENS
+        for ids in prompts:
+            if len(ids) + (asked or 1) > self.window:
+                raise context_too_long(self.window, len(ids), asked, "messages" if chat else "prompt")
+        separator = self.template.separator if chat else ""
+        return [
+            [
+                Answering(
+                    ids,
+                    request.sampling,
+                    asked or self.window - len(ids),
+                    AnswerText(self.token_bytes, request.stop, separator),
+                    choice=choice,
+                    ignore_end=request.ignore_eos,
+                    top_logprobs=request.top_logprobs,
+                )
+                for choice in range(request.n)
+            ]
+            for ids in prompts
+        ]
+
+    def cache_memory(self) -> int:
+        """Bytes for the keys and values of all rows: most of what a GPU has left, half of a machine's free memory."""
+        import torch
+
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _dtype(config: WorkerConfig, device: Any) -> str:
+    if config.repeatable:
+        if config.dtype not in ("auto", "float32"):
+            raise UserError(f"--repeatable computes in float32; leave --dtype {config.dtype} out")
+        return "float32"
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if device.type == "cuda" or _cpu_computes_bfloat16() else "float32"
+
+
+def _cpu_computes_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16; others are several times slower in it than in float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+# The API -------------------------------------------------------------------------------------------------------------------
+
+
+class _Figures:
+    """What /metrics shows."""
+
+    def __init__(self, generation: Any):
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+        self.registry = registry = CollectorRegistry()
+        prefix = "fastft_worker_"
+        self.requests = Counter(prefix + "requests", "Requests by how they ended.", ["outcome"], registry=registry)
+        self.tokens = Counter(prefix + "tokens", "Tokens of accepted requests.", ["kind"], registry=registry)
+        buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+        self.first = Histogram(
+            prefix + "first_token_seconds",
+            "From accepting a request to its first token.",
+            buckets=buckets,
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            prefix + "answer_seconds",
+            "From accepting a request to the end of its answer.",
+            buckets=buckets,
+            registry=registry,
+        )
+        for name, text in (("running", "Requests being answered."), ("waiting", "Requests without a first token.")):
+            gauge = Gauge(prefix + name, text, registry=registry)
+            gauge.set_function(lambda name=name: getattr(generation, name))
+        Gauge(prefix + "steps", "Steps of the batch so far.", registry=registry).set_function(lambda: generation.steps)
+
+    def ended(self, job: Any, outcome: str, first_token: float | None, seconds: float) -> None:
+        self.requests.labels(outcome).inc()
+        self.tokens.labels("prompt").inc(job.prompt_tokens)
+        self.tokens.labels("completion").inc(job.completion_tokens)
+        if first_token is not None:
+            self.first.observe(first_token)
+        self.seconds.observe(seconds)
+
+
+def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any:
+    """The ASGI application of a worker."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.routing import Route
+
+    from fastft import __version__
+    from fastft.serve import protocol
+    from fastft.serve.generation import AnswerJob
+    from fastft.serve.responses import AnswerResponse, ChatForm, CompletionForm, Patience
+
+    figures = _Figures(generation)
+    tokenising = ThreadPoolExecutor(1, "tokenising")  # long prompts take seconds, in which others are read
+    fingerprint = f"fastft-{__version__}-{served.dtype}"
+    patience = Patience(config.comment_s, config.slow_client_s)
+    key = _key(config)
+
+    async def answer(request: Request, chat: bool) -> Response:
+        authorize(request)
+        asked = protocol.read_request(await read_body(request), chat)
+        require_model(asked.model)
+        tokenise = served.chat_prompt if chat else served.completion_prompts
+        prompts = await asyncio.get_running_loop().run_in_executor(tokenising, tokenise, asked)
+        job = AnswerJob(served.answers(asked, prompts, chat, generation.max_rows))
+        generation.submit(job)
+        form = (ChatForm if chat else CompletionForm)(served.token_bytes, fingerprint)
+        return AnswerResponse(asked, job, generation, form, patience, ended)
+
+    def ended(job: AnswerJob, outcome: str, first_token: float | None, seconds: float) -> None:
+        figures.ended(job, outcome, first_token, seconds)
+        if outcome == "answered":
+            generation.note_duration(seconds)
+
+    def authorize(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+        if key is not None and not hmac.compare_digest(given.encode(), key):
+            raise protocol.invalid_api_key()
+
+    def require_model(name: str) -> None:
+        if name != served.name:
+            raise protocol.model_not_found(name, [served.name])
+
+    async def read_body(request: Request) -> bytes:
+        try:
+            return await asyncio.wait_for(_body(request), SLOW_UPLOAD_S)
+        except asyncio.TimeoutError:
+            message = f"the request's body did not arrive within {SLOW_UPLOAD_S:g} s"
+            raise protocol.ApiError(408, message, code="slow_upload") from None
+
+    async def chat_completions(request: Request) -> Response:
+        return await answer(request, chat=True)
+
+    async def completions(request: Request) -> Response:
+        return await answer(request, chat=False)
+
+    def card() -> dict:
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": served.created,
+            "owned_by": "fastft",
+            "max_model_len": served.window,
+        }
+
+    async def models(request: Request) -> Response:
+        authorize(request)
+        return JSONResponse({"object": "list", "data": [card()]})
+
+    async def model(request: Request) -> Response:
+        authorize(request)
+        require_model(request.path_params["name"])
+        return JSONResponse(card())
+
+    async def health(request: Request) -> Response:
+        status = "dead" if not generation.alive else "draining" if generation.draining else "ok"
+        content = {
+            "status": status,
+            "model": served.name,
+            "running": generation.running,
+            "waiting": generation.waiting,
+            "max_batch": generation.max_rows,
+            "max_queue": generation.max_queue,
+            "window": served.window,
+            "dtype": served.dtype,
+        }
+        return JSONResponse(content, 200 if status == "ok" else 503)
+
+    async def metrics(request: Request) -> Response:
+        return Response(generate_latest(figures.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, protocol.ApiError)
+        figures.requests.labels("refused").inc()
+        return JSONResponse(error.content(), error.status, error.headers)
+
+    def not_here(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        found = protocol.route_not_found(request.method, request.url.path)
+        found.status = error.status_code
+        return JSONResponse(found.content(), found.status, error.headers)
+
+    def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(protocol.internal_error().content(), 500)
+
+    def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/health", health),
+            Route("/metrics", metrics),
+        ],
+        exception_handlers={
+            protocol.ApiError: refuse,
+            HTTPException: not_here,
+            ClientDisconnect: gone,
+            Exception: failed,
+        },
+    )
+
+
+async def _body(request: Any) -> bytes:
+    from fastft.serve import protocol
+
+    if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
+        raise protocol.body_too_large(LARGEST_BODY)
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > LARGEST_BODY:
+            raise protocol.body_too_large(LARGEST_BODY)
+    return bytes(body)
+
+
+def _key(config: WorkerConfig) -> bytes | None:
+    """The key that requests must bring; None if none is asked for. Raises UserError where one is needed and missing."""
+    if config.api_key_env:
+        if not (key := os.environ.get(config.api_key_env)):
+            raise UserError(
+                f"--api_key_env {config.api_key_env}: there is no such environment variable, or it is empty"
+            )
+        return key.encode()
+    if not is_loopback(config.host):
+        raise UserError(f"--host {config.host}: others can reach this address; give a key with --api_key_env NAME")
+    return None
+
+
+# The process ---------------------------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    parent = os.getppid()  # before anything slow: a parent that ends meanwhile is noticed
+    try:
+        import uvloop
+    except ImportError:
+        raise UserError("serving needs packages that are not installed: pip install 'fastft[serve]'") from None
+    description = "Serve one model over OpenAI's API, in this process."
+    [config] = parse(argv, "python -m fastft.serve.worker", description, WorkerConfig)
+    _check(config)
+    _key(config)
+    with bound(config.host, config.port) as listener:
+        served = ServedModel(config)
+        uvloop.run(_serve(config, served, listener, None if config.outlive_parent else parent))
+    return 0
+
+
+def _check(config: WorkerConfig) -> None:
+    for name, least in (("max_batch", 1), ("max_queue", 0), ("grace_s", 0), ("port", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
+    for name in ("comment_s", "slow_client_s"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
+
+
+async def _serve(config: WorkerConfig, served: ServedModel, listener: socket.socket, parent: int | None) -> None:
+    import uvicorn
+
+    from fastft.inference.rows import StepLoop
+    from fastft.serve.generation import Generation
+
+    steps = StepLoop(served.model, served.stop_ids, served.window, config.max_batch, served.cache_memory())
+    if steps.why_alone:
+        logger.warning("%s answers one request at a time: %s", served.name, steps.why_alone)
+    generation = Generation(steps, config.max_queue)
+    host, port = listener.getsockname()[:2]
+    url = f"http://{written(host, port)}/v1#{served.name}"
+
+    class Server(uvicorn.Server):
+        """uvicorn's server, which says when it listens, and leaves the signals to us."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"ready {url}", flush=True)
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    settings = uvicorn.Config(
+        build_app(served, generation, config),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=5,
+    )
+    server = Server(settings)
+    loop = asyncio.get_running_loop()
+    ending: list[asyncio.Task] = []
+
+    def end() -> None:
+        if ending:
+            generation.finish_at_once()
+            server.should_exit = True
+        else:
+            ending.append(loop.create_task(_drain(generation, server, config.grace_s)))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    if parent is not None:
+        _watch_parent(parent, lambda: loop.call_soon_threadsafe(end), config.grace_s)
+    logger.info("%s: %s on %s, up to %d answers at once", served.name, served.dtype, served.device, steps.max_rows)
+    await server.serve(sockets=[listener])
+
+
+async def _drain(generation: Any, server: Any, grace_s: float) -> None:
+    """Accept nothing more, let running answers finish, and end the others with an error."""
+    generation.draining = True
+    logger.info("shutting down: %d requests have %g s to finish", len(generation.jobs), grace_s)
+    deadline = time.monotonic() + grace_s
+    while generation.jobs and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+    generation.finish_at_once()
+    server.should_exit = True
+
+
+def _mute_unread() -> None:
+    """Let what is said go nowhere, where it went into a pipe that nobody reads any more: the next word would end the thread."""
+    for stream in (sys.stdout, sys.stderr):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)  # errors are reported always
+        if poll.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _watch_parent(parent: int, end: Callable[[], None], grace_s: float) -> None:
+    """Call `end` when the process `parent`, which started this one, is gone; be gone a little after the grace time."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        _mute_unread()
+        logger.warning("the process that started this worker is gone")
+        end()
+        time.sleep(grace_s + 10)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+if __name__ == "__main__":
+    logs.show()
+    # The thread that generates may be within a step of seconds: nothing waits for it.
+    leave(run(lambda: main(sys.argv[1:])))

@@ -1,0 +1,93 @@
+"""Gateways in processes of their own, `fastft serve`, and the scripted workers behind them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.serving import ROOT, WorkerProcess, wait_until
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class Scripted(WorkerProcess):
+    """A scripted worker, and what it has seen."""
+
+    def do(self, **script) -> None:
+        assert self.post("/script", script).status == 200
+
+    @property
+    def seen(self) -> dict:
+        return self.get("/seen").json
+
+    @property
+    def entry(self) -> str:
+        return f"{self.url}#{self.name}"
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def started(kind: type, command: list[str], **environment: str) -> Iterator:
+    """A process that says "ready URL…"; killed at the end, with all that it started."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+        start_new_session=True,
+    )
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
+    reader.start()
+    try:
+        ready = process.stdout.readline().split()
+        if ready[:1] != ["ready"]:
+            process.wait(60)
+            reader.join(60)
+            raise AssertionError("".join(said))
+        url, _, name = ready[1].partition("#")
+        yield kind(url, name, process, said)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        reader.join(10)
+        process.stderr.close()
+
+
+def scripted(name: str = "m", port: int = 0) -> contextlib.AbstractContextManager[Scripted]:
+    return started(Scripted, [sys.executable, str(ROOT / "tests/helpers/scripted_worker.py"), name, str(port)])
+
+
+@contextlib.contextmanager
+def gateway(*flags: str, config: dict | None = None, directory: Path | None = None, **environment: str) -> Iterator:
+    """`fastft serve` on a free port, with `config` as its file in `directory`."""
+    command = [sys.executable, "-m", "fastft", "serve", "--port", "0", *flags]
+    if config:
+        (directory / "serve.yaml").write_text(json.dumps(config))  # JSON is YAML
+        command += ["--config", str(directory / "serve.yaml")]
+    with started(WorkerProcess, command, **environment) as process:
+        process.name = "m"
+        yield process
+
+
+def events(directory: Path) -> list[dict]:
+    from fastft.serve.events import read_events
+
+    return list(read_events(directory))
+
+
+def event_of(directory: Path, reply_id: str) -> dict:
+    """The event with an id, as soon as it is written."""
+    wait_until(lambda: any(each["id"] == reply_id for each in events(directory)), f"event {reply_id} is written")
+    return next(each for each in events(directory) if each["id"] == reply_id)
