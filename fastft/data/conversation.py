@@ -310,7 +310,10 @@ def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """(number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
     for i, turn in enumerate(_turns(record)):
         for key in turn:
-            if key not in _READ and key not in ABOUT and not _is_empty(turn[key]):
+            says_something = isinstance(turn[key], (bool, int, float)) or not _is_empty(
+                turn[key]
+            )  # false says something
+            if key not in _READ and key not in ABOUT and says_something:
                 yield i, key
 
 

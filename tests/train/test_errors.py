@@ -75,3 +75,22 @@ def test_messages_are_those_of_one_rank(ground, tmp_path):
 def test_a_mistake_in_the_command_is_one_line_of_one_rank(ground, tmp_path):
     done = train(ground, tmp_path / "out", "--sed", "1", processes=2)
     assert done.returncode == 1 and done.stderr == "error: unknown key 'sed'; the nearest valid one is 'seed'\n"
+
+
+def test_a_bug_while_a_checkpoint_is_written_is_no_full_disk(ground, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from fastft.common import logs\n"
+        "from fastft.common.command_line import leave, run\n"
+        "from fastft.train import loop\n"
+        "from fastft.train.checkpoint import manifest\n"
+        "def entry(path):\n"
+        "    raise KeyError('planted')\n"
+        "manifest.entry = entry\n"
+        "logs.show()\n"
+        "leave(run(loop.main))\n"
+    )
+    done = run([sys.executable, str(script), *flags(ground, tmp_path / "out"), "--max_steps", "2"])
+    assert done.returncode == 1 and "Traceback" in done.stderr and "planted" in done.stderr
+    assert "make room" not in done.stderr and "please report it" in done.stderr

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import everywhere, local_rank, machine, on_first
 from fastft.common.files import full_disk, lack_of_room, sync, write_whole
-from fastft.errors import UserError
+from fastft.errors import PeerError, UserError
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.remote import Uploader
@@ -80,6 +80,7 @@ class Writer:
             use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
         )
         self.stager = DefaultStager(options)
+        self.bug: BaseException | None = None  # met while writing, to be raised with its traceback by `wait`
         self.under_way: tuple[Path, Future[str | None]] | None = None
         self.blocking_s: float | None = None  # how long training waited for the last `save`
         self.saves, self.blocked_s = 0, 0.0
@@ -104,11 +105,13 @@ class Writer:
         if self.under_way is None:
             return
         (final, written), self.under_way = self.under_way, None
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, written.result())
-        if failure := next(filter(None, failures), None):
+        failures: list[tuple[str | None, bool]] = [(None, False)] * dist.get_world_size()
+        dist.all_gather_object(failures, (written.result(), self.bug is not None))
+        if failure := next((failure for failure, _ in failures if failure), None):
             if self.disk.is_holder:
                 shutil.rmtree(_partial(final), ignore_errors=True)
+            if any(is_bug for _, is_bug in failures):
+                raise self.bug or PeerError
             raise UserError(
                 f"{final}: the checkpoint could not be written ({failure}). Earlier checkpoints are untouched: make room "
                 "and start the same command again"
@@ -146,6 +149,7 @@ class Writer:
             failure = None
         except (Exception, CheckpointException) as error:  # the latter derives from BaseException
             own, failure = {}, self._failure(error, state, partial)  # whatever it is, the others wait to hear of it
+            self.bug = error if _is_bug(error) else None
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
         if failure := next((failure for _, _, failure in everyone if failure), None):
@@ -180,6 +184,11 @@ class Writer:
             self.uploader.offer(meta["step"], final, meta, here)
         in_use = self.uploader.in_use() if self.uploader else set()
         prune(self.disk.directory, meta["step"], self.keep, self.keep_every, in_use)
+
+
+def _is_bug(error: BaseException) -> bool:
+    """Whether writing failed for a reason of ours. Disks are OSErrors, or RuntimeErrors of torch's own writer."""
+    return not isinstance(root_error(error), (OSError, RuntimeError, UserError))
 
 
 def _partial(final: Path) -> Path:
