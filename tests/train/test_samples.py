@@ -97,6 +97,7 @@ def test_they_do_not_change_dropout(ground, tmp_path):
     assert runs.losses(tmp_path / "plain") != runs.losses(tmp_path / "without"), "nothing was dropped"
 
 
+@pytest.mark.slow
 def test_two_processes_say_the_same_and_their_checkpoints_are_exported_by_one(ground, run, tmp_path):
     out = tmp_path / "out"
     done = runs.train(ground, out, "--checkpoint.every", "4", *asked(ground), processes=2)

@@ -83,6 +83,7 @@ def test_gradients_do_not_depend_on_packing_checkpointing_or_micro_batches(groun
     assert_gradients_agree(whole, unpacked)
 
 
+@pytest.mark.slow
 def test_gradients_do_not_depend_on_the_number_of_ranks(ground, tmp_path):
     """1 process x 4 micro-batches = 2 x 2 = 4 x 1."""
     results = []
