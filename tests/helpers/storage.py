@@ -169,6 +169,7 @@ def write_credentials(path: Path, key: str) -> None:
 def s3(bucket: str = "runs") -> Iterator[Line]:
     """Start moto's server with one bucket, and point all S3 clients, those of child processes too, at the proxy to it."""
     import boto3
+    from moto.core.base_backend import BackendDict
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -185,6 +186,7 @@ def s3(bucket: str = "runs") -> Iterator[Line]:
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     try:
+        BackendDict.reset()  # all of moto's servers in a process share their buckets
         boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}").create_bucket(Bucket=bucket)
         yield line
     finally:

@@ -379,17 +379,23 @@ def test_a_queue_is_first_in_first_out_and_bounded(served):
         assert reply.status == 429 and reply.error["code"] == "queue_full"
         assert int(reply.headers["retry-after"]) >= 1
     assert served.health()["waiting"] == QUEUE
+    _read_until(accepted[-1], b": waiting, 7 before this one")
     accepted.pop(3).close()  # a waiter that leaves
     wait_until(lambda: served.health()["waiting"] == QUEUE - 1, "the queue is shorter")
-    begun = b""
-    while b": waiting, 6 before this one" not in begun:
-        begun += accepted[-1].recv(1000)
-    assert b": waiting, 7 before this one" in begun
+    _read_until(accepted[-1], b": waiting, 6 before this one")
     for blocker in blockers:
         blocker.close()
     turns = _turns_of_first_events(accepted)
     assert len(turns) == QUEUE - 1
     assert all(a <= b for a, b in zip(turns, turns[2:]))  # two at a time
+
+
+def _read_until(connection: socket.socket, words: bytes) -> None:
+    seen = b""
+    while words not in seen:
+        new = connection.recv(1000)
+        assert new, f"the stream ended after {seen!r}"
+        seen += new
 
 
 def _turns_of_first_events(connections: list[socket.socket]) -> list[int]:
