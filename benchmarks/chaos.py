@@ -44,7 +44,7 @@ from fastft.common.object_store import Store  # noqa: E402
 from fastft.cost.spot.traces import read_trace  # noqa: E402
 from fastft.train.checkpoint import manifest  # noqa: E402
 from fastft.train.checkpoint.remote import checkpoints  # noqa: E402
-from fastft.train.metrics import read_metrics  # noqa: E402
+from fastft.train.report.metrics import read_metrics  # noqa: E402
 
 WAYS = ("notice", "hurried", "kill", "save", "upload", "lost", "outage", "expired")
 OUTAGE_S, RENEWAL_S = 10, 3

@@ -106,7 +106,7 @@ def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
     from fastft.model import huggingface
     from fastft.train import loop
     from fastft.train.checkpoint import local
-    from fastft.train.metrics import read_metrics
+    from fastft.train.report.metrics import read_metrics
 
     out, costs = options.work / f"fastft{'-'.join(more)}", []
     flags = [

@@ -207,7 +207,7 @@ def write_html(output_dir: Path, report: "Report", questions: list[str], before:
     import yaml
 
     from fastft.demo.report import write_report
-    from fastft.train.metrics import read_metrics
+    from fastft.train.report.metrics import read_metrics
 
     samples = [{"question": q, "before": b, "after": a} for q, b, a in zip(questions, before, after)]
     write_report(

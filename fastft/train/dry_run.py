@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from fastft.config import TrainConfig
 from fastft.data.step_plan import Curriculum, Step, fullest_step
-from fastft.train.metrics import peak_memory_gib
+from fastft.train.report.metrics import peak_memory_gib
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from fastft.model.pretrained import fit_config, load_config, model_fingerprint
 from fastft.train.checkpoint import local, manifest
 from fastft.train.report.card import model_card
 from fastft.train.report.run_dir import read_run
-from fastft.train.trackers import first_line
+from fastft.train.report.trackers import first_line
 
 logger = logging.getLogger(__name__)
 

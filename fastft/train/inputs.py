@@ -15,8 +15,8 @@ from fastft.errors import UserError
 from fastft.model import huggingface
 from fastft.model.pretrained import fit_config, load_config, model_fingerprint
 from fastft.train.checkpoint.identity import run_identity
-from fastft.train.samples import Sampler
-from fastft.train.trackers import tracker_names
+from fastft.train.report.samples import Sampler
+from fastft.train.report.trackers import tracker_names
 
 logger = logging.getLogger(__name__)
 

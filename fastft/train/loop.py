@@ -52,18 +52,18 @@ from fastft.train.checkpoint.resume import Candidate, find_starts, finished_mode
 from fastft.train.checkpoint.save_interval import SaveInterval
 from fastft.train.dry_run import dry_run_steps
 from fastft.train.inputs import RunInputs, read_inputs
-from fastft.train.metrics import Reporter, step_rows
 from fastft.train.optim import SkippedSteps, build_optimizer, learning_rate
 from fastft.train.preemption import notices
 from fastft.train.preemption import stop as stopping
 from fastft.train.preemption.stop import Preempted, Stopping
 from fastft.train.report.card import model_card
+from fastft.train.report.metrics import Reporter, step_rows
 from fastft.train.report.page import refresh_page
 from fastft.train.report.run_dir import describe, read_run, write_facts
+from fastft.train.report.startup import Startup
+from fastft.train.report.trackers import Trackers
 from fastft.train.run_lock import lock
-from fastft.train.startup import Startup
 from fastft.train.step import build_batches, evaluate, train_step
-from fastft.train.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 

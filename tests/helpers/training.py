@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from fastft.data.dataset import tokenized
 from fastft.data.step_plan import StepPlan
 from fastft.data.template.chat_template import load_template
-from fastft.train.metrics import read_metrics
+from fastft.train.report.metrics import read_metrics
 
 HERE = Path(__file__).parent
 

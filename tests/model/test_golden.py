@@ -26,7 +26,7 @@ FAMILIES = ("llama", "qwen3", "mistral", "gemma")
 def losses_and_norms(family: str, work: Path) -> list[list[float]]:
     """[loss, norm of the gradient] of each of 20 steps."""
     from fastft.cli import main
-    from fastft.train.metrics import read_metrics
+    from fastft.train.report.metrics import read_metrics
 
     models.make_model(work / "model", family)
     models.make_data(work / "data.jsonl", conversations=40, seed=1)
@@ -60,7 +60,7 @@ def test_a_model_learns_four_conversations_by_heart(tmp_path, monkeypatch):
     models.make_model(tmp_path / "model")
     models.make_data(tmp_path / "data.jsonl", conversations=4)
     from fastft.cli import main
-    from fastft.train.metrics import read_metrics
+    from fastft.train.report.metrics import read_metrics
 
     arguments = [
         "train", "--model", tmp_path / "model", "--data", tmp_path / "data.jsonl", "--output_dir", tmp_path / "out",

@@ -18,8 +18,8 @@ from fastft.cli import main
 from fastft.common.files import short_name
 from fastft.data.dataset import tokenized
 from fastft.data.template.chat_template import load_template
-from fastft.train.metrics import read_metrics
 from fastft.train.report.card import model_card
+from fastft.train.report.metrics import read_metrics
 from fastft.train.report.run_dir import read_run
 
 

@@ -13,9 +13,9 @@ from transformers import AutoConfig
 from fastft.cost.flops import attention_windows, seen_squares, training_flops
 from fastft.cost.gpus import peak_flops
 from fastft.train import loop
-from fastft.train.metrics import Reporter, progress_line, read_metrics
+from fastft.train.report.metrics import Reporter, progress_line, read_metrics
 from fastft.train.report.run_dir import write_facts
-from fastft.train.trackers import Trackers
+from fastft.train.report.trackers import Trackers
 
 
 def test_flops_are_those_of_the_matrix_products():

@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastft.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from fastft.data.dataset import Source, TokenizedData, conversation_names
-from fastft.train.metrics import read_metrics
 from fastft.train.optim import build_optimizer, clip_gradients, learning_rate, parameter_groups, update
+from fastft.train.report.metrics import read_metrics
 
 
 def config(**options) -> TrainConfig:

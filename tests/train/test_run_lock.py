@@ -14,7 +14,7 @@ import time
 import pytest
 from helpers.training import command, fails, flags, run, train_here
 
-from fastft.train.metrics import read_metrics
+from fastft.train.report.metrics import read_metrics
 
 LONG = ("--epochs", "4000", "--max_steps", "8000", "--trackers", "none", "--checkpoint.every", "0")
 

@@ -18,8 +18,8 @@ from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
 from fastft.train.checkpoint.remote import checkpoints
-from fastft.train.metrics import read_metrics
 from fastft.train.preemption import stop as stopping
+from fastft.train.report.metrics import read_metrics
 
 PATIENCE_S = 300.0
 STEPS = 40

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import training as runs
 
-from fastft.train.trackers import Trackers, tracker_names
+from fastft.train.report.trackers import Trackers, tracker_names
 
 
 def interrupted(ground, out, tracker: str) -> str:

@@ -31,7 +31,7 @@ from fastft.data.step_plan import StepPlan
 from fastft.data.template.chat_template import load_template
 from fastft.train.checkpoint import local, manifest
 from fastft.train.checkpoint.resume import Candidate, complete_files
-from fastft.train.metrics import read_metrics
+from fastft.train.report.metrics import read_metrics
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)

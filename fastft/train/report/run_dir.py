@@ -21,7 +21,7 @@ import fastft
 from fastft.common.files import short_name, write_whole
 from fastft.config import TrainConfig, parse_config
 from fastft.errors import UserError
-from fastft.train.metrics import read_metrics
+from fastft.train.report.metrics import read_metrics
 
 if TYPE_CHECKING:
     import torch

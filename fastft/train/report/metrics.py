@@ -17,7 +17,7 @@ from fastft.common import logs
 from fastft.common.files import room_for, write_whole
 from fastft.cost.flops import training_flops
 from fastft.cost.gpus import peak_flops
-from fastft.train.trackers import Trackers
+from fastft.train.report.trackers import Trackers
 
 if TYPE_CHECKING:
     import torch

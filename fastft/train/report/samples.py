@@ -23,7 +23,7 @@ from fastft.data.conversation import Message, parse_conversation
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.errors import UserError
 from fastft.model.build import TrainedModel, uncompiled
-from fastft.train.metrics import cut_after
+from fastft.train.report.metrics import cut_after
 
 
 @dataclass
