@@ -4,6 +4,7 @@ write_whole(path, "text or bytes")                # beside, then renamed into pl
 write_whole(path, content, durable=True)          # and on the disk before this returns
 with written_whole(path) as partial: ...          # for what another library writes
 with room_for(path, needed=4096): ...             # for what is appended, or written in some other way
+publish_directory(partial, path)                  # a directory that was filled beside its place
 """
 
 import errno
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from fastft.errors import UserError
 
+REPLACED = ".old.tmp"  # ends the name of a directory that is being replaced
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -121,6 +123,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish_directory(partial: Path, path: Path) -> None:
+    """Make `partial` and all its files durable, and rename it to `path`, where it replaces a directory that is there.
+
+    At any moment, after SIGKILL or a power cut as well, `path` is the whole old directory, or nothing, or the whole new one.
+    """
+    for each in (*partial.rglob("*"), partial):
+        sync(each)
+    old = path.with_name(f"{path.name}{REPLACED}")
+    shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
+    if path.is_dir() and not path.is_symlink():
+        os.rename(path, old)  # one act, where removing its files one by one would leave a part of it after a kill
+    os.rename(partial, path)
+    sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def short_name(place: str) -> str:

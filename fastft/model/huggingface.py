@@ -6,7 +6,6 @@ cannot be exported.
 
 import json
 import logging
-import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from fastft.common.distributed import everywhere, on_first
-from fastft.common.files import full_disk, lack_of_room, sync
+from fastft.common.files import full_disk, lack_of_room, publish_directory
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.errors import PeerError, UserError
@@ -203,11 +202,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
         mode = _usual_mode(partial)
         for file in partial.iterdir():
             file.chmod(mode)  # safetensors makes its files readable for their owner alone
-            sync(file)
-        sync(partial)
-        shutil.rmtree(path, ignore_errors=True)
-        os.rename(partial, path)
-        sync(path.parent)
+        publish_directory(partial, path)
 
 
 @contextmanager

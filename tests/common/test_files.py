@@ -1,6 +1,7 @@
 """Files are whole or not there, whatever happens while they are written."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,16 @@ import threading
 
 import pytest
 
-from fastft.common.files import FullDiskError, bytes_text, room_for, short_name, sync, write_whole, written_whole
+from fastft.common.files import (
+    FullDiskError,
+    bytes_text,
+    publish_directory,
+    room_for,
+    short_name,
+    sync,
+    write_whole,
+    written_whole,
+)
 
 
 def names(path):
@@ -118,6 +128,57 @@ def test_directories_are_made_durable_too(tmp_path):
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "nowhere")
+
+
+def test_a_published_directory_replaces_the_old_one(tmp_path):
+    for text in ("old", "new"):
+        (tmp_path / "a.partial").mkdir()
+        (tmp_path / "a.partial" / f"{text}.txt").write_text(text)
+        publish_directory(tmp_path / "a.partial", tmp_path / "a")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["new.txt"]
+
+
+def test_a_link_is_not_replaced_by_a_directory(tmp_path):
+    for name in ("elsewhere", "a.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a").symlink_to("elsewhere")
+    with pytest.raises(NotADirectoryError):
+        publish_directory(tmp_path / "a.partial", tmp_path / "a")
+    assert names(tmp_path) == ["a", "a.partial", "elsewhere"]
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from fastft.common.files import publish_directory
+left = int(sys.argv[2])
+def count(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.rmdir"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+path = Path(sys.argv[1])
+sys.addaudithook(count)
+publish_directory(path.with_name("a.partial"), path)
+"""
+
+
+def test_nobody_sees_half_a_directory(tmp_path):
+    """A publisher is killed before each act on the disk in turn: what is there is all old, nothing, or all new."""
+    path, seen, killed, code = tmp_path / "a", [], 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        for place, text in ((path, "old"), (tmp_path / "a.partial", "new")):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            for number in range(3):
+                (place / str(number)).write_text(text)
+        code = subprocess.run([sys.executable, "-c", KILLED_AT, path, str(killed)]).returncode
+        texts = [file.read_text() for file in sorted(path.iterdir())] if path.exists() else []
+        assert texts in (["old"] * 3, [], ["new"] * 3)
+        seen, killed = [*seen, texts], killed + 1
+    assert code == 0 and seen[0] == ["old"] * 3 and [] in seen and seen[-1] == ["new"] * 3
+    assert names(tmp_path) == ["a"], "what a killed publisher left is gone"
 
 
 def test_a_short_name_does_not_tell_where_a_file_lies(tmp_path, monkeypatch):

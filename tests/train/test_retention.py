@@ -43,7 +43,7 @@ def test_what_others_have_put_there_stays(tmp_path):
     (tmp_path / "step-00000012").symlink_to(elsewhere)
     for step in (10, 20, 30):
         checkpoint(tmp_path / f"step-{step:08d}", step)
-    for name in ("step-00000040.tmp", "step-00000020.fetch.tmp"):
+    for name in ("step-00000040.tmp", "step-00000020.fetch.tmp", "step-00000020.old.tmp"):
         (tmp_path / name).mkdir()
     local.prune(tmp_path, 30, keep=1)
     kept = ["step-00000011", "step-00000012", "step-00000030"]

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import everywhere, local_rank, machine, on_first
-from fastft.common.files import full_disk, lack_of_room, sync, write_whole
+from fastft.common.files import REPLACED, full_disk, lack_of_room, publish_directory, write_whole
 from fastft.errors import PeerError, UserError
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
@@ -202,7 +202,7 @@ def _state(model: TrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, A
 
 
 def load(path: Path, model: TrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Restore the trained weights and the optimiser in place, on any number of ranks; collective."""
+    """Restore the trained weights and the optimizer in place, on any number of ranks; collective."""
     state = _state(model, optimizer)
     dcp.load(state, checkpoint_id=path)  # into the weights themselves
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
@@ -229,10 +229,7 @@ def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.
 def publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
     """Make the files in `partial` durable, with `meta` as their manifest, and rename the directory to `final`."""
     write_whole(partial / manifest.NAME, manifest.dumps(meta), durable=True)
-    sync(partial)
-    shutil.rmtree(final, ignore_errors=True)  # an incomplete one of that name
-    os.rename(partial, final)
-    sync(final.parent)
+    publish_directory(partial, final)  # one of that name that is there is incomplete
     write_whole(final.parent / "latest", f"{final.name}\n", durable=True)
 
 
@@ -290,7 +287,7 @@ def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: 
     found = {path: _step_if_whole(path) for path in _newest_first(directory) if (path / manifest.NAME).exists()}
     kept = manifest.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
     for path in directory.glob("step-*.tmp"):
-        if manifest.step_of(path.name.removesuffix(".tmp").removesuffix(".fetch")) is not None:
+        if manifest.step_of(path.name.removesuffix(REPLACED).removesuffix(".tmp").removesuffix(".fetch")) is not None:
             shutil.rmtree(path, ignore_errors=True)
     for path, step in found.items():
         if step not in kept:

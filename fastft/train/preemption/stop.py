@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from fastft.common.files import FullDiskError, write_whole
+
 EXIT_CODE = 75
 MARK = "preempted"
 NOTICE_S = 30.0  # the shortest notice of the clouds (GCP, Azure), and what torchrun gives its workers after SIGTERM
@@ -62,9 +64,9 @@ class Stopping:
 
     def note(self, what: str) -> None:
         """Write `what` into the file for the run script."""
-        with suppress(OSError):
+        with suppress(OSError, FullDiskError):
             if self.mark:
-                self.mark.write_text(f"{what}\n")
+                write_whole(self.mark, f"{what}\n")
 
     def forget(self) -> None:
         """Give the signals back to their earlier handlers."""
