@@ -5,8 +5,8 @@
     torchrun --nproc-per-node 2 benchmarks/memory.py                 sharded, on CPU or GPU
     python benchmarks/memory.py --fake 8 --shape llama-7b            as on 8 GPUs, full size, in tensors without values
 
-It takes three steps of random tokens on random weights with the trainer's own model, sharding, loss, clipping and optimiser.
-The first step does not count, because the optimiser has no state yet. On a CPU, and with --fake, the tensors alive after each
+It takes three steps of random tokens on random weights with the trainer's own model, sharding, loss, clipping and optimizer.
+The first step does not count, because the optimizer has no state yet. On a CPU, and with --fake, the tensors alive after each
 operation are summed up, which leaves out what operations hold while they run. On a GPU that is measured, too, and so are the
 512 bytes to which the allocator rounds.
 """

@@ -6,7 +6,7 @@
 
 Data: --data, conversations as `python -m cleaning --max_tokens SEQ_LEN` writes them; by default conversations of random words
 with the lengths of a sample of ShareGPT V3 (log-normal, median 700 tokens, cut at the sequence length). Contestants run one
-after the other, each in a process of its own, for the same number of optimiser steps of --rows x seq_len positions. The first
+after the other, each in a process of its own, for the same number of optimizer steps of --rows x seq_len positions. The first
 quarter of the steps is warm-up: tokens/s are the tokens of the other steps divided by their time, a step's time is their
 median. Only tokens that are not padding are counted. MFU is measured for fastft only, on a GPU: the matrix products that the
 model needs for these tokens, with attention over each conversation alone (fastft.cost.flops). Losses are those of the first
@@ -297,7 +297,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--seq_len", type=int, default=2048)
-    parser.add_argument("--rows", type=int, default=4, help="of seq_len positions, for each optimiser step")
+    parser.add_argument("--rows", type=int, default=4, help="of seq_len positions, for each optimizer step")
     parser.add_argument("--micro", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--gradient_checkpointing", default="full", choices=("none", "selective", "full"))

@@ -127,7 +127,7 @@ class StageConfig:
     epochs: int | None = None
     """Passes over them."""
     max_steps: int | None = None
-    """Stop the stage after this many optimiser steps."""
+    """Stop the stage after this many optimizer steps."""
     lr: float | None = None
     """Peak learning rate."""
     schedule: ScheduleConfig | None = None
@@ -192,9 +192,9 @@ class TrainConfig:
     epochs: int = 3
     """Passes over the data."""
     max_steps: int | None = None
-    """Stop after this many optimiser steps; the schedule covers exactly these. Stages have limits of their own."""
+    """Stop after this many optimizer steps; the schedule covers exactly these. Stages have limits of their own."""
     global_batch_size: int = 32
-    """Packed rows per optimiser step, over all ranks."""
+    """Packed rows per optimizer step, over all ranks."""
     micro_batch_size: int = 1
     """Packed rows per rank and forward."""
     seed: int = 0
@@ -221,7 +221,7 @@ class TrainConfig:
     replicas: int = 1
     """Copies of the sharded model (HSDP): parameters are gathered within a copy only, for example within a machine."""
     offload: bool = False
-    """Keep weights, gradients and optimiser in the memory of the CPU; the GPU holds one block at a time."""
+    """Keep weights, gradients and optimizer in the memory of the CPU; the GPU holds one block at a time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: bool = True
@@ -229,9 +229,9 @@ class TrainConfig:
     allow_change: bool = False
     """Continue from a checkpoint although data or settings have changed; the changes are logged."""
     log_every: int = 1
-    """Optimiser steps between two reports."""
+    """Optimizer steps between two reports."""
     eval_every: int = 100
-    """Optimiser steps between two measurements of the loss on `eval_data`."""
+    """Optimizer steps between two measurements of the loss on `eval_data`."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     trackers: str = "tensorboard"
     """Trackers that get the metrics, too, separated by commas: tensorboard, wandb, trackio; none for no tracker."""

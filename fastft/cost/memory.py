@@ -56,8 +56,8 @@ class Memory:
     """This GPU's shard of the weights: trained ones in fp32, frozen ones in the data type of the computation."""
     gradients: float = 0
     """The gradients of that shard, in fp32."""
-    optimiser: float = 0
-    """The optimiser's state for that shard."""
+    optimizer: float = 0
+    """The optimizer's state for that shard."""
     gathered: float = 0
     """Whole weights in the data type of the computation: embeddings and head, the block at work, and the one gathered ahead."""
     activations: float = 0
@@ -79,7 +79,7 @@ class Memory:
 
 
 def peak_memory(shape: Shape, setup: Setup) -> Memory:
-    """The peak of a step from the second on, when the optimiser has state: what torch.cuda.max_memory_allocated counts."""
+    """The peak of a step from the second on, when the optimizer has state: what torch.cuda.max_memory_allocated counts."""
     return max(_moments(shape, setup), key=lambda memory: memory.total)
 
 
@@ -240,7 +240,7 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Memory]:
     rotation = 2 * low * tokens * shape.head_dim  # cosine and sine, for all blocks
     head = 0 if setup.lora_r else low * shape.vocabulary * shape.hidden  # its gradient, made with the loss
     sharded = 0 if setup.offload else trained_parameters(shape, setup) / setup.shards
-    always = {"parameters": _parameter_bytes(shape, setup), "optimiser": setup.moments * sharded}
+    always = {"parameters": _parameter_bytes(shape, setup), "optimizer": setup.moments * sharded}
 
     def gradients(blocks_done: int) -> float:
         done = sharded if setup.accumulates else blocks_done * of_block / setup.shards
@@ -299,7 +299,7 @@ def _moments(shape: Shape, setup: Setup) -> Iterator[Memory]:
         yield Memory(
             "reduction of the embeddings", **always, gradients=gradients(layers), buffers=reduction(shape.outside)
         )
-    yield Memory("optimiser", **always, gradients=FP32 * sharded)
+    yield Memory("optimizer", **always, gradients=FP32 * sharded)
 
 
 # Where it does not fit -----------------------------------------------------------------------------------------------------
@@ -349,6 +349,6 @@ def out_of_memory_line(config: TrainConfig, gpus: int, on_gpu: bool = True) -> s
 
 
 def checkpoint_bytes(shape: Shape, config: TrainConfig) -> float:
-    """The size of a checkpoint: the trained weights in fp32 and the optimiser's moments."""
+    """The size of a checkpoint: the trained weights in fp32 and the optimizer's moments."""
     setup = setup_of(config, gpus=1)
     return trained_parameters(shape, setup) * (FP32 + setup.moments)

@@ -114,7 +114,7 @@ class Setup:
     """A step has several micro-batches, so that gradients and the next one's activations are there at the same time."""
     checkpointing: str = "full"
     moments: float = 2.0 * FP32
-    """Bytes of the optimiser's state for a trained parameter."""
+    """Bytes of the optimizer's state for a trained parameter."""
     offload: bool = False
     lora_r: int = 0
     lora_targets: str = "all-linear"

@@ -1,4 +1,4 @@
-"""Turn tokenised data into optimiser steps: a pure function of (data, seed, epoch, step), with no state to save.
+"""Turn tokenised data into optimizer steps: a pure function of (data, seed, epoch, step), with no state to save.
 
 plan = plan_stage(stage, template)       # StepPlan: the packed rows of every epoch, cut into steps
 curriculum = Curriculum([plan, later])   # the stages of a run one after the other, steps numbered 1..total
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: the rows of its global batch, the same for every number of ranks."""
+    """One optimizer step: the rows of its global batch, the same for every number of ranks."""
 
     number: int  # from 1, in its stage
     epoch: int  # from 0, in its stage
@@ -35,7 +35,7 @@ class Step:
 
 
 class StepPlan:
-    """The packed rows of all epochs, cut into optimiser steps of `global_batch_size` rows.
+    """The packed rows of all epochs, cut into optimizer steps of `global_batch_size` rows.
 
     The last step of an epoch may hold fewer rows. Every conversation is seen once per epoch, or as often as its source says.
     """

@@ -4,7 +4,7 @@ Every row of activations (a token), of weights and of gradients gets a scale of 
 for a whole tensor, is faster but breaks a promise: the scale is taken over all tokens in a packed row, so that one
 conversation's numbers would depend on which others share its row. Row by row they do not, and the proof of isolation
 before the first step (fastft.model.isolation) holds. The head, the embeddings and the norms stay in bf16, the weights and
-the optimiser's state in fp32. Checkpoints and the exported model are the same with and without it.
+the optimizer's state in fp32. Checkpoints and the exported model are the same with and without it.
 """
 
 from dataclasses import replace

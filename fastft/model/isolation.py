@@ -35,6 +35,6 @@ def prove_isolation(model: TrainedModel, device: torch.device) -> None:
     except (KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise UserError(f"{name}: models of this architecture cannot be trained on packed rows ({error!r})") from None
     model.train()
-    model.reshard()  # no backward pass has done it, and the optimiser must not be given the root's whole weights
+    model.reshard()  # no backward pass has done it, and the optimizer must not be given the root's whole weights
     if abs(loss - changed) > 1e-5 * abs(loss):
         raise UserError(f"{name}: in models of this architecture, conversations that share a row see each other")

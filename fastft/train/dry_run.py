@@ -1,8 +1,8 @@
-"""A dry run: two optimiser steps with the fullest rows of the run, to measure the peak memory, the time and the price.
+"""A dry run: two optimizer steps with the fullest rows of the run, to measure the peak memory, the time and the price.
 
     fastft train … --dry_run true
 
-Two steps, because the first also compiles and creates the optimiser's moments. Only the cache of tokens is written.
+Two steps, because the first also compiles and creates the optimizer's moments. Only the cache of tokens is written.
 """
 
 import logging

@@ -48,7 +48,7 @@ class RunInputs:
 
     @property
     def total(self) -> int:
-        """Optimiser steps of the run."""
+        """Optimizer steps of the run."""
         return self.curriculum.total
 
 

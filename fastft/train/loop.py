@@ -150,7 +150,7 @@ def dry_run(inputs: RunInputs, device: torch.device) -> None:
 def model_and_optimizer(
     inputs: RunInputs, device: torch.device, resumed: bool
 ) -> tuple[TrainedModel, torch.optim.Optimizer]:
-    """The model and its optimiser; collective. What a checkpoint will replace is not read if the run is `resumed`."""
+    """The model and its optimizer; collective. What a checkpoint will replace is not read if the run is `resumed`."""
     attention, why = choose_attention(inputs.config.attention, device)
     logger.info(why)
     model = prepare_model(inputs.config, inputs.model_config, attention, device, resumed=resumed)
@@ -186,7 +186,7 @@ def open_reporter(inputs: RunInputs, device: torch.device, first: int, started: 
 
 @dataclass
 class Loop:
-    """The optimiser steps of a run, and what is done between them: reports, held-out losses, samples, checkpoints."""
+    """The optimizer steps of a run, and what is done between them: reports, held-out losses, samples, checkpoints."""
 
     inputs: RunInputs
     device: torch.device

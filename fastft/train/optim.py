@@ -1,10 +1,10 @@
-"""From gradients to an update: the optimiser, the learning-rate schedule, gradient clipping, and skipped steps.
+"""From gradients to an update: the optimizer, the learning-rate schedule, gradient clipping, and skipped steps.
 
     norm = clip_gradients(model, config.max_grad_norm)
     update(optimizer, learning_rate(config, number, total), finite=norm.isfinite())
 
 Nothing here waits for the device unless its docstring says so. The learning rate is a function of the step's number, so a
-checkpoint saves nothing but the weights, the optimiser's moments, and how many steps were skipped.
+checkpoint saves nothing but the weights, the optimizer's moments, and how many steps were skipped.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""One optimiser step, and the held-out loss: the arithmetic of training, the same for any number of ranks.
+"""One optimizer step, and the held-out loss: the arithmetic of training, the same for any number of ranks.
 
 The loss of a step is the sum over its trained tokens divided by their global number, so it does not depend on the ranks,
 the micro-batches or the packing.
@@ -29,7 +29,7 @@ def train_step(
     lr: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Take optimiser step `number` of the run, or leave the weights alone if its loss or gradient is not a finite number.
+    """Take optimizer step `number` of the run, or leave the weights alone if its loss or gradient is not a finite number.
 
     Returns the numbers of the step. `measured` holds the loss, the z-loss and the norm of the gradient; they are the same
     on every rank and still on the device, because reading them would wait for it.

@@ -114,7 +114,7 @@ def test_llama_2_7b_by_hand(llama_7b):
     assert block_bytes(llama_7b, Setup()) == 65_536 + 32_896 + 88_064 == 186_496
     peak = peak_memory(llama_7b, Setup(gpus=8, accumulates=True, checkpointing="none"))
     assert peak.parameters == peak.gradients == 4 * 6_738_415_616 / 8
-    assert peak.optimiser == 8 * 6_738_415_616 / 8
+    assert peak.optimizer == 8 * 6_738_415_616 / 8
     assert peak.moment == "backward pass of block 31"  # the last one's gradients have left their buffer behind
     assert peak.activations == 2048 * (31 * 186_496 + 2 * 2 * 128)
     assert peak.buffers == 4 * 202_383_360 + 2 * 32_000 * 4096  # and those of the head wait for the embeddings
@@ -133,10 +133,10 @@ def test_what_the_settings_are_for(llama_7b):
     def part(name, **options):
         return getattr(peak_memory(llama_7b, setup_of(run_config(**options), gpus=8)), name)
 
-    optimiser = part("optimiser")
-    assert part("optimiser", optimizer=OptimizerConfig(state_dtype="bfloat16")) == optimiser / 2
-    assert part("optimiser", replicas=2) == 2 * optimiser
-    assert part("optimiser", offload=True) == part("parameters", offload=True) == 0
+    optimizer = part("optimizer")
+    assert part("optimizer", optimizer=OptimizerConfig(state_dtype="bfloat16")) == optimizer / 2
+    assert part("optimizer", replicas=2) == 2 * optimizer
+    assert part("optimizer", offload=True) == part("parameters", offload=True) == 0
 
 
 def test_mixtures_of_experts_are_refused():

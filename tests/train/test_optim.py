@@ -1,4 +1,4 @@
-"""Optimiser, schedule, clipping and skipped steps: against plain arithmetic, alone and in whole runs.
+"""Optimizer, schedule, clipping and skipped steps: against plain arithmetic, alone and in whole runs.
 
 The tests of 8-bit moments need torchao and say so when it is missing: pip install "fastft[torchao]".
 """
@@ -293,9 +293,7 @@ def broken(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(broken, tmp_path_factory):
-    import os
-
-    os.environ["FASTFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    """The directory of a run that skips every step with the broken conversation."""
     out = tmp_path_factory.mktemp("whole") / "out"
     done = train_here(broken, out, "--checkpoint.every", "1", "--checkpoint.keep", "99")
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,7 @@ def recipe(run: Run, step: int) -> list[tuple[str, str]]:
     on_gpu = not facts["devices"].endswith("CPU")
     return [
         *rows,
-        ("optimiser", f"AdamW, betas {optimizer.betas[0]}, {optimizer.betas[1]}, {decay}, {moments} moments"),
+        ("optimizer", f"AdamW, betas {optimizer.betas[0]}, {optimizer.betas[1]}, {decay}, {moments} moments"),
         ("gradient norm", f"at most {precise(config.max_grad_norm)}" if config.max_grad_norm else "not limited"),
         *([("z-loss", precise(config.z_loss))] if config.z_loss else []),
         (

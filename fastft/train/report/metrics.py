@@ -108,7 +108,7 @@ class Reporter:
         self.file = self.path.open("a", buffering=1)  # line by line, so that others can follow the run
 
     def step(self, row: dict[str, Any]) -> None:
-        """One optimiser step's row."""
+        """One optimizer step's row."""
         row = row | self._spent()
         self._write(row)
         if not math.isfinite(row["loss"] + row["grad_norm"]):
