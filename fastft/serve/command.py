@@ -2,6 +2,7 @@
 
     fastft serve --model runs/mine/model
     fastft serve --model runs/mine/model --model old=runs/old/model --record records
+    fastft serve --model small.gguf                      # by llama.cpp
     fastft serve --config serve.yaml                     # workers elsewhere, virtual models, keys: see docs/serve.md
 
 Each directory gets a worker, a process of its own; this process is the gateway before them. When all are ready it prints one
@@ -14,24 +15,30 @@ import difflib
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
-import subprocess
-import sys
-import threading
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastft.common.command_line import option, parse
 from fastft.common.files import short_name
 from fastft.errors import UserError
+from fastft.serve.local import (
+    Engine,
+    LocalWorker,
+    engine_of_template,
+    is_gguf,
+    keep_running,
+    llama_cpp_engine,
+    our_engine,
+)
 
 logger = logging.getLogger(__name__)
 
-WORKER_KEY = "FASTFT_WORKER_KEY"
-"""Environment variable in which a worker gets the key that only its gateway knows."""
+FOR_OUR_ENGINE = ("dtype", "repeatable", "max_batch", "max_queue", "template")
+"""Options of `fastft serve` that its own engine gets."""
 _NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -74,11 +81,24 @@ class KeyConfig:
 @dataclass
 class ServeConfig:
     model: list[str] = option(several=True)
-    """Models' directories, each DIR or name=DIR, or models elsewhere, URL#name; the option can be repeated."""
+    """Models' directories or GGUF files, each DIR or name=DIR, or models elsewhere, URL#name; the option can be repeated."""
     host: str = "127.0.0.1"
     """Address to listen on. Others than this machine's own need a key."""
     port: int = 8000
     """Port to listen on; 0 takes a free one, which the ready line names."""
+    engine: str = "fastft"
+    """What runs the directories: fastft, llama.cpp (GGUF files, which it gets anyway), or a command with {model}, {name}
+    and {port}, such as "vllm serve {model} --served-model-name {name} --port {port}"."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of our engine's weights; auto: bfloat16 on GPUs and on CPUs that compute in it, else float32."""
+    repeatable: bool = False
+    """Let our engine compute in float32: the same seed gives the same answer alone and in company."""
+    max_batch: int = 16
+    """Answers that a worker of ours generates at once."""
+    max_queue: int = 64
+    """Answers that may wait for a worker of ours; beyond that, requests get 429 with Retry-After."""
+    template: str | None = None
+    """Built-in chat template or .jinja file for our engine (default: each tokenizer's own)."""
     record: str | None = None
     """Directory for the record of served turns; without, nothing is recorded."""
     record_texts: bool = True
@@ -93,6 +113,8 @@ class ServeConfig:
     """Environment variable with an API key; for more than one, use keys."""
     admin_key_env: str | None = None
     """Environment variable with the key for /admin/workers."""
+    worker_key_envs: list[str] = field(default_factory=list)
+    """Environment variables with keys of workers that announce themselves."""
     origins: list[str] = field(default_factory=list)
     """Other sites whose pages may ask, such as https://chat.example.org."""
     grace_s: float = 25.0
@@ -111,8 +133,8 @@ class ServeConfig:
 class _Plan:
     """What the configuration comes to."""
 
-    directories: dict[str, str]
-    """Model directories by name."""
+    local: dict[str, tuple[str, Engine]]
+    """Models of this machine by name: directory or file, and what runs it."""
     remote: list[RemoteWorker]
 
 
@@ -131,8 +153,10 @@ def main(argv: list[str]) -> int:
     settings = _settings(config)
     remote = _remote_workers(plan)
     with bound(config.host, config.port) as listener:
-        local = [LocalWorker(name, directory) for name, directory in plan.directories.items()]
+        local: list[LocalWorker] = []
         try:
+            for name, (model, engine) in plan.local.items():
+                local.append(LocalWorker(name, model, engine))
             for worker in local:
                 worker.wait_until_ready()
             _run(_serve(config, settings, listener, local, remote))
@@ -158,34 +182,59 @@ def _run(coroutine: Any) -> None:
 
 def _plan(config: ServeConfig) -> _Plan:
     """Raises UserError for what cannot be served as it is asked for."""
-    directories: dict[str, str] = {}
+    local: dict[str, tuple[str, Engine]] = {}
     remote = list(config.workers)
+    engine = _engine(config)
     for entry in config.model:
         if entry.startswith(("http://", "https://")):
             remote.append(RemoteWorker(entry))
             continue
-        named = None if Path(entry).is_dir() else _NAMED.fullmatch(entry)
-        directory = named[2] if named else entry
-        name = named[1] if named else short_name(directory)
-        _check_directory(directory)
-        if name in directories:
+        named = None if Path(entry).exists() else _NAMED.fullmatch(entry)
+        model = named[2] if named else entry
+        name = named[1] if named else short_name(model.removesuffix(".gguf"))
+        _check_model(model, config.engine)
+        if name in local:
             raise UserError(
-                f"--model {entry}: {directories[name]} is called {name!r}, too; give one another name: NAME={directory}"
+                f"--model {entry}: {local[name][0]} is called {name!r}, too; give one another name: NAME={model}"
             )
-        directories[name] = directory
+        local[name] = (model, llama_cpp_engine() if is_gguf(model) and config.engine == "fastft" else engine)
     for worker in remote:
-        _check_remote(worker, directories)
-    if not directories and not remote:
+        _check_remote(worker, local)
+    if not local and not remote and not config.admin_key_env:
         raise UserError("there is nothing to serve: name a directory with --model DIR, or workers in --config FILE")
-    _check_virtual(config, [*directories, *(_name_of(worker) for worker in remote)])
+    _check_virtual(config, [*local, *(_name_of(worker) for worker in remote)])
     for name in ("grace_s", "comment_s", "slow_client_s", "silence_s", "check_s"):
         if not getattr(config, name) > 0:
             raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
-    return _Plan(directories, remote)
+    return _Plan(local, remote)
 
 
-def _check_directory(directory: str) -> None:
+def _engine(config: ServeConfig) -> Engine:
+    """What runs the directories. Raises UserError where an option does not fit it."""
+    defaults = ServeConfig()
+    for_ours = [name for name in FOR_OUR_ENGINE if getattr(config, name) != getattr(defaults, name)]
+    if config.engine != "fastft":
+        if for_ours:
+            raise UserError(f"--{for_ours[0]} is for our own engine; --engine {config.engine} does not know it")
+        return llama_cpp_engine() if config.engine == "llama.cpp" else engine_of_template(config.engine)
+    flags = ["--grace_s", str(config.grace_s), "--comment_s", str(config.comment_s)]
+    for name in for_ours:
+        value = getattr(config, name)
+        flags += [f"--{name}", str(value).lower() if isinstance(value, bool) else str(value)]
+    return our_engine(*flags)
+
+
+def _check_model(directory: str, engine: str) -> None:
     path = Path(directory)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"--model {directory}: no such file")
+        return
+    if engine == "llama.cpp":
+        raise UserError(
+            f"--model {directory}: llama.cpp reads GGUF files; make one with llama.cpp's convert_hf_to_gguf.py, or leave "
+            "--engine out"
+        )
     if not path.is_dir():
         raise UserError(f"--model {directory}: no such directory")
     if not (path / "config.json").is_file():
@@ -198,11 +247,11 @@ def _name_of(worker: RemoteWorker) -> str:
     return worker.name or worker.url.partition("#")[2]
 
 
-def _check_remote(worker: RemoteWorker, directories: dict[str, str]) -> None:
+def _check_remote(worker: RemoteWorker, local: Collection[str]) -> None:
     url, _, model = worker.url.partition("#")
     if not url.startswith(("http://", "https://")) or not model:
         raise UserError(f"workers: {worker.url}: must be URL#MODEL, such as http://10.0.0.5:8000/v1#qwen")
-    if _name_of(worker) in directories:
+    if _name_of(worker) in local:
         raise UserError(f"workers: {worker.url}: a directory is called {_name_of(worker)!r}, too; give it another name")
     if worker.key_env and not os.environ.get(worker.key_env):
         raise UserError(f"workers: {worker.url}: the environment variable {worker.key_env} is not set, or it is empty")
@@ -248,7 +297,7 @@ def _settings(config: ServeConfig) -> Any:
         keys=keys,
         admin_key=_from_environment("admin_key_env", config.admin_key_env) if config.admin_key_env else None,
         origins=config.origins,
-        key_envs=[worker.key_env for worker in config.workers if worker.key_env],
+        key_envs=[*(worker.key_env for worker in config.workers if worker.key_env), *config.worker_key_envs],
         comment_s=config.comment_s,
         slow_client_s=config.slow_client_s,
     )
@@ -271,72 +320,6 @@ def _remote_workers(plan: _Plan) -> list[Any]:
     return found
 
 
-# Workers of our own --------------------------------------------------------------------------------------------------------
-
-
-class LocalWorker:
-    """A worker process on a model's directory. It notices by itself when this process is gone."""
-
-    def __init__(self, name: str, directory: str):
-        self.name, self.key = name, secrets.token_hex(16)
-        command = [sys.executable, "-m", "fastft.serve.worker", "--model", directory, "--name", name]
-        logger.info("%s: starting a worker on %s", name, directory)
-        self.process = subprocess.Popen(
-            [*command, "--api_key_env", WORKER_KEY],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, WORKER_KEY: self.key},
-            start_new_session=True,  # Ctrl-C is for this process; it ends its workers when their answers are finished
-        )
-        self.url = ""
-        self.said: list[str] = []
-        self.relay = threading.Thread(target=self._relay, name=f"stderr of {name}", daemon=True)
-        self.relay.start()
-
-    def wait_until_ready(self) -> None:
-        """Raises UserError with the worker's own words if it ends before."""
-        for line in self.process.stdout:
-            if line.startswith("ready "):
-                self.url = line.split()[1].partition("#")[0]
-                return
-        self.process.wait()
-        self.relay.join(5)
-        errors = [line for line in self.said if line.startswith("error: ")]
-        said = errors[-1].removeprefix("error: ") if errors else f"ended with code {self.process.returncode}"
-        raise UserError(f"the worker of {self.name}: {said}")
-
-    def _relay(self) -> None:
-        """Repeat what the worker says, with its name; until it is ready, an error is kept for `wait_until_ready`."""
-        for line in self.process.stderr:
-            line = line.rstrip("\n")
-            if not self.url:
-                self.said.append(line)
-            if self.url or not line.startswith("error: "):
-                print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
-
-    def terminate(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-
-    def wait(self, limit_s: float) -> None:
-        try:
-            self.process.wait(limit_s + 10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-async def _watch_workers(local: list[LocalWorker]) -> None:
-    """Say so when a worker ends by itself."""
-    alive = set(local)
-    while alive:
-        await asyncio.sleep(0.5)
-        for worker in [each for each in alive if each.process.poll() is not None]:
-            alive.discard(worker)
-            logger.error("the worker of %s has ended (code %s)", worker.name, worker.process.returncode)
-
-
 # Serving -------------------------------------------------------------------------------------------------------------------
 
 
@@ -351,8 +334,12 @@ async def _serve(
 
     pool = WorkerPool(silence_s=config.silence_s, check_s=config.check_s)
     await pool.open()
+
+    def add(worker: LocalWorker) -> PoolWorker:
+        return pool.add(PoolWorker(worker.url, worker.name, worker.name, worker.key))
+
     for worker in local:
-        pool.add(PoolWorker(worker.url, worker.name, worker.name, worker.key))
+        worker.in_pool = add(worker)
     for worker in remote:
         pool.add(worker)
     record = EventLog(Path(config.record), config.record_texts) if config.record else None
@@ -364,11 +351,13 @@ async def _serve(
         names = ", ".join([*virtual, *pool.names()])
         print(f"ready http://{written(*listener.getsockname()[:2])}/v1 models: {names}", flush=True)
 
-    watch = asyncio.create_task(_watch_workers(local))
+    watch = asyncio.create_task(keep_running(local, pool, add))
     try:
         await serve(gateway, listener, ready, stop, config.grace_s)
     finally:
         watch.cancel()
+        for worker in local:
+            worker.terminate()  # also one that is being started again: its wait would hold the loop's end up
         if record:
             record.close()
 

@@ -79,6 +79,11 @@ class WorkerConfig:
     """Seconds between the comment lines of a stream that waits, which keep proxies from giving up."""
     slow_client_s: float = 60.0
     """Seconds after which a client that reads nothing is dropped."""
+    announce: str | None = None
+    """A gateway's address, such as http://10.0.0.1:8000: the worker says there that it is here, and takes its leave before
+    it ends, on SIGTERM as on the notice of a cloud that takes its spot machine away."""
+    announce_key_env: str | None = None
+    """Environment variable with the gateway's admin key, for --announce."""
     outlive_parent: bool = False
     """Go on when the process that started this one ends (nohup)."""
 
@@ -404,10 +409,30 @@ def main(argv: list[str]) -> int:
     [config] = parse(argv, "python -m fastft.serve.worker", description, WorkerConfig)
     _check(config)
     _key(config)
+    gateway = _gateway(config)
     with bound(config.host, config.port) as listener:
         served = ServedModel(config)
-        uvloop.run(_serve(config, served, listener, None if config.outlive_parent else parent))
+        uvloop.run(_serve(config, served, listener, None if config.outlive_parent else parent, gateway))
     return 0
+
+
+def _gateway(config: WorkerConfig) -> Any:
+    """The Gateway to announce to, or None. Raises UserError for one that cannot be reached in this way."""
+    if config.announce is None:
+        return None
+    from fastft.serve.announce import Gateway
+
+    if not config.announce.startswith(("http://", "https://")):
+        raise UserError(f"--announce {config.announce}: must be the gateway's address, such as http://10.0.0.1:8000")
+    if not config.announce_key_env:
+        raise UserError(
+            "--announce needs --announce_key_env NAME, the environment variable with the gateway's admin key"
+        )
+    if not (key := os.environ.get(config.announce_key_env)):
+        raise UserError(
+            f"--announce_key_env {config.announce_key_env}: there is no such environment variable, or it is empty"
+        )
+    return Gateway(config.announce, key, config.api_key_env)
 
 
 def _check(config: WorkerConfig) -> None:
@@ -419,7 +444,9 @@ def _check(config: WorkerConfig) -> None:
             raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
 
 
-async def _serve(config: WorkerConfig, served: ServedModel, listener: socket.socket, parent: int | None) -> None:
+async def _serve(
+    config: WorkerConfig, served: ServedModel, listener: socket.socket, parent: int | None, gateway: Any
+) -> None:
     import uvicorn
 
     from fastft.inference.rows import StepLoop
@@ -455,25 +482,64 @@ async def _serve(config: WorkerConfig, served: ServedModel, listener: socket.soc
     )
     server = Server(settings)
     loop = asyncio.get_running_loop()
+    presence = _Presence(gateway, config, port, served.name) if gateway else None
     ending: list[asyncio.Task] = []
 
-    def end() -> None:
+    def end(within_s: float = config.grace_s) -> None:
         if ending:
             generation.finish_at_once()
             server.should_exit = True
         else:
-            ending.append(loop.create_task(_drain(generation, server, config.grace_s)))
+            ending.append(loop.create_task(_drain(generation, server, min(within_s, config.grace_s), presence)))
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
     if parent is not None:
         _watch_parent(parent, lambda: loop.call_soon_threadsafe(end), config.grace_s)
     logger.info("%s: %s on %s, up to %d answers at once", served.name, served.dtype, served.device, steps.max_rows)
+    if presence:
+        presence.begin(lambda seconds: loop.call_soon_threadsafe(end, seconds))
     await server.serve(sockets=[listener])
 
 
-async def _drain(generation: Any, server: Any, grace_s: float) -> None:
+class _Presence:
+    """This worker at its gateway, and the cloud's notice that the machine is about to be taken away."""
+
+    reason: str | None = None
+    save_soon = False
+
+    def __init__(self, gateway: Any, config: WorkerConfig, port: int, name: str):
+        from fastft.serve.announce import reachable_url
+
+        self.gateway = gateway
+        self.url = f"{reachable_url(config.host, port, gateway.url)}#{name}"
+
+    def begin(self, end: Callable[[float], None]) -> None:
+        """Announce the worker from now on; on a cloud's notice call `end` with the seconds that are left."""
+        from fastft.serve.announce import announce
+        from fastft.train.preemption import notices
+
+        self.end = end
+        self.task = asyncio.get_running_loop().create_task(announce(self.gateway, self.url))
+        notices.watch(self)
+
+    def request(self, reason: str, seconds: float) -> None:
+        """What `notices` calls, in its thread."""
+        logger.warning("%s: the machine is taken away in %.0f s", reason, seconds)
+        self.reason = reason
+        self.end(max(1.0, seconds - 5))
+
+    async def leave(self) -> None:
+        from fastft.serve.announce import take_leave
+
+        self.task.cancel()
+        await take_leave(self.gateway, self.url)
+
+
+async def _drain(generation: Any, server: Any, grace_s: float, presence: _Presence | None) -> None:
     """Accept nothing more, let running answers finish, and end the others with an error."""
+    if presence:
+        await presence.leave()  # first, so that nothing is refused that another worker could answer
     generation.draining = True
     logger.info("shutting down: %d requests have %g s to finish", len(generation.jobs), grace_s)
     deadline = time.monotonic() + grace_s

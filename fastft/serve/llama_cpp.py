@@ -1,0 +1,93 @@
+"""A GGUF file behind OpenAI's API, by llama.cpp in a process of its own: `python -m fastft.serve.llama_cpp --model FILE.gguf`.
+
+When it can answer, it prints one line, "ready http://127.0.0.1:PORT/v1#NAME", on stdout. It ends with the process that
+started it, even by kill -9. The engine is the package xllamacpp (wheels for CPUs and Apple's GPUs).
+
+What it does otherwise than our worker: control strings that a user types become control tokens, as everywhere but here; its
+own min_p stays on unless a request says `min_p: 0`; it knows JSON schemas and keeps the cache of a common beginning.
+"""
+
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastft.common import logs
+from fastft.common.command_line import leave, parse, run
+from fastft.common.files import short_name
+from fastft.errors import UserError
+
+PARALLEL = 8
+"""Answers that are generated at once."""
+LARGEST_PROMPT_PIECE = 256
+"""Tokens of prompts in one step. With llama.cpp's 2,048 the first tokens of 8 requests all came at the end (7 s), with 256
+one after the other."""
+
+
+@dataclass
+class LlamaConfig:
+    model: str
+    """A GGUF file."""
+    name: str | None = None
+    """The name under which it is served (default: the file's)."""
+    port: int = 0
+    """Port on this machine; 0 takes a free one, which the ready line names."""
+    api_key_env: str | None = None
+    """Environment variable with the key that requests must bring."""
+
+
+def main(argv: list[str]) -> int:
+    parent = os.getppid()
+    [config] = parse(argv, "python -m fastft.serve.llama_cpp", "Serve a GGUF file, by llama.cpp.", LlamaConfig)
+    _check_file(config.model)
+    key = os.environ.get(config.api_key_env) if config.api_key_env else None
+    if config.api_key_env and not key:
+        raise UserError(f"--api_key_env {config.api_key_env}: there is no such environment variable, or it is empty")
+    try:
+        import xllamacpp
+    except ModuleNotFoundError:
+        raise UserError("GGUF files need llama.cpp: pip install 'fastft[llamacpp]'") from None
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    name = config.name or short_name(config.model)
+    try:
+        server = xllamacpp.Server(_parameters(xllamacpp, config, name, key))
+    except RuntimeError as error:
+        raise UserError(f"{config.model}: llama.cpp cannot load it ({error})") from None
+    print(f"ready {server.listening_address}/v1#{name}", flush=True)
+    while not stop.wait(0.5) and os.getppid() == parent:
+        pass
+    return 0
+
+
+def _parameters(xllamacpp, config: LlamaConfig, name: str, key: str | None):
+    found = xllamacpp.CommonParams()
+    found.model.path = config.model
+    found.model_alias = {name}
+    found.hostnames, found.port = ["127.0.0.1"], config.port
+    found.cors_origins, found.cors_credentials = "", False  # its default lets the pages of all sites ask
+    found.ui = found.endpoint_slots = False  # /slots shows what others ask
+    found.verbosity = 1
+    found.n_parallel = PARALLEL
+    found.kv_unified = True  # else each of the parallel answers has an eighth of the window
+    found.n_ctx = 0  # the model's own window
+    found.n_batch = LARGEST_PROMPT_PIECE
+    found.api_keys = [key] if key else []
+    return found
+
+
+def _check_file(path: str) -> None:
+    """Raises UserError for what is no GGUF file."""
+    if not Path(path).is_file():
+        raise UserError(f"--model {path}: no such file")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UserError(f"--model {path}: is no GGUF file (it does not begin with GGUF)")
+
+
+if __name__ == "__main__":
+    logs.show()
+    leave(run(lambda: main(sys.argv[1:])))
