@@ -30,6 +30,7 @@ from fastft.errors import UsageError, UserError
 logger = logging.getLogger("cleaning")  # not __name__, which is "__main__" where this module is the program
 
 DESCRIPTION = "Turn raw dumps of shared chats into conversations in markdown, every input accounted for."
+RENAMED = {"with_filters": "with", "without_filters": "without"}  # of options that had another name in the last release
 SHOWN_WARNINGS = 3
 CONTINUES = "the same command continues from here"
 
@@ -126,7 +127,8 @@ def _phrases(path: str) -> list[str]:
 
 def options(argv: Sequence[str]) -> tuple[CleanConfig, Choices, FilterConfig]:
     """Read the command line. Raises UsageError."""
-    config, choices, filters = parse(argv, "fastft clean", DESCRIPTION, CleanConfig, Choices, FilterConfig)
+    classes = (CleanConfig, Choices, FilterConfig)
+    config, choices, filters = parse(argv, "fastft clean", DESCRIPTION, *classes, renamed=RENAMED)
     return config, choices, filters
 
 

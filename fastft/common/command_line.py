@@ -1,17 +1,18 @@
 """The command line of every verb: dataclasses are its options, jsonargparse its parser, and `run` its one way out.
 
     @dataclass
-    class ChatConfig:
+    class InspectConfig:
+        data: str = option(positional=True)
+        \"\"\"A file of conversations.\"\"\"
         model: str
-        \"\"\"A model's directory.\"\"\"
-        files: list[str] = option(several=True, positional=True)
-        output_dir: str = option("out", short="-o")
+        count: int = option(3, short="-n")
 
-    [config] = parse(argv, "fastft chat", "Talk to a model.", ChatConfig)
+    [config] = parse(argv, "fastft inspect", "Show which tokens are trained.", InspectConfig)
 
-Every field is an option and, with `--config FILE.yaml`, a key of the file; `--print_config` prints such a file. An attribute's
-docstring is its help. A dash in an option's name is read as an underscore, and a truth value that stands alone is true.
-An unknown key, or a value of the wrong type, is a `UsageError` of one line that names the key and the nearest valid one.
+Every field is an option `--KEY` and, in a file that `--config FILE.yaml` names, the key KEY; `--print_config` prints such a file.
+A positional option may also be given without its name. An attribute's docstring is its help. A dash in an option's name is read
+as an underscore, and `--KEY` of a truth value means true. An unknown key, or a value of the wrong type, is a `UsageError` of
+one line that names the key and the nearest valid one.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastft.common import logs
-from fastft.common.command_reader import CommandReader, Option, expected, group_of, options_of, valid_keys
+from fastft.common.command_reader import CommandReader, Option, expected, group_of, key_of, options_of, valid_keys
 from fastft.common.files import full_disk, lack_of_room
 from fastft.errors import PeerError, UsageError, UserError
 
@@ -129,8 +130,8 @@ def option(
 ) -> Any:
     """Declare a dataclass field that is more than `--field VALUE`.
 
-    `short`: an additional short name, such as "-o". `name`: the name on the command line where it must differ from the
-    field's (`--with`). `positional`: the option is given by its place, without a name. `several`: any number of values,
+    `short`: an additional short name, such as "-o". `name`: the option's name where Python does not allow it for a field, such
+    as `with`. `positional`: the option may also be given by its place, without its name. `several`: any number of values,
     separated by spaces or by repeating the option. `repeated`: any number of values, one each time the option is given, so
     that a positional value may follow. `separator`: each value is split at it (`--with a,b`). `alone`: the value that the
     option has when it is given without one. `help`: used instead of the attribute's docstring, where it is computed.
@@ -169,7 +170,7 @@ def parse(
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    options = [option for cls in classes for option in options_of(cls)]
+    options = [each for cls in classes for each in options_of(cls)]
 
     class HelpFormatter(jsonargparse.DefaultHelpFormatter):
         """Says in --help what an option takes with the words of an error about it."""
@@ -195,51 +196,47 @@ def parse(
             action.help = "print all options as YAML, a file for --config, and stop (=skip_default: only what is given)"
     reader = CommandReader(options, renamed or {}, synonyms or {})
     argv = reader.read(argv)
-    for option in options:
-        if option.several and not option.positional and reader.is_given(option.key):
-            parser.set_defaults({option.key: []})  # argparse would add what is given to the default
+    for each in options:
+        if each.several and reader.is_given(each.key):
+            parser.set_defaults({each.key: []})  # argparse would add what is given to the default
     try:
         values = parser.parse_args(argv)
     except jsonargparse.ArgumentError as error:
         raise UsageError(reader.explain(error)) from None
     values = parser.instantiate(values)
-    return [cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values}) for cls in classes]
+    return [cls(**{f.name: values[key_of(f)] for f in fields(cls) if key_of(f) in values}) for cls in classes]
 
 
 def _usage(prog: str, options: Iterable[Option]) -> str:
     """The first line of --help; the list of all options follows it anyway."""
     places = []
-    for option in options:
-        if option.positional:
-            word = option.key.upper()
-            places.append(f"[{word} ...]" if option.several else word if option.required else f"[{word}]")
-        elif option.required and not option.key.count("."):
-            places.append(f"--{option.name} {option.key.upper()}")
+    for each in options:
+        word = each.key.upper()
+        if each.positional:
+            places.append(f"[{word} ...]" if each.several else word if each.required else f"[{word}]")
+        elif each.required and "." not in each.key:
+            places.append(f"--{each.key} {word}")
     return " ".join([prog, *places, "[--KEY VALUE ...] [--config FILE]"])
 
 
 def _add_options(parser: Any, cls: type) -> None:
     """Plain fields by jsonargparse itself; those made by `option` one by one, as argparse has them."""
-    made = {option.key: option for option in options_of(cls)}
+    made = {each.key: each for each in options_of(cls)}
     special = [f for f in fields(cls) if f.metadata.get("option")]
     texts = _attribute_docstrings(cls)
     for f in special:
-        option = made[f.name]
-        settings: dict[str, Any] = {"type": option.item, "help": f.metadata["help"] or texts.get(f.name, "")}
-        if option.several:
-            settings |= {"nargs": "*" if option.positional else "+", "action": "extend"}
-        elif option.alone:
+        known = made[key_of(f)]
+        settings: dict[str, Any] = {"type": known.item, "help": f.metadata["help"] or texts.get(f.name, "")}
+        if known.several:
+            settings |= {"nargs": "+", "action": "extend"}
+        elif known.alone:
             settings |= {"nargs": "?", "const": f.metadata["alone"]}
-        if option.positional:
-            optional = {"nargs": "*" if option.several else "?", "default": argparse.SUPPRESS}
-            parser.add_argument(f.name, **(settings if option.required else settings | optional))
-            continue
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        settings |= {"required": True} if option.required else {"default": default}
-        names = [f"-{option.short}"] * bool(option.short) + [f"--{option.name}"]
-        parser.add_argument(*names, dest=f.name, **settings)
+        settings |= {"required": True} if known.required else {"default": default}
+        names = [f"-{known.short}"] * bool(known.short) + [f"--{known.key}"]
+        parser.add_argument(*names, dest=known.key, **settings)
     parser.add_class_arguments(cls, skip={f.name for f in special})
-    groups = {option.key for option in made.values() if group_of(option.annotation)}
+    groups = {each.key for each in made.values() if group_of(each.annotation)}
     for action in parser._actions:  # a group is given by its keys, and an option for the whole of it only hides them
         if action.dest in groups or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS

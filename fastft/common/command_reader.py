@@ -32,12 +32,11 @@ class Option:
     """An option as the command line and the files know it."""
 
     key: str
-    """Dotted name of the field: the key in a file."""
-    name: str
-    """What follows the two dashes, with underscores."""
+    """Its one name, with dots and underscores: the key in a file, and what follows the two dashes."""
     annotation: Any
     short: str | None = None
     positional: bool = False
+    """Whether it may also be given by its place, without its name."""
     several: bool = False
     """Whether it has any number of values."""
     repeated: bool = False
@@ -62,8 +61,7 @@ def options_of(cls: type, prefix: str = "") -> Iterator[Option]:
             yield from options_of(nested, f"{prefix}{f.name}.")
         more = f.metadata
         yield Option(
-            key=prefix + f.name,
-            name=_underscored(more.get("name") or prefix + f.name),
+            key=prefix + key_of(f),
             annotation=hints[f.name],
             short=(more.get("short") or "").lstrip("-") or None,
             positional=more.get("positional", False),
@@ -73,6 +71,11 @@ def options_of(cls: type, prefix: str = "") -> Iterator[Option]:
             alone=more.get("alone", MISSING) is not MISSING,
             required=_required(f),
         )
+
+
+def key_of(f: Field) -> str:
+    """The name of the option that a field is: the field's own, where Python has no word of its own that is the same."""
+    return _underscored(f.metadata.get("name") or f.name)
 
 
 def _required(f: Field) -> bool:
@@ -98,11 +101,7 @@ def entry_of(annotation: Any) -> type | None:
 
 def valid_keys(cls: type, prefix: str = "") -> list[str]:
     """Return the dotted names of all keys of a dataclass, those of dataclasses inside it included."""
-    keys, hints = [], typing.get_type_hints(cls)
-    for f in fields(cls):
-        nested = group_of(hints[f.name])
-        keys += valid_keys(nested, f"{prefix}{f.name}.") if nested else [prefix + f.name]
-    return keys
+    return [option.key for option in options_of(cls, prefix) if not group_of(option.annotation)]
 
 
 class CommandReader:
@@ -115,18 +114,17 @@ class CommandReader:
     def __init__(self, options: Sequence[Option], renamed: dict[str, str], synonyms: dict[str, str]):
         self.renamed, self.synonyms = renamed, synonyms
         self.by_key = {option.key: option for option in options}
-        self.by_name = {option.name: option for option in options if not option.positional}
         self.by_short = {option.short: option for option in options if option.short}
         self.positional = [option for option in options if option.positional]
         self.given: list[tuple[str, Any, Any]] = []  # (key, value, annotation)
         self.in_files: dict[str, Any] = {}  # dotted key -> value
         self.out: list[str] = []
-        self.places: list[str] = []  # values without a name
+        self.places: list[str] = []  # words without a name
 
     def read(self, argv: Sequence[str]) -> list[str]:
-        """Return the command in one plain form: the files as one, then `--key=value`, then what has no name.
+        """Return the command in one plain form: the files as one, then every value as `--key=value`.
 
-        With `--key=value`, a value may begin with a dash; and argparse accepts positional values only in one piece.
+        In this form a value may begin with a dash, and words without a name may stand anywhere, which argparse does not allow.
         """
         words = deque(argv)
         while words:
@@ -147,7 +145,7 @@ class CommandReader:
         if not any(word.partition("=")[0].lstrip("-") in ADDED for word in self.out):
             self._check_required(named | set(from_files))
         files = [f"--config={json.dumps(_nested(from_files), default=str)}"] * bool(from_files)
-        return [*files, *self.out, *(["--", *self.places] if self.places else [])]
+        return [*files, *self.out]
 
     def _read_long(self, word: str, words: deque[str]) -> None:
         name, equals, text = word[2:].partition("=")
@@ -161,8 +159,8 @@ class CommandReader:
             self._read_file(words.popleft() if given is None else given)
         elif any(part.isdecimal() for part in name.split(".")):
             raise UsageError(f"{name}: entries of a list have no options of their own; write them in the YAML file")
-        elif (option := self.by_name.get(self._present(name))) is None:
-            raise UsageError(self._unknown(name, self.by_name))
+        elif (option := self.by_key.get(self._present(name))) is None:
+            raise UsageError(self._unknown(name, self.by_key))
         else:
             self._take(option, given, words, plus)
 
@@ -190,19 +188,23 @@ class CommandReader:
         elif words and not self._is_option(words[0]):
             values = [words.popleft()]
         elif option.alone:
-            self.out.append(f"--{option.name}")
+            self.out.append(f"--{option.key}")
             self.given.append((option.key, NOTHING, Any))
             return
         else:
             values = ["true"] if True in typing.get_args(option.annotation) else []
         if not values:
-            hint = f"; a value that begins with a dash is written --{option.name}={words[0]}" if words else ""
-            raise UsageError(f"{option.name}: expected {expected(option.item)}, got nothing{hint}")
+            hint = f"; a value that begins with a dash is written --{option.key}={words[0]}" if words else ""
+            raise UsageError(f"{option.key}: expected {expected(option.item)}, got nothing{hint}")
         if option.separator:
             values = [part.strip() for value in values for part in value.split(option.separator) if part.strip()]
         for value in values:
-            self._note_text(option, value)
-            self.out.append(f"--{option.name}{plus}={value}")
+            self._give(option, value, plus)
+
+    def _give(self, option: Option, text: str, plus: str = "") -> None:
+        """Give the option one value."""
+        self._note_text(option, text)
+        self.out.append(f"--{option.key}{plus}={text}")
 
     def _is_option(self, word: str) -> bool:
         """Whether a word is an option and no value: a number and a lone dash are values."""
@@ -229,18 +231,11 @@ class CommandReader:
             self.given.append((option.key, text, option.item))
 
     def _place(self) -> None:
-        """Give the values without a name to the positional options; one that has none takes its value from a file."""
+        """Give the words without a name, in their order, to the positional options that were not given by name."""
         free = deque(self.places)
         for option in self.positional:
-            if free:
-                values = list(free) if option.several else [free[0]]
-                for value in values:
-                    self.given.append((option.key, value, option.item))
-                    free.popleft()
-            elif option.key in self.in_files:
-                value = self.in_files.pop(option.key)
-                self.given.append((option.key, value, option.annotation))
-                self.places += [str(each) for each in (value if isinstance(value, list) else [value])]
+            while free and (option.several or not self.is_given(option.key)):
+                self._give(option, free.popleft())
         if free:
             raise UsageError(f"{free[0]!r} is one value too many; an option is written --KEY VALUE, --help lists all")
 
@@ -248,10 +243,8 @@ class CommandReader:
         missing = [option for option in self.by_key.values() if option.required and "." not in option.key]
         missing = [option for option in missing if option.key not in named]
         if missing:
-            how = " ".join(option.key.upper() if option.positional else f"--{option.name} ..." for option in missing)
-            raise UsageError(
-                f"{', '.join(option.name for option in missing)}: missing; say {how}, or use --config FILE"
-            )
+            how = " ".join(option.key.upper() if option.positional else f"--{option.key} ..." for option in missing)
+            raise UsageError(f"{', '.join(option.key for option in missing)}: missing; say {how}, or use --config FILE")
 
     def _present(self, name: str) -> str:
         """The name of today."""
@@ -278,13 +271,11 @@ class CommandReader:
             raise UsageError(f"config: {path}: holds no keys; write KEY: VALUE lines")
         for name, value in self._flat(values):
             key = self._present(name)
-            if key not in self.by_key and key in self.by_name:
-                key = self.by_name[key].key
             if key not in self.by_key:
                 raise UsageError(self._unknown(name, self.by_key))
             option = self.by_key[key]
             self._check_value(key, value, option.annotation)
-            if (option.several or option.positional) and not _fits(value, option.annotation):
+            if option.several and not _fits(value, option.annotation):
                 raise UsageError(_misfit(key, value, option.annotation))
             endless = isinstance(value, float) and not math.isfinite(value)  # which JSON has no word for
             self.in_files[key] = f".{value}".replace(".-", "-.") if endless else value

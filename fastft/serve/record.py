@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     if not wants_help and argv[:1] != ["export"]:
         raise UsageError("fastft record knows one thing to do: fastft record export DIR -o FILE")
     description = "Write the record of served turns as JSON Lines."
-    [config] = parse(argv if wants_help else argv[1:], "fastft record export", description, RecordConfig)
+    words, renamed = argv if wants_help else argv[1:], {"form": "as"}  # a key of the last release
+    [config] = parse(words, "fastft record export", description, RecordConfig, renamed=renamed)
     events = read_events(Path(config.directory))
     if config.form == "events":
         rows: Iterable[bytes] = map(orjson.dumps, events)

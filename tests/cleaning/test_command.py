@@ -94,7 +94,7 @@ def test_a_file_of_options_gives_what_the_options_give(tmp_path, capsys):
     given = ["--holdout", "0.2", "--with", "masked_ips,digit_run", "--near=0", "--without", "refusal"]
     assert clean_command([str(source), "-o", str(tmp_path / "one"), *given]) == 0
     keys = {"inputs": [str(source)], "holdout": 0.2, "with": ["masked_ips", "digit_run"], "near": 0.5}
-    (tmp_path / "clean.yaml").write_text(yaml.safe_dump(keys | {"without_filters": ["refusal"]}))
+    (tmp_path / "clean.yaml").write_text(yaml.safe_dump(keys | {"without": ["refusal"]}))
     # What stands on the command line has the last word.
     assert clean_command(["--config", str(tmp_path / "clean.yaml"), "-o", str(tmp_path / "two"), "--near", "0"]) == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -106,6 +106,8 @@ def written(path: Path, text: str) -> str:
         (["a", "-o", "d", "b", "--epochs", "5", "c"], {"files": ["a", "b", "c"], "output_dir": "d", "epochs": 5}),
         (["--", "-a", "--b"], {"files": ["-a", "--b"]}),
         (["-"], {"files": ["-"]}),
+        (["--files", "a", "b", "--epochs", "5"], {"files": ["a", "b"], "epochs": 5}),
+        (["a", "--files=-b", "--files", "c"], {"files": ["-b", "c", "a"]}),
         (["[x]", "1.5", "true", "null"], {"files": ["[x]", "1.5", "true", "null"]}),
         (["--tags", "x", "y", "--tags", "z", "--tags=-w"], {"tags": ["x", "y", "z", "-w"]}),
         (["--tags", "1", "null", "-5"], {"tags": ["1", "null", "-5"]}),
@@ -238,12 +240,12 @@ def test_renamed_keys_work_with_one_warning(tmp_path, caplog):
     assert verb("--window=8").epochs == 8
 
 
-def test_repeated_values_come_from_a_file_under_either_name(tmp_path):
-    for key in ("skipped", "without"):
-        path = written(tmp_path / "a.yaml", f"{key}: [x, y]")
-        assert verb("--config", path).skipped == ["x", "y"]
-        assert verb("--config", path, "--without", "z").skipped == ["z"]
-    assert "skipped: expected a list of texts, got 'x,y'" in mistake(
+def test_repeated_values_come_from_a_file_under_the_name_of_the_option(tmp_path):
+    path = written(tmp_path / "a.yaml", "without: [x, y]")
+    assert verb("--config", path).skipped == ["x", "y"]
+    assert verb("--config", path, "--without", "z").skipped == ["z"]
+    assert "unknown key 'skipped'" in mistake("--config", written(tmp_path / "c.yaml", "skipped: [x]"))
+    assert "without: expected a list of texts, got 'x,y'" in mistake(
         "--config", written(tmp_path / "b.yaml", "without: x,y")
     )
 
@@ -306,12 +308,12 @@ def test_help_shows_every_option_with_its_text(capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert out.startswith("usage: fastft verb [FILES ...] [--KEY VALUE ...] [--config FILE] Do it.")
     for words in (
-        "files Files to read.",
+        "--files FILES [FILES ...] Files to read.",
         "-o OUTPUT_DIR, --output_dir OUTPUT_DIR Where the results go.",
         "-k KEY, --key KEY A key that is inherited, at 5 %.",
         "--tags TAGS [TAGS ...] Words, any number of them.",
-        "--without SKIPPED [SKIPPED ...] Names, such as a.",
-        "--with_log [SHARED] A log, here if no place is given.",
+        "--without WITHOUT [WITHOUT ...] Names, such as a.",
+        "--with_log [WITH_LOG] A log, here if no place is given.",
         "--epochs EPOCHS Times over the data. (type: a whole number, default: 3)",
         "--data DATA, --data+ DATA (type: text or a list, default: null)",
         "--check {true,false} Only check.",
@@ -351,6 +353,8 @@ def both(*argv: str) -> list:
 def test_places_and_what_must_be_given(tmp_path):
     assert both("d", "--judge", "j") == [Placed("d"), Beside("j")]
     assert both("d", "--judge", "j", "q") == [Placed("d", "q"), Beside("j")]
+    assert both("--questions", "q", "--judge", "j", "d") == [Placed("d", "q"), Beside("j")]
+    assert both("--directory=d", "--judge", "j", "q") == [Placed("d", "q"), Beside("j")]
     path = written(tmp_path / "a.yaml", "directory: d\nquestions: r\njudge: k\nlimit: null")
     assert both("--config", path) == [Placed("d", "r"), Beside("k")]
     assert both("e", "--config", path) == [Placed("e", "r"), Beside("k")]
@@ -359,6 +363,8 @@ def test_places_and_what_must_be_given(tmp_path):
         (["d"], "judge: missing"),
         (["--judge", "j"], "directory: missing; say DIRECTORY, "),
         (["d", "q", "r", "--judge", "j"], "'r' is one value too many"),
+        (["--directory", "d", "q", "r", "--judge", "j"], "'r' is one value too many"),
+        (["d", "--judge", "j", "--qestions", "q"], "unknown key 'qestions'; the nearest valid one is 'questions'"),
     ):
         with pytest.raises(UsageError) as caught:
             both(*argv)
