@@ -37,3 +37,15 @@ def ground(tmp_path_factory):
     models.make_model(path / "model")
     models.make_data(path / "data.jsonl")
     return path
+
+
+@pytest.fixture(scope="session")
+def model(ground):
+    """The directory of the tiny Llama of `ground`."""
+    return ground / "model"
+
+
+@pytest.fixture(scope="session")
+def data(ground):
+    """The 24 conversations of `ground`."""
+    return ground / "data.jsonl"

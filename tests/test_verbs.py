@@ -6,21 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers import judging, models
+from helpers import judging
 
 from fastft.cli import VERBS, main
 from fastft.common.command_line import BUG
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return models.make_model(tmp_path_factory.mktemp("verbs") / "model")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return models.make_data(tmp_path_factory.mktemp("verbs") / "data.jsonl")
-
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "lxml", "jsonargparse")
 

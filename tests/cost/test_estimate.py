@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import yaml
-from helpers import models
 
 from fastft.cli import main
 from fastft.config import LoraConfig, TrainConfig
@@ -25,15 +24,13 @@ from fastft.model.pretrained import load_config
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    """A directory with a tiny Llama, some conversations, and the config of Llama-2-7B."""
+def llama_7b(tmp_path_factory):
+    """A directory with the config of Llama-2-7B, without weights."""
     from transformers import AutoConfig
 
-    path = tmp_path_factory.mktemp("ground")
-    models.make_model(path / "model")
-    models.make_data(path / "data.jsonl")
+    path = tmp_path_factory.mktemp("llama_7b")
     sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-    AutoConfig.for_model("llama", vocab_size=32000, max_position_embeddings=4096, **sizes).save_pretrained(path / "7b")
+    AutoConfig.for_model("llama", vocab_size=32000, max_position_embeddings=4096, **sizes).save_pretrained(path)
     return path
 
 
@@ -96,8 +93,8 @@ def test_assumed_work(ground):
     assert assumed_work(config(ground, epochs=3, global_batch_size=2, max_steps=5), 1000).tokens == 5 * 320
 
 
-def test_the_arithmetic(ground):
-    shape = load_shape(load_config(str(ground / "7b")), "7b")
+def test_the_arithmetic(ground, llama_7b):
+    shape = load_shape(load_config(str(llama_7b)), "7b")
     work = Work(steps=10, tokens=10**9, trained=6 * 10**8, squared_lengths=10**12)
     run = config(ground, seq_len=2048)
     gpus = [GPUS["H100-80GB"], GPUS["A10G"]]
@@ -115,8 +112,8 @@ def test_the_arithmetic(ground):
     assert one.memory.total > GPUS["H100-80GB"].gib * GIB - RESERVED > 1.1 * eight.memory.total
 
 
-def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground):
-    shape = load_shape(load_config(str(ground / "7b")), "7b")
+def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground, llama_7b):
+    shape = load_shape(load_config(str(llama_7b)), "7b")
     hours = lambda lora, work: estimates(config(ground, lora=LoraConfig(r=lora)), shape, work, [GPUS["H200"]], [8], 0.5)  # noqa: E731
     work = Work(steps=10, tokens=10**9, trained=10**9, squared_lengths=0)
     assert hours(16, work)[0].flops / hours(0, work)[0].flops == pytest.approx(2 / 3, rel=0.01)
@@ -145,9 +142,9 @@ def test_the_command_with_data(ground, capsys):
     assert all(row[4] == "yes" and len(row) == 9 for row in rows)
 
 
-def test_the_command_without_data(ground, tmp_path, capsys):
+def test_the_command_without_data(llama_7b, tmp_path, capsys):
     """--tokens stands for data, also for the stages of a YAML file; prices by kind; all kinds by default."""
-    run = {"model": str(ground / "7b"), "stages": [{"data": "nowhere.jsonl"}], "global_batch_size": 64}
+    run = {"model": str(llama_7b), "stages": [{"data": "nowhere.jsonl"}], "global_batch_size": 64}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
     prices = ["--price_per_gpu", "H200=3,A10G=1"]
     rows = table(capsys, "--config", str(tmp_path / "run.yaml"), "--tokens", "1000000", *prices)
@@ -158,10 +155,8 @@ def test_the_command_without_data(ground, tmp_path, capsys):
     assert rows[0][2:5] == ["103.9", "39", "no"]
 
 
-def test_where_nothing_fits_it_says_what_helps(ground, capsys):
-    assert (
-        main(["estimate", "--model", str(ground / "7b"), "--tokens", "1000", "--gpus", "A10G", "--counts", "1,2"]) == 0
-    )
+def test_where_nothing_fits_it_says_what_helps(llama_7b, capsys):
+    assert main(["estimate", "--model", str(llama_7b), "--tokens", "1000", "--gpus", "A10G", "--counts", "1,2"]) == 0
     out = capsys.readouterr().out
     assert "Nothing fits. 2 x A10G lacks least" in out and "--offload true: " in out and "4 GPUs: " in out
 
@@ -189,8 +184,8 @@ def test_where_nothing_fits_it_says_what_helps(ground, capsys):
         (["--seq_len", "0"], "seq_len: 0 is not 1 or more"),
     ],
 )
-def test_mistakes_are_one_line(ground, capsys, arguments, said):
-    assert main(["estimate", "--model", str(ground / "7b"), "--tokens", "1000", *arguments]) == 1
+def test_mistakes_are_one_line(llama_7b, capsys, arguments, said):
+    assert main(["estimate", "--model", str(llama_7b), "--tokens", "1000", *arguments]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1, captured
     assert captured.err.startswith(f"error: {said}")
@@ -206,13 +201,13 @@ def test_mistakes_are_one_line(ground, capsys, arguments, said):
         (["--mfu", "nan"], "mfu: expected a number, got 'nan'"),
     ],
 )
-def test_a_wrong_command_names_the_nearest_key(ground, capsys, arguments, said):
-    assert main(["estimate", "--model", str(ground / "7b"), *arguments]) == 2
+def test_a_wrong_command_names_the_nearest_key(llama_7b, capsys, arguments, said):
+    assert main(["estimate", "--model", str(llama_7b), *arguments]) == 2
     assert capsys.readouterr().err == f"error: {said}\n"
 
 
-def test_without_data_it_asks_for_some(ground, capsys):
-    assert main(["estimate", "--model", str(ground / "7b")]) == 1
+def test_without_data_it_asks_for_some(llama_7b, capsys):
+    assert main(["estimate", "--model", str(llama_7b)]) == 1
     assert capsys.readouterr().err.endswith("without any yet, say --tokens 10000000\n")
 
 
@@ -223,8 +218,8 @@ def test_help_lists_both_kinds_of_keys(capsys):
     assert "--price_per_gpu" in out and "--seq_len" in out and all(name in out for name in GPUS)
 
 
-def test_the_printed_config_gives_the_same_estimate(ground, tmp_path, capsys):
-    flags = ["--model", str(ground / "7b"), "--tokens", "1000", "--gpus", "H100", "--counts", "8", "--seq_len", "512"]
+def test_the_printed_config_gives_the_same_estimate(llama_7b, tmp_path, capsys):
+    flags = ["--model", str(llama_7b), "--tokens", "1000", "--gpus", "H100", "--counts", "8", "--seq_len", "512"]
     with pytest.raises(SystemExit):
         main(["estimate", *flags, "--print_config"])
     printed = capsys.readouterr().out

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import models
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -294,16 +293,9 @@ def test_what_never_ends_is_inf():
 # The command -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("spot") / "model"
-    models.make_model(path)
-    return str(path)
-
-
-def arguments(model: str, *more: str) -> list[str]:
+def arguments(model: Path, *more: str) -> list[str]:
     return [
-        "estimate", "--model", model, "--tokens", "100000000000", "--seq_len", "160",
+        "estimate", "--model", str(model), "--tokens", "100000000000", "--seq_len", "160",
         "--counts", "8,16", "--gpus", "H100-80GB", *more,
     ]  # fmt: skip
 
@@ -398,8 +390,8 @@ def test_without_preemptions_spot_costs_its_price(model):
     from fastft.cost.shape import load_shape
     from fastft.model.pretrained import load_config
 
-    config = TrainConfig(model=model, output_dir="none", data="none", seq_len=160)
-    shape = load_shape(load_config(model), model)
+    config = TrainConfig(model=str(model), output_dir="none", data="none", seq_len=160)
+    shape = load_shape(load_config(str(model)), str(model))
     assert checkpoint_bytes(shape, config) == 12 * shape.parameters
     found = estimates(config, shape, assumed_work(config, 10**12), [GPUS["A100-80GB"]], [8], 0.4)
     spot = SpotConfig(spot=True, preemption_rate=0.0, checkpoint_every="10", blocking_seconds=6.0, upload_seconds=60.0)

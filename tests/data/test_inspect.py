@@ -4,19 +4,8 @@ import json
 
 import pytest
 import yaml
-from helpers import models
 
 from fastft.cli import main
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return models.make_model(tmp_path_factory.mktemp("inspect") / "model")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return models.make_data(tmp_path_factory.mktemp("inspect") / "data.jsonl", conversations=5)
 
 
 def shown(out: str) -> list[str]:

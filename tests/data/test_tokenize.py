@@ -3,7 +3,6 @@
 import logging
 
 import pytest
-from helpers import models
 
 from fastft.data import tokenize as tokenizing
 from fastft.data.conversation import read_conversations
@@ -13,46 +12,46 @@ from fastft.errors import UserError
 
 
 @pytest.fixture
-def ground(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch):
+    """A cache of tokens for one test alone."""
     monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
-    models.make_model(tmp_path / "model")
-    models.make_data(tmp_path / "data.jsonl", conversations=30)
-    return tmp_path
+    return tmp_path / "cache"
 
 
-def cached(ground) -> bytes:
-    [file] = (ground / "cache").iterdir()
+def taken(cache) -> bytes:
+    """The one file of the cache, which is removed."""
+    [file] = cache.iterdir()
     content = file.read_bytes()
     file.unlink()
     return content
 
 
 @pytest.mark.parametrize("split_to", [None, 40])
-def test_several_processes_write_what_one_writes(ground, monkeypatch, split_to, caplog):
+def test_several_processes_write_what_one_writes(ground, cache, monkeypatch, split_to, caplog):
     monkeypatch.setattr(tokenizing, "BATCH", 4)
     monkeypatch.setattr(tokenizing, "PROGRESS_EVERY", 8)
     template = load_template(str(ground / "model"))
     tokenized(str(ground / "data.jsonl"), template, split_to)
-    alone = cached(ground)
+    alone = taken(cache)
     monkeypatch.setattr(tokenizing, "PARALLEL_FROM", 8)
     monkeypatch.setattr(tokenizing.os, "sched_getaffinity", lambda process: {0, 1})
     caplog.clear()
     with caplog.at_level(logging.INFO, "fastft"):
         tokenized(str(ground / "data.jsonl"), template, split_to)
-    assert cached(ground) == alone
+    assert taken(cache) == alone
     assert caplog.messages == [f"tokenised {done} conversations" for done in (8, 16, 24)]
 
 
-def test_a_damaged_cache_is_made_again(ground, caplog):
+def test_a_damaged_cache_is_made_again(ground, cache, caplog):
     data, template = str(ground / "data.jsonl"), load_template(str(ground / "model"))
     ids = [each.tolist() for each in tokenized(data, template).ids]
-    [file] = (ground / "cache").iterdir()
+    [file] = cache.iterdir()
     file.write_bytes(file.read_bytes()[:-20])
     assert [each.tolist() for each in tokenized(data, template).ids] == ids
     assert [message for message in caplog.messages if "this token file is damaged" in message]
 
 
-def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, monkeypatch):
+def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, cache, monkeypatch):
     encode_many = ChatTemplate.encode_many
 
     def one_too_many(self, conversations):
@@ -66,4 +65,4 @@ def test_a_mask_that_is_off_is_refused_by_name_and_nothing_is_cached(ground, mon
     name = next(c.id for c in conversations if any(m.train for m in c.messages))
     with pytest.raises(UserError, match=f"data.jsonl: conversation '{name}': the mask is off"):
         tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
-    assert not list((ground / "cache").iterdir())
+    assert not list(cache.iterdir())

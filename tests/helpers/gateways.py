@@ -2,17 +2,12 @@
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from helpers.serving import ROOT, WorkerProcess, wait_until
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+from helpers.serving import ROOT, WorkerProcess, started, wait_until
 
 
 class Scripted(WorkerProcess):
@@ -32,37 +27,6 @@ class Scripted(WorkerProcess):
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-
-
-@contextlib.contextmanager
-def started(kind: type, command: list[str], **environment: str) -> Iterator:
-    """A process that says "ready URL…"; killed at the end, with all that it started."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**ENVIRONMENT, **environment},
-        start_new_session=True,
-    )
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
-    reader.start()
-    try:
-        ready = process.stdout.readline().split()
-        if ready[:1] != ["ready"]:
-            process.wait(60)
-            reader.join(60)
-            raise AssertionError("".join(said))
-        url, _, name = ready[1].partition("#")
-        yield kind(url, name, process, said)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        reader.join(10)
-        process.stderr.close()
 
 
 def scripted(name: str = "m", port: int = 0) -> contextlib.AbstractContextManager[Scripted]:

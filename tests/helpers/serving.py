@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from helpers import models
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 # What the taught model answers, at temperature 0.
 ANSWERS = {
     "emoji": "A family 👩\u200d👩\u200d👧 and 日本語, ¿Dónde? 🎉 end",
@@ -194,12 +195,15 @@ def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 60) -> Non
 
 
 @contextlib.contextmanager
-def worker(model: Path, *flags: str, launcher: list[str] | None = None) -> Iterator[WorkerProcess]:
-    """A worker that is ready; killed at the end. `launcher`: a command to put before it."""
-    command = [*(launcher or []), sys.executable, "-m", "fastft.serve.worker", "--model", str(model), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def started(kind: type[WorkerProcess], command: list[str], **environment: str) -> Iterator:
+    """A process that says "ready URL…"; killed at the end, with all that it started."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**ENVIRONMENT, **environment},
+        start_new_session=True,
     )
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
@@ -207,11 +211,11 @@ def worker(model: Path, *flags: str, launcher: list[str] | None = None) -> Itera
     try:
         ready = process.stdout.readline().split()
         if ready[:1] != ["ready"]:
-            process.wait(30)
-            reader.join(30)
+            process.wait(60)
+            reader.join(60)
             raise AssertionError("".join(said))
         url, _, name = ready[1].partition("#")
-        yield WorkerProcess(url, name, process, said)
+        yield kind(url, name, process, said)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -219,3 +223,12 @@ def worker(model: Path, *flags: str, launcher: list[str] | None = None) -> Itera
         process.stdout.close()
         reader.join(10)
         process.stderr.close()
+
+
+def worker(
+    model: Path, *flags: str, launcher: tuple[str, ...] = ()
+) -> contextlib.AbstractContextManager[WorkerProcess]:
+    """A worker that is ready. `launcher`: a command to put before it."""
+    return started(
+        WorkerProcess, [*launcher, sys.executable, "-m", "fastft.serve.worker", "--model", str(model), *flags]
+    )

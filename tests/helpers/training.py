@@ -33,6 +33,11 @@ def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, capture_output=True, text=True, timeout=240, **options)
 
 
+def torchrun(*more: str) -> list[str]:
+    """torchrun with two processes on this machine, before a script or `-m MODULE`."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more]
+
+
 def train(ground: Path, out: Path, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
     return run(command(processes, ["-m", "fastft.train", *flags(ground, out, *more)]))
 
@@ -76,6 +81,18 @@ def plain_gradients(model_dir: Path, data_file: Path, seq_len: int, z_loss: floa
         total += loss.item()
     named = {f"causal_lm.{name}": p.grad for name, p in model.named_parameters()}
     return {"loss": torch.tensor(total), **named}
+
+
+def plain_loss(model, ground: Path) -> float:
+    """Mean loss of a transformers (or peft) model per trained token, one conversation at a time, nothing packed."""
+    data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
+    total = 0.0
+    with torch.no_grad():
+        for ids, trained in zip(data.ids, data.trained):
+            ids, wanted = torch.tensor(ids, dtype=torch.int64), torch.from_numpy(trained[1:].copy())
+            logits = model.eval()(input_ids=ids[None]).logits[0, :-1]
+            total += float(torch.nn.functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="sum"))
+    return total / int(data.trained_counts.sum())
 
 
 def fails(done: subprocess.CompletedProcess, *says: str) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import models
 from helpers.training import fails, train_here
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -23,12 +22,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def model(tmp_path) -> TrainedModel:
-    models.make_model(tmp_path / "model")
+def trained_model(model) -> TrainedModel:
     attention, _ = choose_attention("auto", CPU)
-    model = TrainedModel(AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=attention))
-    model.reshard = lambda: None  # of a sharded one
-    return model
+    trained = TrainedModel(AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention))
+    trained.reshard = lambda: None  # of a sharded one
+    return trained
 
 
 def needs_torchao():
@@ -46,40 +44,42 @@ def gradients(model: TrainedModel) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
 
 
-def test_rounded_products_change_gradients_little_and_names_not(model):
+def test_rounded_products_change_gradients_little_and_names_not(trained_model):
     needs_torchao()
-    exact = gradients(model)
-    model.zero_grad()
-    assert convert(model.blocks, emulate=True) == "float8: 14 of 14 linear layers in the blocks, scaled row by row"
-    assert type(model.causal_lm.get_output_embeddings()) is nn.Linear
-    rounded = gradients(model)
+    exact = gradients(trained_model)
+    trained_model.zero_grad()
+    assert (
+        convert(trained_model.blocks, emulate=True) == "float8: 14 of 14 linear layers in the blocks, scaled row by row"
+    )
+    assert type(trained_model.causal_lm.get_output_embeddings()) is nn.Linear
+    rounded = gradients(trained_model)
     assert rounded.keys() == exact.keys()
     assert rounded["loss"] != exact["loss"] and rounded["loss"] == pytest.approx(exact["loss"].item(), rel=0.01)
     for name, gradient in exact.items():
         assert (rounded[name] - gradient).norm() < 0.2 * gradient.norm(), name
 
 
-def test_layers_that_the_kernels_cannot_do_stay_as_they_are(model):
+def test_layers_that_the_kernels_cannot_do_stay_as_they_are(trained_model):
     needs_torchao()
-    model.blocks[0].mlp.up_proj = nn.Linear(32, 72, bias=False)
-    model.blocks[0].mlp.gate_proj = nn.Linear(32, 72, bias=False)
-    model.blocks[0].mlp.down_proj = nn.Linear(72, 32, bias=False)
-    assert convert(model.blocks, emulate=True).startswith("float8: 11 of 14")
+    trained_model.blocks[0].mlp.up_proj = nn.Linear(32, 72, bias=False)
+    trained_model.blocks[0].mlp.gate_proj = nn.Linear(32, 72, bias=False)
+    trained_model.blocks[0].mlp.down_proj = nn.Linear(72, 32, bias=False)
+    assert convert(trained_model.blocks, emulate=True).startswith("float8: 11 of 14")
 
 
-def test_conversations_in_a_row_do_not_see_each_other(model):
+def test_conversations_in_a_row_do_not_see_each_other(trained_model):
     """One scale for a row keeps the proof of isolation; one for a whole tensor, the faster recipe, would break it."""
     float8 = needs_torchao()
-    blocks = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    convert(model.blocks, emulate=True)
-    prove_isolation(model, CPU)
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in blocks.items())
+    blocks = {name: tensor.clone() for name, tensor in trained_model.state_dict().items()}
+    convert(trained_model.blocks, emulate=True)
+    prove_isolation(trained_model, CPU)
+    assert all(torch.equal(tensor, trained_model.state_dict()[name]) for name, tensor in blocks.items())
     tensorwise = replace(float8.Float8LinearConfig.from_recipe_name("tensorwise"), emulate=True)
-    for block in model.blocks:
+    for block in trained_model.blocks:
         for linear in (m for m in block.modules() if isinstance(m, nn.Linear)):
             linear.config = tensorwise
     with pytest.raises(UserError, match="see each other"):
-        prove_isolation(model, CPU)
+        prove_isolation(trained_model, CPU)
 
 
 def test_without_the_hardware_one_line_says_so(ground, tmp_path):

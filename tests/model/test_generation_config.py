@@ -8,16 +8,15 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from helpers import models
 
 from fastft.model.generation_config import read_generation_config
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def loaded_model(model):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(models.make_model(tmp_path_factory.mktemp("tiny") / "model"))
+    return AutoModelForCausalLM.from_pretrained(model)
 
 
 @contextlib.contextmanager
@@ -83,7 +82,7 @@ SAMPLED = {"do_sample": True, "temperature": 0.9, "top_p": 0.6}
     ],
     ids=str,
 )  # fmt: skip
-def test_values_are_kept_mended_or_left_out_and_that_is_said(values, kept, says, tmp_path, model):
+def test_values_are_kept_mended_or_left_out_and_that_is_said(values, kept, says, tmp_path, loaded_model):
     import torch
     from transformers import GenerationConfig
 
@@ -92,7 +91,7 @@ def test_values_are_kept_mended_or_left_out_and_that_is_said(values, kept, says,
     assert all(text in "\n".join(said) for text in says) and bool(said) == bool(says)
     assert all(line.startswith(f"{tmp_path}") and "\n" not in line for line in said)
     config = GenerationConfig.from_pretrained(tmp_path / "written", max_new_tokens=2, pad_token_id=0)
-    assert model.generate(torch.tensor([[5, 6, 7]]), generation_config=config).shape[1] > 3
+    assert loaded_model.generate(torch.tensor([[5, 6, 7]]), generation_config=config).shape[1] > 3
 
 
 @pytest.mark.parametrize("text", [b"{", b"", b"[]", b"null", b"\xff\xfe{\x00", b"[" * 100_000])

@@ -11,8 +11,6 @@ from helpers import models
 from helpers import training as runs
 from safetensors.torch import load_file
 
-from fastft.data.dataset import tokenized
-from fastft.data.template.chat_template import load_template
 from fastft.train.report.metrics import read_metrics
 
 peft = pytest.importorskip("peft")
@@ -21,7 +19,7 @@ LORA = ("--lora.r", "8", "--checkpoint.every", "5")
 
 
 @pytest.fixture(scope="module")
-def ground_with_large_logits(ground, tmp_path_factory):
+def lora_ground(ground, tmp_path_factory):
     """As `ground`, with logits that adapters can move although the head is frozen."""
     path = tmp_path_factory.mktemp("large_logits")
     models.make_model(path / "model", initializer_range=0.3)
@@ -30,10 +28,10 @@ def ground_with_large_logits(ground, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_run(ground_with_large_logits, tmp_path_factory):
+def whole_run(lora_ground, tmp_path_factory):
     """An uninterrupted run with adapters."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    run(ground_with_large_logits, out)
+    run(lora_ground, out)
     return out
 
 
@@ -46,18 +44,6 @@ def eval_loss(out: Path) -> float:
     return [r["eval_loss"] for r in read_metrics(out / "metrics.jsonl") if "eval_loss" in r][-1]
 
 
-def plain_loss(model, ground: Path) -> float:
-    """Mean loss of a transformers (or peft) model per trained token, one conversation at a time, nothing packed."""
-    data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
-    total = 0.0
-    with torch.no_grad():
-        for ids, trained in zip(data.ids, data.trained):
-            ids, wanted = torch.tensor(ids, dtype=torch.int64), torch.from_numpy(trained[1:].copy())
-            logits = model.eval()(input_ids=ids[None]).logits[0, :-1]
-            total += float(torch.nn.functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="sum"))
-    return total / int(data.trained_counts.sum())
-
-
 def from_pretrained(path: Path):
     from transformers import AutoModelForCausalLM
 
@@ -68,15 +54,15 @@ def adapter(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "adapter" / "adapter_model.safetensors")
 
 
-def test_adapters_learn_and_are_exported_alone_and_merged(ground_with_large_logits, whole_run):
+def test_adapters_learn_and_are_exported_alone_and_merged(lora_ground, whole_run):
     losses = [loss for _, loss, _ in runs.losses(whole_run)]
     assert losses[-1] < 0.8 * losses[0]
-    base = from_pretrained(ground_with_large_logits / "model")
+    base = from_pretrained(lora_ground / "model")
     frozen = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     with_adapter = peft.PeftModel.from_pretrained(base, whole_run / "adapter")
     merged = from_pretrained(whole_run / "model")
-    assert eval_loss(whole_run) == pytest.approx(plain_loss(with_adapter, ground_with_large_logits), rel=1e-5)
-    assert eval_loss(whole_run) == pytest.approx(plain_loss(merged, ground_with_large_logits), rel=1e-5)
+    assert eval_loss(whole_run) == pytest.approx(runs.plain_loss(with_adapter, lora_ground), rel=1e-5)
+    assert eval_loss(whole_run) == pytest.approx(runs.plain_loss(merged, lora_ground), rel=1e-5)
     for name, tensor in merged.state_dict().items():
         assert torch.equal(tensor, frozen[name]) == ("_proj" not in name), name
     # In fp64, so that what differs is the rounding of the merged weights and no processor's sums.
@@ -93,25 +79,25 @@ def test_checkpoints_hold_adapters_and_their_moments_only(whole_run):
     assert all(".lora_" in name or "param_groups" in name for name in names)
 
 
-def test_a_resumed_run_is_bit_identical(ground_with_large_logits, whole_run, tmp_path):
+def test_a_resumed_run_is_bit_identical(lora_ground, whole_run, tmp_path):
     out = shutil.copytree(whole_run, tmp_path / "out")
     for name in ("model", "adapter", f"checkpoints/{(out / 'checkpoints' / 'latest').read_text().strip()}"):
         shutil.rmtree(out / name)
-    run(ground_with_large_logits, out)
+    run(lora_ground, out)
     assert runs.losses(out) == runs.losses(whole_run)
     for name, tensor in adapter(whole_run).items():
         assert torch.equal(tensor, adapter(out)[name]), name
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground_with_large_logits, whole_run, tmp_path, quantize):
+def test_a_checkpoint_is_exported_merged_as_the_trainer_does(lora_ground, whole_run, tmp_path, quantize):
     from fastft.cli import main
 
     out = whole_run
     if quantize == "nf4":
         pytest.importorskip("bitsandbytes")
         out = tmp_path / "run"
-        run(ground_with_large_logits, out, "--lora.quantize", "nf4")
+        run(lora_ground, out, "--lora.quantize", "nf4")
     first, *_, last = sorted((out / "checkpoints").glob("step-*"))
     for path in (first, last):
         assert main(["export", str(path), str(tmp_path / path.name)]) == 0
@@ -126,26 +112,16 @@ def test_a_checkpoint_is_exported_merged_as_the_trainer_does(ground_with_large_l
 
 
 @pytest.mark.parametrize("quantize", ["none", pytest.param("nf4", marks=pytest.mark.slow)])
-def test_two_processes_train_like_one(ground_with_large_logits, whole_run, tmp_path, quantize):
+def test_two_processes_train_like_one(lora_ground, whole_run, tmp_path, quantize):
     one = whole_run
     if quantize == "nf4":
         pytest.importorskip("bitsandbytes")
         one = tmp_path / "one"
-        run(ground_with_large_logits, one, "--lora.quantize", "nf4")
+        run(lora_ground, one, "--lora.quantize", "nf4")
         assert runs.losses(one)[0] != runs.losses(whole_run)[0]  # four bits are not the whole weights
-        assert eval_loss(one) == pytest.approx(
-            plain_loss(from_pretrained(one / "model"), ground_with_large_logits), rel=1e-5
-        )
-    options = (
-        "--eval_data",
-        str(ground_with_large_logits / "data.jsonl"),
-        "--epochs",
-        "4",
-        *LORA,
-        "--lora.quantize",
-        quantize,
-    )
-    done = runs.train(ground_with_large_logits, tmp_path / "two", *options, processes=2)
+        assert eval_loss(one) == pytest.approx(runs.plain_loss(from_pretrained(one / "model"), lora_ground), rel=1e-5)
+    options = ("--eval_data", str(lora_ground / "data.jsonl"), "--epochs", "4", *LORA, "--lora.quantize", quantize)
+    done = runs.train(lora_ground, tmp_path / "two", *options, processes=2)
     assert done.returncode == 0, done.stderr
     for (_, loss, norm), (_, other, other_norm) in zip(runs.losses(one), runs.losses(tmp_path / "two"), strict=True):
         assert loss == pytest.approx(other, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-3)
@@ -153,28 +129,19 @@ def test_two_processes_train_like_one(ground_with_large_logits, whole_run, tmp_p
 
 
 @pytest.mark.parametrize("family", ["llama_tied", "qwen2", "gemma2", "phi3", "mixtral"])
-def test_adapters_fit_other_architectures(ground_with_large_logits, tmp_path, family):
+def test_adapters_fit_other_architectures(lora_ground, tmp_path, family):
     """Tied embeddings, biases, fused projections, experts (which stay as they are)."""
     options = {"mixtral": {"num_local_experts": 3}}
     models.make_model(tmp_path / "model", family, **options.get(family, {}))
-    (tmp_path / "data.jsonl").symlink_to(ground_with_large_logits / "data.jsonl")
+    (tmp_path / "data.jsonl").symlink_to(lora_ground / "data.jsonl")
     run(tmp_path, tmp_path / "out", "--max_steps", "3")
     assert eval_loss(tmp_path / "out") == pytest.approx(
-        plain_loss(from_pretrained(tmp_path / "out/model"), tmp_path), rel=1e-4
+        runs.plain_loss(from_pretrained(tmp_path / "out/model"), tmp_path), rel=1e-4
     )
 
 
-def test_targets_and_dropout(ground_with_large_logits, tmp_path):
-    run(
-        ground_with_large_logits,
-        tmp_path / "out",
-        "--max_steps",
-        "2",
-        "--lora.targets",
-        "q_proj, v_proj",
-        "--lora.dropout",
-        "0.1",
-    )
+def test_targets_and_dropout(lora_ground, tmp_path):
+    run(lora_ground, tmp_path / "out", "--max_steps", "2", "--lora.targets", "q_proj, v_proj", "--lora.dropout", "0.1")
     names = adapter(tmp_path / "out")
     assert len(names) == 2 * 2 * 2 and all("q_proj" in name or "v_proj" in name for name in names)
     config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
@@ -189,12 +156,12 @@ def test_targets_and_dropout(ground_with_large_logits, tmp_path):
         (["--lora.quantize", "nf4"], "bitsandbytes", "lora.quantize: nf4 needs bitsandbytes, which is not installed"),
     ],
 )
-def test_mistakes_are_one_clear_line(ground_with_large_logits, tmp_path, monkeypatch, flags, absent, says):
+def test_mistakes_are_one_clear_line(lora_ground, tmp_path, monkeypatch, flags, absent, says):
     if absent:
         monkeypatch.setitem(sys.modules, absent, None)
-    runs.fails(runs.train_here(ground_with_large_logits, tmp_path / "out", *LORA, *flags), says)
+    runs.fails(runs.train_here(lora_ground, tmp_path / "out", *LORA, *flags), says)
 
 
-def test_another_rank_is_another_run(ground_with_large_logits, whole_run):
-    options = ("--eval_data", str(ground_with_large_logits / "data.jsonl"), "--epochs", "4", *LORA)
-    runs.fails(runs.train_here(ground_with_large_logits, whole_run, *options, "--lora.r", "4"), "lora.r was 8 and is 4")
+def test_another_rank_is_another_run(lora_ground, whole_run):
+    options = ("--eval_data", str(lora_ground / "data.jsonl"), "--epochs", "4", *LORA)
+    runs.fails(runs.train_here(lora_ground, whole_run, *options, "--lora.r", "4"), "lora.r was 8 and is 4")

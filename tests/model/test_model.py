@@ -23,7 +23,7 @@ from fastft.model.pretrained import load_config
 
 
 @pytest.fixture
-def model(ground, tmp_path):
+def model_copy(ground, tmp_path):
     """A copy of the model, to be damaged."""
     return shutil.copytree(ground / "model", tmp_path / "model")
 
@@ -155,12 +155,14 @@ class Bomb:
         return (Path.touch, (Path("exploded"),))
 
 
-def test_a_pickle_of_a_stranger_is_not_run(ground, model, monkeypatch):
-    monkeypatch.chdir(model)
-    (model / "model.safetensors").unlink()
-    torch.save({"model.embed_tokens.weight": Bomb()}, model / "pytorch_model.bin", pickle_module=pickle)
-    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), "the model cannot be loaded")
-    assert not (model / "exploded").exists()
+def test_a_pickle_of_a_stranger_is_not_run(ground, model_copy, monkeypatch):
+    monkeypatch.chdir(model_copy)
+    (model_copy / "model.safetensors").unlink()
+    torch.save({"model.embed_tokens.weight": Bomb()}, model_copy / "pytorch_model.bin", pickle_module=pickle)
+    runs.fails(
+        runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), "the model cannot be loaded"
+    )
+    assert not (model_copy / "exploded").exists()
 
 
 def change(path: Path, change) -> None:
@@ -190,46 +192,53 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (lambda p: (p / "model.safetensors").rename(p / "model.safetensors.index.json"), "index.json: is damaged"),
     ],
 )  # fmt: skip
-def test_files_that_are_damaged_are_one_clear_line(ground, model, damage, says):
-    damage(model)
-    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
+def test_files_that_are_damaged_are_one_clear_line(ground, model_copy, damage, says):
+    damage(model_copy)
+    runs.fails(runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), says)
 
 
-def test_a_missing_part_is_named_with_what_it_holds(ground, model):
-    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
-    names = dict.fromkeys(load_file(model / "model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors")
+def test_a_missing_part_is_named_with_what_it_holds(ground, model_copy):
+    (model_copy / "model.safetensors").rename(model_copy / "model-00001-of-00002.safetensors")
+    names = dict.fromkeys(
+        load_file(model_copy / "model-00001-of-00002.safetensors"), "model-00001-of-00002.safetensors"
+    )
     index = {"weight_map": {**names, "lm_head.weight": "model-00002-of-00002.safetensors"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model_copy / "model.safetensors.index.json").write_text(json.dumps(index))
     says = "model-00002-of-00002.safetensors: is missing; the model's index says that it holds lm_head.weight"
-    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
+    runs.fails(runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), says)
 
 
-def test_tensors_without_a_place_are_told_of(model, caplog):
-    change(model, lambda s: s.update({"mtp.head": torch.zeros(2), "model.layers.0.rotary_emb.inv_freq": torch.ones(4)}))
-    loaded(model)
+def test_tensors_without_a_place_are_told_of(model_copy, caplog):
+    change(
+        model_copy,
+        lambda s: s.update({"mtp.head": torch.zeros(2), "model.layers.0.rotary_emb.inv_freq": torch.ones(4)}),
+    )
+    loaded(model_copy)
     (said,) = caplog.messages
     assert "model.safetensors: mtp.head has no place in the model (1 such tensors)" in said
 
 
-def test_an_adapter_is_no_model(ground, model):
-    (model / "adapter_config.json").write_text("{}")
-    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), "holds an adapter")
+def test_an_adapter_is_no_model(ground, model_copy):
+    (model_copy / "adapter_config.json").write_text("{}")
+    runs.fails(runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), "holds an adapter")
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "vit", "bart"])
-def test_what_is_no_causal_language_model_is_one_clear_line(ground, model, family):
+def test_what_is_no_causal_language_model_is_one_clear_line(ground, model_copy, family):
     """And not that it lacks embeddings, which would be the next thing to be said of this one."""
     config = {"model_type": family, "vocab_size": 100}
-    (model / "config.json").write_text(json.dumps(config))
+    (model_copy / "config.json").write_text(json.dumps(config))
     says = f"{family} is no causal language model"
-    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), says)
+    runs.fails(runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), says)
 
 
-def test_quantised_weights_are_refused(ground, model):
-    config = json.loads((model / "config.json").read_text())
+def test_quantised_weights_are_refused(ground, model_copy):
+    config = json.loads((model_copy / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
-    (model / "config.json").write_text(json.dumps(config))
-    runs.fails(runs.train_here(ground, model.parent / "out", "--model", str(model)), "its weights are quantised")
+    (model_copy / "config.json").write_text(json.dumps(config))
+    runs.fails(
+        runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), "its weights are quantised"
+    )
 
 
 # Sharding ----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers import gateways, models
-from helpers.serving import read_stream, wait_until
+from helpers.serving import ENVIRONMENT, read_stream, wait_until
 
 MORE = {"ignore_eos": True, "max_tokens": 12}
 
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
     models.make_model(broken)
     (broken / "model.safetensors").write_bytes(b"no weights")
     command = [sys.executable, "-m", "fastft", "serve", "--port", "0", "--model", str(broken)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=gateways.ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and done.stdout == "" and len(errors) == 1
     assert "the worker of broken: " in errors[0] and "Traceback" not in done.stderr

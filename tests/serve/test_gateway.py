@@ -12,7 +12,7 @@ import time
 
 import pytest
 from helpers import gateways
-from helpers.serving import read_stream, wait_until
+from helpers.serving import ENVIRONMENT, read_stream, wait_until
 
 QUICK = ["--comment_s", "0.4", "--slow_client_s", "2", "--silence_s", "4", "--check_s", "0.3"]
 
@@ -654,9 +654,7 @@ def test_without_an_admin_key_nobody_is_the_admin(served, other):
 
 def serve(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "fastft", "serve", *flags]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**gateways.ENVIRONMENT, **environment}
-    )
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**ENVIRONMENT, **environment})
 
 
 @pytest.fixture

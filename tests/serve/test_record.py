@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from helpers.gateways import ENVIRONMENT
+from helpers.serving import ENVIRONMENT
 
 from fastft.cli import main
 from fastft.serve.events import FILE, EventLog, ServedTurn, read_answers, read_events

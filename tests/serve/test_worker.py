@@ -505,7 +505,7 @@ LAUNCHER = (
 
 
 def test_it_ends_with_its_parent_even_after_kill_9(taught):
-    with worker(taught, "--grace_s", "0", launcher=[sys.executable, "-c", LAUNCHER]) as process:
+    with worker(taught, "--grace_s", "0", launcher=(sys.executable, "-c", LAUNCHER)) as process:
         wait_until(lambda: any(line.strip().isdigit() for line in process.said), "the launcher names its child")
         pid = int(next(line for line in process.said if line.strip().isdigit()))
         busy = process.open(process.ask("count", stream=True, **LONG))

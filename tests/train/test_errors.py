@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from helpers.training import command, flags, run, train
+from helpers.training import command, flags, run, torchrun, train
 
 # Rank 1 meets an error: in the third step, while rank 0 waits for it, or where the ranks hear of each other's errors.
 FAILS_ON_RANK_1 = """
@@ -31,17 +31,17 @@ leave(run(loop.main, first_to_fail))
 """
 
 
-def start(tmp_path, ground, torchrun: bool, *arguments: str):
+def start(tmp_path, ground, by_torchrun: bool, *arguments: str):
     script = tmp_path / "script.py"
     script.write_text(FAILS_ON_RANK_1)
     target = [str(script), *arguments, *flags(ground, tmp_path / "out")]
-    if torchrun:
-        return run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *target])
+    if by_torchrun:
+        return run(torchrun(*target))
     return run(command(2, target))
 
 
 @pytest.mark.parametrize(
-    ("torchrun", "moment"),
+    ("by_torchrun", "moment"),
     [
         (False, "step"),
         (False, "together"),
@@ -49,12 +49,12 @@ def start(tmp_path, ground, torchrun: bool, *arguments: str):
         pytest.param(True, "step", marks=pytest.mark.slow),
     ],
 )
-def test_a_bug_on_one_rank_ends_with_its_traceback_once(ground, tmp_path, torchrun, moment):
-    done = start(tmp_path, ground, torchrun, "bug", moment)
+def test_a_bug_on_one_rank_ends_with_its_traceback_once(ground, tmp_path, by_torchrun, moment):
+    done = start(tmp_path, ground, by_torchrun, "bug", moment)
     assert done.returncode == 1, done.stderr
     ours = [line for line in done.stderr.splitlines() if line.startswith(("RuntimeError: ", "error: "))]
     assert ours[0] == "RuntimeError: a bug of rank 1" and "this is a bug in fastft" in ours[1], done.stderr
-    assert len(ours) == 2 and done.stderr.count("Traceback (most recent call last)") == 1 + torchrun, done.stderr
+    assert len(ours) == 2 and done.stderr.count("Traceback (most recent call last)") == 1 + by_torchrun, done.stderr
 
 
 @pytest.mark.parametrize("moment", ["step", "together"])

@@ -28,9 +28,7 @@ def run(ground, tmp_path_factory):
     """A finished run with all its checkpoints and a held-out loss at each of them."""
     out = tmp_path_factory.mktemp("runs") / "first"
     more = ["--checkpoint.every", "4", "--checkpoint.keep", "9", "--eval_every", "4", "--price_per_hour", "3600"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs.train_here(ground, out, "--eval_data", str(ground / "data.jsonl"), *more)
+    done = runs.train_here(ground, out, "--eval_data", str(ground / "data.jsonl"), *more)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -46,19 +44,7 @@ def test_the_logits_are_the_trainers(ground, run, tmp_path, number):
         exported = model(ids[None]).logits[0]
     torch.testing.assert_close(exported, trainers_logits(run, number, ids), rtol=1e-5, atol=1e-5)
     measured = {row["step"]: row["eval_loss"] for row in read_metrics(run / "metrics.jsonl") if "eval_loss" in row}
-    assert plain_loss(model, ground) == pytest.approx(measured[number], rel=1e-5)
-
-
-def plain_loss(model, ground: Path) -> float:
-    """Mean loss per trained token, one conversation at a time, nothing packed."""
-    data = tokenized(str(ground / "data.jsonl"), load_template(str(ground / "model")))
-    total = 0.0
-    with torch.no_grad():
-        for ids, trained in zip(data.ids, data.trained):
-            ids, wanted = torch.tensor(ids, dtype=torch.int64), torch.from_numpy(trained[1:].copy())
-            logits = model(input_ids=ids[None]).logits[0, :-1]
-            total += float(torch.nn.functional.cross_entropy(logits[wanted], ids[1:][wanted], reduction="sum"))
-    return total / int(data.trained_counts.sum())
+    assert runs.plain_loss(model, ground) == pytest.approx(measured[number], rel=1e-5)
 
 
 def test_a_run_stands_for_its_newest_checkpoint_and_the_trainer_exports_the_same(run, tmp_path, capsys):

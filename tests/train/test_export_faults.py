@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import exports, models
+from helpers import disks, exports, models
 from helpers import training as runs
 from safetensors.torch import load_file
 
@@ -26,21 +26,18 @@ FEW = ("--max_steps", "2")
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ground")
-    models.make_model(path / "model")
+def vicuna(ground, tmp_path_factory):
+    """A copy of `ground` whose generation_config.json is Vicuna's: it samples without saying so."""
+    path = shutil.copytree(ground, tmp_path_factory.mktemp("vicuna") / "ground")
     (path / "model" / "generation_config.json").write_text(json.dumps(VICUNA))
-    models.make_data(path / "data.jsonl")
     return path
 
 
 @pytest.fixture(scope="module")
-def finished(ground, tmp_path_factory):
+def finished(vicuna, tmp_path_factory):
     """A finished run in which nothing went wrong."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs.train_here(ground, out, *FEW)
+    done = runs.train_here(vicuna, out, *FEW)
     assert done.returncode == 0, done.stderr
     (out / "said").write_text(done.stderr)
     return out
@@ -73,14 +70,14 @@ def test_sampling_without_do_sample_is_mended_and_said_once(finished):
     assert answer.shape[1] > 2
 
 
-def test_a_checkpoint_of_a_run_that_ended_without_a_model_is_exported(ground, finished, tmp_path, capsys):
+def test_a_checkpoint_of_a_run_that_ended_without_a_model_is_exported(vicuna, finished, tmp_path, capsys):
     """The version that began its run did not look at the generation config."""
     older = shutil.copytree(finished, tmp_path / "older")
     shutil.rmtree(older / "model")
     assert main(["export", str(older / "checkpoints" / "step-00000002"), str(tmp_path / "out")]) == 0
     assert "temperature 0.9 and top_p 0.6 without do_sample" in capsys.readouterr().err
     assert same_model(tmp_path / "out", finished / "model")
-    done = runs.train_here(ground, older, *FEW)
+    done = runs.train_here(vicuna, older, *FEW)
     assert done.returncode == 0 and "resumed: step 2" in done.stderr
     assert runs.losses(older) == runs.losses(finished) and same_model(older / "model", finished / "model")
 
@@ -119,35 +116,35 @@ def unsavable_template(model: Path) -> None:
         (unsavable_template, "its tokenizer with its chat template cannot be saved ('utf-8' codec can't encode"),
     ],
 )
-def test_what_cannot_be_saved_is_refused_before_anything_is_tokenised(ground, tmp_path, damage, says):
-    model, out = shutil.copytree(ground / "model", tmp_path / "model"), tmp_path / "out"
+def test_what_cannot_be_saved_is_refused_before_anything_is_tokenised(vicuna, tmp_path, damage, says):
+    model, out = shutil.copytree(vicuna / "model", tmp_path / "model"), tmp_path / "out"
     damage(model)
-    done = runs.train_here(ground, out, "--model", str(model))
+    done = runs.train_here(vicuna, out, "--model", str(model))
     runs.fails(done, f"{model}: {says}", "mend it first")
     assert "plan:" not in done.stderr and [path.name for path in out.iterdir()] == [".lock"]
 
 
-def test_a_dry_run_refuses_it_too_and_writes_nothing(ground, tmp_path):
-    model = shutil.copytree(ground / "model", tmp_path / "model")
+def test_a_dry_run_refuses_it_too_and_writes_nothing(vicuna, tmp_path):
+    model = shutil.copytree(vicuna / "model", tmp_path / "model")
     unsavable_tokenizer(model)
     runs.fails(
-        runs.train_here(ground, tmp_path / "out", "--model", str(model), "--dry_run", "true"), "its tokenizer with"
+        runs.train_here(vicuna, tmp_path / "out", "--model", str(model), "--dry_run", "true"), "its tokenizer with"
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_adapters_settings_are_proven_too(ground, tmp_path, monkeypatch):
+def test_adapters_settings_are_proven_too(vicuna, tmp_path, monkeypatch):
     peft = pytest.importorskip("peft")
     to_dict = peft.LoraConfig.to_dict
     monkeypatch.setattr(
         peft.LoraConfig, "to_dict", lambda self: to_dict(self) | {"new": {1j}}
     )  # a later version's, say
-    done = runs.train_here(ground, tmp_path / "out", "--lora.r", "4")
+    done = runs.train_here(vicuna, tmp_path / "out", "--lora.r", "4")
     runs.fails(done, "lora: the adapter's config cannot be saved (Object of type complex is not JSON serializable)")
     assert "plan:" not in done.stderr
 
 
-def test_a_tokenizer_that_makes_other_tokens_when_it_is_read_again_is_refused(ground, tmp_path, monkeypatch):
+def test_a_tokenizer_that_makes_other_tokens_when_it_is_read_again_is_refused(vicuna, tmp_path, monkeypatch):
     """The saved form of some tokenizer classes is not what they were read from."""
     from transformers import PreTrainedTokenizerFast
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -164,49 +161,49 @@ def test_a_tokenizer_that_makes_other_tokens_when_it_is_read_again_is_refused(gr
     assert issubclass(PreTrainedTokenizerFast, TokenizersBackend)
     monkeypatch.setattr(TokenizersBackend, "_save_pretrained", lossy)
     runs.fails(
-        runs.train_here(ground, tmp_path / "out"), "its tokenizer cannot be saved (read again, it makes other tokens)"
+        runs.train_here(vicuna, tmp_path / "out"), "its tokenizer cannot be saved (read again, it makes other tokens)"
     )
 
 
-def test_templates_survive_line_ends_signatures_and_every_language(ground, tmp_path):
+def test_templates_survive_line_ends_signatures_and_every_language(vicuna, tmp_path):
     """A file as Windows writes it: what is trained, and what the exported model is asked with, is the same template."""
     from transformers import AutoTokenizer
 
-    source = (ground / "model" / "chat_template.jinja").read_text()
+    source = (vicuna / "model" / "chat_template.jinja").read_text()
     odd = "{# é 日本 🙂 \u2028 \x85 #}" + source
     (tmp_path / "odd.jinja").write_bytes(b"\xef\xbb\xbf" + odd.replace("\n", "\r\n").encode())
-    done = runs.train_here(ground, tmp_path / "out", *FEW, "--template", str(tmp_path / "odd.jinja"))
+    done = runs.train_here(vicuna, tmp_path / "out", *FEW, "--template", str(tmp_path / "odd.jinja"))
     assert done.returncode == 0, done.stderr
-    plain, read = (AutoTokenizer.from_pretrained(path) for path in (ground / "model", tmp_path / "out" / "model"))
+    plain, read = (AutoTokenizer.from_pretrained(path) for path in (vicuna / "model", tmp_path / "out" / "model"))
     assert read.chat_template == odd
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     assert read.apply_chat_template(messages)["input_ids"] == plain.apply_chat_template(messages)["input_ids"]
 
 
-def test_a_template_of_a_tokenizer_config_keeps_its_meaning_with_other_line_ends(ground, tmp_path):
+def test_a_template_of_a_tokenizer_config_keeps_its_meaning_with_other_line_ends(vicuna, tmp_path):
     from transformers import AutoTokenizer
 
-    model = shutil.copytree(ground / "model", tmp_path / "model")
+    model = shutil.copytree(vicuna / "model", tmp_path / "model")
     source = (model / "chat_template.jinja").read_text().replace("\n", "\r\n") + "{# \r #}"
     (model / "chat_template.jinja").unlink()
     edit(model / "tokenizer_config.json", chat_template=source)
-    done = runs.train_here(ground, tmp_path / "out", *FEW, "--model", str(model))
+    done = runs.train_here(vicuna, tmp_path / "out", *FEW, "--model", str(model))
     assert done.returncode == 0, done.stderr
     plain, read = (AutoTokenizer.from_pretrained(path) for path in (model, tmp_path / "out" / "model"))
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     assert read.apply_chat_template(messages)["input_ids"] == plain.apply_chat_template(messages)["input_ids"]
 
 
-def test_a_template_that_is_not_utf_8_is_one_line(ground, tmp_path):
+def test_a_template_that_is_not_utf_8_is_one_line(vicuna, tmp_path):
     (tmp_path / "latin.jinja").write_bytes("{# Übung #}".encode("latin-1"))
-    done = runs.train_here(ground, tmp_path / "out", "--template", str(tmp_path / "latin.jinja"))
+    done = runs.train_here(vicuna, tmp_path / "out", "--template", str(tmp_path / "latin.jinja"))
     runs.fails(done, "latin.jinja: is not UTF-8 (byte 3); save it as UTF-8")
 
 
-def test_a_config_with_numbers_that_are_none_survives(ground, tmp_path):
-    model = shutil.copytree(ground / "model", tmp_path / "model")
+def test_a_config_with_numbers_that_are_none_survives(vicuna, tmp_path):
+    model = shutil.copytree(vicuna / "model", tmp_path / "model")
     edit(model / "config.json", limits=[0.0, float("inf")])
-    done = runs.train_here(ground, tmp_path / "out", *FEW, "--model", str(model))
+    done = runs.train_here(vicuna, tmp_path / "out", *FEW, "--model", str(model))
     assert done.returncode == 0, done.stderr
     from transformers import AutoConfig
 
@@ -246,11 +243,11 @@ def size(path: Path) -> int:
 
 
 @pytest.mark.parametrize("fails_at", ["model.safetensors", "tokenizer.json", "config.json"])
-def test_a_disk_that_is_full_at_the_very_end_costs_no_training(ground, finished, tmp_path, fails_at):
+def test_a_disk_that_is_full_at_the_very_end_costs_no_training(vicuna, finished, tmp_path, fails_at):
     out = tmp_path / "a place with spaces" / "run"
     sizes = {path.name: size(path) for path in (finished / "model").iterdir()}
     limit = sizes[fails_at] - 1
-    done = runs.run([sys.executable, "-c", FULL_AT_THE_END, str(limit), *runs.flags(ground, out, *FEW)])
+    done = runs.run([sys.executable, "-c", FULL_AT_THE_END, str(limit), *runs.flags(vicuna, out, *FEW)])
     runs.fails(done, "model: the model could not be written (", "File too large", "Step 2, the last, is saved")
     nothing_is_there(out)
     assert steps_of(out) == ["step-00000002"] and local.fault_of(out / "checkpoints" / "step-00000002") is None
@@ -259,43 +256,43 @@ def test_a_disk_that_is_full_at_the_very_end_costs_no_training(ground, finished,
     copy = shutil.copytree(out, tmp_path / "copy")
     assert main(command_in(done)[1:]) == 0
     assert same_model(out / "model", finished / "model")
-    assert "finished: step 2 of 2" in runs.train_here(ground, out, *FEW).stderr
+    assert "finished: step 2 of 2" in runs.train_here(vicuna, out, *FEW).stderr
 
-    again = runs.train_here(ground, copy, *FEW)
+    again = runs.train_here(vicuna, copy, *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert runs.losses(copy) == runs.losses(finished) and same_model(copy / "model", finished / "model")
 
 
-def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(ground, tmp_path):
+def test_adapters_that_do_not_fit_on_the_disk_cost_no_training(vicuna, tmp_path):
     pytest.importorskip("peft")
     out, flags = tmp_path / "out", (*FEW, "--lora.r", "8")
-    done = runs.run([sys.executable, "-c", FULL_AT_THE_END, "5000", *runs.flags(ground, out, *flags)])
+    done = runs.run([sys.executable, "-c", FULL_AT_THE_END, "5000", *runs.flags(vicuna, out, *flags)])
     runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
     nothing_is_there(out)
     assert main(command_in(done)[1:]) == 0 and not (out / "adapter").exists()  # the model alone
-    again = runs.train_here(ground, out, *flags)
+    again = runs.train_here(vicuna, out, *flags)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert (out / "adapter" / "adapter_model.safetensors").exists() and (out / "model" / "README.md").exists()
-    assert "finished: step 2 of 2" in runs.train_here(ground, out, *flags).stderr
+    assert "finished: step 2 of 2" in runs.train_here(vicuna, out, *flags).stderr
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_one_line_and_go_on_together(ground, tmp_path):
+def test_two_processes_end_with_one_line_and_go_on_together(vicuna, tmp_path):
     (tmp_path / "script.py").write_text(FULL_AT_THE_END)
-    out, flags = tmp_path / "out", runs.flags(ground, tmp_path / "out", *FEW)
+    out, flags = tmp_path / "out", runs.flags(vicuna, tmp_path / "out", *FEW)
     done = runs.run(runs.command(2, [str(tmp_path / "script.py"), "20000", *flags]))
     runs.fails(done, "the model could not be written (", "File too large", "and so does: fastft export ")
     nothing_is_there(out)
-    again = runs.train(ground, out, *FEW, processes=2)
+    again = runs.train(vicuna, out, *FEW, processes=2)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert main(["export", str(out), str(tmp_path / "exported")]) == 0
     assert same_model(out / "model", tmp_path / "exported")
 
 
-def test_two_processes_refuse_with_one_line(ground, tmp_path):
-    model = shutil.copytree(ground / "model", tmp_path / "model")
+def test_two_processes_refuse_with_one_line(vicuna, tmp_path):
+    model = shutil.copytree(vicuna / "model", tmp_path / "model")
     unsavable_tokenizer(model)
-    done = runs.train(ground, tmp_path / "out", "--model", str(model), processes=2)
+    done = runs.train(vicuna, tmp_path / "out", "--model", str(model), processes=2)
     runs.fails(done, f"{model}: its tokenizer with its chat template cannot be saved")
 
 
@@ -318,14 +315,14 @@ Store.put, huggingface._replace = late, then
 """
 
 
-def test_storage_has_the_last_checkpoint_of_a_run_whose_export_fails(ground, finished, tmp_path):
+def test_storage_has_the_last_checkpoint_of_a_run_whose_export_fails(vicuna, finished, tmp_path):
     """The disk of a spot machine is lost when the run ends."""
     out, remote = tmp_path / "out", ("--checkpoint.remote", f"file://{tmp_path}/bucket/run")
-    flags = runs.flags(ground, out, *FEW, *remote)
+    flags = runs.flags(vicuna, out, *FEW, *remote)
     done = runs.run([sys.executable, "-c", STORAGE_THAT_WAITS + FULL_AT_THE_END, "20000", *flags])
     runs.fails(done, "the model could not be written (", "Step 2, the last, is saved")
     shutil.rmtree(out)
-    again = runs.train_here(ground, out, *FEW, *remote)
+    again = runs.train_here(vicuna, out, *FEW, *remote)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr, again.stderr
     assert same_model(out / "model", finished / "model")
     assert (tmp_path / "bucket" / "run" / "model" / "model.safetensors").exists()
@@ -337,23 +334,18 @@ def small_disk(finished, tmp_path):
     files = [path for path in finished.rglob("*") if path.is_file()]
     model = sum(size(path) for path in (finished / "model").iterdir())
     whole = sum(-(-size(path) // 4096) * 4096 for path in files) - model
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={whole + model // 2}", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with disks.small_disk(tmp_path / "disk", whole + model // 2) as disk:
+        yield disk
 
 
-def test_a_real_disk_that_is_full_at_the_very_end(ground, finished, small_disk):
-    done = runs.train_here(ground, small_disk / "run", *FEW)
+def test_a_real_disk_that_is_full_at_the_very_end(vicuna, finished, small_disk):
+    done = runs.train_here(vicuna, small_disk / "run", *FEW)
     runs.fails(
         done, "model: the model could not be written (", "No space left on device", "and so does: fastft export "
     )
     nothing_is_there(small_disk / "run")
-    subprocess.run(["mount", "-o", "remount,size=100M", str(small_disk)], check=True)
-    again = runs.train_here(ground, small_disk / "run", *FEW)
+    disks.grow(small_disk)
+    again = runs.train_here(vicuna, small_disk / "run", *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert same_model(small_disk / "run" / "model", finished / "model")
 
@@ -369,28 +361,28 @@ main(["train", *sys.argv[1:]])
 """
 
 
-def test_a_kill_while_the_model_is_written_leaves_none(ground, finished, tmp_path):
+def test_a_kill_while_the_model_is_written_leaves_none(vicuna, finished, tmp_path):
     out = tmp_path / "out"
-    done = runs.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, *runs.flags(ground, out, *FEW)])
+    done = runs.run([sys.executable, "-c", KILLED_WHILE_IT_WRITES, *runs.flags(vicuna, out, *FEW)])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (out / "model").exists() and (out / "model.partial" / "model.safetensors").exists()
-    again = runs.train_here(ground, out, *FEW)
+    again = runs.train_here(vicuna, out, *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
     assert same_model(out / "model", finished / "model") and not (out / "model.partial").exists()
 
 
-def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(ground, tmp_path, monkeypatch):
+def test_a_bug_in_the_export_keeps_its_traceback_and_says_that_nothing_is_lost(vicuna, tmp_path, monkeypatch):
     def bug(*given):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(huggingface, "_gathered", bug)
-    done = runs.train_here(ground, tmp_path / "out", *FEW)
+    done = runs.train_here(vicuna, tmp_path / "out", *FEW)
     assert done.returncode == 1 and done.stderr.count("RuntimeError: a bug") == 1
     assert "Step 2, the last, is saved" in done.stderr and "this is a bug in fastft" in done.stderr.splitlines()[-1]
     assert steps_of(tmp_path / "out") == ["step-00000002"]
 
 
-def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monkeypatch):
+def test_a_damaged_run_json_at_the_end_costs_no_training(vicuna, tmp_path, monkeypatch):
     read = loop.read_run
 
     def damaged(directory):
@@ -399,9 +391,9 @@ def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monke
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "read_run", damaged)
-        done = runs.train_here(ground, tmp_path / "out", *FEW)
+        done = runs.train_here(vicuna, tmp_path / "out", *FEW)
         runs.fails(done, "run.json: is damaged", "Step 2, the last, is saved")
-    again = runs.train_here(ground, tmp_path / "out", *FEW)
+    again = runs.train_here(vicuna, tmp_path / "out", *FEW)
     assert again.returncode == 0 and "resumed: step 2" in again.stderr
 
 
@@ -409,12 +401,12 @@ def test_a_damaged_run_json_at_the_end_costs_no_training(ground, tmp_path, monke
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-def test_files_have_the_permissions_of_the_umask(ground, finished, tmp_path, umask):
+def test_files_have_the_permissions_of_the_umask(vicuna, finished, tmp_path, umask):
     before = os.umask(umask)
     try:
         assert main(["export", str(finished), str(tmp_path / "out")]) == 0
         out = tmp_path / "run"
-        assert runs.train_here(ground, out, *FEW, "--lora.r", "4").returncode == 0
+        assert runs.train_here(vicuna, out, *FEW, "--lora.r", "4").returncode == 0
     finally:
         os.umask(before)
     for directory in (tmp_path / "out", out / "model", out / "adapter"):
@@ -425,7 +417,7 @@ def test_files_have_the_permissions_of_the_umask(ground, finished, tmp_path, uma
 
 @pytest.mark.parametrize("family", ["llama_tied", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("more", [(), ("--resize_embeddings", "true")], ids=["", "resized"])
-def test_tied_models_load_with_the_trainers_logits(ground, tmp_path, family, more):
+def test_tied_models_load_with_the_trainers_logits(vicuna, tmp_path, family, more):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     models.make_model(tmp_path / "model", family)
@@ -433,7 +425,7 @@ def test_tied_models_load_with_the_trainers_logits(ground, tmp_path, family, mor
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
         tokenizer.add_tokens([f"<|new {i}|>" for i in range(8)])
         tokenizer.save_pretrained(tmp_path / "model")
-    shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
+    shutil.copy(vicuna / "data.jsonl", tmp_path / "data.jsonl")
     done = runs.train_here(tmp_path, tmp_path / "run", *FEW, *more)
     assert done.returncode == 0, done.stderr
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0

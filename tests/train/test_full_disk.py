@@ -2,9 +2,9 @@
 
 import contextlib
 import shutil
-import subprocess
 
 import pytest
+from helpers.disks import small_disk
 from helpers.training import fails, here, losses, train_here
 
 from fastft.data.dataset import cache_directory
@@ -25,13 +25,8 @@ def whole(ground, tmp_path_factory):
 @pytest.fixture
 def disk(tmp_path):
     """A file system of its own, which a test can fill."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(place)]
-    if shutil.which("mount") is None or subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_disk(tmp_path / "disk", ROOM) as place:
+        yield place
 
 
 def fill(disk) -> None:

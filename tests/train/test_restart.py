@@ -2,10 +2,9 @@
 
 import os
 import signal
-import sys
 
 import pytest
-from helpers.training import flags, losses, run, train, weights
+from helpers.training import flags, losses, run, torchrun, train, weights
 
 # The trainer, one rank of which is struck by a signal once, in step 6. Steps take so long that step 4 is published by then.
 STRUCK = """
@@ -43,18 +42,9 @@ def on_two(ground, tmp_path_factory):
 def test_a_restart_by_torchrun_goes_on_and_ends_bit_identically(ground, on_two, tmp_path, number, ours):
     out, once, script = tmp_path / "out", tmp_path / "once", tmp_path / "script.py"
     script.write_text(STRUCK)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
     arguments = [str(script), str(int(number)), ours, str(once), *flags(ground, out, "--checkpoint.every", "2")]
-    done = run([*torchrun, *arguments])  # which waits for 240 s: no wait of ours may be longer than two minutes
+    # run() gives up after 240 s: no wait of ours may be longer than two minutes.
+    done = run(torchrun("--max-restarts", "1", *arguments))
     assert done.returncode == 0, done.stderr
     assert once.exists() and f"from {out}/checkpoints/step-0000000" in done.stderr, done.stderr
     assert "this is a bug" not in done.stderr, done.stderr
@@ -87,16 +77,7 @@ def test_what_a_start_puts_into_torchruns_store_does_not_outlive_it(tmp_path):
     """The count of failures, too: with an earlier start's, no rank would print its error."""
     script = tmp_path / "script.py"
     script.write_text(JOIN_TWICE)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-    ]
-    done = run([*torchrun, str(script), str(tmp_path / "said")], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = torchrun("--max-restarts", "1", str(script), str(tmp_path / "said"))
+    done = run(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "said.log").read_text() == "2 True\n2 True\n"

@@ -5,12 +5,11 @@ A fault says nothing about a checkpoint: only one that disagrees with its manife
 
 import contextlib
 import shutil
-import subprocess
 import threading
 import time
 
 import pytest
-from helpers import storage
+from helpers import disks, storage
 from helpers import training as runs
 
 from fastft.common import object_store as storing
@@ -148,21 +147,14 @@ def test_storage_that_cannot_be_listed_is_not_empty(line, lost, ground, tmp_path
 def test_a_full_disk_while_it_fetches(line, lost, ground, whole, tmp_path):
     """A file system with room for half of the checkpoint."""
     size = sum(entry["bytes"] for entry in newest(lost)[1]["files"].values())
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = ["-t", "tmpfs", "-o", f"size={size // 2}", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("file systems cannot be mounted here")
-    try:
+    with disks.small_disk(tmp_path / "disk", size // 2) as disk:
         done = start(ground, disk / "run", lost)
         runs.fails(
             done, f"{disk}/run/checkpoints: the disk is full: the checkpoint in storage needs ", "GiB, and", AGAIN
         )
         assert "passed over" not in done.stderr
-        subprocess.run(["mount", "-o", "remount,size=100M", str(disk)], check=True)
+        disks.grow(disk)
         resumes_at_4(ground, disk / "run", lost, whole)
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("harm", ["missing", "changed"])

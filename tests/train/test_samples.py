@@ -17,24 +17,17 @@ PROMPTS = ["hello there", "the quick <b>brown</b>", '{"prompt": "x"}', json.dump
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ground")
-    models.make_model(path / "model")
-    models.make_data(path / "data.jsonl")
-    (path / "prompts.txt").write_text("\n\n".join(PROMPTS))
-    return path
-
-
-def asked(ground) -> list[str]:
-    return ["--samples.prompts", str(ground / "prompts.txt"), "--samples.every", "4", "--samples.max_new_tokens", "9"]
+def asked(tmp_path_factory) -> list[str]:
+    """The flags that ask PROMPTS every fourth step."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    prompts.write_text("\n\n".join(PROMPTS))
+    return ["--samples.prompts", str(prompts), "--samples.every", "4", "--samples.max_new_tokens", "9"]
 
 
 @pytest.fixture(scope="module")
-def run(ground, tmp_path_factory):
+def run(ground, asked, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTFT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        done = runs.train_here(ground, out, "--checkpoint.every", "4", "--checkpoint.keep", "9", *asked(ground))
+    done = runs.train_here(ground, out, "--checkpoint.every", "4", "--checkpoint.keep", "9", *asked)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -85,12 +78,12 @@ def test_they_do_not_change_the_training(ground, run, tmp_path):
         assert tensor.equal(runs.weights(tmp_path / "out")[name]), name
 
 
-def test_they_do_not_change_dropout(ground, tmp_path):
+def test_they_do_not_change_dropout(ground, asked, tmp_path):
     models.make_model(tmp_path / "model", attention_dropout=0.3)
     shutil.copy(ground / "data.jsonl", tmp_path / "data.jsonl")
     more = ["--max_steps", "4"]
     assert runs.train_here(tmp_path, tmp_path / "without", *more).returncode == 0
-    assert runs.train_here(tmp_path, tmp_path / "with", *more, *asked(ground), "--samples.every", "1").returncode == 0
+    assert runs.train_here(tmp_path, tmp_path / "with", *more, *asked, "--samples.every", "1").returncode == 0
     assert runs.losses(tmp_path / "with") == runs.losses(tmp_path / "without")
     models.make_model(tmp_path / "model", attention_dropout=0.0)
     assert runs.train_here(tmp_path, tmp_path / "plain", *more).returncode == 0
@@ -98,9 +91,9 @@ def test_they_do_not_change_dropout(ground, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_say_the_same_and_their_checkpoints_are_exported_by_one(ground, run, tmp_path):
+def test_two_processes_say_the_same_and_their_checkpoints_are_exported_by_one(ground, run, asked, tmp_path):
     out = tmp_path / "out"
-    done = runs.train(ground, out, "--checkpoint.every", "4", *asked(ground), processes=2)
+    done = runs.train(ground, out, "--checkpoint.every", "4", *asked, processes=2)
     assert done.returncode == 0, done.stderr
     assert rows(out) == rows(run)
     assert main(["export", str(out), str(tmp_path / "model")]) == 0
@@ -109,12 +102,12 @@ def test_two_processes_say_the_same_and_their_checkpoints_are_exported_by_one(gr
         assert tensor.equal(ours[name]), name
 
 
-def test_after_an_interruption_there_is_one_curve(ground, run, tmp_path):
+def test_after_an_interruption_there_is_one_curve(ground, run, asked, tmp_path):
     out = shutil.copytree(run, tmp_path / "out")
     shutil.rmtree(out / "model")
     shutil.rmtree(out / "checkpoints" / "step-00000009")
     shutil.rmtree(out / "checkpoints" / "step-00000008")
-    assert runs.train_here(ground, out, "--checkpoint.every", "4", *asked(ground)).returncode == 0
+    assert runs.train_here(ground, out, "--checkpoint.every", "4", *asked).returncode == 0
     assert rows(out) == rows(run)
     facts, whole = (json.loads((directory / "run.json").read_text()) for directory in (out, run))
     assert facts.pop("earlier_s") > whole.pop("earlier_s") == 0  # what the earlier start took

@@ -1,7 +1,6 @@
 """The trainer is exact: packing, ranks, accumulation, checkpointing and interruptions leave the numbers as they are."""
 
 import json
-import os
 import shutil
 import sys
 
@@ -20,6 +19,7 @@ from helpers.training import (
     losses,
     plain_gradients,
     run,
+    torchrun,
     train,
     train_here,
 )
@@ -103,7 +103,6 @@ def test_gradients_do_not_depend_on_the_number_of_ranks(ground, tmp_path):
 def whole_run(ground, tmp_path_factory):
     """An uninterrupted run: 3 epochs, a checkpoint every 4 steps."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    os.environ["FASTFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     done = train(ground, out, "--checkpoint.every", "4", "--eval_data", str(ground / "data.jsonl"), "--eval_every", "5")
     assert done.returncode == 0, done.stderr
     return out
@@ -153,8 +152,7 @@ def test_the_exported_model_loads_in_transformers_and_stops(whole_run):
 
 
 def test_two_processes_train_like_one(ground, whole_run, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run([*torchrun, "-m", "fastft.train", *flags(ground, tmp_path / "out")])
+    done = run(torchrun("-m", "fastft.train", *flags(ground, tmp_path / "out")))
     assert done.returncode == 0, done.stderr
     for (_, loss, norm), (_, other_loss, other_norm) in zip(losses(whole_run), losses(tmp_path / "out"), strict=True):
         assert loss == pytest.approx(other_loss, rel=1e-4) and norm == pytest.approx(other_norm, rel=1e-3)
