@@ -1,6 +1,5 @@
 """What every reader of a dump produces, and what the readers share: roles, text, content parts, tool calls, times."""
 
-import itertools
 import json
 import re
 from collections import Counter
@@ -10,17 +9,15 @@ from typing import Any
 
 from cleaning.sources.marks import (
     LABELLED,
-    MARKS,
     NOT_LEARNED,
-    RECORD_MARKS,
     comes_to_its_end,
-    is_bad_example,
     is_learned,
     last_answer_is_cut,
     none_is_learned,
 )
 from fastft.common.records import parse_json, repair_text
 from fastft.data.conversation import ROLE_NAMES
+from fastft.data.marks import MARKS_OF_MESSAGE, MARKS_OF_RECORD, after_last_question, label_against
 from fastft.errors import UserError
 
 
@@ -100,7 +97,7 @@ def read_turn(turn: Any, number: int, notes: Counter[str]) -> Turn:
 
 def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
     """Return `turn` with what its `message` says about an answer: whether it is to be learned, and whether it is complete."""
-    if turn.role == "assistant" and not MARKS.isdisjoint(message):
+    if turn.role == "assistant" and not MARKS_OF_MESSAGE.isdisjoint(message):
         try:
             turn.train = is_learned(message, notes)
         except UserError as error:
@@ -111,16 +108,16 @@ def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
 
 def mark_by_record(conversation: RawConversation, record: dict) -> None:
     """Apply, in place, what a record says about all of its answers or about those after the last question."""
-    if RECORD_MARKS.isdisjoint(record):
+    if MARKS_OF_RECORD.isdisjoint(record):
         return
     try:
-        bad = is_bad_example(record)
+        unwanted = label_against(record)
     except UserError as error:
         raise Rejection("unclear_loss_flag", str(error)) from None
     if none_is_learned(record):
         _unlearn(conversation.turns, conversation.notes, NOT_LEARNED)
-    last = list(itertools.takewhile(lambda turn: turn.role != "user", reversed(conversation.turns)))
-    if bad:
+    last = after_last_question(conversation.turns)
+    if unwanted:
         _unlearn(last, conversation.notes, LABELLED)
     if last and last[0].role == "assistant" and last_answer_is_cut(record, conversation.notes):
         last[0].ends = False

@@ -10,19 +10,21 @@ it to fit: its text is learned, but not that it ends there.
 
 Nothing that changes what is trained is dropped silently. A key of a message is one of four kinds:
 
-- Read: role, content, `ends`, and whether to learn from the message, in any spelling (LOSS_FLAGS).
+- Read: role, content, `ends`, and the marks of fastft.data.marks, which say in many spellings whether an answer is to be
+  learned, and whether it was cut. An answer that was cut (by a limit, an error or a user) is not trained at all. The cleaner
+  keeps its text as something to learn, because the cleaner's filters have looked at that text; here nothing has.
 - Refused unless it is empty: text or calls that a chat template would show, but this type cannot hold (UNREAD).
 - Ignored: what datasets note about a message, such as ids, names, times and ratings (ABOUT).
 - Any other key is probably such a note, too, but this is not certain, so a warning names it once per file.
 
-The other columns of a record are the dataset's own business. Refused are only those that belong into the prompt
-(UNREAD_OF_RECORD), and loss flags other than 1, since flags are obeyed at messages only. Imports nothing heavy.
+Of the other columns of a record, two marks are read: a label for KTO (of the answers to the last question) and an ending
+such as `finish_reason` (of the last answer). Refused are what belongs into the prompt (UNREAD_OF_RECORD), and loss flags
+other than 1, because those are obeyed at messages only. The rest is the dataset's own business. Imports nothing heavy.
 """
 
-import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,19 @@ from typing import Any
 import orjson
 
 from fastft.common.records import read_records, repair_text
+from fastft.data.marks import (
+    LOSS_FLAGS,
+    MARKS_OF_MESSAGE,
+    PIECE_FLAGS,
+    after_last_question,
+    ending_of,
+    ending_of_last,
+    flag_weight,
+    kind_of,
+    label_against,
+    loss_weight,
+    shown,
+)
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -54,20 +69,6 @@ ROLE_NAMES = {
     "observation": "tool",
 }
 
-# The keys by which datasets say whether an answer is learned: True where a value of true (or 1) means that it is learned,
-# False where it means that it is not.
-LOSS_FLAGS = {
-    "train": True,  # our own, and one of axolotl's
-    "training": True,
-    "trainable": True,
-    "weight": True,  # OpenAI, Mistral, Together
-    "loss": True,  # ms-swift, XTuner
-    "loss_weight": True,  # LLaMA-Factory
-    "loss_scale": True,
-    "mask": False,
-    "masked": False,  # torchtune
-}
-
 _CALLS = "write each call as text into its content (`python -m cleaning --without tool_session` does), or leave the record out"
 _TOOLS = "write the tools as text into a system message, or leave the record out"
 _THOUGHTS = "write it into 'content' as the model's template does (often <think>…</think>), or remove the key"
@@ -85,9 +86,7 @@ UNREAD = {
     **dict.fromkeys(("image", "images", "audio", "audios", "video", "videos"), _TEXT_ONLY),
     "documents": "write them as text into a message's content, or leave the record out",
     "refusal": "make it the message's content, or remove the key",
-    **dict.fromkeys(
-        ("train_detail", "training_detail"), "a message is learned as a whole or not at all; use 'train' instead"
-    ),
+    **dict.fromkeys(PIECE_FLAGS, "a message is learned as a whole or not at all; use 'train' instead"),
 }
 # The same for a record.
 UNREAD_OF_RECORD = {
@@ -97,14 +96,13 @@ UNREAD_OF_RECORD = {
     "documents": UNREAD["documents"],
 }
 
-_READ = frozenset(("role", "from", "content", "value", "ends", *LOSS_FLAGS))
+_READ = frozenset(("role", "from", "content", "value", *MARKS_OF_MESSAGE))
 
 # What datasets note about a message: who, when, from where, how it was rated.
 ABOUT = frozenset(
     """id uuid message_id parent_id parent index turn turn_id turn_identifier name author sender tool_call_id
     model lang language timestamp time date create_time created_at update_time updated_at
-    score rating label labels toxic redacted hashed_ip country state header tokens token_count finish_reason stop_reason
-    status metadata""".split()
+    score rating labels toxic redacted hashed_ip country state header tokens token_count""".split()
 )
 
 
@@ -150,23 +148,25 @@ class Conversation:
 def parse_conversation(record: Any, where: str = "record") -> Conversation:
     """Build a Conversation from a record of the project's own schema, of `messages`, or of ShareGPT `conversations`.
 
-    Text is repaired (`repair_text`) and otherwise unchanged. An assistant message without a loss flag is learned; a missing
+    Text is repaired (`repair_text`) and otherwise unchanged. An assistant message without a mark is learned; a missing
     `ends` means true. Keys that are neither read nor known are ignored here (`read_conversations` names them). Raises
     UserError, which begins with `where` and says what is wrong.
     """
     if not isinstance(record, dict):
-        raise UserError(f"{where}: expected an object, found {_kind(record)}")
+        raise UserError(f"{where}: expected an object, found {kind_of(record)}")
     turns = _turns(record)
     if turns is None:
         raise UserError(f"{where}: has neither 'messages' nor 'conversations' (keys: {', '.join(map(str, record))})")
     if not isinstance(turns, list):
-        raise UserError(f"{where}: its turns are {_kind(turns)}, not a list")
+        raise UserError(f"{where}: its turns are {kind_of(turns)}, not a list")
     _refuse_unread(record, UNREAD_OF_RECORD, where)
-    if _loss_weight(record, where) not in (None, 1):
+    if _at(where, flag_weight, record) not in (None, 1):
         raise UserError(f"{where}: {_flags(record)} of a record is not obeyed; put it at its messages, or remove it")
+    messages = [_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns)]
+    _obey_marks_of_record(record, messages, where)
     return Conversation(
         id=_text(record.get("id"), ""),
-        messages=[_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns)],
+        messages=messages,
         source=_text(record.get("source"), ""),
         lang=_text(record.get("lang"), ""),
         model=_text(record.get("model"), ""),
@@ -202,38 +202,15 @@ def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message
     return messages[:first], rounds
 
 
-def loss_weight(turn: dict[str, Any]) -> float | None:
-    """How much a message counts in the loss, by whichever of LOSS_FLAGS it has: 0 is not at all, 1 is fully.
-
-    None where it has none, or only nulls. A fraction is returned as it is, and the caller decides whether it can be obeyed.
-    Raises UserError, which does not say where, for a flag that is neither a truth value nor a number of 0 or more, and for
-    two flags that contradict each other.
-    """
-    if LOSS_FLAGS.keys().isdisjoint(turn):
-        return None
-    found: dict[str, float] = {}
-    for key, positive in LOSS_FLAGS.items():
-        value = turn.get(key)
-        if value is None:
-            continue
-        if not isinstance(value, (bool, int, float)) or not 0 <= value <= (1e300 if positive else 1):
-            raise UserError(f"{key!r} is {_shown(value)}; expected true or false, 1 or 0")
-        found[key] = float(value if positive else 1 - value)
-    if len(set(found.values())) > 1:
-        flags = " and ".join(f"{key!r}: {_shown(turn[key])}" for key in found)
-        raise UserError(f"{flags} contradict each other about whether it is learned; keep one of them")
-    return next(iter(found.values()), None)
-
-
 def _parse_message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
-        raise UserError(f"{where}: expected an object, found {_kind(turn)}")
+        raise UserError(f"{where}: expected an object, found {kind_of(turn)}")
     _refuse_unread(turn, UNREAD, where)
     name = turn["role"] if turn.get("role") is not None else turn.get("from")
     role = ROLE_NAMES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise UserError(f"{where}: unknown role {name!r} (known: {', '.join(ROLE_NAMES)})")
-    weight = _loss_weight(turn, where)
+    weight = _at(where, loss_weight, turn)
     if weight not in (None, 0, 1):
         raise UserError(
             f"{where}: {_flags(turn)} gives it a weight of {weight:g}; only 1 (learned) and 0 (not) can be obeyed"
@@ -243,8 +220,19 @@ def _parse_message(turn: Any, where: str) -> Message:
     ends = turn.get("ends")
     if not (ends is None or isinstance(ends, bool)) or (ends is False and role != "assistant"):
         raise UserError(f"{where}: 'ends' is {ends!r}; it is true or false, and false for assistant messages only")
-    train = role == "assistant" if weight is None else weight == 1
-    return Message(role, _content(turn, where), train, ends is not False)
+    is_cut = role == "assistant" and ending_of(turn) != ""
+    train = role == "assistant" and weight != 0 and not is_cut
+    return Message(role, _content(turn, where), train, ends is not False and not is_cut)
+
+
+def _obey_marks_of_record(record: dict[str, Any], messages: list[Message], where: str) -> None:
+    """Apply, in place, what the record says about its last answers: a label for KTO, and how the last one ended."""
+    last = after_last_question(messages)
+    if _at(where, label_against, record):
+        for message in last:
+            message.train = False
+    if last and last[0].role == "assistant" and ending_of_last(record):
+        last[0].train = last[0].ends = False
 
 
 def _content(turn: dict[str, Any], where: str) -> str:
@@ -256,7 +244,7 @@ def _content(turn: dict[str, Any], where: str) -> str:
     if isinstance(content, list) and content:
         content = "".join(_text_of_part(part, f"{where}, part {i}") for i, part in enumerate(content))
     if not isinstance(content, str):
-        raise UserError(f"{where}: its content is {'an empty list' if content == [] else _kind(content)}, not text")
+        raise UserError(f"{where}: its content is {'an empty list' if content == [] else kind_of(content)}, not text")
     return repair_text(content)
 
 
@@ -264,12 +252,12 @@ def _text_of_part(part: Any, where: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise UserError(f"{where}: expected an object with a text, found {_kind(part)}")
+        raise UserError(f"{where}: expected an object with a text, found {kind_of(part)}")
     kind, text = part.get("type"), part.get("text")
     if kind not in (None, "text", "input_text", "output_text"):
-        raise UserError(f"{where}: is of type {_shown(kind)}, not text; {_TEXT_ONLY}")
+        raise UserError(f"{where}: is of type {shown(kind)}, not text; {_TEXT_ONLY}")
     if not isinstance(text, str):
-        raise UserError(f"{where}: its text is {_kind(text)}, not text")
+        raise UserError(f"{where}: its text is {kind_of(text)}, not text")
     return text
 
 
@@ -283,10 +271,10 @@ def _flags(turn: dict[str, Any]) -> str:
     return " and ".join(repr(key) for key in LOSS_FLAGS if turn.get(key) is not None)
 
 
-def _loss_weight(turn: dict[str, Any], where: str) -> float | None:
-    """`loss_weight`, whose errors begin with `where`."""
+def _at(where: str, read: Callable[[dict], Any], values: dict[str, Any]) -> Any:
+    """Return read(values). An error begins with `where`."""
     try:
-        return loss_weight(turn)
+        return read(values)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -310,10 +298,8 @@ def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """(number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
     for i, turn in enumerate(_turns(record)):
         for key in turn:
-            says_something = isinstance(turn[key], (bool, int, float)) or not _is_empty(
-                turn[key]
-            )  # false says something
-            if key not in _READ and key not in ABOUT and says_something:
+            is_value = isinstance(turn[key], (bool, int, float))  # even false and 0 say something
+            if key not in _READ and key not in ABOUT and (is_value or not _is_empty(turn[key])):
                 yield i, key
 
 
@@ -334,29 +320,5 @@ def _number(value: Any, default: int, what: str) -> int:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{what} is {_kind(value)}, not a whole number")
+        raise UserError(f"{what} is {kind_of(value)}, not a whole number")
     return value
-
-
-def _shown(value: Any) -> str:
-    """A value as its file writes it if that is short, otherwise the kind of value that it is."""
-    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 10**18):
-        return json.dumps(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and len(value) <= 40 else _kind(value)
-
-
-def _kind(value: Any) -> str:
-    """The kind of a JSON value, for messages: "a list"."""
-    if value is None:
-        return "nothing"
-    return _KINDS.get(type(value), type(value).__name__)
-
-
-_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "a text",
-    bool: "a truth value",
-    int: "a number",
-    float: "a number",
-}

@@ -24,7 +24,7 @@ from fastft.common.distributed import everywhere, local_rank
 from fastft.config import TrainConfig
 from fastft.data.conversation import Message, read_conversations
 from fastft.data.template.chat_template import ChatTemplate
-from fastft.data.tokenize import write_tokens
+from fastft.data.tokenize import SCHEMA, write_tokens
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class TokenizedData:
     lost_rounds: int  # where conversations were split: rounds that no part could hold
     digests: dict[str, str]  # of what the tokens depend on besides the file: "tokenizer", "template"
     sources: list["Source"]
+    untrained_answers: int = 0  # answers that the file marks as not to be learned, or as cut
+    cut_answers: int = 0  # of these, those that it marks as cut
 
     @property
     def lengths(self) -> np.ndarray:
@@ -56,14 +58,12 @@ class TokenizedData:
 
     def select(self, keep: np.ndarray) -> "TokenizedData":
         """The conversations with the numbers `keep` (int64), of data from one file."""
-        return TokenizedData(
-            [self.ids[i] for i in keep],
-            [self.trained[i] for i in keep],
-            self.positions[keep],
-            self.merged_boundaries,
-            self.lost_rounds,
-            self.digests,
-            [replace(self.sources[0], count=len(keep))],
+        return replace(
+            self,
+            ids=[self.ids[i] for i in keep],
+            trained=[self.trained[i] for i in keep],
+            positions=self.positions[keep],
+            sources=[replace(self.sources[0], count=len(keep))],
         )
 
 
@@ -108,6 +108,8 @@ def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequ
         sum(part.lost_rounds for part in parts),
         parts[0].digests,
         sources,
+        sum(part.untrained_answers for part in parts),
+        sum(part.cut_answers for part in parts),
     )
 
 
@@ -151,16 +153,24 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig) -> Tokeniz
         everywhere((lambda: tokenized(path, template, split_to)) if local_rank() == 0 else None)
     data = tokenized(path, template, split_to)
     kept, counts = fit_to_seq_len(data, config.seq_len, config.overlong, path)
-    lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
-    logger.info(
-        f"data: {path}: {counts['conversations']} conversations, {kept.lengths.sum():,} tokens, "
-        f"{kept.trained_counts.sum():,} trained; left out: {counts['overlong']} longer than the sequence length, "
-        f"{counts['nothing_to_train']} without an answer to learn{lost}; {data.merged_boundaries} boundaries where the answer's "
-        "own tokens won"
-    )
+    logger.info("data: %s: %s", path, _summary(data, kept, counts))
     for written in sorted(template.written_before_answers):
         logger.info("note: the template writes %r before some answers; it is trained with them", written)
     return kept
+
+
+def _summary(data: TokenizedData, kept: TokenizedData, counts: dict[str, int]) -> str:
+    """What a file gives and what it does not, in one line; what rarely happens is said only where it does."""
+    lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
+    marked = (
+        f", {data.untrained_answers} answers that the file marks as not to be learned" if data.untrained_answers else ""
+    )
+    cut = f" ({data.cut_answers} of them as cut)" if data.cut_answers else ""
+    return (
+        f"{counts['conversations']} conversations, {kept.lengths.sum():,} tokens, {kept.trained_counts.sum():,} trained; "
+        f"left out: {counts['overlong']} longer than the sequence length, {counts['nothing_to_train']} without an answer to "
+        f"learn{lost}{marked}{cut}; {data.merged_boundaries} boundaries where the answer's own tokens won"
+    )
 
 
 def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> list[str]:
@@ -217,8 +227,8 @@ def _contents(path: str) -> str:
 def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedData:
     """Memory-map a token file. Raises pyarrow.ArrowInvalid for one that is damaged, or that an earlier version wrote."""
     table = pa.ipc.open_file(pa.memory_map(str(cached))).read_all()
-    # The column was called merged_borders once. Raising CACHE_VERSION instead would change the identity of earlier runs.
-    if "merged_boundaries" not in table.column_names:
+    # Earlier versions wrote other columns. Raising CACHE_VERSION instead would change the identity of earlier runs.
+    if table.column_names != SCHEMA.names:
         raise pa.ArrowInvalid("an earlier version wrote this file")
     ids, trained = [], []
     for batch in table.to_batches():
@@ -226,6 +236,9 @@ def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedDat
         flat_ids, flat_trained = batch["ids"].values.to_numpy(), batch["trained"].values.to_numpy(zero_copy_only=False)
         ids += [flat_ids[a:b] for a, b in zip(edges, edges[1:])]
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
-    merged, lost = (sum(table[name].to_pylist()) for name in ("merged_boundaries", "lost_rounds"))
-    positions = table["position"].to_numpy()
-    return TokenizedData(ids, trained, positions, merged, lost, digests, [replace(source, count=len(ids))])
+    merged, lost, untrained, cut = (
+        sum(table[name].to_pylist())
+        for name in ("merged_boundaries", "lost_rounds", "untrained_answers", "cut_answers")
+    )
+    positions, sources = table["position"].to_numpy(), [replace(source, count=len(ids))]
+    return TokenizedData(ids, trained, positions, merged, lost, digests, sources, untrained, cut)

@@ -125,7 +125,10 @@ def _faults(conversation: Conversation, template: ChatTemplate, counts: Counter)
         return [("cannot be encoded", str(error))]
     counts["tokens"] += len(encoded.ids)
     counts["trained tokens"] += sum(encoded.trained)
-    counts["answers trained"] += sum(m.train for m in conversation.messages)
-    counts["answers trained without their end of turn"] += sum(m.train and not m.ends for m in conversation.messages)
+    messages = conversation.messages
+    counts["answers trained"] += sum(m.train for m in messages)
+    if skipped := sum(m.role == "assistant" and not m.train for m in messages):
+        counts["answers that the file marks as not to be learned"] += skipped
+    counts["answers trained without their end of turn"] += sum(m.train and not m.ends for m in messages)
     counts["boundaries where the answer's own tokens won"] += encoded.merged_boundaries
     return list(check(conversation, encoded, template))

@@ -41,7 +41,10 @@ SCHEMA = pa.schema(
         ("trained", pa.list_(pa.bool_())),
         ("merged_boundaries", pa.int32()),
         ("position", pa.int64()),
+        # Of these three only the sums over the file are read: a batch has its own in its first row.
         ("lost_rounds", pa.int32()),
+        ("untrained_answers", pa.int32()),
+        ("cut_answers", pa.int32()),
     ]
 )
 
@@ -121,12 +124,14 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
     if not parts:
         return len(conversations), b""
     encoded = _proven(parts, path)
+    not_trained = [m for c in conversations for m in c.messages if m.role == "assistant" and not m.train]
+    sums = [sum(lost for _, lost in split), len(not_trained), sum(not m.ends for m in not_trained)]
     columns = [
         [e.ids for e in encoded],
         [e.trained for e in encoded],
         [e.merged_boundaries for e in encoded],
         [start + i for i, (parts, _) in enumerate(split) for _ in parts],
-        [sum(lost for _, lost in split), *[0] * (len(parts) - 1)],  # only their sum is read
+        *([number, *[0] * (len(parts) - 1)] for number in sums),
     ]
     batch = pa.record_batch([pa.array(c, field.type) for c, field in zip(columns, SCHEMA)], schema=SCHEMA)
     sink = io.BytesIO()

@@ -14,7 +14,9 @@ from cleaning.filters import ALWAYS, STEPS, Settings
 from cleaning.pipeline import _make_unique, clean
 from cleaning.report.ledger import print_ledger
 from cleaning.sources import RawConversation, Rejection, conversations_in
-from fastft.data.conversation import LOSS_FLAGS, Conversation, Message, parse_conversation, read_conversations
+from fastft.data import marks
+from fastft.data.conversation import Conversation, Message, parse_conversation, read_conversations
+from fastft.data.marks import LOSS_FLAGS
 from fastft.data.split import split_conversation
 
 ASK, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -69,6 +71,8 @@ def test_every_spelling_of_a_loss_flag(flag):
         ({"weight": -1}, "'weight' is -1"),
         ({"mask": [1, 0]}, "'mask'"),
         ({"train": True, "weight": 0}, "contradict"),
+        ({"train": True, "label": False}, "'train': true and 'label': false contradict"),
+        ({"kto_tag": "no"}, "its 'kto_tag' is neither true nor false"),
         ({"train_detail": [{"begin_offset": 0, "end_offset": 1, "train": False}]}, "pieces"),
     ],
 )
@@ -79,6 +83,43 @@ def test_a_flag_that_says_neither_yes_nor_no_rejects_the_record(tmp_path, mark, 
     assert caught.value.detail.startswith("turn 4: ") and said in caught.value.detail
     report, conversations = written(tmp_path, dialogue(mark))
     assert report.rejected == {"unclear_loss_flag": 1} and not conversations
+
+
+@pytest.mark.parametrize("label", [{"label": False}, {"kto_tag": False}, {"kto_tag": 0}, {"label": False, "weight": 0}])
+def test_a_label_of_an_answer_is_obeyed_as_one_of_its_record(label):
+    record = dialogue(label, {"label": True}, {"label": 0}, {"label": "bad"}, {})
+    assert learned(record) == [False, True, True, True, True]
+    assert read(record).notes == {"answers marked not to learn from": 1}
+
+
+MARKS = [
+    *({flag: value} for flag in LOSS_FLAGS for value in (0, 1)),
+    *({label: value} for label in marks.LABELS for value in (True, False)),
+    *({key: ending} for key in marks.ENDINGS_OF_MESSAGE for ending in ("stop", "length", {"type": "max_tokens"})),
+    *({"metadata": {key: "interrupted"}} for key in marks.ENDINGS_OF_MESSAGE),
+    *({"finish_reason": ending} for ending in sorted(marks.CUT)),
+    {"interrupted": True},
+    {"ends": False},
+]
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=str)
+def test_the_trainers_reader_obeys_the_same_marks(mark):
+    """Whether a file is cleaned first or not, the same answers are whole ones to learn."""
+    record = dialogue(mark, {}, mark)
+    in_trainer = [m.train and m.ends for m in parse_conversation(record).messages if m.role == "assistant"]
+    assert in_trainer == [train and ends for train, ends in zip(learned(record), whole(record))]
+
+
+# The trainer's reader refuses the loss flags of a record, and looks at no other keys of it.
+OF_RECORD = [mark for mark in MARKS if {*mark} <= {*marks.LABELS, *marks.ENDINGS}]
+
+
+@pytest.mark.parametrize("mark", OF_RECORD, ids=str)
+def test_the_trainers_reader_obeys_the_same_marks_of_a_record(mark):
+    record = dialogue({}, {}, **mark)
+    in_trainer = [m.train and m.ends for m in parse_conversation(record).messages if m.role == "assistant"]
+    assert in_trainer == [train and ends for train, ends in zip(learned(record), whole(record))]
 
 
 def test_flags_on_anything_but_an_answer_have_no_effect():

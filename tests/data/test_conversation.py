@@ -6,15 +6,9 @@ import logging
 import pytest
 from helpers import tiny
 
-from fastft.data.conversation import (
-    LOSS_FLAGS,
-    UNREAD,
-    UNREAD_OF_RECORD,
-    loss_weight,
-    parse_conversation,
-    read_conversations,
-)
+from fastft.data.conversation import UNREAD, UNREAD_OF_RECORD, parse_conversation, read_conversations
 from fastft.data.inspect import check_file
+from fastft.data.marks import ENDINGS, LOSS_FLAGS, loss_weight
 from fastft.data.template.chat_template import chat_template
 from fastft.errors import UserError
 
@@ -68,6 +62,9 @@ def test_masks_say_the_opposite_of_weights():
         ({"mask": 2}, "'mask' is 2"),
         ({"train": True, "weight": 0}, "'train': true and 'weight': 0 contradict each other"),
         ({"train": True, "mask": True}, "'train': true and 'mask': true contradict each other"),
+        ({"train": True, "label": False}, "'train': true and 'label': false contradict each other"),
+        ({"weight": 1, "kto_tag": 0}, "'weight': 1 and 'kto_tag': 0 contradict each other"),
+        ({"kto_tag": "no"}, "its 'kto_tag' is neither true nor false"),
     ],
 )
 def test_a_loss_flag_that_cannot_be_obeyed_is_named(turn, said):
@@ -95,6 +92,66 @@ def test_answers_that_are_not_to_be_learned_are_not_trained(key, tmp_path, capsy
     learned = template.tokenizer.decode([t for t, trained in zip(encoded.ids, encoded.trained) if trained])
     assert "bad answer" not in learned and "Good." in learned
     assert check_file(write(tmp_path / "data.jsonl", record), template) == 0, capsys.readouterr().err
+
+
+def marks_of(record: dict) -> list[tuple[bool, bool]]:
+    """(train, ends) of the answers of a record."""
+    return [(m.train, m.ends) for m in parse_conversation(record).messages if m.role == "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "train", "ends"),
+    [
+        ({"label": False}, False, True),
+        ({"kto_tag": False}, False, True),
+        ({"kto_tag": 0}, False, True),
+        ({"label": False, "weight": 0}, False, True),
+        ({"label": True, "kto_tag": 1}, True, True),
+        ({"label": 0}, True, True),  # the number of a class
+        ({"label": "bad"}, True, True),
+        ({"finish_reason": "length"}, False, False),
+        ({"finish_reason": "length", "weight": 1}, False, False),
+        ({"finishReason": "MAX_TOKENS"}, False, False),
+        ({"stop_reason": "max_tokens"}, False, False),
+        ({"finish_details": {"type": "max_tokens", "stop": None}}, False, False),
+        ({"status": "finished_partial_completion"}, False, False),
+        ({"interrupted": True}, False, False),
+        ({"metadata": {"finish_details": {"type": "interrupted"}}}, False, False),
+        ({"finish_reason": "stop", "status": "finished_successfully", "interrupted": False}, True, True),
+        ({"stop_reason": "end_turn", "metadata": {"finish_details": {"type": "stop"}}}, True, True),
+        ({"finish_reason": None, "metadata": "none"}, True, True),
+        ({"ends": False}, True, False),  # our own splitter's: it goes on in the next part
+    ],
+)
+def test_an_answer_that_its_file_marks_as_bad_or_cut_is_not_trained(keys, train, ends):
+    assert marks_of(answered(**keys)) == [(train, ends)]
+
+
+def test_marks_of_questions_say_nothing_about_answers():
+    marks = {"finish_reason": "length", "status": "error", "interrupted": True, "label": False}
+    record = answered()
+    record["messages"][0] |= marks
+    assert marks_of(record) == [(True, True)] and parse_conversation(record).messages[0].ends
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"label": False}, [(True, True), (False, True)]),
+        ({"kto_tag": False}, [(True, True), (False, True)]),
+        ({"label": True, "kto_tag": None}, [(True, True), (True, True)]),
+        ({"label": 0}, [(True, True), (True, True)]),
+        *(({key: "length"}, [(True, True), (False, False)]) for key in ENDINGS),
+        ({"finish_reason": "stop", "status": "error", "interrupted": True}, [(True, True), (True, True)]),
+    ],
+)
+def test_a_mark_of_a_record_is_about_its_last_answer(keys, expected):
+    record = {"messages": answered()["messages"] * 2, **keys}
+    assert marks_of(record) == expected
+
+
+def test_an_unclear_label_of_a_record_is_named():
+    assert refusal({"kto_tag": "no", **answered()}) == "data.jsonl: line 3: its 'kto_tag' is neither true nor false"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,31 @@ def test_a_file_with_nothing_to_train_on_is_refused(tmp_path, template):
         fit_to_seq_len(whole, 4096, "refuse", str(data))
 
 
+def test_answers_that_the_file_marks_are_not_trained_and_counted(tmp_path, template, caplog):
+    ask, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    turns = [ask, {**answer, "label": False}, ask, {**answer, "finish_reason": "length"}, ask, answer]
+    records = [{"messages": turns}, {"messages": [ask, answer], "kto_tag": False}, {"messages": [ask, answer]}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    stage = TrainConfig(model="unused", data="unused", output_dir="unused", seq_len=4096)
+    with caplog.at_level(logging.INFO, "fastft"):
+        kept = [load_data(str(tmp_path / "data.jsonl"), template, stage) for _ in ("tokenised", "from the cache")]
+    one, other = [message for message in caplog.messages if message.startswith("data: ")]
+    assert one == other
+    assert "2 conversations" in one and "1 without an answer to learn" in one
+    assert "learn, 3 answers that the file marks as not to be learned (1 of them as cut); " in one
+    learned = [[token for token, trained in zip(kept[1].ids[n], kept[1].trained[n]) if trained] for n in (0, 1)]
+    assert learned[0] == learned[1]  # one "hello" of each, and its end of turn
+
+
+def test_a_file_without_marks_says_nothing_of_them(tmp_path, template, caplog):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello", "finish_reason": "stop"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": turns}))
+    stage = TrainConfig(model="unused", data="unused", output_dir="unused", seq_len=4096)
+    with caplog.at_level(logging.INFO, "fastft"):
+        load_data(str(tmp_path / "data.jsonl"), template, stage)
+    assert "without an answer to learn; 0 boundaries" in caplog.text
+
+
 def test_a_stage_is_planned_without_a_process_group(ground, template, caplog):
     """The same steps as the training run's own; without processes to count, none are named."""
     stage = config(ground, seq_len=160, epochs=2, overlong="drop")
