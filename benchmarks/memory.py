@@ -250,7 +250,7 @@ def main() -> None:
             expected = formula(model_config, config, world, on_gpu)
             off = expected.total / measured - 1
             gib = [f"{size / GIB:.3f}" for size in (expected.total, measured)]
-            table.add_row(name, checkpointing, expected.moment, *gib, f"{off:+.1%}")
+            table.add_row(name, checkpointing, expected.phase, *gib, f"{off:+.1%}")
     if int(os.environ.get("RANK", 0)) == 0:
         Console(soft_wrap=True).print(table)
     if dist.is_initialized():

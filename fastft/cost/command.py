@@ -4,8 +4,8 @@
     fastft estimate --model Qwen/Qwen2.5-7B --tokens 50000000 --gpus H100
     fastft estimate --config run.yaml --spot --trace trace.json --page spot.html
 
-The keys of `fastft train` say what is run; those of `EstimateConfig` and `SpotConfig` say where. fastft.cost.estimate does
-the arithmetic, and fastft.cost.spot compares spot machines with machines on demand (--spot).
+The options of `fastft train` describe the run, those of `EstimateConfig` and `SpotConfig` the machines. The arithmetic is
+in fastft.cost.estimate, the comparison of spot machines with machines on demand (--spot) in fastft.cost.spot.
 """
 
 import math
@@ -27,19 +27,19 @@ from fastft.errors import UserError
 
 @dataclass
 class EstimateConfig:
-    """What to estimate, beside the keys of a training run."""
+    """Options of `fastft estimate`, besides those of a training run."""
 
     gpus: str = option(
         "all",
-        help=f"Kinds of GPUs, separated by commas: {', '.join(GPUS)}. H100 will do for H100-80GB, and so will other usual "
-        "spellings.",
+        help=f"Kinds of GPUs, separated by commas: {', '.join(GPUS)}. Usual spellings are understood, such as H100 for "
+        "H100-80GB.",
     )
     counts: str = "1,2,4,8"
     """Numbers of GPUs, separated by commas."""
     mfu: float = 0.4
     """Share of a GPU's bf16 peak that training reaches, as metrics.jsonl reports it; lower across machines."""
     price_per_gpu: str | None = None
-    """Dollars a GPU and hour: one number, or KIND=NUMBER separated by commas."""
+    """Dollars per GPU and hour: one number for all kinds, or KIND=NUMBER for some, separated by commas."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
@@ -64,7 +64,7 @@ class EstimateConfig:
 
     @property
     def prices(self) -> dict[str, float]:
-        """Dollars an hour by the name of the kind; not every kind need have one."""
+        """Map the names of kinds to dollars per GPU and hour. A kind without a price is left out."""
         found = {}
         for item in _items(self.price_per_gpu or ""):
             kind, equals, price = item.rpartition("=")
@@ -86,7 +86,7 @@ class EstimatedRun(TrainConfig):
     output_dir: str = "none"
     """Not used: an estimate writes nothing there."""
     tokens: int | None = None
-    """Tokens of an epoch where there is no data yet: taken as full rows, every token trained."""
+    """Tokens of an epoch, where there is no data yet. Assumes full rows in which every token is trained."""
 
     def __post_init__(self) -> None:
         if self.tokens is not None:
@@ -141,7 +141,7 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: EstimatedRun) -
 
 
 def _load_config(model: str):
-    """The model's config, from a directory or the Hub. Raises UserError, without retries where the Hub cannot be reached."""
+    """The model's config, from a directory or the Hub. Raises UserError at once if the Hub cannot be reached."""
     from fastft.model.pretrained import load_config, require_hub
 
     if Path(model).exists():
@@ -156,13 +156,13 @@ def _load_config(model: str):
 def _print_estimates(console, config: TrainConfig, shape: Shape, found: list[Estimate]) -> None:
     console.print(_table(found))
     if chosen := choose(found):
-        console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.moment}):")
+        console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.phase}):")
         console.print(_breakdown(chosen.memory))
     else:
         _print_relief(console, config, shape, found)
     console.print(
         "Energy: the GPUs' design power x hours, nothing for hosts and cooling. Hours: of the steps alone, at the stated MFU. "
-        f"Fits: with {RESERVED / GIB:.1f} GiB for CUDA and NCCL; tight: only within the estimate's 10 %."
+        f"Fits: beside {RESERVED / GIB:.1f} GiB for CUDA and NCCL; tight: by less than the 10 % that the estimate may be off."
     )
 
 
@@ -216,7 +216,7 @@ def _print_relief(console, config: TrainConfig, shape: Shape, found: list[Estima
     """Print what helps where nothing fits, for the kind and number of GPUs that lacks the least memory."""
     nearest = min((e for e in found if e.memory), key=lambda e: e.memory.total - e.gpu.gib * GIB)
     console.print(
-        f"Nothing fits. {nearest.count} x {nearest.gpu.name} lacks least; with each of these alone it would take:"
+        f"Nothing fits. {nearest.count} x {nearest.gpu.name} lacks least. Each of these settings alone would lower the peak to:"
     )
     for r in relief(shape, setup_of(config, nearest.count)):
         console.print(f"  {r.setting}: {r.peak.total / GIB:.1f} GiB")

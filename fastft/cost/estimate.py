@@ -5,8 +5,8 @@
     print(choose(found))
 
 The peak memory of each GPU comes from fastft.cost.memory, the floating-point operations from fastft.cost.flops, as in
-training. What is read is the model's config and the lengths of the conversations, from the token cache and the packing plan
-that the run itself will use; no weights, no GPU, and no process group.
+training. The estimate reads the model's config and the lengths of the conversations, from the token cache and the step plan
+that the run itself will use. It needs no weights, no GPU and no process group.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastft.config import TrainConfig
-from fastft.cost.flops import FROZEN, TRAINED, seen_squares, training_flops
+from fastft.cost.flops import FROZEN, TRAINED, attended_squares, training_flops
 from fastft.cost.gpus import Gpu
 from fastft.cost.memory import GIB, Memory, peak_memory, trained_in_block
 from fastft.cost.shape import Shape, setup_of
@@ -23,7 +23,7 @@ from fastft.cost.shape import Shape, setup_of
 RESERVED = 1.5 * GIB
 """GPU memory that PyTorch cannot use: the CUDA context (0.5 GiB), the buffers of NCCL and cuBLAS, fragmentation."""
 MARGIN = 1.1
-"""The estimate of the memory may be 10 % off; the tests and benchmarks/memory.py hold it to that."""
+"""Allows for an estimate of the memory that is 10 % too low; the tests and benchmarks/memory.py prove that limit."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Work:
     trained: int
     """Tokens that the loss counts."""
     squared_lengths: float
-    """The sum over the conversations, as attention sees them (fastft.cost.flops.seen_squares)."""
+    """The sum of squared lengths of the conversations, as attention computes them (fastft.cost.flops.attended_squares)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Estimate:
     memory: Memory | None
     """The peak memory of each GPU; None if training would refuse this number of GPUs."""
     fits: str
-    """yes; tight, if it fits only within the margin of the estimate; no; or "no: KEY", the key that makes training refuse."""
+    """One of "yes", "tight" (fits, but by less than the estimate's margin), "no", and "no: KEY" (training refuses that key)."""
     tokens_per_s: float
     hours: float
     flops: float
     kwh: float
-    """Energy of the GPUs alone, at their design power throughout."""
+    """Energy of the GPUs alone, at their design power all the time."""
     dollars: float | None
 
 
@@ -65,7 +65,7 @@ def estimates(
     mfu: float,
     prices: dict[str, float] | None = None,
 ) -> list[Estimate]:
-    """One estimate for each kind and number of GPUs. `prices`: name of the kind -> dollars a GPU and hour."""
+    """One estimate for each kind and number of GPUs. `prices` maps the name of a kind to dollars per GPU and hour."""
     adapters = trained_in_block(shape, setup_of(config, gpus=1)) if config.lora.r else 0
     weight = FROZEN if config.lora.r else TRAINED
     flops = training_flops(
@@ -102,7 +102,7 @@ def estimates(
 
 
 def _refusal(config: TrainConfig, count: int) -> str | None:
-    """Why training would refuse this number of processes, None if it would not."""
+    """Say why training would refuse this number of processes, as in `Estimate.fits`; None if it would not."""
     if count % config.replicas:
         return "no: replicas"
     if config.global_batch_size % (count * config.micro_batch_size):
@@ -116,7 +116,10 @@ def _fits(memory: Memory, gpu: Gpu) -> str:
 
 
 def choose(found: Sequence[Estimate]) -> Estimate | None:
-    """The cheapest that fits: by dollars if all have a price, else by energy, and then the one with the fewest GPUs."""
+    """The cheapest estimate that fits, or the cheapest tight one if none does; None if there is neither.
+
+    They are compared in dollars if all have a price, else in energy; of equals the one with the fewest GPUs is chosen.
+    """
     fitting = [e for e in found if e.fits == "yes"] or [e for e in found if e.fits == "tight"]
     priced = all(e.dollars is not None for e in fitting)
     return min(fitting, key=lambda e: (round(e.dollars if priced else e.kwh, 6), e.count), default=None)
@@ -126,10 +129,10 @@ def choose(found: Sequence[Estimate]) -> Estimate | None:
 
 
 def planned_work(config: TrainConfig, windows: Sequence[int | None] = (None,)) -> tuple[Work, int]:
-    """(the work of the run's own packing plan, size of the tokenizer's vocabulary). Fills the token cache.
+    """Compute the work from the run's own step plan; return it with the size of the tokenizer's vocabulary.
 
-    `windows` are the model's sliding windows (fastft.cost.flops.attention_windows). Raises UserError for the data, the
-    tokenizer or the template, as training would.
+    This fills the token cache. `windows` are the model's sliding windows (fastft.cost.flops.attention_windows). Raises
+    UserError for the data, the tokenizer or the template, as training would.
     """
     from fastft.config import stages_of
     from fastft.data.step_plan import Curriculum, plan_stage
@@ -145,15 +148,15 @@ def planned_work(config: TrainConfig, windows: Sequence[int | None] = (None,)) -
         lengths = curriculum.stages[step.stage].lengths[conversations]
         tokens += int(lengths.sum())
         trained += int(counts[step.stage][conversations].sum())
-        squared += seen_squares(lengths, windows)
+        squared += attended_squares(lengths, windows)
     return Work(curriculum.total, tokens, trained, squared), len(template.tokenizer)
 
 
 def assumed_work(config: TrainConfig, tokens: int, windows: Sequence[int | None] = (None,)) -> Work:
-    """The most work that `tokens` an epoch can be: in full rows of one conversation each, every token trained."""
+    """The work of `tokens` an epoch, at its most: full rows that are one conversation each, and every token trained."""
     steps = config.epochs * -(-tokens // (config.seq_len * config.global_batch_size))
     total = config.epochs * tokens
     if config.max_steps and config.max_steps < steps:
         steps = config.max_steps
         total = min(total, steps * config.seq_len * config.global_batch_size)
-    return Work(steps, total, total, seen_squares(np.array([config.seq_len]), windows) * total / config.seq_len)
+    return Work(steps, total, total, attended_squares(np.array([config.seq_len]), windows) * total / config.seq_len)

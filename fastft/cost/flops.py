@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
     from fastft.model.build import TrainedModel
 
-# FLOPs of an entry of a matrix for a token. A multiply-add is 2: one each for the forward pass, the gradient of the input,
-# and, where the matrix is trained, the gradient of the weight.
+# FLOPs of one entry of a matrix for one token. A multiply-add is 2 FLOPs. It is needed for the forward pass, for the gradient
+# of the input and, in a trained matrix, for the gradient of the weight.
 TRAINED, FROZEN = 6, 4
 
 
 def matrix_flops(model: "TrainedModel") -> tuple[float, float]:
     """FLOPs of (the blocks' matrices for a token, the output head for a trained token), in forward and backward pass.
 
-    They are those of the whole model, however it is sharded. Of experts as many count as a token is sent to.
+    They count the whole model, however it is sharded, and of its experts as many as a token is routed to.
     """
     chosen = getattr(model.causal_lm.config, "num_experts_per_tok", None) or 1
 
@@ -34,26 +34,27 @@ def matrix_flops(model: "TrainedModel") -> tuple[float, float]:
 def training_flops(
     tokens: int, trained: int, squared_lengths: float, body: float, head: float, layers: int, width: int
 ) -> float:
-    """FLOPs that training on some tokens needs: padding, recomputation and logits of untrained positions count nothing.
+    """FLOPs that training on `tokens` needs, without those for padding, recomputation and logits of untrained positions.
 
-    Forward and backward pass take `body` a token in the blocks' matrices and `head` a trained token in the output head (both
-    from `matrix_flops`), and 6 x layers x width x length^2 for the causal attention of a conversation (half of the full
-    square), where `width` is heads x head size. `squared_lengths` is what `seen_squares` returns for the lengths.
+    Forward and backward pass together take, as `matrix_flops` returns them, `body` for each token in the blocks' matrices and
+    `head` for each trained token in the output head. The causal attention of a conversation takes 6 x layers x width x
+    length^2, half of the full square, where `width` is heads x head size. `squared_lengths` is the result of
+    `attended_squares` for the lengths.
     """
     return body * tokens + head * trained + 6.0 * layers * width * squared_lengths
 
 
 def attention_windows(model_config) -> list[int | None]:
-    """The sliding window of each layer in tokens, None for a layer that sees everything; one entry if all are alike."""
+    """The sliding window of each layer in tokens, None for a layer without one. One entry stands for layers that are alike."""
     window = getattr(model_config, "sliding_window", None)
     kinds = getattr(model_config, "layer_types", None) or ["sliding_attention"]
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def seen_squares(lengths: "np.ndarray", windows: Sequence[int | None]) -> float:
-    """The sum of length^2 over conversations, minus the (length - window)^2 that a sliding window does not see.
+def attended_squares(lengths: "np.ndarray", windows: Sequence[int | None]) -> float:
+    """The sum of length^2 over conversations, less (length - window)^2 for what a sliding window hides; the mean of the layers.
 
-    It is the mean over the layers, whose `windows` come from `attention_windows`.
+    The layers' `windows` come from `attention_windows`.
     """
     hidden = sum(((lengths - window).clip(0) ** 2).sum() for window in windows if window is not None)
     return float((lengths**2).sum() - hidden / len(windows))

@@ -1,8 +1,8 @@
 """The one table of GPU facts: names, memory, power, speed, and how drivers and price catalogs spell each of them.
 
     peak_flops(torch.cuda.get_device_name())     # dense bf16 FLOP/s of the device at hand, None if it is not in the table
-    GPUS["H100-80GB"]                            # what `fastft estimate` knows, by the name it prints
-    find_gpu("gpus", "H100")                     # the same from a shorter or another spelling
+    GPUS["H100-80GB"]                            # a kind by the name that `fastft estimate` prints
+    find_gpu("gpus", "H100")                     # a kind by any of its spellings
 
 The numbers are from the vendors' data sheets of these products.
 """
@@ -15,7 +15,7 @@ from fastft.errors import UserError
 
 @dataclass(frozen=True)
 class Gpu:
-    """A kind of GPU. Those without memory and power are known for their speed only: `fastft estimate` does not offer them."""
+    """A kind of GPU. `fastft estimate` does not offer those whose memory and power are missing from the table."""
 
     name: str
     bf16_flops: float
@@ -23,11 +23,11 @@ class Gpu:
     device: str
     """Words of torch.cuda.get_device_name by which the kind is recognised."""
     gib: float | None = None
-    """Memory that torch.cuda.get_device_properties reports, about. (It is sold in GB, and error correction takes some.)"""
+    """Memory in GiB, about what torch.cuda.get_device_properties reports. Vendors state GB, and error correction takes a part."""
     watts: float | None = None
     """Thermal design power."""
     catalogs: tuple[str, ...] = ()
-    """SkyPilot's names for it."""
+    """SkyPilot's names for this kind."""
 
     def __post_init__(self) -> None:
         assert (self.gib is None) == (self.watts is None) == (not self.catalogs), (
@@ -55,26 +55,26 @@ TABLE = (
     Gpu("RTX-3090", 71e12, "3090"),
 )
 
-_SAY_NOTHING = {"NVIDIA", "GEFORCE", "SXM", "SXM4", "SXM5", "HBM3", "HBM3E"}  # words of a spelling
+_IGNORED = {"NVIDIA", "GEFORCE", "SXM", "SXM4", "SXM5", "HBM3", "HBM3E"}  # words that do not tell kinds apart
 
 GPUS = {gpu.name: gpu for gpu in TABLE if gpu.gib}
 """The kinds that `fastft estimate` offers, by name."""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 peak of the device with this name in FLOP/s, None for one that is not in the table.
+    """Dense bf16 peak of the device with this name in FLOP/s, or None if it is not in the table.
 
-    Only whole words count (an RTX A1000 is no A100), and of several kinds the one with the longest words: "H100 PCIe" is
-    not the faster "H100".
+    Only whole words match, so an RTX A1000 is no A100. Of several matches the longest counts, so an "H100 PCIe" is not taken
+    for the faster "H100".
     """
     found = [gpu for gpu in TABLE if re.search(rf"\b{gpu.device}\b", device_name)]
     return max(found, key=lambda gpu: len(gpu.device)).bf16_flops if found else None
 
 
 def find_gpu(key: str, text: str) -> Gpu:
-    """The kind that a user means by `text`: its name, a spelling of it, or the words that its name begins with.
+    """The kind that a user means by `text`: its name, another spelling, or the first words of its name.
 
-    Raises UserError, beginning with the option's name `key`, where no kind is meant, or more than one.
+    Raises UserError, which begins with the option's name `key`, if `text` means no kind or more than one.
     """
     words = _words(text)
     found = [gpu for gpu in GPUS.values() if _words(gpu.name) == words]
@@ -87,11 +87,11 @@ def find_gpu(key: str, text: str) -> Gpu:
 
 
 def _may_mean(words: list[str], gpu: Gpu) -> bool:
-    """Whole words only: L4 is a GPU of its own and does not mean L40S."""
+    """Whether these words are a spelling of the kind, or begin its name. Words match as a whole: L4 does not mean L40S."""
     spellings = [_words(spelling) for spelling in (gpu.device, *gpu.catalogs)]
     return bool(words) and (_words(gpu.name)[: len(words)] == words or words in spellings)
 
 
 def _words(text: str) -> list[str]:
-    """The words that tell kinds apart: alike for "H100-80GB", "h100 80gb" and the driver's "NVIDIA H100 80GB HBM3"."""
-    return [word for word in re.split(r"[\s_-]+", text.upper()) if word and word not in _SAY_NOTHING]
+    """The words that tell kinds apart, the same for "H100-80GB", "h100 80gb" and the driver's "NVIDIA H100 80GB HBM3"."""
+    return [word for word in re.split(r"[\s_-]+", text.upper()) if word and word not in _IGNORED]

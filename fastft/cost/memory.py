@@ -4,37 +4,38 @@
     peak = peak_memory(shape, setup_of(config, gpus=8))             # a Memory: bytes of each part at the step's peak
     relief(shape, setup_of(config, gpus=8))                         # settings that lower it, the most helpful first
 
-Everything is counted and nothing is fitted: parameters from the model's own modules, the rest from what FSDP2, autograd and
-the loss hold at the moments that can be a step's peak (`_moments`). benchmarks/memory.py and the tests compare it with the
-tensors of real steps. Units are bytes, for one GPU, unless a name says otherwise.
+Everything is counted and nothing is fitted. The parameters come from the model's own modules, the rest from what FSDP2,
+autograd and the loss hold in each phase of a step that can be its peak (`_phases`). benchmarks/memory.py and the tests
+compare the result with the tensors of real steps. Units are bytes, for one GPU, unless a name says otherwise.
 
 What one block keeps for its backward pass, in bytes a token
 ------------------------------------------------------------
-D is the hidden size, F the feed-forward width, H and K are the numbers of query heads and key-value heads of d entries, and
-b is the bytes of a number in the computation (2: bf16 on GPUs, with master weights in fp32; 4: fp32 on a CPU). This holds for
-the eager modules of transformers 5.23; torch.compile keeps less.
+D is the hidden size, F the feed-forward width, H the number of query heads, K the number of key-value heads, and d the size
+of a head. b is the size of a number in the computation: 2 bytes on GPUs (bf16, with master weights in fp32), 4 on a CPU
+(fp32). The counts hold for the eager modules of transformers 5.23; torch.compile keeps less.
 
 - RMSNorm of Llama, Mistral, Qwen and Phi-3: `x.to(float32)`, which the square and the product need (4 D); the normalised x
   in the data type of the computation, for the gradient of the weight (b D); the product with the weight, which the linear
   layers after it need (b D).
 - RMSNorm of Gemma: the weight is applied in fp32, so the normalised x is kept in fp32 (4 D) beside the copy (4 D).
-- Norms after attention and MLP (Gemma 2 and 3): the same without the result, which is added and not multiplied.
-- Norms of query and key (Qwen 3, Gemma 3): the same over (H + K) d entries, again without the result.
-- Flash attention: query and key after their rotation, value and output: b d (2 H + 2 K), and a logsumexp, 4 H. The
-  rotation keeps nothing but cosine and sine, which all blocks share. Phi-3 projects query, key and value in one product:
-  the value is a view that keeps all of it, b d (H + K) more, and its rotation leaves the heads in an order in which the
-  output has to be copied for the projection after it, b d H more.
-- varlen before torch 2.12 repeats keys and values for every query head: H instead of K.
-- Attention for each conversation (`documents`): the parts are joined into a tensor of their own, b d H more.
-- SwiGLU and GeGLU: gate, activated gate, up, and the product of the last two: 4 b F.
-- LoRA freezes norms and linear layers: a norm keeps no normalised x, but every adapter keeps its r inner values (b r).
+- Norms after attention and MLP (Gemma 2 and 3): as above, but the result is not kept, because it is only added.
+- Norms of query and key (Qwen 3, Gemma 3): as above over (H + K) d entries; the result is not kept here either.
+- Flash attention: query and key after their rotation, value and output, b d (2 H + 2 K), and a logsumexp, 4 H. The
+  rotation keeps only cosine and sine, which all blocks share.
+- Attention of Phi-3, which projects query, key and value in one product: the value is a view of that product and keeps
+  all of it alive, b d (H + K) more. The rotation leaves the heads in another order, so the output is copied for the
+  projection after it, b d H more.
+- varlen before torch 2.12: keys and values are repeated for every query head, so H takes the place of K.
+- Attention for each conversation (`documents`): the outputs are joined into one more tensor, b d H more.
+- SwiGLU and GeGLU: gate, activated gate, up, and the product of the last two, 4 b F.
+- LoRA: norms and linear layers are frozen, so a norm keeps no normalised x, but every adapter keeps its r inner values, b r.
 
 Llama-2-7B (D 4096, F 11008, H = K = 32, d 128), bf16: 65,536 for the norms, 32,896 for attention, 88,064 for the MLP:
 186,496 bytes a token and block. (Korthikanti et al., 2022, count 34 D = 139,264 for a GPT block, whose norms make no copy
 in fp32.)
 
-`gradient_checkpointing: full` keeps only the block's input (b D) and computes the above again for one block at a time;
-selective also keeps the outputs of attention and of every second matrix product.
+`gradient_checkpointing: full` keeps only the block's input (b D) and computes the above again, one block at a time.
+`selective` also keeps the outputs of attention and of every second matrix product.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,9 +50,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of each part at one moment of a step."""
+    """Bytes of each part in one phase of a step."""
 
-    moment: str
+    phase: str
     parameters: float = 0
     """This GPU's shard of the weights: trained ones in fp32, frozen ones in the data type of the computation."""
     gradients: float = 0
@@ -59,11 +60,11 @@ class Memory:
     optimizer: float = 0
     """The optimizer's state for that shard."""
     gathered: float = 0
-    """Whole weights in the data type of the computation: embeddings and head, the block at work, and the one gathered ahead."""
+    """Whole weights in the data type of the computation: embeddings, head, the current block, and the block gathered ahead."""
     activations: float = 0
     """Activations of all blocks that are kept for the backward pass."""
     working: float = 0
-    """What the backward pass of the block at work computes again, and holds in addition."""
+    """What the backward pass of the current block holds beyond its kept activations, recomputed ones included."""
     logits: float = 0
     """A chunk of the loss's logits, and their gradients."""
     buffers: float = 0
@@ -71,7 +72,7 @@ class Memory:
 
     @property
     def parts(self) -> dict[str, float]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "moment"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "phase"}
 
     @property
     def total(self) -> float:
@@ -79,11 +80,14 @@ class Memory:
 
 
 def peak_memory(shape: Shape, setup: Setup) -> Memory:
-    """The peak of a step from the second on, when the optimizer has state: what torch.cuda.max_memory_allocated counts."""
-    return max(_moments(shape, setup), key=lambda memory: memory.total)
+    """The memory at the peak of a step, as torch.cuda.max_memory_allocated counts it.
+
+    It holds from the second step on; in the first the optimizer has no state yet.
+    """
+    return max(_phases(shape, setup), key=lambda memory: memory.total)
 
 
-# What lasts ----------------------------------------------------------------------------------------------------------------
+# Weights -------------------------------------------------------------------------------------------------------------------
 
 
 def trained_in_block(shape: Shape, setup: Setup) -> int:
@@ -102,106 +106,115 @@ def _quantized(shape: Shape, setup: Setup) -> int:
 
 
 def _parameter_bytes(shape: Shape, setup: Setup) -> float:
-    """The weights of this GPU. In NF4 a number takes 4 bits, and 64 of them 8 + 32/256 bits of scale; they are not sharded."""
+    """Bytes of the weights on this GPU.
+
+    An NF4 weight takes 4 bits, and 64 of them share 8 + 32/256 bits of scale. Every GPU holds all NF4 weights; all others are
+    sharded.
+    """
     in_4_bits = shape.layers * _quantized(shape, setup)
-    whole = in_4_bits * (4 + (8 + 32 / 256) / 64) / 8
+    on_every_gpu = in_4_bits * (4 + (8 + 32 / 256) / 64) / 8
     frozen = shape.parameters - in_4_bits if setup.lora_r else 0
-    sharded = FP32 * trained_parameters(shape, setup) + setup.low * frozen
-    return whole + (0 if setup.offload else sharded / setup.shards)
+    sharded = FP32 * trained_parameters(shape, setup) + setup.itemsize * frozen
+    return on_every_gpu + (0 if setup.offload else sharded / setup.shards)
 
 
 # Activations of one block --------------------------------------------------------------------------------------------------
 
 
 def _norm_bytes(shape: Shape, setup: Setup, width: int, feeds_linear: bool) -> int:
-    """What a norm over `width` numbers keeps for a token; `feeds_linear`: its result is kept, too, for the layers after it."""
-    normalised = 0 if setup.lora_r else FP32 if shape.wide_norms else setup.low
-    return (FP32 + normalised + (setup.low if feeds_linear else 0)) * width
+    """Bytes that a norm over `width` entries keeps for a token; its result is kept only if it `feeds_linear` layers."""
+    normalised = 0 if setup.lora_r else FP32 if shape.wide_norms else setup.itemsize
+    return (FP32 + normalised + (setup.itemsize if feeds_linear else 0)) * width
 
 
 def _norms_bytes(shape: Shape, setup: Setup) -> int:
-    """What the norms of one half of a block keep for a token: those before and after attention, or the MLP."""
+    """Bytes that the norms of one half of a block keep for a token: those around attention, or those around the MLP."""
     after = _norm_bytes(shape, setup, shape.hidden, feeds_linear=False) if shape.post_norms else 0
     return _norm_bytes(shape, setup, shape.hidden, feeds_linear=True) + after
 
 
 def _attention_bytes(shape: Shape, setup: Setup) -> int:
-    """What attention keeps for a token, from the rotation to the output projection."""
+    """Bytes that attention keeps for a token, from the rotation to the output projection."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    kept = setup.low * (2 * queries + 2 * (queries if setup.repeated else keys)) + FP32 * shape.heads
+    kept = setup.itemsize * (2 * queries + 2 * (queries if setup.repeats_kv else keys)) + FP32 * shape.heads
     if not setup.flash:
-        kept += setup.low * queries
+        kept += setup.itemsize * queries
     if sum(linear.in_attention for linear in shape.linears) == 2:  # one projection for query, key and value
-        kept += setup.low * (queries + keys) + (setup.low * queries if setup.flash else 0)
+        kept += setup.itemsize * (queries + keys) + (setup.itemsize * queries if setup.flash else 0)
     if shape.qk_norms:
         kept += _norm_bytes(shape, setup, queries + keys, feeds_linear=False)
     return kept
 
 
 def block_bytes(shape: Shape, setup: Setup) -> int:
-    """What a block keeps for a token without gradient checkpointing."""
-    adapters = setup.low * setup.lora_r * len(setup.adapters(shape))
-    mlp = 4 * setup.low * shape.mlp
+    """Bytes that a block keeps for a token without gradient checkpointing."""
+    adapters = setup.itemsize * setup.lora_r * len(setup.adapters(shape))
+    mlp = 4 * setup.itemsize * shape.mlp
     return 2 * _norms_bytes(shape, setup) + _attention_bytes(shape, setup) + mlp + adapters
 
 
 def _selected_bytes(shape: Shape, setup: Setup) -> int:
-    """What selective gradient checkpointing keeps of a block for a token, besides the block's input.
+    """Bytes that selective gradient checkpointing keeps of a block for a token, besides the block's input.
 
-    The output of attention, its logsumexp, and the first, third, fifth, ... matrix product; an adapter brings two products.
+    It keeps the output of attention with its logsumexp, and the results of the first, third, fifth, … matrix product. An
+    adapter adds two products to those of its layer.
     """
     r, adapted = setup.lora_r, setup.adapters(shape)
     products = []
     for linear in shape.linears:
         products += [linear.outputs, r, linear.outputs] if linear in adapted else [linear.outputs]
-    return setup.low * (shape.heads * shape.head_dim + sum(products[::2])) + FP32 * shape.heads
+    return setup.itemsize * (shape.heads * shape.head_dim + sum(products[::2])) + FP32 * shape.heads
 
 
 def kept_bytes(shape: Shape, setup: Setup) -> int:
-    """What a block keeps for a token from its forward to its backward pass."""
+    """Bytes that a block keeps for a token from its forward to its backward pass."""
     if setup.checkpointing == "none":
         return block_bytes(shape, setup)
     selected = _selected_bytes(shape, setup) if setup.checkpointing == "selective" else 0
-    return setup.low * shape.hidden + selected
+    return setup.itemsize * shape.hidden + selected
 
 
 def _gradients_of(linears: Sequence[Linear], shape: Shape, setup: Setup) -> int:
     """Bytes of the gradients of these linear layers' weights, in the data type of the computation."""
     if not setup.lora_r:
-        return setup.low * sum(linear.weights for linear in linears)
+        return setup.itemsize * sum(linear.weights for linear in linears)
     adapted = setup.adapters(shape)
-    return setup.low * setup.lora_r * sum(line.inputs + line.outputs for line in linears if line in adapted)
+    return (
+        setup.itemsize * setup.lora_r * sum(linear.inputs + linear.outputs for linear in linears if linear in adapted)
+    )
 
 
 def _block_backward(shape: Shape, setup: Setup) -> float:
-    """The most that a block's backward pass holds in addition to what was kept from its forward pass.
+    """The most bytes that a block's backward pass holds beyond what was kept from its forward pass.
 
-    That is what it computes again, the gradients of its activations, and those of its weights in the data type of the
-    computation, at the largest of four places on the way from the block's end to its beginning. Inside the MLP everything
-    that the block needs is there, and the gradients of gate, activated gate and up (the product is gone). Each norm takes
-    five fp32 copies of its input. The kernel of flash attention sums the gradient of the query in fp32, and those of key and
-    value for every head.
+    It holds the block's activations (computed again where they were not kept), their gradients, and the gradients of the
+    weights in the data type of the computation. The most of this is there in one of four places between the block's end and
+    its beginning: inside the MLP, in the norm before it, in attention, or in the norm before that.
     """
-    low, hidden = setup.low, shape.hidden
+    itemsize, hidden = setup.itemsize, shape.hidden
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    of_mlp = [line for line in shape.linears if not line.in_attention]
-    of_attention = [line for line in shape.linears if line.in_attention]
+    of_mlp = [linear for linear in shape.linears if not linear.in_attention]
+    of_attention = [linear for linear in shape.linears if linear.in_attention]
 
     norms, attention = _norms_bytes(shape, setup), _attention_bytes(shape, setup)
-    residual = 2 * low * hidden  # the gradient along the residual connection, and through the layer
-    in_norm = 5 * FP32 * hidden
-    in_attention = low * (2 * queries + 2 * keys) + FP32 * queries + (2 * low * queries if keys < queries else 0)
-    inside_mlp = block_bytes(shape, setup) + 2 * low * shape.mlp
-    most = max(
-        setup.tokens * (inside_mlp + residual) + _gradients_of(of_mlp[-1:], shape, setup),
-        setup.tokens * (2 * norms + attention + in_norm + residual) + _gradients_of(of_mlp, shape, setup),
-        setup.tokens * (norms + attention + in_attention + residual)
-        + _gradients_of(of_mlp + of_attention[-1:], shape, setup),
-        setup.tokens * (norms + in_norm + residual) + _gradients_of(shape.linears, shape, setup),
+    in_mlp = (
+        2 * itemsize * shape.mlp
+    )  # the gradients of gate, activated gate and up, less their product, which is freed
+    in_norm = 5 * FP32 * hidden  # copies of its input
+    # Flash attention's kernel sums the query's gradient in fp32, and those of key and value for every query head.
+    in_attention = (
+        itemsize * (2 * queries + 2 * keys) + FP32 * queries + (2 * itemsize * queries if keys < queries else 0)
     )
+    places = [  # bytes a token, and the linear layers whose weights have gradients by then
+        (block_bytes(shape, setup) + in_mlp, of_mlp[-1:]),
+        (2 * norms + attention + in_norm, of_mlp),
+        (norms + attention + in_attention, of_mlp + of_attention[-1:]),
+        (norms + in_norm, shape.linears),
+    ]
+    residual = 2 * itemsize * hidden  # the gradient along the residual connection, and the one through the layer
+    most = max(setup.tokens * (held + residual) + _gradients_of(done, shape, setup) for held, done in places)
     if setup.quantized:
-        most += low * max(line.weights for line in shape.linears)  # one matrix at a time, dequantised
-    # What was kept from the forward pass is counted there already.
+        most += itemsize * max(linear.weights for linear in shape.linears)  # one matrix at a time is dequantized
     kept = {"none": block_bytes(shape, setup), "selective": _selected_bytes(shape, setup), "full": 0}
     return most - setup.tokens * kept[setup.checkpointing]
 
@@ -210,96 +223,115 @@ def _block_backward(shape: Shape, setup: Setup) -> float:
 
 
 def _logits_bytes(shape: Shape, setup: Setup) -> float:
-    """One chunk of the loss: its logits and their gradient in the data type of the computation, and the logits in fp32.
+    """Bytes of one chunk of the loss.
 
-    (The fp32 logits are overwritten by their gradient.) With soft-capping the tanh is kept as well.
+    It holds the logits and their gradient in the data type of the computation, and the logits once more in fp32, which are
+    overwritten by their gradient. With soft-capping it also keeps the tanh.
     """
     from fastft.model.loss import chunk_positions
 
-    numbers = FP32 + (2 * setup.low if setup.low != FP32 else 0) + (FP32 if shape.softcap else 0)
+    numbers = FP32 + (2 * setup.itemsize if setup.itemsize != FP32 else 0) + (FP32 if shape.softcap else 0)
     return min(chunk_positions(shape.vocabulary), setup.tokens) * shape.vocabulary * numbers
 
 
-def _moments(shape: Shape, setup: Setup) -> Iterator[Memory]:
-    """The moments of a step that can be its peak.
+def _phases(shape: Shape, setup: Setup) -> Iterator[Memory]:
+    """The phases of a step that can be its peak, in their order.
 
-    In FSDP2 (torch 2.13) the unit around the blocks stays gathered from its forward to its backward pass. In the forward
-    pass the buffer of the last gathering lingers. In the backward pass the next block is gathered while one is at work, and
-    the fp32 buffer from which a block's gradients were reduced stays until the next block's. A single GPU gathers nothing,
-    but holds the copy in the data type of the computation.
-
-    From block to block of the backward pass, activations are freed and gradients are added, by the same amount each time, so
-    that only its first two blocks and its last one can be the peak.
+    From block to block of the backward pass, activations are freed and gradients are added, by the same amounts each time. So
+    only its first two blocks and its last one can be the peak.
     """
-    low, tokens, layers = setup.low, setup.tokens, shape.layers
-    of_block = trained_in_block(shape, setup)
-    block = low * (shape.block - _quantized(shape, setup) + (of_block if setup.lora_r else 0))
-    ahead = block if setup.shards > 1 else 0
-    outside = low * shape.outside
-    kept = tokens * kept_bytes(shape, setup)
-    rotation = 2 * low * tokens * shape.head_dim  # cosine and sine, for all blocks
-    head = 0 if setup.lora_r else low * shape.vocabulary * shape.hidden  # its gradient, made with the loss
-    sharded = 0 if setup.offload else trained_parameters(shape, setup) / setup.shards
-    always = {"parameters": _parameter_bytes(shape, setup), "optimizer": setup.moments * sharded}
-
-    def gradients(blocks_done: int) -> float:
-        done = sharded if setup.accumulates else blocks_done * of_block / setup.shards
-        return 0 if setup.offload else FP32 * done
-
-    def reduction(count: int) -> float:
-        """Gradients of `count` parameters while they are copied into one fp32 buffer and reduced to this GPU's shard.
-
-        The gradients themselves are gone before the shard is made; a single GPU divides a copy of the buffer.
-        """
-        alone = FP32 * count if setup.shards == 1 else 0
-        return FP32 * count + max(low * count, alone + FP32 * count / setup.shards)
-
-    if setup.shards > 1:
-        yield Memory(
-            # Gathered into one buffer, then copied out of it.
-            "gathering of the embeddings",
-            **always,
-            gradients=gradients(0),
-            gathered=2 * outside + ahead,
-        )
-    last_norm = tokens * _norm_bytes(shape, setup, shape.hidden, feeds_linear=True)
-    yield Memory(
-        "loss",
-        **always,
-        gradients=gradients(0),
-        gathered=outside + ahead,
-        activations=layers * kept + rotation + last_norm,
-        logits=_logits_bytes(shape, setup) + 2 * low * tokens * shape.hidden + head,
-    )
-    for done in sorted({0, min(1, layers - 1), layers - 1}):  # blocks whose backward pass is over
-        left = layers - done
-        yield Memory(
-            f"backward pass of block {left}",
-            **always,
-            gradients=gradients(done),
-            gathered=outside + block + (ahead if left > 1 else 0),
-            activations=left * kept + rotation,
-            working=_block_backward(shape, setup),
-            buffers=head + (FP32 * of_block if done else 0),
-        )
-        yield Memory(
-            f"gradients of block {left}",
-            **always,
-            gradients=gradients(done),
-            gathered=outside + (ahead if left > 1 else 0),
-            activations=(left - 1) * kept + rotation,
-            buffers=head + reduction(of_block),
-        )
+    step, layers = _Step(shape, setup), shape.layers
+    yield from step.forward_pass()
+    for blocks_done in sorted({0, min(1, layers - 1), layers - 1}):
+        yield from step.backward_pass(blocks_done)
     if not setup.lora_r:
-        whole = 3 * outside if shape.tied else outside  # tied: the gradients of head and embeddings, and their sum
-        buffers = FP32 * of_block + whole
-        yield Memory(
-            "gradients of the embeddings", **always, gradients=gradients(layers), gathered=outside, buffers=buffers
+        yield from step.embeddings()
+    yield step.memory("optimizer", gradients=FP32 * step.sharded)
+
+
+class _Step:
+    """The phases of a step under FSDP2 (torch 2.13), and the sizes that they share.
+
+    The unit around the blocks, with the embeddings and the head, stays gathered from its forward to its backward pass. The
+    next block is gathered while the current one computes: `ahead`. On a single GPU nothing is gathered, but it holds a copy
+    of the weights in the data type of the computation.
+    """
+
+    def __init__(self, shape: Shape, setup: Setup):
+        itemsize = setup.itemsize
+        self.shape, self.setup = shape, setup
+        self.trained = trained_in_block(shape, setup)
+        self.block = itemsize * (shape.block - _quantized(shape, setup) + (self.trained if setup.lora_r else 0))
+        self.ahead = self.block if setup.shards > 1 else 0
+        self.outside = itemsize * shape.outside
+        self.kept = setup.tokens * kept_bytes(shape, setup)
+        self.rotation = 2 * itemsize * setup.tokens * shape.head_dim  # cosine and sine, for all blocks
+        self.head_gradient = 0 if setup.lora_r else itemsize * shape.vocabulary * shape.hidden  # made with the loss
+        self.sharded = 0 if setup.offload else trained_parameters(shape, setup) / setup.shards  # a number of parameters
+
+    def forward_pass(self) -> Iterator[Memory]:
+        """Gathering the first unit, and the loss, after which nothing of the forward pass is missing."""
+        shape, setup = self.shape, self.setup
+        if setup.shards > 1:  # gathered into one buffer, and then copied out of it
+            yield self.memory("gathering of the embeddings", gathered=2 * self.outside + self.ahead)
+        last_norm = setup.tokens * _norm_bytes(shape, setup, shape.hidden, feeds_linear=True)
+        yield self.memory(
+            "loss",
+            gathered=self.outside + self.ahead,  # the buffer of the last block's gathering is still there
+            activations=shape.layers * self.kept + self.rotation + last_norm,
+            logits=_logits_bytes(shape, setup) + 2 * setup.itemsize * setup.tokens * shape.hidden + self.head_gradient,
         )
-        yield Memory(
-            "reduction of the embeddings", **always, gradients=gradients(layers), buffers=reduction(shape.outside)
+
+    def backward_pass(self, blocks_done: int) -> Iterator[Memory]:
+        """The backward pass of one block, the last that is left after `blocks_done`, and the reduction of its gradients.
+
+        The fp32 buffer from which a block's gradients were reduced stays until the next block's gradients need one.
+        """
+        left = self.shape.layers - blocks_done
+        ahead = self.ahead if left > 1 else 0
+        yield self.memory(
+            f"backward pass of block {left}",
+            blocks_done,
+            gathered=self.outside + self.block + ahead,
+            activations=left * self.kept + self.rotation,
+            working=_block_backward(self.shape, self.setup),
+            buffers=self.head_gradient + (FP32 * self.trained if blocks_done else 0),
         )
-    yield Memory("optimizer", **always, gradients=FP32 * sharded)
+        yield self.memory(
+            f"gradients of block {left}",
+            blocks_done,
+            gathered=self.outside + ahead,
+            activations=(left - 1) * self.kept + self.rotation,
+            buffers=self.head_gradient + self._reduction(self.trained),
+        )
+
+    def embeddings(self) -> Iterator[Memory]:
+        """The gradients of embeddings and head, and their reduction, when all blocks are done."""
+        layers = self.shape.layers
+        # Tied weights have a gradient from the head, one from the embeddings, and the sum of the two.
+        gradients = 3 * self.outside if self.shape.tied else self.outside
+        buffers = FP32 * self.trained + gradients
+        yield self.memory("gradients of the embeddings", layers, gathered=self.outside, buffers=buffers)
+        yield self.memory("reduction of the embeddings", layers, buffers=self._reduction(self.shape.outside))
+
+    def memory(self, phase: str, blocks_done: int = 0, **parts: float) -> Memory:
+        """The memory of a phase: `parts`, the weights, the optimizer's state, and the gradients of the blocks that are done."""
+        setup = self.setup
+        with_gradients = self.sharded if setup.accumulates else blocks_done * self.trained / setup.shards
+        always = {
+            "parameters": _parameter_bytes(self.shape, setup),
+            "optimizer": setup.moments * self.sharded,
+            "gradients": 0 if setup.offload else FP32 * with_gradients,
+        }
+        return Memory(phase, **{**always, **parts})
+
+    def _reduction(self, count: int) -> float:
+        """Bytes of the gradients of `count` parameters while they are reduced to this GPU's shard.
+
+        They are copied into one fp32 buffer, and are freed before the shard is made. A single GPU divides a copy of the buffer.
+        """
+        divided = FP32 * count if self.setup.shards == 1 else 0
+        return FP32 * count + max(self.setup.itemsize * count, divided + FP32 * count / self.setup.shards)
 
 
 # Where it does not fit -----------------------------------------------------------------------------------------------------
@@ -315,20 +347,21 @@ class Relief:
 
 def relief(shape: Shape, setup: Setup) -> list[Relief]:
     """Settings each of which alone would lower the peak by 1 % or more, the most helpful first."""
-    trained = {"moments": MOMENTS_8BIT} if setup.moments > MOMENTS_8BIT else {}
+    moments = {"moments": MOMENTS_8BIT} if setup.moments > MOMENTS_8BIT else {}
+    if setup.micro_batch > 1:  # rather fewer rows than shorter ones, which would cut conversations
+        half = setup.micro_batch // 2
+        fewer_tokens = (f"--micro_batch_size {half}", {"micro_batch": half, "accumulates": True})
+    else:
+        half = setup.seq_len // 2
+        fewer_tokens = (f"--seq_len {half} --overlong split", {"seq_len": half})
     ideas = [
         ("--gradient_checkpointing full", {"checkpointing": "full"}),
-        (f"--micro_batch_size {setup.micro_batch // 2}", {"micro_batch": setup.micro_batch // 2, "accumulates": True}),
-        (f"--seq_len {setup.seq_len // 2} --overlong split", {"seq_len": setup.seq_len // 2}),
-        ("--optimizer.name adamw_8bit", trained),
+        fewer_tokens,
+        ("--optimizer.name adamw_8bit", moments),
         ("--offload true", {"offload": True}),
         (f"{2 * setup.gpus} GPUs", {"gpus": 2 * setup.gpus}),
         ("--lora.quantize nf4", {"quantized": True}) if setup.lora_r else ("--lora.r 16", {"lora_r": 16}),
     ]
-    if setup.micro_batch > 1:  # shorter rows cut conversations; smaller batches do not
-        del ideas[2]
-    else:
-        del ideas[1]
     now = peak_memory(shape, setup).total
     found = [Relief(setting, peak_memory(shape, replace(setup, **change))) for setting, change in ideas]
     return sorted((r for r in found if r.peak.total < 0.99 * now), key=lambda r: r.peak.total)

@@ -1,4 +1,4 @@
-"""What the formulas of memory and time need to know: the shape of a model, from its config alone, and the setup of a run."""
+"""The shape of a model, from its config alone, and the setup of a run: what the formulas of memory and time depend on."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ from fastft.config import TrainConfig
 from fastft.errors import UserError
 
 FP32 = 4
-"""Bytes."""
+"""Bytes of a number in fp32."""
 MOMENTS_8BIT = 2 * (1 + FP32 / 256)
-"""Bytes of torchao's 8-bit AdamW for a parameter: two moments, with a scale in fp32 for 256 of each."""
+"""Bytes that torchao's 8-bit AdamW keeps for a parameter: two moments of 1 byte; 256 of them share a scale in fp32."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Shape:
     outside: int
     """Parameters of everything else: embeddings, last norm, and the head unless it is tied to the embeddings."""
     tied: bool
-    """The head's weight is the embeddings'."""
+    """Head and embeddings share one weight."""
     linears: tuple[Linear, ...]
     """The linear layers of one block, in the order of the forward pass."""
     post_norms: bool
@@ -76,7 +76,7 @@ def load_shape(model_config, model: str) -> Shape:
         for name, module in modules
         if isinstance(module, nn.Linear)
     ]
-    # The order of the forward pass; Phi-3 declares its output projection first.
+    # Into the order of the forward pass: Phi-3 declares its output projection first.
     linears.sort(key=lambda linear: (not linear.in_attention, linear.name == "o_proj"))
     norms = [(name.rpartition(".")[2], type(m).__name__) for name, m in modules if type(m).__name__.endswith("Norm")]
     of_heads = [name for name, _ in norms if name in ("q_norm", "k_norm")]
@@ -111,7 +111,7 @@ class Setup:
     seq_len: int = 2048
     micro_batch: int = 1
     accumulates: bool = False
-    """A step has several micro-batches, so that gradients and the next one's activations are there at the same time."""
+    """A step has several micro-batches, so the gradients of one are there together with the activations of the next."""
     checkpointing: str = "full"
     moments: float = 2.0 * FP32
     """Bytes of the optimizer's state for a trained parameter."""
@@ -119,11 +119,11 @@ class Setup:
     lora_r: int = 0
     lora_targets: str = "all-linear"
     quantized: bool = False
-    low: int = 2
-    """Bytes of a number in the computation."""
+    itemsize: int = 2
+    """Bytes of a number in the data type of the computation."""
     flash: bool = True
-    """Variable-length flash attention, and not one call for each conversation."""
-    repeated: bool = False
+    """Attention is variable-length flash attention; otherwise it is called for each conversation."""
+    repeats_kv: bool = False
     """Attention keeps a copy of keys and values for every query head (varlen before torch 2.12)."""
 
     @property
@@ -143,7 +143,7 @@ class Setup:
 
 
 def setup_of(config: TrainConfig, gpus: int, on_gpu: bool = True) -> Setup:
-    """The setup of a run on `gpus` processes; not `on_gpu`, it computes in fp32 with attention for each conversation."""
+    """The setup of a run on `gpus` processes. Without `on_gpu` it computes in fp32, and attention is called per conversation."""
     from fastft.model.attention import varlen_repeats
 
     moments = {"adamw_8bit": MOMENTS_8BIT, "float32": 2.0 * FP32, "bfloat16": 4.0}
@@ -160,7 +160,7 @@ def setup_of(config: TrainConfig, gpus: int, on_gpu: bool = True) -> Setup:
         lora_r=config.lora.r,
         lora_targets=config.lora.targets,
         quantized=config.lora.quantize != "none",
-        low=2 if on_gpu else FP32,
+        itemsize=2 if on_gpu else FP32,
         flash=on_gpu and config.attention != "documents",
-        repeated=on_gpu and config.attention in ("auto", "varlen") and varlen_repeats(),
+        repeats_kv=on_gpu and config.attention in ("auto", "varlen") and varlen_repeats(),
     )

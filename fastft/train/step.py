@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastft.config import TrainConfig
-from fastft.cost.flops import attention_windows, seen_squares
+from fastft.cost.flops import attention_windows, attended_squares
 from fastft.data.batch import Batch, rank_batches
 from fastft.data.dataset import TokenizedData
 from fastft.data.step_plan import Curriculum, Step, StepPlan
@@ -50,7 +50,7 @@ def train_step(
         "tokens": tokens,
         "trained_tokens": trained,
         "padding_tokens": len(step.rows) * config.seq_len - tokens,
-        "squared_lengths": seen_squares(lengths, attention_windows(model.causal_lm.config)),
+        "squared_lengths": attended_squares(lengths, attention_windows(model.causal_lm.config)),
     }
 
 

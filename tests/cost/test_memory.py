@@ -115,7 +115,7 @@ def test_llama_2_7b_by_hand(llama_7b):
     peak = peak_memory(llama_7b, Setup(gpus=8, accumulates=True, checkpointing="none"))
     assert peak.parameters == peak.gradients == 4 * 6_738_415_616 / 8
     assert peak.optimizer == 8 * 6_738_415_616 / 8
-    assert peak.moment == "backward pass of block 31"  # the last one's gradients have left their buffer behind
+    assert peak.phase == "backward pass of block 31"  # the last one's gradients have left their buffer behind
     assert peak.activations == 2048 * (31 * 186_496 + 2 * 2 * 128)
     assert peak.buffers == 4 * 202_383_360 + 2 * 32_000 * 4096  # and those of the head wait for the embeddings
     assert peak.gathered == 2 * (2 * 32_000 * 4096 + 4096) + 2 * 2 * 202_383_360  # embeddings, head, norm; two blocks
@@ -126,16 +126,16 @@ def test_keys_that_attention_repeats_are_counted_for_every_head():
     """varlen before torch 2.12: of Llama-3.1-8B 32 heads instead of 8, of keys and of values."""
     family, sizes = benchmark.SHAPES["llama-8b"]
     shape = load_shape(benchmark.make_config(family, {**sizes, "num_hidden_layers": 1}), "llama-8b")
-    assert block_bytes(shape, Setup(repeated=True)) - block_bytes(shape, Setup()) == 2 * 2 * 128 * (32 - 8)
+    assert block_bytes(shape, Setup(repeats_kv=True)) - block_bytes(shape, Setup()) == 2 * 2 * 128 * (32 - 8)
 
 
 def test_what_the_settings_are_for(llama_7b):
     def part(name, **options):
         return getattr(peak_memory(llama_7b, setup_of(run_config(**options), gpus=8)), name)
 
-    optimizer = part("optimizer")
-    assert part("optimizer", optimizer=OptimizerConfig(state_dtype="bfloat16")) == optimizer / 2
-    assert part("optimizer", replicas=2) == 2 * optimizer
+    state = part("optimizer")
+    assert part("optimizer", optimizer=OptimizerConfig(state_dtype="bfloat16")) == state / 2
+    assert part("optimizer", replicas=2) == 2 * state
     assert part("optimizer", offload=True) == part("parameters", offload=True) == 0
 
 

@@ -10,7 +10,7 @@ from helpers import models
 from helpers.training import train_here
 from transformers import AutoConfig
 
-from fastft.cost.flops import attention_windows, seen_squares, training_flops
+from fastft.cost.flops import attended_squares, attention_windows, training_flops
 from fastft.cost.gpus import peak_flops
 from fastft.train import loop
 from fastft.train.report.metrics import Reporter, progress_line, read_metrics
@@ -58,9 +58,12 @@ def test_frozen_weights_and_unused_experts_cost_less(tmp_path):
 def test_sliding_windows_are_counted_as_what_they_see():
     lengths = np.array([3, 10, 50])
     pairs = lambda window: sum(min(i, window) - 0.5 for n in lengths for i in range(1, n + 1))  # noqa: E731
-    assert seen_squares(lengths, [None]) == 2 * pairs(99) == 9 + 100 + 2500
-    assert seen_squares(lengths, [10]) == 9 + 100 + 2500 - 40**2 == pytest.approx(2 * pairs(10), rel=0.06)
-    assert seen_squares(lengths, [10, None]) == (seen_squares(lengths, [10]) + seen_squares(lengths, [None])) / 2
+    assert attended_squares(lengths, [None]) == 2 * pairs(99) == 9 + 100 + 2500
+    assert attended_squares(lengths, [10]) == 9 + 100 + 2500 - 40**2 == pytest.approx(2 * pairs(10), rel=0.06)
+    assert (
+        attended_squares(lengths, [10, None])
+        == (attended_squares(lengths, [10]) + attended_squares(lengths, [None])) / 2
+    )
     mistral, gemma = (AutoConfig.for_model(name, sliding_window=24) for name in ("mistral", "gemma3_text"))
     assert attention_windows(mistral) == [24] and attention_windows(AutoConfig.for_model("llama")) == [None]
     assert (
