@@ -12,7 +12,7 @@ from fastft.errors import UserError
 REQUIRED = ["--model", "m", "--data", "d", "--output_dir", "o"]
 
 
-def test_yaml_then_command_line(tmp_path):
+def test_the_command_line_overrides_the_yaml_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
         yaml.safe_dump({"model": "m", "data": "d", "output_dir": "o", "optimizer": {"lr": 1e-3}, "seq_len": 512})

@@ -91,7 +91,7 @@ def test_a_run_without_a_name_has_the_models(tmp_path):
         assert config.checkpoint.remote == f"s3://my-chats/{said}" and Path(config.output_dir).name == said
 
 
-def test_memory_is_used(tmp_path):
+def test_a_machine_takes_as_many_rows_as_its_memory_holds(tmp_path):
     """80 GB take four rows of 32, and three where 72 are to be divided by 8 GPUs."""
     assert parse_config(run(tmp_path, "train.yaml", 8, 81_559)[1]).micro_batch_size == 4
     assert parse_config(run(tmp_path, "vicuna-7b.yaml", 8, 81_559)[1]).micro_batch_size == 3
@@ -99,7 +99,7 @@ def test_memory_is_used(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vicuna-7b.yaml", "vicuna-13b.yaml"])
-def test_vicunas_recipe(tmp_path, name):
+def test_vicunas_files_hold_the_published_recipe(tmp_path, name):
     config = parse_config(run(tmp_path, name, 8, 81_559)[1])
     assert (config.seq_len, config.epochs, config.template, config.global_batch_size) == (2048, 3, "vicuna", 72)
     assert (config.optimizer.lr, config.optimizer.weight_decay) == (2e-5, 0.0)

@@ -58,7 +58,7 @@ def test_html_nested_three_thousand_deep_is_refused(tmp_path, tags):
     assert report.rejected == {"unreadable_html": 1} and "nested" in rejected[0]["detail"]
 
 
-def test_twenty_thousand_list_items(tmp_path):
+def test_twenty_thousand_list_items_are_all_kept(tmp_path):
     items = "".join(f"<li><p>item {number * number}</p></li>" for number in range(20_000))
     report, conversations, _ = run(tmp_path, lines(share("q", PAGE % f"<ol>{items}</ol>"), GOOD))
     assert report.kept == 2 and conversations[0].messages[1].content.endswith("\n\n20000. item 399960001")
@@ -126,7 +126,7 @@ def test_nesting_deeper_than_any_parser(tmp_path):
 
 
 @pytest.mark.parametrize("tail", [b" trailing garbage } ]", b"]]]]}}", b", {", b"\xff\xfe"])
-def test_garbage_behind_an_array(tmp_path, tail):
+def test_garbage_after_an_array_is_one_broken_record(tmp_path, tail):
     report, conversations, rejected = run(tmp_path, b"[" + lines(GOOD) + b"]" + tail, "d.json")
     assert (
         len(conversations) == 1
@@ -135,7 +135,7 @@ def test_garbage_behind_an_array(tmp_path, tail):
     )
 
 
-def test_tiny_records(tmp_path):
+def test_ten_thousand_tiny_records_are_each_counted(tmp_path):
     (tmp_path / "d.jsonl").write_bytes(b"".join(b'{"a":%d}\n' % number for number in range(10_000)) + lines(GOOD))
     report = clean([tmp_path / "d.jsonl"], tmp_path / "out", workers=1)
     assert (report.input, report.kept, report.rejected) == (10_001, 1, {"not_a_conversation": 10_000})

@@ -127,7 +127,7 @@ def test_choices_can_be_given_as_a_whole_or_one_by_one(tmp_path):
 # --- what is printed, and the exit code -------------------------------------------------------------------------------
 
 
-def test_nothing_left(tmp_path, capsys):
+def test_a_run_that_keeps_no_conversation_is_an_error(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/conversations.jsonl").write_text("old")
     (tmp_path / "d.json").write_text(json.dumps([share("q")]))
@@ -226,7 +226,7 @@ def test_a_wrong_command_is_one_line(capsys, arguments, message):
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
-def test_disk_full(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -241,7 +241,7 @@ def test_disk_full(tmp_path, capsys, monkeypatch):
     assert list(out.iterdir()) == []
 
 
-def test_the_module_runs(tmp_path):
+def test_the_module_runs_without_torch(tmp_path):
     command = [sys.executable, "-m", "cleaning", dump_in(tmp_path), "-o", str(tmp_path / "out")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0 and "conversations kept" in result.stdout and result.stderr == ""

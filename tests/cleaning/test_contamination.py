@@ -48,7 +48,7 @@ def found(*texts: str, benchmarks: Benchmarks = BENCHMARKS) -> list[tuple[str, s
         (("", ""), []),
     ],
 )
-def test_rules(texts, hits):
+def test_shared_words_and_characters_are_hits_by_the_rules(texts, hits):
     assert found(*texts) == hits
 
 
@@ -89,7 +89,7 @@ def test_a_planted_question_is_found(before, after, turns, item):
 
 
 @given(st.lists(texts, max_size=4), st.integers(6, 12))
-def test_slices_change_nothing(turns, size):
+def test_the_size_of_slices_changes_no_hit(turns, size):
     turns = [*turns, "word " * 300 + SHORT + " word" * 300, LONG]
     whole = [(h.item, h.turn) for h in BENCHMARKS.hits(talk(*turns))]
     with pytest.MonkeyPatch.context() as patch:
@@ -97,7 +97,7 @@ def test_slices_change_nothing(turns, size):
         assert {(h.item, h.turn) for h in BENCHMARKS.hits(talk(*turns))} == set(whole)
 
 
-def test_files(tmp_path):
+def test_benchmarks_are_named_by_their_files_and_directories(tmp_path):
     for directory, records in {
         "a": [{"question_id": 81, "turns": [LONG, SHORT]}, {"answer": "x"}],
         "b": [{"instruction": "Fix", "input": LONG}, {"task_id": "T/1", "prompt": SHORT}],
@@ -118,13 +118,13 @@ def test_files(tmp_path):
     assert report["a/question"]["examples"][0]["id"] == "x" and len(report["a/question"]["examples"]) == 1
 
 
-def test_a_file_without_items(tmp_path):
+def test_a_file_without_items_is_refused(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"answer": "y"}\n')
     with pytest.raises(UserError, match=r"x\.jsonl: no record has"):
         load_benchmarks((str(tmp_path / "x.jsonl"),))
 
 
-def test_rejected_or_flagged(tmp_path):
+def test_contaminated_conversations_are_rejected_or_flagged(tmp_path):
     (tmp_path / "bench.jsonl").write_text(json.dumps({"question_id": 7, "turns": [SHORT]}))
     turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": f"Ask: {SHORT}"}]
     records = [

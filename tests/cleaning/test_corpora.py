@@ -14,21 +14,21 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_generated_pages():
+def test_generated_pages_are_read_back_exactly():
     f = benchmark.measure(benchmark.DATA / "generated_html_with_truth.jsonl")
     assert f.answers == 934 and f.answers_exact >= 0.99 * f.answers
     assert f.code_blocks_exact == f.code_blocks == 482
     assert f.human_turns_intact == f.human_turns == 934
 
 
-def test_rendered_conversations():
+def test_rendered_conversations_are_read_back():
     f = benchmark.measure(benchmark.DATA / "rendered_html_with_truth.jsonl")
     assert f.answers == 320 and f.answers_exact >= 269  # the others differ in what their pages do not say
     assert f.code_blocks_exact == f.code_blocks == 266
     assert f.human_turns_intact == f.human_turns == 320
 
 
-def test_real_pages(tmp_path):
+def test_real_pages_become_markdown(tmp_path):
     report = clean([benchmark.DATA / "chatgpt_pages_as_sharegpt.json"], tmp_path)
     answers = [m.content for c in read_conversations(tmp_path / "conversations.jsonl") for m in c.messages if m.train]
     assert (report.kept, report.answers, report.repairs) == (

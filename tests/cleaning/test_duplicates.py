@@ -47,7 +47,7 @@ def removed(conversations, near=0.8, keep="longest", times=None):
     return {p: (d.reason, d.keeper) for p, d in find_duplicates(Fingerprints(prints), near, keep).items()}
 
 
-def test_beginnings_of_any_length():
+def test_a_beginning_of_any_length_is_a_duplicate():
     long = talk("q1", "a1", "q2", "a2", "q3", "a3")
     shorter = [talk("q1", "a1"), talk("Q1 ", " a1", "q2", "a2"), talk("q1", "other"), talk("q2", "a2")]
     assert removed([*shorter, long]) == {0: ("duplicate_beginning", 4), 1: ("duplicate_beginning", 4)}
@@ -117,7 +117,7 @@ def test_short_texts_are_compared_as_they_are():
     assert removed([talk("2 + 2", "4"), talk("2 - 2", "4"), talk("2  + 2 ", "4")]) == {2: ("duplicate", 0)}
 
 
-def test_chinese_without_spaces():
+def test_near_duplicates_in_chinese_are_found_without_spaces():
     rng = random.Random(7)
     text = [chr(rng.randrange(0x4E00, 0x9000)) for _ in range(400)]
     other = list(text)
@@ -125,7 +125,7 @@ def test_chinese_without_spaces():
     assert removed([talk("问", "".join(text)), talk("问", "".join(other))]) == {1: ("near_duplicate", 0)}
 
 
-def test_newest():
+def test_the_newest_is_kept_where_asked():
     old, new = talk("q", prose(1)), talk("q", prose(1).replace("word1 ", "word2 ", 1) + " x")
     assert removed([new, old], keep="longest") == {1: ("near_duplicate", 0)}
     assert removed([new, old], keep="newest") == {0: ("near_duplicate", 1)}  # of the same time, the later in the input
@@ -198,7 +198,7 @@ def test_what_is_remembered_is_columns():
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def test_words():
+def test_text_is_cut_into_folded_words():
     words = Words("Straße, naïve_x2 — 你好！ ﬁn หา 한국어")
     shown = [words.text[a:b] for a, b in zip(words.starts, words.ends)]
     assert shown == ["strasse", "naïve", "x2", "你", "好", "fin", "ห", "า", "한국어"]
@@ -218,7 +218,7 @@ def test_hashes_are_the_same_everywhere():
     assert np.array_equal(Words("x Hello").hashes[1:], Words("Hello").hashes)
 
 
-def test_slices():
+def test_slices_joined_are_the_text():
     text = "".join(map(chr, range(97, 123))) * (SLICE // 20)
     assert "".join(part for _, part in slices(text)) == text
     assert all(text[start:].startswith(part) for start, part in slices(text, 100))
@@ -286,7 +286,7 @@ def test_workers_do_not_change_what_is_near(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"near": 1.5}, {"near": 0.1}, {"keep": "best"}, {"holdout": 1}])
-def test_impossible_options(tmp_path, options):
+def test_impossible_options_are_refused_by_name(tmp_path, options):
     with pytest.raises(UserError, match=f"--{next(iter(options))} is"):
         clean([dump(tmp_path / "d.jsonl", [talk("q", "a")])], tmp_path / "out", **options)
 

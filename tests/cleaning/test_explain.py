@@ -90,7 +90,7 @@ def test_the_second_of_the_same_name_and_one_without_a_name(out, capsys):
     assert "dump.json: record 5" in told(capsys, out, "dump.json-4")
 
 
-def test_rejected_ones_say_why(out, capsys):
+def test_what_was_rejected_says_why(out, capsys):
     capsys.readouterr()
     text = told(capsys, out, "copy")
     assert "dump.json: record 2" in text and "masked_emails: 1" in text and "rejected: duplicate (kept as a)" in text

@@ -35,7 +35,7 @@ def is_fast(source: str) -> bool:
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_constructs(name):
+def test_each_construct_is_converted_as_by_the_reference(name):
     fast, reference = both(page(GOLDEN[name][0]))
     assert fast == reference
 
@@ -47,7 +47,7 @@ def test_constructs_of_the_page_do_not_need_the_reference():
 
 
 @pytest.mark.parametrize("corpus", ["generated", "rendered"])
-def test_corpora(corpus):
+def test_corpora_are_converted_as_by_the_reference(corpus):
     path = benchmark.DATA / f"{corpus}_html_with_truth.jsonl"
     if not path.is_file():
         pytest.skip(f"no corpora at {benchmark.DATA}: set FASTFT_DATA to the directory of chats/")
@@ -56,7 +56,7 @@ def test_corpora(corpus):
     assert sum(map(is_fast, answers)) >= 0.99 * len(answers)
 
 
-def test_demo_dump():
+def test_the_demos_answers_are_fast_and_equal_the_reference():
     answers = []
     for record in json.loads(DUMP.read_text(encoding="utf-8")):
         try:
@@ -114,27 +114,27 @@ def pages(draw, foreign: bool = False, depth: int = 4) -> str:
 
 
 @given(pages())
-def test_pages(source):
+def test_any_page_is_converted_as_by_the_reference(source):
     fast, reference = both(source)
     assert fast == reference
 
 
 @given(pages(foreign=True))
-def test_pages_with_foreign_tags(source):
+def test_foreign_tags_are_converted_as_by_the_reference(source):
     fast, reference = both(source)
     assert fast == reference
 
 
 @given(st.integers(0, 400), st.sampled_from(["b", "blockquote", "li", "div", "span", "table><tr><td", "x-y"]))
 @settings(max_examples=30, deadline=None)
-def test_depth(depth, tag):
+def test_nesting_of_any_depth_is_converted_as_by_the_reference(depth, tag):
     ends = "".join(f"</{name}>" for name in reversed(tag.split("><")))
     fast, reference = both(page(f"<{tag}>" * depth + "x" + ends * depth))
     assert fast == reference
 
 
 @pytest.mark.parametrize("source", UNREADABLE)
-def test_refusals(source):
+def test_what_the_reference_refuses_is_refused(source):
     fast, reference = both(source)
     assert fast == reference and "nested" in fast
 

@@ -82,7 +82,7 @@ def test_a_dialogue_without_a_good_round_is_rejected():
     assert reason("continue", "a") == "orphan_continue"
 
 
-def test_answers_in_a_row():
+def test_answers_in_a_row_are_merged_or_the_last_is_kept():
     for consecutive, expected in (("merge", "one\n\ntwo"), ("last", "two")):
         conversation = talk("q", "one")
         conversation.messages.append(Message("assistant", "two", True))
@@ -110,7 +110,7 @@ def test_answers_in_a_row():
         ("", "x", None),
     ],
 )  # fmt: skip
-def test_continued_answers(first, second, whole):
+def test_a_continued_answer_is_joined_where_it_was_cut(first, second, whole):
     assert structure.joined(first, second) == whole
     conversation = talk("q", first or "a", "continue", second)
     count = apply_steps(conversation, Settings(without_filters=("unfinished_answer",))).repairs
@@ -131,7 +131,7 @@ def test_continued_answers(first, second, whole):
         ("say ``` in prose", ""),
     ],
 )
-def test_open_fences(text, fence):
+def test_an_open_fence_is_recognised(text, fence):
     assert structure.open_fence(text) == fence
 
 
@@ -206,7 +206,7 @@ NO_REFUSAL = [
 
 
 @pytest.mark.parametrize("why, text", [(why, text) for why, examples in REFUSES.items() for text in examples])
-def test_refusals(why, text):
+def test_refusals_cost_their_round_alone(why, text):
     assert reason("q", text, with_filters=("policy_refusal",)) == why
     conversation = talk("before", "yes", "q", text, "after", "yes")
     verdict = apply_steps(conversation, Settings(with_filters=("policy_refusal",)))
@@ -214,7 +214,7 @@ def test_refusals(why, text):
 
 
 @pytest.mark.parametrize("text", [*NO_REFUSAL, *REFUSES["policy_refusal"]])
-def test_no_refusals(text):
+def test_ordinary_answers_are_no_refusals(text):
     assert not reason("q", text)
 
 
@@ -238,7 +238,7 @@ def test_a_question_may_say_anything():
         ("the number is " + "1234567890" * 7, "digit_run"),
     ],
 )
-def test_bad_text(answer, why):
+def test_broken_text_is_rejected_by_name(answer, why):
     assert apply_steps(talk("q", answer), Settings(with_filters=("digit_run",))).reason == why
 
 
@@ -254,7 +254,7 @@ def test_bad_text(answer, why):
         "pi is 3.14159265358979323846264338327950288419716939937510",
     ],
 )
-def test_good_text(answer):
+def test_good_text_passes(answer):
     assert not reason("q", answer)
 
 
@@ -272,7 +272,7 @@ def test_good_text(answer):
         ("nothing", False),
     ],
 )
-def test_blocked_phrases(text, found):
+def test_blocked_phrases_are_found_as_whole_words(text, found):
     phrases = ("acme pills", "假药", "Straße", "c++", "acme")
     found_by = reason("q", text, blocked_phrases=phrases[:-1])
     assert (found_by == "blocked_phrase") == found
@@ -282,7 +282,7 @@ def test_blocked_phrases(text, found):
 # --- sessions, languages, limits --------------------------------------------------------------------------------------
 
 
-def test_sessions():
+def test_sessions_with_plugins_and_tools_are_rejected():
     assert apply_steps(talk("q", "a", model="Model: Plugins"), Settings()).reason == "plugin_session"
     assert reason("q", "Used **Wolfram**\nIt is 4.") == "plugin_session"
     assert not reason("q", "Used **bold** text is loud.")
@@ -346,7 +346,7 @@ def test_a_long_dialogue_is_in_the_language_of_most_of_it(pieces, language, code
 
 
 @pytest.mark.parametrize("code", SAMPLES)
-def test_languages(code):
+def test_the_language_is_detected_and_selects(code):
     wrapped = talk(SAMPLES[code], "```python\nwhile True: the_code_is_english()  # and not counted\n```")
     assert detect_language(wrapped) == code
     for wanted in ("en", "zh"):
@@ -371,7 +371,7 @@ def test_languages(code):
         ({"models": ("gpt-4-*",)}, "other_model"),
     ],
 )
-def test_limits_and_models(chosen, why):
+def test_limits_and_models_select_conversations(chosen, why):
     conversation = talk("one", "two", "three", "4?", model="Model: GPT-4")
     assert apply_steps(conversation, Settings(**chosen)).reason == why
 
@@ -429,7 +429,7 @@ def test_keys_are_masked(kind, around):
         ("sk-learn, sk-your-key-goes-here-please-do, AKIAIOSFODNN7EXAMPLE", None),
     ],
 )
-def test_masks(text, masked):
+def test_personal_data_is_masked_and_nothing_else(text, masked):
     assert mask_text(text) == (text if masked is None else masked)
 
 
@@ -595,7 +595,7 @@ def test_dropped_rounds_are_in_rejected(tmp_path):
     assert [m["content"] for m in rejected["record"]["messages"]] == ["q2", ""]
 
 
-def test_ones_own_filter(tmp_path, capsys, monkeypatch):
+def test_a_filter_of_ones_own_is_listed_and_applied(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     own = tmp_path / "my.py"
     own.write_text(
@@ -618,7 +618,7 @@ def test_ones_own_filter(tmp_path, capsys, monkeypatch):
         assert message in error and error.count("\n") == 1
 
 
-def test_list_filters(capsys, monkeypatch):
+def test_list_filters_shows_all_of_every_description(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # nothing is cut off, however narrow the terminal
     assert clean_command(["--list_filters"]) == 0
     shown = capsys.readouterr().out
@@ -785,7 +785,7 @@ def test_moderation_that_cannot_work_stops_at_once(tmp_path, endpoint, capsys, f
     assert "Authorization" not in endpoint.headers[0]  # OpenAI's key is for OpenAI
 
 
-def test_nobody_listens(tmp_path, endpoint, capsys):
+def test_a_moderation_endpoint_that_is_not_there_ends_the_run(tmp_path, endpoint, capsys):
     endpoint.close()
     assert run(tmp_path, [record("q", "a")], "--moderation", endpoint.url) == 1
     assert "failed 6 times" in capsys.readouterr().err

@@ -84,13 +84,13 @@ def test_any_bytes_have_an_outcome(data, conversion):
 
 @given(st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
 @settings(max_examples=150)
-def test_any_soup_of_tags(html):
+def test_any_soup_of_tags_is_converted(html):
     check(html)
 
 
 @given(st.text(max_size=60))
 @settings(max_examples=80)
-def test_any_text_as_html(text):
+def test_any_text_is_converted_as_html(text):
     check(text)
 
 

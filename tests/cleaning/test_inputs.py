@@ -40,7 +40,7 @@ def containers() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", containers())
-def test_containers_and_standard_input(tmp_path, monkeypatch, name):
+def test_every_container_is_read_from_a_file_and_from_standard_input(tmp_path, monkeypatch, name):
     data = containers()[name]
     (tmp_path / name).write_bytes(data)
     report = clean([tmp_path / name], tmp_path / "out", workers=1)
@@ -59,7 +59,7 @@ def test_what_a_file_is_called_does_not_matter(tmp_path, name):
     assert clean([tmp_path / "dump.json"], tmp_path / "out", workers=1).input == 2
 
 
-def test_a_packed_page(tmp_path):
+def test_a_packed_page_is_read(tmp_path):
     for name, pack in (("a.html.gz", gzip.compress), ("b.html.zst", zstandard.compress)):
         (tmp_path / name).write_bytes(pack(CHATGPT_PAGE.encode()))
         assert clean([tmp_path / name], tmp_path / "out", workers=1).formats == {"chatgpt_page": 1}

@@ -16,13 +16,13 @@ from cleaning.sources import looks_like_html, read_conversation
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_construct(name):
+def test_each_construct_becomes_its_markdown(name):
     source, expected = GOLDEN[name]
     assert html_to_markdown(page(source)) == expected
 
 
 @pytest.mark.parametrize("shape", CODE_BLOCKS)
-def test_code_block_shape(shape):
+def test_a_code_block_of_any_shape_keeps_its_code(shape):
     block, language = CODE_BLOCKS[shape]
     code = '<span class="hljs-keyword">def</span> f(a_b):\n\n\n    <span>return</span> a_b &lt; 3\n'
     expected = f"a\n\n```{language}\ndef f(a_b):\n\n\n    return a_b < 3\n```\n\nb"

@@ -164,7 +164,7 @@ def test_conversations_with_cut_answers_and_lost_parts_are_counted(tmp_path):
     assert Kept(tmp_path / "out", set()).lengths["conversations"].counts == {2: 1}
 
 
-def test_before_and_after(tmp_path):
+def test_answers_are_shown_before_and_after_conversion(tmp_path):
     escaped = share("1 / 1a &lt; b", f"<div><p>yes</p>{LABEL}</div>", "1 / 1c", "<div><p>no</p></div>", id="escaped")
     page = run(tmp_path, [*RECORDS, escaped])
     pairs = [e.text_content() for e in lxml_html.fromstring(page).xpath("//article[@class='pair']//*[@class='text']")]

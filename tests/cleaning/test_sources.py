@@ -187,7 +187,7 @@ def test_plugins_that_a_record_names():
         ("2023-06-09T15:24:27+99:99", 0.0),
     ],
 )
-def test_times(value, seconds):
+def test_times_are_read_in_every_form(value, seconds):
     record = {**shared("q", "a"), "timestamp": value, "created_at": "nonsense"}
     assert conversations_in(record)[0].time == pytest.approx(seconds, abs=1e-3)
 
@@ -221,7 +221,7 @@ def mapping(**parents: str | None) -> dict:
         ({"q": {"message": {"author": None, "content": None}}}, "q", ""),
     ],
 )
-def test_malformed_trees(nodes, current, expected):
+def test_malformed_trees_give_what_can_be_read(nodes, current, expected):
     record = {"mapping": nodes, "current_node": current}
     for every in (False, True):
         assert spoken(conversations_in(record, Reading(every_branch=every))[0]) == expected
@@ -339,7 +339,7 @@ def test_escaped_questions_beside_answers_in_markdown():
     assert questions(read_dump(*[escaped] * 10, shared("a & b", "yes"))[0]) == ["a &amp;&amp; b"] * 10 + ["a & b"]
 
 
-def test_era_overrides():
+def test_the_era_that_is_given_overrides_what_was_found():
     record = shared("1 / 1a &lt; b", PAGE % "<p>x</p>")
     expected = {"none": "1 / 1a &lt; b", "before": "a &lt; b", "escaped": "1 / 1a < b", "escaped_pager": "a < b"}
     for era, text in expected.items():
@@ -384,7 +384,7 @@ def test_a_dump_without_evidence_is_untouched(dialogues):
         ("x 1 / 1", None),
     ],
 )
-def test_branch_counters(text, rest):
+def test_a_branch_counter_is_taken_off(text, rest):
     end = after_pager(text)
     assert (end if end is None else text[end:]) == rest
 
@@ -501,7 +501,7 @@ needs_samples = pytest.mark.skipif(
 
 @needs_samples
 @pytest.mark.parametrize("name", SAMPLES)
-def test_samples_load(name):
+def test_every_sample_is_read_in_its_format(name):
     format, count = SAMPLES[name]
     found = [c for record in read_records(DATA / name) for c in conversations_in(record.value)]
     assert len(found) == count and {c.format for c in found} == {format}

@@ -43,7 +43,7 @@ def zstd_in_two_frames(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "wrap"), [("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd_in_two_frames)])
-def test_archives(tmp_path, name, wrap):
+def test_archives_are_read_and_damaged_ones_refused(tmp_path, name, wrap):
     path = tmp_path / name
     path.write_bytes(wrap(b'{"a": 1}\n{"a": 2}\n'))
     assert [r.value for r in read_records(path)] == [{"a": 1}, {"a": 2}]
@@ -54,7 +54,7 @@ def test_archives(tmp_path, name, wrap):
             list(read_records(path))
 
 
-def test_parquet(tmp_path):
+def test_parquet_is_read_and_what_only_looks_like_it_refused(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

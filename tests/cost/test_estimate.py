@@ -88,12 +88,12 @@ def test_the_work_is_that_of_the_plan(ground):
     assert cut.steps == 2 and cut.tokens == sum(int(lengths[row].sum()) for row in rows) < work.tokens
 
 
-def test_assumed_work(ground):
+def test_without_data_the_work_is_that_of_full_rows(ground):
     assert assumed_work(config(ground, epochs=3, global_batch_size=2), 1000) == Work(12, 3000, 3000, 3000 * 160)
     assert assumed_work(config(ground, epochs=3, global_batch_size=2, max_steps=5), 1000).tokens == 5 * 320
 
 
-def test_the_arithmetic(ground, llama_7b):
+def test_an_estimate_can_be_followed_by_hand(ground, llama_7b):
     shape = load_shape(load_config(str(llama_7b)), "7b")
     work = Work(steps=10, tokens=10**9, trained=6 * 10**8, squared_lengths=10**12)
     run = config(ground, seq_len=2048)
@@ -122,7 +122,7 @@ def test_adapters_over_frozen_weights_cost_two_thirds_and_windows_less(ground, l
     assert full == 8192**2 and sliding == 8192**2 - 4096**2
 
 
-def test_the_table_of_gpus():
+def test_a_gpu_is_found_by_every_spelling():
     """A kind is found by its name, by what its name begins with, and as drivers and catalogs spell it."""
     spelled = {
         "H100-80GB": ["H100", "h100", "H100-80GB", "H100 80GB", "H100-SXM", "NVIDIA H100 80GB HBM3"],

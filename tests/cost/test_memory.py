@@ -52,7 +52,7 @@ def llama_7b():
 # Against real steps --------------------------------------------------------------------------------------------------------
 
 
-def test_the_counter_counts():
+def test_the_counter_counts_live_tensors_and_their_peak():
     with benchmark.LiveTensors() as counter:
         a = torch.zeros(1000)  # 4,000 bytes
         b = a * 2
@@ -76,7 +76,7 @@ def test_the_formula_is_within_a_tenth_of_a_real_step(family, checkpointing, acc
     assert abs(expected / measured - 1) < 0.1, (expected, measured)
 
 
-def test_gemma2_too():
+def test_the_formula_holds_for_gemma_2():
     """Norms in fp32, four to a block, soft-capped logits."""
     config = run_config(seq_len=512, global_batch_size=1)
     gemma = benchmark.make_config("gemma2", {**SMALL, "num_key_value_heads": 2, "attn_logit_softcapping": None})
@@ -159,7 +159,7 @@ setups = st.builds(
 
 
 @given(setup=setups)
-def test_laws(llama_7b, setup):
+def test_what_saves_memory_never_costs_any(llama_7b, setup):
     total = lambda **changes: peak_memory(llama_7b, replace(setup, **changes)).total  # noqa: E731
     assert total(gpus=2 * setup.gpus) <= total() or (
         setup.gpus == 1 and (setup.lora_r or setup.offload)

@@ -56,7 +56,7 @@ def test_the_shipped_catalogs():
     assert cheapest(read_prices("2023"), "A100-80GB", 8, "gcp", spot=True).spot == 12.07
 
 
-def test_doubts(tmp_path):
+def test_each_rule_doubts_its_row_and_the_cheapest_believed_price_wins(tmp_path):
     """Each rule has its row, and the cheapest believed price wins."""
     rows = ["a,10,4", "b,10,4.2", "c,3,4", "d,10,10", "e,10,1", "f,5,4"]
     (tmp_path / "own.csv").write_text("# mine\n" + OWN + "".join(f"aws,H100,8,{row}\n" for row in rows))
@@ -85,7 +85,7 @@ def test_what_an_account_has_to_turn_on_first(places, needs):
     assert not Offer("gcp", "H100-80GB", 8, places[0], 55.0, 10.0).opt_in
 
 
-def test_skypilots_catalog(tmp_path):
+def test_skypilots_catalog_is_read_with_gcps_hosts_joined(tmp_path):
     """AWS's rows as they are; GCP's GPUs with the machine they are attached to, doubted where the GPUs alone give reason."""
     catalog = Path(__file__).parents[1] / "sky" / "catalog"
     offers = read_prices(f"{catalog / 'aws' / 'vms.csv'},{catalog / 'gcp' / 'vms.csv'}")
@@ -124,7 +124,7 @@ def test_shares_of_a_gpu_and_gpus_without_a_machine_are_no_offers(tmp_path):
         ),
     ],
 )
-def test_broken_prices(tmp_path, name, text, said):
+def test_broken_prices_are_one_line(tmp_path, name, text, said):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     if said == "nothing":  # a short row has empty prices
         assert read_prices(str(tmp_path / name))[0].on_demand is None
@@ -134,7 +134,7 @@ def test_broken_prices(tmp_path, name, text, said):
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_missing_prices():
+def test_missing_prices_name_the_shipped_catalogs():
     with pytest.raises(UserError, match="no such file; 2023, v8 come with fastft"):
         read_prices("nowhere.csv")
 
@@ -147,7 +147,7 @@ def write(path: Path, text: str) -> Path:
 # Traces ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_formats(tmp_path):
+def test_both_formats_of_traces_are_read(tmp_path):
     ticks = {"metadata": {"gap_seconds": 600}, "data": [1, 1, 0, 0, 1], "prices": [1, 2]}
     trace = read_trace(write(tmp_path / "ticks.json", json.dumps(ticks)))
     assert (trace.times.tolist(), trace.counts.tolist(), trace.end_s) == ([0, 1200, 2400], [1, 0, 1], 3000)
@@ -173,13 +173,13 @@ def test_formats(tmp_path):
         ("2021-12-11, 11:11:30, x\n", "has no known format"),
     ],
 )
-def test_broken_traces(tmp_path, text, said):
+def test_broken_traces_are_one_line(tmp_path, text, said):
     with pytest.raises(UserError, match="trace: ") as raised:
         read_trace(write(tmp_path / "trace", text))
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_missing_trace():
+def test_a_missing_trace_is_one_line():
     with pytest.raises(UserError, match="no such file"):
         read_trace("nowhere.json")
 
@@ -300,7 +300,7 @@ def arguments(model: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_the_command(model, tmp_path, capsys):
+def test_the_command_prints_the_cheapest_first_and_writes_a_page(model, tmp_path, capsys):
     """Cheapest first; a flag alone; doubts, what is left out and assumptions said; the page whole and escaped."""
     page = tmp_path / "page.html"
     own = write(tmp_path / "own.csv", OWN + 'aws,H100,8,"<b>here</b>",55,10\ngcp,H100,8,there,80,80\n')
@@ -403,7 +403,7 @@ def test_without_preemptions_spot_costs_its_price(model):
     assert [row.offer.cloud for row in rows] == ["gcp", "azure", "gcp", "aws"]
 
 
-def test_vicunas_bill(capsys):
+def test_vicunas_bill_is_between_the_ends_of_the_estimate(capsys):
     """Hours and prices of 2023 have what was published between their ends, on demand and on spot."""
     runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "spot.py"))["vicuna"]()
     out = capsys.readouterr().out

@@ -215,7 +215,7 @@ def test_the_bound_holds_where_normalising_makes_text_longer():
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_edges(pair):
+def test_texts_at_the_edges_are_encoded_as_a_server_feeds_them(pair):
     template = template_of(pair)
     for content in ("", " ", "\n\n", "a", "  leading", "\nleading", "trailing \n", "\ud83d", "😀", "\ud83d\ude00"):
         messages = [Message("user", content), Message("assistant", content, True), Message("user", content)]

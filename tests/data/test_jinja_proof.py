@@ -72,12 +72,12 @@ LOOKED_AT = [
 
 
 @pytest.mark.parametrize("source", ALONE)
-def test_proven(source):
+def test_templates_that_leave_texts_alone_are_proven(source):
     assert leaves_texts_alone(source)
 
 
 @pytest.mark.parametrize("source", LOOKED_AT)
-def test_left_open(source):
+def test_templates_that_look_at_texts_are_not_proven(source):
     assert not leaves_texts_alone(source)
 
 

@@ -65,6 +65,6 @@ def test_a_conversation_longer_than_a_row_is_a_bug_of_the_caller():
         pack(np.array([3, 9]), 8, 0, 0)
 
 
-def test_no_conversations_no_rows():
+def test_without_conversations_there_are_no_rows():
     assert pack(np.array([], dtype=np.int64), 8, 0, 0) == []
     assert lower_bound(np.array([]), 8) == 0

@@ -80,12 +80,12 @@ def test_showcase_questions_are_single_rounds_of_the_dump():
         r"`<div>`",
     ],
 )
-def test_answers_hold(construct):
+def test_answers_hold_every_construct_of_markdown(construct):
     assert any(re.search(construct, text, re.MULTILINE) for text in ANSWERS)
 
 
 @pytest.mark.parametrize("construct", [r"^ {4}\w", r"List<String>", r"a < b", r"</s>", r"<\|im_end\|>", r"<div class="])
-def test_questions_hold(construct):
+def test_questions_hold_every_text_that_is_easily_lost(construct):
     assert any(re.search(construct, text, re.MULTILINE) for text in QUESTIONS)
 
 
@@ -105,7 +105,7 @@ def test_questions_hold(construct):
         "Copy code</button>",
     ],
 )
-def test_pages_of_all_eras(shape):
+def test_the_dump_has_pages_of_all_eras(shape):
     assert shape in "".join(turn["value"] for turn in _answers_in_dump())
 
 

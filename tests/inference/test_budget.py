@@ -107,7 +107,7 @@ def test_nothing_is_paid_for_where_nothing_can_be_kept(tmp_path, capsys):
         assert not server.requests
 
 
-def test_prices():
+def test_prices_are_given_once_or_for_each_endpoint():
     assert read_prices([], 2) == [FREE, FREE]
     assert read_prices(["2.5,10"], 2) == [(2.5, 10.0)] * 2
     assert read_prices(["1,2", "3,4"], 2) == [(1.0, 2.0), (3.0, 4.0)]

@@ -74,7 +74,7 @@ def test_half_characters_in_questions_and_answers_are_no_reason_to_stop(tmp_path
         (b'{"choices": [{"finish_reason": "error", "error": {"message": "lost", "code": "502"}}]}', "502 - lost"),
     ],
 )
-def test_what_is_no_completion(body, error):
+def test_what_is_no_completion_is_refused_with_the_reason(body, error):
     with pytest.raises((Malformed, ErrorInBody), match=error):
         read_completion(body)
 

@@ -11,7 +11,7 @@ from fastft.inference.endpoint import KEY, EndpointConfig, Limits, key_for, spli
 OTHER = "sk-another-endpoints-key"
 
 
-def test_addresses():
+def test_an_address_is_a_url_and_a_name():
     assert split_address("https://api.openai.com/v1/#gpt-4.1") == ("https://api.openai.com/v1", "gpt-4.1")
     for wrong in (
         "https://api.openai.com/v1",
@@ -50,7 +50,7 @@ def test_openais_key_goes_nowhere_else(tmp_path, monkeypatch):
         assert key_for(url) == "", url
 
 
-def test_a_key_for_each_endpoint(tmp_path, monkeypatch, capsys):
+def test_each_endpoint_gets_the_key_named_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OTHER_KEY", OTHER)
     ground = write_ground(tmp_path, 2)
     with openai_server.endpoint(longer_wins) as one, openai_server.endpoint(longer_wins) as other:

@@ -357,7 +357,7 @@ def test_a_stop_string_is_found_wherever_the_tokens_end(text, stops):
         ("the end of a", ("a row",), "the end of a"),  # held back, and given out at the end
     ],
 )
-def test_stop_strings(text, stops, expected):
+def test_an_answer_ends_before_the_first_stop_string(text, stops, expected):
     assert "".join(pieces_of(TOKENIZER.encode(text, add_special_tokens=False), stops)) == expected
 
 

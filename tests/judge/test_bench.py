@@ -75,7 +75,7 @@ def test_every_shape_of_bbh_gets_letters(tmp_path, task, question, target, lette
     assert shown in item.prompt
 
 
-def test_agieval_items(tmp_path):
+def test_agieval_items_are_read_and_those_without_an_answer_skipped(tmp_path):
     rows = [
         {"passage": "A text.", "question": "2 + 2?", "options": ["(A)3", "(B)4", "(C) 5"], "label": "B"},
         {"passage": None, "question": "1 + 1?", "options": ["2", "3"], "label": "A"},

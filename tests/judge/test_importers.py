@@ -110,16 +110,16 @@ SINGLES = {
 
 
 @pytest.mark.parametrize("text", PAIRS)
-def test_pairs(text):
+def test_scores_of_a_pair_are_read_in_every_form(text):
     assert parse_pair(text) == PAIRS[text]
 
 
 @pytest.mark.parametrize("text", SINGLES)
-def test_singles(text):
+def test_a_single_score_is_read_in_every_form(text):
     assert parse_single(text) == SINGLES[text]
 
 
-def test_refusals():
+def test_a_refusal_is_told_from_a_verdict():
     assert is_refusal("I'm sorry, but I can't compare these.") and not is_refusal("Assistant 1 is sorry to say little.")
 
 
@@ -155,7 +155,7 @@ def test_no_review_is_lost():
 
 
 @real
-def test_the_verb(capsys):
+def test_the_verb_prints_vicunas_published_totals(capsys):
     assert run_judge(["--reviews", str(DATA / "vicuna-13b_20230322-clean-lang"), "--scores", "field"]) == 0
     said = capsys.readouterr().out
     for words in (
@@ -208,7 +208,7 @@ def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
     assert "I pass \ufffd" in (tmp_path / "judged/judgments.jsonl").read_text()
 
 
-def test_bad_reviews(tmp_path, capsys):
+def test_what_is_no_review_is_refused_with_its_line(tmp_path, capsys):
     assert run_judge(["--reviews", str(tmp_path)]) == 1
     assert "holds no reviews" in capsys.readouterr().err
     (tmp_path / "review_a_b.jsonl").write_text('{"question_id": 1}\n')

@@ -234,7 +234,7 @@ def test_what_a_judge_sees():
     assert prompt.count(mark) == 9 and mark not in write_prompt(one, load_prompts())
 
 
-def test_bad_input(tmp_path, capsys):
+def test_answers_that_do_not_fit_are_one_line(tmp_path, capsys):
     ground = write_ground(tmp_path, 3)
     judge = ["--judge", "http://127.0.0.1:9/v1#judge"]
     a, b = (tmp_path / "a.jsonl").read_text(), (tmp_path / "b.jsonl").read_text()

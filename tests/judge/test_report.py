@@ -127,7 +127,7 @@ def test_a_page_that_cannot_be_written_loses_nothing(tmp_path, capsys):
     assert (tmp_path / "judged/results.md").read_text().startswith("**Pairs**")
 
 
-def test_nothing_parsed_says_so(tmp_path):
+def test_where_nothing_was_parsed_the_report_says_so(tmp_path):
     pairs = [("a", "b"), ("b", "a"), ("a", "c"), ("c", "a")]
     nothing = [Judgment("q", "x", "pairwise", "judge", *pair, None, None, False, "no idea") for pair in pairs]
     figures = write_all(tmp_path, nothing, [], [])
@@ -158,7 +158,7 @@ def test_judgments_survive_their_file(tmp_path):
         read_judgments(tmp_path / "judgments.jsonl")
 
 
-def test_compare_from_python():
+def test_compare_is_called_from_python():
     questions = [Question(f"q{i}", "x", ("What?",)) for i in range(10)]
     answers = {"short": {q.id: "no" for q in questions}, "long<": {q.id: "no, because" for q in questions[:9]}}
     with openai_server.endpoint(longer_wins) as server:

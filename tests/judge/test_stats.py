@@ -46,7 +46,7 @@ def test_totals_and_order_by_hand():
     assert found.unparsed == 1 and found.judgments == 8
 
 
-def test_kappa_by_hand():
+def test_kappa_is_what_is_computed_by_hand():
     """20 looks: 8 + 7 agreed, 5 not; p_o = .75, p_e = .5 * .55 + .5 * .45 = .5, kappa = .5."""
     verdicts = [("a", "a")] * 8 + [("b", "b")] * 7 + [("a", "b")] * 2 + [("b", "a")] * 3
     looks = []
@@ -113,7 +113,7 @@ def test_the_paired_test_against_all_sign_flips():
     assert sign_flip_p(np.zeros(5)) == 1.0
 
 
-def test_questions_needed():
+def test_the_number_of_questions_needed_is_that_of_the_formula():
     assert questions_needed(0.5, 1.0) == 32  # (1.96 + 0.8416)^2 / 0.25 = 31.4
     assert questions_needed(0.05, 0.35) == 385
     assert questions_needed(0.05, math.nan) == 0
@@ -153,7 +153,7 @@ def test_length_control_takes_length_out():
 
 
 @pytest.mark.parametrize("skill, questions", [(0, 80), (1, 80), (1.6, 80), (2.2, 80), (0.3, 10), (1, 10)])
-def test_intervals_cover(monkeypatch, skill, questions):
+def test_intervals_hold_the_truth_as_often_as_they_say(monkeypatch, skill, questions):
     """600 simulated evaluations in both orders, from 50 : 50 to 96 : 4; benchmarks/judge.py simulates thousands."""
     monkeypatch.setattr(intervals, "RESAMPLES", 500)
     rng = np.random.default_rng(0)
@@ -170,7 +170,7 @@ def test_intervals_cover(monkeypatch, skill, questions):
     assert held_per_game / 600 < 0.92 < held / 600
 
 
-def test_no_judgments():
+def test_without_judgments_there_are_no_figures():
     with pytest.raises(UserError, match="no judgments"):
         compute([])
 

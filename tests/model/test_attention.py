@@ -35,7 +35,7 @@ def test_the_kernels_are_those_for_the_gpu(monkeypatch, capability, installed, v
     assert all(name in why for name in switched)
 
 
-def test_what_is_installed(tmp_path, monkeypatch):
+def test_a_module_that_cannot_be_imported_is_not_installed(tmp_path, monkeypatch):
     (tmp_path / "broken_kernels").mkdir()
     (tmp_path / "broken_kernels" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -140,7 +140,7 @@ def test_adapters_fit_other_architectures(lora_ground, tmp_path, family):
     )
 
 
-def test_targets_and_dropout(lora_ground, tmp_path):
+def test_adapters_are_put_on_the_named_targets_alone(lora_ground, tmp_path):
     run(lora_ground, tmp_path / "out", "--max_steps", "2", "--lora.targets", "q_proj, v_proj", "--lora.dropout", "0.1")
     names = adapter(tmp_path / "out")
     assert len(names) == 2 * 2 * 2 and all("q_proj" in name or "v_proj" in name for name in names)

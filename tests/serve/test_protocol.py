@@ -54,7 +54,7 @@ def refusal(body: bytes | dict, chat: bool = True) -> ApiError:
         ({"ignore_eos": True}, "ignore_eos", True),
     ],
 )
-def test_it_accepts(more, field, value):
+def test_parameters_are_read(more, field, value):
     request = read(**more)
     assert getattr(request, field) == value and request.ignored == ()
 
@@ -76,7 +76,7 @@ def test_it_accepts(more, field, value):
         ({"repetition_penalty": 1.1}, "repetition_penalty", 1.1),
     ],
 )
-def test_it_accepts_sampling(more, field, value):
+def test_sampling_is_read(more, field, value):
     assert getattr(read(**more).sampling, field) == value
 
 
@@ -111,7 +111,7 @@ def test_what_is_left_out_is_named(more, named):
         ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, "user", "a\nb"),
     ],
 )
-def test_it_accepts_messages(message, role, content):
+def test_messages_are_read(message, role, content):
     read_message = read(messages=[message, USER]).messages[0]
     assert (read_message.role, read_message.content) == (role, content)
 
@@ -174,7 +174,7 @@ def test_calls_in_a_message_are_left_out_and_named():
         ({"modalities": ["text", "audio"]}, "modalities"),
     ],
 )
-def test_it_refuses(more, param):
+def test_parameters_that_cannot_be_meant_are_refused_by_name(more, param):
     error = refusal({**CHAT, **more})
     assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
 
@@ -194,7 +194,7 @@ def test_what_is_no_json_object_is_refused(body):
     "prompt, prompts",
     [("hi", ("hi",)), (["a", "b"], ("a", "b")), ([1, 2], ((1, 2),)), ([[1, 2], [3]], ((1, 2), (3,))), ("", ("",))],
 )
-def test_prompts_of_completions(prompt, prompts):
+def test_prompts_of_completions_are_texts_or_tokens(prompt, prompts):
     assert read(chat=False, prompt=prompt).prompts == prompts
 
 
@@ -212,7 +212,7 @@ def test_prompts_of_completions(prompt, prompts):
         ({"logprobs": 21}, "logprobs"),
     ],
 )
-def test_it_refuses_completions(more, param):
+def test_completions_that_cannot_be_meant_are_refused_by_name(more, param):
     assert refusal({"model": "m", "prompt": "hi", **more}, chat=False).param == param
 
 

@@ -179,7 +179,7 @@ def test_logprobs_are_those_of_the_text(served):
     assert streamed == entries
 
 
-def test_plain_completions(served, template):
+def test_plain_completions_take_texts_and_token_ids(served, template):
     """Texts and token ids; several prompts are several choices; control strings are control tokens here."""
     prompt = template.render([Message("user", "count")], generation_prompt=True)
     ids = template.encode_prompt([Message("user", "count")])

@@ -99,7 +99,7 @@ def test_a_group_that_would_be_empty_is_left_out():
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 1e9])
-def test_clipping_alone(max_norm):
+def test_gradients_are_clipped_to_the_norm_of_all(max_norm):
     model = clipping.layers()
     clipping.backward(model)
     before = [p.grad.clone() for p in model.parameters()]

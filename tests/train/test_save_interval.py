@@ -32,7 +32,7 @@ def test_steps_are_counted_and_the_clock_is_not_asked(clock, caplog):
     assert not caplog.records
 
 
-def test_never_with_0(clock):
+def test_every_0_never_saves(clock):
     never, _ = save_interval(every=0)
     clock.now += 1e6
     assert not any(never.is_due(step) for step in range(1, 100)) and not never.wants_one()

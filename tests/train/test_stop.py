@@ -326,7 +326,7 @@ def test_a_terminal_that_is_closed_is_a_stop_that_saves(ground, tmp_path):
     assert (run.out / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
-def test_at_the_automatic_interval(ground, tmp_path):
+def test_a_run_saves_at_the_automatic_interval(ground, tmp_path):
     run = Run(ground, tmp_path)
     code, log = run.finish("--checkpoint.every", "auto", "--checkpoint.preemption_hours", "1e-7")
     assert code == 0 and "checkpoints: every " in log and "assuming a preemption every 0.0 h" in log

@@ -345,7 +345,7 @@ def test_an_address_is_an_address(url, says):
 @pytest.mark.parametrize(
     "url", ["s3://b/run", "gs://b", "gcs://b/x", "az://c/run", "hf://buckets/o/n", "file:///a b/c", "abfs://c@a/run"]
 )
-def test_addresses_that_are_right(url):
+def test_addresses_of_every_kind_are_accepted(url):
     check_address(url)
 
 
@@ -365,7 +365,7 @@ def ends_with(store: Store, says: str) -> str:
     return str(error.value)
 
 
-def test_no_such_bucket(line):
+def test_a_bucket_that_is_not_there_is_named(line):
     store = Store("s3://no-such-bucket/run")
     for look in (store.directories, lambda: store.read("lease.json"), lambda: checkpoints(store)):
         with pytest.raises(StorageError, match=r"s3://no-such-bucket/run.*: there is no such bucket.*check its name"):
@@ -391,7 +391,7 @@ def test_storage_that_never_answers_is_one_clear_line(faulty):
     ends_with(Store("s3://runs/x"), r"s3://runs/x/lease\.json: cannot be reached .*check the network")
 
 
-def test_nobody_listens(faulty):
+def test_storage_that_cannot_be_reached_says_so(faulty):
     faulty.drop()
     ends_with(Store("s3://runs/x"), r"s3://runs/x/lease\.json: cannot be reached .*; check the network")
 
