@@ -81,6 +81,9 @@ MISTAKES = [
     ("ray start --head --port 6390", "ray start --head --port 80", "80"),
     ("bash sky_yamls/setup.sh", "bash sky_yamls/set-up.sh", "set-up.sh"),
     ("workdir: .", "workdir: .\nservice: {readiness_probe: /health, replicas: 1}", "ports"),
+    ("target_qps_per_replica:", "target_qps_per_replicas:", "target_qps_per_replicas"),
+    ("min_replicas: 1", "min_replicas: 9", "max_replicas"),
+    ("  ports: 8080\n", "", "ports"),
 ]
 
 
@@ -190,9 +193,10 @@ def with_scripts(script: str, texts: dict[str, str]) -> str:
 def documented_envs(text: str) -> dict[str, str]:
     """The `--env NAME=VALUE`s of the launch command in the opening comment."""
     comment = re.match(r"(?:#.*\n)+", text)
-    command = re.search(r"sky (?:jobs )?launch (?:.*\\\n)*.*", comment[0].replace("\n#", "\n")) if comment else None
+    launch = r"sky (?:jobs launch|launch|serve up) (?:.*\\\n)*.*"
+    command = re.search(launch, comment[0].replace("\n#", "\n")) if comment else None
     if command is None:
-        raise ValueError("its opening comment shows no `sky launch` or `sky jobs launch`")
+        raise ValueError("its opening comment shows no `sky launch`, `sky jobs launch` or `sky serve up`")
     words = shlex.split(command[0])
     return dict(value.split("=", 1) for flag, value in zip(words, words[1:]) if flag == "--env")
 
