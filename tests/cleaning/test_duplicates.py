@@ -251,9 +251,8 @@ def test_near_duplicates_leave_with_keeper_and_similarity(tmp_path):
 
 def test_hold_out_by_conversation_and_family(tmp_path):
     conversations = [talk("q", prose(i), "more", prose(1000 + i)) for i in range(200)]
-    conversations += [
-        talk("q", prose(i), "else", "other words") for i in range(200)
-    ]  # branches of the same first rounds
+    # Branches of the same first rounds.
+    conversations += [talk("q", prose(i), "else", "other words") for i in range(200)]
     path = dump(tmp_path / "d.jsonl", conversations)
     report = clean([path], tmp_path / "out", holdout=0.2, seed=1)
     train, held = ([int(c.id) for c in read_conversations(tmp_path / f"out/conversations{name}.jsonl")]

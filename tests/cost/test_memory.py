@@ -161,9 +161,8 @@ setups = st.builds(
 @given(setup=setups)
 def test_what_saves_memory_never_costs_any(llama_7b, setup):
     total = lambda **changes: peak_memory(llama_7b, replace(setup, **changes)).total  # noqa: E731
-    assert total(gpus=2 * setup.gpus) <= total() or (
-        setup.gpus == 1 and (setup.lora_r or setup.offload)
-    )  # sharing brings the next block
+    # Sharing brings the next block.
+    assert total(gpus=2 * setup.gpus) <= total() or (setup.gpus == 1 and (setup.lora_r or setup.offload))
     assert total() <= total(seq_len=2 * setup.seq_len)
     slack = 2 * setup.tokens * 4096  # the last block's input, which is kept beside what is made of it
     assert (

@@ -257,9 +257,8 @@ def test_nothing_is_free(job, rate, seed):
     assert (runs.hours + 1e-9 >= runs.paid_hours)[ended].all()
     assert (runs.lost_s[runs.preemptions == 0] == 0).all()
     cycle = job.interval_s + job.blocking_s
-    unsafe = job.upload_s + max(
-        job.upload_s, cycle
-    )  # one upload, and what it had to wait for: the one before it, or a save
+    # One upload, and what it had to wait for: the one before it, or a save.
+    unsafe = job.upload_s + max(job.upload_s, cycle)
     assert (runs.lost_s <= runs.preemptions * (unsafe + cycle * (job.upload_s > cycle)) + 1e-3).all()
 
 

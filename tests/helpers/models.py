@@ -48,9 +48,8 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
     tokenizer = tiny.byte_level()
     tokenizer.chat_template = chat_template(tokenizer, template).source
     options = {**SIZES, **FAMILIES.get(family, {}), **sizes}
-    rows = (
-        len(tokenizer) + 3
-    )  # more than needed, as in published models; Qwen2's tokenizer adds a token when it is loaded
+    # More than needed, as in published models; Qwen2's tokenizer adds a token when it is loaded.
+    rows = len(tokenizer) + 3
     config = AutoConfig.for_model(family.removesuffix("_tied"), **{"vocab_size": rows, "dtype": "float32", **options})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)

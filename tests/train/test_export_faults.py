@@ -136,9 +136,8 @@ def test_a_dry_run_refuses_it_too_and_writes_nothing(vicuna, tmp_path):
 def test_adapters_settings_are_proven_too(vicuna, tmp_path, monkeypatch):
     peft = pytest.importorskip("peft")
     to_dict = peft.LoraConfig.to_dict
-    monkeypatch.setattr(
-        peft.LoraConfig, "to_dict", lambda self: to_dict(self) | {"new": {1j}}
-    )  # a later version's, say
+    # As a later version might.
+    monkeypatch.setattr(peft.LoraConfig, "to_dict", lambda self: to_dict(self) | {"new": {1j}})
     done = runs.train_here(vicuna, tmp_path / "out", "--lora.r", "4")
     runs.fails(done, "lora: the adapter's config cannot be saved (Object of type complex is not JSON serializable)")
     assert "plan:" not in done.stderr
