@@ -59,6 +59,7 @@ FILES = {
 NEXT_STEPS = """
 Look at it:    {directory}/report.html, in a browser
 Talk to it:    fastft chat --model {directory}/model
+Serve it:      fastft serve --model demo={directory}/model      (OpenAI's API and a page; pip install "fastft[serve]")
 
 Then with a dump, a model and GPUs of your own:
   fastft clean DUMP.json -o data --model Qwen/Qwen2.5-7B --max_tokens 2048
