@@ -17,7 +17,6 @@ ends changed. FastChat pushes human turns through its HTML converter too, so the
 Speed is of the conversion alone, CPU time, the best of five passes over all answers, contestants in turns.
 """
 
-import argparse
 import json
 import os
 import re
@@ -34,10 +33,20 @@ from rich.table import Table
 
 from cleaning.html.markdown import html_to_markdown
 from cleaning.sources import Turn, read_conversation
+from fastft.common.command_line import parse, run
+from fastft.errors import UserError
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 _FENCE = re.compile(r"[ >]*(`{3,})")
 _BULLET = re.compile(r"^([ >]*)[*+-] ")
+
+
+@dataclass
+class CleanBenchmark:
+    """Options of this benchmark."""
+
+    fastchat: Path | None = None
+    """Where fschat and its markdownify are installed, to measure FastChat's functions, too."""
 
 
 @dataclass
@@ -141,17 +150,14 @@ def normalised(markdown: str) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--fastchat", type=Path, metavar="DIR", help="where fschat and its markdownify are installed")
-    arguments = parser.parse_args()
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/clean.py", __doc__.splitlines()[0], CleanBenchmark)
     if not DATA.is_dir():
-        print(f"no data at {DATA}: set FASTFT_DATA to the directory that holds chats/", file=sys.stderr)
-        return 1
+        raise UserError(f"{DATA}: no such directory; set FASTFT_DATA to the directory that holds chats/")
     contestants = [OURS, REFERENCE]
-    if arguments.fastchat:
+    if options.fastchat:
         warnings.simplefilter("ignore")  # Beautiful Soup about human turns that look like file names
-        contestants.insert(0, load_fastchat(arguments.fastchat))
+        contestants.insert(0, load_fastchat(options.fastchat))
     for corpus in ("generated", "rendered"):
         path = DATA / f"{corpus}_html_with_truth.jsonl"
         table = Table(title=f"{corpus.capitalize()} pages", title_justify="left")
@@ -170,7 +176,6 @@ def main() -> int:
                 f"{rate / rates[0]:.1f}x",
             )
         Console().print(table)
-    return 0
 
 
 def _share(count: int, total: int) -> str:
@@ -178,4 +183,4 @@ def _share(count: int, total: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

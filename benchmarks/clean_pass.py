@@ -22,7 +22,6 @@ Contestants take turns, each in processes of its own; their passes are added up.
 fast the machine is (see `Speed`), and a second ratio has that taken out. Answers are counted in what comes out.
 """
 
-import argparse
 import json
 import os
 import random
@@ -33,13 +32,32 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from fastft.common.command_line import parse, run
+from fastft.errors import UserError
+
 TRAINED_ON = 20_000  # conversations: more copies hold the same words
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
+
+
+@dataclass
+class CleanPassBenchmark:
+    """Options of this benchmark."""
+
+    fastchat: Path
+    """FastChat's environment, made as described in this file."""
+    copies: int = 384
+    """Copies of each page in the dump."""
+    max_tokens: int = 2048
+    """The longest part, in tokens."""
+    passes: int = 1
+    """Passes of each contestant."""
+
 
 # Stands for polyglot, whose detector is pycld2's answer in a class.
 POLYGLOT = """
@@ -190,40 +208,32 @@ def rounds(path: Path) -> int:
     return sum(turn.get("role", turn.get("from")) in ("assistant", "gpt") and turn.get("train", True) for turn in turns)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--fastchat", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--copies", type=int, default=384)
-    parser.add_argument("--max_tokens", type=int, default=2048)
-    parser.add_argument("--passes", type=int, default=1)
-    arguments = parser.parse_args()
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/clean_pass.py", __doc__.splitlines()[0], CleanPassBenchmark)
     if not DATA.is_dir():
-        print(f"no data at {DATA}: set FASTFT_DATA to the directory that holds chats/", file=sys.stderr)
-        return 1
-    python = arguments.fastchat.absolute() / "bin/python"
+        raise UserError(f"{DATA}: no such directory; set FASTFT_DATA to the directory that holds chats/")
+    python = options.fastchat.absolute() / "bin/python"
     if not python.is_file():
-        print(
-            f"--fastchat {arguments.fastchat}: holds no bin/python; this file's head says how to make it",
-            file=sys.stderr,
+        raise UserError(
+            f"--fastchat {options.fastchat}: holds no bin/python; benchmarks/clean_pass.py says how to make it"
         )
-        return 1
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         dump, tokenizer = work / "dump.json", work / "tokenizer"
-        count = make_dump(dump, arguments.copies)
+        count = make_dump(dump, options.copies)
         train_tokenizer(python, dump, tokenizer)
         contestants: dict[str, Callable[[Path], Path]] = {
-            "FastChat": lambda out: fastchat(python, dump, tokenizer, out, arguments.max_tokens),
-            "fastft": lambda out: fastft(dump, tokenizer, out, arguments.max_tokens),
+            "FastChat": lambda out: fastchat(python, dump, tokenizer, out, options.max_tokens),
+            "fastft": lambda out: fastft(dump, tokenizer, out, options.max_tokens),
         }
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
         loops: dict[str, list[float]] = {name: [] for name in contestants}
         kept = {}
-        for number in range(arguments.passes):
-            for contestant, run in contestants.items():
+        for number in range(options.passes):
+            for contestant, clean in contestants.items():
                 began = time.monotonic()
                 with Speed() as speed:
-                    made = run(work / f"{contestant}{number}")
+                    made = clean(work / f"{contestant}{number}")
                 seconds[contestant].append(time.monotonic() - began)
                 loops[contestant].append(speed.loop)
                 took = f"{seconds[contestant][-1]:.1f} s, the fixed loop {1000 * speed.loop:.2f} ms"
@@ -231,7 +241,7 @@ def main() -> int:
                 kept[contestant] = rounds(made)
         megabytes = dump.stat().st_size / 1e6
         table = Table(
-            title=f"{count:,} conversations, {megabytes:.0f} MB, at most {arguments.max_tokens} tokens, {os.cpu_count()} cores",
+            title=f"{count:,} conversations, {megabytes:.0f} MB, at most {options.max_tokens} tokens, {os.cpu_count()} cores",
             title_justify="left",
         )
         table.add_column("")
@@ -240,7 +250,7 @@ def main() -> int:
         total = {name: sum(each) for name, each in seconds.items()}
         in_loops = {name: sum(s / loop for s, loop in zip(seconds[name], loops[name])) for name in contestants}
         for contestant in contestants:
-            took = total[contestant] / arguments.passes
+            took = total[contestant] / options.passes
             table.add_row(
                 contestant,
                 f"{took:.1f}",
@@ -251,8 +261,7 @@ def main() -> int:
                 f"{kept[contestant]:,}",
             )
         Console(width=120).print(table)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

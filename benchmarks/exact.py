@@ -25,10 +25,12 @@ sys.path.insert(0, str(TESTS))
 from helpers import gradients, models  # noqa: E402
 from helpers import training as runs  # noqa: E402
 
+from fastft.common.command_line import parse, run  # noqa: E402
 from fastft.data.step_plan import StepPlan  # noqa: E402
 
 
 def main() -> None:
+    parse(sys.argv[1:], "benchmarks/exact.py", __doc__.splitlines()[0])  # it has no options
     console = Console()
     with tempfile.TemporaryDirectory() as work:
         os.environ["FASTFT_CACHE"] = f"{work}/cache"
@@ -90,4 +92,4 @@ def compare_interruptions(ground: Path) -> Table:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

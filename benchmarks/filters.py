@@ -7,17 +7,20 @@
 The filters are those that are on by default and those switched on here; duplicates are not searched for.
 """
 
-import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from cleaning.filters import Settings, Verdict, apply_steps
 from cleaning.first_pass import to_conversation
 from cleaning.sources import Reading, conversations_in, survey_dump
+from fastft.common.command_line import option, parse, run
 from fastft.common.records import read_records
 from fastft.data.conversation import Conversation
+from fastft.errors import UserError
 
 SAMPLES = (
     "sharegpt_v3_sample.json",
@@ -33,6 +36,16 @@ SAMPLES = (
 )
 
 
+@dataclass
+class FiltersBenchmark:
+    """Options of this benchmark."""
+
+    show: str | None = None
+    """A reason of which every hit is printed."""
+    switched_on: list[str] = option(repeated=True, separator=",", name="with")
+    """Filters to switch on: a,b,c."""
+
+
 def verdicts(path: Path, settings: Settings) -> Iterator[tuple[Conversation, Verdict]]:
     """Yield each conversation of a dump as it was before the filters, and their verdict."""
     reading = Reading(era=survey_dump(read_records(path), Reading()))
@@ -44,12 +57,13 @@ def verdicts(path: Path, settings: Settings) -> Iterator[tuple[Conversation, Ver
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--show", metavar="REASON", help="print every hit of it")
-    parser.add_argument("--with", dest="names", default="", metavar="NAMES", help="switched on: a,b,c")
-    arguments = parser.parse_args()
-    shown, settings = arguments.show, Settings(with_filters=tuple(filter(None, arguments.names.split(","))))
-    chats = Path(os.environ["FASTFT_DATA"]) / "chats"
+    [options] = parse(sys.argv[1:], "benchmarks/filters.py", __doc__.splitlines()[0], FiltersBenchmark)
+    settings, chats = (
+        Settings(with_filters=tuple(options.switched_on)),
+        Path(os.environ.get("FASTFT_DATA", "data")) / "chats",
+    )
+    if not chats.is_dir():
+        raise UserError(f"{chats}: no such directory; set FASTFT_DATA to the directory that holds chats/")
     seen, counts = 0, Counter()
     for sample in SAMPLES:
         for before, verdict in verdicts(chats / sample, settings):
@@ -58,7 +72,7 @@ def main() -> None:
             hits += [("r", dropped.reason, dropped.detail, dropped.messages) for dropped in verdict.dropped]
             for kind, reason, detail, messages in hits:
                 counts[reason, kind] += 1
-                if reason == shown:
+                if reason == options.show:
                     print(f"\n{sample}: {before.id}: {detail}")
                     print(*(f"{message.role}: {message.content[:300]}" for message in messages), sep="\n")
             counts.update({(name, "turns"): n for name, n in verdict.repairs.items() if ":" not in name})
@@ -68,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

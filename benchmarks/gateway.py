@@ -6,13 +6,13 @@ The real `fastft serve` with a virtual model and the record on, before two scrip
 words. CPU time is the process's own, user and system, from /proc: it does not depend on what else the machine does.
 """
 
-import argparse
 import asyncio
 import json
 import os
 import statistics
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -23,7 +23,19 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers import gateways
 
+from fastft.common.command_line import parse, run
+
 GOALS = {"plain": 0.3, "stream": 0.5}
+
+
+@dataclass
+class GatewayBenchmark:
+    """Options of this benchmark."""
+
+    requests: int = 2000
+    """Requests of each kind in a round."""
+    rounds: int = 3
+    """Rounds; the medians over them are printed."""
 
 
 def cpu_s(pid: int) -> float:
@@ -51,11 +63,8 @@ async def ask_many(url: str, requests: int, stream: bool) -> None:
         await asyncio.gather(*(client(session, number) for number in range(8)))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/gateway.py", __doc__.splitlines()[0], GatewayBenchmark)
     costs: dict[str, list[float]] = {"plain": [], "stream": []}
     with tempfile.TemporaryDirectory() as place, gateways.scripted("m") as a, gateways.scripted("m") as b:
         config = {
@@ -70,11 +79,11 @@ def main() -> int:
             memory = [rss_mb(pid)]
             for kind in costs:
                 asyncio.run(ask_many(url, 200, kind == "stream"))
-            for _ in range(arguments.rounds):
+            for _ in range(options.rounds):
                 for kind, found in costs.items():
                     before = cpu_s(pid)
-                    asyncio.run(ask_many(url, arguments.requests, kind == "stream"))
-                    found.append(1000 * (cpu_s(pid) - before) / arguments.requests)
+                    asyncio.run(ask_many(url, options.requests, kind == "stream"))
+                    found.append(1000 * (cpu_s(pid) - before) / options.requests)
                 memory.append(rss_mb(pid))
             events = len(gateways.events(Path(place) / "record"))
     table = Table("", "CPU ms a request, median (min-max)", "goal")
@@ -83,8 +92,7 @@ def main() -> int:
     Console(width=100).print(table)
     print(f"RSS {memory[0]:.0f} MB at the start, {memory[-1]:.0f} MB after {events:,} requests (goal: under 60)")
     print(json.dumps({kind: [round(each, 3) for each in found] for kind, found in costs.items()}))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run(main))

@@ -20,18 +20,34 @@ the rest is TRL's; add what else the machine lacks of lxml, pandas, psutil, pyar
     PYTHONPATH=.:site python benchmarks/gpu.py --trl site
 """
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+
+from fastft.common.command_line import parse, run
 
 HERE = Path(__file__).parent
 TRAIN = [HERE / "train.py", "--gradient_checkpointing", "selective"]
 LARGE_GIB = 120  # 7B, selective, 8,192 tokens at a time: 118.75 GiB by fastft.cost.memory
+
+
+@dataclass
+class GpuBenchmark:
+    """Options of this benchmark."""
+
+    trl: Path | None = None
+    """Where TRL is installed, to measure it, too."""
+    minutes: float = 10.0
+    """Time for everything together."""
+    out: Path = Path("gpu.txt")
+    """A file for what is printed."""
+    dry_run: bool = False
+    """Run the same commands on a small model, to see that each of them runs."""
 
 
 def commands(dry_run: bool, models: Path, trl: Path | None, on_gpu: bool) -> list[tuple[int, list]]:
@@ -56,7 +72,7 @@ def commands(dry_run: bool, models: Path, trl: Path | None, on_gpu: bool) -> lis
     ]
 
 
-def run(command: list, limit: float) -> tuple[str, int]:
+def run_for(command: list, limit: float) -> tuple[str, int]:
     """Run a command; return its output and exit code. Its process group ends with it: an orphan would hold GPU memory."""
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
@@ -81,12 +97,7 @@ def gpu_gib() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trl", type=Path, metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--out", type=Path, default=Path("gpu.txt"))
-    parser.add_argument("--dry_run", action="store_true")
-    options = parser.parse_args()
+    [options] = parse(sys.argv[1:], "benchmarks/gpu.py", __doc__.splitlines()[0], GpuBenchmark)
     ends, failed, room = time.monotonic() + 60 * options.minutes - 15, 0, gpu_gib()
     patience = 2 if options.dry_run else 1  # a CPU is slower
     with options.out.open("w") as out, tempfile.TemporaryDirectory() as models:
@@ -97,7 +108,7 @@ def main() -> int:
             elif left < 10:
                 text, code = "left out: no time", 1
             else:
-                text, code = run(command, min(patience * limit, left))
+                text, code = run_for(command, min(patience * limit, left))
             failed += bool(code)
             said = " ".join(map(str, command)).replace(f"{HERE.parent}/", "").replace(models, "MODELS")
             for stream in (out, sys.stdout):
@@ -106,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

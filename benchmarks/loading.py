@@ -14,16 +14,38 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+
+from fastft.common.command_line import option, parse, run
 
 TESTS = Path(__file__).parents[1] / "tests"
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 21, "num_attention_heads": 12}
 
 
+@dataclass
+class LoadingBenchmark:
+    """What the processes that this benchmark starts are told; a user has nothing to choose."""
+
+    way: Literal["ours", "from_pretrained"] | None = option(None, positional=True)
+    """How to load the model; by default every way is measured, in processes of its own."""
+    model: str | None = option(None, positional=True)
+    """The model's directory."""
+
+
 def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/loading.py", __doc__.splitlines()[0], LoadingBenchmark)
+    if options.way:
+        worker(options.way, options.model)
+    else:
+        compare()
+
+
+def compare() -> None:
     table = Table("processes", "way", "own memory, MB", "with mapped pages, MB", "seconds")
     with tempfile.TemporaryDirectory() as work:
         make_model(Path(work) / "model")
@@ -115,4 +137,4 @@ class Watch:
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    sys.exit(run(main))

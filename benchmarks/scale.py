@@ -7,7 +7,6 @@ The dump is made on the spot: ShareGPT conversations of 1 to 8 rounds of page HT
 of which one in fifty is another's copy; 8 KB each, as in real dumps. Near duplicates and the language filter are on.
 """
 
-import argparse
 import filecmp
 import json
 import os
@@ -17,10 +16,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+from fastft.common.command_line import option, parse, run
 
 PAGE = '<div class="markdown prose w-full break-words">%s</div>'
 OPTIONS = ("--languages", "en", "--keep_refusals")
+
+
+@dataclass
+class ScaleBenchmark:
+    """Options of this benchmark."""
+
+    what: Literal["memory", "kills"] = option(positional=True)
+    """memory: the peak memory and the speed of one run. kills: runs that are killed at random moments, and finished."""
+    megabytes: int = 64
+    """The size of the dump."""
+    workers: int | None = None
+    """Number of worker processes, by default one a core."""
+    times: int = 20
+    """How often a run is killed."""
 
 
 def make_dump(path: Path, megabytes: int) -> int:
@@ -118,20 +135,15 @@ def same(directory: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("memory", "kills"))
-    parser.add_argument("--megabytes", type=int, default=64)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--times", type=int, default=20)
-    arguments = parser.parse_args()
+    [options] = parse(sys.argv[1:], "benchmarks/scale.py", __doc__.splitlines()[0], ScaleBenchmark)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        conversations = make_dump(directory / "dump.json", arguments.megabytes)
-        if arguments.what == "memory":
-            measure_memory(directory / "dump.json", directory / "out", arguments.workers, conversations)
+        conversations = make_dump(directory / "dump.json", options.megabytes)
+        if options.what == "memory":
+            measure_memory(directory / "dump.json", directory / "out", options.workers, conversations)
         else:
-            kill_and_finish(directory / "dump.json", directory, arguments.workers, arguments.times)
+            kill_and_finish(directory / "dump.json", directory, options.workers, options.times)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

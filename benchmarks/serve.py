@@ -11,7 +11,6 @@ to the first contestant; seconds to the first token of the request that got it l
 batching gets a fixed number of cache blocks: by default it takes 60 % of the machine's memory.
 """
 
-import argparse
 import asyncio
 import contextlib
 import importlib.util
@@ -31,6 +30,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from fastft.common.command_line import option, parse, run
+from fastft.errors import UserError
+
 TOKENS = 64
 WORDS = (
     "river garden window letter mountain winter music engine harbour kitchen forest paper bridge candle market silver island "
@@ -38,6 +40,18 @@ WORDS = (
 ).split()
 START_LIMIT_S = 300
 TRANSFORMERS = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", "serve"]
+
+
+@dataclass
+class ServeBenchmark:
+    """Options of this benchmark."""
+
+    model: str
+    """A model's directory."""
+    rounds: int = 3
+    """Rounds; the medians over them are printed."""
+    requests: list[int] = option([1, 8], several=True)
+    """Numbers of requests at once."""
 
 
 @dataclass
@@ -106,7 +120,7 @@ async def ready(contestant: Contestant, session: aiohttp.ClientSession) -> None:
                 if response.status == 200:
                     return
         if time.monotonic() > deadline or not contestant.process.is_running():
-            raise SystemExit(f"{contestant.name}: did not start")
+            raise UserError(f"{contestant.name}: did not start")
         await asyncio.sleep(0.5)
 
 
@@ -170,19 +184,15 @@ async def compare(everyone: list[Contestant], model: str, requests: list[int], r
     return figures
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 8])
-    arguments = parser.parse_args()
-    everyone, console = contestants(arguments.model), Console(width=130)
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/serve.py", __doc__.splitlines()[0], ServeBenchmark)
+    everyone, console = contestants(options.model), Console(width=130)
     with contextlib.ExitStack() as stack:
         for contestant in everyone:
             stack.enter_context(running(contestant))
-        figures = asyncio.run(compare(everyone, arguments.model, arguments.requests, arguments.rounds))
+        figures = asyncio.run(compare(everyone, options.model, options.requests, options.rounds))
     table = Table("", "requests", "tokens/CPU s (range)", "of the worker's", "tokens/s", "last first token", "MB")
-    for n in arguments.requests:
+    for n in options.requests:
         of_ours = statistics.median(each["tokens/CPU s"] for each in figures[everyone[0].name, n])
         for contestant in everyone:
             runs = figures[contestant.name, n]
@@ -200,8 +210,7 @@ def main() -> int:
                 f"{median['MB']:.0f}",
             )
     console.print(table)
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run(main))

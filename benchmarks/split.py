@@ -8,18 +8,29 @@ tokens and six more; its parts are not counted again here. A round is lost if it
 is in the parts after a question without its middle is counted as shortened.
 """
 
-import argparse
 import os
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from fastft.common.command_line import parse, run
 from fastft.data.conversation import Conversation, read_conversations, rounds_of
 from fastft.data.split import split_conversation, token_counter
+from fastft.errors import UserError
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
+
+
+@dataclass
+class SplitBenchmark:
+    """Options of this benchmark."""
+
+    fastchat: Path | None = None
+    """Where fschat is installed, to run FastChat's splitter, too."""
 
 
 def train_tokenizer(conversations: list[Conversation], directory: Path) -> None:
@@ -70,32 +81,26 @@ def fastchats(conversations: list[Conversation], limit: int, tokenizer: Path) ->
     return lost
 
 
-def main() -> int:
-    import tempfile
-
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--fastchat", type=Path, metavar="DIR", help="where fschat is installed")
-    arguments = parser.parse_args()
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/split.py", __doc__.splitlines()[0], SplitBenchmark)
     if not DATA.is_dir():
-        print(f"no data at {DATA}: set FASTFT_DATA to the directory that holds chats/", file=sys.stderr)
-        return 1
+        raise UserError(f"{DATA}: no such directory; set FASTFT_DATA to the directory that holds chats/")
     conversations = whole_dialogues(DATA / "sharegpt_v3_sample.json")
     rounds = sum(len(c.messages) // 2 for c in conversations)
     table = Table(title=f"{len(conversations):,} conversations, {rounds:,} rounds", title_justify="left")
     for column in ("limit", "lost by FastChat", "lost by fastft", "question shortened"):
         table.add_column(column, justify="right")
-    if arguments.fastchat:
-        sys.path.insert(0, str(arguments.fastchat))
+    if options.fastchat:
+        sys.path.insert(0, str(options.fastchat))
     with tempfile.TemporaryDirectory() as name:
         train_tokenizer(conversations, Path(name))
         for limit in (2048, 512):
             lost, shortened = ours(conversations, limit, Path(name))
-            theirs = fastchats(conversations, limit, Path(name)) if arguments.fastchat else None
+            theirs = fastchats(conversations, limit, Path(name)) if options.fastchat else None
             shown = "not run" if theirs is None else f"{theirs:,} = {theirs / rounds:.1%}"
             table.add_row(f"{limit:,}", shown, f"{lost:,} = {lost / rounds:.1%}", f"{shortened:,}")
     Console().print(table)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -18,7 +18,6 @@ and the last step, to compare float8's with bf16's. --profile takes one more ste
     fastft       with its defaults; fastft float8 with --float8 on GPUs that have it
 """
 
-import argparse
 import io
 import json
 import os
@@ -28,9 +27,14 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 from unittest.mock import patch
+
+from fastft.common.command_line import option, parse, run
+from fastft.errors import UserError
 
 SHAPES = {
     "small": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -41,6 +45,48 @@ SHAPES = {
     "llama-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
                  "num_key_value_heads": 32, "vocab_size": 32000},
 }  # fmt: skip
+
+
+@dataclass
+class TrainBenchmark:
+    """Options of this benchmark."""
+
+    shape: Literal[tuple(SHAPES)] = "small"
+    """The model's shape; its weights are random."""
+    seq_len: int = 2048
+    """Sequence length."""
+    rows: int = 4
+    """Rows of seq_len positions for each optimizer step."""
+    micro: int = 1
+    """Rows at a time."""
+    steps: int = 8
+    """Optimizer steps."""
+    gradient_checkpointing: Literal["none", "selective", "full"] = "full"
+    """What the backward pass computes again, as for fastft train."""
+    data: Path | None = None
+    """Conversations; by default random words with the lengths of a sample of ShareGPT."""
+    model: Path | None = None
+    """A model's directory; made if it is missing, to be used again."""
+    trl: Path | None = None
+    """Where TRL is installed, to measure it, too."""
+    float8: bool = False
+    """Measure fastft with float8, too."""
+    profile: bool = False
+    """Take one more step of fastft's, and list what takes its time."""
+    only: list[str] = option(repeated=True)
+    """Measure this contestant; give it again for several. By default all are measured."""
+    work: Path | None = None
+    """For the process of a contestant, which this benchmark starts: where it writes."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.only if name not in CONTESTANTS]:
+            raise UserError(f"only: {unknown[0]!r} is not one of {', '.join(CONTESTANTS)}")
+
+    @property
+    def gpu(self) -> bool:
+        import torch
+
+        return torch.cuda.is_available()
 
 
 def make_model(path: Path, shape: str, data: Path) -> None:
@@ -97,7 +143,7 @@ def make_data(path: Path, seq_len: int, count: int) -> None:
 # Contestants: each runs in a process of its own and prints a line of JSON --------------------------------------------------
 
 
-def run_fastft(options: argparse.Namespace, more: tuple[str, ...] = ()) -> dict:
+def run_fastft(options: TrainBenchmark, more: tuple[str, ...] = ()) -> dict:
     """The trainer itself up to its last step, without the checkpoint and the export, which are 95 GB for a 7B model.
 
     After an error, `error` is added to what was measured until then.
@@ -156,7 +202,7 @@ def profiled(run, costs: list, gpu: bool):
     return result
 
 
-def run_padded(options: argparse.Namespace) -> dict:
+def run_padded(options: TrainBenchmark) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -195,7 +241,7 @@ def run_padded(options: argparse.Namespace) -> dict:
     return summary(tokens, times, torch.cuda.max_memory_allocated() / 2**30 if options.gpu else 0)
 
 
-def run_trl(options: argparse.Namespace, packing: bool = False) -> dict:
+def run_trl(options: TrainBenchmark, packing: bool = False) -> dict:
     import torch
     from datasets import load_dataset
     from transformers import TrainerCallback
@@ -254,7 +300,7 @@ CONTESTANTS = {
 }
 
 
-def show(results: dict[str, dict], options: argparse.Namespace) -> None:
+def show(results: dict[str, dict], options: TrainBenchmark) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -281,7 +327,7 @@ def show(results: dict[str, dict], options: argparse.Namespace) -> None:
             console.print(f"{name}: {share:6.1%}  {kernel[:100]}", markup=False)
 
 
-def run_alone(name: str, options: argparse.Namespace) -> dict:
+def run_alone(name: str, options: TrainBenchmark) -> dict:
     """The results of a contestant, which runs in a process of its own."""
     path = os.pathsep.join([str(options.trl)] * bool(options.trl) + [os.environ.get("PYTHONPATH", "")])
     same = ("shape", "seq_len", "rows", "micro", "steps", "gradient_checkpointing", "data", "model", "work")
@@ -294,25 +340,8 @@ def run_alone(name: str, options: argparse.Namespace) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--seq_len", type=int, default=2048)
-    parser.add_argument("--rows", type=int, default=4, help="of seq_len positions, for each optimizer step")
-    parser.add_argument("--micro", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--gradient_checkpointing", default="full", choices=("none", "selective", "full"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--model", type=Path, help="made if it is missing, to be used again")
-    parser.add_argument("--trl", type=Path, metavar="DIR")
-    parser.add_argument("--float8", action="store_true")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--only", choices=CONTESTANTS, action="append")
-    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)  # for a contestant's process
-    options = parser.parse_args()
+    [options] = parse(sys.argv[1:], "benchmarks/train.py", __doc__.splitlines()[0], TrainBenchmark)
     if options.work:
-        import torch
-
-        options.gpu = torch.cuda.is_available()
         print(json.dumps(CONTESTANTS[options.only[0]](options)))
         return 0
     names = options.only or [
@@ -331,7 +360,7 @@ def main() -> int:
             maker.start()
             maker.join()
             if maker.exitcode:
-                return 1
+                raise UserError(f"{options.shape}: the model could not be made; the lines above say why")
             partial.rename(options.model)
         results = {}
         for name in names:
@@ -342,4 +371,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -2,7 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,6 +20,7 @@ COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "python -m cleaning.report": cleaning.report.__main__.main,
     "python -m fastft.serve.worker": worker.main,
 }
+HERE = Path(__file__).parents[1]
 NO_KEYS = {"help", "config", "print_config"}
 
 
@@ -110,3 +114,21 @@ def test_keys_of_the_last_release_work_with_a_warning(command, key, old, value, 
     file.write_text(yaml.safe_dump({old: value}))
     assert printed(command, ["--config", str(file)], capsys)[key] == value
     assert f"{old} is called {key} now" in caplog.text
+
+
+def test_there_is_one_parser():
+    """Everything that reads a command line does it with fastft.common.command_line, so that all of them read it alike."""
+    files = [path for room in ("fastft", "cleaning", "benchmarks", "tests") for path in (HERE / room).rglob("*.py")]
+    parsing = [
+        path.name
+        for path in files
+        if re.search(r"^\s*(import|from) (argparse|optparse|getopt|click)", path.read_text(), re.M)
+    ]
+    assert parsing == ["command_line.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((HERE / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_says_what_it_takes(path):
+    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr

@@ -148,7 +148,7 @@ def test_a_damaged_log_keeps_what_stands_before_the_damage(tmp_path_factory, pay
 
 @pytest.mark.slow
 def test_killed_at_random_moments_by_the_system(tmp_path):
-    """SIGKILL, real processes, workers; benchmarks/resume.py does it twenty times on a larger dump."""
+    """SIGKILL, real processes, workers; benchmarks/scale.py does it twenty times on a larger dump."""
     source = dump(tmp_path / "d.json", 6_000)
     command = [sys.executable, "-m", "cleaning", str(source), "--workers", "2", "--holdout", "0.1", "-o"]
     options = {"cwd": Path(__file__).parents[2], "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

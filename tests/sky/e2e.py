@@ -10,7 +10,6 @@ EVERY steps done again and none skipped (at SIGTERM SkyPilot's script removes th
 moment is uploaded), weights and losses those of an uninterrupted run, bit for bit. Exit code 1 when anything of that is not so.
 """
 
-import argparse
 import ctypes
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = "slurm-wlm munge openssh-server rsync socat netcat-openbsd sudo"
 HOST = "box"
+INSIDE = "FASTFT_E2E_GROUND"  # in the process that runs in the namespaces of its own: the directory for everything
 STEPS, EVERY = 400, 20
 TRAINING = (
     f"--max_steps {STEPS} --epochs 100 --seq_len 256 --checkpoint.every {EVERY} --optimizer.lr 1e-3 --log_every 1"
@@ -82,21 +82,21 @@ exec {uv} "${{@/#3.10/{python}}}"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.inside:
-        return inside(arguments.inside)
+    if sys.argv[1:]:  # there are no options, and this environment, SkyPilot's, has no parser of ours
+        print(__doc__)
+        return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
+    if INSIDE in os.environ:
+        return inside(Path(os.environ[INSIDE]))
     if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("apt-get"):
         print("error: sky-e2e needs root on a Linux with apt (Debian, Ubuntu)", file=sys.stderr)
         return 1
     ground = Path(tempfile.mkdtemp(prefix="fastft-e2e-"))
     ground.chmod(0o755)
     # When this process ends, however it does, the kernel ends every process in there and takes the mounts away.
-    command = ["unshare", "-m", "-p", "-u", "-f", "--kill-child", sys.executable, __file__, "--inside", str(ground)]
+    command = ["unshare", "-m", "-p", "-u", "-f", "--kill-child", sys.executable, __file__]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return subprocess.run(command).returncode
+        return subprocess.run(command, env=os.environ | {INSIDE: str(ground)}).returncode
     finally:
         shutil.rmtree(ground, ignore_errors=True)
 
