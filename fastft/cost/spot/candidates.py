@@ -4,8 +4,8 @@
     found = compare(estimates, read_prices(config.prices), config.preemptions(seed=0), checkpoint_bytes, config).candidates
     print(found[0].name, found[0].dollars)      # the cheapest: (median, 90th percentile) of the runs
 
-The hours of work come from fastft.cost.estimate, the prices from fastft.cost.spot.prices, and what preemptions do to them
-from fastft.cost.spot.simulate, which runs each candidate some hundred times from random moments of a trace.
+The hours of work come from fastft.cost.estimate and the prices from fastft.cost.spot.prices. What preemptions add comes from
+fastft.cost.spot.simulate, which runs each candidate some hundred times, beginning at random times of a trace.
 """
 
 import math
@@ -26,19 +26,19 @@ from fastft.cost.spot.young import young_interval
 from fastft.errors import UserError
 
 STAGED = 5e9
-"""Bytes a second from a GPU to its host's memory, while the steps wait. (PCIe 4 does 25e9, on some hosts shared by two GPUs.)"""
+"""Bytes a second from a GPU to its host's memory, for which the steps wait. (PCIe 4 does 25e9, but two GPUs may share it.)"""
 PUBLISHED = 0.4e9
 """Bytes a second from a machine to the bucket: the slower of its network and its disk (437 MB/s for SkyPilot's disk_tier high
 on AWS)."""
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
-"""Seconds between the warning and the preemption, as the clouds document them (best effort). Other clouds give none."""
-SMALL_S = 1.0
-"""Shortest interval between saves: shorter than a step makes no sense."""
+"""Seconds between the warning and the preemption, as these clouds document them (best effort). Other clouds do not warn."""
+SHORTEST_INTERVAL_S = 1.0
+"""Least seconds between two saves: an interval below the time of a step makes no sense."""
 
 
 @dataclass
 class SpotConfig:
-    """Spot machines and machines on demand, with prices and preemptions: add --spot."""
+    """Options of `fastft estimate --spot`: machines with their prices, preemptions and saves."""
 
     spot: bool = False
     """Compare the machines of a price catalog, spot and on demand, in dollars and hours."""
@@ -50,20 +50,20 @@ class SpotConfig:
     trace: str | None = None
     """A recorded trace to replay: availability or preemption (JSON), bamboo (text)."""
     preemption_rate: float | None = None
-    """Without a trace: preemptions a node and hour; by default one in 3 hours."""
+    """Preemptions per node and hour, where there is no trace; by default one in 3 hours."""
     burst: float = 1.0
     """How many nodes of a fleet of 64 are preempted at once, on average. The larger it is, the fewer stops a run on several
     nodes has."""
     provision_minutes: float = 4.0
-    """From free capacity to a machine that runs commands."""
+    """Minutes from free capacity to a machine that runs commands."""
     setup_minutes: float = 2.0
-    """From there to the first step: environment, weights, checkpoint."""
+    """Minutes from there to the first step: environment, weights, checkpoint."""
     checkpoint_every: str = "auto"
     """Minutes of work between two saves; auto: Young's interval."""
     blocking_seconds: float | None = None
     """How long a save holds up the steps; by default the time to copy it into the host's memory."""
     upload_seconds: float | None = None
-    """How long a save then takes until it is safe in the bucket; by default at 0.4 GB/s a machine."""
+    """How long a save then takes until it is safe in the bucket; by default the time for 0.4 GB/s per machine."""
     page: str | None = None
     """Write the table and its plots to this HTML file."""
 
@@ -82,7 +82,7 @@ class SpotConfig:
             path = Path(self.page).expanduser()
             if path.is_dir() or not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
                 raise UserError(f"page: {self.page}: cannot be written; name a file in a directory that exists")
-        _ = self.interval_s
+        _ = self.interval_s  # raises UserError for a wrong `checkpoint_every`
 
     @property
     def recovery_s(self) -> float:
@@ -103,7 +103,7 @@ class SpotConfig:
         return seconds
 
     def preemptions(self, seed: int) -> Trace:
-        """The trace to replay, or one made for the rate of preemptions."""
+        """The recorded trace, or one made up for the rate of preemptions."""
         if self.trace:
             return read_trace(self.trace)
         rate = 1 / HOURS_BETWEEN_PREEMPTIONS if self.preemption_rate is None else self.preemption_rate
@@ -121,7 +121,7 @@ class MachineCandidate:
     job: Job
     runs: Runs
     warned: Runs
-    """Runs with the same preemptions and the cloud's notice, where a save fits into it."""
+    """Runs with the same preemptions in which the cloud's notice is used to save, if a save fits into it."""
 
     @property
     def machines(self) -> str:
@@ -137,22 +137,22 @@ class MachineCandidate:
 
     @property
     def price(self) -> float:
-        """Dollars an hour of all machines together."""
+        """Dollars per hour for all machines together."""
         return self.nodes * self.offer.price(self.spot)
 
     @cached_property
     def hours(self) -> tuple[float, float]:
-        """Median and 90th percentile of the runs without notice; inf for a run that does not end."""
-        return _middle_and_tail(self.runs.hours)
+        """Median and 90th percentile of the hours without notice; inf for a run that does not end."""
+        return _median_and_90th(self.runs.hours)
 
     @cached_property
     def dollars(self) -> tuple[float, float]:
-        """Median and 90th percentile of the runs without notice."""
-        return _middle_and_tail(self.price * self.runs.paid_hours)
+        """Median and 90th percentile of the dollars without notice."""
+        return _median_and_90th(self.price * self.runs.paid_hours)
 
     @property
     def useful(self) -> float:
-        """Share of the paid time that is spent on steps which need not be repeated; the median of the runs."""
+        """Share of the paid time, in the median run, that is spent on steps which need not be done again."""
         paid = float(np.median(self.runs.paid_hours))
         return self.estimate.hours / paid if paid < math.inf else 0.0
 
@@ -162,13 +162,13 @@ class MachineComparison:
     """All candidates, and what they were computed from."""
 
     candidates: list[MachineCandidate]
-    """The one with the cheapest median first."""
+    """Ordered by their median dollars, the cheapest first."""
     left_out: dict[str, list[str]]
-    """Reason -> kinds and numbers of GPUs for which there is no candidate."""
+    """Maps a reason to the kinds and numbers of GPUs for which it left no candidate."""
     doubted: list[Offer]
-    """Offers of the same GPUs with a price that is not believed."""
+    """Offers of the candidates' GPUs with a price that is not believed."""
     opt_in: list[Offer]
-    """Offers of the same GPUs that need an opt-in of the account, and are not chosen without `opt_in_zones`."""
+    """Offers of the candidates' GPUs that need an opt-in of the account; they are not chosen without `opt_in_zones`."""
     trace: Trace
     config: SpotConfig
 
@@ -183,9 +183,8 @@ def compare(
 ) -> MachineComparison:
     """Simulate each estimate (a kind and a number of GPUs) on every cloud that has such machines.
 
-    Of a cloud's machines it takes the largest whose GPUs divide the number, in the region with the cheapest believed price;
-    regions and zones that need an opt-in count only with `config.opt_in_zones`.
-    Raises UserError if no candidate is left.
+    Of a cloud's machines it takes the largest whose GPUs divide the number, in the region with the cheapest believed price.
+    Regions and zones that need an opt-in count only with `config.opt_in_zones`. Raises UserError if no candidate is left.
     """
     rows, left_out = [], {}
     usable = [offer for offer in offers if config.opt_in_zones or not offer.opt_in]
@@ -194,7 +193,7 @@ def compare(
         if reason := _reason_against(e, machines):
             left_out.setdefault(reason, []).append(f"{e.count} x {e.gpu.name}")
             continue
-        measured: dict[tuple, tuple[Job, Runs, Runs]] = {}  # a price changes nothing but the dollars
+        measured: dict[tuple, tuple[Job, Runs, Runs]] = {}  # offers that differ in their price alone share a simulation
         for offer, spot in machines:
             nodes = e.count // offer.count
             key = nodes, spot, NOTICE_S.get(offer.cloud, 0.0)
@@ -223,7 +222,7 @@ def _reason_against(e: Estimate, machines: list[tuple[Offer, bool]]) -> str:
 
 
 def _machines(e: Estimate, offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:
-    """(offer, whether as spot) for each cloud: its largest machine whose GPUs divide the number."""
+    """(offer, whether it is spot) of each cloud's largest machine whose number of GPUs divides the estimate's."""
     found = []
     for cloud in dict.fromkeys(offer.cloud for offer in offers):
         for spot in (True, False):
@@ -242,19 +241,19 @@ def _job(e: Estimate, nodes: int, trace: Trace | None, checkpoint_bytes: float, 
     interval_s = config.interval_s
     if interval_s is None:
         between_s = mean_between_preemptions(trace, nodes) if trace else 3600 * HOURS_BETWEEN_PREEMPTIONS / nodes
-        interval_s = max(young_interval(blocking_s, between_s, upload_s), SMALL_S)
+        interval_s = max(young_interval(blocking_s, between_s, upload_s), SHORTEST_INTERVAL_S)
     return Job(3600 * e.hours, nodes, config.recovery_s, blocking_s, upload_s, interval_s)
 
 
 def _measure(job: Job, notice_s: float, trace: Trace | None, seed: int) -> tuple[Job, Runs, Runs]:
-    """(the job, its runs without notice, its runs with notice); without a trace, on machines that are not preempted."""
+    """(the job, its runs without notice, its runs with notice). Without a trace the machines are never preempted."""
     if trace is None:
         return job, undisturbed(job), undisturbed(job)
     runs, warned = simulate(job, trace, seed=seed), replace(job, notice_s=notice_s)
     return job, runs, simulate(warned, trace, seed=seed) if warned.saves_on_notice else runs
 
 
-def _middle_and_tail(values: np.ndarray) -> tuple[float, float]:
-    """Median and 90th percentile. Each is the value of a run and no mean of two, of which one may be inf."""
-    middle, tail = np.quantile(values, [0.5, 0.9], method="higher")
-    return float(middle), float(tail)
+def _median_and_90th(values: np.ndarray) -> tuple[float, float]:
+    """Median and 90th percentile. Each is the value of one run, because the mean of two would be inf if one of them is."""
+    median, percentile = np.quantile(values, [0.5, 0.9], method="higher")
+    return float(median), float(percentile)

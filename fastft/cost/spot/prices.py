@@ -1,25 +1,28 @@
-"""Prices of GPU machines: from SkyPilot's catalog, a CSV of one's own, or the two small catalogs that ship with fastft.
+"""Read prices of GPU machines from SkyPilot's catalog, a CSV of one's own, or the two small catalogs that ship with fastft.
 
     offers = read_prices("v8")                          # or "2023", or paths: "~/.sky/catalogs/v8/aws/vms.csv,my.csv"
     best = cheapest(offers, "A100-80GB", 8, "aws", spot=True)
 
-A CSV of one's own has the columns cloud, gpu, count, region, on_demand, spot, the last two in dollars a machine and hour. A
-price may be empty; lines that begin with # are comments. SkyPilot's files are recognised by their columns (v5 to v8 have the
-same), and their cloud by the directory or the beginning of the file's name. GCP bills host and GPUs in two rows, which are
-joined here.
+A CSV of one's own has the columns cloud, gpu, count, region, on_demand, spot; the last two are dollars per machine and hour.
+A price may be empty; lines that begin with # are comments. SkyPilot's files are recognised by their columns (v5 to v8 have
+the same), and their cloud by the directory or the beginning of the file's name. GCP bills host and GPUs in two rows, which
+are joined here.
 
-Catalogs have errors, and an error is likely to be the cheapest offer. A price is doubted where
+Catalogs have errors, and an error is likely to be the cheapest offer. An on-demand price is doubted if
 
-- on-demand is below spot, for the machine or for its GPUs alone: on-demand is doubted (seen: GCP A100-80GB, us-central1);
-- on-demand is below 60 % of the same machine's price in another region, where list prices differ by a third at most:
-  on-demand is doubted (the same rows);
-- spot is on-demand within 5 %, so that there is no discount and hardly any spot capacity: spot is doubted (seen: AWS
-  p5.48xlarge, use1-az1);
-- spot is below half the median of the cloud's spot prices for the machine: spot is doubted (seen: AWS p4d, use1-az1).
+- it is below the spot price, for the machine or for its GPUs alone (seen: GCP A100-80GB, us-central1);
+- it is below 60 % of the same machine's price in another region (seen in the same rows); list prices differ by a third at
+  most.
 
-A doubted price is reported and never chosen. An offer in a place that an AWS account can use only after an opt-in
-(`Offer.opt_in`: Local Zones, Wavelength Zones, regions that are off by default) is reported, and chosen only where that is
-asked for: most accounts are not opted in, and SkyPilot does not do it.
+A spot price is doubted if
+
+- it is within 5 % of the on-demand price: without a discount there is hardly any spot capacity (seen: AWS p5.48xlarge,
+  use1-az1);
+- it is below half the median of the cloud's spot prices for the machine (seen: AWS p4d, use1-az1).
+
+A doubted price is reported and never chosen. Some places can be used by an AWS account only after an opt-in
+(`Offer.opt_in`): Local Zones, Wavelength Zones, and regions that are off by default. Their offers are reported, and chosen
+only if the user asks for that, because most accounts are not opted in, and SkyPilot does not do it.
 """
 
 import csv
@@ -37,17 +40,17 @@ SHIPPED = Path(__file__).with_name("price_lists")
 CLOUDS = ("aws", "gcp", "azure", "lambda", "oci", "runpod", "nebius", "fluidstack", "cudo", "paperspace", "do", "ibm")
 
 KINDS = {spelling: gpu.name for gpu in GPUS.values() for spelling in gpu.catalogs}
-"""SkyPilot's names of GPUs -> those of fastft.cost.gpus. Others are left out."""
+"""Maps SkyPilot's names of GPUs to those of fastft.cost.gpus. Rows with other GPUs are left out."""
 
 GCP_HOSTS = {"A100": "a2-highgpu-{}g", "A100-80GB": "a2-ultragpu-{}g", "H100": "a3-highgpu-{}g"}
-"""GCP's machine for a number of GPUs: the only cloud here that bills the two separately."""
+"""GCP's machine for a number of GPUs. It is the only cloud here that bills machine and GPUs separately."""
 
 OPT_IN_REGIONS = (
     "af-south-1 ap-east-1 ap-east-2 ap-south-2 ap-southeast-3 ap-southeast-4 ap-southeast-5 ap-southeast-6 ap-southeast-7 "
     "ca-west-1 eu-central-2 eu-south-1 eu-south-2 il-central-1 me-central-1 me-south-1 mx-central-1"
 ).split()
 """AWS's regions that are off until an account turns them on."""
-_AWS_PLACE = re.compile(r"([a-z]+-[a-z]+-\d|[a-z]+\d)(.*)")  # us-east-1 or use1, then the zone
+_AWS_PLACE = re.compile(r"([a-z]+-[a-z]+-\d|[a-z]+\d)(.*)")  # a region, us-east-1 or use1, and then its zone
 _ORDINARY_ZONE = re.compile(r"[a-z]?|-az\d+")  # us-east-1a, or its ID use1-az4
 
 LEAST_OF_REGIONS = 0.6
@@ -57,22 +60,23 @@ DISCOUNT = 0.95
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine with GPUs in a region. Prices are dollars an hour for the whole machine; None: not offered."""
+    """A machine with GPUs in a region. Prices are dollars per hour for the whole machine, None where it is not offered."""
 
     cloud: str
     gpu: str
-    """As in fastft.cost.gpus."""
+    """The name of its GPUs in fastft.cost.gpus."""
     count: int
     region: str
     on_demand: float | None
     spot: float | None
     on_demand_doubt: str = ""
-    """Why the price is not believed; empty if it is."""
+    """Why the on-demand price is not believed; empty if it is."""
     spot_doubt: str = ""
+    """Why the spot price is not believed; empty if it is."""
 
     @property
     def opt_in(self) -> str:
-        """What an AWS account has to turn on before it can rent this machine; empty if nothing."""
+        """What an AWS account has to turn on before it can rent this machine; empty if it need not turn on anything."""
         place = _AWS_PLACE.fullmatch(self.region) if self.cloud == "aws" else None
         if place is None:
             return ""
@@ -82,22 +86,22 @@ class Offer:
         return "a region" if region in {*OPT_IN_REGIONS, *map(_short, OPT_IN_REGIONS)} else ""
 
     def price(self, spot: bool) -> float | None:
-        """Dollars an hour; None if the machine is not offered like that, or the price is not believed."""
+        """Dollars per hour; None if the machine is not offered in this way, or if the price is not believed."""
         doubt, dollars = (self.spot_doubt, self.spot) if spot else (self.on_demand_doubt, self.on_demand)
         return None if doubt else dollars
 
 
 def _short(region: str) -> str:
-    """A region as the IDs of its zones begin: eu-south-2 is eus2, ap-southeast-3 apse3."""
+    """The short form of a region with which the IDs of its zones begin: eus2 for eu-south-2, apse3 for ap-southeast-3."""
     area, direction, number = region.split("-")
     return area + re.sub("(north|south|east|west|central)", lambda word: word[0][0], direction) + number
 
 
 def read_prices(names: str) -> list[Offer]:
-    """The offers in shipped catalogs or files, given by their names separated by commas, with what is doubted about them.
+    """Read the offers of catalogs that ship with fastft or of files, and mark their doubtful prices.
 
-    Raises UserError with one line for a file that is missing or of an unknown form, and if no offer has a GPU that fastft
-    knows.
+    `names` are separated by commas. Raises UserError for a file that is missing or of an unknown format, and if no offer has
+    a GPU that fastft knows.
     """
     offers: list[Offer] = []
     for name in filter(None, (item.strip() for item in names.split(","))):
@@ -114,13 +118,13 @@ def shipped() -> list[str]:
 
 
 def cheapest(offers: Iterable[Offer], gpu: str, count: int, cloud: str, spot: bool) -> Offer | None:
-    """The cheapest of the cloud's believed offers of a machine with `count` of the GPU, None if there is none."""
+    """The cloud's cheapest offer of a machine with `count` of the GPU whose price is believed; None if there is none."""
     fitting = [o for o in offers if (o.gpu, o.count, o.cloud) == (gpu, count, cloud) and o.price(spot) is not None]
     return min(fitting, key=lambda offer: (offer.price(spot), offer.region), default=None)
 
 
 def doubt(offers: Sequence[Offer]) -> list[Offer]:
-    """The offers, with a reason at every price that is not believed. The rules are in the module's docstring."""
+    """Add the reason to every price that is not believed. The rules are in the module's docstring."""
     machines: dict[tuple, list[Offer]] = {}
     for offer in offers:
         machines.setdefault((offer.cloud, offer.gpu, offer.count), []).append(offer)
@@ -133,7 +137,7 @@ def doubt(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _on_demand_doubt(offer: Offer, same: Sequence[Offer]) -> str:
-    """Why the on-demand price is not believed, given all offers of the same machine; empty if it is."""
+    """Say why the on-demand price is not believed, given all offers of the same machine; empty if it is believed."""
     if offer.on_demand is None:
         return ""
     if offer.spot is not None and offer.on_demand < offer.spot:
@@ -145,7 +149,7 @@ def _on_demand_doubt(offer: Offer, same: Sequence[Offer]) -> str:
 
 
 def _spot_doubt(offer: Offer, same: Sequence[Offer]) -> str:
-    """Why the spot price is not believed, given all offers of the same machine; empty if it is."""
+    """Say why the spot price is not believed, given all offers of the same machine; empty if it is believed."""
     if offer.spot is None:
         return ""
     if offer.on_demand is not None and DISCOUNT * offer.on_demand < offer.spot <= offer.on_demand:
@@ -160,6 +164,7 @@ def _spot_doubt(offer: Offer, same: Sequence[Offer]) -> str:
 
 
 def _read_file(path: Path) -> list[Offer]:
+    """The offers of one file, whose format its columns tell. Raises UserError if it cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(line for line in lines if not line.startswith("#"))
@@ -197,7 +202,7 @@ def _own(rows: list[dict], path: Path) -> Iterator[Offer]:
 
 
 def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
-    """The offers of a vms.csv. A GPU without an instance type is GCP's: its machine has a row of its own."""
+    """The offers of a vms.csv. A row without an instance type is GCP's and has the GPUs alone; their machine is another row."""
     cloud = _cloud(path)
     zone = {id(row): (row["Region"], row.get("AvailabilityZone", "")) for row in rows}
     hosts = {(row["InstanceType"], *zone[id(row)]): row for row in rows if row["InstanceType"]}
@@ -207,7 +212,7 @@ def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
         if not row["InstanceType"]:
             pattern = GCP_HOSTS.get(row["AcceleratorName"])
             host = hosts.get((pattern.format(offer.count), *zone[id(row)])) if pattern else None
-            if host is None:  # a GPU without a known machine has no price that could be compared
+            if host is None:  # without its machine, the GPUs' price cannot be compared
                 continue
             prices = [_number(host[key], path, number) for key in ("Price", "SpotPrice")]
             offer = _with_host(offer, *prices)
@@ -215,14 +220,14 @@ def _skypilot(rows: list[dict], path: Path) -> Iterator[Offer]:
 
 
 def _joined(rows: list[dict], path: Path) -> Iterator[Offer]:
-    """The offers of a GCP file that has host and GPUs in one row."""
+    """The offers of a GCP file whose rows have the prices of both GPUs and host."""
     for number, row in _whole_gpus(rows, path):
         prices = [_number(row[key], path, number) for key in ("GpuPrice", "GpuSpotPrice", "HostPrice", "HostSpotPrice")]
         yield _with_host(_offer(_cloud(path), row, *prices[:2]), *prices[2:])
 
 
 def _whole_gpus(rows: list[dict], path: Path) -> Iterator[tuple[int, dict]]:
-    """(number, row) of each row with GPUs that fastft knows, without the fractions of a GPU that some clouds rent."""
+    """(number, row) of each row with a whole number of GPUs that fastft knows; some clouds rent fractions of a GPU, too."""
     for number, row in enumerate(rows, 1):
         if row["AcceleratorName"] in KINDS and (_number(row["AcceleratorCount"], path, number) or 0.5).is_integer():
             yield number, row
@@ -235,7 +240,7 @@ def _offer(cloud: str, row: dict, on_demand: float | None, spot: float | None) -
 
 
 def _with_host(gpus: Offer, on_demand: float | None, spot: float | None) -> Offer:
-    """The offer of the GPUs and their host together, doubted if the GPUs' own prices give reason."""
+    """The offer of the GPUs and their host together. It is doubted if the prices of the GPUs alone would be."""
     doubted = doubt([gpus])[0].on_demand_doubt
     return replace(
         gpus,
@@ -246,7 +251,7 @@ def _with_host(gpus: Offer, on_demand: float | None, spot: float | None) -> Offe
 
 
 def _cloud(path: Path) -> str:
-    """The cloud that a file is named after: …/aws/vms.csv, or aws_anything.csv."""
+    """The cloud that a file is named after, as in …/aws/vms.csv or aws_anything.csv."""
     for name in (path.parent.name, path.stem.split("_")[0]):
         if name.lower() in CLOUDS:
             return name.lower()
@@ -265,4 +270,4 @@ def _number(text: str, path: Path, row: int) -> float | None:
         value = math.nan
     if not 0 <= value < math.inf:
         raise UserError(f"prices: {path}, row {row}: {text!r} is no price or number")
-    return value or None  # a price of 0 stands for none in SkyPilot's catalog
+    return value or None  # SkyPilot's catalog writes 0 where there is no price

@@ -1,4 +1,4 @@
-"""The output of `fastft estimate --spot`: a table in the terminal, and a page with plots (--page FILE)."""
+"""Print the output of `fastft estimate --spot` as a table in the terminal, and write a page with plots (--page FILE)."""
 
 import math
 from dataclasses import replace
@@ -17,12 +17,13 @@ from fastft.cost.spot.traces import fit
 CURVE = 2.0 ** np.arange(-3, 4.5, 0.5)
 """Intervals of the plot, as multiples of the chosen one."""
 CURVE_RUNS = 150
+"""Simulated runs for each interval of the plot."""
 WIDTH = 130
-"""Width that the table may have in a pipe, in characters."""
+"""Width of the table where the output is a pipe, in characters."""
 
 
 def show(found: MachineComparison, console, model: str) -> None:
-    """Print the table, what is doubted or needs an opt-in, and the assumptions; write the page if one is asked for."""
+    """Print the table, the offers that are doubted or need an opt-in, and the assumptions; write the page if asked to."""
     console.width = max(console.width, WIDTH)  # rich takes a pipe for 80 characters wide, and would cut numbers off
     console.print(_table(found))
     for line in conclusions(found):
@@ -65,22 +66,22 @@ def _table(found: MachineComparison):
 
 
 def lost_minutes(runs: Runs) -> float:
-    """Mean minutes of work that a run does twice."""
+    """Mean minutes of work that a run has to do again."""
     return float(np.mean(runs.lost_s)) / 60
 
 
 def doubts(offer: Offer) -> str:
-    """Why the prices of an offer are not believed."""
+    """Say why the prices of an offer are not believed."""
     return " and ".join(filter(None, (offer.on_demand_doubt, offer.spot_doubt)))
 
 
 def opt_in_heading(found: MachineComparison) -> str:
-    """What happened to offers that need an opt-in."""
+    """The heading of the offers that need an opt-in, which says whether they may be chosen."""
     return "Needs an opt-in" if found.config.opt_in_zones else "Needs an opt-in, not chosen without --opt_in_zones"
 
 
 def opt_in(offer: Offer) -> str:
-    """What the account has to turn on, and what the machine costs there."""
+    """Say what the account has to turn on, and what the machine costs there."""
     prices = {"spot": offer.price(spot=True), "on demand": offer.price(spot=False)}
     said = ", ".join(f"{kind} ${dollars:.2f}" for kind, dollars in prices.items() if dollars is not None)
     return f"{offer.opt_in} that the account has to turn on; {said}"
@@ -114,15 +115,16 @@ def conclusions(found: MachineComparison) -> list[str]:
 def assumptions(found: MachineComparison) -> list[str]:
     """Sentences about preemptions, saves and prices, for the terminal and the page."""
     rate, burst = fit(found.trace)
-    measured = f", one in {1 / rate:.3g} hours for a node, {burst:.2g} at once" if found.config.trace and rate else ""
+    measured = f", one per node every {1 / rate:.3g} hours, {burst:.2g} at once" if found.config.trace and rate else ""
     return [
-        f"Preemptions: {found.trace.name}, {found.trace.end_s / 3600:,.0f} hours{measured}; {RUNS} runs from random moments of "
-        "it. Losing one node stops all of them. Stops, lost min: means of a run; warned: the same where a save fits into the "
-        "cloud's notice (AWS 120 s, Google and Azure 30 s). Useful: the share of the paid time spent on work that counts.",
-        f"Recovery: {duration(found.config.recovery_s)}, paid for. Unless an option says otherwise, a save is copied to the "
-        f"host's memory at {STAGED / 1e9:g} GB/s a GPU and uploaded at {PUBLISHED / 1e9:g} GB/s a machine. Not in the dollars: "
-        "storage, traffic, the jobs controller.",
-        f"Prices: {found.config.prices}. They change; take a fresh catalog before you decide.",
+        f"Preemptions: {found.trace.name}, {found.trace.end_s / 3600:,.0f} hours{measured}; {RUNS} runs, each beginning at a "
+        "random time of it. Losing one node stops all nodes of a run. Stops, lost min: means of the runs; warned: lost min if "
+        "the cloud's notice (AWS 120 s, Google and Azure 30 s) is used to save, where a save fits into it. Useful: the share of "
+        "the paid time that is spent on work which need not be done again.",
+        f"Recovery: {duration(found.config.recovery_s)}, which are paid for. Unless an option says otherwise, a save is copied "
+        f"to the host's memory at {STAGED / 1e9:g} GB/s per GPU and uploaded at {PUBLISHED / 1e9:g} GB/s per machine. The "
+        "dollars do not include storage, traffic and the jobs controller.",
+        f"Prices: {found.config.prices}. Prices change; take a fresh catalog before you decide.",
     ]
 
 
@@ -136,7 +138,7 @@ def _number(value: float) -> str:
 
 
 def write_spot_page(path: Path, found: MachineComparison, model: str) -> None:
-    """Write the page. An older one is there until the new one is whole."""
+    """Write the page. An older one stays in place until the new one is complete."""
     spot = next((c for c in found.candidates if c.spot), None)
     write_page(
         path,
@@ -155,7 +157,10 @@ def write_spot_page(path: Path, found: MachineComparison, model: str) -> None:
 
 
 def _bars(candidates: list[MachineCandidate]) -> list[dict[str, Any]]:
-    """The table's rows for the page, each with a bar in percent of the largest sum: up to the median, then on by `tail`."""
+    """The rows of the page's table, each with a bar in percent of the largest sum.
+
+    The bar has two parts: `median`, and `tail`, which continues it to the 90th percentile.
+    """
     largest = max((c.dollars[1] for c in candidates if c.dollars[1] < math.inf), default=1.0) or 1.0
     share = [[100 * min(value / largest, 1.0) for value in c.dollars] for c in candidates]
     return [
@@ -169,17 +174,17 @@ def _bars(candidates: list[MachineCandidate]) -> list[dict[str, Any]]:
             "lost": _number(lost_minutes(c.runs)) if c.spot else "–",
             "warned": _number(lost_minutes(c.warned)) if c.spot else "–",
             "useful": percent(c.useful),
-            "median": middle,
-            "tail": tail - middle,
+            "median": median,
+            "tail": percentile - median,
         }
-        for c, (middle, tail) in zip(candidates, share)
+        for c, (median, percentile) in zip(candidates, share)
     ]
 
 
 def _curve(c: MachineCandidate, found: MachineComparison) -> Plot | None:
-    """The useful share of the paid time over the interval between saves, on a logarithmic axis; the chosen one is marked.
+    """A plot of the useful share of the paid time over the interval between saves; None if there is but one interval.
 
-    None if there is only one interval to show.
+    The axis of the intervals is logarithmic, and the chosen interval is marked.
     """
     intervals = [i for i in CURVE * c.job.interval_s if c.job.upload_s <= i < c.job.work_s] or [c.job.interval_s]
     points = []

@@ -1,15 +1,16 @@
 """The capacity of spot machines over time: readers of recorded traces, and a generator of traces like them.
 
     trace = read_trace("a100x1-east1b.txt")
-    rate, burst = fit(trace)                        # preemptions a node and hour, and how many nodes are lost at once
+    rate, burst = fit(trace)                        # preemptions per node and hour, and how many nodes are lost at once
     trace = synthetic(rate, burst, hours=27, seed=0)
 
-A trace says how many instances there were from each of its times to the next. A number that falls by k is a burst of k
-preemptions. The format of a file is recognised by its content:
+A trace says how many instances there were between each of its times and the next. When the number falls by k, k instances
+were preempted in one burst. The format of a file is recognised by its content:
 
 - availability and preemption (skypilot-org/spot-traces, NSDI'24): a JSON object {"metadata": {"gap_seconds": 600}, "data":
-  [1, 1, 0, …]}, a number of instances for each tick;
-- bamboo (uclasystem/bamboo): lines `2021-12-11, 11:11:30, 55`, a time and the instances of a fleet that is always refilled.
+  [1, 1, 0, …]}, with the number of instances every `gap_seconds`;
+- bamboo (uclasystem/bamboo): lines `2021-12-11, 11:11:30, 55`, each a time and the number of instances at that time, of a
+  fleet that is always refilled.
 """
 
 import heapq
@@ -24,22 +25,24 @@ import numpy as np
 from fastft.errors import UserError
 
 FLEET = 64
-"""Nodes of a synthetic trace, as many as bamboo's."""
+"""Nodes of a synthetic trace; bamboo's fleet has as many."""
 MOST_AN_HOUR = 60.0
-"""Most preemptions of a node in an hour that make sense: a machine cannot be provisioned faster, let alone do a step."""
+"""Most preemptions of a node in an hour that are accepted. A machine cannot even be provisioned in less than a minute."""
 REFILL_S = 600.0
 """Mean seconds until a synthetic fleet has replaced a lost node."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Numbers of instances over time, an entry for each change; the last one lasts until `end_s`."""
+    """Numbers of instances over time, with an entry for each change."""
 
     name: str
     times: np.ndarray
-    """Seconds, beginning with 0 and rising."""
+    """When each entry begins, in seconds, rising from 0."""
     counts: np.ndarray
+    """The number of instances during each entry."""
     end_s: float
+    """When the last entry ends, in seconds."""
 
     @property
     def most(self) -> int:
@@ -59,15 +62,16 @@ def read_trace(path: str | Path) -> Trace:
     except UnicodeDecodeError:
         raise UserError(_unknown(path)) from None
     if text.lstrip().startswith("{"):
-        times, counts, end_s = _ticks(text, path)
+        times, counts, end_s = _read_json(text, path)
     else:
-        times, counts, end_s = _lines(text, path)
+        times, counts, end_s = _read_lines(text, path)
     if not counts.any():
         raise UserError(f"trace: {path}: has no instance at any time")
-    return _changes(path.stem, times, counts, end_s)
+    return _without_repeats(path.stem, times, counts, end_s)
 
 
-def _ticks(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+def _read_json(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """(times, counts, end) of a trace with a number of instances every `gap_seconds`."""
     try:
         values = json.loads(text)
         gap, counts = values["metadata"]["gap_seconds"], np.array(values["data"])
@@ -80,35 +84,37 @@ def _ticks(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     return gap * np.arange(len(counts), dtype=float), counts, float(gap * len(counts))
 
 
-def _lines(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    moments, counts = [], []
+def _read_lines(text: str, path: Path) -> tuple[np.ndarray, np.ndarray, float]:
+    """(times, counts, end) of a trace with a line for each change."""
+    timestamps, counts = [], []
     for line in filter(str.strip, text.splitlines()):
         try:
             day, clock, count = (part.strip() for part in line.split(","))
-            moments.append(datetime.fromisoformat(f"{day}T{clock}").timestamp())
+            timestamps.append(datetime.fromisoformat(f"{day}T{clock}").timestamp())
             counts.append(int(count))
         except ValueError:
             raise UserError(_unknown(path)) from None
-    times = np.array(moments)
+    times = np.array(timestamps)
     if len(times) < 2 or np.diff(times).min() < 0 or times[-1] == times[0] or min(counts) < 0:
         raise UserError(f"trace: {path}: expected at least two lines, in order of time, with numbers of instances")
     return times - times[0], np.array(counts), float(times[-1] - times[0])
 
 
 def _unknown(path: Path) -> str:
+    """The error for a file of another format."""
     return f"trace: {path} has no known format: JSON with metadata.gap_seconds and data, or lines `2021-12-11, 11:11:30, 55`"
 
 
-def _changes(name: str, times: np.ndarray, counts: np.ndarray, end_s: float) -> Trace:
-    """The trace without entries that repeat the one before."""
+def _without_repeats(name: str, times: np.ndarray, counts: np.ndarray, end_s: float) -> Trace:
+    """Make a trace, leaving out entries whose number of instances is that of the entry before."""
     keep = np.append(True, np.diff(counts) != 0) & (times < end_s)
     return Trace(name, times[keep], counts[keep], end_s)
 
 
 def fit(trace: Trace) -> tuple[float, float]:
-    """(preemptions a node and hour, mean size of a burst) of a trace; (0, 1) if it has no preemption.
+    """(preemptions per node and hour, mean size of a burst) of a trace; (0, 1) if it has no preemption.
 
-    Preemptions no more than 60 s apart count as one burst, because recorders poll.
+    Preemptions at most 60 s apart count as one burst, because recorders poll and see the nodes of a burst one after the other.
     """
     falls = -np.minimum(np.diff(trace.counts), 0)
     at = trace.times[1:][falls > 0]
@@ -121,10 +127,10 @@ def fit(trace: Trace) -> tuple[float, float]:
 
 
 def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0, fleet: int = FLEET) -> Trace:
-    """A made-up fleet whose nodes are each preempted `rate` times an hour on average, and then replaced.
+    """Make up the trace of a fleet whose nodes are each preempted `rate` times an hour on average, and then replaced.
 
-    Bursts are a Poisson process, their sizes geometric with mean `burst`. Raises UserError for a rate that is negative or
-    too large, or a burst below 1 or above the fleet.
+    Bursts are a Poisson process, and their sizes are geometric with mean `burst`. Raises UserError for a rate that is
+    negative or too large, and for a burst below 1 or above the fleet.
     """
     if not 0 <= rate <= MOST_AN_HOUR:
         raise UserError(
@@ -142,7 +148,7 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
     heapq.heapify(events)
     while events and events[0][0] < end_s:
         at, change = heapq.heappop(events)
-        if change < 0 and random.random() * fleet >= up:  # the fewer nodes are up, the fewer are hit
+        if change < 0 and random.random() * fleet >= up:  # with fewer nodes up, bursts are rarer in proportion
             continue
         change = max(change, -up)
         for _ in range(-change):
@@ -150,6 +156,6 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
         up += change
         times.append(at)
         counts.append(up)
-    return _changes(
+    return _without_repeats(
         f"synthetic, {rate:.3g} a node and hour, {burst:.3g} at once", np.array(times), np.array(counts), end_s
     )
