@@ -1,4 +1,4 @@
-"""The command line of every verb: dataclasses are its options, jsonargparse its parser, and `run` its one way out.
+"""The command line of every verb: dataclasses declare its options, jsonargparse reads them, `run` turns errors into lines.
 
     @dataclass
     class InspectConfig:
@@ -43,11 +43,18 @@ MACHINE = {
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
-    """Call `main` and return the exit code of the process: the one place where an error becomes a line.
+    """Call `main` and return the exit code of the process. This is the only place where an error becomes a line.
 
-    A `UserError` is printed as one line ("error: …"), and so is a disk that is full, a directory that may not be written
-    to, or one that has the name of an output. Anything else is a bug: its traceback is printed, and a line that asks for a
-    report; the code is 1. Where several processes meet the same error, only those print it for which `speaks()` is true.
+    What `main` raises decides what is printed on stderr, and the exit code:
+
+    - UserError, or what the machine refuses (a full disk, a directory that is read-only): one line, "error: …"; the
+      error's own code, 1 or 2
+    - PeerError: nothing, because the process that met the error prints it; 1
+    - KeyboardInterrupt: nothing; 130
+    - BrokenPipeError because nobody reads the output any more (`| head`): nothing; 0
+    - any other exception is a bug: its traceback, and a line that asks for a report; 1
+
+    Nothing is printed if `speaks()` is false, for runs in which several processes meet the same error.
     """
     try:
         code = main() or 0
@@ -60,7 +67,7 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 0 if _reader_has_left() else _bug(speaks)
+        return 0 if _stdout_is_closed() else _bug(speaks)
     except OSError as error:
         if error.errno not in MACHINE:
             return _bug(speaks)
@@ -83,16 +90,16 @@ def _line_about_machine(error: OSError) -> str:
     return f"{path or 'this machine'}: {error.strerror}"
 
 
-def _reader_has_left() -> bool:
-    """Whether nobody reads the standard output any more (`| head`); False if the pipe that broke is another one.
+def _stdout_is_closed() -> bool:
+    """Whether the program that read our standard output has ended, such as `head`; False if another pipe has broken.
 
-    Then the command ends as if it had been read: its work is done and written, only the account of it is not wanted.
+    If it has, what is still to be written there goes to /dev/null, so that Python does not fail once more at the end.
     """
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # errors are reported always
     if not poll.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
@@ -105,10 +112,10 @@ def _bug(speaks: Callable[[], bool]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process without taking the interpreter apart.
+    """End the process at once, without Python's own clean-up.
 
-    A worker thread of gloo may still be dropping the tensors of the last collective then; it cannot have the
-    interpreter's lock any more and aborts the finished process (1 of 25 runs on 2 processes, torch 2.13, Python 3.11).
+    During that clean-up a thread of gloo may still free the tensors of the last collective. It cannot get the interpreter's
+    lock any more, and aborts the process although its work is done (1 of 25 runs on 2 processes, torch 2.13, Python 3.11).
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a terminal that has been closed
@@ -132,9 +139,10 @@ def option(
 
     `short`: an additional short name, such as "-o". `name`: the option's name where Python does not allow it for a field, such
     as `with`. `positional`: the option may also be given by its place, without its name. `several`: any number of values,
-    separated by spaces or by repeating the option. `repeated`: any number of values, one each time the option is given, so
-    that a positional value may follow. `separator`: each value is split at it (`--with a,b`). `alone`: the value that the
-    option has when it is given without one. `help`: used instead of the attribute's docstring, where it is computed.
+    separated by spaces or by repeating the option; they are texts, numbers or paths. `repeated`: any number of values, one
+    each time the option is given, so that a positional value may follow. `separator`: each value is split at it
+    (`--with a,b`). `alone`: the value of the option if it is given without one. `help`: replaces the attribute's docstring,
+    for a text that is computed.
     """
     metadata = {
         "option": True,
@@ -163,9 +171,9 @@ def parse(
 ) -> list:
     """Return one instance of each of the dataclasses `classes`. Raises UsageError with one line; `--help` exits.
 
-    The command line wins over files, whatever the order, and a later file over an earlier one. `renamed` maps keys that
-    had another name in the last release to the present one: they still work, with a warning. `synonyms` maps the names
-    that other projects use to ours, for the line that an unknown key gets.
+    A value on the command line replaces one from a file, whatever their order, and a later file replaces an earlier one.
+    `renamed` maps names that options had in the last release to their present ones: the old ones still work, with a warning.
+    `synonyms` maps names that other projects use to ours, to be named in the error about an unknown key.
     """
     import jsonargparse
 
@@ -173,7 +181,7 @@ def parse(
     options = [each for cls in classes for each in options_of(cls)]
 
     class HelpFormatter(jsonargparse.DefaultHelpFormatter):
-        """Says in --help what an option takes with the words of an error about it."""
+        """Describes types in --help in the same words as error messages do."""
 
         def _get_type_str(self, action: argparse.Action) -> str | None:
             annotation = getattr(action, "_typehint", None) or action.type
@@ -208,7 +216,7 @@ def parse(
 
 
 def _usage(prog: str, options: Iterable[Option]) -> str:
-    """The first line of --help; the list of all options follows it anyway."""
+    """The first line of --help: what must be given, and what has a place. The list of all options follows it."""
     places = []
     for each in options:
         word = each.key.upper()
@@ -220,7 +228,7 @@ def _usage(prog: str, options: Iterable[Option]) -> str:
 
 
 def _add_options(parser: Any, cls: type) -> None:
-    """Plain fields by jsonargparse itself; those made by `option` one by one, as argparse has them."""
+    """Add the fields of `cls` to the parser: plain ones with jsonargparse's own function, those made by `option` one by one."""
     made = {each.key: each for each in options_of(cls)}
     special = [f for f in fields(cls) if f.metadata.get("option")]
     texts = _attribute_docstrings(cls)
@@ -237,13 +245,15 @@ def _add_options(parser: Any, cls: type) -> None:
         parser.add_argument(*names, dest=known.key, **settings)
     parser.add_class_arguments(cls, skip={f.name for f in special})
     groups = {each.key for each in made.values() if group_of(each.annotation)}
-    for action in parser._actions:  # a group is given by its keys, and an option for the whole of it only hides them
+    for (
+        action
+    ) in parser._actions:  # --help lists the keys of a group; the option for the whole group would only distract
         if action.dest in groups or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS
 
 
 def _attribute_docstrings(cls: type) -> dict[str, str]:
-    """Texts of the fields, by name, those of the classes that `cls` derives from included."""
+    """The docstrings of the fields, by name, with those of the classes that `cls` derives from."""
     from docstring_parser import parse_from_object
 
     return {

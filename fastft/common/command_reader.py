@@ -1,7 +1,7 @@
-"""What the user gave, on the command line and in files, read before jsonargparse sees it.
+"""Reads the command line and the files of options before jsonargparse does.
 
-jsonargparse converts values to their types. This module knows the names: it puts the command into one plain form that
-argparse cannot misread, lets old names work, and finds the one line that an unknown key or a wrong value gets.
+jsonargparse converts values to their types. This module handles the names: it rewrites the command into one form that argparse
+cannot misread, lets old names work, and composes the error messages about unknown keys and wrong values.
 """
 
 import contextlib
@@ -40,21 +40,21 @@ class Option:
     several: bool = False
     """Whether it has any number of values."""
     repeated: bool = False
-    """Whether these are given one at a time."""
+    """Whether each of these values needs the option before it."""
     separator: str | None = None
-    """What separates several values in one word."""
+    """The character that separates values in one word."""
     alone: bool = False
     """Whether it may stand without a value."""
     required: bool = False
 
     @property
     def item(self) -> Any:
-        """Type of one value on the command line."""
+        """The type of one value on the command line."""
         return typing.get_args(self.annotation)[0] if self.several else self.annotation
 
 
 def options_of(cls: type, prefix: str = "") -> Iterator[Option]:
-    """Yield an option for every key of `cls`; a group has one of its own, after its keys."""
+    """Yield an option for every key of `cls`. A group (a dataclass inside it) yields those of its keys, then its own."""
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
         if nested := group_of(hints[f.name]):
@@ -74,7 +74,7 @@ def options_of(cls: type, prefix: str = "") -> Iterator[Option]:
 
 
 def key_of(f: Field) -> str:
-    """The name of the option that a field is: the field's own, where Python has no word of its own that is the same."""
+    """The option's name: the field's own, or the one given to `option` where Python does not allow that for a field."""
     return _underscored(f.metadata.get("name") or f.name)
 
 
@@ -87,12 +87,12 @@ def _underscored(name: str) -> str:
 
 
 def group_of(annotation: Any) -> type | None:
-    """The dataclass whose fields are the keys of a group, where `annotation` is one."""
+    """The dataclass of a group of keys, or None if `annotation` is the type of a single value."""
     return annotation if isinstance(annotation, type) and is_dataclass(annotation) else None
 
 
 def entry_of(annotation: Any) -> type | None:
-    """The dataclass of a list's entries, where `annotation` is or may be such a list."""
+    """The dataclass of a list's entries, or None if `annotation` allows no list of dataclasses."""
     for part in (annotation, *typing.get_args(annotation)):
         if typing.get_origin(part) is list and (found := group_of(typing.get_args(part)[0])):
             return found
@@ -100,16 +100,12 @@ def entry_of(annotation: Any) -> type | None:
 
 
 def valid_keys(cls: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all keys of a dataclass, those of dataclasses inside it included."""
+    """The dotted names of all keys of a dataclass, with those of the groups inside it."""
     return [option.key for option in options_of(cls, prefix) if not group_of(option.annotation)]
 
 
 class CommandReader:
-    """Reads what the user gave, on the command line and in files, before jsonargparse does.
-
-    It knows the names, so that an unknown one gets a helpful line; and it remembers every value with the type that it must
-    have, so that `explain` can say which of them was wrong.
-    """
+    """Reads one command. It remembers every value with the type that it must have, so that `explain` can find the wrong one."""
 
     def __init__(self, options: Sequence[Option], renamed: dict[str, str], synonyms: dict[str, str]):
         self.renamed, self.synonyms = renamed, synonyms
@@ -122,9 +118,9 @@ class CommandReader:
         self.places: list[str] = []  # words without a name
 
     def read(self, argv: Sequence[str]) -> list[str]:
-        """Return the command in one plain form: the files as one, then every value as `--key=value`.
+        """Return the command in the form that argparse cannot misread: the files as one, then every value as `--key=value`.
 
-        In this form a value may begin with a dash, and words without a name may stand anywhere, which argparse does not allow.
+        So a value may begin with a dash, and words without a name may stand between options. Raises UsageError.
         """
         words = deque(argv)
         while words:
@@ -176,7 +172,7 @@ class CommandReader:
             raise UsageError(f"unknown option {word!r}; --help lists all (a file of that name: ./{word})")
 
     def _take(self, option: Option, given: str | None, words: deque[str], plus: str = "") -> None:
-        """Take the value of an option, or its values, from its own word or from the words that follow."""
+        """Take the values of an option: `given`, which came with its name (`--key=value`), or the words that follow."""
         if given is not None:
             values = [given]
         elif option.several and not option.repeated:
@@ -207,7 +203,7 @@ class CommandReader:
         self.out.append(f"--{option.key}{plus}={text}")
 
     def _is_option(self, word: str) -> bool:
-        """Whether a word is an option and no value: a number and a lone dash are values."""
+        """Whether a word is an option rather than a value. Negative numbers and a lone dash are values."""
         try:
             float(word)
         except ValueError:
@@ -215,7 +211,7 @@ class CommandReader:
         return False
 
     def _note_text(self, option: Option, text: str) -> None:
-        """Remember a value of the command line, and check the keys inside it."""
+        """Remember a value from the command line, and check the keys inside it."""
         import yaml
 
         value = None
@@ -247,7 +243,7 @@ class CommandReader:
             raise UsageError(f"{', '.join(option.key for option in missing)}: missing; say {how}, or use --config FILE")
 
     def _present(self, name: str) -> str:
-        """The name of today."""
+        """The present name of an option that had another name in the last release; any other name stays as it is."""
         if name in self.renamed:
             logger.warning(
                 "%s is called %s now; the old name stops working in the next release", name, self.renamed[name]
@@ -255,7 +251,7 @@ class CommandReader:
         return self.renamed.get(name, name)
 
     def _read_file(self, path: str) -> None:
-        """Take the values of a file of options, under the names of today."""
+        """Take the values of a file of options, under the present names."""
         import yaml
 
         try:
@@ -277,11 +273,12 @@ class CommandReader:
             self._check_value(key, value, option.annotation)
             if option.several and not _fits(value, option.annotation):
                 raise UsageError(_misfit(key, value, option.annotation))
-            endless = isinstance(value, float) and not math.isfinite(value)  # which JSON has no word for
-            self.in_files[key] = f".{value}".replace(".-", "-.") if endless else value
+            # The values go on as JSON, which cannot write infinity and NaN; jsonargparse reads YAML's words for them.
+            no_json = isinstance(value, float) and not math.isfinite(value)
+            self.in_files[key] = f".{value}".replace(".-", "-.") if no_json else value
 
     def _flat(self, values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Yield (dotted key, value) of a file's keys; groups are walked into, values are left whole."""
+        """Yield (dotted key, value) for every key of a file, and for every key of the groups in it."""
         for key, value in values.items():
             name = f"{prefix}{key}"
             option = self.by_key.get(self.renamed.get(name, name))
@@ -291,7 +288,7 @@ class CommandReader:
                 yield name, value
 
     def _check_value(self, name: str, value: Any, annotation: Any) -> None:
-        """Check what jsonargparse lets pass or explains badly: a null where none may be, and the keys inside a value."""
+        """Raise UsageError for what jsonargparse accepts or explains badly: a null where none may be, keys inside a value."""
         parts = typing.get_args(annotation)
         if value is None and annotation is not Any and type(None) not in parts:
             raise UsageError(_misfit(name, value, annotation))
@@ -312,7 +309,7 @@ class CommandReader:
                 self._check_value(f"{name}.{key}", each, hints[key])
 
     def _unknown(self, name: str, known: Iterable[str]) -> str:
-        """The line for a key that does not exist: with what another project's name means here, or the nearest one."""
+        """The message about a key that does not exist: it names ours for another project's key, or else the nearest one."""
         nearest = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, [*known, *self.renamed])
         nearest = self.renamed.get(nearest, nearest)
         return f"unknown key {name!r}; " + (f"the nearest valid one is {nearest!r}" if nearest else "--help lists all")
@@ -322,7 +319,7 @@ class CommandReader:
         return any(key == given for given, _, _ in self.given)
 
     def explain(self, error: Exception) -> str:
-        """Say which of the given values does not fit its type, in one line; jsonargparse's own words if all of them do."""
+        """The message about the value that does not have its type; if all values do, jsonargparse's own words in one line."""
         for key, value, annotation in self.given:
             if value is not NOTHING and not _fits(value, annotation):
                 return _misfit(key, value, annotation)
@@ -330,7 +327,7 @@ class CommandReader:
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as groups within groups."""
+    """Turn {"a.b": 1} into {"a": {"b": 1}}."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         *groups, last = key.split(".")
@@ -342,12 +339,12 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _misfit(key: str, value: Any, annotation: Any) -> str:
-    """The line for a value of the wrong type."""
+    """The message about a value of the wrong type."""
     return f"{key}: expected {expected(annotation)}, got {'null' if value is None else repr(value)}"
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether jsonargparse takes `value` for a value of that type."""
+    """Whether jsonargparse accepts `value` for that type."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
@@ -362,7 +359,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def expected(annotation: Any) -> str:
-    """A type in words: "a whole number", "one of cosine, linear", "true or false"."""
+    """Describe a type in words: "a whole number", "one of cosine, linear", "true or false"."""
     if group := group_of(annotation):
         return f"a group of keys ({', '.join(f.name for f in fields(group))})"
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
@@ -380,7 +377,7 @@ def expected(annotation: Any) -> str:
 
 
 def _nearest(key: str, names: Iterable[str]) -> str | None:
-    """The name that was meant: one of the same group if one is near, else one whose last part is."""
+    """The name that was probably meant, or None: a similar one in the same group, else one whose last part is similar."""
     names = list(names)
     group, _, last = key.rpartition(".")
     same = [name for name in names if name.rpartition(".")[0] == group] or names
