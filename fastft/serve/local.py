@@ -134,10 +134,10 @@ class LocalWorker:
             return
         self.process.wait()
         self.relay.join(5)
-        errors = [line for line in self.said if line.startswith("error: ")]
-        last = errors[-1:] or [line for line in self.said if line.strip()][-1:]
-        said = last[0].removeprefix("error: ") if last else "it said nothing"
-        raise UserError(f"the worker of {self.name} ended with code {self.process.returncode}: {said}")
+        if errors := [line for line in self.said if line.startswith("error: ")]:
+            raise UserError(f"the worker of {self.name}: {errors[-1].removeprefix('error: ')}")
+        last = [line for line in self.said if line.strip()][-1:] or ["it said nothing"]
+        raise UserError(f"the worker of {self.name} ended with code {self.process.returncode}: {last[0]}")
 
     def _ready_line(self) -> str | None:
         for line in self.process.stdout:

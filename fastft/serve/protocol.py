@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # it imports torch, and the gateway, which shares the errors,
 MOST_STOPS = 4
 MOST_TOP_LOGPROBS = 20
 IGNORED_HEADER = "x-fastft-ignored"
+USAGE_COMMENT = b": usage "
+"""A comment line at the end of a worker's stream, where the client did not ask for usage: the tokens as JSON, for the record."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 # Sent by clients as a matter of course, and without a bearing on what is answered here: not worth a note.
 SILENT = {"user", "metadata", "store"}

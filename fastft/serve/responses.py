@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from fastft.inference.detokenize import TokenBytes
 from fastft.inference.rows import Answering, Delta, TokenLogprob
 from fastft.serve.generation import AnswerJob, Generation
-from fastft.serve.protocol import IGNORED_HEADER, ApiError, GenerationRequest
+from fastft.serve.protocol import IGNORED_HEADER, USAGE_COMMENT, ApiError, GenerationRequest
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,9 @@ class AnswerResponse(Response):
                 choices.append(self.form.ending(i, delta.finish_reason))
             if choices:
                 await self._send(b"".join(self._event([choice]) for choice in choices))
-        last = self._event([], self._usage()) if self.request.include_usage else b""
+        # Clients pass comments over; a gateway's record counts the tokens of those who did not ask for usage, too.
+        unasked = b"%s%s\n\n" % (USAGE_COMMENT, orjson.dumps(self._usage()))
+        last = self._event([], self._usage()) if self.request.include_usage else unasked
         await self._send(last + DONE, more=False)
 
     async def _deltas(self, comments: bool = False) -> AsyncIterator[Delta]:
