@@ -245,9 +245,8 @@ def _add_options(parser: Any, cls: type) -> None:
         parser.add_argument(*names, dest=known.key, **settings)
     parser.add_class_arguments(cls, skip={f.name for f in special})
     groups = {each.key for each in made.values() if group_of(each.annotation)}
-    for (
-        action
-    ) in parser._actions:  # --help lists the keys of a group; the option for the whole group would only distract
+    # --help lists the keys of a group; the option for the group as a whole would only distract.
+    for action in parser._actions:
         if action.dest in groups or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS
 

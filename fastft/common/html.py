@@ -1,9 +1,10 @@
-"""What the project's HTML pages share: the look (page.html.jinja), pieces (pieces.html.jinja), how values are written.
+"""Writes the project's HTML pages, and formats the numbers and texts on them.
 
     write_page(Path("out/report.html"), Path(__file__).with_name("cleaning.html.jinja"), title="A page", …)
 
-Each room with a page has its template beside the module that fills it. A page loads nothing, and its security policy
-forbids it to. Everything on it is data that others wrote, so every value goes through `visible` and jinja's autoescape.
+A page's template lies beside the module that fills it. All of them extend page.html.jinja (layout, style, scripts) and may use
+the macros of pieces.html.jinja. A page loads nothing from elsewhere, and its security policy forbids that. The values on it
+come from other people, so all of them pass through `visible` and jinja's autoescape.
 """
 
 import base64
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     import jinja2
 
 
-LONGEST_TEXT = 20_000  # characters of an answer; a model that does not stop should not fill the page
+LONGEST_TEXT = 20_000  # characters of a text that are shown: an answer that does not end must not fill the page
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Write `template` filled with `values` to `path`; an older page is replaced only by a whole new one."""
+    """Fill `template` with `values` and write the page to `path`. An earlier page stays until the new one is complete."""
     text = _environment(template.parent).get_template(template.name).render(values)
     write_whole(path, text.strip() + "\n")
 
 
 @functools.cache
 def _environment(directory: Path) -> "jinja2.Environment":
-    """For the templates in `directory`, which may extend and import those that lie beside this module."""
+    """Jinja's environment for the templates in `directory`, which may extend and import those beside this module."""
     import jinja2
 
     made = jinja2.Environment(
@@ -49,13 +50,14 @@ def _environment(directory: Path) -> "jinja2.Environment":
     return made
 
 
-# --- what is drawn ----------------------------------------------------------------------------------------------------
+# --- Charts -----------------------------------------------------------------------------------------------------------
 
 
 def funnel(ledger: dict[str, Any]) -> list[dict[str, Any]]:
-    """Bars from input to parts: each has `left` (what is still there) and `bar` (what this row is about), in percent.
+    """The rows of a waterfall chart, from the input over what each reason rejected to what is kept.
 
-    A reason's bar begins where what is left after it ends, so that the bars walk down from the input to what is kept.
+    `left` and `bar` are percentages of the largest count: where a row's bar begins, and how long it is. The bar of a reason
+    begins where the next one ends, so that the bars step down from the input to what is kept.
     """
     total, kept, parts = (ledger.get(key, 0) for key in ("input", "kept", "parts"))
     rows, left = [("input", "conversations in", total, 0)], total
@@ -73,7 +75,7 @@ def funnel(ledger: dict[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass
 class Plot:
-    """A plot in percent of its width and height (from the top), for the template to draw at any size."""
+    """A plot with coordinates in percent of its width and height (from the top), so that it can be drawn at any size."""
 
     title: str
     x_ticks: list[tuple[float, str]]
@@ -84,7 +86,10 @@ class Plot:
 
 
 def ticks(low: float, high: float, whole: bool = False) -> list[float]:
-    """Three to seven round numbers that enclose low and high, in steps of 1, 2 or 5 times a power of ten."""
+    """Three to seven round numbers for an axis from `low` to `high`, in steps of 1, 2 or 5 times a power of ten.
+
+    The first is not above `low`, the last not below `high`. With `whole`, the steps are at least 1.
+    """
     if high - low <= 1e-9 * abs(high):
         margin = abs(high) / 10 or 1.0
         low, high = (low - margin, high + margin) if low else (0.0, margin)
@@ -94,10 +99,10 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
     return [n * step for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 
 
-# --- how things are written -------------------------------------------------------------------------------------------
+# --- Texts and numbers ------------------------------------------------------------------------------------------------
 
-# Characters without a look of their own, or that change how their neighbours look: controls but tab and newline, line
-# separators, directional marks, zero-width ones but the joiners that scripts and emoji need, tags, lone surrogates.
+# Characters that show nothing themselves, or change how their neighbours look: control characters except tab and newline, line
+# separators, directional marks, zero-width characters except the joiners of scripts and emoji, tags, lone surrogates.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -105,12 +110,12 @@ _INVISIBLE = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with every invisible character spelled out, as \\x1b or \\u202e, so that none can act."""
+    """The text with each invisible character replaced by its code, such as \\x1b or \\u202e."""
     return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
 def code_and_prose(text: str) -> list[tuple[bool, str]]:
-    """The text in pieces (is it a fenced code block?, piece), nothing added or left out but a tail that is too long."""
+    """Split a text into pieces: (whether it is a fenced code block, its text). A text above LONGEST_TEXT is cut."""
     if len(text) > LONGEST_TEXT:
         text = f"{text[:LONGEST_TEXT]}\n[… {len(text) - LONGEST_TEXT:,} more characters]"
     pieces = re.split(r"(^```.*?(?:^```[ \t]*(?:\n|\Z)|\Z))", text, flags=re.MULTILINE | re.DOTALL)
@@ -118,7 +123,7 @@ def code_and_prose(text: str) -> list[tuple[bool, str]]:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Settings as (dotted name, text), in their order."""
+    """Yield (dotted name, value as text) for every setting, with those in nested dictionaries."""
     for name, value in settings.items():
         if isinstance(value, dict) and value:
             yield from flatten(value, f"{prefix}{name}.")
@@ -133,12 +138,12 @@ def _plain(value: Any) -> str:
 
 
 def precise(value: float) -> str:
-    """Four significant digits: 0.4213, 12.5, 2e-5."""
+    """A number with four significant digits: 0.4213, 12.5, 2e-5."""
     return re.sub(r"e([+-])0*", lambda e: "e-" if e[1] == "-" else "e", f"{value:.4g}")
 
 
 def compact(value: float) -> str:
-    """Three significant digits and a unit, as models are spoken of: 950, 12.3k, 1.2M, 3B."""
+    """A number with three significant digits and a unit, as sizes of models are written: 950, 12.3k, 1.2M, 3B."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:  # 999.6 would be written 1e+03
             return f"{value / size:.3g}{unit}"
@@ -146,15 +151,17 @@ def compact(value: float) -> str:
 
 
 def percent(share: float) -> str:
+    """A share as a percentage: 12.3 %."""
     return f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """9.5 s, 2 min 41 s, 3 h 05 min, on one line."""
+    """A time as 9.5 s, 2 min 41 s or 3 h 05 min, with spaces at which no line breaks."""
     minutes, rest = divmod(round(seconds), 60)
     short = f"{seconds:.1f} s" if seconds < 60 else f"{minutes} min {rest:02d} s"
     return (short if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min").replace(" ", "\u00a0")
 
 
 def sha256(text: str) -> str:
+    """The digest of a script or style in base64, as a page's security policy names it."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,12 +1,12 @@
-"""What a program says while it works: the standard library's logging, shown by rich on stderr, a message a line.
+"""Shows the messages of the standard library's logging on stderr, one a line, through rich's handler.
 
-    logger = logging.getLogger(__name__)          # in every module that has something to say
+    logger = logging.getLogger(__name__)          # in every module that has messages
     logger.info("data: %s: %d conversations", path, count)
 
-    logs.show()                                   # once, where a command begins; a library that is imported says nothing
-    logs.show_live("step 3/100  loss 1.234")      # the one line at the bottom of a terminal that is written over
+    logs.show()                                   # once, where a command begins; without it nothing is shown
+    logs.show_live("step 3/100  loss 1.234")      # a line at the bottom of a terminal, replaced by the next one
 
-Messages are whole lines, never wrapped, so that they can be searched for. Warnings and errors begin with their kind.
+Messages are never wrapped, so that they can be searched for. Warnings and errors begin with "warning: " and "error: ".
 """
 
 import logging
@@ -15,12 +15,12 @@ import sys
 from contextlib import suppress
 
 OURS = ("fastft", "cleaning")  # the loggers that are shown; those of other libraries stay as they are
-_notice: str | None = None  # what the live line begins with until it is no longer so
-_live = False  # whether the last thing on the terminal is a live line
+_notice: str | None = None  # the words before every live line, if any
+_live = False  # whether a live line is on the terminal now
 
 
 def show(level: int = logging.INFO) -> None:
-    """Show the messages of this project from `level` on, on stderr. Calling it again changes the level."""
+    """Show this project's messages of `level` and above on stderr. Another call changes the level."""
     handler = _handler()
     for name in OURS:
         logger = logging.getLogger(name)
@@ -29,7 +29,7 @@ def show(level: int = logging.INFO) -> None:
 
 
 def show_live(line: str | None) -> None:
-    """Write `line` over the last one at the bottom of the terminal; None ends it. Does nothing if stderr is no terminal."""
+    """Replace the live line at the bottom of the terminal; None leaves it there for good. Without a terminal, do nothing."""
     global _live
     if line is None:
         if _live:
@@ -43,7 +43,7 @@ def show_live(line: str | None) -> None:
 
 
 def set_notice(notice: str | None) -> None:
-    """Begin each live line with `notice` from now on; None ends that."""
+    """Put `notice` before every live line from now on, or nothing if it is None."""
     global _notice
     _notice = notice
 
@@ -57,7 +57,7 @@ def clear_live() -> None:
 
 
 def write(text: str) -> None:
-    """Write to stderr. A terminal that has been closed takes nothing more, which is no reason to fail."""
+    """Write to stderr. Errors are ignored, because a run goes on when its terminal is closed."""
     with suppress(OSError):
         print(text, end="", file=sys.stderr, flush=True)
 
@@ -68,7 +68,7 @@ def _handler() -> logging.Handler:
     from rich.logging import RichHandler
 
     class LineHandler(RichHandler):
-        """rich's handler without its columns, which would wrap a message at the terminal's width."""
+        """rich's handler without its table, which would wrap messages at the terminal's width."""
 
         def render(self, *, record, traceback, message_renderable):
             return message_renderable
@@ -83,7 +83,7 @@ def _handler() -> logging.Handler:
 
 
 class _LineFormatter(logging.Formatter):
-    """Puts "warning: " or "error: " before a message of that level, and nothing before others."""
+    """Puts "warning: ", "error: " or "critical: " before messages of these levels."""
 
     def format(self, record: logging.LogRecord) -> str:
         kind = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "

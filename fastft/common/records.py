@@ -1,11 +1,8 @@
-"""Read JSON records from files, one at a time, whatever the container; a broken record is yielded as one, with the reason.
+"""Reads JSON records from files, one at a time: JSON arrays, JSON Lines, single objects, each also as .gz or .zst; Parquet.
 
-The cleaner reads raw dumps and the trainer reads conversations with `read_records`. It streams: memory grows with the
-largest record, not with the file. What cannot be parsed is yielded with the reason and the raw text, so that the caller can
-count it, keep it, or stop. `read_raw` yields the records unparsed, for a caller that parses them elsewhere (in worker
-processes) with `parsed`.
-
-Containers: a JSON array, JSON Lines, one JSON object, each also as `.gz` or `.zst`; Parquet (rows as dictionaries).
+The cleaner reads raw dumps with `read_records`, the trainer conversations. Memory grows with the largest record, not with the
+file. A record that cannot be parsed is yielded with the reason and its text, so that the caller can count it, keep it, or
+stop. `read_raw` yields records unparsed, for callers that parse them in worker processes (`parsed`).
 """
 
 import codecs
@@ -31,20 +28,20 @@ TOO_LONG_A_NUMBER = "a number of more than 4,300 digits"  # Python's limit: long
 
 @dataclass(slots=True)
 class Record:
-    """One record of a file. `error` is None for a good one; only a broken one has `raw`, at most 1 MiB of its text."""
+    """A record of a file. A broken one has `error`, the reason, and `raw`, at most the first MiB of its text."""
 
     where: str  # "dump.json: record 12", "dump.jsonl: line 7"
     value: Any
-    end: int  # bytes of the uncompressed file read so far, for progress
+    end: int  # bytes of the uncompressed file that have been read, to show progress
     error: str | None = None
     raw: str | None = None
 
 
 @dataclass(slots=True)
 class RawRecord:
-    """A record as its file has it. If `error` says that it is broken, `text` is its first MiB.
+    """A record that is not parsed yet. With an `error`, `text` is at most its first MiB.
 
-    An error without text is about the file: it was cut short between two records.
+    An error without any text is about the file, which was cut short between two records.
     """
 
     where: str
@@ -59,7 +56,7 @@ def read_records(path: str | os.PathLike) -> Iterator[Record]:
 
 
 def parsed(record: RawRecord) -> Record:
-    """Return the record with its value; one that is not JSON becomes a broken one."""
+    """Parse a record. One that is not JSON becomes a broken one."""
     error = record.error
     if error is None:
         try:
@@ -74,7 +71,7 @@ def parsed(record: RawRecord) -> Record:
 def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
     """Yield every record of `path` in file order, unparsed.
 
-    Raises UserError, naming the file and what to do, if it is missing, a directory, empty, not text or a damaged archive.
+    Raises UserError if the file is missing, a directory, empty, not text, or a damaged archive.
     """
     path = Path(path)
     if not path.exists():
@@ -107,8 +104,8 @@ def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
 
 
 def repair_text(text: str) -> str:
-    """Join surrogate pairs and replace lone surrogates by U+FFFD: no tokenizer and no UTF-8 file can hold them."""
-    if text.isascii():  # Python keeps this as a flag of the string
+    """Join surrogate pairs, and replace lone surrogates by U+FFFD, because neither UTF-8 nor a tokenizer can represent them."""
+    if text.isascii():  # costs nothing: Python keeps it as a flag of the string
         return text
     try:
         text.encode()
@@ -118,9 +115,9 @@ def repair_text(text: str) -> str:
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse JSON with orjson, and what orjson refuses (NaN, lone surrogates) with the standard library.
+    """Parse JSON with orjson, or with the standard library if orjson refuses it (NaN, lone surrogates).
 
-    Raises ValueError with the reason and the position, UnicodeDecodeError for bytes that are not UTF-8.
+    Raises ValueError with the reason and the position, and UnicodeDecodeError for bytes that are not UTF-8.
     """
     try:
         return orjson.loads(text)
@@ -137,10 +134,10 @@ def parse_json(text: bytes) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """Write anything that `parse_json` returns, or a row of a table, as one line of JSON.
+    """Write a value that `parse_json` returned, or a row of a table, as one line of JSON.
 
-    Lone surrogates stay as escapes, NaN becomes null, dates, decimals and bytes become text. Raises RecursionError for
-    what is nested too deeply.
+    Lone surrogates become escapes, NaN becomes null, and dates, decimals and bytes become text. Raises RecursionError if the
+    value is nested too deeply.
     """
     try:
         return orjson.dumps(value, default=str)
@@ -152,7 +149,7 @@ def to_json(value: Any) -> bytes:
 
 
 def packing_of(path: Path) -> str:
-    """Return ".gz", ".zst", ".parquet" or "", by the first bytes of the file, or by its name if the bytes say nothing."""
+    """Tell a file's format by its first bytes, or else by its name: ".gz", ".zst", ".parquet" or "" for plain text."""
     with path.open("rb") as stream:
         head = stream.read(4)
     named = path.suffix.lower() if path.suffix.lower() in _MAGIC.values() else ""
@@ -160,7 +157,7 @@ def packing_of(path: Path) -> str:
 
 
 def open_unpacked(path: Path) -> BinaryIO:
-    """Open a file for reading the bytes that are in its archive, if it is one."""
+    """Open a file for reading; an archive is unpacked."""
     packing = packing_of(path)
     if packing == ".gz":
         return gzip.open(path, "rb")
@@ -168,13 +165,13 @@ def open_unpacked(path: Path) -> BinaryIO:
 
 
 class _ZstdReader:
-    """Reads a .zst file of one or more frames. (zstandard's own reader takes a file that was cut short for a whole one.)"""
+    """Reads a .zst file of one or more frames. zstandard's own reader does not notice that a file was cut short."""
 
     def __init__(self, path: Path):
         import zstandard
 
         self.file, self.zstandard = path.open("rb"), zstandard
-        self.frame = None  # the decompressor of a frame whose end has not been read yet
+        self.frame = None  # the decompressor of the frame that is being read
 
     def __enter__(self) -> "_ZstdReader":
         return self
@@ -183,7 +180,7 @@ class _ZstdReader:
         self.file.close()
 
     def read(self, size: int) -> bytes:
-        """Return about `size` bytes, at least one, or b"" at the end. Raises EOFError if the archive is damaged."""
+        """Return about `size` bytes, or b"" at the end. Raises EOFError if the archive is damaged."""
         pieces, held = [], 0
         while held < size:
             compressed = self.file.read(1 << 16)
@@ -205,7 +202,7 @@ class _ZstdReader:
 
 
 def read_unpacked(stream: BinaryIO, size: int, path: Path) -> bytes:
-    """Read from a stream of `open_unpacked`. Raises UserError if the archive, rather than the disk, is damaged."""
+    """Read from a stream of `open_unpacked`. Raises UserError if the archive is damaged; errors of the disk pass through."""
     try:
         return stream.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -231,22 +228,22 @@ _raw_decode = json.JSONDecoder().raw_decode
 
 
 class _Window:
-    """The part of a text stream that is in memory; the next record begins at the position `at`."""
+    """The part of a file's text that is in memory. The next record begins at the position `at`."""
 
     def __init__(self, path: Path, stream: BinaryIO, head: bytes):
         self.path, self.stream, self.read_bytes, self.ended = path, stream, len(head), False
         self.decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self.text, self.at = self.decoder.decode(head), 0
-        # The objects of a dump begin with the same key, and the objects inside them with another one. That is how the next
-        # record is found after a broken one. ("},{" alone would also be found between the turns of one record.)
+        # After a broken record, the next one is found by its first key: the records of a dump all begin with the same key, and
+        # the objects inside them with another. "},{" alone would also match between the turns of one record.
         while (key := _FIRST_KEY.match(self.text)) is None and len(self.text) < 4096 and self.grow():
             pass
         self.next_element = re.compile(r",\s*(?=\{\s*" + (re.escape(key[1]) + r"\s*:" if key else "") + ")")
 
     def grow(self) -> bool:
-        """Drop what was read and double what is left, so that a record of n characters costs O(n), not O(n^2).
+        """Drop what comes before `at`, and read as much as is left, at least CHUNK. Returns False at the end of the file.
 
-        Returns False at the end of the stream.
+        The window doubles while one record fills it, so that a record of n characters costs O(n), not O(n^2).
         """
         chunk = read_unpacked(self.stream, max(CHUNK, len(self.text) - self.at), self.path)
         self.ended, self.read_bytes = not chunk, self.read_bytes + len(chunk)
@@ -254,7 +251,7 @@ class _Window:
         return not self.ended
 
     def skip(self, pattern: re.Pattern) -> str:
-        """Move past what matches `pattern`; return the character that follows, or "" at the end of the file."""
+        """Move `at` past what matches `pattern`, and return the character there, or "" at the end of the file."""
         while True:
             self.at = pattern.match(self.text, self.at).end()
             if self.at < len(self.text):
@@ -263,7 +260,7 @@ class _Window:
                 return ""
 
     def stop(self) -> tuple[int, str | None]:
-        """Return where the record at `at` stops and None, or where to go on after a broken one and what is wrong with it."""
+        """Return (the end of the record at `at`, None), or (where to go on after it, what is wrong) if it is broken."""
         while True:
             try:
                 _, stop = _raw_decode(self.text, self.at)  # 280 MB/s; no other way of finding the end was faster
@@ -272,7 +269,7 @@ class _Window:
             except RecursionError:
                 return self.resume(), "nested too deeply"
             except json.JSONDecodeError as error:
-                # Near the end of the window the only fault may be that the rest of the record has not been read yet.
+                # Near the end of the window, the rest of the record may not have been read yet.
                 cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
                 if not (cut and self.grow()):
                     return self.resume(), f"not JSON: {error.msg}"
@@ -280,20 +277,20 @@ class _Window:
                 return self.resume(), f"not JSON: {TOO_LONG_A_NUMBER}"
 
     def resume(self) -> int:
-        """Return where the element after a broken one begins, or the end of the file if there is none."""
+        """Return where the record after a broken one begins, or the end of the file if there is none."""
         searched = self.at + 1
         while (found := self.next_element.search(self.text, searched)) is None:
-            searched = max(len(self.text) - self.at - 1024, 1)  # of what the next window keeps
+            searched = max(len(self.text) - self.at - 1024, 1)  # a position in the next window, which begins at `at`
             if not self.grow():
                 return len(self.text)
         return found.end()
 
 
 def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[RawRecord]:
-    """Yield the elements of one or several JSON arrays, or JSON values that follow each other."""
+    """Yield the elements of one or several JSON arrays (`cat a.json b.json`), or JSON values one after the other."""
     window, in_array, number = _Window(path, stream, head), False, 0
     while following := window.skip(_BETWEEN_ELEMENTS):
-        if following == "]" or (following == "[" and not in_array):  # several arrays: cat a.json b.json
+        if following == "]" or (following == "[" and not in_array):
             in_array, window.at = following == "[", window.at + 1
             continue
         number += 1

@@ -1,4 +1,4 @@
-"""Share work out among processes: results in order, few batches at a time, and workers that end with their parent.
+"""Distributes batches over worker processes, and yields the results in order.
 
     for result in ordered_map(function, batches, pool): …
 
@@ -15,20 +15,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import parent_process
 from typing import Any, Protocol
 
-EARLY = 32  # batches that this process works on, at most, while a worker is loading: 10 s of work
+EARLY = 32  # batches that this process works on at most while a worker is loading: 10 s of work
 
 
 class Pool(Protocol):
-    """Where batches are worked on."""
+    """Workers that call functions."""
 
-    ahead: int  # batches that may be submitted and not yet taken back: enough to keep every worker busy
+    ahead: int  # batches that may be under way at a time: enough to keep every worker busy
 
     def submit(self, function: Callable, batch: Any) -> Any:
-        """Call function(batch) in a worker. The `result()` of what is returned waits for it."""
+        """Call function(batch) in a worker, and return a future, whose `result()` waits for it."""
 
 
 def begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends: otherwise a worker whose parent was killed waits for ever."""
+    """Prepare a worker: it ignores Ctrl-C, which its parent handles, and ends with its parent, even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()  # without this, a tenth of the time is spent searching the imported modules for garbage
 
@@ -40,7 +40,7 @@ def begin_worker() -> None:
 
 
 def in_background(pool: Pool, function: Callable, argument: Any) -> Future:
-    """Call function(argument) in a worker without waiting, as `pool.submit` does, until the first one has started (3 s)."""
+    """Call function(argument) in a worker without waiting. A thread submits it, because the first `pool.submit` takes 3 s."""
     threads = ThreadPoolExecutor(1)
     begun = threads.submit(lambda: pool.submit(function, argument).result())
     threads.shutdown(wait=False)
@@ -48,10 +48,10 @@ def in_background(pool: Pool, function: Callable, argument: Any) -> Future:
 
 
 def ordered_map(function: Callable, batches: Iterable, pool: Pool | None, loading: Future | None = None) -> Iterator:
-    """Yield function(batch) for each batch, in order. At most `pool.ahead` batches are under way, so memory stays small.
+    """Yield function(batch) for each batch, in order, with at most about `pool.ahead` batches in memory.
 
-    `loading` is something that a worker does first (`in_background`). Meanwhile this process works on the first batches; it
-    yields nothing before `loading` has succeeded, whose exception is raised here.
+    Without a pool, this process does the work. `loading` is a call that must succeed before anything is yielded
+    (`in_background`); while it runs, this process works on the first batches. Raises what `loading` raised.
     """
     if pool is None:
         yield from map(function, batches)
