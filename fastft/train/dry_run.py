@@ -1,8 +1,9 @@
-"""A dry run: two optimizer steps with the fullest rows of the run, to measure the peak memory, the time and the price.
+"""Take two optimizer steps with the fullest rows of a run, to measure its peak memory and time, and to estimate its price.
 
     fastft train … --dry_run true
 
-Two steps, because the first also compiles and creates the optimizer's moments. Only the cache of tokens is written.
+The second step is the one that counts, because the first also compiles and creates the optimizer's moments. Nothing but the
+token cache is written.
 """
 
 import logging
@@ -20,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def dry_run_steps(
-    take: Callable[[Step], dict],
+    take_step: Callable[[Step], dict],
     curriculum: Curriculum,
     config: TrainConfig,
     device: torch.device,
 ) -> None:
-    """Take two steps, and log what they took; collective. `take` is the trainer's own step, which returns its numbers."""
+    """Take two steps, and log their memory and time; collective. `take_step` takes one as the trainer does."""
     step = fullest_step(curriculum, config.global_batch_size)
     for number in (1, 2):
         began = time.perf_counter()
-        numbers = take(step)
+        numbers = take_step(step)
         loss = float(numbers["measured"][0])  # this waits for the device
         seconds = time.perf_counter() - began
         logger.info(

@@ -1,4 +1,4 @@
-"""What a run is made from: its settings and its data, read before there is a model, and the same on every rank."""
+"""Read and check what a run is made from, its settings and its data, before there is a model; the same on every rank."""
 
 import logging
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RunInputs:
-    """Everything that the settings and the data decide."""
+    """What follows from the settings and the data of a run."""
 
     config: TrainConfig
     stages: list[TrainConfig]
@@ -32,15 +32,15 @@ class RunInputs:
     """Which rows are trained on in which step."""
     template: ChatTemplate
     model_config: Any
-    """transformers' config of the model that is trained."""
+    """The config (of transformers) of the model that is trained."""
     model_files: huggingface.ModelFiles
-    """What the exported model has besides its weights, proven to be writable."""
+    """The files of the exported model besides its weights; writing them has been tried."""
     eval_data: TokenizedData | None
     """Held-out conversations."""
     sampler: Sampler
     trackers: list[str]
     identity: dict[str, Any]
-    """What must be equal for a checkpoint to belong to this run."""
+    """What a checkpoint must agree with to belong to this run."""
 
     @property
     def output_dir(self) -> Path:
@@ -53,10 +53,10 @@ class RunInputs:
 
 
 def read_inputs(config: TrainConfig, model_dir: Path) -> RunInputs:
-    """Read and check the settings and the data; collective.
+    """Read and check the settings and the data; collective. Raises UserError for the user's mistakes.
 
-    The trained model will be written to `model_dir`. Files are written next to it and removed again, to prove that this works:
-    nothing is trained that could not be exported. Raises UserError for the user's mistakes.
+    The trained model will be written to `model_dir`. To prove that this will work, its files other than the weights are
+    written beside `model_dir` and removed again: nothing is trained that could not be exported.
     """
     at_a_time = dist.get_world_size() * config.micro_batch_size
     if config.global_batch_size % at_a_time:

@@ -1,10 +1,10 @@
-"""From gradients to an update: the optimizer, the learning-rate schedule, gradient clipping, and skipped steps.
+"""Turn gradients into an update of the weights: optimizer, learning-rate schedule, gradient clipping, skipped steps.
 
     norm = clip_gradients(model, config.max_grad_norm)
     update(optimizer, learning_rate(config, number, total), finite=norm.isfinite())
 
 Nothing here waits for the device unless its docstring says so. The learning rate is a function of the step's number, so a
-checkpoint saves nothing but the weights, the optimizer's moments, and how many steps were skipped.
+checkpoint holds only the weights, the optimizer's moments, and how many steps were skipped.
 """
 
 import math
@@ -21,7 +21,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW as in `config.optimizer`: PyTorch's fused one with moments in fp32 or bf16, or torchao's with 8-bit moments.
+    """Build AdamW as `config.optimizer` says: PyTorch's fused one with fp32 or bf16 moments, or torchao's with 8-bit ones.
 
     Raises UserError if the one that was asked for is not available here.
     """
@@ -35,9 +35,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters in at most two groups: matrices (also embeddings) with weight decay, norms and biases without.
+    """The trained parameters in two groups: matrices and embeddings with weight decay, norms and biases without.
 
-    Hugging Face's Trainer, nanoGPT and Megatron-LM do the same. (OLMo 2 does not decay the embeddings either.)
+    An empty group is left out. Hugging Face's Trainer, nanoGPT and Megatron-LM do the same; OLMo 2 does not decay the
+    embeddings either.
     """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     decays = lambda name, p: p.ndim >= 2 and not name.endswith("bias")  # noqa: E731
@@ -51,10 +52,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def learning_rate(config: TrainConfig, number: int, total: int) -> float:
     """The learning rate of step `number` in 1..total: a linear warm-up to the peak, then a decay to `schedule.min_ratio` of it.
 
-    cosine and linear decay from the end of the warm-up, and constant never. wsd (warm-up, stable, decay) decays over the last
-    `schedule.decay_ratio` of all steps as 1 - sqrt(share done), which Hägele et al. (2024, arXiv 2405.18392) found better
-    than a linear decay, and as good as cosine if it takes 10 to 20 % of the steps or more. The minimum would be reached at
-    step total + 1, so that no step is wasted on a learning rate of 0.
+    The decay of `cosine` and `linear` begins after the warm-up; `constant` has none. `wsd` (warm-up, stable, decay) decays
+    over the last `schedule.decay_ratio` of all steps, as 1 - sqrt(share of the decay that is over). Hägele et al. (2024,
+    arXiv 2405.18392) found this better than a linear decay, and as good as cosine if it takes 10 to 20 % of the steps or
+    more. The minimum would be reached at step total + 1, so that no step is wasted on a learning rate of 0.
     """
     schedule = config.schedule
     warmup = math.ceil(schedule.warmup_ratio * total)
@@ -71,9 +72,9 @@ def learning_rate(config: TrainConfig, number: int, total: int) -> float:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients of all shards to a total norm of at most `max_norm` (0: only measure); collective.
+    """Scale the gradients of all shards down to a total norm of at most `max_norm`; collective.
 
-    Returns the norm before, a scalar that is the same on every rank, on the device.
+    0 means no limit. Returns the norm before clipping, a scalar on the device that is the same on every rank.
     """
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
@@ -84,11 +85,11 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
-    """Take one step at `lr`, and drop the gradients. If `finite` (a bool scalar) is false, weights, moments and the count of
-    steps stay as they are.
+    """Take one step at `lr` unless `finite`, a bool scalar on the device, is false, and drop the gradients.
 
-    The fused kernels decide on the device, with the input that they have for mixed precision (`found_inf`). torchao's 8-bit
-    kernel has no such input, so the host waits for `finite` there, once a step.
+    After a step that is not finite, the weights, the moments and the optimizer's count of steps are what they were. The fused
+    kernels decide this on the device, by an input that is meant for mixed precision (`found_inf`). torchao's 8-bit kernel has
+    no such input, so with it the host waits for `finite` at every step.
     """
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -106,13 +107,13 @@ def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
 
 @dataclass
 class SkippedSteps:
-    """Counts the steps that were skipped because their loss or gradient was not finite, as far as the host has read them."""
+    """Counts the steps that were skipped because their loss or gradient was not finite, up to the last row that was read."""
 
     total: int = 0
     in_a_row: int = 0
 
     def count(self, row: dict) -> None:
-        """Count a step by its row of metrics, and add `skipped_steps`, the number so far, to the row."""
+        """Count one step by its row of metrics, and add `skipped_steps` to the row: the number so far."""
         finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
         self.total += not finite
         self.in_a_row = 0 if finite else self.in_a_row + 1
@@ -124,8 +125,8 @@ def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
 
     The weights and the arithmetic stay fp32. On GPUs PyTorch's fused kernel takes bf16 moments with fp32 weights and
     gradients (torch >= 2.13). The CPU's kernel takes one data type only, so there the moments are widened to fp32 for each
-    step: the numbers are the same, and no memory is saved during the step. Loading a checkpoint widens them, too, until the
-    next step.
+    step, which gives the same numbers but saves no memory during the step. After a checkpoint was loaded they are fp32, too,
+    until the next step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     version = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -134,7 +135,7 @@ def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
             f"optimizer.state_dtype: bfloat16 needs torch 2.13 or newer on a GPU, this is {torch.__version__}; use float32"
         )
 
-    def before(optimizer: torch.optim.AdamW, args, kwargs) -> None:
+    def widen(optimizer: torch.optim.AdamW, args, kwargs) -> None:
         for p in parameters:
             state, dtype = optimizer.state[p], torch.bfloat16 if p.device.type == "cuda" else torch.float32
             if not state:
@@ -142,20 +143,21 @@ def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
                 state.update({name: torch.zeros_like(p, dtype=dtype) for name in MOMENTS})
             state.update({name: state[name].to(dtype) for name in MOMENTS})
 
-    def after(optimizer: torch.optim.AdamW, args, kwargs) -> None:
+    def narrow(optimizer: torch.optim.AdamW, args, kwargs) -> None:
         for p in parameters:
             state = optimizer.state[p]
             state.update({name: state[name].to(torch.bfloat16) for name in MOMENTS})
 
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
+    optimizer.register_step_pre_hook(widen)
+    optimizer.register_step_post_hook(narrow)
 
 
 def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.Optimizer:
-    """torchao's AdamW with moments in 8 bits, in blocks of 256 with a scale each (Dettmers et al., 2022).
+    """Build torchao's AdamW with 8-bit moments, in blocks of 256 that share a scale (Dettmers et al., 2022).
 
-    Shards with fewer than 4,096 entries, or whose number of entries is not a multiple of 256, keep fp32 moments. The first
-    step, taken here with gradients and a learning rate of 0, creates the moments and compiles a kernel for each shape.
+    Shards with fewer than 4,096 entries, or whose number of entries is not a multiple of 256, keep fp32 moments. A step with
+    zero gradients and a learning rate of 0 is taken here, because it creates the moments and compiles a kernel for each
+    shape. Raises UserError if torchao is missing or cannot compile.
     """
     try:
         from torchao.optim import AdamW8bit

@@ -1,6 +1,7 @@
-"""One writer for a run's directory: OUTPUT_DIR/.lock, locked by the first process of each machine for as long as it lives.
+"""Lock a run's directory, OUTPUT_DIR, so that no other run writes there at the same time.
 
-The system releases the lock when that process ends, however it ends. The file itself stays, and says who had it last.
+The first process of each machine locks the file OUTPUT_DIR/.lock for as long as it lives. The system releases the lock when
+that process ends, however it ends. The file itself stays, and says who had the lock last.
 """
 
 import fcntl
@@ -24,18 +25,19 @@ NAME = ".lock"
 
 
 def lock(directory: Path, at_exit: ExitStack) -> None:
-    """Make `directory` and lock it until this process ends; collective.
+    """Create `directory` and lock it until `at_exit` closes; collective.
 
-    Raises UserError that names the holder if another run has it, and if nothing can be written there.
+    Raises UserError if another run has the lock, which the message names, and if nothing can be written there.
     """
     token = on_first(lambda: secrets.token_hex(8))
-    first, first_here = dist.get_rank() == 0, local_rank() == 0
-    # Rank 0 before the others: a machine that shares its directory then finds the run's own token in the file.
-    for takes in (first, first_here and not first):
-        everywhere((lambda: _take(directory, token, at_exit)) if takes else None)
+    is_first, is_first_here = dist.get_rank() == 0, local_rank() == 0
+    # Rank 0 goes first, so that a machine which shares its directory finds the run's own token in the file.
+    for takes_lock in (is_first, is_first_here and not is_first):
+        everywhere((lambda: _take(directory, token, at_exit)) if takes_lock else None)
 
 
 def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
+    """Take the lock for the run with this `token`, or find that another machine of the run has it."""
     path = directory / NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -48,7 +50,7 @@ def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
     except BlockingIOError:
         holder = _holder(descriptor)
         if holder.get("token") == token:
-            return  # another machine of this run, and its disk is the same
+            return  # another machine of this run has it, on the disk that they share
         raise UserError(
             f"output_dir {directory}: another run is writing there ({_who(holder)}); wait until it has ended, or choose "
             "another --output_dir"
@@ -61,7 +63,7 @@ def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
         )
         return
     if _holder(descriptor).get("token") == token:
-        return  # each machine has locks of its own on this shared directory
+        return  # the machines share the directory, but on its file system each has locks of its own
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token}).encode()
     with room_for(path, len(text)):
         os.ftruncate(descriptor, 0)
@@ -70,7 +72,7 @@ def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
 
 
 def _holder(descriptor: int) -> dict:
-    """What the file says; {} if that is nothing that a run has written."""
+    """What the lock file says about the run that has the lock; {} if a run has not written it."""
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))
     except (OSError, ValueError):
@@ -79,4 +81,5 @@ def _holder(descriptor: int) -> dict:
 
 
 def _who(holder: dict) -> str:
+    """The holder of the lock, for a message."""
     return f"{holder.get('host')}, process {holder.get('pid')}" if holder else "which has not said yet who it is"

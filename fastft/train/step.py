@@ -1,7 +1,7 @@
-"""One optimizer step, and the held-out loss: the arithmetic of training, the same for any number of ranks.
+"""Take one optimizer step, and compute the held-out loss: the arithmetic of training, the same for any number of ranks.
 
-The loss of a step is the sum over its trained tokens divided by their global number, so it does not depend on the ranks,
-the micro-batches or the packing.
+The loss of a step is the sum over its trained tokens divided by their global number. So it does not depend on the ranks, the
+micro-batches or the packing.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from fastft.config import TrainConfig
-from fastft.cost.flops import attention_windows, attended_squares
+from fastft.cost.flops import attended_squares, attention_windows
 from fastft.data.batch import Batch, rank_batches
 from fastft.data.dataset import TokenizedData
 from fastft.data.step_plan import Curriculum, Step, StepPlan
@@ -29,12 +29,12 @@ def train_step(
     lr: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Take optimizer step `number` of the run, or leave the weights alone if its loss or gradient is not a finite number.
+    """Take optimizer step `number` of the run; if its loss or gradient is not finite, the weights stay as they are.
 
-    Returns the numbers of the step. `measured` holds the loss, the z-loss and the norm of the gradient; they are the same
-    on every rank and still on the device, because reading them would wait for it.
+    Returns the numbers of the step. Among them, `measured` holds the loss, the z-loss and the norm of the gradient, the same
+    on every rank. They are still on the device, because reading them would wait for it.
     """
-    # Every rank knows every row, so the global count of trained tokens is exact without communication.
+    # Every rank knows every row, so the global number of trained tokens needs no communication.
     conversations = [c for row in step.rows for c in row]
     trained = sum(int(step.data.trained[c][1:].sum()) for c in conversations)
     torch.manual_seed(step_seed(config.seed, number, dist.get_rank()))  # so that dropout, if any, survives a resume
@@ -55,9 +55,10 @@ def train_step(
 
 
 def accumulate_gradients(model: TrainedModel, batches: list[Batch], trained: int, device: torch.device) -> torch.Tensor:
-    """Forward and backward over this rank's share of a step that has `trained` tokens on all ranks together.
+    """Run forward and backward passes over this rank's micro-batches of a step.
 
-    Returns this rank's share of the loss and of the z-loss [2], fp32.
+    `trained` is the number of the step's trained tokens on all ranks together. Returns this rank's share of (loss, z-loss),
+    fp32 [2].
     """
     losses = torch.zeros(2, device=device)
     for batch in batches:
@@ -76,7 +77,7 @@ def build_batches(curriculum: Curriculum, config: TrainConfig, device: torch.dev
 
 @torch.no_grad()
 def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, device: torch.device) -> float:
-    """Mean loss per trained token over the held-out conversations; collective."""
+    """Compute the mean loss per trained token of the held-out conversations; collective."""
     rows = dist.get_world_size() * config.micro_batch_size
     curriculum = Curriculum([StepPlan(data, config.seq_len, config.seed, 1, rows, None)])
     total = torch.zeros((), device=device, dtype=torch.float64)
@@ -91,5 +92,5 @@ def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, devi
 
 
 def step_seed(seed: int, number: int, rank: int) -> int:
-    """A seed of its own for each step and rank."""
+    """A different seed for each step and rank."""
     return ((seed * 1_000_003 + number) * 1_000_003 + rank) % 2**63
