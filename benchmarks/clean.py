@@ -32,7 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cleaning.html.markdown import html_to_markdown
-from cleaning.sources import Turn, read_conversation
+from cleaning.sources.formats import read_conversation
+from cleaning.sources.turns import Turn
 from fastft.common.command_line import parse, run
 from fastft.errors import UserError
 

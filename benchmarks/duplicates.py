@@ -34,7 +34,7 @@ from cleaning.dedup.duplicates import (
     fingerprint,
     rows_per_band,
 )
-from cleaning.sources import read_conversation
+from cleaning.sources.formats import read_conversation
 from fastft.common.command_line import option, parse, run
 from fastft.common.records import read_records
 from fastft.data.conversation import Conversation, Message

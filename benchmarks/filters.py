@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cleaning.filters import Settings, Verdict, apply_steps
+from cleaning.filters.apply import Verdict, apply_steps
 from cleaning.first_pass import to_conversation
-from cleaning.sources import Reading, conversations_in, survey_dump
+from cleaning.settings import Settings
+from cleaning.sources.formats import Reading, conversations_in, survey_dump
 from fastft.common.command_line import option, parse, run
 from fastft.common.records import read_records
 from fastft.data.conversation import Conversation

@@ -17,12 +17,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from cleaning.filters import MASKS, REFUSALS, STEPS, check, described_filters
+from cleaning.filters.chosen import check, described_filters
+from cleaning.filters.steps import MASKS, REFUSALS, STEPS
 from cleaning.pipeline import clean
 from cleaning.report.explain import explain
 from cleaning.report.ledger import Report, output_console, print_ledger
 from cleaning.settings import Choices, Settings
-from cleaning.sources import ERAS, FORMATS
+from cleaning.sources.eras import ERAS
+from cleaning.sources.formats import FORMATS
 from fastft.common import logs
 from fastft.common.command_line import option, parse, run
 from fastft.errors import UsageError, UserError

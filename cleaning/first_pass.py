@@ -18,14 +18,16 @@ import orjson
 
 from cleaning.dedup.contamination import Account, Hit, load_benchmarks
 from cleaning.dedup.duplicates import Fingerprint, Fingerprints, fingerprint
-from cleaning.filters import apply_steps
+from cleaning.filters.apply import apply_steps
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.report.ledger import Report
 from cleaning.run.workdir import Log
 from cleaning.run.workers import Bar
 from cleaning.settings import Choices, Settings
-from cleaning.sources import RawConversation, Reading, Rejection, Turn, conversations_in, id_in, looks_like_html
+from cleaning.sources.eras import looks_like_html
+from cleaning.sources.formats import Reading, conversations_in
 from cleaning.sources.inputs import Input
+from cleaning.sources.turns import RawConversation, Rejection, Turn, id_in
 from fastft.common.records import RawRecord, parsed, to_json
 from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, Message, parse_conversation

@@ -33,7 +33,7 @@ import orjson
 
 from cleaning.dedup.contamination import load_benchmarks
 from cleaning.dedup.duplicates import SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
-from cleaning.filters import check
+from cleaning.filters.chosen import check
 from cleaning.first_pass import SHARD_BYTES, SHARD_RECORDS, Conversion, Found, first_pass
 from cleaning.report.ledger import CHANGED_IDS, Report, versions
 from cleaning.report.page import write_report
@@ -41,7 +41,8 @@ from cleaning.run.workdir import OUTPUTS, file_identity, publish, working_direct
 from cleaning.run.workers import Bar, progress_bar, worker_pool
 from cleaning.second_pass import Decisions, load_tokenizer, second_pass
 from cleaning.settings import Choices, Settings
-from cleaning.sources import ERAS, FORMATS, Reading, survey_dump
+from cleaning.sources.eras import ERAS
+from cleaning.sources.formats import FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
 from fastft.common.files import write_whole
 from fastft.common.records import parsed
@@ -106,7 +107,7 @@ def clean(
         if not (work / "report.json").exists():
             if settings.moderation and settings.moderation_cache is None:
                 settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
-            with worker_pool(sources, workers, ray, _imports(choices)) as pool, progress_bar(sources) as bar:
+            with worker_pool(sources, workers, ray, _preloaded(choices)) as pool, progress_bar(sources) as bar:
                 _run(
                     sources,
                     Conversion(settings, [], choices),
@@ -133,11 +134,12 @@ def _as_text(choices: Choices) -> Choices:
     return replace(choices, model=model, against=[str(path) for path in choices.against])
 
 
-def _imports(choices: Choices) -> tuple[str, ...]:
-    """Modules that worker processes will need beside those of the first pass."""
+def _preloaded(choices: Choices) -> tuple[str, ...]:
+    """The modules that worker processes need: those of the passes, and where conversations are split, the tokenizer's."""
+    of_passes = (first_pass.__module__, second_pass.__module__)
     if choices.max_tokens is None:
-        return ()
-    return "fastft.data.template.chat_template", "transformers.models.auto.tokenization_auto"
+        return of_passes
+    return *of_passes, "fastft.data.template.chat_template", "transformers.models.auto.tokenization_auto"
 
 
 def _check_arguments(

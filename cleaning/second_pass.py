@@ -24,7 +24,7 @@ from cleaning.report.ledger import Report
 from cleaning.run.workdir import OUTPUTS, Log, load_progress, open_output
 from cleaning.run.workers import Bar
 from cleaning.settings import Choices
-from cleaning.sources import Reading
+from cleaning.sources.formats import Reading
 from fastft.common.files import write_whole
 from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, parse_conversation, rounds_of

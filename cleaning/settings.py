@@ -11,7 +11,9 @@ from typing import Any, Literal
 from fastft.common.command_line import option
 from fastft.errors import UsageError, UserError
 
-NEAR = 0.8  # Jaccard similarity of two conversations; cleaning.dedup.duplicates says how it is estimated
+# The similarity (Jaccard's, of sets of shingles) from which two conversations are near duplicates, unless `--near` says
+# otherwise. cleaning.dedup.duplicates explains it, and what other values find.
+NEAR = 0.8
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,18 @@ def arrows() -> Iterator[tuple[str, str, str]]:
             yield module, target, f"{path.relative_to(ROOT)}:{line}"
 
 
+def named(path: Path) -> Iterator[str]:
+    """Modules of ours that a file names in a string, such as those that worker processes begin with."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and "." in node.value
+            and node.value in modules()
+        ):
+            yield node.value
+
+
 def test_every_room_has_its_place_in_the_order():
     rooms = {room(module) for module in modules()} - {"", "__main__"}
     assert rooms <= set(ORDER), f"not in the order of docs/architecture.md: {sorted(rooms - set(ORDER))}"
@@ -85,8 +97,10 @@ def test_rooms_import_rooms_before_them():
 
 
 def test_no_module_imports_in_a_circle():
+    """A name in a string counts as an import: whoever loads a module by its name depends on it just as much."""
     graph: dict[str, set[str]] = {}
-    for module, target, _ in arrows():
+    by_name = ((module, target) for module, path in modules().items() for target in named(path))
+    for module, target in (*((module, target) for module, target, _ in arrows()), *by_name):
         if target != module:
             graph.setdefault(module, set()).add(target)
     done: set[str] = set()
@@ -121,3 +135,16 @@ def test_no_class_name_stands_for_two_things():
                 places.setdefault(node.name, []).append(module)
     twice = {name: where for name, where in places.items() if len(where) > 1}
     assert not twice, twice
+
+
+def test_a_package_is_a_door_and_holds_no_code():
+    """What stands in an `__init__.py` has no name that a newcomer could look for: documentation, imports and dunders only."""
+    code = []
+    for path in (path for path in modules().values() if path.name == "__init__.py"):
+        for node in ast.parse(path.read_text()).body:
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            is_lazy = isinstance(node, ast.FunctionDef) and node.name in ("__getattr__", "__dir__")
+            is_dunder = isinstance(node, ast.Assign) and all(t.id.startswith("__") for t in node.targets)
+            if not (is_text or is_lazy or is_dunder or isinstance(node, (ast.Import, ast.ImportFrom))):
+                code.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not code, "\n".join(code)

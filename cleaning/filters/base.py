@@ -1,10 +1,11 @@
 """The three kinds of steps that a conversation passes, by what they remove.
 
-    Filter      rejects the whole conversation; its complaint goes to rejected.jsonl as the detail
+    Filter      rejects the whole conversation; its complaint becomes the `detail` in rejected.jsonl
     TurnFilter  rejects the round (question and answer) of the turn that it complains about; the dialogue is kept
-    Repair      rejects nothing; it changes turns, which are counted
+    Repair      rejects nothing; it changes turns, and the changed turns are counted
 
-All are pure functions of the conversation and the Settings, so the result depends on neither order nor worker.
+A step's function looks at nothing but the conversation and the Settings. So the result depends neither on the order of the
+conversations nor on the worker that has them.
 """
 
 from collections.abc import Callable
@@ -32,9 +33,8 @@ class TurnFilter:
     default: bool = True
     option: str = ""
     first_only: bool = False  # whether only the first round is judged
-    asked_for: Callable[[str], bool] | None = (
-        None  # whether the question asked for such an answer: then the round is kept
-    )
+    # Tells of a question whether it asks for such an answer. If it does, the round is kept.
+    asked_for: Callable[[str], bool] | None = None
     drops: str = "round"
 
 

@@ -46,7 +46,8 @@ def tool_session(conversation: Conversation, settings: Settings) -> str | None:
     return None
 
 
-def too_short(conversation: Conversation, settings: Settings) -> str | None:
+def no_question_or_no_answer(conversation: Conversation, settings: Settings) -> str | None:
+    """Complain about a conversation from which nothing can be learned. In the files its reason is called `too_short`."""
     roles = [message.role for message in conversation.messages]
     if "assistant" not in roles:
         return "has no answer" if roles else "has no turns"

@@ -12,7 +12,8 @@ from cleaning.filters.privacy import mask_text
 from cleaning.first_pass import Outcome
 from cleaning.html.markdown import html_to_markdown
 from cleaning.report.ledger import Report
-from cleaning.sources import Reading, Rejection, as_shared, conversations_in
+from cleaning.sources.formats import Reading, as_shared, conversations_in
+from cleaning.sources.turns import Rejection
 from fastft.common.records import parse_json
 
 LONGEST = 2_000  # characters of a text that are kept

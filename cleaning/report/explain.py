@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cleaning.filters import STEPS
+from cleaning.filters.steps import STEPS
 from cleaning.first_pass import Conversion, Outcome, Shard, outcomes_of
 from cleaning.report.ledger import read_ledger, reading_of, versions
 from cleaning.settings import Choices, Settings

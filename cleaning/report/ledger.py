@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 import fastft
-from cleaning.sources import EraDecision, Reading
+from cleaning.sources.eras import EraDecision
+from cleaning.sources.formats import Reading
 from fastft.errors import UserError
 
 CHANGED_IDS = "ids that another conversation had, changed"  # a note

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cleaning.filters import STEPS
 from cleaning.filters.privacy import mask_text
+from cleaning.filters.steps import STEPS
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.report.ledger import reading_of
 from cleaning.report.masking import excerpt
-from cleaning.sources import Rejection, Turn, conversations_in
+from cleaning.sources.formats import conversations_in
 from cleaning.sources.rejected import Row, read_row
+from cleaning.sources.turns import Rejection, Turn
 from fastft.common.records import parse_json
 from fastft.errors import UserError
 

@@ -25,12 +25,13 @@ LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
 
 @contextmanager
 def worker_pool(
-    sources: list[Input], workers: int | None, ray: str | None = None, needed: Sequence[str] = ()
+    sources: list[Input], workers: int | None, ray: str | None, preloaded: Sequence[str]
 ) -> Iterator[Pool | None]:
     """Start the workers for `sources`: processes, or the cores of the Ray cluster at `ray`.
 
-    Gives None where this process alone is as fast. `needed` are modules that the work will import. Raises UserError if a
-    worker is killed or memory runs out. What else a worker raises is raised here, with the worker's traceback as its cause.
+    Gives None where this process alone is as fast. `preloaded` names the modules that the work needs: processes begin with
+    these imported. Raises UserError if a worker is killed or memory runs out. Anything else that a worker raises is raised
+    here, with the worker's traceback as its cause.
     """
     try:
         if ray is not None:
@@ -39,7 +40,7 @@ def worker_pool(
             with ray_pool(ray, workers) as pool:
                 yield pool
         else:
-            with _process_pool(sources, workers or len(os.sched_getaffinity(0)), needed) as pool:
+            with _process_pool(sources, workers or len(os.sched_getaffinity(0)), preloaded) as pool:
                 yield pool
     except MemoryError:
         raise UserError(
@@ -52,14 +53,14 @@ def worker_pool(
 
 
 @contextmanager
-def _process_pool(sources: list[Input], workers: int, needed: Sequence[str]) -> Iterator[Pool | None]:
+def _process_pool(sources: list[Input], workers: int, preloaded: Sequence[str]) -> Iterator[Pool | None]:
     if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
         return
     # Not "fork": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. The fork server
     # has none, and imports once for all workers what they need (transformers: 2 s). Ctrl-C is the parent's to handle.
     context = get_context("forkserver")
-    context.set_forkserver_preload(["cleaning.first_pass", *needed])
+    context.set_forkserver_preload([*preloaded])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
     pool.ahead = 2 * workers
     try:

@@ -15,8 +15,9 @@ import cleaning.pipeline
 import cleaning.run.workdir
 import cleaning.run.workers
 import cleaning.second_pass
-from cleaning.filters import Settings, apply_steps
+from cleaning.filters.apply import apply_steps
 from cleaning.pipeline import OUTPUTS, clean
+from cleaning.settings import Settings
 from fastft.common.records import parse_json
 from fastft.data.conversation import Conversation, Message, read_conversations
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from helpers.corpora import benchmark
 
-from cleaning.filters import Settings
 from cleaning.pipeline import clean
+from cleaning.settings import Settings
 from fastft.data.conversation import read_conversations
 
 pytestmark = pytest.mark.skipif(

@@ -1,9 +1,11 @@
 """Duplicates: what is removed is contained in its keeper, or near to it; and the hashes of words and shingles."""
 
+import inspect
 import json
 import random
 import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 import cleaning.first_pass
 import cleaning.run.workers
+from cleaning.dedup import duplicates
 from cleaning.dedup.duplicates import (
     Fingerprint,
     Fingerprints,
@@ -24,6 +27,7 @@ from cleaning.dedup.duplicates import (
 )
 from cleaning.dedup.shingles import SLICE, Shingles, Words, slices
 from cleaning.pipeline import clean
+from cleaning.settings import Choices
 from fastft.data.conversation import Conversation, Message, read_conversations
 from fastft.errors import UserError
 
@@ -298,3 +302,12 @@ def test_white_space_makes_no_difference_and_a_superscript_does():
     assert key("Was  it\u2028So?\u3000 ") == key("was\nit so?") == key("wasitso?")
     assert key("Was it sö?\u2028") == key("was it\tSö?") != key("Was it so?")
     assert key("10\u00b2") != key("102")
+
+
+def test_the_threshold_is_one_number_and_the_advice_about_it_one_text():
+    defaults = inspect.signature(find_duplicates).parameters["near"].default, Choices().near
+    assert defaults == (0.8, 0.8)
+    page = (Path(__file__).parents[2] / "docs/cleaning.md").read_text()
+    (advised,) = re.findall(r"to find such copies use `--near ([\d.]+)` \((\d+) % are found", page)
+    assert advised == re.search(r"5 % of the words changed, use ([\d.]+): (\d+) % are", duplicates.__doc__).groups()
+    assert "`--near` (0.8;" in page

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cleaning.html import fast_markdown
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown, parse, tidy
-from cleaning.sources import Rejection, read_conversation
+from cleaning.sources.formats import read_conversation
+from cleaning.sources.turns import Rejection
 from fastft.demo.make_dump import DUMP
 
 

@@ -11,10 +11,14 @@ from helpers.cleaning_runs import clean_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning.filters import FILTERS, MASKS, REPAIRS, STEPS, Settings, apply_steps, check, moderation, structure
+from cleaning.filters import moderation, structure
+from cleaning.filters.apply import apply_steps
+from cleaning.filters.chosen import check
 from cleaning.filters.language import detect_language
 from cleaning.filters.privacy import mask_text
+from cleaning.filters.steps import FILTERS, MASKS, REPAIRS, STEPS
 from cleaning.pipeline import clean
+from cleaning.settings import Settings
 from fastft.common.records import parse_json
 from fastft.data.conversation import Conversation, Message, read_conversations
 
@@ -789,3 +793,13 @@ def test_a_moderation_endpoint_that_is_not_there_ends_the_run(tmp_path, endpoint
     endpoint.close()
     assert run(tmp_path, [record("q", "a")], "--moderation", endpoint.url) == 1
     assert "failed 6 times" in capsys.readouterr().err
+
+
+def test_the_reason_too_short_is_about_questions_and_answers_and_not_about_length():
+    def reason(*turns: tuple[str, str]) -> str:
+        return apply_steps(Conversation("a", [Message(role, text) for role, text in turns]), Settings()).reason
+
+    assert reason(("user", "a long question " * 500)) == reason() == "too_short"
+    assert reason(("user", "q"), ("assistant", "a")) == ""
+    (step,) = (step for step in STEPS if step.name == "too_short")
+    assert step.description == "has no question or no answer, whatever its length"

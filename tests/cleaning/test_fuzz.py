@@ -11,11 +11,11 @@ from helpers.sources import ANYTHING, OBJECTS, places, replaced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning.filters import FILTERS, Settings
+from cleaning.filters.steps import FILTERS
 from cleaning.first_pass import Conversion, Shard, convert_shard, pack, unpack
-from cleaning.settings import Choices
-from cleaning.sources import FORMATS, Reading
+from cleaning.settings import Choices, Settings
 from cleaning.sources.eras import ERAS, EraDecision, Evidence, decide
+from cleaning.sources.formats import FORMATS, Reading
 from fastft.common import records
 from fastft.common.records import RawRecord, parse_json, parsed, read_raw, read_records, to_json
 from fastft.data.conversation import parse_conversation

@@ -16,7 +16,7 @@ from helpers.cleaning_runs import clean_command
 from helpers.sources import CHATGPT_PAGE, EXAMPLES, EXPORT, LABEL, OASST, shared, spoken
 
 from cleaning.pipeline import clean
-from cleaning.sources import conversations_in
+from cleaning.sources.formats import conversations_in
 from cleaning.sources.inputs import open_inputs
 from fastft.common.records import parse_json
 from fastft.data.conversation import read_conversations

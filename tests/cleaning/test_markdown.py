@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown
-from cleaning.sources import looks_like_html, read_conversation
+from cleaning.sources.eras import looks_like_html
+from cleaning.sources.formats import read_conversation
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cleaning.filters import ALWAYS, STEPS, Settings
+from cleaning.filters.steps import ALWAYS, STEPS
 from cleaning.pipeline import _make_unique, clean
 from cleaning.report.ledger import print_ledger
-from cleaning.sources import RawConversation, Rejection, conversations_in
+from cleaning.settings import Settings
+from cleaning.sources.formats import conversations_in
+from cleaning.sources.turns import RawConversation, Rejection
 from fastft.data import marks
 from fastft.data.conversation import Conversation, Message, parse_conversation, read_conversations
 from fastft.data.marks import LOSS_FLAGS

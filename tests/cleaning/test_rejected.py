@@ -9,8 +9,8 @@ from helpers.sources import EXAMPLES, EXPORT, OASST
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleaning.filters import Settings
 from cleaning.pipeline import clean
+from cleaning.settings import Settings
 from cleaning.sources.rejected import read_row
 from fastft.common.records import parse_json
 from fastft.data.conversation import read_conversations

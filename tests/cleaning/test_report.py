@@ -21,7 +21,6 @@ from lxml import html as lxml_html
 import cleaning.pipeline
 import cleaning.report.figures
 import cleaning.second_pass
-from cleaning.filters import Settings
 from cleaning.first_pass import Outcome
 from cleaning.pipeline import clean
 from cleaning.report.examples import AMONG, LONGEST, pick_examples
@@ -30,7 +29,8 @@ from cleaning.report.ledger import Report
 from cleaning.report.masking import excerpt
 from cleaning.report.page import write_report
 from cleaning.report.rejections import Rejected
-from cleaning.sources import Reading
+from cleaning.settings import Settings
+from cleaning.sources.formats import Reading
 from fastft.common.html import visible
 from fastft.common.records import repair_text
 from fastft.data.conversation import Conversation, Message

@@ -28,8 +28,9 @@ from helpers.sources import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cleaning.sources import FORMATS, Reading, Rejection, conversations_in, looks_like_html, recognise, survey_dump
-from cleaning.sources.eras import after_pager, never_sanitised
+from cleaning.sources.eras import after_pager, looks_like_html, never_sanitised
+from cleaning.sources.formats import FORMATS, Reading, conversations_in, recognise, survey_dump
+from cleaning.sources.turns import Rejection
 from fastft.common.records import Record, read_records
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
