@@ -1,9 +1,9 @@
-"""The processes of a run: join them, act on some of them, and tell all of them how it went.
+"""Connects the processes of a run: they join, act on some ranks for all, share errors, and notice when one of them is gone.
 
-A machine that disappears closes no connection, so its peers can only notice that it is silent. In the training loop no rank
-is ever late, and every collective has a limit of 110 s. Elsewhere one process may tokenize for hours, upload or export while
-the others wait. There, a thread of each process tells the others every 5 s that it is alive, and ends its process if one of
-them has been silent for 110 s.
+A machine that disappears closes no connection, so that the others only notice its silence. In the training loop no rank is
+ever late, and every collective fails after 110 s. Elsewhere one process may tokenize for hours, upload or export while the
+others wait. So a thread of each process signals every 5 s that it is alive, and ends its own process if another one has been
+silent for 110 s.
 """
 
 import logging
@@ -23,17 +23,17 @@ from fastft.errors import PeerError, UserError
 logger = logging.getLogger(__name__)
 
 SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenize for hours while the others wait
-STEP_LIMIT = timedelta(seconds=110)  # in the loop no rank that lives is later than that
-SILENCE_LIMIT = timedelta(seconds=110)  # together with BEAT_S, a dead peer ends the run within two minutes
+STEP_LIMIT = timedelta(seconds=110)  # in the loop, no rank that is alive is later than that
+SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S, a run ends within two minutes after one of its processes is gone
 BEAT_S = 5.0  # seconds between two signs of life
-JOIN_S = 600.0  # torchrun starts all ranks at the same time, but a cold disk may take minutes to give one its imports
-SPEAKING_S = 10.0  # how long the rank with an error has to print it before another rank ends
+JOIN_S = 600.0  # torchrun starts all ranks at the same time, but importing from a cold disk may take minutes
+SPEAKING_S = 10.0  # time that the rank with an error has to print it before other ranks end
 
 Result = TypeVar("Result")
 
 
 def join_ranks() -> torch.device:
-    """Join the process group, torchrun's or one of this process alone, and return this rank's device."""
+    """Join torchrun's process group, or without torchrun make one of this process alone; return this rank's device."""
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -52,11 +52,11 @@ def join_ranks() -> torch.device:
 
 
 def _part_of_this_start(store: dist.Store, this_rank: int, size: int) -> dist.Store:
-    """The part of `store` that no earlier start has written to; collective. Raises UserError if a rank does not come.
+    """A part of `store` that no earlier start has written to; collective. Raises UserError if not all ranks join.
 
-    With --max-restarts torchrun keeps its store, and in it the addresses and counters of the processes that are gone. Its
-    count of restarts is no name for a start, because each machine counts for itself. So rank 0 draws a name, and tells it
-    to every rank that asks by a name of its own: nothing is ever read that an earlier start wrote.
+    With --max-restarts torchrun keeps its store, with addresses and counters of processes that are gone. Its number of restarts
+    cannot name a start, because each machine counts for itself. So rank 0 draws a random name. Every other rank asks for it with
+    a random key of its own, under which rank 0 answers, so that no rank reads an answer to an earlier start.
     """
     until = time.monotonic() + JOIN_S
     if this_rank:
@@ -81,14 +81,14 @@ def _part_of_this_start(store: dist.Store, this_rank: int, size: int) -> dist.St
 
 
 def _watch_peers(group: dist.ProcessGroup) -> None:
-    """End this process if another one of the run is silent; runs in a thread of every rank."""
+    """End this process if another one has been silent for SILENCE_LIMIT; runs in a thread of every rank."""
     while dist.is_initialized():
         began = time.monotonic()
         try:
             group.monitored_barrier(SILENCE_LIMIT)
         except RuntimeError as error:
-            # A peer that ended with an error has closed its connections, and this process's own collectives fail with
-            # more to say than this thread knows: give them the time.
+            # A process that ended with an error has closed its connections. Then the collectives of the main thread fail, too,
+            # with a message that says more than this thread knows: leave them the time.
             time.sleep(max(0.0, began + SILENCE_LIMIT.total_seconds() - time.monotonic()))
             if dist.is_initialized():
                 logger.error("a process of the run is gone: %s", str(error).splitlines()[0])
@@ -98,7 +98,7 @@ def _watch_peers(group: dist.ProcessGroup) -> None:
 
 
 def rank() -> int:
-    """Number of this process in the run, known before it has joined."""
+    """Return the number of this process in the run; known before it has joined."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
@@ -118,14 +118,14 @@ def world_size() -> int:
 
 
 def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ()) -> None:
-    """Set how long collectives wait for a rank that does not answer before they fail, in all groups but the `patient` ones."""
+    """Set the time after which collectives fail if a rank does not answer, in all groups except the `patient` ones."""
     for group in list(dist.distributed_c10d._world.pg_map):
         if group not in patient:
             dist.distributed_c10d._set_pg_timeout(limit, group)
 
 
 def everywhere(action: Callable[[], Result] | None) -> Result | None:
-    """Do `action` on the ranks that have one, and return its result there; collective.
+    """Call `action` on the ranks that pass one, and return its result there, None elsewhere; collective.
 
     An error on any rank is an error on every rank, of the same kind: a UserError or an OSError is a UserError everywhere. The
     rank that meets a bug raises it with its traceback, and the others raise PeerError.
@@ -150,14 +150,14 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
 
 
 def on_first(action: Callable[[], Result]) -> Result:
-    """Do `action` on rank 0, and return its result on every rank; collective. Raises what `everywhere` does."""
+    """Call `action` on rank 0, and return its result on every rank; collective. Raises what `everywhere` does."""
     box = [everywhere(action if dist.get_rank() == 0 else None)]
     dist.broadcast_object_list(box)
     return box[0]
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether `error` is that of a collective whose other end is gone: the peer's own error, or its end, is the cause."""
+    """Whether `error` means that a collective failed because another process is gone, so that the cause lies there."""
     network = dist.DistNetworkError, dist.DistStoreError
     return isinstance(error, network) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
@@ -172,7 +172,7 @@ def first_to_fail() -> bool:
         try:
             first = dist.distributed_c10d._get_default_store().add("fastft/failures", 1) == 1
         except dist.DistError:
-            # The process that has the store is gone. If it printed an error, this one is ended while it waits.
+            # The process that holds the store is gone. If it has printed an error, torchrun ends this one while it waits.
             time.sleep(SPEAKING_S)
             return True
     else:

@@ -1,10 +1,10 @@
-"""Write files so that nobody ever sees half of one, say what a full disk lacks, and name files without saying where they lie.
+"""Writes files and directories so that nobody ever sees half of one, and explains errors of a full disk.
 
-write_whole(path, "text or bytes")                # beside, then renamed into place
+write_whole(path, "text or bytes")                # written beside `path`, then renamed to it
 write_whole(path, content, durable=True)          # and on the disk before this returns
-with written_whole(path) as partial: ...          # for what another library writes
-with room_for(path, needed=4096): ...             # for what is appended, or written in some other way
-publish_directory(partial, path)                  # a directory that was filled beside its place
+with written_whole(path) as partial: ...          # for files that another library writes
+with room_for(path, needed=4096): ...             # for files that are appended to, or written in some other way
+publish_directory(partial, path)                  # for a directory that was filled beside its place
 """
 
 import errno
@@ -30,7 +30,7 @@ class FullDiskError(UserError):
 
 
 def write_whole(path: Path, content: str | bytes, durable: bool = False) -> None:
-    """Replace `path` by a file with `content` (text as UTF-8) in one act: readers find the old file or the whole new one."""
+    """Write `content` (text as UTF-8) to `path`. A reader finds the old file or the whole new one at any time."""
     content = content.encode() if isinstance(content, str) else content
     with written_whole(path, durable, needed=len(content)) as partial:
         partial.write_bytes(content)
@@ -40,10 +40,10 @@ def write_whole(path: Path, content: str | bytes, durable: bool = False) -> None
 def written_whole(
     path: Path, durable: bool = False, several_writers: bool = False, needed: int | None = None
 ) -> Iterator[Path]:
-    """A place beside `path` to write to, which becomes `path` at the end; after an error it is gone and `path` untouched.
+    """Give a path beside `path` to write to, which is renamed to `path` at the end, or removed after an error.
 
-    With `several_writers`, processes that write the same file at the same time do each other no harm. Raises UserError if the
-    disk is full, as `room_for` does; `needed` is for its message.
+    With `several_writers`, several processes may write the same file at the same time. Raises FullDiskError as `room_for`
+    does; `needed` is for its message.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp" if several_writers else f"{path.name}.tmp")
     try:
@@ -60,10 +60,10 @@ def written_whole(
 
 @contextmanager
 def room_for(path: Path, needed: int | None = None, written: Path | None = None) -> Iterator[None]:
-    """Turn the error of a full disk into one line that names `path`, the bytes needed and free, and what to do.
+    """Turn the error of a full disk into a FullDiskError, whose line names `path`, the bytes needed and free, and what to do.
 
-    `written` is what has been written so far, and will be removed again. `needed` is None where nobody knows before how much
-    that is: then it is more than what has been written.
+    `needed` is None if the size is not known before; the line then says that more is needed than was written. `written` is the
+    partial file or directory, if it is not `path` itself; its room counts as free, because it will be removed.
     """
     try:
         yield
@@ -102,13 +102,13 @@ def lack_of_room(number: int, path: Path, needed: int | None = None, written: Pa
 
 
 def _bytes_under(path: Path) -> int:
-    """The size of a file, or of all files in a directory; 0 if there is nothing."""
+    """The size of a file, or of all files in a directory; 0 if `path` does not exist."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def bytes_text(count: float) -> str:
-    """A number of bytes for people: "512 bytes", "1.5 GiB"."""
+    """Write a number of bytes as people read it: "512 bytes", "1.5 GiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
@@ -117,7 +117,7 @@ def bytes_text(count: float) -> str:
 
 
 def sync(path: Path) -> None:
-    """Make a file, or a directory's list of names, durable: on the disk, not only in the system's memory."""
+    """Write a file, or a directory's list of names, from the system's memory to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,7 +142,7 @@ def publish_directory(partial: Path, path: Path) -> None:
 
 
 def short_name(place: str) -> str:
-    """The last name of a file or directory, so that reports do not tell where it lies; a name on the Hub stays as it is."""
+    """The last part of a path, for reports that must not tell where files lie. A name on the Hub is returned unchanged."""
     path = Path(place)
     local = path.exists() or path.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1
     return path.resolve().name if local else place

@@ -1,12 +1,12 @@
-"""Objects in storage: s3://, gs://, az://, hf://buckets/…, file:// or any other address that fsspec knows.
+"""Reads and writes objects in storage: s3://, gs://, az://, hf://buckets/…, file:// or any other address that fsspec knows.
 
     store = Store("s3://bucket/run")
     store.put(Path("weights.safetensors"), "step-100/weights.safetensors")
     store.read("lease.json")                      # None if there is no such object
 
-Only whole objects are put, which storage does atomically; nothing is appended to. A request that fails in a way that may
-pass (no network, an overloaded service, credentials that have expired) is tried again for five minutes, which the log says; a
-refused one a few times, with credentials that are read anew. Then it is a StorageError, which names the cause.
+Objects are written whole, which storage does atomically; nothing is appended. A request that fails for a reason that may pass
+(no network, an overloaded service, expired credentials) is tried again for five minutes, with a warning in the log. A refused
+request is tried again a few times, with credentials that are read anew. After that a StorageError names the cause.
 """
 
 import difflib
@@ -28,10 +28,10 @@ from fastft.errors import UserError
 logger = logging.getLogger(__name__)
 
 DELAYS_S = (1, 2, 4, 8, 16)  # between tries; the last one is repeated
-PATIENCE_S = 300  # outages of storage and networks are mostly over by then; 8 GPUs on spot cost a dollar in that time
+PATIENCE_S = 300  # most outages are over by then; 8 GPUs on spot cost a dollar in that time
 SAID_AFTER_S, SAID_EVERY_S = 5, 60
-SCHEMES = ("s3", "gs", "az", "hf", "file")  # what an unknown one is compared with
-NO_STORES = ("memory", "http", "https", "data")  # fsspec knows them, but nothing can be kept there
+SCHEMES = ("s3", "gs", "az", "hf", "file")  # suggested for an unknown one that is similar
+NO_STORES = ("memory", "http", "https", "data")  # fsspec knows them, but they keep nothing
 EXAMPLES = "s3://bucket/run, gs://bucket/run, az://container/run, hf://buckets/owner/name or file:///directory"
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 BUGS = (AssertionError, AttributeError, NameError, TypeError)
@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 def check_address(url: str) -> None:
     """Raise UserError unless `url` is an address of storage: a scheme that fsspec knows, `://`, and a place.
 
-    A path without a scheme would be a directory of this machine, which is lost with it.
+    A path without a scheme is refused: it would be a directory of this machine, and be lost with the machine.
     """
     from fsspec import available_protocols
 
@@ -60,7 +60,7 @@ def check_address(url: str) -> None:
 
 
 def _meant(url: str) -> str:
-    """What an address without :// may have been meant to be."""
+    """A hint about an address without ://, beginning with a semicolon; "" if there is none."""
     slip = re.fullmatch(r"(\w+)(?:://?|//+|:)([^/].*)", url)  # s3:/bucket, s3//bucket, s3:bucket
     if slip and slip[1].lower() in (*SCHEMES, *EXTRA):
         return f"; did you mean {slip[1].lower()}://{slip[2]}?"
@@ -88,7 +88,7 @@ class Store:
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme in ("file", "local"):
             options["auto_mkdir"] = True
-        if scheme in ("s3", "s3a"):  # one policy of trying again: with botocore's under ours an error took four minutes
+        if scheme in ("s3", "s3a"):  # without botocore's own retries: with them under ours, an error took four minutes
             options["config_kwargs"] = {"retries": {"total_max_attempts": 1}, "connect_timeout": 10}
         try:
             fs, root = fsspec.core.url_to_fs(self.url, **options)
@@ -99,8 +99,8 @@ class Store:
         if hasattr(fs, "retries"):
             fs.retries = 1
         if loop := getattr(fs, "loop", None):
-            # A connection that breaks leaves tasks behind whose errors nobody reads: asyncio prints a traceback for each. The
-            # request that they belonged to has failed by itself, and is tried again.
+            # A broken connection leaves tasks whose errors nobody reads, and asyncio would print a traceback for each of them.
+            # The request they belonged to fails as well, and is tried again.
             loop.set_exception_handler(lambda _, context: logger.debug("asyncio: %s", context.get("message")))
         return fs, root.rstrip("/")
 
@@ -120,10 +120,10 @@ class Store:
         self._try(lambda fs: fs.get_file(f"{self.root}/{name}", str(target)), name)
 
     def write(self, name: str, content: str) -> None:
-        """Put an object with this text. Readers find the old or the new content, never a mixture, in files too."""
+        """Put an object with this text. A reader finds the old or the new content, whole, on a disk (file://) as well."""
         path, beside = f"{self.root}/{name}", f"{self.root}/{name}.{secrets.token_hex(4)}.tmp"
 
-        def replace(fs: Any) -> None:  # fsspec writes a file in place: for a moment it would be empty
+        def replace(fs: Any) -> None:  # fsspec would write a file in place, so that it is empty for a moment
             fs.pipe_file(beside, content.encode())
             os.replace(beside, path)
 
@@ -132,7 +132,7 @@ class Store:
 
     def read(self, name: str) -> bytes | None:
         """Return the content of an object, or None if there is no such object."""
-        # Else s3fs asks for the size first, with HEAD, whose answer does not say why it is refused.
+        # With more, s3fs asks for the size first, by HEAD, and the answer to HEAD does not say why a request is refused.
         whole = {"max_concurrency": 1} if "s3" in self.fs.protocol else {}
 
         def cat(fs: Any) -> bytes | None:
@@ -144,7 +144,7 @@ class Store:
         return self._try(cat, name)
 
     def modified(self, name: str) -> datetime:
-        """Return when an object was last written, by the storage's clock."""
+        """Return the time at which an object was last written, by the storage's clock."""
         return self._try(lambda fs: fs.modified(f"{self.root}/{name}"), name)
 
     def directories(self) -> list[str]:
@@ -161,7 +161,7 @@ class Store:
         return self._try(names, "")
 
     def remove(self, name: str, first: str | None = None) -> None:
-        """Remove an object, or everything under it; `first` names what under it must be gone before the rest is."""
+        """Remove an object, or everything under it. What `first` names under it is removed before the rest."""
         paths = [f"{self.root}/{name}/{first}"] * bool(first) + [f"{self.root}/{name}"]
 
         def delete(fs: Any) -> None:
@@ -173,7 +173,7 @@ class Store:
         self._try(delete, name)
 
     def _try(self, action: Callable[[Any], Result], name: str) -> Result:
-        """Do `action` with the file system, again and again if it fails in a way that may pass."""
+        """Call `action` with the file system, and again as often as its fault allows. Raises StorageError."""
         began, tries = time.monotonic(), 0
         while True:
             fs = self.fs
@@ -199,13 +199,13 @@ class Store:
                 self._renew(fs)
 
     def _renew(self, used: Any) -> None:
-        """Make a new session, which reads the credentials anew, unless another thread has done so since `used` failed."""
+        """Replace the file system `used` by one that reads the credentials anew, unless another thread has done so already."""
         with self.lock:
             if self.fs is used:
                 self.fs = self._open()[0]
 
     def _say(self, cause: str, tried_s: float) -> None:
-        """Log that the storage does not answer, once a minute however many threads wait for it."""
+        """Log that the storage does not answer, at most once a minute for all threads together."""
         with self.lock:
             now = time.monotonic()
             if self.said_at is not None and now - self.said_at < SAID_EVERY_S:
@@ -215,6 +215,7 @@ class Store:
         logger.warning(f"{cause}; tried for {tried_s:.0f} s, and for another {left:.0f} s before this is given up")
 
     def _answers(self) -> None:
+        """Log that the storage answers again, if the log says that it did not."""
         with self.lock:
             if self.said_at is None:
                 return
@@ -223,7 +224,7 @@ class Store:
 
 
 def _nothing(error: FileNotFoundError, empty: Result) -> Result:
-    """`empty`, because there is no such object. Raises `error` if there is no such bucket, which s3fs says in the same way."""
+    """Return `empty`, because there is no such object. If it is the bucket that does not exist, raise `error` instead."""
     if diagnose(error) is NO_BUCKET:
         raise error
     return empty

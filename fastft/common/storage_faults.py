@@ -1,9 +1,9 @@
-"""What went wrong with object storage: the cause in its user's words, and whether waiting or a new session can help.
+"""Finds the cause of an error of object storage: what to tell the user, and whether to try again.
 
-    diagnose(error) is EXPIRED        # 403 ExpiredToken of S3, google's RefreshError, 401, …
+    diagnose(error) is EXPIRED        # ExpiredToken of S3, google's RefreshError, HTTP status 401, …
 
-The libraries of S3, GCS and Azure have a family of errors each, and fsspec turns some of them into OSErrors. What all of them
-keep, somewhere in their chain of causes, is the service's own code, an HTTP status, or a class with a telling name.
+The libraries of S3, GCS and Azure each have their own classes of errors, and fsspec turns some of them into OSErrors. But in
+their chain of causes there is always the service's code, an HTTP status, or a class whose name tells the cause.
 """
 
 import errno
@@ -18,12 +18,13 @@ class Fault:
     """A cause, and what may be done about it."""
 
     words: str
-    """What is so, after "s3://bucket/run: "."""
+    """The cause, to follow "s3://bucket/run: "."""
     advice: str
+    """What the user can do."""
     tries: int | None
-    """How many more tries are worth it; None where it may pass by itself, so that it is tried for minutes."""
+    """How often to try again; None for a cause that may pass by itself: then for minutes."""
     renews: bool = False
-    """Whether credentials that are read anew may help."""
+    """Whether to read the credentials anew before the next try."""
 
 
 AGAIN = "then start the same command again"
@@ -65,7 +66,7 @@ CODES = {
     ),
     MISSING: ("NoSuchKey", "BlobNotFound", "404"),
 }  # fmt: skip
-# Words of messages that have no code of their own.
+# Words in messages that come without a code.
 TEXTS = {
     "clock with skew": CLOCK,
     "Token must be a short-lived token": CLOCK,
@@ -89,7 +90,7 @@ CLASSES = {
     "TransportError": NETWORK,
     "ServiceRequestError": NETWORK,
     "ServiceResponseError": NETWORK,
-    "ResponseParserError": BUSY,  # an answer that is no XML
+    "ResponseParserError": BUSY,  # botocore's, for an answer that is no XML
     "FileNotFoundError": MISSING,
     "PermissionError": FORBIDDEN,
     "IsADirectoryError": PLACE,
@@ -103,7 +104,7 @@ CLASSES = {
 
 
 class StorageError(UserError):
-    """Storage did not do what it was asked for, in one line: where, the cause, the library's own words, what to do."""
+    """A request to storage failed. Its line says where, the cause, the library's own words, and what to do."""
 
     def __init__(self, place: str, fault: Fault, reason: str, tried_s: float = 0.0):
         self.fault, self.cause = fault, f"{place}: {fault.words} ({reason})"
@@ -112,16 +113,15 @@ class StorageError(UserError):
 
 
 def diagnose(error: BaseException) -> Fault:
-    """The cause of an error that a library of storage, or this machine's disk, raised."""
+    """The cause of an error that a library of storage, or this machine's disk, has raised; OTHER if it is unknown."""
     chain = list(_chain(error))
     if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for each in chain):
         return DISK_FULL
     for words, fault in TEXTS.items():
         if any(words in str(each) for each in chain):
             return fault
-    if any(
-        CLASSES.get(cls.__name__) is NETWORK for cls in type(error).__mro__
-    ):  # aiohttp gives some of them a status of its own
+    # Before the codes, because aiohttp gives some errors of the network a status of its own making.
+    if any(CLASSES.get(cls.__name__) is NETWORK for cls in type(error).__mro__):
         return NETWORK
     faults = [fault for each in chain for code in _codes(each) for fault, known in CODES.items() if code in known]
     faults += [CLASSES[cls.__name__] for each in chain for cls in type(each).__mro__ if cls.__name__ in CLASSES]
@@ -129,26 +129,27 @@ def diagnose(error: BaseException) -> Fault:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what the library says."""
-    words = str(getattr(error, "strerror", None) or error).strip()  # without Python's "[Errno 16]", which s3fs makes up
+    """The first line of the library's message."""
+    words = str(getattr(error, "strerror", None) or error).strip()  # without an "[Errno 16]" that s3fs has made up
     return words.splitlines()[0].rstrip(".") if words else type(error).__name__
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error, its cause, the cause of that, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__  # not __context__, which may be an earlier error that was dealt with
+        error = error.__cause__  # not __context__, which may be an earlier error that was handled
 
 
 def _codes(error: BaseException) -> Iterator[str]:
-    """The service's code and the HTTP status: of botocore's errors, gcsfs' HttpError, azure's HttpResponseError."""
+    """Yield the service's code and the HTTP status of an error of botocore, gcsfs or azure."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         yield str(response.get("Error", {}).get("Code"))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if status != 400:  # which S3 says of everything
+        if status != 400:  # S3 uses it for many causes
             yield str(status)
     for name in ("code", "error_code", "status", "status_code"):
         value = getattr(error, name, None)
