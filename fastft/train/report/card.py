@@ -1,6 +1,7 @@
-"""The model card, README.md of an exported model: data, recipe and measured figures, all from the run's own files.
+"""Write the model card, README.md of an exported model: data, recipe and measured figures, all from the run's own files.
 
-The trainer and `fastft export` both call `model_card`. Files are named by their last name, which does not say where they are.
+The trainer and `fastft export` both call `model_card`. The card names files by their last name, which does not tell where
+they are.
 """
 
 import html
@@ -13,7 +14,7 @@ from fastft.config import TrainConfig, sources_of, stages_of
 from fastft.train.report.curves import Training
 from fastft.train.report.run_dir import Run
 
-LAST = 10  # steps over which the final loss is averaged, because the loss of one step is noisy
+LAST_STEPS = 10  # the final loss is their mean, because the loss of one step is noisy
 
 USE = """\
 ```python
@@ -88,7 +89,7 @@ def _often(file: dict[str, Any], stage: str) -> str:
 
 
 def recipe(run: Run, step: int) -> list[tuple[str, str]]:
-    """(setting, value) of everything that decides the result."""
+    """(setting, value) of every setting that the result depends on."""
     config, facts = run.config, run.facts
     rows = [
         ("trained", _what_is_trained(config)),
@@ -149,12 +150,12 @@ def _schedule(stage: TrainConfig) -> str:
 
 
 def measured(run: Run) -> list[tuple[str, str]]:
-    """(figure, value) from the run's own rows; a figure that was not measured is left out."""
+    """(figure, value) from the rows of metrics.jsonl, without figures that were not measured."""
     found, facts = Training(run.metrics), run.facts
     losses = [loss for _, loss in found.loss]
     rows = []
     if losses:
-        last = losses[-LAST:]
+        last = losses[-LAST_STEPS:]
         rows += [("training loss, first step", precise(losses[0]))]
         rows += [(f"training loss, mean of the last {len(last)} steps", precise(sum(last) / len(last)))]
     if found.held_out:
@@ -194,6 +195,6 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """A text in one line of Markdown that shows it as it is: no HTML, no cell that ends early, nothing invisible."""
+    """One line of Markdown that shows a text as it is: no HTML, no cell of a table that ends early, nothing invisible."""
     flat = " ".join(visible(str(text)).split())
     return html.escape(flat, quote=False).replace("|", "\\|").replace("[", "\\[").replace("`", "\\`")

@@ -1,7 +1,7 @@
-"""Curves and totals of a run's metrics, for its page and for the demo's, and the table of files that both show.
+"""Prepare the curves and totals of a run's metrics, for its page and the demo's, and the table of files that both show.
 
-Here the numbers are prepared. How they look is in the templates, and for all pages in `fastft.common.html`. A value that is
-missing is left out here, and the templates have a sentence for it.
+How the numbers look is in the templates, and for all pages in `fastft.common.html`. A value that is missing is left out here;
+the templates have a sentence for it.
 """
 
 import itertools
@@ -16,43 +16,43 @@ from fastft.common.html import Plot, compact, percent, precise, ticks
 
 LINE_BUCKETS = 800  # sections of a plotted line: about a pixel each, 20 KB together
 TREND_BUCKETS = 60  # sections of the mean that is drawn over a noisy line
-NOISY = 2 * TREND_BUCKETS  # a line of more steps gets such a mean
+NOISY = 2 * TREND_BUCKETS  # a line over more steps than this counts as noisy
 HOVER_COLUMNS = 150  # sections that show their values under the pointer
-MOST_DOTS = 30  # more held-out losses than that are not marked one by one
+MOST_DOTS = 30  # held-out losses get a dot each, unless there are more than this
 
 KNOWN_FILES = {
     "conversations.jsonl": "what was kept, one conversation or part a line",
     "rejected.jsonl": "what was rejected, with the reason and the record as it was",
     "report.json": "the account of the cleaning",
-    "cleaning.html": "the same with examples, on a page",
+    "cleaning.html": "the account of the cleaning with examples, as a page",
     "metrics.jsonl": "the numbers of every step",
-    "tensorboard": "the same numbers for TensorBoard",
+    "tensorboard": "the numbers of every step, for TensorBoard",
     "checkpoints": "where training continues after an interruption",
     "config.yaml": "the settings, to run it again",
     "run.json": "data, devices and versions",
-    "samples.jsonl": "the answers, all of them",
+    "samples.jsonl": "all answers to the fixed prompts",
     "model": "the trained model, for transformers and vLLM",
     "report.html": "this page",
 }
 
-NAMES = {"train": "training", "held": "held out"}  # of lines, in the legend
+NAMES = {"train": "training", "held": "held out"}  # of the lines, in the legend
 Point = tuple[float, float]  # step, value
 Show = Callable[[float], str]
 
 
 def file_rows(files: dict[str, str], page: Path) -> list[tuple[str, str, str, str | None]]:
-    """(name, file, what it is, link from `page`) for each of `files`, a map from name to path."""
+    """(name, path, description, link from `page`) for each of `files`, a map from name to path."""
     return [(name, str(file), KNOWN_FILES.get(Path(file).name, ""), _link(file, page)) for name, file in files.items()]
 
 
 def _link(file: str, page: Path) -> str | None:
-    """A relative address for a file beside or below the page, so that the folder can be moved as a whole; else None."""
+    """The relative address of a file that is beside or below the page, so that the folder can be moved as a whole; else None."""
     relative = os.path.relpath(file, page.parent)
     return None if relative.startswith("..") else "./" + quote(relative, errors="replace")
 
 
 class Training:
-    """What metrics.jsonl says: totals, plots, and which losses are not finite."""
+    """What the rows of metrics.jsonl say: totals, plots, and the steps whose losses are not finite."""
 
     def __init__(self, metrics: list[dict[str, Any]]):
         rows = [row for row in metrics if _number(row.get("step")) is not None]
@@ -91,7 +91,7 @@ class Training:
 
 
 def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool = True) -> Plot | None:
-    """A plot of lines over steps, "train" and perhaps "held", or None without any points. `show` formats a value."""
+    """Plot lines over steps, "train", "held" or both; None if there are no points. `show` formats a value."""
     series = {kind: points for kind, points in series.items() if points}
     if not series:
         return None
@@ -108,7 +108,7 @@ def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool
 
     def path(points: list[Point], dots: bool = False) -> str:
         corners = [f"{x(step):.2f} {y(value):.2f}" for step, value in points]
-        # A line of no length with round ends is a dot, which stays round however the plot is stretched.
+        # A line of no length with round ends is a dot, and stays round however the plot is stretched.
         return "".join(f"M{corner}h0" for corner in corners) if dots else f"M{'L'.join(corners)}h0"
 
     lines = []
@@ -136,7 +136,10 @@ def draw(title: str, series: dict[str, list[Point]], show: Show, from_zero: bool
 def _hovers(
     series: dict[str, list[Point]], x: Callable[[float], float], show: Show
 ) -> Iterable[tuple[float, float, str]]:
-    """(left, width, text) of columns that fill the plot. The text has the steps, and each line's value, or mean and range."""
+    """(left, width, text) of columns that fill the plot.
+
+    The text names the steps of the column and each line's value there, or the mean and the range of its values.
+    """
     tagged = sorted((step, value, kind) for kind, points in series.items() for step, value in points)
     parts = list(buckets(tagged, HOVER_COLUMNS))
     edges = [0.0, *(x((a[-1][0] + b[0][0]) / 2) for a, b in itertools.pairwise(parts)), 100.0]
@@ -152,14 +155,14 @@ def _hovers(
 
 
 def buckets(points: list[tuple], count: int) -> Iterable[list[tuple]]:
-    """The points, which are in order of x, in at most `count` sections of equal length; empty sections are left out."""
+    """Divide points, which are in order of x, into at most `count` sections of equal length. Empty ones are left out."""
     first, length = points[0][0], (points[-1][0] - points[0][0]) / count or 1
     for _, part in itertools.groupby(points, key=lambda point: min(int((point[0] - first) / length), count - 1)):
         yield list(part)
 
 
 def thin(points: list[Point], count: int) -> list[Point]:
-    """Few points that look like all of them when they are drawn: the ends, and the extremes of each of `count` sections.
+    """Select points whose line looks like that of all points: the two ends, and the extremes of each of `count` sections.
 
     Taking every n-th point instead would lose the spikes, which are what one looks for.
     """
@@ -172,6 +175,7 @@ def thin(points: list[Point], count: int) -> list[Point]:
 
 
 def _series(rows: list[dict[str, Any]], key: str) -> list[Point]:
+    """The values of `key` over the steps, without those that are not finite numbers."""
     points = ((row["step"], _number(row[key])) for row in rows if key in row)
     return sorted((float(step), value) for step, value in points if value is not None)
 

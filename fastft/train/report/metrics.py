@@ -1,6 +1,7 @@
-"""What a run reports: `metrics.jsonl`, its trackers, and one live line.
+"""Report what a run does: rows of numbers in `metrics.jsonl` and in its trackers, and one live line in the terminal.
 
-Only rank 0 writes. After a resume, rows after the checkpoint's step are removed, so that the file is always one curve.
+Only rank 0 writes. When a run continues from a checkpoint, the rows after the checkpoint's step are removed, so that the file
+is always one curve.
 """
 
 import json
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def peak_memory_gib(device: "torch.device") -> float:
-    """The peak memory of this process so far in GiB: of its tensors on a GPU, else its resident set."""
+    """The peak memory of this process so far in GiB: that of its tensors on a GPU, otherwise its resident set."""
     if device.type == "cuda":
         import torch
 
@@ -40,9 +41,9 @@ def peak_memory_gib(device: "torch.device") -> float:
 def step_rows(
     pending: list[dict], seconds: float, model: "TrainedModel", matrices: tuple[float, float], device: "torch.device"
 ) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl for the `pending` steps since the last report, which took `seconds` together.
+    """Make the rows of metrics.jsonl for the `pending` steps since the last report, which took `seconds` together.
 
-    `matrices` are the FLOPs of (blocks, head) for a token. The host waits for the device here, once for all steps.
+    `matrices` is the result of fastft.cost.flops.matrix_flops. The host waits for the device here, once for all steps.
     """
     import torch
     import torch.distributed as dist
@@ -85,10 +86,10 @@ def step_rows(
 class Reporter:
     """Writes a run's rows.
 
-    `start_step` is the step of the checkpoint from which the run continues (0 for a new run), `started` the time.monotonic()
-    at which this start of it began (the time of day may jump), `earlier_s` the seconds that its earlier starts took. Each row
-    says in `elapsed_s` how long the run has taken over all its starts, including the work that interruptions lost, and with
-    `price_per_hour` in `cost` what that has cost.
+    `start_step` is the step of the checkpoint from which the run continues, 0 for a new run. `started` is the
+    time.monotonic() at which this start of the run began (the time of day may jump), and `earlier_s` the seconds that its
+    earlier starts took. Each row says in `elapsed_s` how long the run has taken over all its starts, including the work that
+    interruptions lost. With `price_per_hour`, it says in `cost` what that time has cost.
     """
 
     def __init__(
@@ -103,12 +104,13 @@ class Reporter:
     ):
         self.path, self.total, self.start_step = output_dir / "metrics.jsonl", total_steps, start_step
         self.trackers, self.price, self.began = trackers, price_per_hour, time.monotonic()
-        self.zero = (self.began if started is None else started) - earlier_s  # when it would have begun without pauses
+        # The time at which the run would have begun if there had been no pauses between its starts.
+        self.counted_from = (self.began if started is None else started) - earlier_s
         cut_after(self.path, start_step)
         self.file = self.path.open("a", buffering=1)  # line by line, so that others can follow the run
 
     def step(self, row: dict[str, Any]) -> None:
-        """One optimizer step's row."""
+        """Write the row of an optimizer step."""
         row = row | self._spent()
         self._write(row)
         if not math.isfinite(row["loss"] + row["grad_norm"]):
@@ -121,12 +123,12 @@ class Reporter:
             logger.info(line)
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        """The row of a held-out loss."""
+        """Write the row of a held-out loss."""
         self._write(row | self._spent())
         logger.info(f"step {row['step']}/{self.total}  held-out loss {row['eval_loss']:.4f}")
 
     def flush(self) -> None:
-        """Make all rows so far durable. Called before a checkpoint of the same step is published."""
+        """Make all rows so far durable, which is done before the checkpoint of the same step is published."""
         with room_for(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -139,19 +141,20 @@ class Reporter:
         self.trackers.close()
 
     def _spent(self) -> dict[str, float]:
-        elapsed = time.monotonic() - self.zero
+        elapsed = time.monotonic() - self.counted_from
         return {"elapsed_s": elapsed, **({} if self.price is None else {"cost": self.price * elapsed / 3600})}
 
     def _write(self, row: dict[str, Any]) -> None:
+        # JSON has no NaN and no infinity.
         numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        line = json.dumps(numbers) + "\n"  # JSON knows no NaN
+        line = json.dumps(numbers) + "\n"
         with room_for(self.path, len(line)):
             self.file.write(line)
         self.trackers.log(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A last line that was cut off when the process was killed is left out."""
+    """Read the rows of a metrics.jsonl or samples.jsonl. A last line that was cut off by a kill is left out."""
     rows = []
     for line in path.read_text().splitlines():
         try:
@@ -162,14 +165,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Remove the rows after `step` from a file of rows, and all of them at step 0, from where everything is computed again."""
+    """Remove the rows after `step` from a file of rows; after step 0 all rows are removed, those of step 0 included."""
     if path.exists():
         rows = [row for row in read_metrics(path) if step and row["step"] <= step]
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def progress_line(row: dict[str, Any], total: int, remaining: float) -> str:
-    """A step in one line for people; `remaining` is in seconds. What is not known is left out."""
+    """Describe a step in one line for people, without what is not known. `remaining` is in seconds."""
     processes = row.get("processes", 1)
     known = row.get("mfu") is not None
     each = " per GPU" if known else " per process" if processes > 1 else ""

@@ -1,7 +1,7 @@
-"""The page of a training run, RUN/report.html: curves, answers over time, data, settings. `fastft report RUN`.
+"""Write the page of a training run, RUN/report.html: curves, answers over time, data, settings. `fastft report RUN`.
 
-The trainer writes it at every checkpoint and held-out loss and at the end; it can be made again at any time from the files
-of the run's directory. The look that all pages share is in `fastft.common.html`, the drawing of curves in
+The trainer writes it at every checkpoint and held-out loss, and at the end. It can be made again at any time from the files of
+the run's directory. The look that all pages share is in `fastft.common.html`, the drawing of curves in
 `fastft.train.report.curves`.
 """
 
@@ -21,7 +21,7 @@ from fastft.train.report.run_dir import Run, read_run
 logger = logging.getLogger(__name__)
 
 FILES = ("config.yaml", "run.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "model", "adapter")
-SHOWN_ANSWERS = 6  # to a prompt: the first, the last, and four between them
+SHOWN_ANSWERS = 6  # of each prompt: the first, the last, and four between them
 
 
 def write_run_report(directory: Path) -> Path:
@@ -52,7 +52,7 @@ def refresh_page(directory: Path) -> None:
 
 
 def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
-    """(prompt, its answers as (step, text)) from the rows of samples.jsonl, of many answers an even selection."""
+    """(prompt, its answers as (step, text)) from the rows of samples.jsonl. Of many answers, a few are evenly selected."""
     prompts: dict[str, dict[int, str]] = {}
     for row in samples:
         prompts.setdefault(row["prompt"], {})[row["step"]] = row["answer"]
@@ -65,7 +65,7 @@ def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tup
 
 
 def _data(run: Run) -> Iterator[dict[str, Any]]:
-    """The files of all stages, and what each was used for."""
+    """The files of all stages and the held-out ones, with what each was used for."""
     stages = run.facts["data"]
     for number, files in enumerate(stages, 1):
         yield from ({**file, "use": f"stage {number}" if len(stages) > 1 else "training"} for file in files)
@@ -73,7 +73,7 @@ def _data(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The configuration, with files by their last name, as everywhere on the page."""
+    """The settings of the run. Files have their last name, as everywhere on the page."""
     values = asdict(run.config)
     for group, name in ((values, "model"), (values, "output_dir"), (values, "eval_data"), (values, "template")):
         group[name] = short_name(group[name]) if group[name] else None

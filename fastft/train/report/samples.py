@@ -1,11 +1,11 @@
-"""What the model answers while it learns: greedy answers to fixed prompts, a line each in OUTPUT_DIR/samples.jsonl.
+"""Ask the model fixed prompts while it learns, and write its greedy answers to OUTPUT_DIR/samples.jsonl, a line for each.
 
     fastft train … --samples.prompts prompts.txt --samples.every 200
 
-All prompts are in one packed row, each followed by room for its answer, and every forward pass writes the next token of all
-of them. This is the forward pass of training itself, so it works on sharded models and with every attention backend, and its
+All prompts are in one packed row, each followed by room for its answer, and every forward pass writes the next token of each
+answer. This is the forward pass of training itself, so it works on sharded models and with every attention backend, and its
 shapes never change. Every process runs the same passes. There is no cache, so an answer of n tokens costs n passes. Nothing
-random is drawn and no gradient is computed: a run with samples is bit for bit the run without.
+random is drawn and no gradient is computed, so samples do not change a run by a single bit.
 """
 
 import json
@@ -28,14 +28,16 @@ from fastft.train.report.metrics import cut_after
 
 @dataclass
 class Prompt:
-    """A prompt: the text to show, and its tokens with the generation prompt."""
+    """A prompt of the file."""
 
     text: str
+    """The text to show with its answer."""
     ids: list[int]
+    """Its tokens, with the generation prompt."""
 
 
 class Sampler:
-    """Asks the prompts of a run and writes the answers; after an interruption the file goes on as if there had been none."""
+    """Asks the prompts of a run and writes the answers. After an interruption the file goes on as if there had been none."""
 
     def __init__(self, config: TrainConfig, template: ChatTemplate):
         """Read the prompts. Raises UserError as `read_prompts` does."""
@@ -43,7 +45,10 @@ class Sampler:
         self.prompts = read_prompts(config.samples, template, config.seq_len)
 
     def open(self, output_dir: Path, start_step: int) -> None:
-        """Write to `output_dir` from now on, after the answers up to `start_step`, the step of the checkpoint."""
+        """Write to `output_dir` from now on. Of the answers that are there, those after `start_step` are removed.
+
+        `start_step` is the step of the checkpoint from which the run continues, 0 for a new run.
+        """
         self.path = output_dir / "samples.jsonl"
         if dist.get_rank() == 0:
             cut_after(self.path, start_step)
@@ -65,7 +70,7 @@ class Sampler:
 
 
 def read_prompts(config: SamplesConfig, template: ChatTemplate, seq_len: int) -> list[Prompt]:
-    """The prompts of the file, if there is one. Raises UserError that names a line which is no prompt or does not fit."""
+    """Read the prompts of the file, if one is given. Raises UserError for a line that is no prompt or does not fit."""
     if config.prompts is None:
         return []
     try:
@@ -91,7 +96,10 @@ def read_prompts(config: SamplesConfig, template: ChatTemplate, seq_len: int) ->
 
 
 def _messages(line: str, where: str) -> list[Message]:
-    """The messages of a line: its text as the user's message, or those of its JSON object, of which the last is the user's."""
+    """The messages of a line: its text as a user's message, or those of its JSON object.
+
+    Raises UserError if the object holds none, or if the last is not a user's.
+    """
     if not line.lstrip().startswith("{"):
         return [Message("user", line.strip())]
     try:
@@ -112,7 +120,7 @@ def _messages(line: str, where: str) -> list[Message]:
 def answers(
     model: TrainedModel, prompts: list[Prompt], max_new_tokens: int, template: ChatTemplate, device: torch.device
 ) -> list[str]:
-    """The model's greedy answers, up to the end of turn or `max_new_tokens`; collective."""
+    """Generate the model's greedy answers, up to the end of turn or `max_new_tokens`; collective."""
     row = _lay_out(prompts, max_new_tokens, device)
     ends = row.pop("ends")
     model.eval()
@@ -126,7 +134,11 @@ def answers(
 
 
 def _lay_out(prompts: list[Prompt], room: int, device: torch.device) -> dict[str, Any]:
-    """The arguments of TrainedModel.likeliest, and `ends` [prompts] int64, where the answer to each prompt begins."""
+    """Lay the prompts into one row, with `room` tokens after each.
+
+    Returns the arguments of TrainedModel.likeliest, and `ends`, int64 [prompts]: the positions after the prompts, where their
+    answers begin.
+    """
     lengths = [len(prompt.ids) + room for prompt in prompts]
     begins = [sum(lengths[:i]) for i in range(len(prompts) + 1)]
     ids = [token for prompt in prompts for token in (*prompt.ids, *[0] * room)]
@@ -142,6 +154,7 @@ def _lay_out(prompts: list[Prompt], room: int, device: torch.device) -> dict[str
 
 
 def _text(ids: list[int], template: ChatTemplate) -> str:
+    """The text of an answer, up to its first stop token."""
     stop = next((i for i, token in enumerate(ids) if token in template.stop_token_ids), len(ids))
     text = template.tokenizer.decode(ids[:stop], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.removeprefix(template.separator)

@@ -1,4 +1,4 @@
-"""How long a run takes from the start of its process to its first step, and which part of that takes how long."""
+"""Measure how long a run takes from the start of its process to its first step, part by part."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Startup:
-    """Measures the parts of a start. The first part is Python and its imports, which are done when this is made."""
+    """Measures the parts of a start. The first part is Python with its imports, which is over when this is created."""
 
     def __init__(self) -> None:
         self.began = self.last = _process_start()
@@ -25,7 +25,7 @@ class Startup:
 
 
 def _process_start() -> float:
-    """time.monotonic() of the moment when this process began; if the system does not tell, of now."""
+    """The time.monotonic() at which this process began, or the present one if the system does not tell."""
     try:
         fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
         up = time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,11 +1,11 @@
-"""Trackers that get a run's numbers besides metrics.jsonl: TensorBoard, Weights & Biases and trackio.
+"""Send a run's numbers to TensorBoard, Weights & Biases and trackio, besides writing them to metrics.jsonl.
 
     --trackers tensorboard,wandb
 
-A library is imported when it is named. A run that continues after an interruption is the same run in its trackers, because
-its id is kept in OUTPUT_DIR/run.json. The libraries themselves read project and account (WANDB_PROJECT, WANDB_MODE,
+A library is imported only if it is named. A run that continues after an interruption is the same run in its trackers,
+because its id is kept in OUTPUT_DIR/run.json. The libraries read project and account themselves (WANDB_PROJECT, WANDB_MODE,
 WANDB_API_KEY, TRACKIO_PROJECT, …); no key is ever read or shown here. A tracker that fails during the training is dropped
-with a warning; metrics.jsonl has all the numbers.
+with a warning, because metrics.jsonl has all the numbers.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What a tracker must be able to do."""
+    """The interface of a tracker."""
 
     def log(self, row: dict[str, Any]) -> None:
         """Take a row of numbers by name, among them "step"."""
@@ -31,10 +31,10 @@ class Tracker(Protocol):
 
 
 def tracker_names(trackers: str) -> list[str]:
-    """The names in a comma-separated list, without "none". Raises UserError if the package of one is missing."""
+    """The names in a comma-separated list, without "none". Raises UserError if the package of one is not installed."""
     names = [name for name in dict.fromkeys(each.strip() for each in trackers.split(",")) if name != "none"]
     for name in names:
-        if importlib.util.find_spec(name) is None:  # the names of trackers are those of their packages
+        if importlib.util.find_spec(name) is None:  # a tracker is named after its package
             raise UserError(
                 f"trackers: {name} is not installed (pip install {name}); leave it out, or give --trackers none"
             )
@@ -45,7 +45,7 @@ class Trackers:
     """All of a run's trackers. `start_step` is the step of the checkpoint from which the run continues."""
 
     def __init__(self, names: list[str], output_dir: Path, run_id: str, start_step: int, settings: dict[str, Any]):
-        """Raises UserError if a tracker does not start, for example because nobody is logged in."""
+        """Start the trackers. Raises UserError if one does not start, for example because nobody is logged in."""
         kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
         self.open: dict[str, Tracker] = {}
         for name in names:
@@ -55,7 +55,7 @@ class Trackers:
                 raise UserError(f"trackers: {name} did not start ({first_line(error)})") from None
 
     def log(self, row: dict[str, Any]) -> None:
-        """Give a row to all trackers, without the values that are None."""
+        """Send a row to all trackers, without the values that are None."""
         numbers = {name: value for name, value in row.items() if value is not None}
         self._each(lambda tracker: tracker.log(numbers))
 
@@ -126,6 +126,6 @@ class _Trackio:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a library's error."""
+    """The first line of a library's error, or the error's kind if it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
