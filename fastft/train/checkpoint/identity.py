@@ -1,7 +1,7 @@
-"""The identity of a run: what must be equal for a checkpoint to belong to it, by name.
+"""Compute the identity of a run: the values, by name, that must be equal for a checkpoint to belong to it.
 
-It is saved with every checkpoint. Everything else may change between two starts: the number of processes, micro-batches,
-paths. A difference is an error that says what was and what is, unless --allow_change says that it is meant.
+The identity is saved with every checkpoint. Everything else may change between two starts: the number of processes, the
+micro-batches, paths. A difference is an error that says what was and what is, unless --allow_change says that it is intended.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fastft.common.files import short_name
 from fastft.config import TrainConfig, stages_of
 from fastft.data.step_plan import Curriculum
 
-SAME = (
+SAME = (  # keys of the configuration
     "seq_len",
     "overlong",
     "extend",
@@ -28,7 +28,7 @@ SAME = (
 
 
 def run_identity(config: TrainConfig, curriculum: Curriculum, model: str) -> dict[str, Any]:
-    """The identity of a run on a model with the fingerprint `model`. Files may move, but their contents may not change."""
+    """The identity of a run on a model whose fingerprint is `model`. Data files count by their contents, not by their places."""
     values = asdict(config)
     identity = {key: values[key] for key in SAME}
     identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])
@@ -50,12 +50,16 @@ def run_identity(config: TrainConfig, curriculum: Curriculum, model: str) -> dic
 
 
 def differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line for each value that differs, such as "stages.0.lr was 1e-05 and is 2e-05"."""
+    """Describe each value that differs in one line, such as "stages.0.lr was 1e-05 and is 2e-05"."""
     return list(_differences("", earlier, now))
 
 
 def _differences(where: str, earlier: Any, now: Any) -> Iterator[str]:
-    """The differences below the key `where`. The only entry of a list is not numbered, and a file may have another name."""
+    """The differences below the key `where`.
+
+    An entry of a list is named by its number, unless it is the only one. A file whose contents are the same may have another
+    name.
+    """
     if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
         if len(now) == 1:
             yield from _differences(where, earlier[0], now[0])

@@ -1,7 +1,8 @@
-"""When the next checkpoint is due: after a number of steps, or at the interval that costs the least time.
+"""Decide when the next checkpoint is due: after a number of steps, or after the time that costs the run least.
 
-`checkpoint.every: auto` measures how long training waits for a checkpoint and how long an upload takes, and lets rank 0
-watch its monotonic clock, because the time of day may jump. Which steps are saved changes nothing in what is learned.
+With `checkpoint.every: auto` the interval follows from two measurements: how long training waits for a checkpoint, and how
+long its upload takes. Rank 0 then decides by its monotonic clock, because the time of day may jump. Which steps are saved has
+no influence on what is learned.
 """
 
 import logging
@@ -17,7 +18,7 @@ ASSUMED_BLOCKING_S = 1.0  # until it has been measured
 
 
 class SaveInterval:
-    """The save interval of a run on `machines` machines. A preemption of any of them ends the run on all."""
+    """The save interval of a run. It is shorter on more machines, because the preemption of any of them stops the run."""
 
     def __init__(self, config: CheckpointConfig, machines: int, writer: Writer):
         self.every, self.writer = config.every, writer
@@ -26,20 +27,23 @@ class SaveInterval:
         self.logged: float | None = None
 
     def is_due(self, step: int) -> bool:
-        """True by the count of steps, which is the same on every rank."""
+        """Whether a checkpoint is due by the number of steps, which is the same on every rank."""
         return self.every != "auto" and bool(self.every) and step % self.every == 0
 
     def wants_one(self) -> bool:
-        """True by the clock of this rank."""
+        """Whether a checkpoint is due by the clock of this rank."""
         return self.every == "auto" and time.monotonic() - self.last >= self.interval_s()
 
     def interval_s(self) -> float:
-        """Young's interval for what has been measured so far."""
+        """Young's interval in seconds, for what has been measured so far."""
         blocking_s = self.writer.blocking_s or ASSUMED_BLOCKING_S
         return young_interval(blocking_s, self.hours * 3600, self._upload_s())
 
     def saved(self) -> None:
-        """Note that a checkpoint has just been started, and log the interval if it is new or has changed by half."""
+        """Begin the next interval, because a checkpoint has just been started.
+
+        The interval is logged the first time, and whenever it has halved or doubled since it was logged.
+        """
         self.last = time.monotonic()
         if self.every != "auto":
             return

@@ -1,7 +1,7 @@
 """Watch the cloud's metadata service for the notice that a spot machine is about to be taken away.
 
-One thread on each machine asks, and ends if no such service answers. AWS gives two minutes, and earlier a rebalance
-recommendation, which is taken as advice to save now. GCP and Azure give thirty seconds.
+One thread on each machine asks the service, and ends if there is none. AWS gives two minutes of notice. It may send a
+rebalance recommendation earlier, after which the run saves a checkpoint and continues. GCP and Azure give thirty seconds.
 
     AWS    https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
     GCP    https://cloud.google.com/compute/docs/instances/spot  (preempted?wait_for_change)
@@ -24,13 +24,12 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 5.0  # as AWS advises
 PROBE_S = 1.0
-FIRST_ANSWER_S = 150.0  # of Azure's scheduled events, which take up to two minutes
+FIRST_ANSWER_S = 150.0  # for the first answer of Azure's scheduled events, which takes up to two minutes
 AWS_NOTICE_S = 120.0
 UNEXPECTED = (OSError, ValueError, KeyError, TypeError)  # no answer, or one that is not what the service documents
 LINK_LOCAL = "http://169.254.169.254"
-_open = urllib.request.build_opener(
-    urllib.request.ProxyHandler({})
-).open  # metadata services are never reached by proxy
+# Metadata services are never reached through a proxy.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 def watch(stopping: Stopping, poll_s: float = POLL_S) -> threading.Thread:
@@ -49,7 +48,7 @@ def _watch(stopping: Stopping, poll_s: float) -> None:
         try:
             cloud = service()
         except UNEXPECTED:
-            continue  # this is not the cloud
+            continue  # the machine is not in this cloud
         logger.info("notices: from the metadata service of %s", service.__name__.upper())
         while stopping.reason is None:
             try:
@@ -60,10 +59,10 @@ def _watch(stopping: Stopping, poll_s: float) -> None:
 
 
 class Aws:
-    """AWS's IMDSv2: a token, then a document that does not exist (404) until the notice."""
+    """AWS's IMDSv2: with a token one asks for a document, which does not exist (404) until the notice."""
 
     def __init__(self) -> None:
-        """Raises OSError if there is no such service."""
+        """Get a token. Raises OSError if there is no such service."""
         self.base = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", LINK_LOCAL).rstrip("/") + "/latest"
         self._renew(PROBE_S)
         self.advised = False
@@ -79,9 +78,12 @@ class Aws:
         time.sleep(poll_s)
 
     def _seconds_until(self, when: str) -> float:
-        """Seconds until `when` by the service's clock, because this machine's may have jumped; at most the length of a notice."""
-        moment = datetime.fromisoformat(when.replace("Z", "+00:00"))
-        return min(AWS_NOTICE_S, (moment - self.now).total_seconds())
+        """Seconds until `when`, at most the length of a notice.
+
+        They are counted from the service's time, because this machine's clock may be wrong.
+        """
+        then = datetime.fromisoformat(when.replace("Z", "+00:00"))
+        return min(AWS_NOTICE_S, (then - self.now).total_seconds())
 
     def _renew(self, timeout: float) -> None:
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
@@ -106,10 +108,10 @@ class Aws:
 
 
 class Gcp:
-    """GCP's value that turns to TRUE. The request waits for the change."""
+    """GCP's value that becomes TRUE at the notice. A request waits until the value changes."""
 
     def __init__(self) -> None:
-        """Raises OSError if there is no such service."""
+        """Read the value once. Raises OSError if there is no such service."""
         host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")
         self.url = f"http://{host}/computeMetadata/v1/instance/preempted"
         self._read("alt=text", PROBE_S)
@@ -118,7 +120,7 @@ class Gcp:
         wait = max(1, int(poll_s * 12))
         if self.value == "TRUE":
             stopping.request("GCP: the instance is being preempted", NOTICE_S)
-        else:  # with the tag of the value that was read last, so that no change in between is missed
+        else:  # last_etag names the value that was read last, so that no change between two requests is missed
             self._read(f"wait_for_change=true&timeout_sec={wait}&last_etag={self.tag}", wait + 5)
 
     def _read(self, query: str, timeout: float) -> None:
@@ -129,14 +131,14 @@ class Gcp:
 
 
 class Azure:
-    """Azure's scheduled events of all machines of a group, of which Preempt is one.
+    """Azure's scheduled events, which name the events of all machines of a group; a preemption is the event Preempt.
 
-    The first request switches their service on and is answered after up to two minutes. So the description of the instance,
-    which is there at once, tells whether this is Azure.
+    The first request for them switches their service on and is answered after up to two minutes. The description of the
+    instance is answered at once, so it is what tells whether this is Azure.
     """
 
     def __init__(self) -> None:
-        """Raises OSError if there is no such service."""
+        """Read the description of the instance. Raises OSError if there is no such service."""
         self.base = os.environ.get("AZURE_METADATA_ENDPOINT", LINK_LOCAL).rstrip("/") + "/metadata"
         self.name = self._read("instance?api-version=2021-02-01", PROBE_S)["compute"]["name"].lower()
         self.timeout = FIRST_ANSWER_S
@@ -154,9 +156,9 @@ class Azure:
         """Seconds until the preemption. An empty NotBefore says that it has begun."""
         if not not_before:
             return NOTICE_S
-        moment = parsedate_to_datetime(not_before)
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-        return min(NOTICE_S, (moment - self.now).total_seconds())
+        then = parsedate_to_datetime(not_before)
+        then = then if then.tzinfo else then.replace(tzinfo=timezone.utc)
+        return min(NOTICE_S, (then - self.now).total_seconds())
 
     def _read(self, document: str, timeout: float) -> dict:
         request = urllib.request.Request(f"{self.base}/{document}", headers={"Metadata": "true"})

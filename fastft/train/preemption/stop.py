@@ -1,11 +1,12 @@
-"""Leaving a machine that is about to be taken away: signals and notices set a flag, and all ranks stop after the same step.
+"""Stop a run whose machine is about to be taken away: signals and notices set a flag, and all ranks stop after the same step.
 
-The first SIGTERM, SIGINT or SIGHUP (a terminal that is closed), or a cloud's notice (`fastft.train.preemption.notices`),
-asks for a stop. Under nohup SIGHUP stays ignored. The run then saves, uploads what the time allows and exits with code 75,
-which means "start me again" (EX_TEMPFAIL of sysexits.h). torchrun
-returns 1 whatever its workers return, so a run script looks for the file OUTPUT_DIR/preempted. That file is written before
-anything else, because torchrun kills its workers after a time that a save, or a storage that does not answer, can outlast.
-A second signal ends the process at once.
+The first SIGTERM, SIGINT or SIGHUP (a terminal was closed), or a cloud's notice (`fastft.train.preemption.notices`), asks
+for a stop. Under nohup SIGHUP stays ignored. The run then saves, uploads what the time allows, and exits with code 75, which
+means "start me again" (EX_TEMPFAIL of sysexits.h). A second signal ends the process at once.
+
+torchrun returns 1 whatever its workers return, so a run script looks for the file OUTPUT_DIR/preempted instead. That file is
+written as soon as a stop is asked for: torchrun kills its workers after some time, and a save, or a storage that does not
+answer, can take longer.
 
 The ranks agree in a small all-reduce between the hosts, which does not wait for the devices. It takes place about ten times
 in the shortest notice, not after every step.
@@ -31,14 +32,14 @@ SAME_SIGNAL_S = 1.0  # Ctrl-C reaches a worker twice, from the terminal and from
 
 
 class Preempted(BaseException):
-    """The run stops early, and is to be started again.
+    """Raised when the run stops early and is to be started again.
 
-    Derives from BaseException so that `except Exception` in library code does not swallow it.
+    It derives from BaseException so that `except Exception` in library code does not swallow it.
     """
 
 
 class Stopping:
-    """This process's wish to stop, and the agreement of all ranks about it."""
+    """Holds whether this process was asked to stop, and lets all ranks agree to do so after the same step."""
 
     def __init__(self, mark: Path | None = None) -> None:
         """Listen for signals. `mark` is the file for the run script, on the process that writes it."""
@@ -56,7 +57,7 @@ class Stopping:
         self._earlier = {number: signal.signal(number, self._on_signal) for number in heard}
 
     def request(self, reason: str, seconds: float) -> None:
-        """Ask for a stop, because the machine is taken away in `seconds`."""
+        """Ask for a stop, because the machine will be taken away in `seconds`."""
         self.deadline = min(self.deadline, time.monotonic() + max(0.0, seconds - MARGIN_S))
         if self.reason is None:
             self.reason = reason
@@ -69,7 +70,7 @@ class Stopping:
                 write_whole(self.mark, f"{what}\n")
 
     def forget(self) -> None:
-        """Give the signals back to their earlier handlers."""
+        """Give the signals back to the handlers that they had before."""
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
@@ -81,12 +82,15 @@ class Stopping:
             return
         self._heard_at = now
         self.request(signal.Signals(number).name, float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", NOTICE_S)))
-        if not self._in_loop:  # everything that could be saved is saved already
+        if not self._in_loop:  # whatever can be saved is saved already
             raise Preempted(self.reason)
 
     @contextmanager
     def between_steps(self, first: int) -> Iterator[None]:
-        """Inside, a stop waits until `agreed` returns it; outside, a signal raises Preempted at once. Collective."""
+        """A context in which a signal sets the flag, and nothing else happens until the ranks agree; collective.
+
+        Outside of it, a signal raises Preempted at once. `first` is the number of steps that are done already.
+        """
         self.group = dist.new_group(backend="gloo")
         self._checked, self._next_check, self._checked_at = first, first + 1, time.monotonic()
         self._in_loop = True
@@ -96,23 +100,24 @@ class Stopping:
             self._in_loop = False
 
     def agreed(self, step: int, save: bool, last: bool = False) -> tuple[bool, bool]:
-        """Whether to (stop, save) after `step`, the same on every rank; collective, and mostly nothing but a comparison.
+        """Whether to (stop, save) after `step`, the same on every rank; collective.
 
-        `save` says whether this rank wants a checkpoint. After the `last` step the ranks always ask each other.
+        `save` says whether this rank wants a checkpoint. The ranks ask each other after the `last` step and a few times in
+        every notice; after most steps this only compares two numbers and returns (False, False).
         """
         if step < self._next_check and not last:
             return False, False
         now = time.monotonic()
         step_s = (now - self._checked_at) / max(1, step - self._checked)
         stop, save = self.reason is not None, save or self.save_soon
-        self.save_soon = False  # before the others are waited for, because advice may come meanwhile
+        self.save_soon = False  # before this waits for the others, because advice that comes meanwhile must not be lost
         wishes = torch.tensor([stop, save, step_s, now - self.deadline], dtype=torch.float64)
         dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.group)
-        stop, save, slowest_s, beyond = wishes.tolist()
+        stop, save, slowest_s, past_deadline_s = wishes.tolist()
         self._checked, self._checked_at = step, now
         self._next_check = step + max(1, int(NOTICE_S / 10 / max(slowest_s, 1e-3)))
         if stop:
-            self.request("another machine is taken away", MARGIN_S - beyond)
+            self.request("another machine is taken away", MARGIN_S - past_deadline_s)
         return bool(stop), bool(save)
 
     def remaining_s(self) -> float:
