@@ -3,6 +3,11 @@
 `fastft.common.command_line.run` is where both end: a `UserError` is printed as "error: …", a bug keeps its traceback.
 """
 
+import copyreg
+from typing import Any
+
+OURS = ("fastft", "cleaning", "__main__")  # the last is the module that `python -m` has started
+
 
 class UserError(Exception):
     """Something that the user can mend: the message says what is wrong, where, and what to do, in one line.
@@ -13,6 +18,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes get the same class, words and attributes, whatever arguments its constructor takes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__
+
 
 class UsageError(UserError):
     """The command itself is wrong: an unknown option, a value of the wrong type, a verb that does not exist."""
@@ -22,3 +31,15 @@ class UsageError(UserError):
 
 class PeerError(Exception):
     """Another process of the run met an error, and says so itself: this one has nothing to add."""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether our own code raised `error`, and not a library that it called: then it is a bug, whatever its class.
+
+    For libraries that raise errors of a dozen classes for one mistake of the user's. A library in C has no frames of its own,
+    so what it raises counts as ours: name its classes instead.
+    """
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] in OURS

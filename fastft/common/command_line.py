@@ -16,7 +16,6 @@ one line that names the key and the nearest valid one.
 """
 
 import argparse
-import errno
 import os
 import select
 import sys
@@ -24,22 +23,16 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from fastft.common import logs
 from fastft.common.command_reader import CommandReader, Option, expected, group_of, key_of, options_of, valid_keys
-from fastft.common.files import full_disk, lack_of_room
+from fastft.common.files import machine_error
 from fastft.errors import PeerError, UsageError, UserError
 
-__all__ = ["leave", "option", "parse", "run", "valid_keys"]
+__all__ = ["leave", "option", "parse", "run", "run_module", "valid_keys"]
 
 BUG = "this is a bug in fastft and not your mistake: please report it with the lines above"
-# Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
-MACHINE = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENOMEM,
-    errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR,
-}  # fmt: skip
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
@@ -69,25 +62,15 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
     except BrokenPipeError:
         return 0 if _stdout_is_closed() else _bug(speaks)
     except OSError as error:
-        if error.errno not in MACHINE:
+        if (ours := machine_error(error)) is None:
             return _bug(speaks)
-        line, code = _line_about_machine(error), 1
+        line, code = str(ours), ours.exit_code
     except Exception:  # noqa: BLE001  whatever it is
         return _bug(speaks)
     if speaks():
         logs.clear_live()
         logs.write(f"error: {line}\n")
     return code
-
-
-def _line_about_machine(error: OSError) -> str:
-    """The system's words with the path, and where a disk is full how much room there is."""
-    path, number = error.filename2 or error.filename, full_disk(error)
-    if path and number:
-        return (
-            f"{path}: {lack_of_room(number, Path(os.fsdecode(path)))}; make room there and start the same command again"
-        )
-    return f"{path or 'this machine'}: {error.strerror}"
 
 
 def _stdout_is_closed() -> bool:
@@ -109,6 +92,12 @@ def _bug(speaks: Callable[[], bool]) -> int:
         traceback.print_exc()
         print(f"error: {BUG}", file=sys.stderr, flush=True)
     return 1
+
+
+def run_module(main: Callable[[list[str]], int | None], speaks: Callable[[], bool] = lambda: True) -> NoReturn:
+    """Run `main` with this process's command line and end the process: for a module that `python -m` has started."""
+    logs.show()
+    leave(run(lambda: main(sys.argv[1:]), speaks))
 
 
 def leave(code: int) -> NoReturn:
@@ -168,11 +157,13 @@ def parse(
     renamed: dict[str, str] | None = None,
     synonyms: dict[str, str] | None = None,
     usage: str | None = None,
+    warns: bool = True,
 ) -> list:
     """Return one instance of each of the dataclasses `classes`. Raises UsageError with one line; `--help` exits.
 
     A value on the command line replaces one from a file, whatever their order, and a later file replaces an earlier one.
-    `renamed` maps names that options had in the last release to their present ones: the old ones still work, with a warning.
+    `renamed` maps names that options had in the last release to their present ones: the old ones still work, with a warning if
+    `warns`, which is false for a file that fastft itself wrote and nobody typed.
     `synonyms` maps names that other projects use to ours, to be named in the error about an unknown key.
     """
     import jsonargparse
@@ -202,7 +193,7 @@ def parse(
     for action in parser._actions:
         if action.dest == "print_config":
             action.help = "print all options as YAML, a file for --config, and stop (=skip_default: only what is given)"
-    reader = CommandReader(options, renamed or {}, synonyms or {})
+    reader = CommandReader(options, renamed or {}, synonyms or {}, warns)
     argv = reader.read(argv)
     for each in options:
         if each.several and reader.is_given(each.key):

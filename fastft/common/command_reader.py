@@ -107,8 +107,10 @@ def valid_keys(cls: type, prefix: str = "") -> list[str]:
 class CommandReader:
     """Reads one command. It remembers every value with the type that it must have, so that `explain` can find the wrong one."""
 
-    def __init__(self, options: Sequence[Option], renamed: dict[str, str], synonyms: dict[str, str]):
-        self.renamed, self.synonyms = renamed, synonyms
+    def __init__(
+        self, options: Sequence[Option], renamed: dict[str, str], synonyms: dict[str, str], warns: bool = True
+    ):
+        self.renamed, self.synonyms, self.warns = renamed, synonyms, warns
         self.by_key = {option.key: option for option in options}
         self.by_short = {option.short: option for option in options if option.short}
         self.positional = [option for option in options if option.positional]
@@ -244,7 +246,7 @@ class CommandReader:
 
     def _present(self, name: str) -> str:
         """The present name of an option that had another name in the last release; any other name stays as it is."""
-        if name in self.renamed:
+        if name in self.renamed and self.warns:
             logger.warning(
                 "%s is called %s now; the old name stops working in the next release", name, self.renamed[name]
             )

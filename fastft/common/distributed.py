@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from fastft.common.files import machine_error
 from fastft.errors import PeerError, UserError
 
 logger = logging.getLogger(__name__)
@@ -127,26 +128,35 @@ def limit_waiting(limit: timedelta, patient: Collection[dist.ProcessGroup] = ())
 def everywhere(action: Callable[[], Result] | None) -> Result | None:
     """Call `action` on the ranks that pass one, and return its result there, None elsewhere; collective.
 
-    An error on any rank is an error on every rank, of the same kind: a UserError or an OSError is a UserError everywhere. The
-    rank that meets a bug raises it with its traceback, and the others raise PeerError.
+    An error on any rank is an error on every rank, of the same kind. A UserError is raised on all of them with its class and
+    its words, and so is what the machine refuses (`machine_error`). The rank that meets a bug raises it with its traceback,
+    and the others raise PeerError.
     """
     result, error = None, None
     try:
         result = action() if action else None
     except Exception as caught:  # noqa: BLE001  raised again below, once all ranks know
-        error = caught
-    is_bug = error is not None and not isinstance(error, (UserError, OSError))
-    errors: list[tuple[bool, str] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, None if error is None else (is_bug, str(error)))
-    found = [each for each in errors if each]
+        error = (machine_error(caught) if isinstance(caught, OSError) else None) or caught
+    is_bug = error is not None and not isinstance(error, UserError)
+    errors: list[tuple[bool, UserError | None]] = [(False, None)] * dist.get_world_size()
+    dist.all_gather_object(errors, (is_bug, None if is_bug else error))
     if is_bug:
         raise error
-    if any(bug for bug, _ in found):
+    if any(bug for bug, _ in errors):
         time.sleep(SPEAKING_S)  # as in `first_to_fail`
         raise PeerError
-    if found:
-        raise UserError(found[0][1])
+    if mistake := next((mistake for _, mistake in errors if mistake), None):
+        raise error or mistake
     return result
+
+
+def raise_anywhere(error: BaseException | None) -> None:
+    """Raise the error that a thread of some rank has met before, on all ranks as `everywhere` does; collective."""
+
+    def fail() -> None:
+        raise error
+
+    everywhere(fail if error else None)
 
 
 def on_first(action: Callable[[], Result]) -> Result:
@@ -166,7 +176,8 @@ def first_to_fail() -> bool:
     """True on the rank that meets an error first, and after `SPEAKING_S` False on the others.
 
     The others meet the same error or its consequence. torchrun ends all processes once one has ended, so they wait for the
-    first to print its error, and usually end with it.
+    first to print its error, and usually end with it. Before they have joined, processes cannot know of each other's errors:
+    the first one of each machine prints its own, and another one if it was not ended while it waited.
     """
     if dist.is_initialized():
         try:
@@ -175,8 +186,11 @@ def first_to_fail() -> bool:
             # The process that holds the store is gone. If it has printed an error, torchrun ends this one while it waits.
             time.sleep(SPEAKING_S)
             return True
+    elif local_rank() == 0:
+        return True
     else:
-        first = rank() == 0
+        time.sleep(SPEAKING_S)
+        return True
     if not first:
         time.sleep(SPEAKING_S)
     return first

@@ -8,7 +8,9 @@ publish_directory(partial, path)                  # for a directory that was fil
 """
 
 import errno
+import math
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -19,6 +21,13 @@ from fastft.errors import UserError
 
 REPLACED = ".old.tmp"  # ends the name of a directory that is being replaced
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
+MACHINE = {*FULL, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# Errors of a place that the user has chosen. Without a path, they are about something else.
+PLACE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN,
+    errno.EOPNOTSUPP,
+}  # fmt: skip
 
 
 class FullDiskError(UserError):
@@ -74,31 +83,72 @@ def room_for(path: Path, needed: int | None = None, written: Path | None = None)
         raise FullDiskError(f"{path}: {lack}; make room there and start the same command again", number) from None
 
 
+def machine_error(error: OSError) -> UserError | None:
+    """What `error` is for the user, in one line with the system's words and the path; None if it may be a bug.
+
+    Of a full disk it says how much room there is.
+    """
+    path = error.filename2 or error.filename
+    if error.errno not in MACHINE and not (path and error.errno in PLACE):
+        return None
+    if path and (number := full_disk(error)):
+        lack = lack_of_room(number, Path(os.fsdecode(path)))
+        return FullDiskError(f"{path}: {lack}; make room there and start the same command again", number)
+    return UserError(f"{path or 'this machine'}: {error.strerror}")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the machine, or a place on it that is known to whoever asks, refused to read or write."""
+    return system_number(error) in MACHINE | PLACE
+
+
 def full_disk(error: BaseException) -> int | None:
     """The system's number of the error if it means that a disk is too full, else None.
 
-    A used-up quota and a limit on the size of files count, too. Some libraries lose the system's number: safetensors keeps
-    its words, torch's writer says "inline_container.cc:672 . unexpected pos 704 vs 598".
+    A used-up quota and a limit on the size of files count, too.
     """
-    number = getattr(error, "errno", None)
-    if number is None:
-        number = next((each for each in FULL if os.strerror(each) in str(error)), None)
-    if number is None and "unexpected pos" in str(error):
-        number = errno.ENOSPC
+    number = system_number(error)
     return number if number in FULL else None
 
 
+def system_number(error: BaseException) -> int | None:
+    """The system's number of the error (errno), also where a library has kept only its words; None if it has none.
+
+    Libraries in Rust say "(os error 13)", safetensors has the system's words, and torch's writer says
+    "inline_container.cc:672 . unexpected pos 704 vs 598" of a full disk.
+    """
+    number, words = getattr(error, "errno", None), str(error)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", words)):
+        number = int(found[1])
+    if number is None:
+        number = next((each for each in FULL if os.strerror(each) in words), None)
+    return errno.ENOSPC if number is None and "unexpected pos" in words else number
+
+
 def lack_of_room(number: int, path: Path, needed: int | None = None, written: Path | None = None) -> str:
-    """What is needed for `path` and what is free there, in the words of error `number`; the rest as in `room_for`."""
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
-    done = _bytes_under(written or path)
+    """What is needed for `path` and what is free there, in the words of error `number`; the rest as in `room_for`.
+
+    `needed` is the size of the contents. On a disk they take whole blocks, one more for the directory, and some for the file
+    system's own lists: what is refused although it seems to fit needs more than what is free. If far more is free, something
+    else is used up.
+    """
+    words, done = os.strerror(number), _bytes_under(written or path)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     wanted = f"{bytes_text(needed)} needed" if needed is not None else f"more than {bytes_text(done)} needed"
     wanted = wanted if needed is not None or done else "room needed"
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if number == errno.EFBIG and limit != resource.RLIM_INFINITY:
-        return f"{os.strerror(number)}: {wanted}, a file may have {bytes_text(limit)} (ulimit -f)"
-    free = shutil.disk_usage(there).free + (done if written and needed is not None else 0)
-    return f"{os.strerror(number)}: {wanted}, {bytes_text(free)} free"
+    if number == errno.EFBIG:
+        limited = f"a file may have {bytes_text(limit)} (ulimit -f)"
+        return f"{words}: {wanted}, {'more than a file may have' if limit == resource.RLIM_INFINITY else limited}"
+    if number == errno.EDQUOT:
+        return f"{words}: {wanted}, more than your quota has left (quota -s)"
+    disk = os.statvfs(next(place for place in (path, *path.absolute().parents) if place.exists()))
+    free = disk.f_bavail * disk.f_frsize + (done if written and needed is not None else 0)
+    if needed is not None:
+        taken = (math.ceil(needed / disk.f_frsize) + 1) * disk.f_frsize
+        if free > 2 * taken:
+            return f"{words}: {wanted}, {bytes_text(free)} free: look for another limit, such as inodes (df -i)"
+        wanted = f"{bytes_text(taken)} needed" if taken > free else f"more than {bytes_text(free)} needed"
+    return f"{words}: {wanted}, {bytes_text(free)} free"
 
 
 def _bytes_under(path: Path) -> int:
@@ -109,11 +159,11 @@ def _bytes_under(path: Path) -> int:
 
 def bytes_text(count: float) -> str:
     """Write a number of bytes as people read it: "512 bytes", "1.5 GiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1000 or unit == "TiB":
             return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
         count /= 1024
-    raise AssertionError("GiB is the last unit")
+    raise AssertionError("TiB is the last unit")
 
 
 def sync(path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastft.common.storage_faults import NO_BUCKET, StorageError, diagnose, reason_of
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SCHEMES = ("s3", "gs", "az", "hf", "file")  # suggested for an unknown one that 
 NO_STORES = ("memory", "http", "https", "data")  # fsspec knows them, but they keep nothing
 EXAMPLES = "s3://bucket/run, gs://bucket/run, az://container/run, hf://buckets/owner/name or file:///directory"
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-BUGS = (AssertionError, AttributeError, NameError, TypeError)
+BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # what no library of storage raises
 Result = TypeVar("Result")
 
 
@@ -107,9 +107,11 @@ class Store:
     def put(self, source: Path, name: str) -> None:
         """Upload a file, and check that all of its bytes arrived."""
 
+        wanted = source.stat().st_size
+
         def copy(fs: Any) -> None:
             fs.put_file(str(source), f"{self.root}/{name}")
-            size, wanted = fs.size(f"{self.root}/{name}"), source.stat().st_size
+            size = fs.size(f"{self.root}/{name}")
             if size != wanted:
                 raise OSError(f"{size} of {wanted} bytes arrived")
 
@@ -182,6 +184,8 @@ class Store:
             except BUGS:
                 raise
             except Exception as error:  # each storage's library has a family of errors of its own
+                if is_ours(error) and not isinstance(error, OSError):  # the system's errors have no frame of their own
+                    raise
                 fault, reason = diagnose(error), reason_of(error)
             else:
                 self._answers()

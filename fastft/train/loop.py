@@ -22,15 +22,18 @@ import torch
 import torch.distributed as dist
 
 from fastft.common import logs
+from fastft.common.command_line import run_module
 from fastft.common.distributed import (
     SET_UP_LIMIT,
     STEP_LIMIT,
     everywhere,
+    first_to_fail,
     is_loss_of_peer,
     join_ranks,
     limit_waiting,
     local_rank,
     on_first,
+    raise_anywhere,
     rank,
     world_size,
 )
@@ -266,6 +269,8 @@ class Loop:
             meta = {"identity": inputs.identity, "skipped": asdict(self.skipped)}
             self.writer.save(number, self.model, self.optimizer, meta)
             self.save_interval.saved()
+            if not last:  # after the last step the model is written first
+                self.writer.end_after_bug_of_upload()
         if stop:
             leave_early(number, self.stop, self.writer)
         if pauses:
@@ -314,6 +319,7 @@ def leave_early(step: int, stop: Stopping, writer: local.Writer) -> None:
     where = "saved"
     if writer.uploader:
         uploaded = on_first(lambda: writer.uploader.finish(stop.remaining_s()))
+        writer.end_after_bug_of_upload()
         where += " and uploaded" if uploaded else ", on this disk only: there was no time to upload it"
     left = Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")
     stop.note(str(left))
@@ -343,6 +349,7 @@ def export(
         refresh_page(output_dir)
     if uploader:
         uploader.finish()
+        raise_anywhere(uploader.bug)
         meta = {"step": inputs.total, "world_size": dist.get_world_size(), "machines": len(disk.holders)}
         meta["identity"] = inputs.identity
         on_first(lambda: upload_model(uploader.store, output_dir / "model", meta))
@@ -399,3 +406,7 @@ def leave_ranks() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_module(main, first_to_fail)

@@ -4,6 +4,7 @@ A fault says nothing about a checkpoint: only one that disagrees with its manife
 """
 
 import contextlib
+import re
 import shutil
 import threading
 import time
@@ -150,8 +151,13 @@ def test_a_full_disk_while_it_fetches(line, lost, ground, whole, tmp_path):
     with disks.small_disk(tmp_path / "disk", size // 2) as disk:
         done = start(ground, disk / "run", lost)
         runs.fails(
-            done, f"{disk}/run/checkpoints: the disk is full: the checkpoint in storage needs ", "GiB, and", AGAIN
+            done,
+            f"{disk}/run/checkpoints: no room for the checkpoint in storage: No space left on device: ",
+            " free",
+            AGAIN,
         )
+        needed, free = re.findall(r"([\d.]+) KiB", done.stderr.split("device: ")[1])
+        assert float(needed) >= size / 2**10 > float(free)
         assert "passed over" not in done.stderr
         disks.grow(disk)
         resumes_at_4(ground, disk / "run", lost, whole)

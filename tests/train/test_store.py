@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from types import FunctionType
 
 import pytest
 import torch.distributed as dist
-from helpers import storage
+from helpers import storage, training
 
 from fastft.common import logs, storage_faults
 from fastft.common import object_store as storing
@@ -196,13 +198,63 @@ def test_a_machine_that_no_longer_has_what_was_chosen_says_so(uploader, tmp_path
 
 def test_a_checkpoint_is_not_called_uploaded_when_another_machine_was_lost_before_it_was(uploader, tmp_path, said):
     def gone(step, name):
-        raise RuntimeError("Connection closed by peer")
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")
 
     uploader._upload = gone
     uploader.goes.set()
     offer(uploader, tmp_path, 1)
     assert uploader.finish(60) is False and checkpoints(uploader.store).found == []
-    assert "upload: ended (Connection closed by peer)" in said()
+    assert "upload: ended ([gloo/transport/tcp/pair.cc:538] Connection closed by peer)" in said()
+
+
+@pytest.mark.parametrize("step", ["_put", "_commit", "_agree", "_renew"])
+def test_a_bug_in_a_thread_is_kept_for_the_run(uploader, tmp_path, monkeypatch, step):
+    """A fault of storage is logged and tried again with the next checkpoint; a bug is raised by the run."""
+
+    def bug(*given):
+        raise TypeError("planted")
+
+    owner = uploader.lease if step == "_renew" else uploader
+    monkeypatch.setattr(owner, "is_mine" if step == "_renew" else step, bug)
+    uploader.goes.set()
+    offer(uploader, tmp_path, 1)
+    if step == "_renew":
+        uploader.lease.thread.join(10)
+    assert uploader.finish(60) is (step == "_agree")  # which had been called already, and fails after the upload
+    assert isinstance(uploader.bug, TypeError) and "bug" in [
+        frame.name for frame in traceback.extract_tb(uploader.bug.__traceback__)
+    ]
+    monkeypatch.undo()  # before the lease is given back
+
+
+def test_a_fault_of_storage_is_no_bug(uploader, tmp_path, monkeypatch):
+    def refused(*given):
+        raise StorageError("s3://b", storage_faults.FORBIDDEN, "AccessDenied")
+
+    monkeypatch.setattr(uploader, "_put", refused)
+    offer(uploader, tmp_path, 1)
+    assert uploader.finish(60) is False and uploader.bug is None
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("planted"), TypeError("planted"), ValueError("planted"), RuntimeError("planted")]
+)
+def test_a_bug_is_no_fault_of_storage(tmp_path, monkeypatch, error):
+    """ValueError and RuntimeError are what some libraries raise, so that only those that our own code raises are bugs."""
+    store = Store(f"file://{tmp_path}/bucket/run")
+
+    def bug(*given):
+        raise error
+
+    bug = FunctionType(bug.__code__, bug.__globals__ | {"__name__": "fastft.planted"}, None, None, bug.__closure__)
+    monkeypatch.setattr(store.fs, "pipe_file", bug)
+    with pytest.raises(type(error), match="planted"):
+        store.write("x", "y")
+
+
+def test_a_file_of_this_machine_that_is_missing_is_not_called_an_object(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no/shard"):
+        Store(f"file://{tmp_path}/bucket/run").put(tmp_path / "no/shard", "x")
 
 
 def test_what_a_start_has_passed_over_is_not_kept_in_storage(uploader, tmp_path):
@@ -570,3 +622,34 @@ def test_uploads_that_fail_again_and_again_are_said_loudly(uploader, tmp_path, c
         "upload: step 5 is in storage, after 3 uploads that failed",
     ]
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "ERROR", "INFO"]
+
+
+BUG_OF_UPLOAD = """
+import sys
+from fastft.common import logs
+from fastft.common.command_line import leave, run
+from fastft.train import loop
+from fastft.train.checkpoint import remote
+put, bad = remote._put_all, int(sys.argv.pop(1))
+def planted(store, directory, name, files):
+    if name.startswith("step-") and int(name[5:13]) >= bad:
+        raise TypeError("planted")
+    put(store, directory, name, files)
+remote._put_all = planted
+logs.show()
+leave(run(loop.main))
+"""
+
+
+@pytest.mark.parametrize("bad, last", [(1, 3), (4, 4)])
+def test_a_bug_of_an_upload_ends_the_run_and_leaves_what_is_on_the_disk(ground, tmp_path, bad, last):
+    """In the middle of the run once the next checkpoint is on the disk, in the last upload once the model is written, too."""
+    (tmp_path / "script.py").write_text(BUG_OF_UPLOAD)
+    options = ["--max_steps", "4", "--checkpoint.every", "1", "--checkpoint.remote", f"file://{tmp_path}/bucket/run"]
+    done = training.run(
+        [sys.executable, str(tmp_path / "script.py"), str(bad), *training.flags(ground, tmp_path / "out", *options)]
+    )
+    assert done.returncode == 1 and "done: 4 steps" not in done.stderr, done.stderr
+    assert "TypeError: planted" in done.stderr and "Traceback" in done.stderr and "please report it" in done.stderr
+    steps = sorted(path.name for path in (tmp_path / "out" / "checkpoints").glob("step-*"))
+    assert steps and int(steps[-1][5:]) <= last and (tmp_path / "out" / "model").exists() == (last == 4)

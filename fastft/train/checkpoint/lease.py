@@ -36,6 +36,7 @@ class Lease:
     def __init__(self, store: Store):
         """Take the lease. Raises UserError if another run holds it, or if nothing can be written there."""
         self.store, self.lost, self._ended = store, False, threading.Event()
+        self.bug: Exception | None = None  # met in the thread, to be raised by the run
         self.mine = {"token": secrets.token_hex(8), "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
         self.mine["job"] = _managed_job()
         earlier = self._read()
@@ -76,6 +77,9 @@ class Lease:
                 self._write()
             except UserError:  # storage does not answer; either it will again, or the lease runs out
                 pass
+            except Exception as error:
+                self.bug = error
+                return
 
     def _age(self) -> float:
         """Seconds since the lease was written, by the storage's clock, because those of machines jump. 0 if it tells no time."""

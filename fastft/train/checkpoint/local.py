@@ -28,9 +28,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
-from fastft.common.distributed import everywhere, local_rank, machine, on_first
-from fastft.common.files import REPLACED, full_disk, lack_of_room, publish_directory, write_whole
-from fastft.errors import PeerError, UserError
+from fastft.common.distributed import everywhere, is_loss_of_peer, local_rank, machine, on_first, raise_anywhere
+from fastft.common.files import REPLACED, full_disk, is_refusal, lack_of_room, publish_directory, write_whole
+from fastft.errors import UserError, is_ours
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.remote import Uploader
@@ -52,7 +52,7 @@ class Disk:
         token = on_first(lambda: secrets.token_hex(4))
         probe = directory / f".shared-{token}"
         first_here = local_rank() == 0
-        everywhere((lambda: directory.mkdir(parents=True, exist_ok=True)) if first_here else None)
+        everywhere(self._make if first_here else None)
         on_first(probe.touch)
         seen: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(seen, (first_here, probe.exists()))
@@ -60,6 +60,12 @@ class Disk:
         self.shared = all(there for _, there in seen)
         self.holders = [0] if self.shared else [rank for rank, (first, _) in enumerate(seen) if first]
         self.is_holder = dist.get_rank() in self.holders
+
+    def _make(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot be made a directory ({error.strerror})") from None
 
     @property
     def machine(self) -> int:
@@ -100,18 +106,17 @@ class Writer:
         """Return when the checkpoint that is being written is published; collective.
 
         Raises UserError on every rank if any rank could not write, for example on a full disk. Nothing that looks complete
-        is left then.
+        is left then. A bug that a rank's thread met while it wrote is raised there with its traceback.
         """
         if self.under_way is None:
             return
         (final, written), self.under_way = self.under_way, None
-        failures: list[tuple[str | None, bool]] = [(None, False)] * dist.get_world_size()
-        dist.all_gather_object(failures, (written.result(), self.bug is not None))
-        if failure := next((failure for failure, _ in failures if failure), None):
+        failures: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, written.result())
+        if failure := next(filter(None, failures), None):
             if self.disk.is_holder:
                 shutil.rmtree(_partial(final), ignore_errors=True)
-            if any(is_bug for _, is_bug in failures):
-                raise self.bug or PeerError
+            raise_anywhere(self.bug)
             raise UserError(
                 f"{final}: the checkpoint could not be written ({failure}). Earlier checkpoints are untouched: make room "
                 "and start the same command again"
@@ -121,6 +126,16 @@ class Writer:
                 f"{self.uploader.store.url}: another run of that name has taken over, or lease.json was removed, so this "
                 "run ends; start it again once no other run writes there"
             )
+
+    def end_after_bug_of_upload(self) -> None:
+        """Raise the bug that an upload has met on any rank, once what was saved last is on the disk; collective."""
+        if self.uploader is None:
+            return
+        found = [False] * dist.get_world_size()
+        dist.all_gather_object(found, self.uploader.bug is not None)
+        if any(found):
+            self.wait()
+            raise_anywhere(self.uploader.bug)
 
     @property
     def patient_groups(self) -> list[dist.ProcessGroup]:
@@ -148,7 +163,8 @@ class Writer:
             own = self._describe_own(partial, run_files)
             failure = None
         except (Exception, CheckpointException) as error:  # the latter derives from BaseException
-            own, failure = {}, self._failure(error, state, partial)  # whatever it is, the others wait to hear of it
+            # Whatever it is, the other ranks wait to hear of it.
+            own, failure = {}, self._failure(error, state, run_files, partial)
             self.bug = error if _is_bug(error) else None
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
@@ -157,16 +173,19 @@ class Writer:
         if self.disk.is_holder:
             try:
                 self._publish(final, meta, everyone)
-            except (OSError, UserError) as error:
-                return self._failure(error, state, partial)
+            except Exception as error:  # as above
+                self.bug = error if _is_bug(error) else None
+                return self._failure(error, state, run_files, partial)
         return None
 
-    def _failure(self, error: BaseException, state: dict[str, Any], partial: Path) -> str:
+    def _failure(self, error: BaseException, state: dict[str, Any], run_files: dict[str, bytes], partial: Path) -> str:
         """What went wrong, and of a full disk how much room the checkpoint needs."""
+        if (number := full_disk(root_error(error))) is None:
+            return root_cause(error)
         # A DTensor counts as a whole: these are the bytes of all ranks' shards.
         whole = sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
-        number = full_disk(root_error(error))
-        return lack_of_room(number, partial, whole // len(self.disk.holders), partial) if number else root_cause(error)
+        needed = whole // len(self.disk.holders) + sum(map(len, run_files.values()))
+        return lack_of_room(number, partial, needed, partial)
 
     def _describe_own(self, partial: Path, run_files: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The manifest's entries for the files that this rank has written."""
@@ -187,8 +206,10 @@ class Writer:
 
 
 def _is_bug(error: BaseException) -> bool:
-    """Whether writing failed for a reason of ours. Disks are OSErrors, or RuntimeErrors of torch's own writer."""
-    return not isinstance(root_error(error), (OSError, RuntimeError, UserError))
+    """Whether writing failed for a reason of ours, and not because the disk refuses or another process is gone."""
+    root = root_error(error)
+    by_torchs_writer = "inline_container.cc" in str(root)
+    return not (isinstance(root, UserError) or is_refusal(root) or is_loss_of_peer(root) or by_torchs_writer)
 
 
 def _partial(final: Path) -> Path:
@@ -222,6 +243,8 @@ def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.
         }
         dcp.load({"model": found}, checkpoint_id=path)
     except (Exception, CheckpointException) as error:  # bytes that changed can raise anything when they are unpickled
+        if is_ours(root_error(error)):
+            raise
         raise UserError(f"{path}: the checkpoint cannot be read ({root_cause(error)}); take another one") from None
     return found
 

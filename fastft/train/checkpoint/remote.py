@@ -11,13 +11,14 @@ checkpoint is tried anew. Training never waits for an upload, except for that of
 that place, such as `step-best` of the user's, is nobody's to remove.
 """
 
+import errno
 import logging
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,8 @@ from typing import Any
 import torch.distributed as dist
 
 from fastft.common import logs
+from fastft.common.distributed import is_loss_of_peer
+from fastft.common.files import bytes_text, lack_of_room
 from fastft.common.object_store import Store
 from fastft.common.storage_faults import DISK_FULL, MISSING, StorageError
 from fastft.errors import UserError
@@ -84,8 +87,8 @@ def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Pat
     Only that makes a checkpoint damaged. Raises StorageError if the storage does not give a file, UserError if the disk of
     `target` is full: both say nothing about the checkpoint.
     """
-    total = sum(entry["bytes"] for entry in files.values())
-    logger.info("fetching %d of its files, %.2f GiB, from %s/%s", len(files), total / 2**30, store.url, name)
+    total = bytes_text(_bytes(files))
+    logger.info("fetching %d of its files, %s, from %s/%s", len(files), total, store.url, name)
     require_room(target, files)
     for again in (False, True):  # bytes that were changed on their way are right the next time
         try:
@@ -94,8 +97,7 @@ def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Pat
             if error.fault is MISSING:
                 return error.cause
             if error.fault is DISK_FULL:
-                require_room(target, files)
-                raise UserError(f"{target}: {error.cause}; make room, then start the same command again") from None
+                raise UserError(_no_room(target, files)) from None
             raise
         found = manifest.faults(target, {"files": files}, contents=True)
         if not found or again:
@@ -107,12 +109,17 @@ def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Pat
 def require_room(directory: Path, files: dict[str, dict[str, Any]]) -> None:
     """Raise UserError if the disk has no room for `files` in `directory`, where some may lie already."""
     there = sum(path.stat().st_blocks * 512 for file in files if (path := directory / file).exists())
-    needed, room = sum(entry["bytes"] for entry in files.values()), shutil.disk_usage(directory).free + there
-    if needed > room:
-        raise UserError(
-            f"{directory.parent}: the disk is full: the checkpoint in storage needs {needed / 2**30:.3g} GiB, and "
-            f"{room / 2**30:.3g} are free; make room, then start the same command again"
-        )
+    if _bytes(files) > shutil.disk_usage(directory).free + there:
+        raise UserError(_no_room(directory, files))
+
+
+def _no_room(directory: Path, files: dict[str, dict[str, Any]]) -> str:
+    lack = lack_of_room(errno.ENOSPC, directory, _bytes(files), directory)
+    return f"{directory.parent}: no room for the checkpoint in storage: {lack}; make room, then start the same command again"
+
+
+def _bytes(files: dict[str, dict[str, Any]]) -> int:
+    return sum(entry["bytes"] for entry in files.values())
 
 
 def _get_all(store: Store, name: str, files: Iterable[str], target: Path) -> None:
@@ -151,6 +158,7 @@ class Uploader:
         self.tried = self.committed = self.current = -1  # steps
         self.failed = 0  # uploads in a row
         self.seconds = 0.0  # how long the last upload took
+        self.own_bug: Exception | None = None  # met in the thread
         self.thread: threading.Thread | None = None
         if dist.get_rank() in holders:
             self.thread = threading.Thread(target=self._run, name="upload", daemon=True)
@@ -167,6 +175,11 @@ class Uploader:
         """Steps whose files retention must leave on the disk for now."""
         with self.changed:
             return set(self.offers)
+
+    @property
+    def bug(self) -> Exception | None:
+        """A bug that was met in a thread of this process, which the run is to raise with its traceback."""
+        return self.own_bug or (self.lease and self.lease.bug)
 
     def finish(self, seconds: float | None = None) -> bool:
         """Wait until the last offer is committed or has failed, at most `seconds`. Returns True if all is uploaded."""
@@ -186,8 +199,11 @@ class Uploader:
             while (choice := self._agree(self._next() if self.first else None)) is not None:
                 step, attempt = choice
                 self._upload(step, f"step-{step:08d}-{attempt}")
-        except RuntimeError as error:  # gloo's: another machine is gone, and the trainer finds out by itself
-            logger.warning("upload: ended (%s)", str(error).splitlines()[0])
+        except Exception as error:
+            if is_loss_of_peer(error):  # the trainer finds out by itself
+                logger.warning("upload: ended (%s)", str(error).splitlines()[0])
+            else:
+                self.own_bug = error
 
     def _agree(self, choice: tuple[int, str] | None) -> tuple[int, str] | None:
         box = [choice]
@@ -212,11 +228,11 @@ class Uploader:
                 step
             )  # None where a newer checkpoint took its place before this choice was heard of
         began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
-        failure = self._put(name, offer) if offer else SUPERSEDED
+        failure = self._attempt(lambda: self._put(name, offer)) if offer else SUPERSEDED
         dist.all_gather_object(failures, failure, group=self.group)
         failure = next(filter(None, failures), None)
         if self.first and failure is None:
-            failure = self._commit(name, offer[1])
+            failure = self._attempt(lambda: self._commit(name, offer[1]))
         self.seconds = time.monotonic() - began
         with self.changed:
             self.offers = {other: offer for other, offer in self.offers.items() if other > step}
@@ -247,28 +263,31 @@ class Uploader:
         )
         logs.set_notice(f"STORAGE HAS {held}, {self.failed} uploads failed")
 
-    def _put(self, name: str, offer: Offer) -> str | None:
-        """Upload this machine's files. Returns what went wrong."""
-        directory, _, files = offer
+    def _attempt(self, action: Callable[[], None]) -> str | None:
+        """Do `action` and return what went wrong. A bug is kept for the run, too: the other machines wait to hear of it."""
         try:
-            _put_all(self.store, directory, name, files)
-        except (UserError, OSError) as error:
-            return getattr(error, "cause", str(error))
-        return None
-
-    def _commit(self, name: str, meta: dict[str, Any]) -> str | None:
-        """Write the manifest and remove older checkpoints. Returns what went wrong."""
-        try:
-            if not self.lease.is_mine():
-                return f"the lease on {self.store.url} is lost"
-            self.store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
+            action()
         except UserError as error:
             return getattr(error, "cause", str(error))
+        except Exception as error:
+            self.own_bug = error
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _put(self, name: str, offer: Offer) -> None:
+        """Upload this machine's files."""
+        directory, _, files = offer
+        _put_all(self.store, directory, name, files)
+
+    def _commit(self, name: str, meta: dict[str, Any]) -> None:
+        """Write the manifest and remove older checkpoints."""
+        if not self.lease.is_mine():
+            raise UserError(f"the lease on {self.store.url} is lost")
+        self.store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
         try:
             self._prune(name, meta["step"])
         except UserError as error:  # more is kept than was asked for, and nothing is lost
             logger.warning("upload: older checkpoints could not be removed (%s)", error)
-        return None
 
     def _prune(self, newest: str, step: int) -> None:
         """Remove checkpoints that are not to be kept, and uploads that were never finished."""

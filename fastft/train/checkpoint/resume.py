@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from fastft.common.distributed import everywhere, on_first
 from fastft.common.object_store import Store
 from fastft.config import TrainConfig
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import local, manifest, remote
 from fastft.train.checkpoint.identity import differences
@@ -193,6 +193,8 @@ def resume(
         except torch.OutOfMemoryError:
             raise
         except (Exception, CheckpointException) as error:  # the bytes are right, but do not fit this model
+            if is_ours(local.root_error(error)):
+                raise
             if config.optimizer.name == "adamw_8bit" and meta["world_size"] != dist.get_world_size():
                 raise UserError(
                     f"{path}: {dist.get_world_size()} processes would cut its 8-bit moments within their blocks; "
