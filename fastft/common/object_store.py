@@ -70,7 +70,7 @@ def _meant(url: str) -> str:
 
 
 class Store:
-    """The objects under one address. All methods raise StorageError if the storage does not do what it is asked for."""
+    """The objects under one address. All methods raise StorageError if a request fails."""
 
     def __init__(self, url: str):
         """Raises UserError if `url` is no address, or if the package for its scheme is not installed."""

@@ -29,7 +29,7 @@ class Fault:
 
 AGAIN = "then start the same command again"
 NETWORK = Fault("cannot be reached", f"check the network and the address of the endpoint, {AGAIN}", None)
-BUSY = Fault("does not do what it is asked for", f"wait until the service is well, {AGAIN}", None)
+BUSY = Fault("is overloaded or failing", f"wait until it works again, {AGAIN}", None)
 EXPIRED = Fault("the credentials have expired", f"renew them, {AGAIN}", None, renews=True)
 KEY = Fault("the credentials are refused", f"check the access key and its secret, {AGAIN}", 2, renews=True)
 NO_CREDENTIALS = Fault(

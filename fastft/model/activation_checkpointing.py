@@ -1,9 +1,9 @@
-"""Gradient checkpointing: a block's backward pass computes again what its forward pass did not keep.
+"""Gradient checkpointing: a block keeps less for its backward pass, which computes the rest again.
 
-    recompute(block, "selective")        # before the block is compiled, and that before it is sharded
+    recompute(block, "selective")        # then the block is compiled, then sharded
 
-The block's `forward` is replaced, so that the checkpoint is a part of the graph that torch.compile sees, and FSDP2's hooks
-stay outside of it.
+The block's `forward` is replaced, so that torch.compile sees the checkpoint as a part of its graph, and FSDP2's hooks stay
+outside of it.
 """
 
 from functools import partial
@@ -25,10 +25,10 @@ _MATMULS = ("aten::mm", "aten::addmm")
 
 
 def recompute(block: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
-    """Change `block` to keep only its input for the backward pass (full), or a little more (selective).
+    """Change `block` in place, so that it keeps only its input for the backward pass ("full"), or a little more ("selective").
 
-    Selective also keeps the outputs of attention and of every second matrix product, which are cheap to keep and expensive
-    to compute (torchtitan's choice). Where no gradients are computed the block runs as before.
+    "selective" also keeps the outputs of attention and of every second matrix product, which are cheap to keep and expensive
+    to compute (torchtitan's choice). Without gradients the block runs as before.
     """
     if mode == "none":
         return
@@ -44,11 +44,12 @@ def recompute(block: nn.Module, mode: Literal["none", "selective", "full"]) -> N
 
 
 def _selective():
-    """The contexts of the forward pass and of the recomputation; each counts the matrix products that it meets."""
+    """The contexts of a block's forward pass and of its recomputation, in each of which matrix products are counted."""
     return create_selective_checkpoint_contexts(partial(_policy, {False: 0, True: 0}))
 
 
 def _policy(matmuls: dict[bool, int], context, operation, *args, **kwargs) -> CheckpointPolicy:
+    """Decide whether an operation's output is kept. `matmuls` counts matrix products, by whether it is the recomputation."""
     name = operation.name().split(".")[0]
     if name in _MATMULS:
         matmuls[context.is_recompute] += 1

@@ -1,15 +1,15 @@
-"""Attention over packed rows: every conversation sees only itself, its positions begin at 0, and no T x T mask is made.
+"""Attention over packed rows, in which every conversation attends to itself alone, without a mask of [T, T].
 
-`choose_attention` picks one of three backends and says why; each is registered with transformers under "fastft_<name>":
+`choose_attention` chooses one of three backends, says why, and registers it with transformers as "fastft_NAME":
 
 - flash_attn: the flash-attn package (variable-length FlashAttention-2), where it is installed;
 - varlen: torch.nn.attention.varlen, PyTorch's own variable-length flash attention (CUDA, torch >= 2.11): FlashAttention-2, and
   through PyTorch's switch FlashAttention-3 or 4 where their packages are installed;
-- documents: PyTorch's scaled_dot_product_attention, one call per conversation; exact everywhere, and the only one on a CPU.
+- documents: PyTorch's scaled_dot_product_attention, one call per conversation; runs everywhere, and is the only one on a CPU.
 
-A micro-batch is one flat row of N tokens. `cu_seqlens` (int32, on the same device) holds where each conversation begins,
-then N as often as needed to keep its size fixed. transformers builds no mask for a registered name that has no mask
-function, and passes `cu_seqlens` and `max_seqlen` on to the functions below.
+A micro-batch is one flat row of N tokens. `cu_seqlens` (int32, on the same device) holds the position where each conversation
+begins, and then N, repeated so that its size stays the same. transformers makes no mask for backends that are registered
+without a mask function, and passes `cu_seqlens` and `max_seqlen` on to the functions below.
 """
 
 import importlib.util
@@ -24,14 +24,14 @@ from torch import Tensor
 
 from fastft.errors import UserError
 
-# Arguments of some architectures that the functions below do not implement: ignored, they would change the numbers unseen.
+# Arguments of some architectures that the functions below do not implement. To ignore them would silently give wrong results.
 _UNKNOWN = ("s_aux", "position_bias", "alibi", "head_mask")
 
 
 def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
-    """Register a backend and return (transformers' name of it, one line that says what was chosen and why).
+    """Register a backend, and return its name in transformers, and a line for the log that says what was chosen and why.
 
-    `requested` is auto, flash_attn, varlen or documents. Raises UserError when it cannot work on `device`.
+    `requested` is auto, flash_attn, varlen or documents. Raises UserError if it cannot work on `device`.
     """
     from transformers import AttentionInterface
 
@@ -41,13 +41,14 @@ def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
     return f"fastft_{backend}", f"attention: {backend} ({why})"
 
 
-# Kernels for newer GPUs that PyTorch's varlen can be switched to: (its name for them, their module, major compute
-# capabilities, the first torch that trains with them). FlashAttention-2, for Ampere (8), reaches 35 % of an H100's peak,
-# version 3 75 % (Shah et al., 2024). torch 2.11 refuses the backward pass of varlen with version 4, 2.13 does not.
+# Kernels for newer GPUs to which PyTorch's varlen can be switched: (PyTorch's name, their module, major compute capabilities,
+# the first torch that trains with them). FlashAttention-2, made for Ampere (8), reaches 35 % of an H100's peak, version 3
+# reaches 75 % (Shah et al., 2024). With version 4, torch 2.11 refuses the backward pass of varlen, and 2.13 does not.
 _NEWER = (("FA3", "flash_attn_interface", (9,), (2, 11)), ("FA4", "flash_attn.cute", (9, 10), (2, 13)))
 
 
 def _choose(requested: str, device: torch.device) -> tuple[str, str]:
+    """(the backend, why it was chosen). Switches PyTorch to newer kernels for varlen where it can."""
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
     if capability < (8, 0):
         if requested == "auto":
@@ -71,7 +72,7 @@ def _choose(requested: str, device: torch.device) -> tuple[str, str]:
 
 
 def _switch(major: int) -> str | None:
-    """Switch PyTorch to newer kernels that are installed and made for the GPU, and return their name."""
+    """Switch PyTorch to the newer kernels for this GPU, if they are installed, and return their name, else None."""
     version = tuple(map(int, torch.__version__.split(".")[:2]))
     for name, module, majors, first in _NEWER:
         if major in majors and version >= first and _installed(module):
@@ -81,6 +82,7 @@ def _switch(major: int) -> str | None:
 
 
 def _installed(module: str) -> bool:
+    """Whether a module can be found, and the packages around it can be imported."""
     try:
         return importlib.util.find_spec(module) is not None
     except ImportError:  # the package around the module is missing, or was built for another torch
@@ -88,7 +90,7 @@ def _installed(module: str) -> bool:
 
 
 def _refusing_unknown(function: Callable) -> Callable:
-    """`function`, which raises UserError first when it is given an argument that it would ignore."""
+    """Wrap `function`, so that an argument that it would ignore raises UserError."""
 
     def attention(module, query, key, value, attention_mask, **kwargs):
         for name in _UNKNOWN:
@@ -151,7 +153,7 @@ def _varlen(
 
 @lru_cache
 def varlen_repeats() -> bool:
-    """Whether keys and values are repeated for each query head, because varlen before torch 2.12 knows no grouped heads."""
+    """Whether keys and values must be repeated for each query head: before torch 2.12 varlen takes no grouped heads."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" not in inspect.signature(varlen_attn).parameters
@@ -189,10 +191,10 @@ def _document(query: Tensor, key: Tensor, value: Tensor, dropout, scaling, slidi
 
 
 def _flat(heads_1HND: Tensor) -> Tensor:
-    """[1, H, N, D] -> [N, H, D], as flash attention takes them."""
+    """[1, H, N, D] -> [N, H, D], the layout of flash attention."""
     return heads_1HND.squeeze(0).transpose(0, 1)
 
 
 def _window(sliding_window: int | None) -> tuple[int, int]:
-    """The window as flash attention counts it, (left, right): a token sees itself and `left` tokens before it; -1: all."""
+    """A sliding window as flash attention counts it: (tokens before the token itself, or -1 for all; tokens after it)."""
     return (-1, 0) if sliding_window is None else (sliding_window - 1, 0)

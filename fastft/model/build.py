@@ -1,8 +1,8 @@
-"""The model in training: built on the meta device, checkpointed, compiled, sharded, and then filled with its weights.
+"""Builds the model for training: on the meta device, with gradient checkpointing, compiled, sharded, and then with its weights.
 
-`TrainedModel` wraps a transformers causal LM so that one forward pass maps a packed micro-batch to its summed loss. The head
-runs inside the forward pass of the root FSDP unit (outside, the gradient of its weight would silently be that of one rank
-only), and only on the positions that are trained.
+`TrainedModel` wraps a causal LM of transformers, so that one forward pass maps a packed micro-batch to its summed loss. The
+head runs on the trained positions only, and inside the forward pass of the root FSDP unit: outside of it, the gradient of its
+weight would silently be that of one rank alone.
 """
 
 import copy
@@ -40,12 +40,12 @@ class TrainedModel(nn.Module):
         config = causal_lm.config
         if getattr(config, "logit_scale", None) or getattr(config, "logits_scaling", 1) != 1:
             raise UserError(f"{config.model_type}: models that scale their logits are not supported")
-        # The loss computes with the head's weight and never calls the head.
+        # The loss uses the head's weight and bias, and never calls the head.
         if type(causal_lm.get_output_embeddings()) is not nn.Linear:
             raise UserError(f"{config.model_type}: models whose output head is no plain linear layer are not supported")
         self.causal_lm = causal_lm
         self.z_loss = 0.0
-        """Weight of the z-loss (see fastft.model.loss), which is left out in evaluation mode."""
+        """Weight of the z-loss (see fastft.model.loss), which counts in training mode only."""
         self.logit_softcap = getattr(config, "final_logit_softcapping", None)
 
     def forward(
@@ -58,10 +58,10 @@ class TrainedModel(nn.Module):
         targets: Tensor,
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
-        """The summed loss of a flat row of N tokens, n of which predict a trained one, and the z-loss in it: scalars in fp32,
-        both times `scale`.
+        """Return (the summed loss, the z-loss that it contains) of a flat row: scalars in fp32, both multiplied by `scale`.
 
-        Shapes: input_ids, position_ids [1, N] int64; cu_seqlens [documents + 1] int32; loss_index, targets [n] int64.
+        Of the N tokens of the row, those at `loss_index` predict the n trained tokens `targets`. Shapes: input_ids,
+        position_ids [1, N] int64; cu_seqlens [documents + 1] int32; loss_index, targets [n] int64.
         """
         hidden_nD = self._hidden(loss_index, input_ids, position_ids, cu_seqlens, max_seqlen)
         head, z_weight = self.causal_lm.get_output_embeddings(), self.z_loss if self.training else 0.0
@@ -70,9 +70,9 @@ class TrainedModel(nn.Module):
     def likeliest(
         self, index: Tensor, input_ids: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int
     ) -> Tensor:
-        """The likeliest next tokens [n] int64 at the positions `index` [n] of a packed row; collective, shapes as in `forward`.
+        """The likeliest tokens [n] int64 to follow the positions `index` [n] of a packed row; collective. Shapes as in `forward`.
 
-        A soft cap of the logits would not change which is the likeliest, and is left out.
+        Soft-capping is left out, because it does not change the order of the logits.
         """
         hidden_nD = self._hidden(index, input_ids, position_ids, cu_seqlens, max_seqlen)
         return self.causal_lm.get_output_embeddings()(hidden_nD).argmax(-1)
@@ -108,21 +108,20 @@ def prepare_model(
     device: torch.device,
     resumed: bool = False,
 ) -> TrainedModel:
-    """The sharded model with its weights, those to be trained in fp32, in training mode; collective.
+    """Build the sharded model with its weights, in training mode; trained weights are in fp32. Collective.
 
-    `model_config` is the one that `fit_config` returned, `attention` transformers' name of the backend. In a run that is
-    `resumed` the weights to be trained are left without values: the checkpoint has them. Raises UserError with one line for
-    a model that cannot be built or read.
+    `model_config` is what `fit_config` returned, `attention` the backend's name in transformers. If the run is `resumed`,
+    trained weights get no values here, but from the checkpoint. Raises UserError if the model cannot be built or read.
     """
     mesh = make_mesh(device, config.replicas)
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
     model, read = assemble(config, model_config, attention, low)
     causal_lm, blocks = model.causal_lm, model.blocks
     model.z_loss = config.z_loss
-    quantised: set[nn.Parameter] = set()
+    quantized: set[nn.Parameter] = set()
     weights.fill_buffers(model, read)
     if config.lora.quantize != "none":
-        quantised = lora.load_quantised(causal_lm, read, device)
+        quantized = lora.load_quantized(causal_lm, read, device)
     if config.compile and config.gradient_checkpointing != "none" and attention.endswith("documents"):
         logger.warning(
             "compile has no effect: the documents attention cannot be compiled inside gradient_checkpointing"
@@ -132,10 +131,8 @@ def prepare_model(
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
-            block.compile(
-                dynamic=False
-            )  # the training batch's shapes never change, and fixed ones give the fastest code
-    shard(model, mesh, config.offload, quantised)
+            block.compile(dynamic=False)  # the shapes of training batches never change, and fixed ones are the fastest
+    shard(model, mesh, config.offload, quantized)
     home = torch.device("cpu") if config.offload else device
     dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
     weights.fill(model, read, home, dtype, wanted=lambda parameter: not (resumed and parameter.requires_grad))
@@ -143,12 +140,12 @@ def prepare_model(
 
 
 def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype) -> tuple[TrainedModel, weights.Read]:
-    """The model on the meta device with its adapters, which compute in `low`, and a reader of its weights; collective."""
+    """Build the model on the meta device, with its adapters, and open its weights; collective. 4-bit layers compute in `low`."""
     causal_lm = build_model(model_config, attention, config.model)
     if config.extend != "none":
         require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
-    blocks = model.blocks  # a model without any is refused here, before its weights are found missing
+    blocks = model.blocks  # before the weights are opened, because a model without blocks has a better message
     source = weights.open_weights(config.model, causal_lm)
 
     def read(name: str) -> weights.Rows:
@@ -163,7 +160,7 @@ def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype
 
 
 def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    """The mesh of all processes: one dimension, or [replicas, shards] where neighbouring ranks (a machine) form a replica."""
+    """The mesh of all processes: one dimension, or [replicas, shards], in which consecutive ranks form a replica."""
     world = dist.get_world_size()
     if world % replicas:
         raise UserError(f"replicas {replicas} does not divide the {world} processes")
@@ -173,33 +170,33 @@ def make_mesh(device: torch.device, replicas: int) -> DeviceMesh:
 
 
 def build_model(model_config, attention: str, name: str) -> nn.Module:
-    """transformers' causal LM of this config: its parameters are on the meta device, its computed buffers on the CPU."""
+    """Build transformers' causal LM for this config, with parameters on the meta device, and computed buffers on the CPU."""
     causal_lm = without_values(model_config, torch.float32, name, attn_implementation=attention)
     weights.compute_buffers(causal_lm)
     return causal_lm
 
 
 def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn.Module:
-    """transformers' causal LM of this config, all of it on the meta device. Raises UserError where it cannot be built."""
+    """Build transformers' causal LM for this config on the meta device. Raises UserError if it cannot be built."""
     from transformers import AutoModelForCausalLM
 
     if getattr(model_config, "quantization_config", None):
         raise UserError(
-            f"{name}: its weights are quantised; train the original ones, with lora.quantize nf4 to save memory"
+            f"{name}: its weights are quantized; train the original ones, with lora.quantize nf4 to save memory"
         )
     try:
         with torch.device("meta"):
-            # A copy, because transformers writes `dtype` into the config, where the export reads the data type of the files.
+            # A copy, because transformers writes `dtype` into the config, from which the export takes the files' data type.
             return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=dtype, **options)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         raise UserError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
 
 
 def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:
-    """Shard the model over `mesh` with FSDP2: each block is a unit, and everything else (embeddings, norm, head) the root.
+    """Shard the model over `mesh` with FSDP2: each block is a unit, and the rest (embeddings, norm, head) is the root unit.
 
-    The parameters in `whole` stay on every process as they are. On GPUs bf16 computes and gradients are reduced in fp32; on
-    CPUs everything is fp32. Gradients are summed, not averaged: the trainer has divided by the global token count already.
+    Parameters in `whole` are not sharded. GPUs compute in bf16 and reduce gradients in fp32; CPUs do all in fp32. Gradients
+    are summed, not averaged, because the loss is divided by the global number of tokens already.
     """
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     options = {
@@ -214,13 +211,13 @@ def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Pa
     register_fsdp_forward_method(model, "likeliest")
     for module in (model, *model.blocks):
         module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)  # up to torch 2.13, NCCL's pre-multiplied sum makes bf16 zeros
+        # NCCL's other way, a pre-multiplied sum, gives zeros in bf16, up to torch 2.13.
+        module.set_force_sum_reduction_for_comms(True)
 
 
 def uncompiled():
-    """A context in which compiled blocks run eagerly, for shapes other than the training batch's.
+    """A context in which compiled blocks run without their compiled code, for inputs of other shapes than training batches.
 
-    Each such shape would be compiled anew for every block, and a block may have 8 graphs at most
-    (torch._dynamo.config.recompile_limit).
+    Otherwise every block would be compiled again for each shape, and 8 times at most (torch._dynamo.config.recompile_limit).
     """
     return torch.compiler.set_stance("force_eager")

@@ -1,8 +1,8 @@
-"""The generation config that an exported model inherits: what the source's file holds, as far as transformers accepts it.
+"""Reads the generation config that an exported model inherits from its source, and repairs what transformers would refuse.
 
-Published files (Vicuna v1.5's, Llama 2's) set temperature or top_p without do_sample. transformers warns when it reads such
-a file and refuses to write it. What it refuses is mended or left out here, with a warning, before the first step: at the end
-of a run nothing may stand in the way of the weights.
+Some published files (Vicuna v1.5's, Llama 2's) set temperature or top_p without do_sample. transformers warns when it reads
+such a file, and refuses to write it. So values that it refuses are repaired or left out before the first step, with a warning,
+and cannot prevent the export at the end of a run.
 """
 
 import json
@@ -17,16 +17,20 @@ from fastft.model.pretrained import locate
 logger = logging.getLogger(__name__)
 
 NAME = "generation_config.json"
-# The other values are valid or not depending on these, whose types transformers does not check.
+# Whether the other values are valid depends on these, whose types transformers does not check.
 MODES = {"do_sample": bool, "num_beams": int, "return_dict_in_generate": bool, "use_cache": bool}
-TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # set from the tokenizer; only further ends are kept
+TOKENS = (
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)  # set from the tokenizer; further eos ids of the file are kept
 METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
 
 
 def read_generation_config(model: str):
-    """(transformers' GenerationConfig of a model without its token ids, the token ids at which the model stops).
+    """Return (transformers' GenerationConfig of a model, without its token ids; the ids at which its file says to stop).
 
-    Warns of what was mended and of what was left out.
+    Warns of values that were repaired or left out.
     """
     from transformers import GenerationConfig
 
@@ -56,16 +60,16 @@ def read_generation_config(model: str):
 
 
 def usable(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-    """Sort the values of a generation config into what can be kept and what cannot.
+    """Sort the values of a generation config into those that can be kept and those that cannot.
 
-    Returns (the values that transformers accepts and writes together, the reason for each of the others, the kept ones for
-    which do_sample had to be set).
+    Returns (values that transformers accepts and writes together, the reason against each of the others, those of the kept
+    values for which do_sample had to be set).
     """
     faults = {key: fault for key in MODES if key in values and (fault := _fault({key: values[key]}))}
     modes = {key: values[key] for key in MODES if key in values and key not in faults}
     rest = {key: value for key, value in values.items() if key not in MODES}
     sampling = {}
-    if values.get("temperature") == 0:  # other libraries spell greedy decoding like this
+    if values.get("temperature") == 0:  # how other libraries write greedy decoding
         modes["do_sample"] = False
     elif "do_sample" not in modes:
         sampled = {**modes, "do_sample": True}
@@ -83,7 +87,7 @@ def usable(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict
 
 
 def _fault(values: dict[str, Any]) -> str | None:
-    """Why transformers would not accept, apply or write these values; None if it would."""
+    """The reason why transformers would not accept, apply or write these values; None if there is none."""
     from transformers import GenerationConfig
 
     try:
@@ -100,7 +104,7 @@ def _fault(values: dict[str, Any]) -> str | None:
 
 
 def _require_alone(key: str, value: Any) -> None:
-    """Raise an exception for a value that `generate` would refuse whatever the other values are."""
+    """Raise an exception if `generate` would refuse this value, whatever the other values are."""
     from transformers import GenerationConfig
 
     json.dumps(value, allow_nan=False)
@@ -113,13 +117,13 @@ def _require_alone(key: str, value: Any) -> None:
 
 
 def _is_applied(key: str, value: Any) -> bool:
-    """Whether `generate` would do something because of this value."""
+    """Whether this value changes what `generate` does."""
     return key in _appliers() and value != _appliers()[key][1]
 
 
 @lru_cache(1)
 def _appliers() -> dict[str, tuple[Callable, Any]]:
-    """Setting -> (the class that applies its value to the logits and refuses an impossible one, the value that turns it off)."""
+    """Maps settings to (the class that applies the value to logits, and raises if it is invalid; the value that turns it off)."""
     from transformers import generation
 
     return {
@@ -146,7 +150,7 @@ def _named(values: dict[str, Any]) -> str:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence transformers, which would warn of what is being mended."""
+    """Silence transformers' warnings about values that are repaired here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

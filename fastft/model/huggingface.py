@@ -1,7 +1,7 @@
-"""The export in Hugging Face's format: gathered from all ranks, written beside, made durable, and renamed into place.
+"""Exports a model in Hugging Face's format: gathers its weights from all ranks, and writes its directory whole.
 
-Everything but the weights is written and read back before a run's first step (`prepare`), so that nothing is trained which
-cannot be exported.
+Everything except the weights is written and read back before the first step of a run (`prepare`), so that no model is trained
+that cannot be exported.
 """
 
 import json
@@ -34,17 +34,17 @@ PROBE = "Hello  World!\n\n\t1234 é 日本 🙂 <b>x</b>"
 
 @dataclass
 class ModelFiles:
-    """What an exported model consists of, besides its weights and its card."""
+    """The parts of an exported model, except its weights and its card."""
 
     source: str
     """The model from which the run started."""
     config: Any
-    """transformers' config from which the model was built. The exported weights get the data type that it names."""
+    """transformers' config of the model, which also names the data type of the exported weights."""
     template: ChatTemplate
     generation: Any
     """transformers' GenerationConfig, which stops at the template's end of turn."""
     adapter: Any = None
-    """peft's config of the adapters, where some are trained."""
+    """peft's config of the adapters, if any are trained."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,11 +52,11 @@ class ModelFiles:
 
     @property
     def chat_template(self) -> str:
-        """The template as it reads from a text file, with plain line ends; Jinja makes no difference between them."""
+        """The template with plain line ends, as it is read from a text file. Jinja treats all line ends alike."""
         return self.template.source.replace("\r\n", "\n").replace("\r", "\n")
 
     def write(self, path: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """Write the model with transformers' own functions: all but its card, and without `weights` all but those, too."""
+        """Write everything except the card with transformers' own functions; the weights only if they are given."""
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
@@ -111,9 +111,9 @@ class ModelFiles:
 
 
 def prepare(config: TrainConfig, model_config, template: ChatTemplate, path: Path) -> ModelFiles:
-    """Read what will be exported to `path` with the weights, and prove beside it that it can be written; collective.
+    """Return what will be exported to `path` with the weights, after it was written beside `path` and read back; collective.
 
-    Raises UserError with one line where it cannot. Warns of what is mended in the generation config or left out.
+    Raises UserError if it cannot be written. Warns of values of the generation config that are repaired or left out.
     """
     files = ModelFiles(config.model, model_config, template, None)
 
@@ -134,7 +134,7 @@ def prepare(config: TrainConfig, model_config, template: ChatTemplate, path: Pat
 
 
 def _generation_config(model: str, template: ChatTemplate):
-    """The generation config of `model` that stops where the template's turns end, and pads with the tokenizer's token."""
+    """The generation config of `model`, with the end-of-turn tokens of the template and the padding token of the tokenizer."""
     generation, earlier = read_generation_config(model)
     tokenizer, stops = template.tokenizer, template.stop_token_ids
     generation.eos_token_id = [*stops, *(i for i in earlier if i not in stops)]
@@ -144,10 +144,9 @@ def _generation_config(model: str, template: ChatTemplate):
 
 
 def export(model: TrainedModel, files: ModelFiles, path: Path, card: str, adapter: Path | None = None) -> None:
-    """Write `path` as a Hugging Face model directory with `card` as its README.md; collective.
+    """Write the model to the directory `path`, with `card` as its README.md; collective.
 
-    It is written beside `path` and renamed. Adapters are merged into the weights, and before that written on their own to
-    `adapter`. Raises UserError where the disk refuses.
+    Adapters are merged into the weights, and also written to the directory `adapter`. Raises UserError if the disk refuses.
     """
     weights, adapters = _gathered(model.causal_lm, files.dtype)
 
@@ -166,7 +165,7 @@ def export(model: TrainedModel, files: ModelFiles, path: Path, card: str, adapte
 
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
-    """Add `advice` to the message of whatever goes wrong inside."""
+    """Add `advice` to the message of any error inside; for a bug, log it before the error."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -182,7 +181,7 @@ def advising(advice: str) -> Iterator[None]:
 def _gathered(
     causal_lm: torch.nn.Module, dtype: torch.dtype
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Whole weights in `dtype`, and whole adapters in fp32, on the CPU of rank 0; one tensor is gathered at a time."""
+    """Gather (weights in `dtype`, adapters in fp32) whole on the CPU of rank 0, one tensor at a time."""
     weights, adapters = {}, {}
     kept = causal_lm.state_dict(keep_vars=True).keys()
     persistent = [(name, buffer) for name, buffer in causal_lm.named_buffers() if name in kept]
@@ -196,7 +195,7 @@ def _gathered(
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a directory beside `path`, and rename it to `path` once it is durable. Leaves nothing half-written."""
+    """Let `write` fill a directory beside `path`, and publish it as `path`. After an error nothing of it is left."""
     with _partial(path) as partial:
         write(partial)
         mode = _usual_mode(partial)
@@ -218,7 +217,7 @@ def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
-    """A path beside `path` for what is not whole yet: nothing is there at first, nor after something went wrong."""
+    """Give a path beside `path`, at which nothing exists yet. After an error, what was written there is removed."""
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -229,7 +228,7 @@ def _partial(path: Path) -> Iterator[Path]:
 
 
 def _usual_mode(directory: Path) -> int:
-    """The permissions that a new file gets there, from the umask or the directory's access list."""
+    """The permissions of a new file in `directory`, which the umask or the directory's access list sets."""
     probe = directory / ".mode"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)

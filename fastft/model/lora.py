@@ -1,8 +1,8 @@
-"""LoRA and QLoRA: peft's adapters over frozen weights, their first values, and their merging into the exported weights.
+"""LoRA and QLoRA: adds peft's adapters to frozen weights, gives them their first values, and merges them for the export.
 
-The adapters are injected into the transformers model, which keeps its class and its nesting. A linear layer with an adapter
-has `….base_layer.weight` (frozen), `….lora_A.default.weight` [r, in] and `….lora_B.default.weight` [out, r], and computes
-base(x) + alpha / r * B A x.
+The adapters are injected into transformers' model, which keeps its class and its module tree. A linear layer with an adapter
+has the parameters `….base_layer.weight` (frozen), `….lora_A.default.weight` [r, in] and `….lora_B.default.weight` [out, r],
+and computes base(x) + alpha / r * B A x.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from fastft.model.weights import Read, gather
 def add_adapters(
     causal_lm: nn.Module, blocks: nn.ModuleList, config: LoraConfig, model: str, dtype: torch.dtype
 ) -> None:
-    """Freeze `causal_lm`, which is on the meta device, and inject adapters, which have no values yet either.
+    """Freeze `causal_lm` and inject adapters; both are on the meta device, without values.
 
-    With nf4 the linear layers of `blocks` become bitsandbytes' 4-bit ones, which compute in `dtype`. Raises UserError
-    when a library is missing or a target is no linear layer of the model.
+    With nf4, the linear layers of `blocks` become bitsandbytes' 4-bit layers, which compute in `dtype`. Raises UserError if a
+    library is missing, or if a target is not a linear layer of the model.
     """
     peft = _peft()
     if config.quantize == "nf4":
-        _make_quantised(blocks, dtype)
+        _make_quantized(blocks, dtype)
         causal_lm.is_loaded_in_4bit = True  # where peft looks for it
     settings = adapter_settings(blocks, config, model)
     peft.inject_adapter_in_model(settings, causal_lm, low_cpu_mem_usage=True)
@@ -67,12 +67,15 @@ def is_adapter(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """The name that a frozen parameter has in the model without adapters."""
+    """The name of a frozen parameter in the model without adapters."""
     return name.replace(".base_layer.", ".")
 
 
 def start(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """An adapter's first values, the same on any number of ranks: B is zero, A uniform with variance 1 / (3 in), as in peft."""
+    """The first values of an adapter, as in peft: B is zero, A is uniform with variance 1 / (3 in).
+
+    They depend on the seed and the name only, so that they are the same on any number of ranks.
+    """
     if ".lora_B." in name:
         return torch.zeros(shape)
     digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
@@ -80,7 +83,7 @@ def start(name: str, shape: torch.Size, seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-1 / math.sqrt(shape[1]), 1 / math.sqrt(shape[1]), generator=source)
 
 
-def _make_quantised(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
+def _make_quantized(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
     """Replace the linear layers of `blocks` by 4-bit ones on the meta device."""
     try:
         import bitsandbytes as bnb
@@ -99,10 +102,10 @@ def _make_quantised(blocks: nn.ModuleList, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def load_quantised(causal_lm: nn.Module, read: Read, device: torch.device) -> set[nn.Parameter]:
-    """Read and quantise the 4-bit weights, one at a time and whole on every process; collective.
+def load_quantized(causal_lm: nn.Module, read: Read, device: torch.device) -> set[nn.Parameter]:
+    """Read the weights of the 4-bit layers and quantize them, one at a time, whole on every process; collective.
 
-    Returns them, because they are not to be sharded.
+    Returns the quantized weights, which must not be sharded.
     """
     import bitsandbytes as bnb
 
@@ -119,8 +122,8 @@ def load_quantised(causal_lm: nn.Module, read: Read, device: torch.device) -> se
 
 
 def merged(causal_lm: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
-    """A parameter of the model without adapters, whole, with what its adapter has learned merged in; collective."""
-    weight = _dequantised(parameter) if hasattr(parameter, "quant_state") else gather(parameter)
+    """A frozen parameter, whole, with its adapter merged in if it has one; collective."""
+    weight = _dequantized(parameter) if hasattr(parameter, "quant_state") else gather(parameter)
     if not name.endswith(".base_layer.weight"):
         return weight
     layer = causal_lm.get_submodule(name.removesuffix(".base_layer.weight"))
@@ -128,14 +131,14 @@ def merged(causal_lm: nn.Module, name: str, parameter: nn.Parameter) -> Tensor:
     return weight.float() + layer.scaling["default"] * b @ a
 
 
-def _dequantised(parameter: nn.Parameter) -> Tensor:
+def _dequantized(parameter: nn.Parameter) -> Tensor:
     import bitsandbytes as bnb
 
     return bnb.functional.dequantize_4bit(parameter.data, parameter.quant_state)
 
 
 def prove_settings(settings, path: Path) -> None:
-    """Write peft's config into the directory `path` and read it back. Raises UserError where that gives another one."""
+    """Write peft's config into the directory `path` and read it back. Raises UserError if that fails or changes it."""
     peft = _peft()
     try:
         settings.save_pretrained(path)
@@ -148,7 +151,10 @@ def prove_settings(settings, path: Path) -> None:
 
 
 def write_adapter(adapters: dict[str, Tensor], settings, path: Path) -> None:
-    """Write whole adapters, given by their names in the model, so that PeftModel.from_pretrained(model, path) loads them."""
+    """Write adapters to the new directory `path`, in the format that PeftModel.from_pretrained(model, path) loads.
+
+    `adapters` holds whole tensors by their names in the model.
+    """
     from safetensors.torch import save_file
 
     path.mkdir(parents=True)

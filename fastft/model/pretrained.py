@@ -1,7 +1,4 @@
-"""A model as it was published, without its weights: its files, its config, and what tells it from another.
-
-A model is named by a directory or by its name on the Hugging Face Hub ("Qwen/Qwen2.5-7B").
-"""
+"""Reads the config and finds the files of a published model, in a directory or on the Hugging Face Hub ("Qwen/Qwen2.5-7B")."""
 
 import copy
 import hashlib
@@ -14,11 +11,11 @@ from fastft.errors import UserError
 from fastft.model.rope_scaling import fit_seq_len
 
 HUB_LIMIT_S = 5.0
-"""A Hub that is there answers within a second."""
+"""Usually the Hub answers within a second."""
 
 
 def load_config(model: str):
-    """The config of a causal language model in transformers. Raises UserError with one line; runs no remote code."""
+    """Read the config of a causal language model. Raises UserError if there is none; runs no code from the repository."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
     path = Path(model)
@@ -30,7 +27,7 @@ def load_config(model: str):
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
         raise UserError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
-    # BERT and its like have a causal head, too, but were not trained for it.
+    # BERT and similar models have a causal head as well, but were not trained for it.
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{model}: {config.model_type} is no causal language model")
     return config
@@ -39,7 +36,7 @@ def load_config(model: str):
 def require_hub(model: str) -> None:
     """Raise UserError unless the config of the Hub's `model` is in the local cache, or the Hub answers within HUB_LIMIT_S.
 
-    huggingface_hub retries for 23 s and more, which is right for a run that has begun and too long for a question.
+    huggingface_hub itself tries for 23 s and more, which is too long for a command that only answers a question.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -48,10 +45,10 @@ def require_hub(model: str) -> None:
     try:
         if isinstance(try_to_load_from_cache(model, "config.json"), str):
             return
-    except ValueError:  # no name that the Hub could have: load_config says so
+    except ValueError:  # not a valid name on the Hub, which load_config reports
         return
     reasons = ["no answer"]
-    # In a thread, because a time limit of the request does not cover the look-up of the host's name.
+    # In a thread, because the time limit of a request does not include the look-up of the host's name.
     thread = threading.Thread(target=_ask_hub, args=(model, reasons), daemon=True)
     thread.start()
     thread.join(HUB_LIMIT_S)
@@ -60,37 +57,37 @@ def require_hub(model: str) -> None:
 
 
 def _ask_hub(model: str, reasons: list[str]) -> None:
-    """Ask once for the config. Empties `reasons` if the Hub answers, whatever it says; else adds what went wrong."""
+    """Ask the Hub for the config, once. Empty `reasons` if it answers anything at all, else add what went wrong."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=HUB_LIMIT_S)
-    except HfHubHTTPError:  # an answer, if not a good one: load_config says what it means
+    except HfHubHTTPError:  # an answer, too, which load_config explains
         pass
-    except Exception as error:  # of an HTTP library that changes with huggingface_hub's version
+    except Exception as error:  # from an HTTP library that depends on huggingface_hub's version
         reasons.append((str(error).strip() or type(error).__name__).splitlines()[0])
         return
     reasons.clear()
 
 
 def locate(model: str, name: str) -> Path:
-    """The path of the model's file `name`, downloaded if need be; a path where nothing is, if the model has no such file."""
+    """The path of the model's file `name`, which is downloaded if necessary. The path does not exist if the file does not."""
     from transformers.utils import cached_file
 
     if Path(model).is_dir():
         return Path(model, name)
     try:
         return Path(cached_file(model, name))
-    except OSError:  # the repository has no such file, or the cache has none and the Hub is not reached
+    except OSError:  # the repository has no such file, or the Hub cannot be reached and the cache has none
         return Path(model, name)
 
 
 def fit_config(model_config, config: TrainConfig, vocabulary: int):
-    """The config of the model to train: `model_config`, or a changed copy where the run asks for longer rows or more tokens.
+    """The config of the model to train: `model_config`, or a copy with more positions or embeddings if the run asks for them.
 
-    The model must know `config.seq_len` positions and the tokenizer's `vocabulary` tokens. Raises UserError where it does not and
-    the configuration does not ask for a change.
+    Raises UserError if the model has fewer positions than `config.seq_len`, or fewer embeddings than the tokenizer has tokens
+    (`vocabulary`), and the run does not ask for more.
     """
     fitted = fit_seq_len(model_config, config.seq_len, config.extend, config.model)
     rows = getattr(fitted, "vocab_size", vocabulary)
@@ -107,9 +104,10 @@ def fit_config(model_config, config: TrainConfig, vocabulary: int):
 
 
 def model_fingerprint(model: str, config) -> str:
-    """A digest that tells one model from another, of its config and the names, sizes and first 64 KiB of its weight files.
+    """A digest that differs between models: of the config, and of the names, sizes and first 64 KiB of the weight files.
 
-    A safetensors file begins with the names, shapes and offsets of its tensors. Of a model on the Hub, the commit counts.
+    A safetensors file begins with the names, shapes and offsets of its tensors. For a model on the Hub, it is a digest of the
+    config and the commit.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps(config.to_diff_dict(), sort_keys=True, default=str).encode())

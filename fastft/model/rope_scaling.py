@@ -1,10 +1,10 @@
-"""Rope scaling, for rows that are longer than a model's positions: written into the config before the model is built.
+"""Rope scaling, for rows that are longer than the positions that a model knows.
 
-Written later it would do nothing, because the rotary modules exist by then. The scaling must keep the config's
-`rope_theta`: without it transformers would take 10,000.
+The scaling is written into the config before the model is built, because the rotary modules read it when they are made. It
+must keep the config's `rope_theta`, for which transformers would otherwise take 10,000.
 
-Linear scaling is position interpolation (Chen et al., 2023), with which LongChat and Vicuna-16k were made: all frequencies
-are divided by the factor. YaRN (Peng et al., 2023) divides only the slow ones, and needs fewer steps.
+Linear scaling is position interpolation (Chen et al., 2023), with which LongChat and Vicuna-16k were made: it divides all
+frequencies by the factor. YaRN (Peng et al., 2023) divides only the low ones, and needs fewer steps of training.
 """
 
 import copy
@@ -16,9 +16,9 @@ from fastft.errors import UserError
 
 
 def fit_seq_len(model_config, seq_len: int, extend: str, model: str):
-    """The config to build and export: the model's own if it knows `seq_len` positions, else a copy scaled as `extend` says.
+    """The config to build and export: the model's own if it has `seq_len` positions, else a copy scaled as `extend` says.
 
-    Raises UserError, naming `model`, when so many positions do not fit or cannot be scaled.
+    Raises UserError, which names `model`, if there are too few positions and they must not or cannot be scaled.
     """
     longest = getattr(model_config, "max_position_embeddings", None)
     for rope in _scaled_layers(model_config):
@@ -54,6 +54,7 @@ def _scaled_layers(config) -> list[dict]:
 
 
 def _scale(rope: dict, extend: str, factor: float, longest: int, too_long: str) -> None:
+    """Write the scaling into the rotary parameters `rope`. Raises UserError if they are scaled in another way already."""
     earlier = rope.get("rope_type", "default")
     if earlier == "linear" and extend == "linear":
         rope["factor"] *= factor
@@ -67,7 +68,7 @@ def _scale(rope: dict, extend: str, factor: float, longest: int, too_long: str) 
 
 @torch.no_grad()
 def require_scaled(causal_lm: nn.Module, plain_config) -> None:
-    """Assert that the built model's rotary frequencies are `plain_config`'s, some of them divided by up to the factor."""
+    """Assert that the model's rotary frequencies are those of `plain_config`, some of them divided by up to the factor."""
     factor = causal_lm.config.max_position_embeddings / plain_config.max_position_embeddings
     if factor == 1:
         return

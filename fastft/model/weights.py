@@ -1,11 +1,11 @@
-"""Weights from files into a sharded model, and back, without any process ever holding the whole model.
+"""Reads weights from files into a sharded model, so that no process ever holds the whole model.
 
 A model is built on the meta device, sharded, and then filled: `open_weights` finds its tensors, and `fill` lets every
-process read its own rows of each from the memory-mapped safetensors files. Where the files do not hold the tensors one to
-one (fused experts, older names, .bin), transformers loads the model on the first process, which sends it tensor by tensor.
-`gather` makes a trained tensor whole again, one at a time.
+process read its own rows of each tensor from the memory-mapped safetensors files. If the files do not hold the tensors one to
+one (fused experts, older names, .bin), transformers loads the model on the first process, which sends one tensor at a time.
+`gather` makes a sharded tensor whole again.
 
-Why not torch's HuggingFaceStorageReader: it reads every *.safetensors in the directory, whatever the index says, knows
+Why not torch's HuggingFaceStorageReader: it reads every *.safetensors file in the directory, whatever the index says, supports
 neither tied weights nor embeddings that grow, and its errors name neither file nor tensor.
 """
 
@@ -28,21 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 class Rows(Protocol):
-    """A tensor in memory or still in its file: rows can be taken from it."""
+    """A tensor, in memory or still in its file, from which rows can be taken."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 Read = Callable[[str], Rows]
-"""Gives the values of the parameter with this name in transformers' model; every process calls it for the same names."""
+"""Returns the values of the parameter of transformers' model with this name. All processes ask for the same names in order."""
 
 
 def compute_buffers(causal_lm: nn.Module) -> None:
-    """Give a model built on the meta device the buffers that no file holds (rotary frequencies, scales), on the CPU.
+    """Compute, on the CPU, the buffers of a model on the meta device that no file holds (rotary frequencies, scales).
 
-    transformers' own initialisation computes them, as in from_pretrained; the parameters stay without values. It runs twice,
-    over buffers filled with zeros and with ones: where the results differ it did not compute the buffer, and UserError is
-    raised.
+    transformers' own initialization does it, as in from_pretrained; the parameters stay without values. It runs twice, over
+    buffers filled with zeros, then with ones. If a buffer differs afterwards, it was not computed, and UserError is raised.
     """
     kept = causal_lm.state_dict().keys()
     computed = [name for name, _ in causal_lm.named_buffers() if name not in kept]
@@ -63,9 +62,9 @@ def compute_buffers(causal_lm: nn.Module) -> None:
 
 
 def open_weights(model: str, causal_lm: nn.Module) -> Read:
-    """A reader of the weights of `causal_lm`, which is on the meta device, from a directory or a Hub name; collective.
+    """Open the weights of `causal_lm`, which is on the meta device, in a directory or from the Hub; collective.
 
-    An embedding of the model may have more rows than the file has. Raises UserError naming file and tensor.
+    An embedding of the model may have more rows than the file. Raises UserError, which names the file and the tensor.
     """
     if Path(model, "adapter_config.json").exists():
         raise UserError(f"{model}: holds an adapter; merge it into its model first")
@@ -83,7 +82,7 @@ class SafetensorsFiles:
     """Tensors in safetensors files, memory-mapped. Raises UserError for a file that is missing, cut short or damaged."""
 
     def __init__(self, files: dict[Path, list[str]]):
-        """`files`: path -> names of the tensors that the index says it holds, none without an index."""
+        """`files` maps each path to the names of its tensors according to the index, or to none if there is no index."""
         from safetensors import SafetensorError, safe_open
 
         self.handles, self.files, self.promised, self.names = {}, {}, {}, {}
@@ -108,7 +107,7 @@ class SafetensorsFiles:
     def require(self, causal_lm: nn.Module, model: str) -> None:
         """Raise UserError unless every tensor of `causal_lm` is here with its shape, and tied ones are equal.
 
-        Tensors that the model has no place for are only warned of.
+        Only warn of tensors that the model does not have.
         """
         surplus = {name: path for name, path in self.files.items() if not name.endswith("rotary_emb.inv_freq")}
         growing = _embedding_names(causal_lm)
@@ -122,7 +121,7 @@ class SafetensorsFiles:
                 surplus.pop(name, None)
             for name in held[1:]:
                 self._require_equal(held[0], name, model)
-            self.names[names[0]] = held[0]  # tied weights are in the file under one of their names
+            self.names[names[0]] = held[0]  # the file has tied weights under one of their names
         if surplus:
             name, path = next(iter(surplus.items()))
             logger.warning("%s: %s has no place in the model (%d such tensors); left out", path, name, len(surplus))
@@ -145,7 +144,7 @@ _UNTIED = '{}: {} differs from the weight that {}/config.json ties it to; put "t
 
 
 class FirstProcess:
-    """The model as transformers loads it on the first process, in fp32; each tensor is sent to all when it is asked for."""
+    """The weights of a model that transformers loads on the first process, in fp32. Each is sent to all when it is asked for."""
 
     def __init__(self, model: str, causal_lm: nn.Module):
         self.state, told = {}, [None]
@@ -164,7 +163,7 @@ class FirstProcess:
         self.shapes = told[0]
 
     def __call__(self, name: str) -> Rows:
-        mine = self.state.pop(name, None)  # each tensor is asked for once, and need not be kept after it is sent
+        mine = self.state.pop(name, None)  # not kept, because each tensor is asked for once
         tensor = torch.empty(self.shapes[name]) if mine is None else mine.detach().contiguous()
         dist.broadcast(tensor, 0)
         return tensor
@@ -185,7 +184,7 @@ def _load_whole(model: str) -> dict[str, Tensor]:
 
 
 def fill_buffers(model: nn.Module, read: Read) -> None:
-    """Read the buffers that files hold, on the CPU; collective. (Sharding moves them to its device.)"""
+    """Read the buffers that are in files, to the CPU, from where sharding moves them to the device; collective."""
     for name, empty in list(model.named_buffers()):
         if empty.is_meta:
             setattr(*_owner(model, name), read(name)[...].to(empty.dtype))
@@ -199,10 +198,10 @@ def fill(
     dtype: Callable[[nn.Parameter], torch.dtype],
     wanted: Callable[[nn.Parameter], bool] = lambda parameter: True,
 ) -> None:
-    """Give every parameter that is on the meta device its values, or this process's rows of them; collective.
+    """Give every parameter on the meta device its values, or this process's rows of them; collective.
 
-    `read` is called once for each, in the same order on every process; tied parameters stay tied. Rows that the file does
-    not have (of an embedding that grew) become the mean of all that it has. A parameter that is not `wanted` gets memory but
+    `read` is called once for each parameter, in the same order on every process. Tied parameters stay tied. Rows that are not in
+    the file (of an embedding that grew) become the mean of those that are. A parameter that is not `wanted` gets memory, but
     no values.
     """
     places = defaultdict(list)
@@ -220,6 +219,7 @@ def fill(
 
 
 def _read_own_rows(values: Tensor, rows: Rows) -> None:
+    """Copy into `values` its rows: all of them, or this process's shard if it is a DTensor."""
     if not isinstance(values, DTensor):
         values.copy_(_take(rows, 0, len(values)))
         return
@@ -232,7 +232,7 @@ def _read_own_rows(values: Tensor, rows: Rows) -> None:
 
 
 def _take(rows: Rows, begin: int, end: int) -> Tensor:
-    """Rows `begin` to `end`; those past the last one are the mean of all."""
+    """Rows `begin` to `end`. Rows after the last one are the mean of all rows."""
     held = _length(rows)
     if end <= held:
         return rows[begin:end]
@@ -256,7 +256,7 @@ def gather(parameter: Tensor) -> Tensor:
 
 
 def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
-    """The model's safetensors files, with the tensors that its index says each holds; None where it has none."""
+    """The model's safetensors files, each with its tensors according to the index; None if there are no such files."""
     single = locate(model, "model.safetensors")
     if single.exists():
         return {single: []}
@@ -273,7 +273,7 @@ def _safetensors_files(model: str) -> dict[Path, list[str]] | None:
 
 
 def _renamed(causal_lm: nn.Module, names) -> bool:
-    """Whether transformers changes any of these tensors when it loads them, or reads them under names its model lacks."""
+    """Whether transformers renames or converts any of these tensors when it loads them."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
     except ImportError:  # it has moved, and only transformers itself can know
@@ -289,7 +289,7 @@ def _renamed(causal_lm: nn.Module, names) -> bool:
 
 
 def _tensors(causal_lm: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """What the files should hold: each tensor of the state, with its names (several if it is tied)."""
+    """The tensors that the files should hold, each with its names, of which a tied one has several."""
     names = defaultdict(list)
     for name, tensor in causal_lm.state_dict(keep_vars=True).items():
         names[tensor].append(name)
@@ -297,22 +297,22 @@ def _tensors(causal_lm: nn.Module) -> list[tuple[list[str], Tensor]]:
 
 
 def _embedding_names(causal_lm: nn.Module) -> set[str]:
-    """Names of the parameters that have a row for each token: of the embeddings and of the head."""
+    """The names of the embeddings and of the head, which have a row for each token."""
     owners = (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
     tensors = {p for owner in owners if owner is not None for p in owner.parameters()}
     return {name for name, p in causal_lm.named_parameters(remove_duplicate=False) if p in tensors}
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """(the module that a parameter or buffer belongs to, its attribute there)."""
+    """(the module that has a parameter or buffer of this name, the attribute's name there)."""
     owner, _, attribute = name.rpartition(".")
     return model.get_submodule(owner), attribute
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a safetensors file, None if nothing is seen.
+    """What is wrong with a safetensors file, or None.
 
-    It begins with the length of a JSON header (8 bytes), which says where each tensor lies.
+    The file begins with the length of a JSON header (8 bytes), which says where each tensor lies.
     """
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -118,7 +118,7 @@ def load_model(config: TrainConfig, model_config, path: Path) -> TrainedModel:
             raise UserError(f"{path}: does not hold the {name} that its run's config.yaml asks for")
     weights.fill_buffers(model, read)
     if config.lora.quantize != "none":
-        lora.load_quantised(model.causal_lm, read, cpu)
+        lora.load_quantized(model.causal_lm, read, cpu)
     names = {parameter: name for name, parameter in model.named_parameters()}
     weights.fill(model, lambda name: values.pop(name) if name in values else read(name), cpu, lambda p: dtype(names[p]))
     return model

@@ -232,12 +232,12 @@ def test_what_is_no_causal_language_model_is_one_clear_line(ground, model_copy, 
     runs.fails(runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), says)
 
 
-def test_quantised_weights_are_refused(ground, model_copy):
+def test_quantized_weights_are_refused(ground, model_copy):
     config = json.loads((model_copy / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (model_copy / "config.json").write_text(json.dumps(config))
     runs.fails(
-        runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), "its weights are quantised"
+        runs.train_here(ground, model_copy.parent / "out", "--model", str(model_copy)), "its weights are quantized"
     )
 
 

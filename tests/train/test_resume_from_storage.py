@@ -105,7 +105,7 @@ def test_an_outage_while_it_fetches_is_waited_for(line, lost, ground, whole, tmp
 REFUSALS = {
     "expired": (storage.EXPIRED, "the credentials have expired"),
     "forbidden": (storage.FORBIDDEN, "access is refused"),
-    "busy": (storage.BUSY, "does not do what it is asked for"),
+    "busy": (storage.BUSY, "is overloaded or failing"),
     "skewed": (storage.SKEWED, "the clock of this machine is wrong"),
 }
 

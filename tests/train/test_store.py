@@ -452,11 +452,11 @@ def test_storage_that_cannot_be_reached_says_so(faulty):
     (storage.EXPIRED, "the credentials have expired .The provided token has expired", "minutes"),
     (storage.SKEWED, "the clock of this machine is wrong .The difference between", "few"),
     (storage.FORBIDDEN, "access is refused .Access Denied.*; allow these credentials to list, read, write", "few"),
-    (storage.BUSY, "does not do what it is asked for .Please reduce your request rate", "minutes"),
+    (storage.BUSY, "is overloaded or failing .Please reduce your request rate", "minutes"),
     (storage.Refusal(403, "InvalidAccessKeyId"), "the credentials are refused", "few"),
     (storage.Refusal(403, "SignatureDoesNotMatch"), "the credentials are refused", "few"),
-    (storage.Refusal(500, "InternalError"), "does not do what it is asked for", "minutes"),
-    (storage.Refusal(502, ""), "does not do what it is asked for", "minutes"),
+    (storage.Refusal(500, "InternalError"), "is overloaded or failing", "minutes"),
+    (storage.Refusal(502, ""), "is overloaded or failing", "minutes"),
     (storage.Refusal(404, "NoSuchBucket", "The specified bucket does not exist"), "there is no such bucket", "none"),
 ])  # fmt: skip
 def test_the_last_line_names_the_cause_that_fits(faulty, refusal, says, tries):
