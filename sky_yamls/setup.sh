@@ -4,7 +4,8 @@
 # SkyPilot runs it at every start, on new machines and on kept ones. For the 3 GB of a GPU's PyTorch, uv takes about a minute on a
 # new machine and seconds on a kept one; conda would take ten minutes, and SkyPilot no longer installs it.
 set -euo pipefail
-# SkyPilot does not look at BUCKET, as nothing is mounted from it. Without its scheme it would be a directory of this machine.
+# SkyPilot has proven BUCKET, which is mounted, before it rented this machine; but it knows stores that the trainer does not
+# (r2://, https://), and a YAML without the mount takes anything. Without its scheme it would be a directory of this machine.
 case "$BUCKET" in
   s3://[!/]* | gs://[!/]* | az://[!/]* | hf://buckets/[!/]* | file:///[!/]*) ;;
   *)

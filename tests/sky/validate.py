@@ -6,9 +6,10 @@
 Every YAML is launched on paper with the very `--env`s of the `sky ... launch` command in its opening comment. SkyPilot
 checks keys and values (as strictly as its server does), finds every candidate in a small catalog, and chooses one. What
 SkyPilot accepts and a machine would trip over is checked here: undefined variables (also in the scripts that a YAML calls),
-bucket names, ports, exit codes that recover, shell syntax, and that a BUCKET which is no address is refused by SkyPilot or by
-the first lines of `setup`. At the end mistakes are planted into each file, and every one has
-to be found. Exit code 1 when anything is wrong. The table of candidates and prices is the README's.
+bucket names, ports, exit codes that recover, shell syntax, and that a wrong BUCKET is refused: by SkyPilot, before anything is
+rented, or by the first lines of `setup` where the trainer does not know a store that SkyPilot does. At the end mistakes are
+planted into each file, and every one has to be found. Exit code 1 when anything is wrong. The table of candidates and prices
+is the README's.
 
 The catalog holds the rows that our candidates need, with prices in USD an hour as SkyPilot's own catalog (v8) had them for
 GPU nodes, and list prices for CPU machines; GCP bills a host and its GPUs in two rows, and one A100 as an eighth of eight.
@@ -41,12 +42,13 @@ SKYPILOT_VARIABLES = {
 SHELL_VARIABLES = {"HOME", "PATH", "USER", "HOSTNAME", "PWD", "TMPDIR"}
 
 # What S3 and GCS both take.
-STORES = ("s3", "gs", "az", "hf")
+STORES = ("s3", "gs", "hf")
 BUCKET_NAME = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 # A BUCKET without its scheme would be a directory of a machine that is torn down.
-WRONG_BUCKETS = ("my-chats", "s3:/bucket/x", "s3://", "s4://my-chats", "/my-chats", "")
+WRONG_BUCKETS = ("my-chats", "s3:/bucket/x", "s3://", "s4://my-chats", "/my-chats", "", "az://my-chats")
 RIGHT_BUCKETS = ("s3://my-chats", "gs://my-chats")
+UNKNOWN_TO_THE_TRAINER = ("r2://my-chats", "https://account.blob.core.windows.net/my-chats")
 
 # Of SkyPilot's own Ray (6380 and its dashboard), its server, and sshd.
 TAKEN_PORTS = {22, 6380, 8265, 8266, 46580}
@@ -68,8 +70,8 @@ MISTAKES = [
     ("${BUCKET%/}/", "${BUKET%/}/", "BUKET"),
     ("BUCKET=s3://my-chats", "BUCKET=s3://My_chats", "My_chats"),
     ("BUCKET=s3://my-chats", "BUCKET=my-chats", "my-chats"),
-    ("  s3://[!/]* |", "  * |", "BUCKET=my-chats is not refused"),
-    ("s3://[!/]* | gs://[!/]*", "s3:/* | gs://[!/]*", "BUCKET=s3:/bucket/x is not refused"),
+    ("  s3://[!/]* |", "  * |", "BUCKET=r2://my-chats is not refused"),
+    ("  s3://[!/]* |", "  *://[!/]* |", "BUCKET=r2://my-chats is not refused"),
     ("gs://[!/]* |", "", "BUCKET=gs://my-chats is refused"),
     ("source: ${BUCKET}", "source: s3://my-chats", "BUCKET=my-chats is not refused"),
     ("set -euo pipefail", 'set -euo pipefail; if [ -d "x" ]; then', "syntax"),
@@ -262,39 +264,50 @@ def check_bucket(url: str) -> None:
 
 
 def check_wrong_buckets(text: str, envs: dict[str, str], texts: dict[str, str]) -> None:
-    """A BUCKET that is no address is refused before anything is rented, or at least before anything is installed."""
-    with tempfile.TemporaryDirectory() as machine:
-        for bucket in (*WRONG_BUCKETS, *RIGHT_BUCKETS):
-            refused = refusal(text, {**envs, "BUCKET": bucket}, texts, Path(machine))
-            if bool(refused) == (bucket in RIGHT_BUCKETS):
-                raise ValueError(f"BUCKET={bucket} is {'' if refused else 'not '}refused {refused}".rstrip())
+    """A BUCKET that is no bucket is refused before anything is rented; a store of others before anything is installed."""
+    for bucket in WRONG_BUCKETS:
+        if not refused_by_skypilot(text, {**envs, "BUCKET": bucket})[1]:
+            raise ValueError(f"BUCKET={bucket} is not refused before anything is rented")
+    has_setup = "setup.sh" in scripts_of(text)
+    for bucket in (*RIGHT_BUCKETS, *(UNKNOWN_TO_THE_TRAINER if has_setup else ())):
+        task, refused = refused_by_skypilot(text, {**envs, "BUCKET": bucket})
+        refused = refused or (refused_by_setup(task, texts) if has_setup else "")
+        if bool(refused) == (bucket in RIGHT_BUCKETS):
+            raise ValueError(f"BUCKET={bucket} is {'' if refused else 'not '}refused {refused}".rstrip())
 
 
-def refusal(text: str, envs: dict[str, str], texts: dict[str, str], machine: Path) -> str:
-    """Why SkyPilot refuses the launch, or else the machine's `setup`; "" if neither does.
+def refused_by_skypilot(text: str, envs: dict[str, str]) -> tuple:
+    """(task, why SkyPilot refuses to launch it, or ""): it looks at the sources of mounts before it rents anything.
 
-    SkyPilot looks at the sources of mounts before it rents anything. `setup` is run with a uv that does nothing.
+    Here it has no credentials. With them it asks the storage, too, and refuses a bucket that does not exist.
     """
     from sky.data.storage import S3Store, Storage
 
     try:
-        config, task = load(text, envs)
+        _, task = load(text, envs)
         for mount in task.storage_mounts.values():
             Storage._validate_source(mount.source, mount.mode, True)
-            S3Store.validate_name(urlsplit(mount.source).netloc)
+            if urlsplit(mount.source).scheme != "https":
+                S3Store.validate_name(urlsplit(mount.source).netloc)
     except Exception as error:  # SkyPilot raises many kinds
-        return plain(error)
-    for directory in (machine / ".local" / "bin", machine / "sky_yamls"):
-        directory.mkdir(parents=True, exist_ok=True)
-    for name, content in texts.items():
-        (machine / "sky_yamls" / name).write_text(content)
-    uv = machine / ".local" / "bin" / "uv"
-    uv.write_text("#!/bin/sh\n")
-    uv.chmod(0o755)
-    environment = {**task.envs, "HOME": str(machine), "PATH": os.environ["PATH"]}
-    command = ["bash", "-c", config.get("setup") or ""]
-    done = subprocess.run(command, cwd=machine, env=environment, capture_output=True, text=True)
-    return done.stderr.strip() if done.returncode else ""
+        return None, plain(error)
+    return task, ""
+
+
+def refused_by_setup(task, texts: dict[str, str]) -> str:
+    """Why the machine's `setup` fails, or "": it is run with a uv that does nothing."""
+    with tempfile.TemporaryDirectory() as home:
+        machine = Path(home)
+        for directory in (machine / ".local" / "bin", machine / "sky_yamls"):
+            directory.mkdir(parents=True, exist_ok=True)
+        for name, content in texts.items():
+            (machine / "sky_yamls" / name).write_text(content)
+        uv = machine / ".local" / "bin" / "uv"
+        uv.write_text("#!/bin/sh\n")
+        uv.chmod(0o755)
+        environment = {**task.envs, "HOME": str(machine), "PATH": os.environ["PATH"]}
+        done = subprocess.run(["bash", "-c", task.setup], cwd=machine, env=environment, capture_output=True, text=True)
+        return done.stderr.strip() if done.returncode else ""
 
 
 def check_mounts(task) -> None:
