@@ -16,7 +16,7 @@ from fastft.config import parse_config
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path.name for path in (ROOT / "sky_yamls").glob("*.yaml"))
-TRAINING = [name for name in FILES if name != "clean.yaml"]
+TRAINING = [name for name in FILES if "bash sky_yamls/train.sh" in (ROOT / "sky_yamls" / name).read_text()]
 
 RECORDER = """#!/usr/bin/env bash
 printf '%s\\0' "$@" >"$HOME/argv"

@@ -72,10 +72,30 @@ def test_each_rule_doubts_its_row_and_the_cheapest_believed_price_wins(tmp_path)
 @pytest.mark.parametrize(
     ("places", "needs"),
     [
-        (["use1-az4", "us-east-1a", "us-east-1", "apse2-az1", "cac1-az2", "usge1-az1", "all", "here", ""], ""),
+        (
+            [
+                "use1-az4",
+                "us-east-1a",
+                "us-east-1",
+                "apse2-az1",
+                "cac1-az2",
+                "usge1-az1",
+                "all",
+                "here",
+                "room1",
+                "my-room-1",
+                "",
+            ],
+            "",
+        ),
+        (
+            ["ap-northeast-3", "apne3-az1", "us-west-1", "euc1-az2", "sa-east-1", "aps1-az1"],
+            "",
+        ),  # of the 17 that are on
         (["use1-atl2-az1", "us-east-1-atl-2a", "usw2-lax1-az1", "us-west-2-lax-1b"], "a Local Zone"),
         (["use1-wl1-bos-wlz1", "us-east-1-wl1-bos-wlz-1", "eu-west-2-wl1-lon-wlz-1"], "a Wavelength Zone"),
         (["eus2-az2", "eu-south-2", "eu-south-2a", "apse3-az1", "ap-southeast-3", "ilc1-az1", "caw1-az1"], "a region"),
+        (["eu-central-3", "euc3-az1", "br-south-1"], "a region"),  # those that are yet to come
     ],
 )
 def test_what_an_account_has_to_turn_on_first(places, needs):

@@ -45,12 +45,18 @@ KINDS = {spelling: gpu.name for gpu in GPUS.values() for spelling in gpu.catalog
 GCP_HOSTS = {"A100": "a2-highgpu-{}g", "A100-80GB": "a2-ultragpu-{}g", "H100": "a3-highgpu-{}g"}
 """GCP's machine for a number of GPUs. It is the only cloud here that bills machine and GPUs separately."""
 
-OPT_IN_REGIONS = (
-    "af-south-1 ap-east-1 ap-east-2 ap-south-2 ap-southeast-3 ap-southeast-4 ap-southeast-5 ap-southeast-6 ap-southeast-7 "
-    "ca-west-1 eu-central-2 eu-south-1 eu-south-2 il-central-1 me-central-1 me-south-1 mx-central-1"
+ON_BY_DEFAULT = (
+    "us-east-1 us-east-2 us-west-1 us-west-2 ca-central-1 sa-east-1 eu-central-1 eu-west-1 eu-west-2 eu-west-3 eu-north-1 "
+    "ap-south-1 ap-northeast-1 ap-northeast-2 ap-northeast-3 ap-southeast-1 ap-southeast-2"
 ).split()
-"""AWS's regions that are off until an account turns them on."""
-_AWS_PLACE = re.compile(r"([a-z]+-[a-z]+-\d|[a-z]+\d)(.*)")  # a region, us-east-1 or use1, and then its zone
+"""AWS's regions that every account can use. An account has to turn on all others, those that are yet to come, too.
+
+AWS's rule: regions that were announced after March 20, 2019 are off (docs.aws.amazon.com/accounts/latest/reference,
+"Enable or disable AWS Regions in your account"); these 17 are on (docs.aws.amazon.com/awsconsolehelpdocs/latest/gsg,
+"Supported Regions"). botocore 1.43.117 knows 17 more.
+"""
+# A region, us-east-1 or use1, and then its zone. Other names, such as those in a user's own list, say nothing.
+_AWS_PLACE = re.compile(r"([a-z]{2}-(?:north|south|east|west|central)+-\d|[a-z]{2}(?:c|[ns][ew]?|[ew])\d)(.*)")
 _ORDINARY_ZONE = re.compile(r"[a-z]?|-az\d+")  # us-east-1a, or its ID use1-az4
 
 LEAST_OF_REGIONS = 0.6
@@ -83,7 +89,7 @@ class Offer:
         region, zone = place.groups()
         if not _ORDINARY_ZONE.fullmatch(zone):  # us-east-1-atl-2a or use1-atl2-az1; us-east-1-wl1-bos-wlz-1
             return "a Wavelength Zone" if zone.startswith("-wl") else "a Local Zone"
-        return "a region" if region in {*OPT_IN_REGIONS, *map(_short, OPT_IN_REGIONS)} else ""
+        return "" if region in {*ON_BY_DEFAULT, *map(_short, ON_BY_DEFAULT)} else "a region"
 
     def price(self, spot: bool) -> float | None:
         """Dollars per hour; None if the machine is not offered in this way, or if the price is not believed."""
