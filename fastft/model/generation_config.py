@@ -19,11 +19,8 @@ logger = logging.getLogger(__name__)
 NAME = "generation_config.json"
 # Whether the other values are valid depends on these, whose types transformers does not check.
 MODES = {"do_sample": bool, "num_beams": int, "return_dict_in_generate": bool, "use_cache": bool}
-TOKENS = (
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)  # set from the tokenizer; further eos ids of the file are kept
+# Set from the tokenizer; further eos ids of the file are kept.
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 METADATA = ("_commit_hash", "_from_model_config", "transformers_version")
 
 

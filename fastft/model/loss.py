@@ -77,10 +77,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if d_bias_V is not None:
                 d_bias_V += d_logits_nV.sum(0)
         ctx.gradients = (d_hidden_ND, d_weight_VD, d_bias_V)
-        loss, z_loss = (
-            sums[0].clone(),
-            sums[1].clone(),
-        )  # not views, on which in-place operations would lose FSDP's hooks
+        # Not views, on which in-place operations would lose FSDP's hooks.
+        loss, z_loss = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(z_loss)
         return loss, z_loss
 
