@@ -89,7 +89,7 @@ def test_the_gateway_holds_no_torch(running):
     "number, gone_quietly", [(signal.SIGTERM, True), (signal.SIGINT, True), (signal.SIGKILL, False)]
 )
 def test_workers_end_with_it(directory, number, gone_quietly):
-    """Acceptance 16; after kill -9, they notice by themselves."""
+    """After kill -9, they notice by themselves."""
     with gateways.gateway("--model", str(directory / "tiny")) as process:
         workers = children(process.process.pid)
         assert len(workers) == 1 and alive(workers[0])

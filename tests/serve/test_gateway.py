@@ -100,7 +100,6 @@ def test_the_request_reaches_the_worker_byte_for_byte_and_without_the_clients_he
 
 
 def test_usage_comes_only_if_asked_and_a_chunk_without_choices_is_no_trouble(served):
-    """Acceptance 5."""
     asked = served.stream("hello", stream_options={"include_usage": True})
     assert asked.events[-1]["choices"] == [] and asked.events[-1]["usage"]["completion_tokens"] == 4
     assert asked.finish_reasons() == ["stop"] and asked.done
@@ -108,7 +107,7 @@ def test_usage_comes_only_if_asked_and_a_chunk_without_choices_is_no_trouble(ser
 
 
 def test_a_stream_that_is_cut_at_every_byte_arrives_whole(served, a, b):
-    """Acceptance 1: no event is split where the worker's network has split it."""
+    """No event is split where the worker's network has split it."""
     text = "A family 👩\u200d👩\u200d👧 and 日本語, ¿Dónde? 🎉"
     for worker in (a, b):
         worker.do(words=text)
@@ -141,7 +140,6 @@ def test_models_are_listed_and_looked_up_by_names_with_slashes(served):
 
 
 def test_an_unknown_model_is_404_with_the_names_that_are_served(served):
-    """Acceptance 7."""
     reply = served.post("/v1/chat/completions", served.ask("x") | {"model": "gpt-9"})
     assert reply.status == 404 and reply.error["code"] == "model_not_found"
     assert all(name in reply.error["message"] for name in ("gpt-9", "best", "m", "org/other"))
@@ -189,7 +187,7 @@ def test_before_the_first_byte_another_worker_answers(served, a, b, script, stre
 
 
 def test_comment_lines_are_no_first_byte(served, a, b):
-    """Acceptance 11: a stream that has got comments only is still answered by another worker."""
+    """A stream that has got comments only is still answered by another worker."""
     a.do(comments=3, die_after=0)
     for _ in range(12):
         connection, response = opened(served)
@@ -212,7 +210,7 @@ def test_a_stream_that_waits_is_kept_alive_with_comments(served, a, b):
 
 @pytest.mark.parametrize("die_after", [1, 3, 4])
 def test_after_the_first_byte_a_stream_ends_with_an_error_event(served, a, b, die_after):
-    """Acceptance 3; after 4 chunks all of the text is there, but no finish_reason."""
+    """After 4 chunks all of the text is there, but no finish_reason."""
     for worker in (a, b):
         worker.do(die_after=die_after)
     connection, response = opened(served)
@@ -288,7 +286,7 @@ def test_a_worker_that_fails_its_health_check_is_passed_over(served, other):
 
 
 def test_a_kept_connection_that_the_worker_has_closed_is_no_failure(served, other):
-    """Acceptance 13: the request goes over a fresh connection, once; nobody sees it."""
+    """The request goes over a fresh connection, once; nobody sees it."""
     other.do(close_kept=True)
     ask = served.ask("hello") | {"model": "org/other"}
     for _ in range(12):
@@ -304,7 +302,7 @@ def test_a_kept_connection_that_the_worker_has_closed_is_no_failure(served, othe
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("begun", [True, False])
 def test_a_client_that_leaves_ends_its_request_at_the_worker(served, a, b, stream, begun):
-    """Acceptance 2, and the record says so."""
+    """The record says so, too."""
     for worker in (a, b):
         worker.do(chunks=500, delay_s=0.05, first_s=0 if begun else 30)
     left = a.seen["left"] + b.seen["left"]
@@ -343,7 +341,6 @@ def test_two_hundred_clients_that_leave_leave_nothing_behind(served, a, b):
 
 
 def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up(served, a, b):
-    """Acceptance 14."""
     for worker in (a, b):
         worker.do(chunks=200_000)
     slow = served.open(served.ask("slow", stream=True), receive_buffer=4096)
@@ -358,7 +355,7 @@ def test_a_client_that_does_not_read_is_dropped_and_holds_nobody_up(served, a, b
 
 
 def test_background_calls_are_no_turns_of_a_conversation(served):
-    """Acceptance 15: what Open WebUI asks for by itself, and what says so in a header."""
+    """What Open WebUI asks for by itself, and what says so in a header."""
     title = served.chat("### Task:\nGenerate a concise, 3-5 word title")
     marked = served.post("/v1/chat/completions", served.ask("tags"), **{"x-fastft-background": "true"})
     for reply in (title, marked):
@@ -422,7 +419,6 @@ def test_what_does_not_exist_is_404_in_openais_shape(served, path):
 
 
 def test_another_sites_page_is_refused_and_its_own_is_not(served):
-    """Acceptance 12."""
     own = f"http://{served.address[0]}:{served.address[1]}"
     options = served.request("OPTIONS", "/v1/chat/completions", headers={"Origin": own})
     assert options.status == 204 and options.headers["access-control-allow-origin"] == own
@@ -500,7 +496,6 @@ def test_no_request_is_lost_while_workers_die_and_come_back():
 
 
 def test_sigterm_lets_answers_finish_and_takes_nothing_new(tmp_path):
-    """Acceptance 16."""
     with (
         gateways.scripted("m") as a,
         gateways.gateway("--model", a.entry, "--record", str(tmp_path / "r"), *QUICK) as served,
