@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import short_name
 from fastft.errors import UserError
 from fastft.serve.local import (
@@ -79,6 +79,18 @@ class KeyConfig:
 
 
 @dataclass
+class ModerationConfig:
+    url: str | None = None
+    """An OpenAI-compatible moderation endpoint, such as https://api.openai.com/v1/moderations; without, nobody is asked."""
+    model: str | None = None
+    """The model to name there."""
+    key_env: str | None = None
+    """Environment variable with the key for it."""
+    fail: Literal["open", "closed"] = "open"
+    """While it cannot be reached: open, questions are answered, and the record says that nobody has looked; closed, none is."""
+
+
+@dataclass
 class ServeConfig:
     model: list[str] = option(several=True)
     """Models' directories or GGUF files, each DIR or name=DIR, or models elsewhere, URL#name; the option can be repeated."""
@@ -115,6 +127,8 @@ class ServeConfig:
     """Environment variable with the key for /admin/workers."""
     worker_key_envs: list[str] = field(default_factory=list)
     """Environment variables with keys of workers that announce themselves."""
+    moderation: ModerationConfig = field(default_factory=ModerationConfig)
+    """Who is asked about what users write, before a model reads it."""
     origins: list[str] = field(default_factory=list)
     """Other sites whose pages may ask, such as https://chat.example.org."""
     grace_s: float = 25.0
@@ -300,7 +314,19 @@ def _settings(config: ServeConfig) -> Any:
         key_envs=[*(worker.key_env for worker in config.workers if worker.key_env), *config.worker_key_envs],
         comment_s=config.comment_s,
         slow_client_s=config.slow_client_s,
+        moderation=_moderation(config.moderation),
     )
+
+
+def _moderation(config: ModerationConfig) -> Any:
+    from fastft.serve.moderation import ModerationSettings
+
+    if config.url is None:
+        return None
+    if not config.url.startswith(("http://", "https://")):
+        raise UserError(f"moderation.url {config.url}: must be an http(s) address")
+    key = _from_environment("moderation.key_env", config.key_env) if config.key_env else None
+    return ModerationSettings(config.url, config.model, key, closed=config.fail == "closed")
 
 
 def _from_environment(flag: str, name: str) -> str:
@@ -349,7 +375,8 @@ async def _serve(
 
     def ready() -> None:
         names = ", ".join([*virtual, *pool.names()])
-        print(f"ready http://{written(*listener.getsockname()[:2])}/v1 models: {names}", flush=True)
+        address = f"http://{written(*listener.getsockname()[:2])}"
+        print(f"ready {address}/v1 models: {names}; page: {address}/", flush=True)
 
     watch = asyncio.create_task(keep_running(local, pool, add))
     try:
@@ -377,3 +404,7 @@ def _stop_on_signals(gateway: Any) -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
     return stop
+
+
+if __name__ == "__main__":
+    run_module(main)

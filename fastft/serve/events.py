@@ -1,12 +1,14 @@
 """The truthful record: every served turn is one event, in DIR/events.sqlite.
 
     record = EventLog(Path("records"), texts=True)
-    record.add(Turn(...))          # from the event loop; never waits
+    record.add(ServedTurn(...))    # from the event loop; never waits
+    record.add_vote({...})         # a future, which is done when the vote is on the disk
     record.close()                 # everything that was added is on the disk
 
 An event says who asked which name, which policy chose which model with which probabilities, which model really answered,
 what was tried, tokens, times, and how it ended. It is written however the turn ended: the client left, the worker died.
-What was answered is read from the very bytes that were sent to the client.
+What was answered is read from the very bytes that were sent to the client. Votes on two answers (fastft.serve.arena) lie in a
+table of their own.
 
 One thread writes, several events a transaction; the file is in WAL mode, so that others can read meanwhile. With
 `texts=False`, SHA-256 hashes stand where messages and answers would: equal texts can be found, and short ones guessed.
@@ -20,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from typing import Any
 import orjson
 
 from fastft.errors import UserError
+from fastft.serve.protocol import USAGE_COMMENT
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,10 @@ BATCH = 500
 GATHER_S = 0.05
 """For so long, events gather for one transaction: its cost, 0.1 ms and more, is shared. A kill -9 loses as much at most."""
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, id TEXT NOT NULL, event TEXT NOT NULL)"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, id TEXT NOT NULL, event TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS votes (number INTEGER PRIMARY KEY, battle TEXT NOT NULL, vote TEXT NOT NULL)",
+)
 ROWS = 100
 """Events in a statement: the writer lets go of the interpreter once for each, and has to wait for it again."""
 
@@ -56,7 +63,7 @@ class ServedTurn:
     conversation: str | None
     """None for what is no turn of a conversation: titles and tags that chat pages ask for."""
     conversation_from: str
-    """header, messages (a hash of the key's name and the first messages), background, or none (a plain completion)."""
+    """header, messages (a hash of the key's name and the first messages), battle, background, or none (a plain completion)."""
     turn: int
     policy: str | None
     """Kind of the policy; None where the client named the model itself."""
@@ -79,6 +86,10 @@ class ServedTurn:
     total_s: float = 0.0
     sent: list[bytes] = field(default_factory=list)
     """The body of the response."""
+    battle: dict[str, Any] | None = None
+    """{"id", "side", "anonymous", "drawn_from"} where it is one side of a battle (fastft.serve.arena)."""
+    moderation: dict[str, Any] | None = None
+    """What the moderation endpoint said of the question, where one was asked (fastft.serve.moderation)."""
 
 
 def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
@@ -108,6 +119,7 @@ def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
         "first_s": turn.first_s,
         "total_s": turn.total_s,
     }
+    event |= {name: value for name in ("battle", "moderation") if (value := getattr(turn, name)) is not None}
     request = orjson.loads(turn.body)
     prompt = {name: request[name] for name in ("messages", "prompt") if name in request}
     if texts:
@@ -134,7 +146,8 @@ def read_answers(sent: bytes, streamed: bool) -> tuple[list[dict[str, Any]], dic
     answers: dict[int, dict[str, Any]] = {}
     usage: dict[str, Any] = {}
     for chunk in _chunks(sent, streamed):
-        usage = chunk.get("usage") or usage
+        if isinstance(chunk.get("usage"), dict):
+            usage = chunk["usage"]
         for choice in chunk.get("choices") or ():
             answer = answers.setdefault(choice.get("index", 0), {"content": "", "finish_reason": None})
             said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
@@ -148,14 +161,22 @@ def read_answers(sent: bytes, streamed: bool) -> tuple[list[dict[str, Any]], dic
 
 
 def _chunks(sent: bytes, streamed: bool) -> Iterator[dict[str, Any]]:
-    pieces = (line[5:] for line in sent.splitlines() if line.startswith(b"data:")) if streamed else [sent]
-    for piece in pieces:
+    for piece in _events(sent) if streamed else [sent]:
         try:
             chunk = orjson.loads(piece)
         except orjson.JSONDecodeError:  # [DONE]; or a worker that speaks another protocol: there is no answer to read
             continue
         if isinstance(chunk, dict):
             yield chunk
+
+
+def _events(stream: bytes) -> Iterator[bytes]:
+    """What the events of a stream hold; our workers' comment on usage is read as an event."""
+    for line in stream.splitlines():
+        if line.startswith(b"data:"):
+            yield line[5:]
+        elif line.startswith(USAGE_COMMENT):
+            yield b'{"usage":%s}' % line[len(USAGE_COMMENT) :]
 
 
 class EventLog:
@@ -165,11 +186,12 @@ class EventLog:
         """Raises UserError where the directory cannot be written to."""
         self.directory, self.texts = directory, texts
         self.lost = 0
-        self.queue: queue.SimpleQueue[ServedTurn | None] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[ServedTurn | tuple[dict[str, Any], Future] | None] = queue.SimpleQueue()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             database = _open(directory / FILE)
-            database.execute(_SCHEMA)
+            for statement in _SCHEMA:
+                database.execute(statement)
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"--record {directory}: cannot be written to ({error})") from None
         self.thread = threading.Thread(target=self._write, args=(database,), name="record", daemon=True)
@@ -177,6 +199,12 @@ class EventLog:
 
     def add(self, turn: ServedTurn) -> None:
         self.queue.put(turn)
+
+    def add_vote(self, vote: dict[str, Any]) -> "Future[None]":
+        """A future that is done when the vote is written; its exception says why it could not be."""
+        written: Future[None] = Future()
+        self.queue.put((vote, written))
+        return written
 
     def close(self) -> None:
         """Return when everything that was added is written."""
@@ -186,14 +214,28 @@ class EventLog:
     def _write(self, database: sqlite3.Connection) -> None:
         last = False
         while not last:
-            turns = [self.queue.get()]
-            if turns[0] is not None:
+            added = [self.queue.get()]
+            if added[0] is not None:
                 time.sleep(GATHER_S)
-            while len(turns) < BATCH and not self.queue.empty():
-                turns.append(self.queue.get())
-            last = turns[-1] is None
-            self._insert(database, [turn for turn in turns if turn is not None])
+            while len(added) < BATCH and not self.queue.empty():
+                added.append(self.queue.get())
+            last = added[-1] is None
+            self._insert(database, [each for each in added if isinstance(each, ServedTurn)])
+            for each in added:
+                if isinstance(each, tuple):
+                    self._insert_vote(database, *each)
         database.close()
+
+    def _insert_vote(self, database: sqlite3.Connection, vote: dict[str, Any], written: "Future[None]") -> None:
+        try:
+            with database:
+                row = (vote["battle"], orjson.dumps(vote).decode())
+                database.execute("INSERT INTO votes (battle, vote) VALUES (?, ?)", row)
+        except sqlite3.Error as error:  # whoever voted is told
+            logger.error("record: a vote is not written: %s: %s", self.directory / FILE, error)
+            written.set_exception(error)
+        else:
+            written.set_result(None)
 
     def _insert(self, database: sqlite3.Connection, turns: list[ServedTurn]) -> None:
         rows = []
@@ -225,14 +267,25 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def read_events(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a record, oldest first; it may be written to meanwhile. Raises UserError where there is none."""
+    return _read(directory, "SELECT event FROM events ORDER BY number")
+
+
+def read_votes(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the votes of a record, oldest first; a record of an earlier release has none. Raises UserError as above."""
+    return _read(directory, "SELECT vote FROM votes ORDER BY number", "votes")
+
+
+def _read(directory: Path, query: str, table: str | None = None) -> Iterator[dict[str, Any]]:
     path = directory / FILE
     if not path.is_file():
         raise UserError(f"{directory}: no record ({FILE}) is there; fastft serve --record {directory} writes one")
     try:
         # Not opened read-only: the last reader of a WAL file that nobody writes to has to tidy it up.
         database = sqlite3.connect(path, timeout=30)
-        for (event,) in database.execute("SELECT event FROM events ORDER BY number"):
-            yield orjson.loads(event)
+        known = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        if table is None or database.execute(known, (table,)).fetchone():
+            for (content,) in database.execute(query):
+                yield orjson.loads(content)
         database.close()
     except sqlite3.Error as error:
         raise UserError(f"{path}: is not a record that can be read ({error})") from None

@@ -3,6 +3,8 @@
     POST /v1/chat/completions  /v1/completions      forwarded to a worker (fastft.serve.exchange)
     GET  /v1/models  /v1/models/{id}  /health  /metrics
     POST, DELETE  /admin/workers                    with the admin key
+    GET  /  /web/…                                  the page for people (fastft.serve.site); it asks the paths above and
+    GET  /about    /arena/…                         what is served here; battles and votes (fastft.serve.arena)
 
 An ASGI application, without a framework: a request costs 0.3 ms of CPU, and routing eight paths is eight lines. The page of
 another site cannot use it: a request with an `Origin` is answered only if that is the gateway's own, or one that the
@@ -25,14 +27,18 @@ from urllib.parse import urlsplit
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from fastft import __version__
 from fastft.compose.policy import Choice, Policy
 from fastft.data.conversation import Conversation, Message
-from fastft.serve import protocol
+from fastft.serve import moderation, protocol
 from fastft.serve.address import is_loopback
+from fastft.serve.arena import Arena, Battle, HiddenAnswer
 from fastft.serve.events import EventLog, ServedTurn
 from fastft.serve.exchange import Exchange
+from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.pool import PoolWorker, WorkerPool
 from fastft.serve.protocol import ApiError
+from fastft.serve.site import Site
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +73,7 @@ class GatewaySettings:
     upload_s: float = 30.0
     comment_s: float = 10.0
     slow_client_s: float = 60.0
+    moderation: ModerationSettings | None = None
 
 
 class _Allowance:
@@ -131,6 +138,9 @@ class Gateway:
         self.draining = False
         self.created = int(time.time())
         self.figures = _GatewayFigures(self)
+        self.site = Site()
+        self.moderation = Moderation(settings.moderation) if settings.moderation else None
+        self.arena = Arena(pool, record, self._contestants)
 
     def able(self) -> int:
         """How many workers can answer."""
@@ -158,7 +168,14 @@ class Gateway:
             return await self._health(send, headers)
         if path == "/admin/workers" and method in ("POST", "DELETE"):
             return await self._admin(scope, receive, send, headers)
+        if method == "GET" and (file := self.site.find(path)):
+            status, content, more = file.response(scope["headers"])
+            return await _answer(send, status, content, headers | more)
         key = self._authorize(scope)
+        if path.startswith("/arena/"):
+            return await self._arena(scope, receive, send, headers, key)
+        if method == "GET" and path == "/about":
+            return await _answer_json(send, 200, self._about(), headers)
         if method == "POST" and path in ("/v1/chat/completions", "/v1/completions"):
             return await self._forward(scope, receive, send, headers, key)
         if method == "GET" and path == "/v1/models":
@@ -193,7 +210,7 @@ class Gateway:
             raise ApiError(403, message, code="origin_not_allowed", kind="permission_error")
         return {
             "access-control-allow-origin": origin,
-            "access-control-allow-methods": "GET, POST, OPTIONS",
+            "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
             "access-control-allow-headers": "authorization, content-type, x-fastft-conversation, x-fastft-background",
             "access-control-expose-headers": "x-fastft-model, x-fastft-asked, x-fastft-event, x-fastft-ignored, retry-after",
             "access-control-max-age": "600",
@@ -228,6 +245,23 @@ class Gateway:
     def _card(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "fastft"}
 
+    def _contestants(self) -> list[str]:
+        """Names that a battle may draw: of all that can answer now, but those that only stand for one of the others."""
+        now = time.monotonic()
+        able = [worker.name for worker in self.pool.workers.values() if worker.can_answer(now)]
+        return list(dict.fromkeys([*able, *(name for name, policy in self.virtual.items() if policy.kind != "fixed")]))
+
+    def _about(self) -> dict[str, Any]:
+        """What the page says of this server."""
+        texts = self.record is not None and self.record.texts
+        return {
+            "version": __version__,
+            "models": self._served(),
+            "record": "texts" if texts else "hashes" if self.record else None,
+            "moderation": self.moderation is not None,
+            "arena_closed_because": self.arena.closed_because(),
+        }
+
     async def _health(self, send: Send, headers: dict[str, str]) -> None:
         able = self.able()
         status = "draining" if self.draining else "ok" if able else "no worker"
@@ -239,12 +273,7 @@ class Gateway:
     async def _forward(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], key: ApiKey | None
     ) -> None:
-        if self.draining:
-            raise protocol.shutting_down()
-        if key and (allowance := self.allowances.get(key.name)):
-            allowance.take()
-        if len(self.running) >= self.settings.most_requests:
-            raise protocol.queue_full(len(self.running), 2)
+        self._admit(key)
         body = await self._body(scope, receive)
         request = protocol.parse_object(body)
         name = request.get("model")
@@ -254,8 +283,31 @@ class Gateway:
         self._require(name)
         _require_shallow(request)
         turn = self._turn(scope, request, body, name, key.name if key else None)
+        await self._exchange(turn, request, scope, receive, send, headers)
+
+    def _admit(self, key: ApiKey | None) -> None:
+        """Raises ApiError where no request is taken now, or none of this key."""
+        if self.draining:
+            raise protocol.shutting_down()
+        if key and (allowance := self.allowances.get(key.name)):
+            allowance.take()
+        if len(self.running) >= self.settings.most_requests:
+            raise protocol.queue_full(len(self.running), 2)
+
+    async def _exchange(
+        self,
+        turn: ServedTurn,
+        request: dict[str, Any],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: dict[str, str],
+    ) -> None:
+        name, body = turn.asked, turn.body
         headers |= {"x-fastft-asked": _in_header(name), "x-fastft-event": turn.id}
         abort = scope.get("fastft.abort", lambda: None)
+        if self.moderation:
+            await self._moderate(self.moderation, turn, request)
 
         def body_for(worker: PoolWorker) -> bytes:
             """The client's own bytes, unless the model has another name there."""
@@ -267,9 +319,81 @@ class Gateway:
 
     def _ended(self, exchange: Exchange) -> None:
         self.running.discard(exchange)
-        self.figures.ended(exchange.turn)
+        self._finish(exchange.turn)
+
+    def _finish(self, turn: ServedTurn) -> None:
+        self.figures.ended(turn)
+        self.arena.ended(turn)
         if self.record:
-            self.record.add(exchange.turn)
+            self.record.add(turn)
+
+    async def _moderate(self, moderator: Moderation, turn: ServedTurn, request: dict[str, Any]) -> None:
+        """Raises ApiError where the question may not be answered; the turn is recorded then, too."""
+        turn.moderation = found = await moderator.check(self.pool.fresh, request)
+        error = None
+        if found.get("flagged"):
+            error = moderation.content_flagged(found["categories"])
+        elif found.get("unreachable") and moderator.settings.closed:
+            error = moderation.moderation_unavailable()
+        if error:
+            turn.outcome, turn.status = "refused", error.status
+            turn.total_s = time.time() - turn.at
+            self._finish(turn)
+            raise error
+
+    # Battles ---------------------------------------------------------------------------------------------------------
+
+    async def _arena(
+        self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str], key: ApiKey | None
+    ) -> None:
+        method, (what, *rest) = scope["method"], scope["path"].removeprefix("/arena/").split("/")
+        arena, name = self.arena, key.name if key else None
+        if (method, what, rest) == ("GET", "leaderboard", []):
+            return await _answer_json(send, 200, await arena.leaderboard(), headers)
+        if (method, what, rest) == ("POST", "battles", []):
+            request = protocol.parse_object(await self._body(scope, receive))
+            return await _answer_json(send, 200, arena.start(request, self._served()), headers)
+        if what == "battles" and len(rest) == 2:
+            battle = arena.find(rest[0])
+            if method == "POST" and rest[1] in battle.sides:
+                self._admit(key)
+                return await self._battle_answer(battle, rest[1], scope, receive, send, headers, name)
+            if method == "POST" and rest[1] == "vote":
+                request = protocol.parse_object(await self._body(scope, receive))
+                return await _answer_json(send, 200, await arena.vote(battle, request.get("winner"), name), headers)
+            if method == "DELETE" and rest[1] == "vote":
+                return await _answer_json(send, 200, await arena.withdraw(battle, name), headers)
+        raise protocol.route_not_found(method, scope["path"])
+
+    async def _battle_answer(
+        self,
+        battle: Battle,
+        name: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: dict[str, str],
+        key: str | None,
+    ) -> None:
+        """One side's answer: the request of any chat, with the model's name put in here."""
+        request = protocol.parse_object(await self._body(scope, receive))
+        _require_shallow(request)
+        model = battle.sides[name].model
+        self._require(model)
+        request |= {"model": model, "stream": True, "n": 1}
+        scope = {**scope, "path": "/v1/chat/completions"}
+        turn = self._turn(scope, request, orjson.dumps(request), model, key)
+        turn.conversation, turn.conversation_from = f"battle-{battle.id}-{name}", "battle"
+        turn.battle = self.arena.begin_answer(battle, name, request)
+        # An error that is raised here is answered by whoever called, past the names that are hidden.
+        hidden = HiddenAnswer(send) if battle.anonymous else send
+        try:
+            await self._exchange(turn, request, scope, receive, hidden, headers)
+        except ApiError as error:
+            headers.pop("x-fastft-asked", None)
+            await _answer_json(hidden, error.status, error.content(), headers | error.headers)
+        finally:
+            self.arena.refused(battle, name)
 
     def _turn(self, scope: Scope, request: dict[str, Any], body: bytes, name: str, key: str | None) -> ServedTurn:
         messages = request.get("messages")
@@ -469,7 +593,7 @@ async def _answer_json(send: Send, status: int, content: Any, headers: dict[str,
 
 
 async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
-    headers = headers | ({} if status == 204 else {"content-length": str(len(body))})
+    headers = headers | ({} if status in (204, 304) else {"content-length": str(len(body))})
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,24 +1,26 @@
 """Export the record of served turns: `fastft record export DIR -o FILE [--as conversations]`.
 
-    events           every event, as it was recorded
-    conversations    what was said, in the form that `fastft clean` and `fastft train` read
-
-Battles and outcomes will come from votes and rewards, which nothing records yet.
+events           every event, as it was recorded
+conversations    what was said, in the form that `fastft clean` and `fastft train` read
+battles          votes of people on two answers, as judgments that `fastft report` reads
+outcomes         the same by question, as a router is trained on them
+votes            every vote, those that do not count included
 """
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import written_whole
 from fastft.data.conversation import ROLE_NAMES, Conversation, Message
 from fastft.errors import UsageError, UserError
-from fastft.serve.events import read_events
+from fastft.serve.events import read_events, read_votes
+from fastft.serve.votes import counted, judgment_of, outcomes
 
 WHOLE = ("answered",)
 """Outcomes of turns whose answer is whole, if it was not cut by its length."""
@@ -30,7 +32,7 @@ class RecordConfig:
     """What --record of fastft serve named."""
     output: str = option(short="-o")
     """The file to write, JSON Lines."""
-    form: Literal["events", "conversations", "battles", "outcomes"] = option("events", name="as")
+    form: Literal["events", "conversations", "battles", "outcomes", "votes"] = option("events", name="as")
     """What to make of the events."""
 
 
@@ -48,8 +50,7 @@ def main(argv: list[str]) -> int:
     elif config.form == "conversations":
         rows = (conversation.to_json() for conversation in conversations(events))
     else:
-        missing = {"battles": "votes between two answers", "outcomes": "rewards of answers"}[config.form]
-        raise UserError(f"--as {config.form}: this record holds none: {missing} are not recorded yet")
+        rows = _voted(Path(config.directory), config.form, events)
     output, count = Path(config.output), 0
     with written_whole(output) as partial, partial.open("wb") as file:
         for row in rows:
@@ -57,6 +58,21 @@ def main(argv: list[str]) -> int:
             count += 1
     print(f"{output}: {count:,} {config.form}")
     return 0
+
+
+def _voted(directory: Path, form: str, events: Iterable[dict[str, Any]]) -> Iterable[bytes]:
+    """The rows that are made of votes. Raises UserError where there is no vote that counts."""
+    votes = list(read_votes(directory))
+    those, left_out = counted(votes)
+    if form == "votes" and votes:
+        return map(orjson.dumps, votes)
+    reasons = "".join(f"; {count:,} left out: {why}" for why, count in left_out.most_common())
+    if not those:
+        raise UserError(f"--as {form}: this record holds no vote that counts{reasons}")
+    print(f"{len(those):,} votes count{reasons}")
+    if form == "battles":
+        return (orjson.dumps(asdict(judgment_of(vote))) for vote in those)
+    return map(orjson.dumps, outcomes(those, events))
 
 
 def conversations(events: Iterable[dict[str, Any]]) -> Iterator[Conversation]:
@@ -128,3 +144,7 @@ def _conversation(event: dict[str, Any], said: dict[str, tuple[str, bool]]) -> C
             models.append(model)
         messages.append(Message(role, _text(message) or "", train=model is not None, ends=whole))
     return Conversation(event["id"], messages, source="fastft serve", model="+".join(models))
+
+
+if __name__ == "__main__":
+    run_module(main)

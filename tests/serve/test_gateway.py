@@ -412,7 +412,9 @@ def test_a_body_that_is_too_large_is_413_whether_or_not_it_says_so(served):
     connection.close()
 
 
-@pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "path", ["/v1/responses", "/v1/embeddings", "/web/../setup.cfg", "/web/vendor.json", "/v1/chat/completions"]
+)
 def test_what_does_not_exist_is_404_in_openais_shape(served, path):
     reply = served.get(path)
     assert reply.status == 404 and reply.error["code"] == "not_found"

@@ -190,8 +190,8 @@ def test_events_are_exported_as_they_are(tmp_path):
     "words, said",
     [
         (["export", "/nowhere", "-o", "OUT"], "/nowhere: no record (events.sqlite) is there"),
-        (["export", "DIR", "-o", "OUT", "--as", "battles"], "votes between two answers are not recorded yet"),
-        (["export", "DIR", "-o", "OUT", "--as", "outcomes"], "rewards of answers are not recorded yet"),
+        (["export", "DIR", "-o", "OUT", "--as", "battles"], "this record holds no vote that counts"),
+        (["export", "DIR", "-o", "OUT", "--as", "outcomes"], "this record holds no vote that counts"),
         (["export", "DIR", "-o", "OUT", "--as", "conversations"], "the record keeps hashes only"),
         (["export", "DIR"], "output: missing"),
         (["exprot", "DIR"], "fastft record export DIR -o FILE"),

@@ -1,0 +1,108 @@
+"""Ask an OpenAI-compatible moderation endpoint about what users write, before a model reads it.
+
+    found = await Moderation(settings).check(request)        # {"flagged", "categories"}, or {"unreachable": True}
+
+Every text that is no model's is asked about once; the verdicts of the last thousands are kept. Where the endpoint cannot be
+reached, `closed` decides: nothing is answered (503), or everything is, and the turn's event says that nobody has looked.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import orjson
+
+from fastft.serve.protocol import ApiError
+
+logger = logging.getLogger(__name__)
+
+KEPT_VERDICTS = 10_000
+
+
+@dataclass(frozen=True)
+class ModerationSettings:
+    url: str
+    """The endpoint itself: https://api.openai.com/v1/moderations."""
+    model: str | None = None
+    key: str | None = field(default=None, repr=False)
+    closed: bool = False
+    limit_s: float = 5.0
+
+
+def content_flagged(categories: list[str]) -> ApiError:
+    why = f" ({', '.join(categories)})" if categories else ""
+    return ApiError(400, f"the moderation service refuses this message{why}", "messages", "content_flagged")
+
+
+def moderation_unavailable() -> ApiError:
+    message = "the moderation service cannot be reached, and nothing is answered without it; try again soon"
+    return ApiError(503, message, code="moderation_unavailable", kind="server_error", retry_after=5)
+
+
+class Moderation:
+    def __init__(self, settings: ModerationSettings):
+        self.settings = settings
+        self.verdicts: OrderedDict[bytes, list[str] | None] = OrderedDict()
+        """Categories by a text's hash; None: not flagged."""
+
+    async def check(self, session: aiohttp.ClientSession, request: dict[str, Any]) -> dict[str, Any]:
+        """What is to be recorded. `session` keeps no cookies and follows no redirect."""
+        texts = texts_of(request)
+        new = [text for text in texts if _digest(text) not in self.verdicts]
+        if new:
+            try:
+                found = await self._ask(session, new)
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, TypeError, KeyError) as error:
+                logger.warning("moderation: %s: %s", self.settings.url, error or type(error).__name__)
+                return {"unreachable": True}
+            for text, verdict in zip(new, found):
+                self.verdicts[_digest(text)] = verdict
+        flagged = [found for text in texts if (found := self.verdicts.get(_digest(text))) is not None]
+        while len(self.verdicts) > KEPT_VERDICTS:
+            self.verdicts.popitem(last=False)
+        return {"flagged": bool(flagged), "categories": sorted({name for names in flagged for name in names})}
+
+    async def _ask(self, session: aiohttp.ClientSession, texts: list[str]) -> list[list[str] | None]:
+        """Raises what `check` catches."""
+        settings = self.settings
+        body: dict[str, Any] = {"input": texts} | ({"model": settings.model} if settings.model else {})
+        headers = {"content-type": "application/json"} | (
+            {"authorization": f"Bearer {settings.key}"} if settings.key else {}
+        )
+        limit = aiohttp.ClientTimeout(total=settings.limit_s)
+        async with session.post(
+            settings.url, data=orjson.dumps(body), headers=headers, allow_redirects=False, timeout=limit
+        ) as response:
+            if response.status != 200:
+                raise ValueError(f"status {response.status}")
+            results = orjson.loads(await response.read())["results"]
+        if len(results) != len(texts):
+            raise ValueError(f"{len(results)} results for {len(texts)} texts")
+        return [
+            sorted(name for name, holds in (each.get("categories") or {}).items() if holds) if each["flagged"] else None
+            for each in results
+        ]
+
+
+def texts_of(request: dict[str, Any]) -> list[str]:
+    """All texts of a request that no model wrote, none empty."""
+    found: list[Any] = [request.get("prompt")] if isinstance(request.get("prompt"), str) else []
+    found += request["prompt"] if isinstance(request.get("prompt"), list) else []
+    messages = request.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, dict) and message.get("role") != "assistant":
+            content = message.get("content")
+            found += (
+                [part.get("text") for part in content if isinstance(part, dict)]
+                if isinstance(content, list)
+                else [content]
+            )
+    return [text for text in found if isinstance(text, str) and text.strip()]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
