@@ -10,13 +10,13 @@ import sys
 VERBS = {
     "demo": (
         "fastft.demo.run",
-        "clean, train and ask on a small dump that ships with the package, in three minutes",
+        "clean a small dump that ships with the package, train on it, and ask the model, in three minutes",
     ),
     "clean": ("cleaning.__main__", "turn raw dumps into conversations, every input accounted for"),
-    "inspect": ("fastft.data.inspect", "show which tokens are trained, or prove the mask over a whole file"),
+    "inspect": ("fastft.data.inspect", "show which tokens are trained, or prove the loss mask of a whole file"),
     "estimate": (
         "fastft.cost.command",
-        "say what a run would cost: memory, time and energy on kinds and numbers of GPUs",
+        "say what a run would take: memory, time, energy and money, on different GPUs",
     ),
     "train": ("fastft.train.loop", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
     "answer": ("fastft.judge.answer", "have a model answer questions: a directory or any OpenAI-compatible endpoint"),
@@ -31,7 +31,7 @@ VERBS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Call a verb and return the exit code: 1 after an error, 2 for a command that is wrong."""
+    """Call a verb and return its exit code: 1 after an error, 2 if the command itself is wrong."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def command() -> None:
-    """Run the command of this process and end it: the console script."""
+    """The console script: run the command of this process, and end the process."""
     from fastft.common.command_line import leave
 
     try:

@@ -1,9 +1,9 @@
-"""The one configuration of a training run: a YAML file, overridden on the command line, saved beside the run.
+"""The configuration of a training run: read from YAML files and the command line, checked, and saved in the run's directory.
 
     torchrun --nproc-per-node 8 -m fastft.train --config run.yaml --optimizer.lr 1e-5
 
-Every key is a field of `TrainConfig`; keys of a group are dotted on the command line. An unknown key, or a value of the wrong
-type, is an error of one line that names the key and the nearest valid one.
+Every key is a field of `TrainConfig`. Keys of a group are written with dots on the command line. An unknown key, or a value of
+the wrong type, is an error of one line that names the key and the nearest valid one.
 """
 
 import math
@@ -16,7 +16,7 @@ from fastft.common.files import write_whole
 from fastft.common.object_store import check_address
 from fastft.errors import UserError
 
-RENAMED = {"window": "seq_len"}  # keys of the last release, which work with a warning, also in a run's config.yaml
+RENAMED = {"window": "seq_len"}  # keys of the last release, which still work, in a run's config.yaml, too
 SYNONYMS = {  # what other projects call our keys
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -48,11 +48,11 @@ SYNONYMS = {  # what other projects call our keys
 
 TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 HOURS_BETWEEN_PREEMPTIONS = 3.0
-"""How long a node is kept, if nothing is known: the geometric mean of nine recorded traces of launched instances.
+"""The assumed time between two preemptions of a node: the geometric mean of nine recorded traces of launched instances.
 
-Hours between two preemptions of a node: AWS V100 x 1, April 2023: 1.4, 1.8, 2.3, 3.2; AWS CPU, April 2023: 0.8, 2.0, 5.3;
-GCP CPU, April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little
-depends on it: if the truth is four times as long, or a quarter, saves and lost work together cost 25 % more than they need.
+Hours between two preemptions: AWS V100 x 1, April 2023: 1.4, 1.8, 2.3, 3.2; AWS CPU, April 2023: 0.8, 2.0, 5.3; GCP CPU,
+April 2023: 14.5 (skypilot-org/spot-traces); GCP A100 x 1, December 2021: 10.1 (uclasystem/bamboo). Little depends on it: if the
+true time is four times as long, or a quarter, saves and lost work together cost 25 % more than necessary.
 """
 
 
@@ -67,7 +67,7 @@ class OptimizerConfig:
     lr: float = 2e-5
     """Peak learning rate."""
     weight_decay: float = 0.0
-    """Applied to matrices, also embeddings, never to norms and biases."""
+    """Applied to matrices, embeddings included, but not to norms and biases."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the two moments."""
 
@@ -77,7 +77,7 @@ class ScheduleConfig:
     """The learning rate over the run, as a function of the step alone."""
 
     name: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Its shape after the warm-up; wsd (warm-up, stable, decay) stays at the peak until `decay_ratio` of the steps is left."""
+    """Its shape after the warm-up. wsd (warm-up, stable, decay) stays at the peak until `decay_ratio` of the steps is left."""
     warmup_ratio: float = 0.03
     """Share of all steps over which the learning rate rises linearly from 0."""
     decay_ratio: float = 0.2
@@ -94,7 +94,7 @@ class LoraConfig:
     """
 
     r: int = 0
-    """Rank of the adapters; 0 trains the whole model. Adapters need about ten times the optimizer.lr of the whole model."""
+    """Rank of the adapters; 0 trains the whole model. Adapters need about ten times the optimizer.lr that a whole model needs."""
     alpha: float = 32.0
     """The output of an adapter is scaled by alpha / r."""
     dropout: float = 0.0
@@ -102,7 +102,7 @@ class LoraConfig:
     targets: str = "all-linear"
     """Linear layers that get an adapter, by their last name, separated by commas; by default all but the head."""
     quantize: Literal["none", "nf4"] = "none"
-    """nf4 keeps the frozen matrices of the blocks in 4 bits, not sharded; needs bitsandbytes."""
+    """nf4 keeps the frozen matrices of the blocks in 4 bits, whole on every GPU; needs bitsandbytes."""
 
 
 @dataclass
@@ -112,15 +112,15 @@ class SourceConfig:
     path: str
     """The file."""
     weight: float = 1.0
-    """How often each conversation is used in an epoch. With 2.3, three in ten are used a third time, other ones in every
-    epoch. Fractions of a conversation add up over the epochs and are rounded up."""
+    """How often each conversation is used in an epoch. With 2.3, every conversation is used twice, and three in ten a third
+    time, different ones in each epoch. Fractions of a conversation add up over the epochs and are rounded up."""
     epochs: int | None = None
-    """Use the file in this many epochs, the first ones; by default in all."""
+    """Use the file only in the first so many epochs; by default in all of them."""
 
 
 @dataclass
 class StageConfig:
-    """A part of a run with data of its own; epochs, lr and schedule default to those of the run."""
+    """A stage of a run, with data of its own. Its epochs, lr and schedule default to those of the run."""
 
     data: str | list[SourceConfig]
     """Conversations, as `data` of the run."""
@@ -131,7 +131,7 @@ class StageConfig:
     lr: float | None = None
     """Peak learning rate."""
     schedule: ScheduleConfig | None = None
-    """Learning-rate schedule, which covers the stage."""
+    """Learning-rate schedule over the steps of the stage."""
 
 
 @dataclass
@@ -139,14 +139,14 @@ class CheckpointConfig:
     """Checkpoints in OUTPUT_DIR/checkpoints. One is always written at the end."""
 
     every: int | Literal["auto"] = "auto"
-    """Steps between two checkpoints; 0 writes only the last. auto weighs the cost of a checkpoint against the work that is lost
-    with a machine (Young, 1974)."""
+    """Steps between two checkpoints; 0 writes only the last one. auto balances the cost of a checkpoint against the work that
+    is lost with a machine (Young, 1974)."""
     preemption_hours: float = HOURS_BETWEEN_PREEMPTIONS
     """For auto: the mean time between two preemptions of a machine, in hours."""
     keep: int = 2
     """Newest checkpoints to keep."""
     keep_every: int = 0
-    """Also keep checkpoints whose step is a multiple of this; 0 keeps none."""
+    """Also keep checkpoints whose step is a multiple of this; 0 for no others."""
     remote: str | None = None
     """Object storage to which checkpoints and the model are copied during training, and where a run on an empty disk finds them:
     s3://bucket/run, gs://, az://, hf://buckets/…, file:///…. Each run needs its own. Needs pip install "fastft[cloud]"."""
@@ -157,11 +157,11 @@ class SamplesConfig:
     """Answers to fixed prompts while the model learns, in OUTPUT_DIR/samples.jsonl and on the report's page."""
 
     prompts: str | None = None
-    """A file with one prompt per line: its text, or a JSON object with prompt or messages. By default nothing is asked."""
+    """A file with a prompt on each line: its text, or a JSON object with prompt or messages. By default nothing is asked."""
     every: int = 200
-    """Steps between two rounds of questions; the prompts are also asked before the first step and after the last."""
+    """Steps between two rounds of answers. There is also one before the first step, and one after the last."""
     max_new_tokens: int = 128
-    """Longest answer. Each token costs a forward pass over all prompts, without a cache."""
+    """Longest answer, in tokens. Each token costs a forward pass over all prompts, without a cache."""
 
 
 @dataclass
@@ -184,48 +184,50 @@ class TrainConfig:
     seq_len: int = 2048
     """Sequence length: tokens in a packed row. No conversation may be longer."""
     extend: Literal["none", "linear", "yarn"] = "none"
-    """What to do if seq_len is longer than the model's positions: stop, or scale its rotary positions by position interpolation
-    (linear) or YaRN. The exported config holds the scaling."""
+    """What to do if the model has fewer positions than seq_len: stop (none), or scale its rotary positions by position
+    interpolation (linear) or YaRN. The exported config holds the scaling."""
     overlong: Literal["refuse", "drop", "split"] = "refuse"
-    """What to do with conversations longer than seq_len: stop and say how many there are, leave them out and count them, or
-    split them between rounds."""
+    """What to do with conversations longer than seq_len: stop and say how many there are (refuse), leave them out and count
+    them (drop), or split them between rounds."""
     epochs: int = 3
     """Passes over the data."""
     max_steps: int | None = None
-    """Stop after this many optimizer steps; the schedule covers exactly these. Stages have limits of their own."""
+    """Stop after this many optimizer steps, over which the schedule then runs. Stages have limits of their own."""
     global_batch_size: int = 32
     """Packed rows per optimizer step, over all ranks."""
     micro_batch_size: int = 1
-    """Packed rows per rank and forward."""
+    """Packed rows per rank in a forward pass."""
     seed: int = 0
     """Seed of the order of the data and of everything else that is random."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 turns it off."""
+    """Gradients with a larger norm are scaled down to this one; 0 turns it off."""
     z_loss: float = 0.0
     """Weight of logsumexp(logits)^2 in the loss, which keeps logits from drifting; PaLM used 1e-4."""
     max_bad_steps: int = 3
-    """A step whose loss or gradient is not a finite number is skipped; this many in a row end the run."""
+    """Steps whose loss or gradient is not a finite number are skipped; this many in a row end the run."""
     float8: bool = False
-    """Matrix products of the blocks in 8-bit floats: Hopper GPUs or newer, torchao (pip install "fastft[torchao]"), compile."""
+    """Matrix products of the blocks in 8-bit floats. Needs compile, Hopper GPUs or newer, and torchao:
+    pip install "fastft[torchao]"."""
     gradient_checkpointing: Literal["none", "selective", "full", True, False] = "full"
-    """What the backward pass computes again: nothing, all but attention and every second matrix product, or whole blocks."""
+    """What the backward pass computes again: nothing (none), all but attention and every second matrix product (selective), or
+    whole blocks (full)."""
     attention: Literal["auto", "flash_attn", "varlen", "documents"] = "auto"
     """What computes attention within documents: the flash-attn package, PyTorch's variable-length kernel, or one call per
     document, which runs everywhere; auto takes the fastest that works here."""
     compile: bool = False
     """torch.compile each block."""
     resize_embeddings: bool = False
-    """Add embeddings, the mean of the old ones, for tokens that have none; their number becomes a multiple of 64."""
+    """Add embeddings for tokens that have none, each the mean of the old ones; their number becomes a multiple of 64."""
     replicas: int = 1
-    """Copies of the sharded model (HSDP): parameters are gathered within a copy only, for example within a machine."""
+    """Number of copies of the sharded model (HSDP). Parameters are gathered within a copy only, such as within a machine."""
     offload: bool = False
-    """Keep weights, gradients and optimizer in the memory of the CPU; the GPU holds one block at a time."""
+    """Keep weights, gradients and the optimizer's state in the memory of the CPU; the GPU holds one block at a time."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     resume: bool = True
-    """Continue from the newest complete checkpoint in OUTPUT_DIR; false refuses to overwrite an earlier run."""
+    """Continue from the newest complete checkpoint in OUTPUT_DIR; if false, refuse an OUTPUT_DIR with an earlier run."""
     allow_change: bool = False
     """Continue from a checkpoint although data or settings have changed; the changes are logged."""
     log_every: int = 1
@@ -234,9 +236,9 @@ class TrainConfig:
     """Optimizer steps between two measurements of the loss on `eval_data`."""
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     trackers: str = "tensorboard"
-    """Trackers that get the metrics, too, separated by commas: tensorboard, wandb, trackio; none for no tracker."""
+    """Trackers that also get the metrics, separated by commas: tensorboard, wandb, trackio; or none."""
     price_per_hour: float | None = None
-    """Dollars per hour for all machines of the run together; what the run has cost so far is then shown and kept."""
+    """Dollars per hour for all machines of the run together. With it, the cost so far is shown and recorded."""
     dry_run: bool = False
     """Show the plan and take two steps with its fullest rows, to measure peak memory and time; write nothing."""
 
@@ -250,7 +252,7 @@ class TrainConfig:
 
 
 def stages_of(config: TrainConfig) -> list[TrainConfig]:
-    """The run's stages, each as the configuration of a run of its own; a run without stages is one."""
+    """The stages of a run, each as the configuration of a run of its own. A run without stages is its own only stage."""
     if not config.stages:
         return [config]
     found = []
@@ -326,7 +328,7 @@ def _check_lora(config: TrainConfig) -> None:
     lora = config.lora
     _require(lora.r >= 0, "lora.r", lora.r, "0 or more")
     _require(0 < lora.alpha < math.inf, "lora.alpha", lora.alpha, "above 0 and finite")
-    _require(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "from 0 up to, not with, 1")
+    _require(0 <= lora.dropout < 1, "lora.dropout", lora.dropout, "at least 0 and below 1")
     _require(lora.targets.strip(", ") != "", "lora.targets", repr(lora.targets), "a list of layers")
     if lora.quantize != "none" and not lora.r:
         raise UserError(f"lora.quantize: {lora.quantize} weights are frozen; give adapters a rank, say lora.r 16")
@@ -346,7 +348,7 @@ def _check_optimizer(config: TrainConfig) -> None:
         all(0 <= beta < 1 for beta in optimizer.betas),
         "optimizer.betas",
         optimizer.betas,
-        "from 0 up to, not with, 1",
+        "at least 0 and below 1",
     )
     for name in ("max_grad_norm", "z_loss"):
         _require(0 <= getattr(config, name) < math.inf, name, getattr(config, name), "0 or more and finite")

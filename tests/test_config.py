@@ -52,7 +52,7 @@ def test_saved_config_reads_back_equal(tmp_path):
         ),
         (["--seq_len", "0"], "seq_len: 0 is not 1 or more"),
         (["--optimizer.lr", ".inf"], "optimizer.lr: inf is not above 0 and finite"),
-        (["--optimizer.betas", "[0.9,1.5]"], "optimizer.betas: (0.9, 1.5) is not from 0 up to, not with, 1"),
+        (["--optimizer.betas", "[0.9,1.5]"], "optimizer.betas: (0.9, 1.5) is not at least 0 and below 1"),
         (["--seed", "-1"], "seed: -1 is not between 0 and"),
         (["--schedule.min_ratio", "2"], "schedule.min_ratio: 2.0 is not between 0 and 1"),
         (["--z_loss", "-1"], "z_loss: -1.0 is not 0 or more and finite"),
