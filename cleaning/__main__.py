@@ -100,7 +100,7 @@ class FilterConfig:
     """The `model` that the endpoint is asked for."""
 
     def settings(self) -> Settings:
-        """What the filters get: shortcuts written out, files of phrases read."""
+        """Return what the filters get, with shortcuts written out and the phrases read from their files."""
         refusals = [step.name for step in STEPS if step.name in REFUSALS and step.default] if self.keep_refusals else []
         return Settings(
             with_filters=(*self.with_filters, *(MASKS if self.mask_pii else ())),
@@ -113,7 +113,7 @@ class FilterConfig:
         )
 
     def _unchanged(self) -> Iterator[str]:
-        """Options that the filters get by the same name and as they are."""
+        """Yield the names of the options that `Settings` has by the same name and that are passed on as they are."""
         names = {field.name for field in fields(Settings)}
         return (f.name for f in fields(self) if f.name in names and "option" not in f.metadata)
 

@@ -1,8 +1,8 @@
 """The first pass: parse, convert, repair, filter and fingerprint every record, in worker processes.
 
 A record becomes one or several outcomes: each is a conversation, or a rejection with its reason. `first_pass` cuts the
-inputs into shards, has workers make outcomes of them (`convert_shard`) and logs these in order. Outcomes cross the pipe
-and lie in the log as bytes (`pack`), which the parent does not parse before it needs them. Nothing is ever unpickled.
+inputs into shards, has workers make outcomes of them (`convert_shard`) and logs these in order. Outcomes travel between
+processes, and lie in the log, as bytes (`pack`), which this process parses only when it needs them.
 """
 
 import collections
@@ -32,11 +32,12 @@ from fastft.common.records import RawRecord, parsed, to_json
 from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, Message, parse_conversation
 
-# A shard is what a worker gets at a time, and what an interruption loses at most for each: 1 MiB is about 0.2 s of work.
+# A worker gets one shard at a time, and that is the most that an interruption can lose for each worker. 1 MiB is about
+# 0.2 s of work.
 SHARD_BYTES = 1 << 20
 SHARD_RECORDS = 1024
-MAX_NOTES = 50  # names of notes in the report, some of which are up to the dump
-MAX_WARNINGS = 20  # broken records that are mentioned; all are in rejected.jsonl
+MAX_NOTES = 50  # kinds of notes in the report; a dump can make up kinds of its own ("dropped tool NAME")
+MAX_WARNINGS = 20  # broken records that the report's warnings mention; rejected.jsonl holds all of them
 
 
 def first_pass(
@@ -48,16 +49,17 @@ def first_pass(
     loading: Future | None,
     bar: Bar,
 ) -> "Found":
-    """Log the outcomes of every shard in `work`, sum them up in `report`, and return what duplicates are found by.
+    """Log the outcomes of every shard in `work`, sum them up in `report`, and return what the search for duplicates needs.
 
-    Shards that an interrupted run has logged are not converted again. `loading` is the worker's start: see `ordered_map`.
+    Shards that an interrupted run has logged are not converted again. `loading` is what a worker loads first: see
+    `ordered_map`.
     """
     found, remarks = Found(report, conversion.choices), []
     shards = _shards(sources, report, remarks, bar)
     with Log(work / "outcomes") as log:
         for frame in log.recover():
             bar.advance(0, found.add(unpack(frame)))
-            next(shards, None)  # reads again what has been converted, which costs little: 100 MB/s
+            next(shards, None)  # skips the records of that shard by reading them again, at 100 MB/s
         for frame in ordered_map(partial(convert_shard, conversion), shards, pool, loading):
             log.append(frame)
             bar.advance(0, found.add(unpack(frame)))
@@ -66,7 +68,7 @@ def first_pass(
 
 
 class Found:
-    """The conversations of the inputs: what duplicates are found by, 370 bytes each, and sums for the report."""
+    """Collects from all outcomes what the search for duplicates needs (370 bytes a conversation) and sums for the report."""
 
     def __init__(self, report: Report, choices: Choices):
         self.report = report
@@ -109,7 +111,10 @@ class Found:
 
 
 def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator["Shard"]:
-    """The inputs in pieces of SHARD_BYTES, each of one input. Where they are cut depends on the inputs alone."""
+    """Cut each input into shards of about SHARD_BYTES. Where the cuts are depends on the inputs alone.
+
+    What is wrong with a file and leaves no text behind is no record; `remarks` gets a line about it.
+    """
     for position, (source, file) in enumerate(zip(sources, report.files)):
         shard, size, done, packed = Shard(position, source.name, 0, []), 0, 0, source.packed
         for record in source.records():
@@ -133,9 +138,9 @@ def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) 
 class Shard:
     """Consecutive records of one input, on their way to a worker."""
 
-    source: int  # position among the inputs
-    file: str  # its name
-    first: int  # how many records of the input precede it
+    source: int  # position of the input among all inputs
+    file: str  # name of the input
+    preceding: int  # how many records of the input come before this shard's
     records: list[RawRecord]
 
 
@@ -146,7 +151,9 @@ class Outcome:
     id: str
     where: str
     source: int = 0  # position among the inputs
-    record: bytes = b""  # as it was read, JSON in one line; of a tree, this branch as `messages`
+    record: bytes = (
+        b""  # as it was read, as JSON in one line; for a tree with several branches, this branch as `messages`
+    )
     reason: str = ""
     detail: str = ""
     conversation: bytes = b""
@@ -176,7 +183,8 @@ class Conversion:
 
 
 def convert_shard(conversion: Conversion, shard: Shard) -> bytes:
-    named = [(record, f"{shard.file}-{number}") for number, record in enumerate(shard.records, start=shard.first)]
+    """Return the packed outcomes of a shard's records. This is what a worker does."""
+    named = [(record, f"{shard.file}-{number}") for number, record in enumerate(shard.records, start=shard.preceding)]
     outcomes = outcomes_of(named, shard, conversion)
     if conversion.settings.moderation:
         _moderate([outcome for outcome in outcomes if not outcome.reason], conversion.settings)
@@ -184,7 +192,7 @@ def convert_shard(conversion: Conversion, shard: Shard) -> bytes:
 
 
 def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
-    from cleaning.filters.moderation import flagged  # sqlite and an HTTP client, for those who ask for it
+    from cleaning.filters.moderation import flagged  # imports sqlite and an HTTP client, which few runs need
 
     conversations = [parse_conversation(orjson.loads(outcome.conversation)) for outcome in outcomes]
     for outcome, complaint in zip(outcomes, flagged(conversations, settings)):
@@ -204,10 +212,11 @@ class _Work:
 
 
 def outcomes_of(named: list[tuple[RawRecord, str]], shard: Shard, conversion: Conversion) -> list[Outcome]:
-    """The outcomes of (record, id for a conversation that has none) pairs, at least one of each record.
+    """Return the outcomes of records, at least one for each. `named` pairs a record with the id that its conversation gets
+    if it has none of its own.
 
-    No record makes this raise, but a faulty filter of the user's does. All records pass one step before any passes the next,
-    which takes a tenth less time: a step's code and tables stay in the processor's cache.
+    No record makes this raise, but a faulty filter of the user's does. All records pass one step before any of them passes
+    the next. This takes a tenth less time, because a step's code and tables stay in the processor's cache.
     """
     works = [work for record, name in named for work in _read(record, name, shard, conversion)]
     for step in (_convert, _filter, _compare_with_benchmarks, _describe, _take_fingerprint):
@@ -241,7 +250,7 @@ def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) ->
     works = []
     for branch, raw in enumerate(found, start=1):
         id, where = (name, record.where) if branch == 1 else (f"{name}-{branch}", f"{record.where}, branch {branch}")
-        # Keeping the whole tree with each of its branches would be quadratic in its size.
+        # A tree is not kept whole with each of its branches, because that would take space in the square of its size.
         own = line if len(found) == 1 else _as_messages(raw)
         outcome = Outcome(raw.id or id, where, shard.source, own, format=raw.format, notes=dict(raw.notes))
         works.append(_Work(outcome, raw, file=shard.file))
@@ -298,6 +307,7 @@ def _about_hit(hits: list[Hit]) -> str:
 
 
 def to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
+    """Return a conversation as it was read, with its HTML converted to markdown. Raises Rejection (`unreadable_html`)."""
     messages = []
     for number, turn in enumerate(raw.turns, start=1):
         try:
@@ -310,11 +320,12 @@ def to_conversation(raw: RawConversation, id: str, source: str) -> Conversation:
 
 
 def messages_json(messages: list[Message]) -> bytes:
+    """Return messages as a record of rejected.jsonl."""
     return orjson.dumps({"messages": [_as_read(m, m.content) for m in messages]})
 
 
 def _as_read(said: Turn | Message, text: str) -> dict[str, Any]:
-    """A turn as rejected.jsonl holds it: read again, it means the same."""
+    """Return a turn in the form of rejected.jsonl, which gives the same turn when it is read again."""
     read: dict[str, Any] = {"role": said.role, "content": text}
     if said.role == "assistant":
         read |= {name: False for name in ("train", "ends") if not getattr(said, name)}
@@ -322,30 +333,36 @@ def _as_read(said: Turn | Message, text: str) -> dict[str, Any]:
 
 
 def pack(outcomes: list[Outcome]) -> bytes:
-    """Outcomes as bytes: the length of a JSON list, the list (a row an outcome, with the lengths of its texts), the texts."""
+    """Return outcomes as bytes, so that their long texts are copied and not parsed.
+
+    First come 8 bytes, the length of a JSON list. The list follows, with a row for each outcome: its short fields, and the
+    lengths of its texts. Then come the texts of all outcomes, one after the other.
+    """
     rows, texts = [], []
     for each in outcomes:
-        mark = each.fingerprint
+        found = each.fingerprint
         own = [
             each.record,
             each.conversation,
-            *((mark.beginnings, mark.sketch, mark.tree) if mark else ()),
+            *((found.beginnings, found.sketch, found.tree) if found else ()),
             *(d[3] for d in each.dropped),
         ]
         fields = [each.id, each.where, each.source, each.reason, each.detail, each.hits, each.repairs, each.answers,
                   each.html_answers, each.unmarked_html, each.format, each.notes,
                   each.not_learned, each.cut, each.part]  # fmt: skip
-        rows.append([fields, mark and [mark.length, mark.time], [d[:3] for d in each.dropped], [len(t) for t in own]])
+        rows.append(
+            [fields, found and [found.length, found.time], [d[:3] for d in each.dropped], [len(t) for t in own]]
+        )
         texts += own
     head = orjson.dumps(rows)
     return b"".join([len(head).to_bytes(8, "little"), head, *texts])
 
 
 def unpack(data: bytes) -> list[Outcome]:
-    """The outcomes that `pack` was given."""
+    """Return the outcomes that `pack` was given."""
     size = int.from_bytes(data[:8], "little")
     at, outcomes = 8 + size, []
-    for fields, mark, dropped, sizes in orjson.loads(data[8:at]):
+    for fields, found, dropped, sizes in orjson.loads(data[8:at]):
         texts = []
         for length in sizes:
             texts.append(data[at : at + length])
@@ -356,9 +373,9 @@ def unpack(data: bytes) -> list[Outcome]:
                           html_answers=html_answers, unmarked_html=unmarked_html, format=format, notes=notes,
                           not_learned=not_learned, cut=cut, part=part)  # fmt: skip
         outcome.hits = [Hit(**hit) for hit in hits]
-        if mark:
-            outcome.fingerprint = Fingerprint(texts[2], mark[0], texts[3], mark[1], texts[4])
-        dropped_texts = texts[5:] if mark else texts[2:]
+        if found:
+            outcome.fingerprint = Fingerprint(texts[2], found[0], texts[3], found[1], texts[4])
+        dropped_texts = texts[5:] if found else texts[2:]
         outcome.dropped = [(*each, text) for each, text in zip(dropped, dropped_texts)]
         outcomes.append(outcome)
     return outcomes

@@ -2,19 +2,19 @@
 
     read ──▶ convert, repair, filter (workers) ──▶ duplicates ──▶ split (workers) ──▶ write
 
-There are two passes. The first reads the dumps as a stream and writes the outcomes of each shard of records to a log; in
+There are two passes. The first reads the dumps as a stream and writes the outcomes of each shard of records to a log. In
 memory it keeps only ids and fingerprints, by which duplicates are then found. The second reads the log in order, splits
 and writes. Where shards are cut depends on the inputs alone, so the result depends neither on the workers nor on
 interruptions: a run that is killed at any moment continues when the same command is given again (cleaning.run.workdir).
-Everything is written under DIR/.partial and renamed at the end, report.json last: where it exists, the files beside it are
-complete and belong to it.
+Everything is written under DIR/.partial and renamed at the end, report.json last. So where report.json exists, the files
+beside it are complete and belong to it.
 
-    conversations.jsonl  the contract of fastft.data.conversation, one line a conversation or part
+    conversations.jsonl  what training reads (fastft.data.conversation): a line for each conversation, or part of one
     conversations.holdout.jsonl  the same, of the conversations that were held out
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}. `record` is the record as it was read, or
-                         the raw text if it could not be read. `round` is null, or the number of the one round that was
-                         rejected while the rest of its conversation was kept (counted as `dropped_rounds:REASON`, or by
-                         the splitter as over the limit), or the middle of whose question was left out
+                         its raw text if it could not be read. `round` is null for a conversation that was rejected as a
+                         whole. Otherwise it is the number of a round that was rejected, or the middle of whose question
+                         was left out, while the rest of the conversation was kept
     report.html          a page for people, made from the other files (cleaning.report.page)
     report.json          the ledger (cleaning.report.ledger.Report)
 """
@@ -76,8 +76,8 @@ def clean(
     `inputs` are files, "-" for standard input, or names of datasets on the Hub. `changes` are fields of `Choices` given
     one by one. `settings` are those of the filters, to which `blocked_phrases` are added.
 
-    `format` is one of `cleaning.sources.FORMATS` (None: recognised record by record) and `era` one of
-    `cleaning.sources.ERAS`; with `every_branch`, a tree of messages gives a conversation for every leaf. `workers` is the
+    `format` is a name in `cleaning.sources.formats.FORMATS` (None: recognised record by record), and `era` one of
+    `cleaning.sources.eras.ERAS`; with `every_branch`, a tree of messages gives a conversation for every leaf. `workers` is the
     number of processes, by default one a core; with `ray`, the address of a Ray cluster ("" starts one on this machine),
     the cluster's cores do the work. The result depends on neither. If no conversation is left, there is no
     conversations.jsonl and `kept` is 0.
@@ -94,7 +94,7 @@ def clean(
     choices.check()
     check(settings)
     if choices.against:
-        load_benchmarks(tuple(choices.against))  # a file or model that cannot be used is reported before the work
+        load_benchmarks(tuple(choices.against))  # now, so that a file that cannot be used is reported before the work
 
     chosen = {**asdict(choices), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
     chosen["blocked_phrases"] = list(settings.blocked_phrases)
@@ -120,16 +120,17 @@ def clean(
                 )
                 ledger = orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2) + b"\n"
                 bar.begin("report", None)
-                write_report(work, orjson.loads(ledger), pool if ray is None else None)  # another machine has no files
+                # The machines of a Ray cluster do not have the files that the page is made from.
+                write_report(work, orjson.loads(ledger), pool if ray is None else None)
             write_whole(work / "report.json", ledger)
-        else:  # interrupted while it was published
+        else:  # an earlier run was interrupted while it published its outputs
             report = Report(**orjson.loads((work / "report.json").read_bytes()))
         publish(work, output_dir, _empty_outputs(report))
     return report
 
 
 def _as_text(choices: Choices) -> Choices:
-    """`choices` with names instead of paths, as report.json holds them."""
+    """Return `choices` with texts in the place of path objects, as report.json needs them."""
     model = None if choices.model is None else str(choices.model)
     return replace(choices, model=model, against=[str(path) for path in choices.against])
 
@@ -161,7 +162,7 @@ def _check_arguments(
 
 
 def _identity(sources: list[Input], report: Report) -> dict[str, Any]:
-    """What the result depends on: while all of it is the same, an interrupted run continues."""
+    """Return everything that the result depends on. While all of it is the same, an interrupted run continues."""
     chosen = report.settings
     own = [spec.rpartition(":")[0] for spec in chosen.get("own_filters", ())]
     files = [path for path in (*own, *chosen["against"], chosen["model"], chosen["template"]) if path]
@@ -200,7 +201,7 @@ def _run(
     pool: Pool | None,
     bar: Bar,
 ) -> None:
-    """Both passes, and what is decided between them."""
+    """Run both passes, and decide between them about duplicates, ids and held-out conversations."""
     choices = conversion.choices
     loading = None
     if choices.max_tokens is not None and pool:
@@ -227,9 +228,9 @@ def _decide(found: Found, choices: Choices, report: Report) -> Decisions:
 def _hold_out(
     fingerprints: Fingerprints, ids: list[str], duplicates: dict[int, Duplicate], share: float, seed: int
 ) -> set[int]:
-    """Positions of the conversations that are set aside.
+    """Return the positions of the conversations that are set aside.
 
-    All conversations of a family, which are alike, are on the same side; the id of its first member decides on which.
+    The conversations of a family, which are alike, are all set aside or all trained on; the first one's id decides.
     """
     if not share:
         return set()
@@ -239,12 +240,12 @@ def _hold_out(
 
 
 def _fraction(text: str) -> float:
-    """A number from 0 to below 1 that a hash of `text` draws evenly."""
+    """Return a number from 0 to below 1, drawn evenly by a hash of `text`."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / (1 << 48)
 
 
 def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str]) -> dict[str, Any]:
-    """The largest clusters of duplicates, for the report."""
+    """Return the largest clusters of duplicates, for the report."""
     found = clusters(duplicates)
     shown = [
         {
@@ -261,11 +262,13 @@ def _about_duplicates(duplicates: dict[int, Duplicate], ids: list[str]) -> dict[
 
 
 def _make_unique(ids: list[str], parts: Sequence[int], duplicates: dict[int, Duplicate]) -> list[tuple[str, str]]:
-    """Make the ids of the conversations that are kept unique, in place: the second `a` becomes `a-2`. Returns (old, new).
+    """Make the ids of the conversations that are kept unique, in place: the second `a` becomes `a-2`.
 
     An id that occurs in the dump is never given to another conversation. The parts of one conversation share theirs.
+    Returns (old id, new id) of those that were changed.
     """
-    taken, again = {}, []  # number of the part -> ids that occur; positions whose id occurred before
+    taken: dict[int, set[str]] = {}  # number of the part -> ids that occur
+    again = []  # positions of conversations whose id has occurred before
     for position, (id, part) in enumerate(zip(ids, parts)):
         if position not in duplicates:
             names = taken.setdefault(part, set())

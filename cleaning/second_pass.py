@@ -1,9 +1,9 @@
 """The second pass: split each conversation that is kept, in worker processes, and write the outputs.
 
 `second_pass` goes through the log of outcomes in order, applies what was decided about duplicates, ids and held-out
-conversations, and writes conversations.jsonl, conversations.holdout.jsonl and rejected.jsonl shard by shard, noting after
-each how far it is. Conversations go to the workers and come back as bytes, as in the first pass; fastft.data.split does
-the splitting.
+conversations, and writes conversations.jsonl, conversations.holdout.jsonl and rejected.jsonl. After each shard it notes how
+far it is. Conversations go to the workers and come back as bytes, as in the first pass; fastft.data.split does the
+splitting.
 """
 
 import collections
@@ -34,7 +34,7 @@ from fastft.errors import UserError
 
 @dataclass
 class Decisions:
-    """What is decided between the passes. A conversation's position is its place among all of the first pass."""
+    """What is decided between the passes. Conversations are named by position: their place among all of the first pass."""
 
     ids: list[str]  # by position, made unique
     duplicates: dict[int, Duplicate]  # position -> why it is removed
@@ -45,16 +45,16 @@ class Decisions:
 class Split:
     """One conversation after the splitter."""
 
-    lines: list[bytes]  # of conversations.jsonl, one a part
-    over_limit: list[tuple[int, str, bytes]]  # (number of the round, detail, its messages as JSON)
-    shortened: list[tuple[int, str, bytes]]  # the same for what was left out of questions
+    lines: list[bytes]  # the lines of conversations.jsonl, one for each part
+    over_limit: list[tuple[int, str, bytes]]  # rounds that no part can hold: (number, detail, messages as JSON)
+    shortened: list[tuple[int, str, bytes]]  # what was left out of long questions: (number of the round, detail, JSON)
     rounds_in: int
     rounds_kept: int
-    unfinished: int = 0  # lines whose last answer goes on in the next
-    refused: str = ""  # the template's reason for not rendering the conversation
+    unfinished: int = 0  # parts whose last answer continues in the next part
+    refused: str = ""  # why the chat template cannot render the conversation; "" where it can
 
 
-# What this pass counts in the report, and an interrupted run restores.
+# The fields of the report that this pass counts. A run that continues an interrupted one restores them.
 COUNTED = (
     "kept", "rejected", "parts", "unfinished_parts", "held_out", "repairs", "rounds", "answers", "marked", "examples",
 )  # fmt: skip
@@ -69,17 +69,17 @@ def second_pass(
     pool: Pool | None,
     bar: Bar,
 ) -> None:
-    """Split and write the outcomes in the log, shard by shard, from where an interrupted run was."""
+    """Split and write the outcomes in the log, shard by shard. This begins where an interrupted run ended, if there was one."""
     splits = choices.max_tokens is not None
     bar.begin("splitting" if splits else "writing", report.input)
     split = partial(split_batch, choices) if splits else whole_batch
-    pool = pool if splits else None  # writing whole conversations gives workers nothing to do
+    pool = pool if splits else None  # workers have nothing to do where conversations stay whole
     progress = load_progress(work) or {"shards": 0, "sizes": dict.fromkeys(OUTPUTS[:3], 0), "ledger": {}}
     for name, value in progress["ledger"].items():
         setattr(report, name, value)
     with ExitStack() as files, Log(work / "outcomes") as log:
         outputs = [files.enter_context(open_output(work / name, size)) for name, size in progress["sizes"].items()]
-        waiting: collections.deque[list[Outcome]] = collections.deque()  # being split, in order
+        waiting: collections.deque[list[Outcome]] = collections.deque()  # shards that are being split, in order
 
         def batches() -> Iterator[list[bytes]]:
             positions = itertools.count()
@@ -156,7 +156,7 @@ def _count(counts: dict[str, int], name: str, count: int = 1) -> None:
 
 
 def _decided(outcome: Outcome, positions: Iterator[int], decisions: Decisions) -> Outcome:
-    """Apply the decisions to an outcome. `positions` numbers those that are conversations."""
+    """Apply the decisions to an outcome. `positions` gives the next position to each outcome that is a conversation."""
     if outcome.fingerprint is None:
         return outcome
     position = next(positions)
@@ -180,7 +180,7 @@ def _rejected_line(outcome: Outcome, reason: str, detail: str, round: int | None
 
 
 def whole_batch(conversations: list[bytes]) -> list[Split]:
-    """Without --max_tokens: each conversation is one part."""
+    """Return each conversation as one part, for runs without --max_tokens."""
     messages = (orjson.loads(line)["messages"] for line in conversations)
     counts = (sum(message["role"] == "user" for message in each) for each in messages)
     return [Split([line + b"\n"], [], [], count, count) for line, count in zip(conversations, counts)]
@@ -203,7 +203,7 @@ def split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
         overlap_rounds=choices.overlap_rounds,
         overlong=choices.overlong,
     )
-    # Each step for all conversations before the next step, as in cleaning.first_pass.outcomes_of.
+    # All conversations pass one step before any of them passes the next, as in cleaning.first_pass.outcomes_of.
     whole = [parse_conversation(orjson.loads(line)) for line in conversations]
     made = [_tried(split, conversation) for conversation in whole]
     checked = [each if isinstance(each, str) else _tried(_check_parts, check, each) for each in made]
@@ -214,7 +214,7 @@ def split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
 
 
 def _tried(function: Callable, *arguments: Any) -> Any:
-    """What `function` returns, or why the template refuses, for example because it knows no system message."""
+    """Return function(*arguments), or, as a text, why the template refuses, for example because it knows no system message."""
     try:
         return function(*arguments)
     except UserError as error:

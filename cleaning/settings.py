@@ -1,7 +1,7 @@
-"""What the user chooses: `Choices` about the run as a whole, and `Settings` of the filters.
+"""What the user chooses: `Choices` about the run as a whole, and `Settings` for the filters.
 
-Both are frozen, so that worker processes can rely on their copies. `cleaning.__main__` makes options of them, and
-`cleaning.pipeline.clean` takes them from Python. An interrupted run continues only where none of them has changed.
+Both are frozen, so that the copies in worker processes stay equal to them. `cleaning.__main__` makes options of them, and
+`cleaning.pipeline.clean` takes them from Python. An interrupted run continues only if none of them has changed.
 """
 
 import typing
@@ -65,7 +65,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Settings:
-    """What all filters get to see. Hashable, so that what follows from it is computed once in each process."""
+    """The settings that every filter gets. They can be hashed, so that each process computes once what follows from them."""
 
     with_filters: tuple[str, ...] = ()  # names of filters that are off by default, switched on
     without_filters: tuple[str, ...] = ()  # names of filters that are on by default, switched off
@@ -82,7 +82,7 @@ class Settings:
     moderation_cache: str | None = None  # a file; without it no verdict is remembered
 
     def chosen(self) -> dict[str, Any]:
-        """What differs from the defaults, for report.json, with lists instead of tuples as in JSON."""
+        """Return the settings that differ from the defaults, for report.json, with lists in the place of tuples."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         defaults = {each.name: each.default for each in fields(self)}
         changed = {name: value for name, value in values.items() if value != defaults[name]}

@@ -5,14 +5,16 @@ item of a benchmark when one of its turns holds
 
     words        13 words of the item in a row, or 20 characters in a row in a script without spaces (about as many
                  words); this is what GPT-3's report and most later ones used
-    characters   50 letters and digits of the item in a row, ignoring everything between them, which also finds copies
-                 with other punctuation, line breaks and spacing (GPT-4's rule, which there is applied to three places of
-                 an item drawn at random, and here to all)
-    whole item   a shorter item as a whole. An item of fewer than 6 words (10 characters) must be the whole turn, because
-                 "What is 2 + 2?" occurs in much that has nothing to do with the benchmark
+    characters   50 letters and digits of the item in a row, ignoring everything between them. This also finds copies with
+                 other punctuation, line breaks and spacing. (It is GPT-4's rule. There it was applied to three random
+                 places of each item, here it is applied to all places.)
+    whole item   an item that is too short for these rules, as a whole. If it has fewer than 6 words (10 characters in a
+                 script without spaces), it must be the whole turn, because "What is 2 + 2?" occurs in many
+                 conversations that have nothing to do with the benchmark
 
-Case and punctuation never count. A shingle that more than 10 items of a benchmark share belongs to the benchmark's prompt
-template and is no evidence. An item that has no other shingles can never be hit, and is counted as `common`.
+Case and punctuation never count. A shingle (words or characters in a row) that more than 10 items of a benchmark share
+belongs to the benchmark's prompt template and is no evidence. An item all of whose shingles are like that can never be
+hit, and is counted as `common`.
 
 An item is a record of a JSON or JSON Lines file. Its texts are its fields `question`, `prompt`, `turns`, `text`,
 `instruction` and `input`, each a text or a list of texts. Answers and choices are not looked at.
@@ -39,10 +41,10 @@ FIELDS = ("question", "prompt", "turns", "text", "instruction", "input")
 NAMES = ("question_id", "task_id", "id", "uid")
 LONGEST_ITEM = 1 << 16  # characters of an item's text that are indexed
 
-# "Wide" stands for scripts without spaces, in which each character counts as a word.
-WORDS, WIDE_WORDS = 13, 20  # in a row
-CHARACTERS = 50  # in a row
-WHOLE_ITEM, WIDE_WHOLE_ITEM = 6, 10  # words; an item of fewer must be the whole turn
+# The numbers of the rules above. "Wide" stands for scripts without spaces, in which each character counts as a word.
+WORDS, WIDE_WORDS = 13, 20
+CHARACTERS = 50
+WHOLE_ITEM, WIDE_WHOLE_ITEM = 6, 10
 COMMON = 10  # items of a benchmark that may share a shingle
 OVERLAP = 4096  # characters that neighbouring slices of a text share; no shingle is longer
 EXCERPT = 120  # characters
@@ -70,15 +72,14 @@ class Benchmark:
 
 
 class Benchmarks:
-    """An index of several benchmarks: the hashes of the shingles of all items, and the items that each belongs to."""
+    """An index of several benchmarks: it finds, by the hash of a shingle, the items that contain the shingle."""
 
     def __init__(self, items: Sequence[tuple[str, str, list[str]]]):
         """`items` are triples of benchmark, name of the item, and texts of the item."""
         self.items = [(benchmark, name) for benchmark, name, _ in items]
         self.benchmarks = {benchmark: Benchmark(benchmark) for benchmark, _, _ in items}
-        found: dict[
-            tuple[str, int], list[tuple[np.ndarray, int]]
-        ] = {}  # (rule, length of a shingle) -> its hashes, the item's number
+        # (rule, length of a shingle) -> [(the hashes of an item's shingles, the item's number), …]
+        found: dict[tuple[str, int], list[tuple[np.ndarray, int]]] = {}
         for number, (benchmark, _, texts) in enumerate(items):
             self.benchmarks[benchmark].items += 1
             for text in texts:
@@ -92,10 +93,10 @@ class Benchmarks:
             self.benchmarks[benchmark].common += number not in left
 
     def hits(self, conversation: Conversation) -> list[Hit]:
-        """Return a hit for each item that the conversation shares text with: the first place that was found."""
+        """Return one hit for each item that the conversation shares text with, the first that was found."""
         found: dict[int, Hit] = {}
         turns = [turn for turn, m in enumerate(conversation.messages) if m.role in ("user", "assistant")]
-        # All turns are joined into one text, because numpy costs by the call and most turns are short.
+        # All turns are joined into one text, because most turns are short, and each call of numpy costs about the same.
         texts = (conversation.messages[turn].content.replace(SEPARATOR, " ") for turn in turns)
         joined = SEPARATOR.join(["", *texts, ""])
         for start, part in slices(joined, OVERLAP):
@@ -137,7 +138,7 @@ def _item_shingles(words: Words) -> Iterator[tuple[tuple[str, int], np.ndarray]]
 
 
 class _Table:
-    """A map from hashes to items, made for hashes that are almost never in it: one look into a table of flags rules them out."""
+    """A map from hashes to items. Nearly all hashes that are looked up are not in it; one look at a table of flags shows that."""
 
     def __init__(self, shingles: list[tuple[np.ndarray, int]], benchmarks: np.ndarray):
         """`shingles` are pairs of hashes and their item; `benchmarks` is the number of each item's benchmark."""
@@ -152,7 +153,7 @@ class _Table:
         hashes, self.items = hashes[count[which] <= COMMON], items[count[which] <= COMMON]
         self.hashes, self.begins = np.unique(hashes, return_index=True)
         self.begins = np.append(self.begins, len(hashes))
-        places = min(max(len(self.hashes).bit_length() + 4, 12), 26)  # 16 to 32 places for each hash
+        places = min(max(len(self.hashes).bit_length() + 4, 12), 26)  # 2^places flags, 16 to 32 for each hash
         self.shift = np.uint64(64 - places)
         self.present = np.zeros(1 << places, bool)
         self.present[self.hashes >> self.shift] = True
@@ -224,7 +225,7 @@ class Account:
             counts = self.items.setdefault(hit.benchmark, {})
             counts[hit.item] = counts.get(hit.item, 0) + 1
             examples = self.examples.setdefault(hit.benchmark, [])
-            # One example an item: five of an item that everybody pastes would show less than five items do.
+            # An item gives one example: five items show more than five copies of one that everybody pastes.
             if len(examples) < self.SHOWN and counts[hit.item] == 1:
                 shown = {"item": hit.item, "rule": hit.rule, "turn": hit.turn, "role": hit.role, "text": hit.excerpt}
                 examples.append({"id": id, **shown})

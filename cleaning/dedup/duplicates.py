@@ -27,8 +27,9 @@ found (at 0.6 it is 84 %), and all of what is removed is right.
 One core makes the sketches of 7 MB/s and links 140,000 conversations/s.
 
 Conversations are judged one by one, the preferred ones (the longest or the newest) first. One that is contained in, or
-near to, a conversation kept before is removed and names that keeper. So every keeper is itself kept, the two are alike
-directly and not through a third, and the result depends on the order of the input only, not on the number of processes.
+near to, a conversation that was kept before is removed, and names that one as its keeper. So every keeper is itself kept,
+and the two are directly alike, not by way of a third. The result depends on the order of the input only, not on the number
+of processes.
 
 Each conversation is remembered as 16 bytes a round and 256 bytes of sketches. They are a pure function of its text and are
 computed where it is read; the linking is done in one process, on numpy arrays, and takes 0.5 GB for a million
@@ -50,10 +51,10 @@ from cleaning.settings import NEAR
 from fastft.data.conversation import Conversation, Message, rounds_of
 
 SHINGLE = 5  # words
-# A shorter conversation has no sketch, and is a duplicate only of the same text: in so few words a small difference
-# matters ("2 + 2", "2 - 2").
+# A shorter conversation has no sketch, and is a duplicate only of the same text, because in so few words a small
+# difference matters ("2 + 2", "2 - 2").
 MIN_WORDS = 20
-MAX_WORDS = 1 << 20  # of a longer conversation, only so many words are sketched
+MAX_WORDS = 1 << 20  # of a longer conversation, only the first so many words are sketched
 
 # Values of a sketch. Of the 32 bits of each value 8 are kept, so that two different values agree once in 256 times;
 # `_similarity` corrects for that.
@@ -72,7 +73,7 @@ SLICE = 1 << 20  # keys looked up at a time
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What is remembered of a conversation."""
+    """What the search for duplicates remembers of a conversation."""
 
     beginnings: bytes  # a key for the first round, a key for the first two rounds, …, a key for all turns
     length: int  # characters of the folded text, without white space
@@ -136,7 +137,7 @@ class Duplicate:
 
 
 def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0, tree: bytes = b"") -> Fingerprint:
-    """Return what is remembered of a conversation. With `near`, that includes its sketch, which is most of the work."""
+    """Return the fingerprint of a conversation. With `near` it includes the sketch, which is most of the work."""
     messages = conversation.messages
     lead, rounds = rounds_of(messages)
     folded = [fold(message.content) for message in messages]
@@ -146,8 +147,8 @@ def fingerprint(conversation: Conversation, near: bool = True, time: float = 0.0
         for message, text in itertools.islice(texts, len(part)):
             # Compatibility forms count here, unlike in a sketch: x² is not x2.
             bare = _without_white_space(text if message.content.isascii() else message.content.casefold())
-            # An answer that is only context differs from the same answer that is learned. Otherwise a part of a split
-            # conversation would be the beginning of the next part, which repeats its last round as context.
+            # An answer that is only context counts as different from the same answer that is learned. Otherwise a part of
+            # a split conversation would count as the beginning of the next part, which repeats its last round as context.
             context = message.role == "assistant" and not message.train
             digest.update(f"{message.role}{' (context)' if context else ''}\0{bare}\0".encode())
             length += len(bare)
@@ -172,7 +173,7 @@ def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = 
     continuations = _continuations(fingerprints)
     nearby = _Nearby(fingerprints, near) if near else None
     repeated = _repeated(fingerprints)
-    by_text: dict[bytes, int] = {}  # key of all turns -> position of the one that is kept, where several have that key
+    by_text: dict[bytes, int] = {}  # key of all turns that several have -> position of the one that is kept
     duplicates: dict[int, Duplicate] = {}
     for position in _in_order_of_preference(fingerprints, continuations, keep):
         whole = fingerprints.whole(position)
@@ -202,8 +203,8 @@ def clusters(duplicates: dict[int, Duplicate]) -> dict[int, list[int]]:
 def families(fingerprints: Fingerprints, positions: Sequence[int], near: float = 0.5) -> list[int]:
     """Return, for each of `positions`, the first of them in its family, as an index into `positions`.
 
-    Two conversations are related if they have the same first round or a similarity of at least `near`, and a family is
-    everything that is related in any number of steps. Held-out data must not share a family with training data.
+    Two conversations are related if they have the same first round or a similarity of at least `near`. A family is a
+    conversation with all that are related to it in any number of steps. Held-out and training data must not share one.
     """
     parent = list(range(len(positions)))
 
@@ -225,7 +226,7 @@ def families(fingerprints: Fingerprints, positions: Sequence[int], near: float =
     _, rows, of = np.intersect1d(sketched, at, assume_unique=True, return_indices=True)
     of = of.tolist()
     for band in _band_keys(sketches[:, 0], near):
-        # Each is compared only with the first that has the same key: that joins clusters in time linear in their size.
+        # Each is compared only with the first that has the same key, so that the time grows with the number of rows.
         for a, b in _same(band[rows]):
             if root(of[a]) != root(of[b]) and _similarity(sketches[rows[a]], sketches[rows[b]]) >= near:
                 join(of[a], of[b])
@@ -249,7 +250,7 @@ def _same(*columns: np.ndarray) -> Iterator[tuple[int, int]]:
 def _repeated(fingerprints: Fingerprints) -> np.ndarray:
     """Tell which conversations have the same text as another, bool[N].
 
-    Only half of each key is compared: to mark one conversation too many does no harm.
+    Only half of each key is compared, because it does no harm to name one conversation too many.
     """
     keys, ends = fingerprints.columns()
     return _shared(keys[ends - 1, 0])
@@ -258,8 +259,8 @@ def _repeated(fingerprints: Fingerprints) -> np.ndarray:
 def _continuations(fingerprints: Fingerprints) -> dict[bytes, list[int]]:
     """Return {key of all turns: positions of the conversations that begin with these turns and continue, the longest first}.
 
-    Keys that no other conversation begins with are left out. Candidates are found by half of the key; an entry too many
-    is never asked for, because no conversation has it as its key of all turns.
+    Keys with which no other conversation begins are left out. Candidates are found by half of the key. That can add an
+    entry too many, but nobody looks it up, because no conversation has it as its key of all turns.
     """
     keys, ends = fingerprints.columns()
     found = defaultdict(list)
@@ -311,7 +312,7 @@ def _sketch(messages: Sequence[Message], folded: Sequence[str]) -> bytes:
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(sets), np.array([0, len(sets[0]), len(sets[0]) + len(sets[1])], np.uint64), VALUES, SEED
     )
-    # Only the highest 8 bits are kept. Those of a minimum are mostly zero, so the multiplication mixes the others into them.
+    # Only the highest 8 bits are kept. In a minimum these are mostly zero, so the multiplication mixes the others into them.
     values = np.array(matrix.to_rows(), np.uint32) * np.uint32(0x9E3779B1)
     return (values >> np.uint32(24)).astype(np.uint8).tobytes()
 
@@ -319,7 +320,8 @@ def _sketch(messages: Sequence[Message], folded: Sequence[str]) -> bytes:
 def _words(folded: Sequence[str]) -> tuple[np.ndarray, list[int]]:
     """Return the hashes of all words, uint64[W], and how many of them there are up to the end of each text."""
     hashes, starts = [], []
-    for start, part in slices("\n".join(folded)):  # all messages together, because most are too short for numpy
+    # All messages are hashed together, because most are too short for numpy to be fast.
+    for start, part in slices("\n".join(folded)):
         words = Words(part, folded=True)
         hashes.append(words.hashes)
         starts.append(words.starts + start)
@@ -375,8 +377,8 @@ class _Nearby:
     def __init__(self, fingerprints: Fingerprints, threshold: float):
         self.threshold = threshold
         sketched, sketches = fingerprints.sketches_of()
-        # A key that no other conversation has finds nothing. Most conversations have only such keys. They are ruled out
-        # here, on whole arrays, and the tables below serve the few that are left.
+        # Most conversations have only keys that no other conversation has, and by which nothing can be found. They are
+        # left out here, by arithmetic on whole arrays, and the tables below serve the few others.
         busy = np.zeros(len(sketched), bool)
         for keys in _band_keys(sketches[:, 0], threshold):
             busy |= _shared(keys)

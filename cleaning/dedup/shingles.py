@@ -2,12 +2,12 @@
 
 A word is a run of letters and digits, folded (see `fold`). In scripts that are written without spaces (Chinese, Japanese,
 Thai …) each character is a word, so that "5 words" means five characters there. All other characters only separate words.
-A shingle, also called an n-gram, is n words in a row; the same is done for n characters in a row.
+A shingle, also called an n-gram, is n words in a row, or n characters in a row.
 
-All of it is arithmetic on whole arrays, modulo 2^64. Each character has a random value v. With the sums H[i] of v[j] * B^j
-over all j < i, the hash of the characters from `start` to `end` is (H[end] - H[start]) * B^-start, which does not depend
-on where they stand. Shingles are hashed in the same way from the hashes of their words. One core hashes 15 MB/s of text
-into words and 50 MB/s into shingles. A text has the same hashes in every process, unlike with Python's own `hash`.
+All hashes are computed by arithmetic on whole arrays, modulo 2^64. Each character has a random value v. With the sums H[i]
+of v[j] * B^j over all j < i, the hash of the characters from `start` to `end` is (H[end] - H[start]) * B^-start, which does
+not depend on where they stand. Shingles are hashed in the same way from the hashes of their words. One core hashes 15 MB/s
+of text into words and 50 MB/s into shingles. A text has the same hashes in every process, unlike with Python's own `hash`.
 """
 
 import sys
@@ -47,7 +47,7 @@ class Shingles:
 
     def __init__(self, hashes: np.ndarray):
         powers, self._inverses = _powers(len(hashes).bit_length())
-        self._sums = sums = np.empty(len(hashes) + 1, np.uint64)  # one array for all steps is a fifth faster
+        self._sums = sums = np.empty(len(hashes) + 1, np.uint64)  # every step works in this one array: a fifth faster
         sums[0] = 0
         np.multiply(hashes, powers[: len(hashes)], out=sums[1:])
         np.add.accumulate(sums, out=sums)
@@ -76,7 +76,7 @@ class Words:
         self._kinds = kinds = _kinds().take(points)  # twice as fast as _kinds()[points]
         self.starts, self.ends = _word_edges(kinds)  # int64[W]
         self._values = _values_of_characters().take(points)
-        # Without mixing, a shingle would be a sum of sums, and "ab c" would have the hash of "ac b".
+        # The mixing makes order count: without it a shingle would be a sum of sums, and "ab c" would be equal to "ac b".
         self.hashes = _mixed(Shingles(self._values).between(self.starts, self.ends))  # uint64[W]
 
     def __len__(self) -> int:

@@ -1,11 +1,11 @@
-"""Masks personal data and secrets in every turn (`--mask_pii`) by fixed patterns; names and postal addresses are not found.
+"""Mask personal data and secrets in every turn (`--mask_pii`) by fixed patterns; names and postal addresses are not found.
 
     [EMAIL]  [PHONE]  [IP]  [KEY]  [PRIVATE_KEY]
 
-A mask is a word in brackets: valid text anywhere, a legal list in most programming languages, and nothing that the patterns
-find again (masking twice changes nothing). What is public by its nature is kept: addresses at example.com, private and
-reserved IP ranges, version numbers, 555 numbers. Telephone numbers are not searched for in code, where most long numbers
-are something else. Nothing here ever shows what it found.
+A mask is a word in brackets. Such a word may stand anywhere in a text, is a legal list in most programming languages, and
+matches none of the patterns, so that masking twice changes nothing. What is public by its nature is kept: addresses at
+example.com, private and reserved IP ranges, version numbers, 555 numbers. Telephone numbers are not searched for in code,
+where most long numbers are something else. No complaint, message or log shows what was found.
 """
 
 import ipaddress
@@ -14,9 +14,10 @@ import re
 from cleaning.settings import Settings
 from fastft.data.conversation import Message
 
+# A private key that was pasted without its last line is taken to end where prose begins.
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----[\s\S]*?"
-    r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|(?=\n[ \t]?\n[^\n ]{1,40} [^\n ]{1,40} )|\Z)"  # or prose
+    r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|(?=\n[ \t]?\n[^\n ]{1,40} [^\n ]{1,40} )|\Z)"
 )
 _KEYS = re.compile(
     r"(?<![A-Za-z0-9_-])(?:"
@@ -49,7 +50,7 @@ _SAMPLE = re.compile(r"example|your|xxxx|0000000|1234567890|abcdefgh|\.\.\.", re
 _EMAIL = re.compile(
     r"(?<![\wÀ-ɏ.+%-])(?<![A-Za-z]')[A-Za-z0-9À-ɏ](?:[A-Za-z0-9À-ɏ._%+'-]{0,62}[A-Za-z0-9À-ɏ_+-])?@"
     r"((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![\w@-]|\.[A-Za-z])",
-    re.ASCII,  # Chinese is written without spaces: its characters are no part of the address
+    re.ASCII,  # Chinese has no spaces around an address; its characters are no part of it
 )
 _PUBLIC_DOMAIN = re.compile(
     r"(?:.*\.)?(?:example(?:\.\w+)*|(?:your|my|some|test)[\w-]*\.\w+|domain\.com|company\.com|test|invalid|localhost|local|"
@@ -93,7 +94,7 @@ def mask_phones(messages: list[Message], settings: Settings) -> int:
 
 
 def mask_text(text: str) -> str:
-    """`text` with everything masked, for examples in a report."""
+    """Return `text` with everything masked, for examples in a report."""
     for masked in (_masked_keys, _masked_emails, _masked_ips, _masked_phones):
         text, _ = masked(text)
     return text
@@ -138,7 +139,7 @@ _WELL_KNOWN = {"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9", "1.2.3.4",
 
 
 def _is_public_ip(found: re.Match) -> bool:
-    """Whether it is a host on the internet. An address that ends in .0 is not masked: it may be a version number."""
+    """Tell whether a match is the address of a host on the internet. One that ends in .0 may be a version number and is not."""
     if (
         found[0] in _WELL_KNOWN
         or found[0].endswith(".0")
@@ -180,6 +181,7 @@ def _replace(pattern: re.Pattern, mask: str, text: str, is_meant) -> tuple[str, 
         return mask
 
     before = -1
-    while count != before:  # of two without a space between them, the second is found only after the first is masked
+    # Of two matches without a space between them, the second is found only after the first has been masked.
+    while count != before:
         before, text = count, pattern.sub(replacement, text)
     return text, count

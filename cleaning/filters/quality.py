@@ -18,8 +18,9 @@ PROBE = 16  # characters of the end whose earlier occurrences are examined
 # zlib makes prose 2 to 3 times smaller, code and tables 3 to 6 times, an answer in a loop 20 times and more.
 MOST_COMPRESSIBLE = 16
 # Letters and digits only: rows of - = _ * # . are rulers, tables, forms and banners.
-_SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # not `{49,}`: that takes 80 bytes of stack a character
-_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")  # applied to every twelfth character, in a 40th of the time
+_SAME_CHARACTER = re.compile(r"([^\W_])\1{49}")  # `{49,}` would take 80 bytes of stack for each character
+# A first look, at every twelfth character of a text only, which takes a 40th of the time.
+_PERHAPS_SAME = re.compile(r"(\S)\1\1\1")
 _DIGITS = re.compile(r"\d{60,}")
 _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)
 
@@ -40,8 +41,11 @@ def repetition(message: Message, settings: Settings) -> str | None:
 
 
 def _compresses(data: bytes) -> float:
-    """How many times smaller zlib makes `data`; 0 if that is certainly not enough, which is quickly found for 98 in 100."""
-    # Compressed, a beginning hardly ever takes more bytes than the whole: 3 more at most among 90,000 texts made to loop.
+    """Return how many times smaller zlib makes `data`, or 0 if it is certainly not more than MOST_COMPRESSIBLE times.
+
+    Most texts (98 %) are ruled out by their beginning. Compressed, a beginning hardly ever takes more bytes than the whole:
+    at most 3 more among 90,000 texts that were made to loop, and 50 are allowed for.
+    """
     if len(data) <= 2_000 or len(zlib.compress(data[:750], 1)) - 50 > len(data) / MOST_COMPRESSIBLE:
         return 0
     return len(data) / len(zlib.compress(data, 1))
@@ -52,7 +56,7 @@ def _run_length(text: str, start: int) -> int:
 
 
 def _loop_at_end(text: str) -> tuple[int, int] | None:
-    """(length, times) of the piece that is repeated at the end of `text`."""
+    """Return (length, times) of the piece that is repeated at the end of `text`, or None."""
     window = text[-(LOOP_UNIT * LOOP_TIMES + LOOP_CHARS) :]
     # An answer is cut somewhere inside the last piece. A text of period p is equal to itself moved by p, so its last
     # characters also occur p before its end, and few other distances need to be examined.
@@ -71,11 +75,12 @@ def _loop_at_end(text: str) -> tuple[int, int] | None:
 
 
 def digit_run(message: Message, settings: Settings) -> str | None:
+    """Complain about an answer with many digits in a row outside of code."""
     found = _DIGITS.search(_prose(message.content)) if message.role == "assistant" else None
     return f"{len(found[0])} digits in a row" if found else None
 
 
-# Replacement, control and private-use characters, which are left of text that was decoded wrongly.
+# Replacement, control and private-use characters: what is left of a text that was decoded wrongly.
 _BROKEN = re.compile("[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ue000-\uf8ff]")
 _PLAIN = bytes((*b"\t\n", *range(32, 127)))
 # UTF-8 read as Latin-1 or Windows-1252: Ã© for é, â€™ for ’, ä½\xa0 for 你.
@@ -85,10 +90,11 @@ _MOJIBAKE = re.compile(
 
 
 def garbage(message: Message, settings: Settings) -> str | None:
+    """Complain about an answer that was decoded wrongly. Questions are not looked at: people paste what they like."""
     text = message.content
-    if message.role != "assistant":  # people paste what they like
+    if message.role != "assistant":
         return None
-    if text.isascii() and not text.encode().translate(None, _PLAIN):  # nothing is left of most answers
+    if text.isascii() and not text.encode().translate(None, _PLAIN):  # true of most answers, and quick to see
         return None
     broken = len(_BROKEN.findall(text)) + len(_MOJIBAKE.findall(text))
     return f"{broken} broken characters of {len(text)}" if broken >= 5 and broken > 0.02 * len(text) else None
@@ -102,33 +108,37 @@ def _prose(text: str) -> str:
 
 
 def blocked_phrase(conversation: Conversation, settings: Settings) -> str | None:
+    """Complain about the first of the user's phrases that occurs in any turn, as whole words."""
     if not settings.blocked_phrases:
         return None
     automaton, phrases = _automaton(settings.blocked_phrases)
     for number, message in enumerate(conversation.messages, start=1):
         folded = _folded(message.content)
-        for which, start, stop in automaton.find_matches_as_indexes(folded, overlapping=True):
-            if _at_word_borders(folded, start, stop):
-                return f"turn {number} holds {phrases[which]!r}"
+        for number_of_phrase, begin, end in automaton.find_matches_as_indexes(folded, overlapping=True):
+            if _is_whole_words(folded, begin, end):
+                return f"turn {number} holds {phrases[number_of_phrase]!r}"
     return None
 
 
 @functools.lru_cache(maxsize=4)
 def _automaton(phrases: tuple[str, ...]) -> tuple[ahocorasick_rs.AhoCorasick, list[str]]:
-    """One search for all phrases: 110 MB/s for 2,000 of them, where `in` for each reaches 12 MB/s with 200."""
+    """Return one search for all phrases, and the phrases by number. It reads 110 MB/s for 2,000 phrases; `in`, phrase by
+    phrase, reads 12 MB/s for 200.
+    """
     wanted = {_folded(phrase): phrase for phrase in phrases if phrase.strip()}
     return ahocorasick_rs.AhoCorasick(list(wanted)), list(wanted.values())
 
 
 def _folded(text: str) -> str:
-    """`text` without case and with single spaces, since a phrase may be broken across lines."""
+    """Return `text` without case and with single spaces, because a phrase may be broken across lines."""
     return " ".join(text.casefold().split())
 
 
-def _at_word_borders(text: str, start: int, stop: int) -> bool:
-    """Whether a phrase begins and ends with a word. Scripts without spaces (wide characters) have no words to look for."""
-    before = start == 0 or not (_is_narrow_word(text[start]) and _is_word(text[start - 1]))
-    return before and (stop == len(text) or not (_is_narrow_word(text[stop - 1]) and _is_word(text[stop])))
+def _is_whole_words(text: str, begin: int, end: int) -> bool:
+    """Tell whether a match begins and ends where a word does. In scripts without spaces (wide characters), any place is one."""
+    cuts_before = begin > 0 and _is_narrow_word(text[begin]) and _is_word(text[begin - 1])
+    cuts_after = end < len(text) and _is_narrow_word(text[end - 1]) and _is_word(text[end])
+    return not cuts_before and not cuts_after
 
 
 def _is_word(character: str) -> bool:

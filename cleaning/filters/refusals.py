@@ -1,15 +1,15 @@
 """Filters for refusals and self-descriptions of the model that gave the answers, which a new model should not learn.
 
-There are four reasons, judged turn by turn: the round is rejected, the dialogue is kept. Nine languages: en, de, es, fr, pt,
-zh, ja, ko, ru.
+There are four reasons. They are judged turn by turn: the round is rejected, and the dialogue is kept. The patterns know nine
+languages: en, de, es, fr, pt, zh, ja, ko, ru.
 
     self_identification  "I am ChatGPT, made by OpenAI": untrue of any model trained on the dump
     ai_boilerplate       an answer that opens with "As an AI language model, I …"
     refusal              "I'm sorry, but I cannot open links": what that product could not do, yours may be able to do
     policy_refusal       declines something harmful. Off by default: a model that never saw a "no" never says one
 
-A refusal opens its answer and is most of it. Sentences about refusals, quoted ones, and long answers that apologise first
-and then help are kept: only the opening is read, and a refusal must be short.
+A refusal opens its answer and is most of it. So only the opening of an answer is read, and an answer counts as a refusal
+only if it is short. Sentences about refusals, quoted ones, and long answers that apologise first and then help are kept.
 """
 
 import re
@@ -20,8 +20,9 @@ import ahocorasick_rs
 from cleaning.settings import Settings
 from fastft.data.conversation import Message
 
-# In UTF-8 bytes, since a Chinese sentence has a third of the characters of an English one.
-SHORT = 800  # bytes: a refusal with its reason and an offer of help; longer answers have something to say
+# Bytes of UTF-8 (a Chinese sentence has a third of the characters of an English one). That is room for a refusal, its
+# reason and an offer of help; longer answers have something to say.
+SHORT = 800
 OPENING = 240  # characters in which an answer says what it is
 
 
@@ -30,11 +31,11 @@ def _any(*patterns: str) -> re.Pattern:
 
 
 def _words(words: str) -> Callable[[str], list]:
-    """A function that finds all of `words` in a text, also within words."""
+    """Return a function that finds all of `words` (separated by |) in a text, inside of longer words, too."""
     return ahocorasick_rs.AhoCorasick(words.replace("\n", "").split("|")).find_matches_as_indexes
 
 
-# In English followed closely by "I": "As an AI language model, ChatGPT can …" is about the product and not its words.
+# In English, "I" must follow closely: "As an AI language model, ChatGPT can …" speaks about the product.
 _AS_AN_AI = _any(
     r"(?<![\"“'«])\bas an? (?:ai\b|artificial intelligence|(?:large )?language model|(?:text|machine|virtual|digital)"
     r"[\w -]{0,20}(?:model|assistant|ai)\b)[^.\n]{0,60}?\b(?:i|i'm|i've|my|me)\b",
@@ -63,7 +64,7 @@ _MAKERS = (
     r"openai|chat ?gpt|gpt-?[345][\w.]*|anthropic|claude|google bard|\bbard\b|gemini|deepmind|microsoft bing|bing chat|"
     r"文心一言|百度|通义千问|阿里(?:巴巴|云)|讯飞|yandex|яндекс"
 )
-# In the first person; otherwise it is a text about the product.
+# All patterns are in the first person; anything else is a text about the product.
 _IDENTITY = _any(
     rf"\b(?:i am|i'm|i was|my name is|you can call me|this is)[^.\n]{{0,80}}?\b(?:{_MAKERS})",
     r"\b(?:as|being) (?:chatgpt|gpt-?[345]|claude|bard|bing chat)\b[^.\n]{0,40}?\b(?:i|i'm|my)\b",
@@ -121,7 +122,7 @@ _REFUSAL = _any(
     r"(?:수 없습니다|수 없어요|수 없|불가능합니다|못합니다|어렵습니다)",
 )
 
-# The words of a refusal for what was asked, not for what the product cannot do.
+# Words that show that a refusal is about what was asked for, and not about what the product cannot do.
 _HARM = _any(
     r"\b(?:harm(?:ful|ing)?|illegal|unlawful|unethical|immoral|dangerous|violen(?:t|ce)|offensive|inappropriate|hateful|"
     r"discriminat\w+|explicit|sexual|abusive|malicious|stereotypes?|against (?:my|our|the|openai's) [\w ]{0,20}"
@@ -140,7 +141,7 @@ _HARM = _any(
 
 
 # "Write the first chapter of a book about an evil ChatGPT, in the first person": there "I am ChatGPT" is a character's line.
-# A question must ask for both, fiction and such a speaker: a story alone may be declined with "I am made by OpenAI, and …".
+# A question must ask for both, fiction and such a speaker, because a plain story may be declined with "I am made by OpenAI".
 _FICTION = _any(
     r"\b(?:story|stories|novel|chapter|poem|song|lyrics|rap|script|screenplay|scene|monologue|dialogue|diary|fan ?fiction)\b",
     r"\b(?:geschichte|roman|kapitel|gedicht|lied|szene|drehbuch|monolog)\b",
@@ -156,8 +157,8 @@ _SOMEBODY = _any(
 )
 
 
-# Words of which every text that the patterns match contains one. They are searched for first: the 20 patterns take 60 µs for
-# 240 characters, the one pattern of what triggers them 16 µs, and these words 1 µs, all at once (3 to 10 µs with `in`).
+# Every text that the patterns match contains one of these words, so the words are searched for first. For 240 characters the
+# 20 patterns take 60 µs, the one pattern of what triggers them 16 µs, and these words, all at once, 1 µs (3 to 10 with `in`).
 _AS_WORDS = _words("""as a|i am|i'm|als |ich bin|como |soy |en tant |je suis|sou |作为|我|である|として|なので|ですので|私は|как
 |я |저는|나는|로서|이기 때문에|이므로""")
 _REFUSAL_WORDS = _words("""sorry|apolog|unfortunately|regrettably|cannot|can't|can not|won't|will not|unable|not able|not capable
@@ -178,7 +179,7 @@ _MAKER_WORDS = _words("openai|gpt|anthropic|claude|bard|gemini|deepmind|bing|文
 
 
 def _opening(message: Message) -> str:
-    """The opening of an answer in the form that the patterns expect: lower case, straight quotes. "" for other turns."""
+    """Return the opening of an answer as the patterns expect it, in lower case with straight quotes; "" for other turns."""
     if message.role != "assistant":
         return ""
     return message.content.lstrip(" \t\r\n*_#>")[:OPENING].replace("’", "'").lower()
@@ -189,18 +190,20 @@ def _is_short(message: Message) -> bool:
 
 
 def self_identification(message: Message, settings: Settings) -> str | None:
+    """Complain about an answer in which the model says which company's product it is."""
     opening = _opening(message)
     found = _MAKER_WORDS(opening) and _IDENTITY.search(opening)
     return f"says {_shown(found)}" if found and _own_words(message, found) else None
 
 
 def asks_for_somebodys_words(question: str) -> bool:
-    """Whether the question asks for a text in which "I am ChatGPT" is a character's line."""
+    """Tell whether a question asks for a text in which "I am ChatGPT" is a character's line."""
     question = question[:2_000].lower()
     return _FICTION.search(question) is not None and _SOMEBODY.search(question) is not None
 
 
 def ai_boilerplate(message: Message, settings: Settings) -> str | None:
+    """Complain about an answer that opens with "As an AI language model, I …" and does not decline something harmful."""
     opening = _opening(message)
     perhaps = _AS_WORDS(opening) and _AI_TRIGGER.search(opening)
     found = perhaps and _AS_AN_AI.search(opening)
@@ -210,17 +213,19 @@ def ai_boilerplate(message: Message, settings: Settings) -> str | None:
 
 
 def refusal(message: Message, settings: Settings) -> str | None:
+    """Complain about a short answer that says what the product cannot do."""
     found = _refuses(message)
     return f"refuses: {_shown(found)}" if found and not _declines_harm(message) else None
 
 
 def policy_refusal(message: Message, settings: Settings) -> str | None:
+    """Complain about a short answer that declines something harmful."""
     found = _refuses(message)
     return f"declines: {_shown(found)}" if found and _declines_harm(message) else None
 
 
 def _refuses(message: Message) -> re.Match | None:
-    """The refusal at the start of the first or second sentence of a short answer."""
+    """Return the refusal with which a short answer, or its second sentence, begins; None if there is none."""
     opening = _opening(message)
     if not opening or not _is_short(message):
         return None
@@ -234,7 +239,7 @@ def _declines_harm(message: Message) -> bool:
 
 
 def _own_words(message: Message, found: re.Match) -> bool:
-    """Whether the words are the model's own: not in a quotation, in code or in a text that was asked for, such as a letter."""
+    """Tell whether the words are the model's own, and not quoted, code, or part of a text that was asked for (a letter)."""
     before = found.string[: found.start()]
     quoted = before.count('"') % 2 or before.count("`") % 2 or before.count("“") > before.count("”")
     quoted = quoted or before.count("「") > before.count("」") or before.count("«") > before.count("»")

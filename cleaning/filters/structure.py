@@ -12,9 +12,9 @@ from fastft.data.conversation import Conversation, Message
 
 
 def other_model(conversation: Conversation, settings: Settings) -> str | None:
-    """Complain about answers of a model that no pattern matches, or of an unknown one.
+    """Complain about a conversation whose model matches none of the patterns, or that names no model.
 
-    Dumps write `Model: GPT-4`, `gpt-4` and `GPT-4`, so label and case do not count.
+    Dumps write `Model: GPT-4`, `gpt-4` and `GPT-4`, so the word "Model:" and case do not count.
     """
     if not settings.models:
         return None
@@ -30,7 +30,10 @@ _PLUGIN_LINE = re.compile(r"(?:Used \*\*[^*\n]{2,40}\*\*|Finished (?:browsing|wo
 
 
 def plugin_session(conversation: Conversation, settings: Settings) -> str | None:
-    """Complain about a plugin's part: what it returned is not in the dump, and an answer from nowhere teaches to invent."""
+    """Complain about a conversation in which a plugin took part.
+
+    What the plugin returned is not in the dump, and an answer that comes from nowhere teaches a model to invent.
+    """
     if _PLUGIN_MODEL.search(conversation.model):
         return f"model is {conversation.model!r}"
     for number, message in enumerate(conversation.messages, start=1):
@@ -40,6 +43,7 @@ def plugin_session(conversation: Conversation, settings: Settings) -> str | None
 
 
 def tool_session(conversation: Conversation, settings: Settings) -> str | None:
+    """Complain about a result of a tool. Calls of tools are seen by the readers (`RawConversation.sessions`)."""
     for number, message in enumerate(conversation.messages, start=1):
         if message.role == "tool":
             return f"turn {number} is from a tool"
@@ -57,9 +61,9 @@ def no_question_or_no_answer(conversation: Conversation, settings: Settings) -> 
 
 
 def wrong_role_order(conversation: Conversation, settings: Settings) -> str | None:
-    """Complain unless it is user, assistant, user, assistant, … after an optional system message.
+    """Complain unless user and assistant take turns, the user first, after an optional system message.
 
-    Where tool sessions are kept, the answer of a round may be assistant, tool, assistant, …
+    Where tool sessions are kept, the assistant's turn of a round may be assistant, tool, assistant, …
     """
     messages = conversation.messages
     start = 1 if messages and messages[0].role == "system" else 0
@@ -101,8 +105,8 @@ def too_long(conversation: Conversation, settings: Settings) -> str | None:
 
 # --- single turns -----------------------------------------------------------------------------------------------------
 
-# What the page showed instead of an answer, and the extension for sharing pages saved as one. Whole turns only: an answer
-# may well be about such messages.
+# What the page showed instead of an answer, and the extension for sharing pages saved as one. Only whole turns count, because
+# an answer may well be about such messages.
 _BUSY = re.compile(r"!?Too many requests in 1 hour\. Try again later\.")
 _BANNERS = (
     re.compile(r"!?Too many requests, please slow down\.?"),
@@ -123,8 +127,9 @@ _BANNERS = (
 
 
 def error_banner(message: Message, settings: Settings) -> str | None:
+    """Complain about a turn that is an error message of the page."""
     text = message.content.strip()
-    # The page replaced either turn by its "too many requests"; the other messages are also things that a user may say.
+    # The page put "Too many requests" in the place of questions, too. The other messages are things that a user may say.
     banners = (_BUSY, *_BANNERS) if message.role == "assistant" else (_BUSY,)
     if len(text) < 400 and any(banner.fullmatch(text) for banner in banners):
         return f"is {text!r}"
@@ -140,7 +145,7 @@ def empty_answer(message: Message, settings: Settings) -> str | None:
 
 
 def _visible(text: str) -> bool:
-    """Whether there is more than white space and invisible characters (an unfinished answer is one zero-width space)."""
+    """Tell whether a text has more than white space and invisible characters. (An unfinished answer is one zero-width space.)"""
     return any(not c.isspace() and unicodedata.category(c) not in ("Cc", "Cf") for c in text)
 
 
@@ -148,7 +153,7 @@ _FENCE = re.compile(r"[ \t>]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*(`{3,}|~{3,})([^\n]
 
 
 def open_fence(text: str) -> str:
-    """The code fence that is open where `text` ends, or "".
+    """Return the code fence that is open where `text` ends, or "".
 
     A fence is closed by a line with nothing but a fence of the same kind that is at least as long (CommonMark).
     """
@@ -159,10 +164,10 @@ def open_fence(text: str) -> str:
         found = _FENCE.match(line) if "```" in line or "~~~" in line else None
         if not found:
             continue
-        marks, rest = found.groups()
+        delimiter, rest = found.groups()
         if not fence:
-            fence = "" if "`" in rest and marks[0] == "`" else marks  # ```x``` is inline code
-        elif marks[0] == fence[0] and len(marks) >= len(fence) and not rest.strip():
+            fence = "" if "`" in rest and delimiter[0] == "`" else delimiter  # ```x``` is inline code
+        elif delimiter[0] == fence[0] and len(delimiter) >= len(fence) and not rest.strip():
             fence = ""
     return fence
 
@@ -173,9 +178,9 @@ _CUT_BY_ERROR = re.compile(r"[^\s.!?:;…。！？：]\s*\n\n(network error|Ther
 
 
 def unfinished_answer(message: Message, settings: Settings) -> str | None:
-    """Complain about an answer that was cut by an error or inside a code block: it teaches to stop there.
+    """Complain about an answer that was cut by an error or inside a code block, because it teaches to stop there.
 
-    Where the dump itself says that the answer is cut (`ends` false), its end is not learned, and an open block is no fault.
+    Where the dump itself says that the answer is cut (`ends` false), its end is not learned, so an open block does no harm.
     """
     if message.role != "assistant":
         return None
@@ -186,7 +191,7 @@ def unfinished_answer(message: Message, settings: Settings) -> str | None:
 
 
 def orphan_continue(message: Message, settings: Settings) -> str | None:
-    """Complain about an opening `continue`: what it and its answer continue is missing."""
+    """Complain about a `continue` with which a dialogue opens, because what it continues is missing."""
     return f"only says {message.content.strip()!r}" if message.role == "user" and is_continue(message.content) else None
 
 
@@ -195,19 +200,18 @@ def orphan_continue(message: Message, settings: Settings) -> str | None:
 
 def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
     """Drop answers before the first question: an answer without its question teaches nothing."""
-    start = 1 if messages and messages[0].role == "system" else 0
-    stop = start
-    while stop < len(messages) and messages[stop].role in ("assistant", "tool"):
-        stop += 1
-    del messages[start:stop]
-    return stop - start
+    begin = end = 1 if messages and messages[0].role == "system" else 0
+    while end < len(messages) and messages[end].role in ("assistant", "tool"):
+        end += 1
+    del messages[begin:end]
+    return end - begin
 
 
 def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
-    """Merge answers in a row into one with a blank line between them, since the page saved continued answers like this.
+    """Merge answers in a row into one with a blank line between them, because the page saved continued answers like this.
 
     After an answer that its dump calls cut, the next is appended directly. If either is not to be learned, the whole is not.
-    With `consecutive` "last", only the last is kept, since other pages saved every regenerated answer.
+    With `consecutive` "last", only the last is kept, because other pages saved every regenerated answer.
     """
     merged: list[Message] = []
     for message in messages:
@@ -227,9 +231,9 @@ def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
 
 
 def trim_last_question(messages: list[Message], settings: Settings) -> int:
-    """Drop last questions that were never answered, unless there is no answer at all, which is another reason.
+    """Drop questions at the end that were never answered. A conversation without any answer is left to `too_short`.
 
-    A tool's last result that no answer follows is dropped too; the conversation then ends with the call.
+    A tool's result at the end, which no answer follows, is dropped too; the conversation then ends with the call.
     """
     count = 0
     while messages and messages[-1].role in ("user", "tool") and any(m.role == "assistant" for m in messages):
@@ -246,12 +250,12 @@ _RETRY = re.compile(
 
 
 def leans_on_the_answer_before(text: str) -> bool:
-    """Whether a question is a `continue` or `try again`, which has no meaning without the round before it."""
+    """Tell whether a question is a `continue` or `try again`, which has no meaning without the round before it."""
     return is_continue(text) or _RETRY.fullmatch(text.strip(" \t\r\n.,!?…。！？")[:61]) is not None
 
 
 def merge_continued_answers(messages: list[Message], settings: Settings) -> int:
-    """Merge an answer that was cut, `continue` and the other half into one answer, where that is certain.
+    """Merge an answer that was cut, the `continue` after it and the other half into one answer, where that is certain.
 
     A `continue` after an answer that was complete asks for more, and remains a round of its own.
     """
@@ -286,7 +290,7 @@ _NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff，、]")  # Chinese and Jap
 
 
 def joined(first: str, second: str) -> str | None:
-    """Join the two halves of an answer; None where it is not certain how.
+    """Return the two halves of an answer joined, or None where it is not certain how they belong together.
 
     The page does not say whether an answer was cut inside a word, after a word, or at the end of a line. So only certain
     cases are joined: code at the end of a line, the next number of a list, and a sentence that continues in lower case where
@@ -319,15 +323,15 @@ def _joined_sentence(first: str, second: str) -> str | None:
         return None
     if first[-1] in ",;":
         return first + " " + second
-    last, start = _LAST_WORD.search(first), _FIRST_WORD.match(second)
-    if not last or not start:
+    last, next_ = _LAST_WORD.search(first), _FIRST_WORD.match(second)
+    if not last or not next_:
         return None
-    known = {word.lower() for word in _FIRST_WORD.findall(first[: last.start()] + " " + second[start.end() :])}
-    if (last[0] + start[0]).lower() in known:
-        return first + second  # cut inside a word: "Tw", "ain"
-    return first + " " + second if last[0].lower() in known and start[0].lower() in known else None
+    known = {word.lower() for word in _FIRST_WORD.findall(first[: last.start()] + " " + second[next_.end() :])}
+    if (last[0] + next_[0]).lower() in known:
+        return first + second  # the cut is inside of a word: "Tw", "ain"
+    return first + " " + second if last[0].lower() in known and next_[0].lower() in known else None
 
 
 def _begins_anew(text: str) -> bool:
-    """Whether the second half begins with a new sentence, such as an apology."""
+    """Tell whether the second half begins with a new sentence, such as an apology."""
     return re.match(r"好的|当然|以下|抱歉|对不起|接下来|はい|申し訳|続き", text) is not None

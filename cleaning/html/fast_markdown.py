@@ -2,10 +2,10 @@
 
     to_markdown(root)  ->  what `cleaning.html.markdown.PageConverter` writes for the same tree, or None
 
-None means that the tree is left to the reference: it holds a tag that answers of the ChatGPT page do not have, or it is
-nested too deeply. The reference converts 2 MB/s. Beautiful Soup's tree takes 60 % of its time and markdownify's walk over
-that most of the rest, whatever the parser. This converter does 17 MB/s, 30 % of it parsing. Its rules are the
-reference's own; tests/cleaning/test_fast_markdown.py compares the two.
+None means that the tree is left to the reference, because it holds a tag that answers of the ChatGPT page do not have, or
+is nested too deeply. The reference converts 2 MB/s: building Beautiful Soup's tree takes 60 % of its time and markdownify's
+walk over that tree most of the rest, whatever the parser. This converter does 17 MB/s, with 30 % of the time for parsing.
+Its rules are the reference's own; tests/cleaning/test_fast_markdown.py compares the two.
 
 Each function in _CONVERTERS takes (element, its parent's tag, context) and returns the element's markdown; that of a block
 includes the line ends that set it apart. `context` is passed down every call, and is therefore a single integer: its low
@@ -59,7 +59,7 @@ def _contents(element: etree._Element, tag: str, context: int, edge: int) -> str
         except KeyError:
             raise _Unsupported from None
         if text:
-            if left or right or "\n" in text or text.isspace():  # otherwise the call would change nothing
+            if left or right or "\n" in text or text.isspace():  # in any other case `_text` changes nothing
                 text = _text(text, left, right)
             if text:
                 pieces.append(text)

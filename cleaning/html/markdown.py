@@ -30,13 +30,13 @@ from markdownify import ATX, MarkdownConverter
 
 from cleaning.html import fast_markdown, syntax
 
-# One parser serves all answers: creating one takes 2 of the 20 µs that an answer takes. Of what it has read it keeps at
-# most 100 lines of error log (a process still had 19 MB after 50 MB of text). lxml.html's parser is not used because it
-# looks up a class for every element.
+# One parser serves all answers, because creating one takes 2 of the 20 µs that an answer takes. It keeps no more of what it
+# has read than 100 lines of error log (a process still had 19 MB after 50 MB of text). lxml.html's parser is slower: it looks
+# up a class for every element.
 _PARSER = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
 
-# This element is added after the text. If it is missing from the tree, the parser gave up before the end, which libxml2
-# does silently at a depth of 2,048.
+# This element is added after the text. If it is missing from the tree, the parser gave up before the end. libxml2 does that
+# silently at a depth of 2,048.
 _END = "end-of-answer"
 
 _CONTROLS = ("svg", "button", "script", "style", "noscript")  # what the page adds to an answer
@@ -57,8 +57,8 @@ _BLOCKS = frozenset(_BLOCK_TAGS.split())
 _FORMULA_CLASSES = frozenset(("katex", "katex-display", "math-inline", "math-display"))
 _COPY_LABELS = ("Copy code", "CopyEdit")  # the text of a button, which stays where a sanitiser removed only its tag
 _NO_LANGUAGE = "plaintext"  # the label that later pages give to a block for which the model named no language
-# The line that another browser extension wrote under each answer. It is not looked for after a control character, because
-# lxml does not let a text that holds one be assigned again.
+# The line that another browser extension wrote under each answer. It stays where a control character precedes it, because
+# lxml refuses to assign a text with such a character, and so the line could not be removed.
 _FOOTER = re.compile(r"([^\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]*)Copy\d+ chars / \d+ words\s*$")
 
 
@@ -99,7 +99,7 @@ def tidy(root: etree._Element) -> None:
     the control characters (terminal colours, for example) that code may hold.
     """
     etree.strip_elements(root, *_CONTROLS, with_tail=False)
-    found = list(root.iter("annotation", "pre"))  # one pass for both: each takes 2 to 4 µs an answer
+    found = list(root.iter("annotation", "pre"))  # in one pass, because a pass takes 2 to 4 µs for each answer
     for element in found:
         if element.get("encoding") == "application/x-tex":
             _collapse_formula(element)
@@ -139,7 +139,7 @@ def _collapse_code_block(pre: etree._Element) -> None:
     named = [name.removeprefix("language-") for name in names if name.startswith("language-")]
     language = named[0] if named else header
     if not is_label or "`" in header or len(header) > 40 or not (header + language).isprintable():
-        return  # this is not a header of the page: the text beside the <code> belongs to the block
+        return  # the text beside the <code> is not a header of the page and belongs to the block
     pre.text = None
     for child in list(pre):
         pre.remove(child)
@@ -174,8 +174,8 @@ def _in_code(element: etree._Element) -> bool:
 def _soup(root: etree._Element, html: str) -> BeautifulSoup:
     """Build the Beautiful Soup tree that markdownify needs from lxml's, without parsing a second time.
 
-    Unknown tags become text again, spelled as in `html`: they come from pages that did not escape the angle brackets of
-    an answer (`List<String>`). Raises UnreadableHtml beyond MAX_DEPTH.
+    Unknown tags become text again, spelled as in `html`, because they come from pages that did not escape the angle
+    brackets of an answer (`List<String>`). Raises UnreadableHtml for a tree that is deeper than MAX_DEPTH.
     """
     soup = BeautifulSoup("", "html.parser")
     soup.reset()

@@ -16,7 +16,7 @@ _RULES = {"left": ":---", "right": "---:", "center": ":---:"}
 def fold_lines(text: str) -> str:
     """Return `text` without spaces around its line ends and without blank lines.
 
-    The text is split, because the regular expression that does the same looks at a run of n spaces n times.
+    The text is split into lines, because a regular expression that does the same looks at a run of n spaces n times.
     """
     if "\n" not in text:
         return text

@@ -1,7 +1,8 @@
-"""Picks the turns that report.html shows before and after conversion: at most one of each kind in `KINDS`.
+"""Pick the turns that report.html shows before and after conversion: at most one of each kind in `KINDS`.
 
-An answer that fits whole is preferred to one that must be clipped, and then the earlier one, so the choice depends on the
-order of the input alone. It is kept in `Report.examples` as plain JSON, from which an interrupted run continues.
+An answer that fits whole is better than one that must be clipped. Of two that are equally good, the earlier one is taken, so
+the choice depends on the order of the input alone. It is kept in `Report.examples` as plain JSON, from which an interrupted
+run continues.
 """
 
 from collections.abc import Iterator
@@ -17,19 +18,19 @@ from cleaning.sources.turns import Rejection
 from fastft.common.records import parse_json
 
 LONGEST = 2_000  # characters of a text that are kept
-AMONG = 20_000  # answers from HTML, after which no better example is searched for
+AMONG = 20_000  # after so many answers from HTML, no better examples are searched for
 
 # What the HTML of an answer must contain to be an example of its kind.
 _HOLDS = {"code": "<pre", "table": "<table", "formula": "application/x-tex", "list": "<li"}
-_QUESTION = "question"  # one from which sharegpt.com's escapes or branch counters were removed
+_QUESTION = "question"  # the kind of a question from which sharegpt.com's escapes or branch counter were removed
 KINDS = (*_HOLDS, _QUESTION)
 _REPAIRED = {"unescaped questions", "branch counters removed"}
 
 
 def pick_examples(report: Report, outcome: Outcome, reading: Reading) -> None:
-    """Add to `report.examples` the turns of a kept `outcome` that are good examples; `reading` is how its input is read."""
+    """Put turns of a kept `outcome` into `report.examples` if they are better than what is there. `reading` is its input's."""
     clipped = {example["kind"]: example["clipped"] for example in report.examples}
-    wanted = {kind for kind, mark in _HOLDS.items() if clipped.get(kind, True) and mark.encode() in outcome.record}
+    wanted = {kind for kind, html in _HOLDS.items() if clipped.get(kind, True) and html.encode() in outcome.record}
     if not outcome.html_answers or report.answers["html"] > AMONG:
         wanted = set()
     if _QUESTION not in clipped and not _REPAIRED.isdisjoint(outcome.notes):
@@ -51,20 +52,20 @@ def pick_examples(report: Report, outcome: Outcome, reading: Reading) -> None:
 
 
 def _changed_turns(outcome: Outcome, reading: Reading) -> Iterator[tuple[int, set[str], str, str]]:
-    """Yield (number of the turn, kinds of which it is an example, the text as it was shared, the text as converted)."""
+    """Yield (number of the turn, the kinds that it is an example of, its text as shared, its text as converted)."""
     try:
         record = parse_json(outcome.record)
         shared, settled = as_shared(record, reading)[0].turns, conversations_in(record, reading)[0].turns
-    except Rejection:  # a branch of a tree: its record was rewritten as `messages`, which is not the format of the dump
+    except Rejection:  # the record of a branch of a tree was rewritten as `messages`, which is not the dump's format
         return
     for number, (before, after) in enumerate(zip(shared, settled), start=1):
         if after.html:
-            kinds = {kind for kind, mark in _HOLDS.items() if mark in after.text}
+            kinds = {kind for kind, html in _HOLDS.items() if html in after.text}
             yield number, kinds, after.text, html_to_markdown(after.text) if kinds else ""
         elif before.text != after.text:
             yield number, {_QUESTION}, before.text, after.text
 
 
 def _shown(text: str) -> str:
-    """A text, masked before it is clipped, since no pattern recognises half of a key."""
+    """Return a text masked and then clipped. The other way round, half of a key could stay: no pattern would recognise it."""
     return mask_text(text[: 2 * LONGEST])[:LONGEST]

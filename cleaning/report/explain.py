@@ -1,9 +1,9 @@
-"""Tells what a cleaning run did to one conversation, step by step.
+"""Tell what a cleaning run did to one conversation, step by step.
 
     python -m cleaning -o DIR --explain ID
 
-The verdict is read from the outputs of the finished run. The steps before it are repeated with the run's own settings, on
-the record as it is in rejected.jsonl, or in the dump if the conversation was kept.
+The verdict is read from the outputs of the finished run. The steps that led to it are repeated with the run's own settings.
+The record for that comes from rejected.jsonl, or, if the conversation was kept, from the dump.
 """
 
 import re
@@ -27,19 +27,20 @@ from cleaning.sources.rejected import Row, read_row
 from fastft.common.records import RawRecord
 from fastft.errors import UserError
 
-SHOWN = 5  # duplicates that were removed in its favour
+SHOWN = 5  # duplicates whose ids are listed
+# Reasons of the splitter, and of the search for duplicates.
 OF_SPLIT = ("over_window", "shortened_question")
 DUPLICATE = ("duplicate", "duplicate_beginning", "near_duplicate")
 
 
 @dataclass
 class Story:
-    """What the outputs say of one conversation with the id; several conversations of a dump can have the same."""
+    """What the outputs say about one conversation with the id that was asked for. Several of a dump can have the same id."""
 
-    parts: list[tuple[str, int, dict]] = field(default_factory=list)  # if kept: (output, number of the line, its JSON)
-    rejected: Row | None = None  # if rejected as a whole
-    rounds: list[Row] = field(default_factory=list)  # rounds that were rejected while the conversation was kept
-    duplicates: list[Row] = field(default_factory=list)  # conversations that were removed in its favour
+    parts: list[tuple[str, int, dict]] = field(default_factory=list)  # if kept: (output, line number, the line's JSON)
+    rejected: Row | None = None  # if it was rejected as a whole
+    rounds: list[Row] = field(default_factory=list)  # its rounds that were rejected while the rest was kept
+    duplicates: list[Row] = field(default_factory=list)  # conversations that were removed as duplicates of it
 
 
 def explain(directory: Path, id: str, console: Console) -> None:
@@ -79,9 +80,11 @@ def _stories(directory: Path, id: str) -> Iterator[Story]:
         elif row.reason in DUPLICATE and row.detail.partition(", similarity")[0] == kept_as:
             kept.duplicates.append(row)
     if kept.parts:
-        # Duplicates of it with the same id.
-        own = [story.rejected for story in rejected if story.rejected.detail.partition(", similarity")[0] == kept_as]
-        kept.duplicates += own
+        # Duplicates that had the same id count for it as well, and have stories of their own.
+        same_id = [
+            story.rejected for story in rejected if story.rejected.detail.partition(", similarity")[0] == kept_as
+        ]
+        kept.duplicates += same_id
         yield kept
     yield from rejected
 
@@ -166,7 +169,7 @@ def _of_split(story: Story, ledger: dict[str, Any]) -> Iterator[tuple[str, str]]
 
 
 def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None:
-    """What the first pass makes of the record today; None if the record can no longer be found."""
+    """Return what the first pass makes of the record today; None if the record can no longer be found."""
     row, settings = story.rejected, ledger["settings"]
     against = tuple(path for path in settings["against"] if Path(path).exists())
     choices = {each.name: settings[each.name] for each in fields(Choices)} | {
@@ -175,7 +178,7 @@ def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None
     }
     chosen = {each.name: settings[each.name] for each in fields(Settings) if each.name in settings}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    # The moderation endpoint is not asked again: its verdict is in the row.
+    # The moderation endpoint is not asked again, because the row has its verdict.
     conversion = Conversion(replace(Settings(**chosen), moderation=None), [], Choices(**choices))
     if row is not None:
         record = RawRecord(row.where, row.line, 0)
@@ -190,17 +193,19 @@ def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None
 
 
 def _opening(message: dict[str, Any]) -> tuple[str, str]:
-    return message["role"], message["content"][:100]  # the splitter may cut the rest of a turn, or leave out its middle
+    """Return a turn's role and first characters, which the splitter leaves as they are; the rest it may cut."""
+    return message["role"], message["content"][:100]
 
 
 def _matching(
     file: dict[str, Any], id: str, openings: set[tuple[str, str]], conversion: Conversion, ledger: dict[str, Any]
 ) -> Iterator[Outcome]:
-    """Yield the outcomes of the dump's records that became the conversation `id`: those with a turn of these openings."""
-    # The second conversation with the id `a` is called `a-2`, and so is the second branch of a tree with that id.
+    """Yield the outcomes of the dump's records that can have become the conversation `id`: those with one of the `openings`."""
+    # In the dump, the conversation `a-2` may be called `a`: it is the second conversation with that id, or the second
+    # branch of a tree with it. Both may have happened to `a-2-2`.
     bases = {id, id.rpartition("-")[0]} - {""}
     bases |= {base.rpartition("-")[0] for base in bases} - {""}
-    as_written = re.fullmatch(r"[\w.-]+", id, re.ASCII)  # JSON may escape other characters
+    as_written = re.fullmatch(r"[\w.-]+", id, re.ASCII)  # other characters may be escaped in JSON
     with open_inputs([file["path"]]) as [source]:
         for number, record in enumerate(each for each in source.records() if each.text or each.error is None):
             fallback_id = f"{file['name']}-{number}"
@@ -221,5 +226,5 @@ def _outcomes(
 
 
 def _plain(text: str) -> str:
-    """`text` without the characters that would control the terminal."""
+    """Return `text` with a � in the place of each character that would control the terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)

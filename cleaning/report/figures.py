@@ -1,7 +1,7 @@
-"""What a run has kept, counted for report.html: lengths as histograms; languages, models and sources as bar charts.
+"""Count what a run has kept, for report.html: lengths as histograms; languages, models and sources as bar charts.
 
-The conversations are the largest output. They are read once as a stream at 300 MB/s on one core, in pieces of 8 MiB that
-a run's worker processes can count; memory grows with the number of different lengths and names, not with the file.
+The conversations are the largest output. They are read once, as a stream, at 300 MB/s on one core, in pieces of 8 MiB that
+a run's worker processes can count. Memory grows with the number of different lengths and names, not with the file.
 """
 
 import bisect
@@ -21,7 +21,7 @@ from fastft.errors import UserError
 
 LONGEST = 280  # characters of the first question of a cluster of duplicates
 SHOWN_NAMES = 10  # bars of a chart: languages, models, sources
-MOST_NAMES = 10_000  # that are counted one by one; what a model or a source is called is up to the dump
+MOST_NAMES = 10_000  # different names that are counted; a dump can make up names of models, and file names are sources
 PIECE = 8 << 20  # bytes of conversations that are counted at a time, in 0.03 s
 ROUND_EDGES = (1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 100)
 LENGTH_EDGES = (0, *(digit * 10**power for power in range(1, 8) for digit in (1, 2, 5)))
@@ -40,7 +40,7 @@ class Sizes:
 
     def add(self, sizes: list[int]) -> None:
         self.total += sum(sizes)
-        for size, count in Counter(sizes).items():  # a tenth of the time that one by one takes
+        for size, count in Counter(sizes).items():  # takes a tenth of the time of adding the sizes one by one
             unit = 10 ** max(len(str(size)) - 2, 0)
             self.counts[size - size % unit] += count
 
@@ -53,7 +53,7 @@ class Sizes:
         return 0
 
     def plot(self, title: str, what: str, unit: str, edges: tuple[int, ...]) -> Plot:
-        """A histogram with columns that begin at `edges`, numbers of at most two digits followed by zeros."""
+        """Return a histogram whose columns begin at `edges`, which are numbers of at most two digits and then zeros."""
         columns = Counter()
         for size, count in self.counts.items():
             columns[max(bisect.bisect_right(edges, size) - 1, 0)] += count
@@ -63,7 +63,7 @@ class Sizes:
         y_ticks = ticks(0, max(columns.values(), default=0), whole=True)
         tops = [100 - 100 * columns[i] / y_ticks[-1] for i in shown]
         single = edges is ROUND_EDGES
-        every = 1 + len(shown) // 8  # labels that fit
+        every = 1 + len(shown) // 8  # one column in so many has a label, because about eight labels fit
         names = [_between(edges, i, single) for i in shown]
         return Plot(
             f"{title}, median {self.median():,}",
@@ -83,7 +83,7 @@ class Sizes:
 
 
 def _between(edges: tuple[int, ...], i: int, single: bool) -> str:
-    """The name of a column: "20 to 49", or "3" where columns of a single number are named so."""
+    """Return the name of a column: "20 to 49", or "3" if `single` and the column holds a single number."""
     if i + 1 == len(edges):
         return f"{edges[i]:,} or more"
     low, high = edges[i], edges[i + 1] - 1
@@ -91,14 +91,14 @@ def _between(edges: tuple[int, ...], i: int, single: bool) -> str:
 
 
 class Names:
-    """How often each name occurs. Of more than MOST_NAMES names, those first seen later are counted together."""
+    """How often each name occurs. The first MOST_NAMES names are counted one by one, all others together (`more`)."""
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
         self.more = 0
 
     def merge(self, counts: Counter[str]) -> None:
-        """Add the names of one piece of a file, in the order in which they are first seen: as if read in one go."""
+        """Add the counts of one piece of a file. Pieces that are added in order give what the whole file would give."""
         for name, count in counts.items():
             if name in self.counts or len(self.counts) < MOST_NAMES:
                 self.counts[name] += count
@@ -107,7 +107,7 @@ class Names:
 
 
 def bars(counts: dict[str, int], more: int = 0, unnamed: str = "not named") -> list[dict[str, Any]]:
-    """Rows with `label`, `count`, `share`, `bar` (in percent of the largest) for the most frequent, and one for the rest."""
+    """Return a row (`label`, `count`, `share`, `bar` in percent of the largest) for each frequent name, and one for the rest."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ordered[SHOWN_NAMES:]) + more
     rows = [(excerpt(name) or unnamed, count) for name, count in ordered[:SHOWN_NAMES]]
@@ -130,7 +130,7 @@ class Kept:
     """The conversations that a run has kept, held-out ones included, counted by conversation and not by part."""
 
     def __init__(self, directory: Path, beginnings_of: set[str], pool: Pool | None = None):
-        """`beginnings_of`: ids of conversations of which the beginning of the first question is remembered."""
+        """`beginnings_of` are ids of conversations. Of these, the beginning of the first question is remembered."""
         self.languages, self.models, self.sources = Names(), Names(), Names()
         self.lengths: dict[str, Sizes] = defaultdict(Sizes)
         self.beginnings: dict[str, str] = {}
@@ -148,7 +148,7 @@ class Kept:
         self.beginnings.update(piece.beginnings)
 
     def plots(self) -> list[tuple[Plot, str]]:
-        """(histogram, unit of its x axis), none where nothing is kept."""
+        """Return (histogram, unit of its x axis) for each kind of length; nothing where nothing is kept."""
         if not self.lengths["conversations"].counts:
             return []
         named = [
@@ -160,7 +160,7 @@ class Kept:
         return [(self.lengths[key].plot(title, what, unit, edges), unit) for key, title, what, unit, edges in named]
 
     def charts(self, ledger: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-        """(title, bars) of every chart that has any."""
+        """Return (title, bars) of every chart that has any bars."""
         languages = {_language(code): count for code, count in self.languages.counts.items()}
         charts = [
             ("Languages", bars(languages, self.languages.more)),
@@ -179,7 +179,10 @@ def _language(code: str) -> str:
 
 
 class Piece:
-    """Counts of the conversations whose first part begins in one piece of a file. Parts of a conversation are adjacent."""
+    """Counts of the conversations whose first part begins in one piece of a file.
+
+    A conversation's other parts directly follow its first one, and are counted with it, also beyond the end of the piece.
+    """
 
     def __init__(self, beginnings_of: set[str], size: int, place: tuple[Path, int]):
         self.languages, self.models, self.sources = Counter(), Counter(), Counter()
@@ -196,7 +199,7 @@ class Piece:
                 self._read_first_part(line, beginnings_of)
             if line["part"] + 1 == line["parts"]:
                 last = line["messages"][-1]
-                rounds += last["train"] and not last["ends"]  # cut in its dump: no later part continues it
+                rounds += last["train"] and not last["ends"]  # an answer that was cut in its dump ends its round, too
                 found["rounds"].append(rounds)
                 found["conversations"].append(characters)
                 rounds = characters = 0
@@ -219,9 +222,9 @@ class Piece:
 
 
 def trained_lengths(messages: list[dict[str, Any]]) -> tuple[list[int], list[int], int]:
-    """Lengths of the questions and answers of a part that are no context, and how many rounds end in it.
+    """Return the lengths of the questions and of the answers in a part that are not context, and how many rounds end in it.
 
-    The questions that the splitter added ("Continue"), which ask for the rest of an answer that it cut, are not counted.
+    The questions that the splitter added are not counted: "Continue", which asks for the rest of an answer that it cut.
     """
     questions, answers, rounds, question, cut = [], [], 0, None, False
     for number, message in enumerate(messages, start=1):
@@ -232,7 +235,8 @@ def trained_lengths(messages: list[dict[str, Any]]) -> tuple[list[int], list[int
             if message["train"]:
                 answers.append(len(message["content"]))
                 if question is not None:
-                    rounds += message["ends"] or number < len(messages)  # the splitter's pieces are the last of a part
+                    # A piece of an answer that the splitter cut is the last message of its part, and ends no round.
+                    rounds += message["ends"] or number < len(messages)
                     if not cut:
                         questions.append(question)
             question, cut = None, not message["ends"] and not message["train"]
@@ -240,15 +244,15 @@ def trained_lengths(messages: list[dict[str, Any]]) -> tuple[list[int], list[int
 
 
 def _lines(path: Path, start: int, size: int) -> Iterator[dict[str, Any]]:
-    """The lines of the conversations whose first part begins in the `size` bytes from `start` on."""
+    """Yield the lines of the conversations whose first part begins in the `size` bytes from `start` on."""
     with path.open("rb") as stream:
         if start:  # skip to the first line that begins there
             stream.seek(start - 1)
             stream.readline()
-        at, begun = (
-            stream.tell(),
-            not start,
-        )  # at the file's start, even where part 0 is missing since parts were the input
+        at = stream.tell()
+        # Lines before the first part 0 belong to a conversation of the piece before. The file's own first lines count in
+        # any case: where parts were the input, their part 0 may be missing.
+        begun = start == 0
         for text in stream:
             try:
                 line = orjson.loads(text)

@@ -1,4 +1,6 @@
-"""The account of a run: what came in, what was rejected for which reason, what is kept. It is report.json, and a table."""
+"""The account of a run: what came in, what was rejected for which reason, what is kept. report.json holds it as JSON, and the
+terminal shows it as a table.
+"""
 
 import contextlib
 import platform
@@ -21,7 +23,7 @@ CHANGED_IDS = "ids that another conversation had, changed"  # a note
 
 @dataclass
 class Report:
-    """The ledger: `input` = `kept` + the sum of `rejected`, and of the rounds in = kept + rejected.
+    """The ledger of a run. Its two laws: `input` = `kept` + the sum of `rejected`, and rounds in = rounds kept + rejected.
 
     `input` counts the conversations found in the dumps (a tree may give several); a record without any counts as one.
     """
@@ -30,17 +32,17 @@ class Report:
     kept: int = 0  # conversations
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
-    unfinished_parts: int = 0  # those of the parts whose last answer continues in the next part
-    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})  # of the kept ones
+    unfinished_parts: int = 0  # parts whose last answer continues in the next part
+    # The conversations that are set aside, which are among the kept ones, and their parts, which are not among `parts`.
+    held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})
     duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
     contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
     repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
-    # Rounds that the splitter got; those with a shortened question are among the kept.
+    # Rounds that the splitter got. Those with a shortened question are among the kept.
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0, "shortened": 0})
-    answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})  # as shared, of kept conversations
-    marked: dict[str, int] = field(
-        default_factory=lambda: {"not_learned": 0, "cut": 0}
-    )  # answers of kept conversations
+    # Answers of the kept conversations: how they were shared, and those that are not to be learned, or not to their end.
+    answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})
+    marked: dict[str, int] = field(default_factory=lambda: {"not_learned": 0, "cut": 0})
     warnings: list[str] = field(default_factory=list)
     examples: list[dict[str, Any]] = field(default_factory=list)  # turns before and after conversion
     files: list[dict[str, Any]] = field(default_factory=list)  # {"name", "path", "bytes", "records", "input", "era"}
@@ -69,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def read_ledger(directory: Path) -> dict[str, Any]:
-    """The report.json of a finished run. Raises UserError where there is none, or one of another version of the cleaner."""
+    """Return the report.json of a finished run. Raises UserError where there is none, or one of another cleaner's version."""
     path = directory / "report.json"
     try:
         ledger = orjson.loads(path.read_bytes())
@@ -83,7 +85,7 @@ def read_ledger(directory: Path) -> dict[str, Any]:
 
 
 def reading_of(ledger: dict[str, Any], where: str) -> Reading:
-    """How the record at `where` was read, from report.json."""
+    """Return how the record at `where` was read, by what the ledger says about its file."""
     files = [file for file in ledger["files"] if where == file["name"] or where.startswith(file["name"] + ": ")]
     era = max(files, key=lambda file: len(file["name"]))["era"] if files else EraDecision().to_dict()
     settings = ledger["settings"]
@@ -93,12 +95,12 @@ def reading_of(ledger: dict[str, Any], where: str) -> Reading:
 
 
 class _OutputConsole(Console):
-    def on_broken_pipe(self) -> None:  # rich would leave with exit code 1
-        raise BrokenPipeError
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich itself would end the process with exit code 1
 
 
 def output_console() -> Console:
-    """The console for results, on stdout. Where its reader leaves (`| head`), it raises BrokenPipeError as print does."""
+    """Return the console for results, on stdout. Once its reader has left (`| head`), it raises BrokenPipeError as print does."""
     return _OutputConsole()
 
 

@@ -1,7 +1,7 @@
-"""Text from a dump as report.html may show it: personal data and secrets masked, long texts clipped.
+"""Prepare text from a dump for report.html: personal data and secrets are masked, long texts are clipped.
 
 A report is shown around, so every text that a dump or a user has written passes through here on its way to the page.
-Escaping is the template's part.
+The template escapes it.
 """
 
 from typing import Any
@@ -10,18 +10,18 @@ from cleaning.filters.privacy import mask_text
 
 
 def excerpt(text: str, longest: int = 200) -> str:
-    """At most `longest` characters of `text`, masked before it is clipped: no pattern would recognise half of a key."""
+    """Return at most `longest` characters of `text`. It is masked first, because no pattern would recognise half of a key."""
     return clip(mask_text(text[: 2 * longest + 100]), longest)
 
 
 def clip(text: str, longest: int) -> str:
-    """`text` without white space at its ends, cut after `longest` characters with an ellipsis."""
+    """Return `text` without white space at its ends; if it is longer than `longest` characters, its beginning and an ellipsis."""
     text = text.strip()
     return text if len(text) <= longest else text[:longest].rstrip() + " …"
 
 
 def mask_all(value: Any) -> Any:
-    """`value`, JSON of any shape, with all texts in it masked, keys included; counts whose keys become equal are added."""
+    """Return JSON of any shape with all texts in it masked, keys included. Counts whose keys become equal are added up."""
     if isinstance(value, str):
         return mask_text(value)
     if isinstance(value, list):

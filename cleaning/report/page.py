@@ -21,10 +21,10 @@ LONGEST_VALUE = 300  # characters of a setting
 
 
 def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Pool | None = None) -> Path:
-    """Write `directory`/report.html from the other outputs there; `ledger` is report.json where it is not written yet.
+    """Write `directory`/report.html from the other outputs there, and return its path.
 
-    With `pool`, its processes count what is kept; the page is the same.
-    Raises UserError where the directory does not hold the outputs of a finished run.
+    `ledger` is what report.json will hold, if it is not written yet. With `pool`, its processes count what is kept, which
+    does not change the page. Raises UserError where the directory does not hold the outputs of a finished run.
     """
     ledger = read_ledger(directory) if ledger is None else ledger
     largest = ledger["duplicates"].get("largest", [])
@@ -55,7 +55,7 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Po
 
 
 def _totals(ledger: dict[str, Any], kept: Kept) -> list[tuple[str, str, str]]:
-    """(label, value, note): the figures on top."""
+    """Return (label, value, note) of the figures at the top of the page."""
     answers, held = ledger["answers"], ledger["held_out"]["conversations"]
     totals = [
         (
@@ -72,7 +72,7 @@ def _totals(ledger: dict[str, Any], kept: Kept) -> list[tuple[str, str, str]]:
 
 
 def _versions(ledger: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of what this run has used."""
+    """Return (name, version) of what this run has used."""
     unused = () if ledger["settings"]["max_tokens"] else ("tokenizers", "transformers")
     return [(name, version) for name, version in ledger["versions"].items() if name not in unused]
 
@@ -83,14 +83,14 @@ def _limit(ledger: dict[str, Any]) -> str:
 
 
 def _funnel(ledger: dict[str, Any], reasons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the parts: there may be ten times as many of them, and every other bar would be short."""
+    """Return the rows of the funnel chart. Parts are left out: ten times as many would make every other bar short."""
     anchors = {reason["label"]: reason["anchor"] for reason in reasons}
     rows = [row for row in funnel({**ledger, "parts": 0}) if row["kind"] != "parts"]
     return [{**row, "anchor": anchors.get(row["label"]) if row["kind"] == "reason" else None} for row in rows]
 
 
 def _about_parts(ledger: dict[str, Any]) -> list[tuple[str, str]]:
-    """What became of the conversations that are kept: (what, how many), without zeros."""
+    """Return what became of the conversations that are kept, as (what, how many), without zeros."""
     rounds = ledger["rounds"]
     counts = [
         ("rounds longer than --max_tokens", rounds["rejected"]),
@@ -105,13 +105,13 @@ def _about_parts(ledger: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _repairs(ledger: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """(name, what it does, turns); rounds that were dropped are shown as such."""
+    """Return (name, what it does, turns changed) of the repairs. Dropped rounds have a section of their own on the page."""
     repairs = ((name, count) for name, count in ledger["repairs"].items() if not name.startswith("dropped_rounds:"))
     return [(name.replace("_", " "), DESCRIPTIONS.get(name, ""), count) for name, count in repairs]
 
 
 def _size(count: int) -> str:
-    """Bytes: 512 B, 3.5 MB."""
+    """Return a number of bytes as text: 512 B, 3.5 MB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"

@@ -1,6 +1,6 @@
-"""Why conversations and rounds were rejected, for report.html: each reason with its count and a sample of what it rejected.
+"""Collect for report.html why conversations and rounds were rejected: each reason with its count and a few examples.
 
-rejected.jsonl is read once as a stream; of each reason only the places of a few rows are remembered.
+rejected.jsonl is read once, as a stream. For each reason, only the places of a few of its rows are remembered.
 """
 
 import random
@@ -22,15 +22,16 @@ from cleaning.sources.turns import Rejection, Turn
 from fastft.common.records import parse_json
 from fastft.errors import UserError
 
-SAMPLES = 3  # of each reason, drawn evenly from all
+SAMPLES = 3  # examples of each reason, drawn evenly from all of its rows
 LONGEST = 280  # characters of a turn in a sample
-LONGEST_PAGE = 200_000  # characters of an answer beyond which its HTML is shown as it is
+LONGEST_PAGE = 200_000  # characters; the HTML of a longer answer is shown without converting it
 
-# Reasons of the readers, the search for duplicates and the splitter.
+# What the reasons of the readers, the search for duplicates and the splitter mean. A filter describes itself.
 _OTHER_REASONS = {
     "broken_record": "not JSON, or bytes that are not UTF-8",
     "not_a_conversation": "not the shape of any known format",
     "unknown_role": "a turn's speaker is neither user, assistant, system nor tool",
+    "unclear_loss_flag": "a mark that says whether to learn from an answer says neither yes nor no",
     "unreadable_html": "the HTML of an answer is nested too deeply, or ends inside a tag",
     "duplicate": "equal to a conversation that is kept",
     "duplicate_beginning": "the beginning of a conversation that is kept",
@@ -60,7 +61,7 @@ class _Sample:
 
 
 class Rejected:
-    """The rows of rejected.jsonl by reason, those of whole conversations apart from those of single rounds."""
+    """The rows of rejected.jsonl by reason, with rows about whole conversations and rows about single rounds kept apart."""
 
     def __init__(self, directory: Path):
         self.path = directory / "rejected.jsonl"
@@ -78,7 +79,7 @@ class Rejected:
                 offset += len(line)
 
     def reasons(self, ledger: dict[str, Any], of_rounds: bool) -> list[dict[str, Any]]:
-        """The reasons, most frequent first. `share` is of all conversations in the input; for rounds it is None."""
+        """Return the reasons, most frequent first. `share` is that of all conversations in the input; for rounds it is None."""
         found = [(name, sample) for (name, of_round), sample in self.samples.items() if of_round == of_rounds]
         total = None if of_rounds else ledger["input"]
         return [
@@ -111,7 +112,10 @@ def _example(row: Row, ledger: dict[str, Any]) -> dict[str, Any]:
 
 
 def _turns_of_interest(row: Row, ledger: dict[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of the round that the detail names, or else the first; of a record without turns, the record itself."""
+    """Return (role, text) of the turns of the round that the row's detail names, or of the first round.
+
+    For a record without turns, this is the text of the record itself.
+    """
     as_text = row.record.decode(errors="replace")
     try:
         record = parse_json(row.record)

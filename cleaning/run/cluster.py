@@ -1,14 +1,16 @@
-"""The cleaner's shards on a Ray cluster, for dumps that one machine is too slow for.
+"""Run the cleaner's work on a Ray cluster, for dumps that one machine is too slow for.
 
     python -m cleaning dump.jsonl -o out --ray               starts Ray on this machine
     python -m cleaning dump.jsonl -o out --ray auto          the cluster that this machine belongs to
     python -m cleaning dump.jsonl -o out --ray ray://head:10001
 
-This process reads the dumps, decides on duplicates and writes (at 100 MB/s and more). Ray tasks convert and split the
-shards, with the same functions as worker processes and in the same order, so the result is the same byte for byte, memory
-stays bounded, and an interrupted run continues as on one machine. (Ray Data would hold the shards as a dataset; it has no
-place for a log that is written in order and continued.) Needs `pip install "fastft[cluster]"`, the same versions on every
-node, and the files that options name (--against, --filters, --model) at the same paths there.
+This process reads the dumps, decides about duplicates and writes (at 100 MB/s and more). Ray tasks convert and split the
+shards. They use the same functions as worker processes, in the same order. So the result is the same byte for byte, memory
+stays bounded, and an interrupted run continues as on one machine. (Ray Data, which holds shards as a dataset, has no place
+for a log that is written in order and continued.)
+
+This needs `pip install "fastft[cluster]"`, the same versions on every node, and the files that options name (--against,
+--filters, --model) at the same paths on every node.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,9 +26,9 @@ class RayPool:
     def __init__(self, ray: Any, ahead: int):
         self.ray, self.ahead = ray, ahead
         self.call = ray.remote(_call)
-        self.functions: dict[
-            int, tuple[Callable, Any]
-        ] = {}  # by id(): sent to the cluster once, and kept so that no other function gets the id
+        # id(function) -> (function, reference to it). Each is sent to the cluster once. It is kept here, so that its id()
+        # cannot become that of another function.
+        self.functions: dict[int, tuple[Callable, Any]] = {}
 
     def submit(self, function: Callable, batch: Any) -> "_Result":
         if id(function) not in self.functions:
@@ -42,7 +44,7 @@ class _Result:
         try:
             return self.ray.get(self.reference)
         except self.ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # what the function itself raised, with the task's own traceback as its cause
+            raise error.cause from error  # raise what the function raised, and show the task's traceback as its cause
 
 
 def _call(function: Callable, batch: Any) -> Any:

@@ -1,16 +1,16 @@
-"""A run's working directory DIR/.partial: what an interrupted run has done, so that the same command continues from there.
+"""Keep what a run has done so far in its working directory DIR/.partial, so that the same command can continue from there.
 
-    run.json        what the result depends on; another command, or changed inputs, begin anew
-    outcomes        the first pass's log: a frame a shard, in order (`Log`)
-    progress.json   the second pass: shards done, sizes of the outputs after them, the ledger so far
+    run.json        what the result depends on; after a change of the command or the inputs, the run begins anew
+    outcomes        the log of the first pass: a frame for each shard, in order (`Log`)
+    progress.json   how far the second pass is: shards done, sizes of the outputs after them, the ledger so far
     rejected.jsonl, conversations.jsonl, …    the outputs, which are cut back to those sizes before the run continues
-    report.html     the page made from them
-    report.json     both passes are done; only renaming is left
+    report.html     the page made from the outputs
+    report.json     says that both passes are done; only renaming is left
 
-Every state that SIGKILL can leave is one of these, and a run that continues has byte for byte the result of a run that was
-not interrupted: where shards are cut depends on the inputs alone, and each is a pure function of its records and the
-settings. A power cut can also lose what the system had not yet written to the disk: frames therefore carry digests, and
-where outputs are shorter than progress.json says, the second pass begins anew.
+SIGKILL at any moment leaves one of these states. A run that continues from it has, byte for byte, the result of a run that
+was not interrupted, because where shards are cut depends on the inputs alone, and a shard's outcomes on its records and the
+settings alone. A power cut can also lose what the system had not yet written to the disk. So frames carry digests, and where
+outputs are shorter than progress.json says, the second pass begins anew.
 """
 
 import fcntl
@@ -30,17 +30,17 @@ from fastft.errors import UserError
 
 # In the order in which they are published: report.json, which says that the others are complete, is the last.
 OUTPUTS = ("rejected.jsonl", "conversations.jsonl", "conversations.holdout.jsonl", "report.html", "report.json")
-_FRAME = struct.Struct("<Q16s")  # length of the payload, its XXH3 digest (BLAKE2b took a tenth of the parent's time)
+_FRAME = struct.Struct("<Q16s")  # length of the payload; its XXH3 digest (BLAKE2b took a tenth of this process's time)
 
 
 @contextmanager
 def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tuple[Path, list[str] | None]]:
-    """Lock `output_dir`, and give its working directory and what has changed since an interrupted run in it.
+    """Lock `output_dir`, and give (its working directory, what has changed since an interrupted run in it).
 
-    What has changed is None where there was no such run, [] where it continues, and else the names of the entries of
-    run.json that differ: then its work was removed. The working directory stays if this run is interrupted after it has
-    done some work. Raises UserError while another run holds the output directory, if it cannot be made, and if its
-    disk is full.
+    What has changed is None if there was no such run, and [] if nothing has, so that this run continues it. Otherwise it is
+    a list of the entries of run.json that differ, and the earlier work has been removed. If this run is interrupted after
+    it has done some work, the working directory stays. Raises UserError while another run holds the output directory, if
+    the directory cannot be made, and if its disk is full.
     """
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
 
 
 def _changes(work: Path, identity: dict[str, Any]) -> list[str] | None:
-    """Names of the entries of run.json that differ from the run that was interrupted here; None if there was none."""
+    """Return the entries of run.json that differ from those of the run that was interrupted here; None if there was none."""
     if not _holds_work(work):
         return None
     try:
@@ -95,7 +95,7 @@ def _holds_work(work: Path) -> bool:
 
 
 def file_identity(path: Path) -> list:
-    """What tells whether a file, or the files of a directory, have changed: paths, sizes and times."""
+    """Return values that change when a file, or one of a directory's files, does: paths, sizes and times."""
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     return [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
@@ -123,7 +123,7 @@ class Log:
     def append(self, payload: bytes) -> None:
         self.file.write(_FRAME.pack(len(payload), xxh3_128_digest(payload)))
         self.file.write(payload)
-        self.file.flush()  # to the system: then a killed process loses nothing
+        self.file.flush()  # hands it to the system, which keeps it if this process is killed
 
     def frames(self) -> Iterator[bytes]:
         """Yield the frames up to the first that is cut or damaged."""
@@ -137,7 +137,7 @@ class Log:
 
 
 def load_progress(work: Path) -> dict[str, Any] | None:
-    """What the second pass had done when it was interrupted; None if that was nothing, or if the outputs are too short."""
+    """Return what the second pass had done when it was interrupted; None if nothing, or if the outputs are too short for it."""
     try:
         progress = orjson.loads((work / "progress.json").read_bytes())
         whole = all((work / name).stat().st_size >= size for name, size in progress["sizes"].items())
@@ -147,7 +147,7 @@ def load_progress(work: Path) -> dict[str, Any] | None:
 
 
 def open_output(path: Path, size: int) -> BinaryIO:
-    """Open an output for appending after its first `size` bytes; what follows them is cut off."""
+    """Open an output for appending after its first `size` bytes. What follows these bytes is cut off."""
     file = path.open("ab")
     file.truncate(size)
     return file

@@ -1,4 +1,4 @@
-"""Where a run's work is done, and how far it is: worker processes or a Ray cluster, and a progress bar or lines in a log."""
+"""Start the workers of a run, processes or a Ray cluster, and show how far it is, by a progress bar or by lines in a log."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-POOL_FROM = 1 << 20  # bytes of input below which the work takes less time than starting worker processes
+POOL_FROM = 1 << 20  # bytes of input; with fewer, the work takes less time than starting worker processes
 LINE_EVERY = 30  # seconds between the lines that a log gets in place of a bar
 
 
@@ -57,8 +57,8 @@ def _process_pool(sources: list[Input], workers: int, preloaded: Sequence[str]) 
     if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
         return
-    # Not "fork": a forked child of a process with threads (torch, tokenizers, the progress bar) can hang. The fork server
-    # has none, and imports once for all workers what they need (transformers: 2 s). Ctrl-C is the parent's to handle.
+    # With "fork", the child of a process with threads (torch, tokenizers, the progress bar) can hang. The fork server has no
+    # threads, and imports what the workers need once for all of them (transformers takes 2 s).
     context = get_context("forkserver")
     context.set_forkserver_preload([*preloaded])
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
@@ -70,7 +70,7 @@ def _process_pool(sources: list[Input], workers: int, preloaded: Sequence[str]) 
 
 
 def _done(task: Task) -> str:
-    """How far a pass is: "1,204 conversations, 502/s, 3.1 MB/s"."""
+    """Return how far a pass is: "1,204 conversations, 502/s, 3.1 MB/s"."""
     count, seconds = task.fields["conversations"], task.elapsed
     if not seconds:
         return ""

@@ -5,9 +5,9 @@
                         gone, and in text `&`, `<` and `>` have become `&amp;`, `&lt;` and `&gt;`.
     until 2023-04-01    Questions begin with the page's branch counter ("1 / 1"), glued to their text.
 
-A string alone does not tell its era: somebody may have typed `&lt;`. But the sanitiser is deterministic, so a conversation
-shows what cannot have happened to it. An answer with the page's own wrapper, a button or an image was never sanitised, nor
-was a question with a bare `<` or `&`. An answer in a wrapper without its classes is what the sanitiser leaves.
+A string alone does not tell its era, because somebody may have typed `&lt;`. But what the sanitiser does is known exactly, so
+a conversation can show that it was never sanitised: by an answer with the page's own wrapper, a button or an image, or by a
+question with a bare `<` or `&`. An answer in a wrapper without classes, on the other hand, is what the sanitiser leaves.
 
 Some tools saved only what is inside the wrapper (`<p>…</p><pre>…`). Whether such answers come from the page shows only in
 the dump as a whole: they do if nearly all answers are like that and hardly anybody asked for HTML.

@@ -22,7 +22,7 @@ from typing import Any
 from cleaning.sources import lists, pages, prompted, trees
 from cleaning.sources.eras import SAMPLE_BYTES, SAMPLE_RECORDS, UNDECIDED, EraDecision, apply_era, decide, survey
 from cleaning.sources.rejected import is_row, unwrap
-from cleaning.sources.turns import RawConversation, Rejection, as_list, first, keys_of, shown
+from cleaning.sources.turns import RawConversation, Rejection, as_list, first_of, keys_of, shown
 from fastft.common.records import Record
 
 
@@ -32,7 +32,9 @@ class Format:
 
     read: Callable[[Any, bool], list[RawConversation]]  # takes the record, and whether to read every branch of a tree
     description: str  # for --help
-    of_sharegpt: bool = False  # the values passed through sharegpt.com, so that answers may be HTML and eras matter
+    of_sharegpt: bool = (
+        False  # whether the texts passed through sharegpt.com: then answers may be HTML, and eras matter
+    )
 
 
 def _one(read: Callable[[dict], RawConversation]) -> Callable[[Any, bool], list[RawConversation]]:
@@ -62,7 +64,7 @@ class Reading:
     """How the records of one dump are read."""
 
     format: str | None = None  # None: the format of each record is recognised by its shape
-    every_branch: bool = False  # of a tree, or only the one that was shown last or ranked best
+    every_branch: bool = False  # whether a tree gives all branches, or only the one that was shown last or ranked best
     era: EraDecision = UNDECIDED
 
 
@@ -142,7 +144,7 @@ def recognise(record: Any) -> str:
         return "preference"
     if record.get("messages") is not None:
         return "messages"
-    if first(record, "conversations", "items") is not None:
+    if first_of(record, "conversations", "items") is not None:
         return "sharegpt"
     if isinstance(record.get("prompt"), dict) or (record.get("replies") is not None and "role" in record):
         return "oasst"
@@ -150,7 +152,7 @@ def recognise(record: Any) -> str:
         turns = as_list(record["conversation"], "turns")
         is_pair = turns and isinstance(turns[0], dict) and not {"role", "from", "content", "value"} & set(turns[0])
         return "pairs" if is_pair else "chat_log"
-    if record.get("instruction") is not None and first(record, "output", "response") is not None:
+    if record.get("instruction") is not None and first_of(record, "output", "response") is not None:
         return "alpaca"
     if isinstance(record.get("text"), str) and re.match(r"\s*<\|\w+\|>:", record["text"]):
         return "marked_text"

@@ -31,10 +31,10 @@ _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html
 class Input:
     """One input of a run."""
 
-    name: str  # in the ledger
+    name: str  # what the ledger calls it
     path: Path | None  # the file that is read; None for a dataset on the Hub
     records: Callable[[], Iterator[RawRecord]]
-    content: str = ""  # a digest of the content, for standard input, which each run copies to a new file
+    content: str = ""  # only for standard input, which each run copies to a new file: a digest of the content
 
     @property
     def size(self) -> int:
@@ -97,7 +97,7 @@ def _spool_stdin(spool: Path) -> Path:
 
 
 def _file_records(path: Path, called: str | None = None) -> Iterator[RawRecord]:
-    """Yield the records of a file. Messages call it `called`, where its own name is that of a temporary file."""
+    """Yield the records of a file. Messages call the file `called`, if it is a temporary one whose name means nothing."""
     try:
         yield from _page(path) if _is_page(path) else read_raw(path)
     except UserError as error:
@@ -124,7 +124,7 @@ def _page(path: Path) -> Iterator[RawRecord]:
 
 
 def _hub_records(name: str) -> Iterator[RawRecord]:
-    """Yield the rows of a dataset's `train` split, or of its first split. Any failure of the Hub is one line."""
+    """Yield the rows of a dataset's `train` split, or of its first split. Raises UserError for any failure of the Hub."""
     rows, number = _hub_rows(name), 0
     while True:
         try:

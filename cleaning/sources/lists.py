@@ -1,4 +1,4 @@
-"""Readers of formats in which a record is a list of turns, or the columns of a table; trees and pages have their own modules.
+"""Readers of formats in which a record is a list of turns, or a row of a table. Trees and pages have modules of their own.
 
 Each reader takes a record and returns its one conversation, or raises Rejection. Only ShareGPT's values can be HTML, which
 `cleaning.sources.eras` decides; in all other formats text is text.
@@ -16,7 +16,7 @@ from cleaning.sources.turns import (
     Turn,
     as_list,
     as_object,
-    first,
+    first_of,
     id_in,
     keys_of,
     label,
@@ -55,7 +55,7 @@ def read_messages(record: dict) -> RawConversation:
 
 def _turns_of(record: dict, *keys: str) -> RawConversation:
     """Read the list of turns under the first of `keys` that the record has."""
-    turns = first(record, *keys)
+    turns = first_of(record, *keys)
     if turns is None:
         raise Rejection("not_a_conversation", f"no {' or '.join(map(repr, keys))}; keys: {keys_of(record)}")
     conversation = start_conversation(record)
@@ -68,9 +68,9 @@ def _turns_of(record: dict, *keys: str) -> RawConversation:
 
 
 def finished(conversation: RawConversation, record: dict) -> RawConversation:
-    """Add what the record says beside its turns: a system prompt, and whether answers are learned and complete.
+    """Return `conversation` with what the record says beside its turns: a system prompt, and marks of its answers.
 
-    Also note which turn, if any, calls a tool.
+    This also notes the first turn that calls a tool.
     """
     _add_system(conversation, record)
     mark_by_record(conversation, record)
@@ -104,15 +104,15 @@ def read_pairs(record: dict) -> RawConversation:
     return finished(conversation, record)
 
 
-_MARK = re.compile(r"(?:\A|\n)\s*<\|(system|user|human|bot|assistant)\|>:[ \t]?")
+_ROLE_MARK = re.compile(r"(?:\A|\n)\s*<\|(system|user|human|bot|assistant)\|>:[ \t]?")
 
 
 def read_marked_text(record: dict) -> RawConversation:
     """Read {"text": "<|user|>: …\\n\\n<|bot|>: …"}: one string, in which a mark at the start of a line begins each turn."""
     conversation, text = start_conversation(record), record.get("text")
-    if not isinstance(text, str) or not _MARK.match(text):
+    if not isinstance(text, str) or not _ROLE_MARK.match(text):
         raise Rejection("not_a_conversation", f"its text does not begin with a mark like <|user|>: {shown(text)}")
-    _, *pieces = _MARK.split(repair_text(text))
+    _, *pieces = _ROLE_MARK.split(repair_text(text))
     conversation.turns = [
         Turn(role_of(name, number), text.removesuffix("\n").removesuffix("\n"))
         for number, (name, text) in enumerate(zip(pieces[::2], pieces[1::2]), start=1)
@@ -122,12 +122,12 @@ def read_marked_text(record: dict) -> RawConversation:
 
 def read_alpaca(record: dict) -> RawConversation:
     """Read {"instruction", "input" or "context"?, "output" or "response", "system"?, "history"?: [[question, answer], …]}."""
-    if record.get("instruction") is None or first(record, "output", "response") is None:
+    if record.get("instruction") is None or first_of(record, "output", "response") is None:
         raise Rejection("not_a_conversation", f"no 'instruction' or no 'output'; keys: {keys_of(record)}")
     conversation = start_conversation(record)
     conversation.turns = earlier_rounds(record, conversation.notes)
     conversation.turns.append(Turn("user", instruction_of(record, conversation.notes)))
-    answer = read_content(first(record, "output", "response"), len(conversation.turns) + 1, conversation.notes)
+    answer = read_content(first_of(record, "output", "response"), len(conversation.turns) + 1, conversation.notes)
     conversation.turns.append(Turn("assistant", answer))
     return finished(conversation, record)
 
@@ -135,7 +135,7 @@ def read_alpaca(record: dict) -> RawConversation:
 def instruction_of(record: dict, notes: Counter[str]) -> str:
     """Return Alpaca's question: the instruction and, below it, the input that it is about."""
     instruction = read_content(record.get("instruction"), 1, notes)
-    given = read_content(first(record, "input", "context"), 1, notes)
+    given = read_content(first_of(record, "input", "context"), 1, notes)
     return f"{instruction}\n\n{given}" if instruction.strip() and given.strip() else instruction or given
 
 
@@ -163,7 +163,7 @@ def read_claude_export(record: dict) -> RawConversation:
         spoken = isinstance(parts, list) and any(isinstance(p, dict) and p.get("type") == "text" for p in parts)
         content = parts if spoken or not isinstance(message.get("text"), str) else message["text"]
         turn = Turn(
-            role_of(first(message, "sender", "role"), number), read_content(content, number, conversation.notes)
+            role_of(first_of(message, "sender", "role"), number), read_content(content, number, conversation.notes)
         )
         conversation.turns.append(marked(turn, message, number, conversation.notes))
         for key in ("attachments", "files"):
@@ -173,10 +173,10 @@ def read_claude_export(record: dict) -> RawConversation:
 
 
 def start_conversation(record: dict) -> RawConversation:
-    """Return a conversation without turns, with what the record says about itself."""
+    """Return a conversation that has no turns yet, with the id, the model and so on that the record states."""
     if record.keys() == _OWN and (own := _start_own(record)):
         return own
-    lang = text_of(first(record, "lang", "language")).strip().lower()
+    lang = text_of(first_of(record, "lang", "language")).strip().lower()
     lang = LANGUAGES.get(lang, label(lang) if lang else "")
     conversation = RawConversation(id_in(record), text_of(record.get("model")), [], lang, time=time_in(record))
     if plugins := record.get("plugins"):
@@ -200,7 +200,7 @@ def _start_own(record: dict) -> RawConversation | None:
     if type(part) is not int or type(parts) is not int or not 0 <= part < parts < 1 << 31:
         return None
     own = RawConversation(id, model, [], lang, source=source, part=part, parts=parts)
-    if parts > 1:  # parts share context, as branches of a tree share their beginning
+    if parts > 1:  # like branches of a tree, parts have text in common and are not duplicates of each other
         own.tree = hashlib.blake2b(id.encode(), digest_size=8).digest()
     return own
 
@@ -209,7 +209,7 @@ _SYSTEM = ("system", "system_prompt", "system_message", "instructions")
 
 
 def _add_system(conversation: RawConversation, record: dict) -> None:
-    """Make a system prompt beside the list of turns the first of them, unless the list has its own."""
+    """Make a system prompt that stands beside the list of turns the first turn, unless the list has one of its own."""
     prompt = next((record[key] for key in _SYSTEM if record.get(key)), None)
     if prompt is None:
         return

@@ -1,9 +1,10 @@
 """Readers of pages saved as HTML files: a conversation on sharegpt.com, and a ChatGPT page saved from the browser.
 
-A page of sharegpt.com carries its conversation as JSON in `script#__NEXT_DATA__`. A ChatGPT page shows its conversation: an
-assistant turn is a `.markdown` element, which is kept as HTML for the converter, and a user turn is the text of a
-`.whitespace-pre-wrap` element. Since mid-2023 `data-message-author-role` says whose turn an element is; before, only those
-classes do. A page shared under chat.openai.com/share also carries the tree of the official export.
+A page of sharegpt.com carries its conversation as JSON in `script#__NEXT_DATA__`. A ChatGPT page has its conversation in the
+elements that it shows: an assistant turn is a `.markdown` element, which is kept as HTML for the converter, and a user turn
+is the text of a `.whitespace-pre-wrap` element. Since mid-2023 `data-message-author-role` says whose turn an element is; on
+older pages only those two classes tell. A page shared under chat.openai.com/share also carries the tree of the official
+export.
 """
 
 import re
@@ -112,6 +113,7 @@ def _parse(page: str) -> etree._Element:
 
 
 def _add_named_turn(element: etree._Element, conversation: RawConversation) -> None:
+    """Add the turn of an element that names its author."""
     name = element.get("data-message-author-role", "")
     role = ROLES_IN_DUMPS.get(name.lower())
     if role not in ("user", "assistant"):

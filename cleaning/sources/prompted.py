@@ -1,7 +1,7 @@
-"""Readers of records with a prompt and its answer, as texts or as turns, and of records with two answers and a preference.
+"""Readers of records with a prompt and its answer, and of records with two answers of which one is preferred.
 
-Of a preference, the chosen answer is learned: `chosen` and `rejected` of TRL and LLaMA-Factory, `preferred_output` of OpenAI,
-`winner` of the Chatbot Arena. The other answer is left out, and counted.
+The preferred answer is learned: `chosen` in the data of TRL and LLaMA-Factory, `preferred_output` in OpenAI's, and what
+`winner` names in the Chatbot Arena's. The other answer is left out, and counted.
 """
 
 import re
@@ -15,7 +15,7 @@ from cleaning.sources.turns import (
     Rejection,
     Turn,
     as_list,
-    first,
+    first_of,
     keys_of,
     read_content,
     read_turn,
@@ -44,7 +44,7 @@ def is_completion(record: dict) -> bool:
     """Tell whether a record holds a prompt and its answer."""
     if record.get("instruction") is not None:  # such a record is Alpaca's
         return False
-    return first(record, *PROMPTS) is not None and first(record, *COMPLETIONS) is not None
+    return first_of(record, *PROMPTS) is not None and first_of(record, *COMPLETIONS) is not None
 
 
 def read_completion(record: dict) -> RawConversation:
@@ -53,7 +53,7 @@ def read_completion(record: dict) -> RawConversation:
         raise Rejection("not_a_conversation", f"no prompt, or nothing that answers it; keys: {keys_of(record)}")
     conversation = start_conversation(record)
     asked = _asked(record, conversation.notes)
-    answer = _said(first(record, *COMPLETIONS), "assistant", len(asked) + 1, conversation.notes)
+    answer = _said(first_of(record, *COMPLETIONS), "assistant", len(asked) + 1, conversation.notes)
     conversation.turns = _whole(asked, answer)
     return finished(conversation, record)
 
@@ -66,14 +66,14 @@ def read_preference(record: dict) -> RawConversation:
         return _read_arena(record)
     conversation = start_conversation(record)
     asked = _asked(record, conversation.notes)
-    chosen = _said(first(record, "chosen", "preferred_output"), "assistant", len(asked) + 1, conversation.notes)
+    chosen = _said(first_of(record, "chosen", "preferred_output"), "assistant", len(asked) + 1, conversation.notes)
     conversation.turns = _whole(asked, chosen)
     conversation.notes["rejected answers of preferences, left out"] += 1
     return finished(conversation, record)
 
 
 def _read_arena(record: dict) -> RawConversation:
-    """Read a battle of the Chatbot Arena. Of a tie, side a is kept; if both sides are bad, it is kept but not learned."""
+    """Read a battle of the Chatbot Arena. Of a tie, side a is taken; where both sides are bad, it is not to be learned."""
     winner = record["winner"]
     side = _WINNERS.get(winner) if isinstance(winner, str) else None
     if side is None:
@@ -89,14 +89,14 @@ def _read_arena(record: dict) -> RawConversation:
 
 
 def _asked(record: dict, notes: Counter[str]) -> list[Turn]:
-    """Return the turns before the answer; none if the record has them only inside the answer."""
-    turns = first(record, "messages", "conversations", "conversation")
+    """Return the turns before the answer; none where only the answer, a whole dialogue, holds them."""
+    turns = first_of(record, "messages", "conversations", "conversation")
     if turns is not None:
         return [read_turn(turn, number, notes) for number, turn in enumerate(as_list(turns, "turns"), start=1)]
     before = earlier_rounds(record, notes)
     if record.get("instruction") is not None:
         return [*before, Turn("user", instruction_of(record, notes))]
-    prompt = first(record, *PROMPTS)
+    prompt = first_of(record, *PROMPTS)
     if isinstance(prompt, dict):  # OpenAI's {"messages": [turn, …]}
         prompt = as_list(prompt.get("messages"), "turns of the prompt")
     return before if prompt is None else [*before, *_said(prompt, "user", len(before) + 1, notes)]
@@ -121,7 +121,7 @@ def _said(value: Any, role: str, number: int, notes: Counter[str]) -> list[Turn]
 
 
 def _whole(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
-    """Join question and answer to a dialogue.
+    """Return question and answer as one dialogue. Raises Rejection where there is no question.
 
     An answer that includes its question is a whole dialogue already. An answer at the end of `asked` is replaced.
     """

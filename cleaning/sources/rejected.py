@@ -1,11 +1,11 @@
-"""Read rows of the cleaner's own rejected.jsonl, whose `record` is a record as it was read: such a file is an input too.
+"""Read rows of the cleaner's own rejected.jsonl, so that the file can be an input of another run.
 
     python -m cleaning out/rejected.jsonl -o again --without refusal
 
-Each row is unwrapped, and its record is read as if it stood in its own dump, under the id that it had there. A row for a
-single round (its `round` is not null) becomes a conversation of that round, `ID-round-N`, because the rest of its dialogue
-was kept. What was not JSON is parsed again, and rejected again for the same reason unless it can be read by now. A row that
-was rejected twice is wrapped twice.
+The `record` of a row is a record as it was read from its dump. Here it is taken out of the row, and read as if it stood in
+that dump, under the id that it had there. A row about a single round (its `round` is not null) becomes a conversation of
+that round, `ID-round-N`, because the rest of its dialogue was kept. A record that was not JSON is parsed once more, and
+rejected for the same reason unless it can be read by now. A record that was rejected twice is a row inside of a row.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from fastft.common.records import parse_json
 from fastft.errors import UserError
 
 _KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
-_RECORD = b',"record":'  # can only be the key: inside a text, the quotes would be escaped
-# The keys of what the cleaner wrote in the place of a record: a branch of a tree, and a round.
+_RECORD = b',"record":'  # surely the key, because inside of a text the quotes would be escaped
+# The keys of what the cleaner writes in the place of a whole record: for a branch of a tree, and for a round.
 _BRANCH, _ROUND = frozenset(("id", "model", "lang", "messages")), frozenset(("messages",))
 
 
@@ -57,8 +57,8 @@ class Unwrapped:
 
     record: Any
     id: str
-    single_round: bool  # the record is one round of a conversation
-    written_here: bool  # the cleaner wrote the record, as `messages`, whatever the format of the dump
+    single_round: bool  # whether the record is one round of a conversation
+    written_here: bool  # whether the cleaner wrote the record itself, as `messages`, whatever the format of the dump
 
 
 def is_row(record: Any) -> bool:
@@ -81,7 +81,7 @@ def unwrap(row: dict) -> Unwrapped:
 
 
 def _read_again(record: Any, detail: str) -> Any:
-    """Parse a record that was broken when it was read first; `detail` says why it was rejected."""
+    """Return a record that could not be read at first; `detail` says why it was rejected. Raises Rejection if it still cannot."""
     if not isinstance(record, str):
         if record is None:  # it was nested too deeply to be written
             raise Rejection("broken_record", detail)
@@ -89,8 +89,7 @@ def _read_again(record: Any, detail: str) -> Any:
     try:
         return parse_json(record.encode("utf-8", "surrogatepass"))
     except ValueError:
-        if record.lstrip("\ufeff \t\r\n").startswith(
-            "<"
-        ):  # a saved page, whose bytes that were not UTF-8 are replaced by now
+        # A saved page can be read now, because its bytes that were not UTF-8 have been replaced.
+        if record.lstrip("\ufeff \t\r\n").startswith("<"):
             return record
         raise Rejection("broken_record", detail) from None

@@ -1,7 +1,8 @@
 """Readers of formats in which a record is a tree of messages: asking or answering again makes a branch.
 
 By default a tree gives one conversation: the branch that the page showed last, or the one that people ranked best. With
-`--branches all` every leaf gives one. Trees are walked without recursion, and a walk that meets a cycle ends there.
+`--branches all` every leaf gives one. Trees are walked without recursion, so that none is too deep, and a walk that comes to
+a message for the second time ends there.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from cleaning.sources.turns import (
     Turn,
     as_list,
     as_object,
-    first,
+    first_of,
     label,
     marked,
     number_of,
@@ -26,8 +27,8 @@ from cleaning.sources.turns import (
     time_in,
 )
 
-# The most turns of all branches of a tree together. A tree of n messages can have n/2 leaves at a depth of n/2, so that a
-# malicious megabyte could give 10^9 turns.
+# The most turns that all branches of a tree may have together. A tree of n messages can have n/2 leaves at a depth of n/2,
+# so one megabyte that was made for it could give 10^9 turns.
 MAX_TURNS = 200_000
 
 
@@ -41,7 +42,7 @@ def read_chatgpt_export(record: dict, every_branch: bool = False) -> list[RawCon
     parents = {id: _parent(node) for id, node in nodes.items()}
     leaves = _leaves(record, nodes, parents)
     paths = _limited(_path(leaf, parents) for leaf in (leaves if every_branch else leaves[:1]))
-    id = text_of(first(record, "conversation_id", "id"))
+    id = text_of(first_of(record, "conversation_id", "id"))
     paths = _without_prefixes(paths, nodes) or paths[:1] or [[]]
     names = [id, *(f"{id}-{label(path[-1])}" if id else "" for path in paths[1:])]
     return [_conversation_on(path, nodes, name, record) for path, name in zip(paths, names)]
@@ -80,7 +81,7 @@ def _path(leaf: str, parents: dict[str, str | None]) -> list[str]:
 
 
 def _limited(paths: Iterator[list]) -> list[list]:
-    """Return the paths as a list. Raises Rejection if they have more than MAX_TURNS together."""
+    """Return the paths as a list. Raises Rejection if they have more than MAX_TURNS turns together."""
     taken, turns = [], 0
     for path in paths:
         turns += len(path)
@@ -91,7 +92,7 @@ def _limited(paths: Iterator[list]) -> list[list]:
 
 
 def _without_prefixes(paths: list[list[str]], nodes: dict[str, Any]) -> list[list[str]]:
-    """Leave out paths whose kept messages are the beginning of another path, or the same.
+    """Return the paths without those that say nothing new: whose kept messages are all of another path's, or its beginning.
 
     A branch that continues only with messages of tools is such a path.
     """
@@ -156,11 +157,11 @@ def _conversation_on(path: list[str], nodes: dict[str, Any], id: str, record: di
 def read_oasst(record: dict, every_branch: bool = False) -> list[RawConversation]:
     """Read OpenAssistant's trees: {"message_tree_id", "prompt": {"text", "role", "lang", "rank", "replies": [message, …]}}.
 
-    The best branch takes, at every step, the reply of the lowest rank; replies without a rank come last. A branch ends before
-    a deleted message.
+    At every message, the best branch takes the reply with the lowest rank; replies without a rank come last. A branch ends
+    before a deleted message.
     """
     root = record.get("prompt") if isinstance(record.get("prompt"), dict) else record
-    id = text_of(first(record, "message_tree_id", "message_id") or root.get("message_id"))
+    id = text_of(first_of(record, "message_tree_id", "message_id") or root.get("message_id"))
     notes: Counter[str] = Counter()
     paths = _limited(_reply_paths(root, every_branch, notes))
     names = [id, *(f"{id}-{text_of(path[-1].get('message_id')) or number}" for number, path in enumerate(paths[1:], 2))]
@@ -172,7 +173,7 @@ def read_oasst(record: dict, every_branch: bool = False) -> list[RawConversation
 def _reply_paths(root: dict, every: bool, notes: Counter[str]) -> Iterator[list[dict]]:
     """Yield the paths from the root to the leaves, the best first; only the best unless `every`.
 
-    The search is depth-first, and keeps the way to each message as a linked list, so that long branches share it.
+    The search is depth-first. The way to each message is kept as a linked list, of which long branches share the beginning.
     """
     waiting: list[tuple[dict, tuple | None]] = [(as_object(root, "the prompt"), None)]
     while waiting:

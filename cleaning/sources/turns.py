@@ -35,7 +35,7 @@ class Turn:
 
     role: str  # one of fastft.data.conversation.ROLES
     text: str
-    html: bool = False  # the text is HTML, to be converted
+    html: bool = False  # the text is HTML, which is converted later
     calls: bool = False  # the turn calls a tool
     train: bool = True  # whether to learn from it, if it is an answer
     ends: bool = True  # false for an answer that was cut
@@ -43,7 +43,7 @@ class Turn:
 
 @dataclass(slots=True)
 class RawConversation:
-    """A conversation before its conversion. `id`, `model` and `lang` are "" where the dump does not name them."""
+    """A conversation as a reader found it. `id`, `model` and `lang` are "" where the dump does not name them."""
 
     id: str
     model: str
@@ -55,14 +55,14 @@ class RawConversation:
     part: int = 0
     parts: int = 1
     time: float = 0.0  # when it was last changed, in unix seconds; 0 where the dump does not say
-    tree: bytes = b""  # the same for all branches of a tree that gave several conversations
-    # Signs that plugins or tools took part: {name of the filter that looks at them: what it says}.
+    tree: bytes = b""  # where a tree gave several conversations: a value that all of them share
+    # Signs that plugins or tools took part, as {name of the filter that looks for them: its complaint}.
     sessions: dict[str, str] = field(default_factory=dict)
     # Counts of what was left out or changed while reading: "dropped tool browser", "unescaped questions", …
     notes: Counter[str] = field(default_factory=Counter)
 
 
-# More names than the reader of our own conversations takes, because dumps from elsewhere use them.
+# What dumps call the four roles. These are more names than the trainer's reader takes.
 ROLES_IN_DUMPS = {
     **ROLE_NAMES,
     "bot": "assistant",
@@ -86,9 +86,9 @@ def read_turn(turn: Any, number: int, notes: Counter[str]) -> Turn:
     """
     if not isinstance(turn, dict):
         raise Rejection("not_a_conversation", f"turn {number} is not an object but {shown(turn)}")
-    name = first(turn, "role", "from", "sender")
+    name = first_of(turn, "role", "from", "sender")
     role = role_of(name, number)
-    text = read_content(first(turn, "content", "value", "text", "markdown"), number, notes)
+    text = read_content(first_of(turn, "content", "value", "text", "markdown"), number, notes)
     calls = _calls(turn, number) if role == "assistant" else []
     if calls:
         text = "\n".join([text, *calls] if text.strip() else calls)
@@ -107,7 +107,7 @@ def marked(turn: Turn, message: dict, number: int, notes: Counter[str]) -> Turn:
 
 
 def mark_by_record(conversation: RawConversation, record: dict) -> None:
-    """Apply, in place, what a record says about all of its answers or about those after the last question."""
+    """Apply, in place, what a record says about all of its answers, or about those to its last question."""
     if MARKS_OF_RECORD.isdisjoint(record):
         return
     try:
@@ -138,7 +138,7 @@ def _calls(turn: dict, number: int) -> list[str]:
 
 
 def _call(call: dict, number: int) -> str:
-    """Write a call as one line of JSON. OpenAI has the arguments as JSON inside a string; what is not JSON stays a string."""
+    """Return a call as one line of JSON. OpenAI has the arguments as JSON in a string; a string that is not JSON stays one."""
     arguments = call.get("arguments")
     try:
         if isinstance(arguments, str):
@@ -166,8 +166,9 @@ def role_of(name: Any, number: int) -> str:
 def read_content(content: Any, number: int, notes: Counter[str]) -> str:
     """Return the text of a turn's content, which is a text or a list of parts.
 
-    Adjacent texts are joined without a separator, because parts end in the middle of sentences where an API attaches its
-    citations. Parts of any other type are left out and counted by type; a line end takes their place between two texts.
+    Texts that follow each other are joined without a separator, because an API that attaches citations ends a part in the
+    middle of a sentence. Parts of any other type are left out and counted by type; between two texts, a line end takes
+    their place.
     """
     if content is None:
         return ""
@@ -190,15 +191,15 @@ def _text_part(part: Any) -> tuple[str | None, Any]:
     """Return (the text of a part, or None if it is something else; the part's type)."""
     if not isinstance(part, dict):
         return (part if isinstance(part, str) else None), None
-    kind = first(part, "type", "content_type")
-    text = first(part, "text", "value", "content")
+    kind = first_of(part, "type", "content_type")
+    text = first_of(part, "text", "value", "content")
     if isinstance(text, dict):  # OpenAI's Assistants API: {"type": "text", "text": {"value": "…"}}
         text = text.get("value")
     is_text = isinstance(text, str) and kind in _TEXTS
     return (text if is_text else None), kind
 
 
-def first(record: dict, *keys: str) -> Any:
+def first_of(record: dict, *keys: str) -> Any:
     """Return the first value under `keys` that is not null: a Parquet row has every column, most of them null."""
     for key in keys:
         value = record.get(key)
@@ -210,7 +211,7 @@ def first(record: dict, *keys: str) -> Any:
 def id_in(record: Any) -> str:
     """Return the id of a record, even of one that holds no conversation; "" if it has none."""
     keys = ("id", "conversation_id", "conversation_hash", "uuid", "message_tree_id")
-    return text_of(first(record, *keys)) if isinstance(record, dict) else ""
+    return text_of(first_of(record, *keys)) if isinstance(record, dict) else ""
 
 
 def text_of(value: Any) -> str:

@@ -244,10 +244,8 @@ def test_after_a_full_disk_the_same_command_goes_on(tmp_path):
     whole = clean_into("whole", resource.RLIM_INFINITY)
     assert whole.returncode == 0
     size = (tmp_path / "whole/conversations.jsonl").stat().st_size
-    for limit in (
-        size // 2,
-        size - 100,
-    ):  # in the log, which is larger than what is written from it, and then further on
+    # The first limit is reached in the log, which is larger than what is written from it, the second one further on.
+    for limit in (size // 2, size - 100):
         failed = clean_into("out", limit)
         assert failed.returncode == 1
         line = failed.stderr.splitlines()[-1]

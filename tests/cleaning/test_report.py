@@ -28,7 +28,7 @@ from cleaning.report.figures import LENGTH_EDGES, ROUND_EDGES, Kept, Names, Size
 from cleaning.report.ledger import Report
 from cleaning.report.masking import excerpt
 from cleaning.report.page import write_report
-from cleaning.report.rejections import Rejected
+from cleaning.report.rejections import DESCRIPTIONS, Rejected
 from cleaning.settings import Settings
 from cleaning.sources.formats import Reading
 from fastft.common.html import visible
@@ -486,3 +486,13 @@ def test_the_page_does_not_depend_on_pieces_or_who_counts_them(tmp_path, monkeyp
         pool.ahead = 4
         for size in (1, 100, len(lines[0]), len(lines[0]) + 1, 1000, 5000):
             assert counted(size) == counted(size, pool) == whole
+
+
+def test_every_reason_that_the_cleaner_gives_is_explained_on_the_page():
+    """A reason without a description would be called a filter of the user's own."""
+    sources = [path.read_text() for path in Path(cleaning.__file__).parent.rglob("*.py")]
+    reasons = {reason for text in sources for reason in re.findall(r'Rejection\(\s*"(\w+)"', text)}
+    reasons |= {reason for text in sources for reason in re.findall(r'Duplicate\("(\w+)"', text)}
+    reasons |= {reason for text in sources for reason in re.findall(r'outcome\.reason, \S+ = "(\w+)"', text)}
+    assert reasons >= {"broken_record", "unclear_loss_flag", "duplicate", "over_window", "moderation"}
+    assert reasons <= DESCRIPTIONS.keys()
