@@ -27,7 +27,7 @@ SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenize for hours while t
 STEP_LIMIT = timedelta(seconds=110)  # in the loop, no rank that is alive is later than that
 SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S, a run ends within two minutes after one of its processes is gone
 BEAT_S = 5.0  # seconds between two signs of life
-JOIN_S = 600.0  # torchrun starts all ranks at the same time, but importing from a cold disk may take minutes
+JOIN_S = 110.0  # torchrun starts all ranks at the same time, so only the difference of their imports is waited for
 SPEAKING_S = 10.0  # time that the rank with an error has to print it before other ranks end
 
 Result = TypeVar("Result")
@@ -41,8 +41,8 @@ def join_ranks() -> torch.device:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if "RANK" in os.environ:
-            store, this_rank, size = next(dist.rendezvous("env://", timeout=SET_UP_LIMIT))
-            store = _part_of_this_start(store, this_rank, size)
+            this_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            store = _part_of_this_start(_open_store(this_rank), this_rank, size)
             dist.init_process_group(backend, store=store, rank=this_rank, world_size=size, timeout=SET_UP_LIMIT)
             threading.Thread(
                 target=_watch_peers, args=(dist.new_group(backend="gloo"),), name="peers", daemon=True
@@ -52,6 +52,30 @@ def join_ranks() -> torch.device:
     return device
 
 
+def _join_limit() -> float:
+    """Seconds that a rank waits for one that does not come. After a restart, other machines may still be noticing the cause."""
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return JOIN_S + SILENCE_LIMIT.total_seconds() * restarted
+
+
+def _open_store(this_rank: int) -> dist.Store:
+    """The run's store of keys, which torchrun's agent serves, or else rank 0. Raises UserError if nobody serves it.
+
+    Not PyTorch's env:// rendezvous, in which rank 0 waits for the others without saying who is missing.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    serves = this_rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    limit = timedelta(seconds=_join_limit())
+    try:
+        store = dist.TCPStore(host, port, is_master=serves, timeout=limit, wait_for_workers=False)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        reason = str(error).splitlines()[0]
+        what = f"port {port} cannot be opened" if serves else f"{_named([0])} cannot be reached at {host}:{port}"
+        raise UserError(f"{what} ({reason}); look at what machine 0 says, and start the run again") from None
+    store.set_timeout(SET_UP_LIMIT)
+    return store
+
+
 def _part_of_this_start(store: dist.Store, this_rank: int, size: int) -> dist.Store:
     """A part of `store` that no earlier start has written to; collective. Raises UserError if not all ranks join.
 
@@ -59,26 +83,43 @@ def _part_of_this_start(store: dist.Store, this_rank: int, size: int) -> dist.St
     cannot name a start, because each machine counts for itself. So rank 0 draws a random name. Every other rank asks for it with
     a random key of its own, under which rank 0 answers, so that no rank reads an answer to an earlier start.
     """
-    until = time.monotonic() + JOIN_S
     if this_rank:
         own = secrets.token_hex(8)
         store.set(f"fastft/asks/{this_rank}", own)
-        store.wait([f"fastft/answer/{own}"], timedelta(seconds=JOIN_S))
+        try:
+            store.wait([f"fastft/answer/{own}"], timedelta(seconds=_join_limit()))
+        except dist.DistStoreError:
+            raise UserError(_not_joined([0])) from None
         name = store.get(f"fastft/answer/{own}").decode()
-        store.add(f"{name}/joined", 1)
+        store.set(f"{name}/joined/{this_rank}", "")
         return dist.PrefixStore(name, store)
-    name, answered = f"fastft/{secrets.token_hex(8)}", set()
-    while store.add(f"{name}/joined", 0) < size - 1:
+    name, answered, missing = f"fastft/{secrets.token_hex(8)}", set(), [*range(1, size)]
+    until = time.monotonic() + _join_limit()
+    while missing := [other for other in missing if not store.check([f"{name}/joined/{other}"])]:
         if time.monotonic() > until:
-            raise UserError(
-                f"not all of the run's {size} processes have joined it within {JOIN_S:.0f} s; start it again"
-            )
-        asking = [key for key in (f"fastft/asks/{other}" for other in range(1, size)) if store.check([key])]
+            raise UserError(_not_joined(missing))
+        asking = [key for key in (f"fastft/asks/{other}" for other in missing) if store.check([key])]
         for own in {store.get(key).decode() for key in asking} - answered:
             store.set(f"fastft/answer/{own}", name)
             answered.add(own)
         time.sleep(0.02)
     return dist.PrefixStore(name, store)
+
+
+def _not_joined(missing: list[int]) -> str:
+    size, seconds = os.environ["WORLD_SIZE"], f"{_join_limit():.0f} s"
+    return (
+        f"{_named(missing)} of the run's {size} did not join it within {seconds}; look at the last lines there, and start "
+        "the run again"
+    )
+
+
+def _named(ranks: list[int]) -> str:
+    """Ranks in words, with their machines if torchrun has started equally many on each: processes 2, 3 (machine 1)."""
+    size, each = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    machines = sorted({other // each for other in ranks}) if each and size % each == 0 else []
+    where = f" (machine{'s' * (len(machines) > 1)} {', '.join(map(str, machines))})" if machines else ""
+    return f"process{'es' * (len(ranks) > 1)} {', '.join(map(str, ranks))}{where}"
 
 
 def _watch_peers(group: dist.ProcessGroup) -> None:

@@ -1,13 +1,14 @@
 """An error on one rank, as the others hear of it: its kind survives, a bug keeps its traceback, and somebody prints it."""
 
 import contextlib
+import os
 import pickle
 import socket
 import subprocess
 import sys
 
 import pytest
-from helpers.training import HERE, flags, run
+from helpers.training import HERE, fails, flags, run
 
 from fastft.common.files import FullDiskError
 from fastft.common.storage_faults import NETWORK, StorageError
@@ -138,3 +139,62 @@ def test_a_process_that_fails_alone_before_it_has_joined_prints_its_line(tmp_pat
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
         "error: only this process finds it"
     ]
+
+
+# A rank that waits for the others for a second, and writes what it says; those in `absent` never come.
+JOINS = """
+import os, sys, time
+from datetime import timedelta
+from fastft.common import command_line, distributed
+absent = sys.argv[1].split(",")
+distributed.JOIN_S, distributed.SPEAKING_S = 1.0, 0.0
+if os.environ["RANK"] in absent:
+    time.sleep(300)
+command_line.leave(command_line.run(distributed.join_ranks, distributed.first_to_fail))
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "each", "says"),
+    [
+        (0, 2, None, "process 1 of the run's 2 did not join it within 1 s; look at the last lines there"),
+        (0, 4, 2, "processes 1, 2, 3 (machines 0, 1) of the run's 4 did not join it within 1 s"),
+        (1, 2, 1, "process 0 (machine 0) cannot be reached at 127.0.0.1:"),
+    ],
+)
+def test_a_rank_alone_names_those_that_are_missing(tmp_path, rank, size, each, says):
+    """PyTorch's own rendezvous waits for them in silence, for as long as its collectives may take: twelve hours here."""
+    (tmp_path / "script.py").write_text(JOINS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
+    place |= {"LOCAL_WORLD_SIZE": str(each)} if each else {}
+    done = run([sys.executable, str(tmp_path / "script.py"), "none"], env={**os.environ, **place})
+    fails(done, says, "start the run again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_machine_whose_process_hangs_is_named_by_the_other(tmp_path, absent):
+    """torchrun on two machines: all four processes have started, and those of one never join."""
+    (tmp_path / "script.py").write_text(JOINS)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    hangs = ",".join(str(2 * absent + each) for each in range(2))
+    nodes = []
+    for number in range(2):
+        command = torchrun(
+            *place, "--node-rank", str(number), "--nproc-per-node", "2", str(tmp_path / "script.py"), hangs
+        )
+        nodes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    try:
+        said, _ = nodes[1 - absent].communicate(timeout=200)
+    finally:
+        for node in nodes:
+            with contextlib.suppress(ProcessLookupError):
+                node.terminate()
+            node.communicate()
+    expected = "processes 2, 3 (machine 1) of the run's 4" if absent else "process 0 (machine 0) of the run's 4"
+    assert f"error: {expected} did not join it within 1 s" in said, said
