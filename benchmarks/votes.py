@@ -1,4 +1,6 @@
-"""Coverage of rating intervals from few votes: python benchmarks/votes.py [REPEATS]
+"""The coverage of rating intervals from few votes.
+
+    python benchmarks/votes.py [REPEATS]
 
 Models with true ratings (normal, with the spread given as standard deviation) fight random battles, up to a fifth of them ties.
 How often does the 95 % interval hold the truth? Compared: fastft.judge.bradley_terry (people's votes), and
@@ -6,12 +8,22 @@ fastft.judge.stats.ratings, which is for evaluations in which all pairs meet on 
 """
 
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
+from fastft.common.command_line import option, parse, run
 from fastft.judge.bradley_terry import Game, bradley_terry
 from fastft.judge.judgment import Judgment
 from fastft.judge.stats import ratings
+
+
+@dataclass
+class VotesBenchmark:
+    """Options of this benchmark."""
+
+    repeats: int = option(100, positional=True)
+    """Simulated sets of battles for each row of the table."""
 
 
 def battles(rng: np.random.Generator, true_M: np.ndarray, count: int) -> list[Game]:
@@ -30,13 +42,14 @@ def judgments(those: list[Game]) -> list[Judgment]:
     return [Judgment(b.question, "", "pairwise", "p", b.first, b.second, b.score, 1 - b.score, True, "") for b in those]
 
 
-def main(repeats: int) -> None:
+def main() -> None:
+    [options] = parse(sys.argv[1:], "benchmarks/votes.py", __doc__.splitlines()[0], VotesBenchmark)
     print(
         "| models | spread | battles | bradley_terry | half-width | stats.ratings | half-width |\n|---|---|---|---|---|---|---|"
     )
     for models, spread, count in ((2, 150, 5), (2, 150, 50), (4, 150, 30), (4, 150, 200), (6, 300, 60), (6, 300, 400)):
         rng, held, widths, seen = np.random.default_rng(0), [0, 0], [0.0, 0.0], 0
-        for _ in range(repeats):
+        for _ in range(options.repeats):
             true_M = rng.normal(0, spread, models)
             true_M -= true_M.mean()
             those = battles(rng, true_M, count)
@@ -53,4 +66,4 @@ def main(repeats: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    sys.exit(run(main))
