@@ -51,14 +51,13 @@ from fastft.model.build import TrainedModel, prepare_model
 from fastft.model.isolation import prove_isolation
 from fastft.train.checkpoint import local
 from fastft.train.checkpoint.remote import Uploader, upload_model
-from fastft.train.checkpoint.resume import Candidate, find_starts, finished_model, open_store, resume, take_lease
+from fastft.train.checkpoint.resume import Candidate, find_candidates, finished_model, open_store, resume, take_lease
 from fastft.train.checkpoint.save_interval import SaveInterval
 from fastft.train.dry_run import dry_run_steps
 from fastft.train.inputs import RunInputs, read_inputs
 from fastft.train.optim import SkippedSteps, build_optimizer, learning_rate
 from fastft.train.preemption import notices
-from fastft.train.preemption import stop as stopping
-from fastft.train.preemption.stop import Preempted, Stopping
+from fastft.train.preemption.stop import EXIT_CODE, NOTE_FILE, Preempted, StopFlag
 from fastft.train.report.card import model_card
 from fastft.train.report.metrics import Reporter, step_rows
 from fastft.train.report.page import refresh_page
@@ -80,100 +79,109 @@ def train(config: TrainConfig) -> Path | None:
     """
     with ExitStack() as at_exit:
         started, device = time.monotonic(), join_ranks()
-        mark = None if local_rank() or config.dry_run else Path(config.output_dir) / stopping.MARK
-        if not config.dry_run:
-            lock(Path(config.output_dir), at_exit)
-        if mark:
-            mark.unlink(missing_ok=True)
-        stop = Stopping(mark)
-        at_exit.callback(stop.forget)
+        stop_flag = lock_and_listen(config, at_exit)
         startup = Startup()
 
-        place = Path(at_exit.enter_context(TemporaryDirectory()) if config.dry_run else config.output_dir)
-        inputs = read_inputs(config, place / "model")
+        writable = Path(at_exit.enter_context(TemporaryDirectory()) if config.dry_run else config.output_dir)
+        inputs = read_inputs(config, writable / "model")
         startup.done("data")
         if config.dry_run:
             return dry_run(inputs, device)
 
         disk = local.Disk(inputs.output_dir / "checkpoints")
         store = open_store(config.checkpoint.remote, disk)
-        adapters = bool(config.lora.r)
-        finished = (
-            finished_model(inputs.output_dir, store, inputs.identity, inputs.total, adapters) if config.resume else None
+        finished = config.resume and finished_model(
+            inputs.output_dir, store, inputs.identity, inputs.total, adapters=bool(config.lora.r)
         )
         if finished:
             logger.info("finished: step %d of %d is done; the model is in %s", inputs.total, inputs.total, finished)
             return inputs.output_dir / "model"
         lease = take_lease(store, at_exit)
-        starts = find_starts(config, disk, store, inputs.identity)
-        refuse_fewer_steps(starts, inputs.total)
+        candidates = find_candidates(config, disk, store, inputs.identity)
+        refuse_fewer_steps(candidates, inputs.total)
         startup.done("checkpoints found")
 
-        model, optimizer = model_and_optimizer(inputs, device, resumed=bool(starts))
+        model, optimizer = model_and_optimizer(inputs, device, resumed=bool(candidates))
         startup.done("model")
-        start = resume(starts, disk, store, model, optimizer, config)
+        resumed_from = resume(candidates, disk, store, model, optimizer, config)
         startup.done("checkpoint")
         prove_isolation(model, device)
 
-        first = start["step"]  # is done
-        reporter = open_reporter(inputs, device, first, started)
-        inputs.sampler.open(inputs.output_dir, first)
+        start_step = resumed_from["step"]
+        reporter = open_reporter(inputs, device, start_step, started)
+        inputs.sampler.open(inputs.output_dir, start_step)
         retention = config.checkpoint.keep, config.checkpoint.keep_every
-        uploader = Uploader(store, lease, disk.holders, *retention) if store else None
+        uploader = Uploader(store, lease, disk.leaders, *retention) if store else None
         writer = local.Writer(disk, *retention, uploader)
-        interval = SaveInterval(config.checkpoint, len(disk.holders), writer)
-        if disk.is_holder:
-            notices.watch(stop)
+        interval = SaveInterval(config.checkpoint, len(disk.leaders), writer)
+        if disk.is_leader:
+            notices.watch(stop_flag)
         dist.barrier()
-        if first == 0 and inputs.sampler.prompts:
+        if start_step == 0 and inputs.sampler.prompts:
             inputs.sampler.ask(model, 0, device)
         startup.done("files")
 
-        skipped = SkippedSteps(**start["skipped"])
-        Loop(inputs, device, model, optimizer, first, skipped, stop, reporter, writer, interval, startup).run()
+        skipped = SkippedSteps(**resumed_from["skipped"])
+        Loop(
+            inputs, device, model, optimizer, start_step, skipped, stop_flag, reporter, writer, interval, startup
+        ).run()
         export(inputs, model, disk, reporter, uploader)
         where = f"{inputs.output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
         logger.info("done: %d steps; the model is in %s", inputs.total, where)
         return inputs.output_dir / "model"
 
 
+def lock_and_listen(config: TrainConfig, at_exit: ExitStack) -> StopFlag:
+    """Lock the run's directory, which a dry run does not need, and listen for signals until `at_exit` closes; collective."""
+    note_file = None
+    if not config.dry_run:
+        output_dir = Path(config.output_dir)
+        lock(output_dir, at_exit)
+        if local_rank() == 0:
+            note_file = output_dir / NOTE_FILE
+            note_file.unlink(missing_ok=True)
+    stop_flag = StopFlag(note_file)
+    at_exit.callback(stop_flag.restore_signals)
+    return stop_flag
+
+
 def dry_run(inputs: RunInputs, device: torch.device) -> None:
-    """Take two steps with the fullest rows of the run, and log the memory and the time that they take."""
+    """Take two steps with the fullest rows of the run, and log their memory and time; collective."""
     config = inputs.config
     model, optimizer = model_and_optimizer(inputs, device, resumed=False)
     prove_isolation(model, device)
 
-    def take(step: Step) -> dict:
+    def take_step(step: Step) -> dict:
         batches = build_batches(inputs.curriculum, config, device, step)
         return train_step(model, optimizer, step, batches, config, 1, config.optimizer.lr, device)
 
-    dry_run_steps(take, inputs.curriculum, config, device)
+    dry_run_steps(take_step, inputs.curriculum, config, device)
 
 
 def model_and_optimizer(
     inputs: RunInputs, device: torch.device, resumed: bool
 ) -> tuple[TrainedModel, torch.optim.Optimizer]:
-    """The model and its optimizer; collective. What a checkpoint will replace is not read if the run is `resumed`."""
+    """Build the model and its optimizer; collective. A run that is `resumed` does not read the weights of its checkpoint."""
     attention, why = choose_attention(inputs.config.attention, device)
     logger.info(why)
     model = prepare_model(inputs.config, inputs.model_config, attention, device, resumed=resumed)
     return model, build_optimizer(model, inputs.config)
 
 
-def refuse_fewer_steps(starts: list[Candidate], total: int) -> None:
+def refuse_fewer_steps(candidates: list[Candidate], total: int) -> None:
     """Raise UserError if a run of `total` steps would continue after its end."""
-    if starts and (step := starts[0].meta["step"]) > total:
+    if candidates and (step := candidates[0].meta["step"]) > total:
         raise UserError(
             f"step {step} is done, and these settings end with step {total}: raise max_steps or epochs, or write that step's "
             "model with fastft export"
         )
 
 
-def open_reporter(inputs: RunInputs, device: torch.device, first: int, started: float) -> Reporter | None:
+def open_reporter(inputs: RunInputs, device: torch.device, start_step: int, started: float) -> Reporter | None:
     """Open the run's files and trackers on rank 0; collective. Raises UserError if one cannot be opened.
 
-    `first` is the step of the checkpoint from which the run continues, `started` the time.monotonic() at which this start of
-    it began.
+    `start_step` is the step of the checkpoint from which the run continues, and `started` the time.monotonic() at which this
+    start of the run began.
     """
     config, output_dir = inputs.config, inputs.output_dir
     facts = describe(config, inputs.template, inputs.curriculum, inputs.eval_data, device, dist.get_world_size())
@@ -181,59 +189,62 @@ def open_reporter(inputs: RunInputs, device: torch.device, first: int, started: 
     def open_files() -> Reporter:
         save_config(config, output_dir / "config.yaml")
         run_id, earlier_s = write_facts(output_dir, facts)
-        trackers = Trackers(inputs.trackers, output_dir, run_id, first, asdict(config))
-        return Reporter(output_dir, first, inputs.total, trackers, config.price_per_hour, started, earlier_s)
+        trackers = Trackers(inputs.trackers, output_dir, run_id, start_step, asdict(config))
+        return Reporter(output_dir, start_step, inputs.total, trackers, config.price_per_hour, started, earlier_s)
 
     return everywhere(open_files if dist.get_rank() == 0 else None)
 
 
 @dataclass
 class Loop:
-    """The optimizer steps of a run, and what is done between them: reports, held-out losses, samples, checkpoints."""
+    """Takes the optimizer steps of a run, and after them reports, measures held-out losses, asks for samples and saves."""
 
     inputs: RunInputs
     device: torch.device
     model: TrainedModel
     optimizer: torch.optim.Optimizer
-    first: int
-    """Steps that an earlier start has done."""
+    start_step: int
+    """The step of the checkpoint from which the run continues, 0 for a new run."""
     skipped: SkippedSteps
-    stop: Stopping
+    stop_flag: StopFlag
     reporter: Reporter | None
-    """On rank 0."""
+    """None on ranks other than 0."""
     writer: local.Writer
     save_interval: SaveInterval
     startup: Startup
 
     def run(self) -> None:
-        """Take the remaining steps; when this returns, the last one is saved. Collective.
+        """Take the remaining steps, and return when the last one is saved; collective.
 
         Raises Preempted if a rank was asked to leave, UserError if too many steps in a row are not finite or if a checkpoint
         cannot be written.
         """
         inputs, total = self.inputs, self.inputs.total
         self.matrices = matrix_flops(self.model)
-        self.pending: list[dict] = []  # numbers of steps that are still on the device: reading them waits for it
+        self.pending: list[
+            dict
+        ] = []  # numbers of steps that are still on the device, because reading them waits for it
         self.timed_from = began = time.perf_counter()
-        steps = map(inputs.curriculum.step, range(self.first + 1, total + 1))
+        steps = map(inputs.curriculum.step, range(self.start_step + 1, total + 1))
         batches = partial(build_batches, inputs.curriculum, inputs.config, self.device)
-        with self.stop.between_steps(self.first):
-            for number, (step, its_batches) in enumerate(ahead(steps, batches), self.first + 1):
+        with self.stop_flag.deferred(self.start_step):
+            for number, (step, its_batches) in enumerate(ahead(steps, batches), self.start_step + 1):
                 self.take(number, step, its_batches)
                 self.after(number)
-                if number == self.first + 1:  # which compiled and warmed up: whoever is late from now on is dead
+                if number == self.start_step + 1:  # the only slow step, which compiled: a rank that is late now is dead
                     self.startup.done("step")
                     logger.info(str(self.startup))
                     limit_waiting(STEP_LIMIT, self.writer.patient_groups)
             looped_s = time.perf_counter() - began
             limit_waiting(SET_UP_LIMIT)
             self.writer.wait()
-            if self.stop.agreed(total, False, last=True)[0]:  # asked while the last step was evaluated or saved
-                leave_early(total, self.stop, self.writer)
+            stops, _ = self.stop_flag.agreed(total, save=False, last=True)
+            if stops:  # asked to while the last step was evaluated or saved
+                leave_early(total, self.stop_flag, self.writer)
         if self.writer.saves:
             logger.info(
-                f"checkpoints: {self.writer.saves} saved; training waited {self.writer.blocked_s:.2f} s for them, "
-                f"{self.writer.blocked_s / looped_s:.1%} of its time"
+                f"checkpoints: {self.writer.saves} saved; training waited {self.writer.total_blocking_s:.2f} s for them, "
+                f"{self.writer.total_blocking_s / looped_s:.1%} of its time"
             )
 
     def take(self, number: int, step: Step, batches: list[Batch]) -> None:
@@ -241,19 +252,19 @@ class Loop:
         config, stage = self.inputs.config, self.inputs.curriculum.stages[step.stage]
         lr = learning_rate(self.inputs.stages[step.stage], step.number, stage.total)
         numbers = train_step(self.model, self.optimizer, step, batches, config, number, lr, self.device)
-        start, end = stage.starts[step.epoch], stage.starts[step.epoch + 1]
-        epoch = step.epoch + (step.number - start) / (end - start)
+        epoch_start, epoch_end = stage.starts[step.epoch], stage.starts[step.epoch + 1]
+        epoch = step.epoch + (step.number - epoch_start) / (epoch_end - epoch_start)
         where = {"stage": step.stage + 1} if config.stages else {}
         self.pending.append({**numbers, "number": number, **where, "epoch": epoch})
 
     def after(self, number: int) -> None:
         """Do what is due after step `number`; collective. Raises Preempted if the ranks agree to leave."""
         inputs, config, last = self.inputs, self.inputs.config, number == self.inputs.total
-        stop, save = self.stop.agreed(number, dist.get_rank() == 0 and self.save_interval.wants_one())
-        save = save or last or stop or self.save_interval.is_due(number)
-        evaluates = inputs.eval_data is not None and (number % config.eval_every == 0 or last) and not stop
-        asks = inputs.sampler.is_due(number, inputs.total) and not stop
-        pauses = save or evaluates or asks
+        stops, saves = self.stop_flag.agreed(number, dist.get_rank() == 0 and self.save_interval.wants_one())
+        saves = saves or last or stops or self.save_interval.is_due(number)
+        evaluates = inputs.eval_data is not None and (number % config.eval_every == 0 or last) and not stops
+        asks = inputs.sampler.is_due(number, inputs.total) and not stops
+        pauses = saves or evaluates or asks
         if pauses or number % config.log_every == 0:
             self.report()
         if evaluates:
@@ -265,21 +276,21 @@ class Loop:
         if pauses and self.reporter:
             self.reporter.flush()
             refresh_page(inputs.output_dir)
-        if save:
+        if saves:
             meta = {"identity": inputs.identity, "skipped": asdict(self.skipped)}
             self.writer.save(number, self.model, self.optimizer, meta)
             self.save_interval.saved()
             if not last:  # after the last step the model is written first
                 self.writer.end_after_bug_of_upload()
-        if stop:
-            leave_early(number, self.stop, self.writer)
+        if stops:
+            leave_early(number, self.stop_flag, self.writer)
         if pauses:
             self.timed_from = time.perf_counter()
 
     def report(self) -> None:
-        """Read the numbers of the pending steps, which waits for the device, and write their rows.
+        """Write the rows of the pending steps, whose numbers are read from the device, which this waits for.
 
-        Raises UserError, on every rank, after `max_bad_steps` steps in a row that were skipped.
+        Raises UserError on every rank once `max_bad_steps` steps in a row were skipped.
         """
         seconds = time.perf_counter() - self.timed_from
         for row in step_rows(self.pending, seconds, self.model, self.matrices, self.device):
@@ -295,7 +306,7 @@ class Loop:
 
 
 def give_up(last: int, count: int, inputs: RunInputs) -> None:
-    """Raise UserError for the `count` steps up to step `last`, which were skipped, and name their conversations."""
+    """Raise UserError because the `count` steps up to step `last` were skipped, and name their conversations."""
     first, names = last - count + 1, []
     for step in map(inputs.curriculum.step, range(first, last + 1)):
         names += conversation_names(step.data, [int(c) for row in step.rows for c in row])
@@ -312,25 +323,25 @@ def give_up(last: int, count: int, inputs: RunInputs) -> None:
     )
 
 
-def leave_early(step: int, stop: Stopping, writer: local.Writer) -> None:
+def leave_early(step: int, stop_flag: StopFlag, writer: local.Writer) -> None:
     """Finish what is saved, upload it as far as the time allows, and raise Preempted; collective."""
     limit_waiting(SET_UP_LIMIT)
     writer.wait()
     where = "saved"
     if writer.uploader:
-        uploaded = on_first(lambda: writer.uploader.finish(stop.remaining_s()))
+        uploaded = on_first(lambda: writer.uploader.finish(stop_flag.remaining_s()))
         writer.end_after_bug_of_upload()
         where += " and uploaded" if uploaded else ", on this disk only: there was no time to upload it"
-    left = Preempted(f"asked to leave ({stop.reason}): step {step} is {where}; start the same command again")
-    stop.note(str(left))
-    dist.barrier()  # torchrun stops the others once the first one has left
+    left = Preempted(f"asked to leave ({stop_flag.reason}): step {step} is {where}; start the same command again")
+    stop_flag.note(str(left))
+    dist.barrier()  # once the first process has left, torchrun stops the others
     raise left
 
 
 def export(
     inputs: RunInputs, model: TrainedModel, disk: local.Disk, reporter: Reporter | None, uploader: Uploader | None
 ) -> None:
-    """Write the trained model with its card and, if there is storage, upload it; collective.
+    """Write the trained model with its card and, if the run has a storage, upload it; collective.
 
     The last checkpoint is saved by now, so an error says how to write the model without training again.
     """
@@ -343,20 +354,20 @@ def export(
             huggingface.export(model, inputs.model_files, output_dir / "model", card, output_dir / "adapter")
         except Exception:
             if uploader:
-                uploader.finish()  # the last checkpoint is all that there is of the run
+                uploader.finish()  # without a model, the last checkpoint is all that is left of the run
             raise
     if reporter:
         refresh_page(output_dir)
     if uploader:
         uploader.finish()
         raise_anywhere(uploader.bug)
-        meta = {"step": inputs.total, "world_size": dist.get_world_size(), "machines": len(disk.holders)}
+        meta = {"step": inputs.total, "world_size": dist.get_world_size(), "machines": len(disk.leaders)}
         meta["identity"] = inputs.identity
         on_first(lambda: upload_model(uploader.store, output_dir / "model", meta))
 
 
 def advice(disk: local.Disk, last: int) -> str:
-    """What to do if the export fails after step `last`, the run's last, is saved."""
+    """Say what to do if the export fails. Step `last` is the run's last, which is saved by then."""
     line = f"Step {last}, the last, is saved: once the cause is gone, the same command writes the model, and trains nothing again"
     if not disk.shared:
         return line
@@ -372,15 +383,14 @@ def main(argv: list[str] | None = None) -> int:
         code = train_to_exit_code(parse_config(sys.argv[1:] if argv is None else argv))
     except Exception as error:
         if is_loss_of_peer(error):
-            reason = (
-                str(error).splitlines()[0].split("] ", 1)[-1].split(". This is typically")[0]
-            )  # without gloo's advice
+            # gloo's message, without the place in its source before it and the advice after it
+            reason = str(error).splitlines()[0].split("] ", 1)[-1].split(". This is typically")[0]
             raise UserError(
                 f"another process of the run has ended ({reason}); its own line, or torchrun's, says why. Start the same "
                 "command again"
             ) from None
-        # Among several processes the group outlives an error until the process has ended: closing its connections here
-        # would have the others fail before the cause is printed.
+        # With several processes the group stays open until this process has ended. If it were closed here, the others would
+        # fail before the cause is printed.
         if world_size() == 1:
             leave_ranks()
         raise
@@ -389,16 +399,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train_to_exit_code(config: TrainConfig) -> int:
-    """Train; return 0, or 75 after a preemption, of which the file OUTPUT_DIR/preempted then tells the run script."""
+    """Train, and return the exit code: 0, or 75 after a preemption.
+
+    After a preemption the file OUTPUT_DIR/preempted is there for the run script.
+    """
     try:
         train(config)
     except torch.OutOfMemoryError:
         raise UserError(out_of_memory_line(config, world_size())) from None
     except Preempted as asked:
         logger.warning(str(asked))
-        return stopping.EXIT_CODE
+        return EXIT_CODE
     if not config.dry_run:
-        (Path(config.output_dir) / stopping.MARK).unlink(missing_ok=True)  # of a notice that came too late to matter
+        (Path(config.output_dir) / NOTE_FILE).unlink(
+            missing_ok=True
+        )  # written by a notice that came after the last step
     return 0
 
 

@@ -13,12 +13,12 @@ PATIENCE_S = 10.0
 
 
 class Heard:
-    """The part of Stopping that a watcher uses."""
+    """The part of StopFlag that a watcher uses."""
 
     def __init__(self):
         self.reason, self.seconds, self.save_soon = None, None, False
 
-    def request(self, reason: str, seconds: float) -> None:
+    def set(self, reason: str, seconds: float) -> None:
         self.seconds, self.reason = seconds, reason
 
 

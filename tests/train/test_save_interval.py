@@ -18,7 +18,7 @@ def clock(monkeypatch):
 
 def save_interval(every="auto", hours=0.5, machines=1, blocking_s=None, upload_s=None):
     writer = SimpleNamespace(
-        blocking_s=blocking_s, uploader=None if upload_s is None else SimpleNamespace(seconds=upload_s)
+        last_blocking_s=blocking_s, uploader=None if upload_s is None else SimpleNamespace(seconds=upload_s)
     )
     return SaveInterval(CheckpointConfig(every=every, preemption_hours=hours), machines, writer), writer
 
@@ -55,7 +55,7 @@ def test_auto_waits_for_youngs_interval(clock, blocking_s, hours, machines, uplo
     assert not auto.wants_one()
     clock.now += 0.2
     assert auto.wants_one()
-    writer.blocking_s = blocking_s or 1.0  # a save that was begun has been measured
+    writer.last_blocking_s = blocking_s or 1.0  # a save that was begun has been measured
     auto.saved()
     assert not auto.wants_one()
 
@@ -64,7 +64,7 @@ def test_it_logs_the_interval_and_again_when_that_has_doubled(clock, caplog):
     caplog.set_level(logging.INFO, logger="fastft")
     auto, writer = save_interval(blocking_s=2.0)
     for blocking_s in (2.0, 4.0, 9.0):
-        writer.blocking_s = blocking_s
+        writer.last_blocking_s = blocking_s
         auto.saved()
     first, second = caplog.messages
     assert first == (

@@ -89,7 +89,7 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     assert process.wait(PATIENCE_S) == stopping.EXIT_CODE
     step = run.steps()[-1]
     said = f"asked to leave (SIGTERM): step {step} is saved and uploaded"
-    assert said in run.log.read_text() and said in (run.out / stopping.MARK).read_text()
+    assert said in run.log.read_text() and said in (run.out / stopping.NOTE_FILE).read_text()
     assert step < STEPS and not (run.out / "model").exists()
     store = Store(run.remote)
     [(name, meta)] = checkpoints(store).found
@@ -106,7 +106,7 @@ def test_asked_to_leave_it_saves_uploads_and_goes_on_from_storage_alone(ground, 
     assert f"{local}: {shard.name} does not hold what was written; fetching it from storage" in log, log
     assert f"resumed: step {step} from" in log and "fetching 1 of its files," in log
     assert run.steps() == list(range(1, STEPS + 1))
-    assert not (run.out / stopping.MARK).exists()
+    assert not (run.out / stopping.NOTE_FILE).exists()
 
     # The machine is gone, the run is over: nothing is done again, though only the model was kept and another run has the lease.
     shutil.rmtree(run.out)
@@ -169,7 +169,7 @@ def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
         for process in both:
             process.kill()
             process.wait()
-    assert not (run.out / "model").exists() and not (run.out / stopping.MARK).exists()
+    assert not (run.out / "model").exists() and not (run.out / stopping.NOTE_FILE).exists()
 
 
 RANK_1_IS_GONE = """
@@ -255,13 +255,13 @@ def test_asked_after_the_last_step_by_a_machine_whose_storage_answers_no_more(gr
         assert process.wait(PATIENCE_S) == stopping.EXIT_CODE, run.log.read_text()
     finally:
         process.kill()
-    assert "step 4 is saved, on this disk only" in (run.out / stopping.MARK).read_text()
+    assert "step 4 is saved, on this disk only" in (run.out / stopping.NOTE_FILE).read_text()
     assert (run.out / "checkpoints/step-00000004").is_dir() and not (run.out / "model").exists()
 
 
 def test_advice_that_comes_while_the_ranks_agree_is_heard_the_next_time(monkeypatch):
-    stop = stopping.Stopping()
-    stop.forget()
+    stop = stopping.StopFlag()
+    stop.restore_signals()
     stop.group = None
     monkeypatch.setattr(stopping.dist, "all_reduce", lambda *given, **more: setattr(stop, "save_soon", True))
     stop.agreed(1, False)
@@ -272,10 +272,10 @@ TWO_SIGNALS = """
 import os, signal, sys, time
 from pathlib import Path
 from fastft.common.distributed import join_ranks
-from fastft.train.preemption.stop import Stopping
+from fastft.train.preemption.stop import StopFlag
 join_ranks()
-stop = Stopping(Path(sys.argv.pop(1)))
-with stop.between_steps(0):
+stop = StopFlag(Path(sys.argv.pop(1)))
+with stop.deferred(0):
     for gap in map(float, sys.argv[1:]):
         time.sleep(gap)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -288,7 +288,7 @@ with stop.between_steps(0):
     ("gaps", "code", "said"), [(["0"], 0, "saved\n"), (["0", "0.2"], 0, "saved\n"), (["0", "1.2"], 75, "")]
 )
 def test_a_second_signal_stops_at_once_but_one_that_comes_twice_is_one(tmp_path, gaps, code, said):
-    mark = tmp_path / stopping.MARK
+    mark = tmp_path / stopping.NOTE_FILE
     command = [sys.executable, "-c", TWO_SIGNALS, str(mark), *gaps]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
@@ -300,7 +300,7 @@ HUNG_UP = TWO_SIGNALS.replace("SIGTERM", "SIGHUP").replace('sys.exit("not agreed
 
 @pytest.mark.parametrize(("before", "said"), [([], "saved\n"), (["nohup"], "goes on\nsaved\n")])
 def test_sighup_asks_to_leave_unless_nohup_says_otherwise(tmp_path, before, said):
-    mark = tmp_path / stopping.MARK
+    mark = tmp_path / stopping.NOTE_FILE
     command = [*before, sys.executable, "-c", HUNG_UP, str(mark), "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stdout) == (0, said), done.stderr
@@ -321,7 +321,7 @@ def test_a_terminal_that_is_closed_is_a_stop_that_saves(ground, tmp_path):
     os.close(terminal)  # the kernel sends SIGHUP to the terminal's processes
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == stopping.EXIT_CODE
-    assert "asked to leave (SIGHUP): step " in (run.out / stopping.MARK).read_text()
+    assert "asked to leave (SIGHUP): step " in (run.out / stopping.NOTE_FILE).read_text()
     step = run.steps()[-1]
     assert (run.out / "checkpoints" / f"step-{step:08d}").is_dir()
 

@@ -1,6 +1,6 @@
-"""The lease on a run's place in object storage, so that two runs never write to the same place.
+"""Hold the lease on a run's address in object storage, so that two runs never write to the same address.
 
-Two runs of one name happen: a managed job that is started again while its last machine still works, or the same command
+Two runs with one name do happen: a managed job is started again while its last machine still works, or the same command is
 typed twice. Storage has no locks, so the lease is an object, `lease.json`, that its holder rewrites every 20 seconds.
 """
 
@@ -20,17 +20,18 @@ from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 120.0  # how long it lasts after its holder last renewed it
-RENEW_S = 20.0
-RELEASE_S = 5.0  # torchrun gives 30 s after a signal, of which an upload may have taken 27
+LEASE_S = 120.0  # how long a lease lasts after it was renewed
+RENEW_S = 20.0  # how often its holder renews it
+RELEASE_S = 5.0  # short, because torchrun gives 30 s after a signal, and an upload may have taken 27 of them
 
 
 class Lease:
     """The right to write under an address, for one run at a time.
 
-    Another run may take it if the holder has released it, if the holder was a process of this machine that has ended or an
-    earlier start of this managed job, or if it has not changed for two minutes, by the clock of the storage or by watching
-    it. A holder that finds the lease gone has lost it: another run may have held and released it in the meantime.
+    Another run may take the lease in one of four cases: its holder has released it; the holder was a process of this machine
+    that has ended; the holder was an earlier start of this managed job; or the lease has not been renewed for two minutes, by
+    the clock of the storage or by watching it. A holder that finds its lease gone has lost it, because another run may have
+    held and released it in the meantime.
     """
 
     def __init__(self, store: Store):
@@ -50,20 +51,23 @@ class Lease:
         self.thread.start()
 
     def is_mine(self) -> bool:
-        """Return False once another run has taken it, or this run has released it."""
+        """Whether this run still holds the lease: False once another run has taken it, or this run has released it."""
         held = self._read()
         self.lost = self.lost or held is None or held.get("token") != self.mine["token"]
         return not self.lost and not self._ended.is_set()
 
     def release(self) -> None:
-        """Remove the lease, so that the next start need not wait. If the storage does not answer in 5 s, it has to."""
+        """Remove the lease, so that the next start need not wait for it to run out.
+
+        If the storage does not answer within 5 s, the lease stays.
+        """
         self._ended.set()
         last = threading.Thread(target=self._remove, name="release", daemon=True)
         last.start()
         last.join(RELEASE_S)
 
     def _remove(self) -> None:
-        self.thread.join()  # else it could write the lease again after the removal
+        self.thread.join()  # otherwise the thread could write the lease again after it was removed
         with contextlib.suppress(UserError):
             self.is_mine()
             if not self.lost:
@@ -75,14 +79,17 @@ class Lease:
                 if not self.is_mine():
                     return
                 self._write()
-            except UserError:  # storage does not answer; either it will again, or the lease runs out
+            except UserError:  # the storage does not answer: it is asked again, or the lease runs out
                 pass
             except Exception as error:
                 self.bug = error
                 return
 
     def _age(self) -> float:
-        """Seconds since the lease was written, by the storage's clock, because those of machines jump. 0 if it tells no time."""
+        """Seconds since the lease was written; 0 if the storage does not tell the time at which an object was written.
+
+        They are measured by the storage's clock, because the clocks of machines jump.
+        """
         probe = f"lease-probe-{self.mine['token']}"
         self.store.write(probe, "")
         try:
@@ -104,11 +111,11 @@ class Lease:
         return held if isinstance(held, dict) else None
 
     def _may_take(self, held: dict[str, Any]) -> bool:
-        """Whether the holder of `held` is gone; this may watch the lease for two minutes."""
+        """Whether the holder of the lease `held` is gone. To find out, this may watch the lease for two minutes."""
         if self.mine["job"] and held.get("job") == self.mine["job"]:
             return True
         here = (held.get("host"), held.get("boot")) == (self.mine["host"], self.mine["boot"])
-        if here and not _alive(held.get("pid")):  # one that is alive may be another process with the same number
+        if here and not _alive(held.get("pid")):  # if it is alive, it may still be another process with the same number
             return True
         age = self._age()
         if age > LEASE_S:
@@ -127,7 +134,7 @@ class Lease:
 
 
 def _boot() -> str:
-    """An id of this boot of this machine, which tells a process from one that had the same number before a reboot."""
+    """The id of this boot of this machine. It tells a process from one that had the same number before a reboot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -135,7 +142,7 @@ def _boot() -> str:
 
 
 def _alive(pid: Any) -> bool:
-    """Whether a process with this number runs here; True if that cannot be told."""
+    """Whether a process with this number runs on this machine; True if that cannot be found out."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
@@ -146,10 +153,10 @@ def _alive(pid: Any) -> bool:
 
 
 def _managed_job() -> str:
-    """An id of SkyPilot's managed job, "" outside of one. A job is started again only when its earlier machines are gone.
+    """The id of SkyPilot's managed job, or "" outside of one. A job is started again only when its earlier machines are gone.
 
-    The job's number alone is not unique, because other API servers count from 1, too. The task's id begins with the time at
-    which its controller started, and stays the same for all starts of the job.
+    The job's number alone is not unique, because every API server counts from 1. The task's id begins with the time at which
+    its controller started, and stays the same for all starts of the job.
     """
     names = ("SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_TASK_ID")
     return "/".join(os.environ[name] for name in names) if all(map(os.environ.get, names)) else ""

@@ -1,10 +1,10 @@
-"""Checkpoints on this machine's disk, which are either complete or not there.
+"""Write, find and load checkpoints on this machine's disk, where they are either complete or not there.
 
-A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100: PyTorch's distributed checkpoint (every rank writes its
-shards and syncs them to the disk), the run's own files as they were after that step, and `meta.json`, the manifest, which
-names every file with its size and XXH3-128. Training waits only while the state is copied to the host's memory. A thread
-writes the copy to `….tmp` and publishes it by one rename; then `fastft.train.checkpoint.remote` uploads it. `latest` is a
-hint for people and scripts, nothing here reads it. The position of a run is one integer, the step; everything else is
+A checkpoint is a directory OUTPUT_DIR/checkpoints/step-00000100. It holds PyTorch's distributed checkpoint (every rank writes
+its shards and syncs them to the disk), the run's own files as they were after that step, and `meta.json`, the manifest,
+which names every file with its size and XXH3-128. Training waits only while the state is copied to the host's memory. A
+thread writes the copy to `….tmp` and publishes it by one rename; then `fastft.train.checkpoint.remote` uploads it. `latest`
+is a hint for people and scripts; nothing here reads it. The position of a run is one integer, the step; everything else is
 computed again.
 """
 
@@ -37,17 +37,18 @@ from fastft.train.checkpoint.remote import Uploader
 
 logger = logging.getLogger(__name__)
 
-RUN_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")  # what a run needs to continue on an empty disk as one run
+RUN_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")  # with these a run goes on as the same run on an empty disk
 WRITE_LIMIT = timedelta(hours=2)
 
 
 class Disk:
-    """The directory of the checkpoints, and the ranks that look after a machine's files there (`holders`).
+    """The directory of the checkpoints, and the `leaders`: the ranks that publish and remove files there, one for each disk.
 
-    The holder is rank 0 if all machines share the directory, else the first process of each machine. Collective.
+    If all machines share the directory, rank 0 is the leader; otherwise the first process of each machine is one.
     """
 
     def __init__(self, directory: Path):
+        """Make the directory, and find out whether the machines share it; collective."""
         self.directory = directory
         token = on_first(lambda: secrets.token_hex(4))
         probe = directory / f".shared-{token}"
@@ -58,10 +59,11 @@ class Disk:
         dist.all_gather_object(seen, (first_here, probe.exists()))
         on_first(probe.unlink)
         self.shared = all(there for _, there in seen)
-        self.holders = [0] if self.shared else [rank for rank, (first, _) in enumerate(seen) if first]
-        self.is_holder = dist.get_rank() in self.holders
+        self.leaders = [0] if self.shared else [rank for rank, (first, _) in enumerate(seen) if first]
+        self.is_leader = dist.get_rank() in self.leaders
 
     def _make(self) -> None:
+        """Make the directory. Raises UserError if that is not possible."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -74,7 +76,7 @@ class Disk:
 
 
 class Writer:
-    """Writes checkpoints while training continues, one at a time, and removes those that are not to be kept."""
+    """Writes checkpoints while training continues, one at a time, and removes older ones that need not be kept."""
 
     def __init__(self, disk: Disk, keep: int, keep_every: int = 0, uploader: Uploader | None = None):
         self.disk, self.keep, self.keep_every, self.uploader = disk, keep, keep_every, uploader
@@ -86,27 +88,27 @@ class Writer:
             use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
         )
         self.stager = DefaultStager(options)
-        self.bug: BaseException | None = None  # met while writing, to be raised with its traceback by `wait`
+        self.bug: BaseException | None = None  # was met while writing; `wait` raises it with its traceback
         self.under_way: tuple[Path, Future[str | None]] | None = None
-        self.blocking_s: float | None = None  # how long training waited for the last `save`
-        self.saves, self.blocked_s = 0, 0.0
+        self.last_blocking_s: float | None = None  # how long training waited for the last `save`
+        self.saves, self.total_blocking_s = 0, 0.0
 
     def save(self, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
-        """Copy the state, and leave the writing to the thread; collective. Raises UserError as `wait` does."""
+        """Copy the state to the host's memory, and leave the writing to the thread; collective. Raises UserError as `wait`."""
         began = time.perf_counter()
         self.wait()
         final = self.disk.directory / f"step-{step:08d}"
         staged = self.stager.stage(_state(model, optimizer))
-        meta = {**meta, "step": step, "world_size": dist.get_world_size(), "machines": len(self.disk.holders)}
+        meta = {**meta, "step": step, "world_size": dist.get_world_size(), "machines": len(self.disk.leaders)}
         self.under_way = final, self.thread.submit(self._write, staged, final, meta, self._run_files())
-        self.blocking_s = time.perf_counter() - began
-        self.saves, self.blocked_s = self.saves + 1, self.blocked_s + self.blocking_s
+        self.last_blocking_s = time.perf_counter() - began
+        self.saves, self.total_blocking_s = self.saves + 1, self.total_blocking_s + self.last_blocking_s
 
     def wait(self) -> None:
-        """Return when the checkpoint that is being written is published; collective.
+        """Wait until the checkpoint that is being written is published; collective.
 
-        Raises UserError on every rank if any rank could not write, for example on a full disk. Nothing that looks complete
-        is left then. A bug that a rank's thread met while it wrote is raised there with its traceback.
+        Raises UserError on every rank if any rank could not write, for example because its disk is full. Then nothing is left
+        that looks complete. A bug that a rank's thread met while it wrote is raised on that rank with its traceback.
         """
         if self.under_way is None:
             return
@@ -114,7 +116,7 @@ class Writer:
         failures: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(failures, written.result())
         if failure := next(filter(None, failures), None):
-            if self.disk.is_holder:
+            if self.disk.is_leader:
                 shutil.rmtree(_partial(final), ignore_errors=True)
             raise_anywhere(self.bug)
             raise UserError(
@@ -139,10 +141,11 @@ class Writer:
 
     @property
     def patient_groups(self) -> list[dist.ProcessGroup]:
-        """The process groups whose messages wait for disks and storage."""
+        """The process groups in which messages wait for disks and storage, and so may take long."""
         return [self.group, *([self.uploader.group] if self.uploader else [])]
 
     def _run_files(self) -> dict[str, bytes]:
+        """The run's own files as they are now, by name, on rank 0."""
         if dist.get_rank():
             return {}
         paths = (self.disk.directory.parent / name for name in RUN_FILES)
@@ -154,7 +157,7 @@ class Writer:
         """Write and publish a checkpoint; runs in the thread of every rank. Returns what went wrong."""
         partial = _partial(final)
         try:
-            if self.disk.is_holder:
+            if self.disk.is_leader:
                 shutil.rmtree(partial, ignore_errors=True)
             dist.barrier(self.group)
             dcp.save(state, checkpoint_id=partial, process_group=self.group)
@@ -163,14 +166,14 @@ class Writer:
             own = self._describe_own(partial, run_files)
             failure = None
         except (Exception, CheckpointException) as error:  # the latter derives from BaseException
-            # Whatever it is, the other ranks wait to hear of it.
+            # Whatever went wrong, the other ranks must hear of it, because they wait for this rank.
             own, failure = {}, self._failure(error, state, run_files, partial)
             self.bug = error if _is_bug(error) else None
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
         if failure := next((failure for _, _, failure in everyone if failure), None):
             return failure
-        if self.disk.is_holder:
+        if self.disk.is_leader:
             try:
                 self._publish(final, meta, everyone)
             except Exception as error:  # as above
@@ -179,12 +182,12 @@ class Writer:
         return None
 
     def _failure(self, error: BaseException, state: dict[str, Any], run_files: dict[str, bytes], partial: Path) -> str:
-        """What went wrong, and of a full disk how much room the checkpoint needs."""
+        """Say what went wrong. If the disk is full, say how much room the checkpoint needs."""
         if (number := full_disk(root_error(error))) is None:
             return root_cause(error)
-        # A DTensor counts as a whole: these are the bytes of all ranks' shards.
+        # The nbytes of a DTensor are those of the whole tensor, so this counts the shards of all ranks.
         whole = sum(leaf.nbytes for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor))
-        needed = whole // len(self.disk.holders) + sum(map(len, run_files.values()))
+        needed = whole // len(self.disk.leaders) + sum(map(len, run_files.values()))
         return lack_of_room(number, partial, needed, partial)
 
     def _describe_own(self, partial: Path, run_files: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -195,6 +198,7 @@ class Writer:
         return {path.name: manifest.entry(path) for path in paths}
 
     def _publish(self, final: Path, meta: dict[str, Any], everyone: list[tuple[int, dict[str, Any], Any]]) -> None:
+        """Publish the checkpoint with the files that `everyone` has written, offer it to the uploader, and remove old ones."""
         files = {name: entry for _, own, _ in everyone for name, entry in own.items()}
         meta = {**meta, "files": files}
         publish(_partial(final), final, meta)
@@ -213,11 +217,12 @@ def _is_bug(error: BaseException) -> bool:
 
 
 def _partial(final: Path) -> Path:
+    """The directory in which a checkpoint is written before it is published."""
     return final.with_name(final.name + ".tmp")
 
 
 def _state(model: TrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What training changes. Frozen weights can be read again from the model that the run started from."""
+    """The tensors that training changes. Frozen weights can be read again from the model from which the run started."""
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return {"model": trained, "optimizer": get_optimizer_state_dict(model, optimizer)}
 
@@ -230,9 +235,10 @@ def load(path: Path, model: TrainedModel, optimizer: torch.optim.Optimizer) -> N
 
 
 def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.dtype]) -> dict[str, torch.Tensor]:
-    """The weights that a checkpoint holds among the parameters `names`, unsharded, on the CPU, each in dtype(name).
+    """Read the weights of the parameters `names` from a checkpoint, unsharded, on the CPU, each in the data type dtype(name).
 
-    Any number of processes may have written it. Raises UserError if it cannot be read.
+    Parameters that the checkpoint does not hold are left out. Any number of processes may have written it. Raises UserError
+    if it cannot be read.
     """
     try:
         saved = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
@@ -252,12 +258,12 @@ def read_trained(path: Path, names: Iterable[str], dtype: Callable[[str], torch.
 def publish(partial: Path, final: Path, meta: dict[str, Any]) -> None:
     """Make the files in `partial` durable, with `meta` as their manifest, and rename the directory to `final`."""
     write_whole(partial / manifest.NAME, manifest.dumps(meta), durable=True)
-    publish_directory(partial, final)  # one of that name that is there is incomplete
+    publish_directory(partial, final)  # may replace a directory of that name, which is incomplete
     write_whole(final.parent / "latest", f"{final.name}\n", durable=True)
 
 
 def listing(directory: Path) -> manifest.Listing:
-    """The checkpoints under `directory` whose manifest can be read; whether their files are complete is not looked at."""
+    """List the checkpoints under `directory` whose manifest can be read, without looking at their files."""
     found, passed_over = [], []
     for path in _newest_first(directory):
         try:
@@ -268,7 +274,7 @@ def listing(directory: Path) -> manifest.Listing:
 
 
 def complete(directory: Path) -> manifest.Listing:
-    """The checkpoints under `directory` whose files are all there, judged by their sizes."""
+    """List the checkpoints under `directory` whose files are all there and have the right sizes."""
     found, passed_over = [], []
     for path in _newest_first(directory):
         if fault := fault_of(path):
@@ -288,12 +294,12 @@ def _newest_first(directory: Path) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether `path` has the name of a published checkpoint. `step-bestever`, and links, are somebody else's."""
+    """Whether `path` is a directory that the trainer named; `step-bestever`, and links, are somebody else's."""
     return manifest.step_of(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
 def fault_of(path: Path) -> str | None:
-    """What is wrong with a published checkpoint, judged by the sizes of its files; None if it is complete."""
+    """Say what is wrong with a published checkpoint, judging by the sizes of its files; None if it is complete."""
     try:
         return next(iter(manifest.faults(path, manifest.read(path)).values()), None)
     except manifest.DamagedError as error:
@@ -301,11 +307,11 @@ def fault_of(path: Path) -> str | None:
 
 
 def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: set[int] = frozenset()) -> None:
-    """Once step `newest` is published, remove what is not to be kept.
+    """Remove what need not be kept once step `newest` is published.
 
-    That is what interrupted writes left, checkpoints that are damaged or of a later step, and of the others all but the
-    newest `keep`, those whose step is a multiple of `keep_every` (0: none), and those `in_use`. What the trainer has not
-    written, by its exact name, stays, and so does a directory without a manifest.
+    Removed are the remains of interrupted writes, and checkpoints that are damaged or of a later step. Of the others, the
+    newest `keep` stay, those whose step is a multiple of `keep_every` (0: none), and the steps `in_use`. A directory that has
+    no manifest stays, and so does everything whose name is not exactly one that the trainer gives.
     """
     found = {path: _step_if_whole(path) for path in _newest_first(directory) if (path / manifest.NAME).exists()}
     kept = manifest.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
@@ -318,14 +324,17 @@ def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: 
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint. If this is interrupted, what is left has the name of an interrupted write."""
+    """Remove a checkpoint. If this is interrupted, the remains have the name of an interrupted write."""
     with suppress(OSError):
         os.rename(path, _partial(path))
         shutil.rmtree(_partial(path))
 
 
 def _step_if_whole(path: Path) -> int | None:
-    """The step of a checkpoint whose files are all here, or partly on the disks of other machines; else None."""
+    """The step of a checkpoint whose files are complete as far as they are on this disk; None if it is damaged.
+
+    If the checkpoint is of several machines, a missing file is no damage, because it may be on the disk of another one.
+    """
     try:
         meta = manifest.read(path)
     except (manifest.DamagedError, UserError):
@@ -337,7 +346,7 @@ def _step_if_whole(path: Path) -> int | None:
 
 
 def root_error(error: BaseException) -> BaseException:
-    """The error below those that distributed checkpointing wraps it in."""
+    """The original error, without the exceptions into which distributed checkpointing wraps it."""
     failures = getattr(error, "failures", None)  # CheckpointException: rank -> (exception, stack)
     if failures:
         error = next(iter(failures.values()))[0]
@@ -347,6 +356,6 @@ def root_error(error: BaseException) -> BaseException:
 
 
 def root_cause(error: BaseException) -> str:
-    """The first line of `root_error`: the system's own words."""
+    """The first line of the original error, in the system's own words."""
     error = root_error(error)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

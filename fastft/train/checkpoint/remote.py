@@ -1,14 +1,15 @@
-"""Checkpoints in object storage, uploaded while training continues by one thread on each machine that has files of its own.
+"""Upload checkpoints to object storage while training continues, and find and fetch them there.
 
     RUN/step-00000100-3f2a9c01/…           a checkpoint's files; each directory is written once and never again
-    RUN/step-00000100-3f2a9c01/COMMITTED   its manifest, put there last: a directory without one is no checkpoint
+    RUN/step-00000100-3f2a9c01/COMMITTED   its manifest, written last: a directory without one is no checkpoint
     RUN/model/…, RUN/model/COMMITTED       the trained model: the run is finished
-    RUN/lease.json                         who writes here
+    RUN/lease.json                         the run that writes here
 
-The first machine names the newest checkpoint that is complete on disk, every machine uploads its own files, and when all
-have confirmed, the first machine writes the manifest. An upload that fails is logged and left without a manifest; the next
-checkpoint is tried anew. Training never waits for an upload, except for that of the last checkpoint. What else lies in
-that place, such as `step-best` of the user's, is nobody's to remove.
+One thread on each machine that has files of its own uploads them. The first machine chooses the newest checkpoint that is
+complete on disk, every machine uploads its files, and when all have confirmed, the first machine writes the manifest. An
+upload that fails is logged and gets no manifest, and the next checkpoint is uploaded as usual. Training never waits for an
+upload, except for that of the last checkpoint. Whatever else lies at that address, such as a user's `step-best`, is never
+removed.
 """
 
 import errno
@@ -37,7 +38,7 @@ from fastft.train.checkpoint.lease import Lease
 
 logger = logging.getLogger(__name__)
 
-COMMITTED = "COMMITTED"  # name of a manifest in storage; what has none is not complete
+COMMITTED = "COMMITTED"  # name of a manifest in storage
 MODEL = "model"
 OURS = re.compile(r"step-\d{8}-[0-9a-f]{8}")  # names of the directories that an Uploader writes
 AT_ONCE = 8  # objects that are transferred at the same time
@@ -46,7 +47,7 @@ Offer = tuple[Path, dict[str, Any], list[str]]  # directory, manifest, and which
 
 
 def checkpoints(store: Store) -> manifest.Listing:
-    """The committed checkpoints, by their directories in the storage. Raises StorageError if it cannot be read."""
+    """List the checkpoints that have a manifest, by their directories in storage. Raises StorageError if it cannot be read."""
     found, passed_over = [], []
     for name in directories(store):
         if (text := store.read(f"{name}/{COMMITTED}")) is None:
@@ -60,7 +61,7 @@ def checkpoints(store: Store) -> manifest.Listing:
 
 
 def directories(store: Store) -> list[str]:
-    """The directories that a run's uploads made, committed or not."""
+    """The directories that uploads have made, with or without a manifest."""
     return [name for name in store.directories() if OURS.fullmatch(name)]
 
 
@@ -82,15 +83,15 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
 
 
 def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> str | None:
-    """Download files of the checkpoint `name` and prove them. Returns what is not as its manifest says, or None.
+    """Download `files` of the checkpoint `name`, and check them. Returns what disagrees with their entries, or None.
 
-    Only that makes a checkpoint damaged. Raises StorageError if the storage does not give a file, UserError if the disk of
-    `target` is full: both say nothing about the checkpoint.
+    Only a disagreement means that the checkpoint is damaged. Raises StorageError if the storage does not give a file, and
+    UserError if the disk of `target` is full.
     """
     total = bytes_text(_bytes(files))
     logger.info("fetching %d of its files, %s, from %s/%s", len(files), total, store.url, name)
     require_room(target, files)
-    for again in (False, True):  # bytes that were changed on their way are right the next time
+    for again in (False, True):  # bytes that were changed on their way are right the second time
         try:
             _get_all(store, name, files, target)
         except StorageError as error:
@@ -130,7 +131,7 @@ def _get_all(store: Store, name: str, files: Iterable[str], target: Path) -> Non
     except Exception:
         pool.shutdown(cancel_futures=True)
         raise
-    finally:  # who is asked to leave does not wait for storage
+    finally:  # after Preempted, too, which does not wait for storage
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -143,29 +144,31 @@ def _put_all(store: Store, directory: Path, name: str, files: Iterable[str]) -> 
 class Uploader:
     """Uploads checkpoints from a thread of its own.
 
-    `holders` are the ranks, one a machine, whose disks hold files of their own. The first of them is rank 0, which alone
-    has the lease.
+    `leaders` are the ranks that upload, one for each disk (`local.Disk.leaders`). The first of them is rank 0, which alone has
+    the lease.
     """
 
-    def __init__(self, store: Store, lease: Lease | None, holders: Sequence[int], keep: int, keep_every: int):
+    def __init__(self, store: Store, lease: Lease | None, leaders: Sequence[int], keep: int, keep_every: int):
         self.store, self.lease, self.keep, self.keep_every = store, lease, keep, keep_every
-        self.group = dist.new_group(list(holders), backend="gloo", timeout=timedelta(days=30))
+        self.group = dist.new_group(list(leaders), backend="gloo", timeout=timedelta(days=30))
         self.first = dist.get_rank() == 0
-        self.attempt = secrets.token_hex(4)  # rank 0's counts: no start writes to the directories of another
+        # Ends the names of this start's directories, so that it never writes to those of another.
+        self.attempt = secrets.token_hex(4)
         self.changed = threading.Condition()
         self.offers: dict[int, Offer] = {}
         self.closing = False
-        self.tried = self.committed = self.current = -1  # steps
-        self.failed = 0  # uploads in a row
+        # Steps: the last that was tried, the last that is in storage, and the one under way.
+        self.tried = self.committed = self.current = -1
+        self.failed = 0  # uploads that failed in a row
         self.seconds = 0.0  # how long the last upload took
-        self.own_bug: Exception | None = None  # met in the thread
+        self.own_bug: Exception | None = None  # was met in the thread
         self.thread: threading.Thread | None = None
-        if dist.get_rank() in holders:
+        if dist.get_rank() in leaders:
             self.thread = threading.Thread(target=self._run, name="upload", daemon=True)
             self.thread.start()
 
     def offer(self, step: int, directory: Path, meta: dict[str, Any], files: list[str]) -> None:
-        """Say that a checkpoint is complete on disk. It takes the place of one that is still waiting to be uploaded."""
+        """Offer a checkpoint that is complete on disk. It replaces one that is still waiting to be uploaded."""
         with self.changed:
             self.offers = {other: offer for other, offer in self.offers.items() if other == self.current}
             self.offers[step] = directory, meta, files
@@ -178,7 +181,7 @@ class Uploader:
 
     @property
     def bug(self) -> Exception | None:
-        """A bug that was met in a thread of this process, which the run is to raise with its traceback."""
+        """The bug that a thread of this process has met, or None. The run is to raise it with its traceback."""
         return self.own_bug or (self.lease and self.lease.bug)
 
     def finish(self, seconds: float | None = None) -> bool:
@@ -190,7 +193,7 @@ class Uploader:
             self.thread.join(seconds)
         if not self.thread:
             return True
-        with self.changed:  # an offer is left where the thread has ended because another machine is gone
+        with self.changed:  # an offer is left over if the thread has ended because another machine is gone
             uploaded = self.committed == self.tried and max(self.offers, default=-1) <= self.committed
         return uploaded and not self.thread.is_alive()
 
@@ -200,18 +203,19 @@ class Uploader:
                 step, attempt = choice
                 self._upload(step, f"step-{step:08d}-{attempt}")
         except Exception as error:
-            if is_loss_of_peer(error):  # the trainer finds out by itself
+            if is_loss_of_peer(error):  # of which the training hears by itself
                 logger.warning("upload: ended (%s)", str(error).splitlines()[0])
             else:
                 self.own_bug = error
 
     def _agree(self, choice: tuple[int, str] | None) -> tuple[int, str] | None:
+        """Rank 0's choice of (step, attempt), on every machine."""
         box = [choice]
         dist.broadcast_object_list(box, 0, group=self.group)
         return box[0]
 
     def _next(self) -> tuple[int, str] | None:
-        """Wait for an offer that was not tried, and return the newest; None when there will be no more."""
+        """Wait for an offer that was not tried yet, and return the newest as (step, attempt); None if no more will come."""
         with self.changed:
             self.changed.wait_for(lambda: self.closing or max(self.offers, default=-1) > self.tried)
             newest = max(self.offers, default=-1)
@@ -221,12 +225,12 @@ class Uploader:
             return newest, self.attempt
 
     def _upload(self, step: int, name: str) -> None:
+        """Upload this machine's files of a step to the directory `name`, and commit it when all machines are done."""
         with self.changed:
             self.current = step
             self.changed.wait_for(lambda: max(self.offers, default=-1) >= step)
-            offer = self.offers.get(
-                step
-            )  # None where a newer checkpoint took its place before this choice was heard of
+            # None if a newer checkpoint has replaced it before rank 0's choice arrived here.
+            offer = self.offers.get(step)
         began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
         failure = self._attempt(lambda: self._put(name, offer)) if offer else SUPERSEDED
         dist.all_gather_object(failures, failure, group=self.group)
@@ -245,7 +249,7 @@ class Uploader:
             logger.warning("upload: step %d is on the disk only (%s)", step, failure)
 
     def _tell(self, step: int, failure: str | None) -> None:
-        """Say how the upload of a step went, loudly and on the live line once uploads fail again and again."""
+        """Log how the upload of a step went. From the second failure in a row on it is an error, and on the live line, too."""
         if failure is None:
             if self.failed > 1:
                 logger.info("upload: step %d is in storage, after %d uploads that failed", step, self.failed)
@@ -264,7 +268,7 @@ class Uploader:
         logs.set_notice(f"STORAGE HAS {held}, {self.failed} uploads failed")
 
     def _attempt(self, action: Callable[[], None]) -> str | None:
-        """Do `action` and return what went wrong. A bug is kept for the run, too: the other machines wait to hear of it."""
+        """Do `action`, and return what went wrong. This includes a bug, because the other machines wait for the result."""
         try:
             action()
         except UserError as error:
@@ -290,7 +294,7 @@ class Uploader:
             logger.warning("upload: older checkpoints could not be removed (%s)", error)
 
     def _prune(self, newest: str, step: int) -> None:
-        """Remove checkpoints that are not to be kept, and uploads that were never finished."""
+        """Remove checkpoints that need not be kept, and uploads that were never finished."""
         committed = checkpoints(self.store).found
         kept = manifest.kept((meta["step"] for _, meta in committed), step, self.keep, self.keep_every)
         keep, seen = {newest}, set()

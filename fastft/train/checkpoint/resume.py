@@ -1,8 +1,9 @@
-"""Where a run continues: at the newest checkpoint of the same run that can be read.
+"""Continue a run at the newest checkpoint that belongs to it and can be read.
 
-`find_starts` looks at the directories on the disks and at the storage, `resume` proves the bytes of a checkpoint before it
-loads them, and takes the next older one if they are wrong. Only what disagrees with its manifest is passed over: storage that
-does not answer, a full disk or refused access end the start, after minutes of trying, and the same command continues later.
+`find_candidates` looks for checkpoints on the disks and in the storage. `resume` checks all bytes of a checkpoint before it
+loads them, and takes the next older one if they are wrong. Only a checkpoint that disagrees with its manifest is passed over.
+If the storage does not answer, the disk is full or access is refused, the start ends with an error after minutes of trying,
+and the same command continues later.
 """
 
 import logging
@@ -56,8 +57,9 @@ def take_lease(store: Store | None, at_exit: ExitStack) -> Lease | None:
 def finished_model(output_dir: Path, store: Store | None, identity: dict, last: int, adapters: bool) -> str | None:
     """Where the trained model of this run is, or None if the run is not finished; collective.
 
-    It is finished if the model of step `last` is everywhere it should be and, with `adapters`, the adapters are beside it.
-    In storage the model alone is proof, because the checkpoints may have been removed.
+    Where there is storage, the run is finished if the model of step `last` is there: the checkpoints may have been removed.
+    Otherwise it is finished if the newest checkpoint is that of step `last` and the model is beside it, with its adapters if
+    `adapters` are trained.
     """
 
     def look() -> str | None:
@@ -76,30 +78,32 @@ def finished_model(output_dir: Path, store: Store | None, identity: dict, last: 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint that has a manifest: on disks, in storage (in the directory `remote`), or both."""
+    """A checkpoint from which a run may continue, on disks, in storage, or in both."""
 
     meta: dict[str, Any]
+    """Its manifest."""
     remote: str | None
+    """Its directory in storage, if it is there."""
 
     @property
     def name(self) -> str:
-        """Its directory on a disk."""
+        """The name of its directory on a disk."""
         return f"step-{self.meta['step']:08d}"
 
 
-def find_starts(config: TrainConfig, disk: Disk, store: Store | None, identity: dict) -> list[Candidate]:
-    """The checkpoints that this run can continue from, the newest first; collective.
+def find_candidates(config: TrainConfig, disk: Disk, store: Store | None, identity: dict) -> list[Candidate]:
+    """Find the checkpoints that this run may continue from, the newest first; collective.
 
-    Raises UserError if they belong to another run, or if something that is not this run's would be overwritten.
+    Raises UserError if they belong to another run, or if this run would overwrite something that is not its own.
     """
-    starts = candidates(disk, store)
-    if not starts:
+    candidates = list_checkpoints(disk, store)
+    if not candidates:
         _refuse_to_overwrite(config, store)
         return []
-    where = store.url if store and starts[0].remote else config.output_dir
+    where = store.url if store and candidates[0].remote else config.output_dir
     if not config.resume:
         raise UserError(f"{where}: holds an earlier run; choose another --output_dir or remove it")
-    changed = differences(starts[0].meta["identity"], identity)
+    changed = differences(candidates[0].meta["identity"], identity)
     if not config.stages:
         changed = [difference.removeprefix("stages.") for difference in changed]
     if changed and not config.allow_change:
@@ -109,11 +113,11 @@ def find_starts(config: TrainConfig, disk: Disk, store: Store | None, identity: 
         )
     for difference in changed:
         logger.info("changed: %s", difference)
-    return starts
+    return candidates
 
 
 def _refuse_to_overwrite(config: TrainConfig, store: Store | None) -> None:
-    """Raise UserError if results lie where this run, which has no checkpoint, would write its own; collective."""
+    """Raise UserError if a run without a checkpoint would overwrite results that are there; collective."""
     for result in (Path(config.output_dir, name) for name in ("model", "report.json")):  # the latter is the cleaner's
         if result.exists():
             raise UserError(f"{result}: is not this run's and would be overwritten; choose another --output_dir")
@@ -124,12 +128,13 @@ def _refuse_to_overwrite(config: TrainConfig, store: Store | None) -> None:
         )
 
 
-def candidates(disk: Disk, store: Store | None) -> list[Candidate]:
-    """All checkpoints with a manifest, the newest first, those on disk before others of the same step; collective.
+def list_checkpoints(disk: Disk, store: Store | None) -> list[Candidate]:
+    """All checkpoints with a manifest, the newest first; of the same step those on disk come first. Collective.
 
-    Raises UserError if there are checkpoints but no manifest can be read: a run does not start again without being asked.
+    Raises UserError if there are checkpoints of which no manifest can be read, because a run does not begin again from its
+    first step without being asked.
     """
-    here = everywhere((lambda: local.listing(disk.directory)) if disk.is_holder else None)
+    here = everywhere((lambda: local.listing(disk.directory)) if disk.is_leader else None)
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, here or manifest.Listing([], []))
 
@@ -142,21 +147,21 @@ def candidates(disk: Disk, store: Store | None) -> list[Candidate]:
         on_disk = {_contents(meta): meta for listing in everyone for _, meta in listing.found}
         found = [Candidate(meta, places.get(key)) for key, meta in on_disk.items()]
         found += [Candidate(meta, name) for name, meta in stored.found if _contents(meta) not in on_disk]
-        found.sort(key=lambda c: c.meta["step"], reverse=True)  # stable, so those on disk stay first
+        found.sort(key=lambda c: c.meta["step"], reverse=True)  # a stable sort, so those on disk stay before the others
         if passed_over and not found:
             raise UserError(
                 f"{passed_over[0]}; there is no other checkpoint. Put its manifest back, or move it away to start again from "
                 "the first step"
             )
         if store and not found:
-            _tell_of_the_unfinished(store)
+            _warn_of_unfinished_uploads(store)
         return found
 
     return on_first(join)
 
 
-def _tell_of_the_unfinished(store: Store) -> None:
-    """Warn that there are files of checkpoints but no manifest, before the run starts at its first step."""
+def _warn_of_unfinished_uploads(store: Store) -> None:
+    """Warn, before the run starts at its first step, if the storage holds files of checkpoints but no manifest."""
     if left := remote.directories(store):
         logger.warning(
             f"{store.url}: holds files of {len(left)} checkpoints ({left[-1]}, …) but no manifest ({remote.COMMITTED}), which is "
@@ -165,26 +170,26 @@ def _tell_of_the_unfinished(store: Store) -> None:
 
 
 def _contents(meta: dict[str, Any]) -> str:
-    """What is equal for two copies of the same checkpoint."""
+    """A text that is the same for two copies of a checkpoint, and differs for two checkpoints."""
     return manifest.dumps({"step": meta["step"], "files": meta["files"]})
 
 
 def resume(
-    starts: list[Candidate],
+    candidates: list[Candidate],
     disk: Disk,
     store: Store | None,
     model: TrainedModel,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
 ) -> dict[str, Any]:
-    """Load the newest of `starts` that can be read, and return its manifest; collective.
+    """Load the newest of `candidates` that can be read, and return its manifest; collective.
 
-    Without `starts`, returns what a manifest would say before the first step. Raises UserError if none can be read.
+    Without `candidates` this returns what a manifest would say before the first step. Raises UserError if none can be read.
     """
     damaged = []
-    for start in starts:
-        path, meta = disk.directory / start.name, start.meta
-        if fault := fetch(start, disk, store):
+    for candidate in candidates:
+        path, meta = disk.directory / candidate.name, candidate.meta
+        if fault := fetch(candidate, disk, store):
             damaged.append(fault)
             logger.warning("%s: passed over: %s", path, fault)
             continue
@@ -205,7 +210,7 @@ def resume(
                 "and the versions of fastft and torch that wrote it, or move it away to continue from an older one"
             ) from None
         logger.info("resumed: step %d from %s", meta["step"], path)
-        if disk.is_holder:
+        if disk.is_leader:
             _restore_run_files(path, disk.directory.parent)
         return meta
     if damaged:
@@ -217,21 +222,22 @@ def resume(
 
 
 def fetch(candidate: Candidate, disk: Disk, store: Store | None) -> str | None:
-    """Bring all files of a checkpoint to the disk of every machine and prove them; collective.
+    """Bring all files of a checkpoint to the disk of every machine, and check their contents; collective.
 
-    Returns what disagrees with its manifest, or None. Raises UserError on every rank if a machine could not find out.
+    Returns what disagrees with the manifest, or None. Raises UserError on every rank if a machine could not check.
     """
     path = disk.directory / candidate.name
-    fault = everywhere((lambda: complete_files(candidate, path, store)) if disk.is_holder else None)
+    fault = everywhere((lambda: complete_files(candidate, path, store)) if disk.is_leader else None)
     everyone: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, fault)
     return next(filter(None, everyone), None)
 
 
 def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str | None:
-    """Download the files that are missing or damaged in `path`; returns what is wrong if there is no good copy in storage.
+    """Download the files of a checkpoint that are missing or damaged in its directory `path`.
 
-    Raises UserError, or OSError, if the disk or the storage does not answer.
+    Returns what is wrong if there is no good copy in storage, otherwise None. Raises UserError or OSError if the disk or the
+    storage does not answer.
     """
     lacking = manifest.faults(path, candidate.meta, contents=True)
     has_manifest = (path / manifest.NAME).exists()
@@ -239,7 +245,7 @@ def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str
         return None
     if candidate.remote is None or store is None:
         return next(iter(lacking.values()), f"{manifest.NAME} is missing")
-    if has_manifest:  # the copy here was complete once
+    if has_manifest:  # so the directory was complete once, and has been damaged since
         logger.warning("%s: %s; fetching it from storage", path, next(iter(lacking.values())))
     partial = path.with_name(path.name + ".fetch.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -257,7 +263,7 @@ def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str
 
 
 def _restore_run_files(path: Path, output_dir: Path) -> None:
-    """Copy the run's own files, as they were after the checkpoint's step, to a disk that does not have them."""
+    """Copy the run's own files, as they were after the checkpoint's step, into an output directory that lacks them."""
     for name in RUN_FILES:
         if (path / name).exists() and not (output_dir / name).exists():
             shutil.copyfile(path / name, output_dir / name)

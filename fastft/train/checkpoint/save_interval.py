@@ -36,7 +36,7 @@ class SaveInterval:
 
     def interval_s(self) -> float:
         """Young's interval in seconds, for what has been measured so far."""
-        blocking_s = self.writer.blocking_s or ASSUMED_BLOCKING_S
+        blocking_s = self.writer.last_blocking_s or ASSUMED_BLOCKING_S
         return young_interval(blocking_s, self.hours * 3600, self._upload_s())
 
     def saved(self) -> None:
@@ -51,8 +51,8 @@ class SaveInterval:
         if self.logged is None or not 0.5 < interval / self.logged < 2:
             self.logged = interval
             logger.info(
-                f"checkpoints: every {_duration(interval)}: training waits {self.writer.blocking_s:.2f} s for one, an upload "
-                f"takes {self._upload_s():.0f} s, assuming a preemption every {self.hours:.1f} h (sqrt(2 x wait x hours))"
+                f"checkpoints: every {_duration(interval)}: training waits {self.writer.last_blocking_s:.2f} s for one, an "
+                f"upload takes {self._upload_s():.0f} s, assuming a preemption every {self.hours:.1f} h (sqrt(2 x wait x hours))"
             )
 
     def _upload_s(self) -> float:

@@ -18,7 +18,7 @@ import urllib.request
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-from fastft.train.preemption.stop import NOTICE_S, Stopping
+from fastft.train.preemption.stop import NOTICE_S, StopFlag
 
 logger = logging.getLogger(__name__)
 
@@ -32,27 +32,27 @@ LINK_LOCAL = "http://169.254.169.254"
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
-def watch(stopping: Stopping, poll_s: float = POLL_S) -> threading.Thread:
-    """Start the thread that turns notices into `stopping.request`.
+def watch(stop_flag: StopFlag, poll_s: float = POLL_S) -> threading.Thread:
+    """Start the thread that turns notices into `stop_flag.set`.
 
     The addresses are those of the clouds, unless AWS_EC2_METADATA_SERVICE_ENDPOINT, GCE_METADATA_HOST or
     AZURE_METADATA_ENDPOINT say otherwise.
     """
-    thread = threading.Thread(target=_watch, args=(stopping, poll_s), name="notices", daemon=True)
+    thread = threading.Thread(target=_watch, args=(stop_flag, poll_s), name="notices", daemon=True)
     thread.start()
     return thread
 
 
-def _watch(stopping: Stopping, poll_s: float) -> None:
+def _watch(stop_flag: StopFlag, poll_s: float) -> None:
     for service in (Gcp, Aws, Azure):
         try:
             cloud = service()
         except UNEXPECTED:
             continue  # the machine is not in this cloud
         logger.info("notices: from the metadata service of %s", service.__name__.upper())
-        while stopping.reason is None:
+        while stop_flag.reason is None:
             try:
-                cloud.ask(stopping, poll_s)
+                cloud.ask(stop_flag, poll_s)
             except UNEXPECTED:  # an answer that could not be read today may be readable the next time
                 time.sleep(poll_s)
         return
@@ -67,14 +67,14 @@ class Aws:
         self._renew(PROBE_S)
         self.advised = False
 
-    def ask(self, stopping: Stopping, poll_s: float) -> None:
+    def ask(self, stop_flag: StopFlag, poll_s: float) -> None:
         notice = self._document("spot/instance-action")
         if notice:
             action = json.loads(notice)
-            stopping.request(f"AWS: spot {action['action']} at {action['time']}", self._seconds_until(action["time"]))
+            stop_flag.set(f"AWS: spot {action['action']} at {action['time']}", self._seconds_until(action["time"]))
             return
         if not self.advised and self._document("events/recommendations/rebalance"):
-            self.advised = stopping.save_soon = True
+            self.advised = stop_flag.save_soon = True
         time.sleep(poll_s)
 
     def _seconds_until(self, when: str) -> float:
@@ -116,10 +116,10 @@ class Gcp:
         self.url = f"http://{host}/computeMetadata/v1/instance/preempted"
         self._read("alt=text", PROBE_S)
 
-    def ask(self, stopping: Stopping, poll_s: float) -> None:
+    def ask(self, stop_flag: StopFlag, poll_s: float) -> None:
         wait = max(1, int(poll_s * 12))
         if self.value == "TRUE":
-            stopping.request("GCP: the instance is being preempted", NOTICE_S)
+            stop_flag.set("GCP: the instance is being preempted", NOTICE_S)
         else:  # last_etag names the value that was read last, so that no change between two requests is missed
             self._read(f"wait_for_change=true&timeout_sec={wait}&last_etag={self.tag}", wait + 5)
 
@@ -143,12 +143,12 @@ class Azure:
         self.name = self._read("instance?api-version=2021-02-01", PROBE_S)["compute"]["name"].lower()
         self.timeout = FIRST_ANSWER_S
 
-    def ask(self, stopping: Stopping, poll_s: float) -> None:
+    def ask(self, stop_flag: StopFlag, poll_s: float) -> None:
         events = self._read("scheduledevents?api-version=2020-07-01", self.timeout)["Events"]
         self.timeout = 5.0
         for event in events:
             if event["EventType"] == "Preempt" and self.name in map(str.lower, event["Resources"]):
-                stopping.request("Azure: the machine is being preempted", self._seconds(event.get("NotBefore", "")))
+                stop_flag.set("Azure: the machine is being preempted", self._seconds(event.get("NotBefore", "")))
                 return
         time.sleep(min(poll_s, 1.0))  # the notice is thirty seconds long
 

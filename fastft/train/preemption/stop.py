@@ -25,7 +25,7 @@ import torch.distributed as dist
 from fastft.common.files import FullDiskError, write_whole
 
 EXIT_CODE = 75
-MARK = "preempted"
+NOTE_FILE = "preempted"  # in OUTPUT_DIR, for the run script
 NOTICE_S = 30.0  # the shortest notice of the clouds (GCP, Azure), and what torchrun gives its workers after SIGTERM
 MARGIN_S = 3.0  # for the end of the process group and of torchrun
 SAME_SIGNAL_S = 1.0  # Ctrl-C reaches a worker twice, from the terminal and from torchrun
@@ -38,25 +38,25 @@ class Preempted(BaseException):
     """
 
 
-class Stopping:
+class StopFlag:
     """Holds whether this process was asked to stop, and lets all ranks agree to do so after the same step."""
 
-    def __init__(self, mark: Path | None = None) -> None:
-        """Listen for signals. `mark` is the file for the run script, on the process that writes it."""
-        self.mark = mark
+    def __init__(self, note_file: Path | None = None) -> None:
+        """Listen for signals. `note_file` is the file for the run script, on the process that writes it."""
+        self.note_file = note_file
         self.reason: str | None = None
         self.deadline = float("inf")  # time.monotonic()
         self.save_soon = False
-        self._heard_at: float | None = None
+        self._signal_at: float | None = None
         self._in_loop = False
-        self._checked = self._next_check = 0
-        self._checked_at = time.monotonic()
+        self._agreed_step = self._next_agreement = 0
+        self._agreed_at = time.monotonic()
         heard = [signal.SIGTERM, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets before the start
             heard.append(signal.SIGHUP)
         self._earlier = {number: signal.signal(number, self._on_signal) for number in heard}
 
-    def request(self, reason: str, seconds: float) -> None:
+    def set(self, reason: str, seconds: float) -> None:
         """Ask for a stop, because the machine will be taken away in `seconds`."""
         self.deadline = min(self.deadline, time.monotonic() + max(0.0, seconds - MARGIN_S))
         if self.reason is None:
@@ -66,33 +66,33 @@ class Stopping:
     def note(self, what: str) -> None:
         """Write `what` into the file for the run script."""
         with suppress(OSError, FullDiskError):
-            if self.mark:
-                write_whole(self.mark, f"{what}\n")
+            if self.note_file:
+                write_whole(self.note_file, f"{what}\n")
 
-    def forget(self) -> None:
+    def restore_signals(self) -> None:
         """Give the signals back to the handlers that they had before."""
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame) -> None:
         now = time.monotonic()
-        if self._heard_at is not None:
-            if now - self._heard_at > SAME_SIGNAL_S:
+        if self._signal_at is not None:
+            if now - self._signal_at > SAME_SIGNAL_S:
                 os._exit(EXIT_CODE)
             return
-        self._heard_at = now
-        self.request(signal.Signals(number).name, float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", NOTICE_S)))
+        self._signal_at = now
+        self.set(signal.Signals(number).name, float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", NOTICE_S)))
         if not self._in_loop:  # whatever can be saved is saved already
             raise Preempted(self.reason)
 
     @contextmanager
-    def between_steps(self, first: int) -> Iterator[None]:
+    def deferred(self, start_step: int) -> Iterator[None]:
         """A context in which a signal sets the flag, and nothing else happens until the ranks agree; collective.
 
-        Outside of it, a signal raises Preempted at once. `first` is the number of steps that are done already.
+        Outside of it, a signal raises Preempted at once. `start_step` is the number of steps that are done already.
         """
         self.group = dist.new_group(backend="gloo")
-        self._checked, self._next_check, self._checked_at = first, first + 1, time.monotonic()
+        self._agreed_step, self._next_agreement, self._agreed_at = start_step, start_step + 1, time.monotonic()
         self._in_loop = True
         try:
             yield
@@ -105,19 +105,19 @@ class Stopping:
         `save` says whether this rank wants a checkpoint. The ranks ask each other after the `last` step and a few times in
         every notice; after most steps this only compares two numbers and returns (False, False).
         """
-        if step < self._next_check and not last:
+        if step < self._next_agreement and not last:
             return False, False
         now = time.monotonic()
-        step_s = (now - self._checked_at) / max(1, step - self._checked)
+        step_s = (now - self._agreed_at) / max(1, step - self._agreed_step)
         stop, save = self.reason is not None, save or self.save_soon
         self.save_soon = False  # before this waits for the others, because advice that comes meanwhile must not be lost
         wishes = torch.tensor([stop, save, step_s, now - self.deadline], dtype=torch.float64)
         dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.group)
         stop, save, slowest_s, past_deadline_s = wishes.tolist()
-        self._checked, self._checked_at = step, now
-        self._next_check = step + max(1, int(NOTICE_S / 10 / max(slowest_s, 1e-3)))
+        self._agreed_step, self._agreed_at = step, now
+        self._next_agreement = step + max(1, int(NOTICE_S / 10 / max(slowest_s, 1e-3)))
         if stop:
-            self.request("another machine is taken away", MARGIN_S - past_deadline_s)
+            self.set("another machine is taken away", MARGIN_S - past_deadline_s)
         return bool(stop), bool(save)
 
     def remaining_s(self) -> float:
