@@ -2,14 +2,13 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import models
+from helpers import forks
+from helpers import training as runs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,7 +85,7 @@ def test_the_formula_holds_for_gemma_2():
 
 def offs(*command: str) -> list[float]:
     """How far off the formula is, row by row of the benchmark's table."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=240)
+    done = forks.run(command)
     assert done.returncode == 0, done.stderr
     found = [float(percent) / 100 for percent in re.findall(r"([+-]\d+\.\d)%", done.stdout)]
     assert found, done.stdout
@@ -182,19 +181,16 @@ def test_what_saves_memory_never_costs_any(llama_7b, setup):
 
 
 @pytest.mark.parametrize("where", ["fastft.train.loop.train_step", "fastft.model.build.TrainedModel.forward"])
-def test_out_of_memory_names_what_helps(tmp_path, where):
+def test_out_of_memory_names_what_helps(ground, tmp_path, where):
     """The real run up to its first step, or to the proof before it, which ends as PyTorch ends it on a full GPU."""
-    models.make_model(tmp_path / "model")
-    models.make_data(tmp_path / "data.jsonl")
     code = (
         "import sys, torch, fastft.cli, fastft.model.build, fastft.train.loop\n"
         "def full(*_, **__): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
         f"{where} = full\n"
         "sys.exit(fastft.cli.main(['train', *sys.argv[1:]]))"
     )
-    flags = ["--model", "model", "--data", "data.jsonl", "--output_dir", "run", "--gradient_checkpointing", "none"]
-    arguments = [sys.executable, "-c", code, *flags, "--seq_len", "160", "--micro_batch_size", "4"]
-    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    flags = [*runs.flags(ground, tmp_path / "run"), "--gradient_checkpointing", "none"]
+    done = forks.run(["-c", code, *flags, "--micro_batch_size", "4"])
     assert done.returncode == 1 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: out of memory: a step is estimated at ")

@@ -7,23 +7,14 @@ What torchrun itself does (its signals, its exit code) is tested with torchrun.
 
 import importlib
 import os
-import runpy
 import signal
 import socket
 import sys
-import traceback
+from pathlib import Path
 
-TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PRELOADED = (
-    "torch.distributed.checkpoint",
-    "torch.distributed.fsdp",
-    "torch.utils.tensorboard",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.llama.modeling_llama",
-    "transformers.generation",
-    "fastft.train.loop",
-)
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # where a script of tests/helpers finds the others
+
+from helpers.forks import PRELOADED, become_main  # noqa: E402
 
 
 def main(processes: int, target: list[str]) -> int:
@@ -52,23 +43,7 @@ def start(rank: int, target: list[str]) -> int:
     if pid := os.fork():
         return pid
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    code = 1
-    try:
-        if target[0] == "-m":
-            sys.argv = target[1:]
-            runpy.run_module(target[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = target
-            sys.path[0] = TESTS  # where a script of tests/helpers, started by its path, finds the other helpers
-            runpy.run_path(target[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:  # noqa: BLE001  an exception would leave this process in the loop of its parent
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    become_main(target)
 
 
 if __name__ == "__main__":

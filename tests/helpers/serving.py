@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from helpers import models
+from helpers import forks, models
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SETTINGS = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = {**os.environ, **SETTINGS}
 # What the taught model answers, at temperature 0.
 ANSWERS = {
     "emoji": "A family 👩\u200d👩\u200d👧 and 日本語, ¿Dónde? 🎉 end",
@@ -194,17 +195,15 @@ def wait_until(holds: Callable[[], bool], what: str, limit_s: float = 60) -> Non
         time.sleep(0.02)
 
 
-@contextlib.contextmanager
-def started(kind: type[WorkerProcess], command: list[str], **environment: str) -> Iterator:
+def started(kind: type[WorkerProcess], command: list[str], **environment: str) -> contextlib.AbstractContextManager:
     """A process that says "ready URL…"; killed at the end, with all that it started."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**ENVIRONMENT, **environment},
-        start_new_session=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    env = {**os.environ, **SETTINGS, **environment}
+    return until_the_end(kind, subprocess.Popen(command, text=True, env=env, start_new_session=True, **pipes))
+
+
+@contextlib.contextmanager
+def until_the_end(kind: type[WorkerProcess], process: subprocess.Popen | forks.Process) -> Iterator:
     said: list[str] = []
     reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
     reader.start()
@@ -228,7 +227,9 @@ def started(kind: type[WorkerProcess], command: list[str], **environment: str) -
 def worker(
     model: Path, *flags: str, launcher: tuple[str, ...] = ()
 ) -> contextlib.AbstractContextManager[WorkerProcess]:
-    """A worker that is ready. `launcher`: a command to put before it."""
-    return started(
-        WorkerProcess, [*launcher, sys.executable, "-m", "fastft.serve.worker", "--model", str(model), *flags]
-    )
+    """A worker that is ready. `launcher`: a command that starts it."""
+    command = ["-m", "fastft.serve.worker", "--model", str(model), *flags]
+    if launcher:
+        return started(WorkerProcess, [*launcher, sys.executable, *command])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return until_the_end(WorkerProcess, forks.Process(command, env={**os.environ, **SETTINGS}, **pipes))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+from helpers import forks
 from safetensors.torch import load_file
 
 from fastft.data.dataset import tokenized
@@ -30,7 +31,9 @@ def command(processes: int, target: list[str]) -> list[str]:
 
 
 def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=240, **options)
+    """A command of Python to its end, in a process of its own."""
+    assert arguments[0] == sys.executable
+    return forks.run(arguments[1:], **options)
 
 
 def torchrun(*more: str) -> list[str]:

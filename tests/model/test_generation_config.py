@@ -3,11 +3,10 @@
 import contextlib
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
+from helpers import forks
 
 from fastft.model.generation_config import read_generation_config
 
@@ -119,6 +118,6 @@ def test_transformers_own_warnings_of_what_is_mended_are_not_heard(tmp_path):
         "import sys; from fastft.common import logs; from fastft.model.generation_config import read_generation_config;"
         "logs.show(); read_generation_config(sys.argv[1])"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    done = forks.run(["-c", script, tmp_path])
     assert done.returncode == 0 and done.stdout == ""
     assert [line.startswith("warning: ") for line in done.stderr.splitlines()] == [True, True], done.stderr

@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers import models
+from helpers import forks, models
 from helpers import training as runs
 from helpers.exports import step, trainers_logits
 
@@ -203,9 +201,7 @@ sys.exit(main(["export", *sys.argv[1:]]))
 
 
 def test_a_full_disk_leaves_nothing(run, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(run), str(tmp_path / "out")], capture_output=True, text=True
-    )
+    done = forks.run(["-c", FULL_DISK, run, tmp_path / "out"])
     runs.fails(done, "out: the model could not be written")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,11 +8,11 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
-from helpers.training import command, fails, flags, run, train_here
+from helpers import forks
+from helpers.training import HERE, command, fails, flags, run, train_here
 
 from fastft.train.report.metrics import read_metrics
 
@@ -24,9 +24,7 @@ def running(ground, tmp_path):
     """A run on two processes, in the middle of its steps: (its directory, its process)."""
     out, log = tmp_path / "out", tmp_path / "log"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command(2, ["-m", "fastft.train", *flags(ground, out, *LONG)]), stderr=file, start_new_session=True
-        )
+        process = forks.Process([HERE / "ranks.py", "2", "-m", "fastft.train", *flags(ground, out, *LONG)], stderr=file)
     while "first step after" not in log.read_text():
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
@@ -91,13 +89,11 @@ def test_several_machines_of_one_run_may_share_a_directory_or_not(tmp_path, plac
         where = {"RANK": 2 * machine + local, "LOCAL_RANK": local, "GROUP_RANK": machine, "WORLD_SIZE": 4}
         where |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = os.environ | {key: str(value) for key, value in where.items()}
-        arguments = [sys.executable, "-c", MACHINES, str(tmp_path / place)]
-        ranks.append(
-            subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        ranks.append(forks.Process(["-c", MACHINES, tmp_path / place], env=environment, **pipes))
     for rank in ranks:
-        said, errors = rank.communicate(timeout=200)
-        refused, free = said.splitlines()
+        errors = rank.stderr.read()
+        refused, free = rank.stdout.read().splitlines()
         assert f"another run is writing there ({socket.gethostname()}, process {ranks[0].pid})" in refused, errors
         assert free == "free again"
 

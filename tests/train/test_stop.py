@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import forks
 from helpers.training import HERE
 
 from fastft.common.object_store import Store
@@ -37,16 +38,16 @@ class Run:
             "--epochs", "1000", "--max_steps", str(STEPS), "--checkpoint.remote", self.remote,
         ]  # fmt: skip
 
-    def start(self, *more: str, target: tuple[str, ...] = ("-m", "fastft.train"), **environment) -> subprocess.Popen:
+    def start(self, *more: str, target: tuple[str, ...] = ("-m", "fastft.train"), **environment) -> forks.Process:
         self.log.write_text("")
         environment = {**os.environ, **{name: str(value) for name, value in environment.items()}}
-        command = [sys.executable, *target, *self.arguments, *more]
-        return subprocess.Popen(command, stderr=self.log.open("a"), env=environment)
+        with self.log.open("a") as log:
+            return forks.Process([*target, *self.arguments, *more], stderr=log, env=environment)
 
     def finish(self, *more: str) -> tuple[int, str]:
         return self.start(*more).wait(PATIENCE_S), self.log.read_text()
 
-    def wait_for(self, words: str, process: subprocess.Popen) -> None:
+    def wait_for(self, words: str, process: forks.Process) -> None:
         end = time.monotonic() + PATIENCE_S
         while words not in self.log.read_text():
             assert process.poll() is None and time.monotonic() < end, self.log.read_text()
@@ -289,8 +290,7 @@ with stop.deferred(0):
 )
 def test_a_second_signal_stops_at_once_but_one_that_comes_twice_is_one(tmp_path, gaps, code, said):
     mark = tmp_path / stopping.NOTE_FILE
-    command = [sys.executable, "-c", TWO_SIGNALS, str(mark), *gaps]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = forks.run(["-c", TWO_SIGNALS, mark, *gaps], timeout=60)
     assert (done.returncode, done.stdout) == (code, said), done.stderr
     assert "SIGTERM" in mark.read_text()
 
