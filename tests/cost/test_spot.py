@@ -57,7 +57,6 @@ def test_the_shipped_catalogs():
 
 
 def test_each_rule_doubts_its_row_and_the_cheapest_believed_price_wins(tmp_path):
-    """Each rule has its row, and the cheapest believed price wins."""
     rows = ["a,10,4", "b,10,4.2", "c,3,4", "d,10,10", "e,10,1", "f,5,4"]
     (tmp_path / "own.csv").write_text("# mine\n" + OWN + "".join(f"aws,H100,8,{row}\n" for row in rows))
     offers = {o.region: o for o in read_prices(str(tmp_path / "own.csv"))}
