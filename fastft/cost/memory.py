@@ -197,9 +197,8 @@ def _block_backward(shape: Shape, setup: Setup) -> float:
     of_attention = [linear for linear in shape.linears if linear.in_attention]
 
     norms, attention = _norms_bytes(shape, setup), _attention_bytes(shape, setup)
-    in_mlp = (
-        2 * itemsize * shape.mlp
-    )  # the gradients of gate, activated gate and up, less their product, which is freed
+    # The gradients of gate, activated gate and up, less the product of the last two, which is freed.
+    in_mlp = 2 * itemsize * shape.mlp
     in_norm = 5 * FP32 * hidden  # copies of its input
     # Flash attention's kernel sums the query's gradient in fp32, and those of key and value for every query head.
     in_attention = (

@@ -1,8 +1,8 @@
 """`fastft export CHECKPOINT DIR [--push_to_hub NAME]`: write a checkpoint as a Hugging Face model with its card.
 
-CHECKPOINT is a step's directory (RUN/checkpoints/step-00000100), or a run's directory for its newest complete checkpoint.
-One process on CPU does it; it needs the model from which the run started, but not the data. DIR is written as DIR.partial
-and renamed. Memory: the model once in the data type of its files, 14 GB for 7 billion parameters.
+CHECKPOINT is a step's directory (RUN/checkpoints/step-00000100), or a run's directory for its newest complete checkpoint. The
+export runs in one process on CPU. It needs the model from which the run started, but not the data. It takes as much memory as
+the model in the data type of its files, 14 GB for 7 billion parameters. DIR is written as DIR.partial and then renamed.
 """
 
 import logging
@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import load_template
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 from fastft.model import huggingface, lora, weights
 from fastft.model.build import TrainedModel, assemble
 from fastft.model.pretrained import fit_config, load_config, model_fingerprint
@@ -56,10 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def export_checkpoint(place: Path, directory: Path, hub_name: str | None = None) -> None:
-    """Write the model of the checkpoint at `place` to `directory`, which must not hold anything yet.
+    """Write the model of the checkpoint at `place` to `directory`, which must be empty or not exist.
 
-    Raises UserError for a checkpoint that is not complete or belongs to no run, for a model that is not the one from which
-    the run started, and for a directory that cannot be written.
+    `hub_name` is the name of the repository on the Hub to which the model will be uploaded, if it will be. Raises UserError
+    for a checkpoint that is not complete or belongs to no run, for a model that is not the one from which the run started, and
+    for a directory that cannot be written.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists; choose a directory that does not, nothing is overwritten")
@@ -85,7 +86,7 @@ def export_checkpoint(place: Path, directory: Path, hub_name: str | None = None)
 
 
 def find_checkpoint(place: Path) -> tuple[Path, Path]:
-    """(a complete checkpoint's directory, its run's directory). Raises UserError if there is none."""
+    """Find the checkpoint at `place`: its directory, and its run's directory. Raises UserError if none is complete."""
     if not place.is_dir():
         raise UserError(f"{place}: no such directory")
     if (place / "checkpoints").is_dir():
@@ -104,12 +105,15 @@ def find_checkpoint(place: Path) -> tuple[Path, Path]:
 
 
 def load_model(config: TrainConfig, model_config, path: Path) -> TrainedModel:
-    """The model of the checkpoint at `path`, on CPU and not sharded. Weights that were not trained come from `config.model`."""
-    kept, cpu = model_config.dtype or torch.float32, torch.device("cpu")
-    model, read = assemble(config, model_config, "eager", torch.float32)  # every architecture has this attention
+    """Load the model of the checkpoint at `path`, on CPU and not sharded.
+
+    Weights that were not trained come from `config.model`.
+    """
+    file_dtype, cpu = model_config.dtype or torch.float32, torch.device("cpu")
+    model, read = assemble(config, model_config, "eager", torch.float32)  # every architecture has eager attention
 
     def dtype(name: str) -> torch.dtype:
-        return torch.float32 if lora.is_adapter(name) else kept
+        return torch.float32 if lora.is_adapter(name) else file_dtype
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     values = local.read_trained(path, trained, dtype)
@@ -126,7 +130,7 @@ def load_model(config: TrainConfig, model_config, path: Path) -> TrainedModel:
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """A process group of this process alone, for code that the trainer runs on all ranks together."""
+    """A context with a process group of this process alone, for code that the trainer runs on all ranks together."""
     if dist.is_initialized():
         yield
         return
@@ -138,25 +142,33 @@ def single_process() -> Iterator[None]:
 
 
 def make_repository(name: str) -> None:
-    """Make the model repository on the Hub, private, if it does not exist. Raises UserError if that fails.
+    """Create the model repository on the Hub, private, if it does not exist. Raises UserError if that fails.
 
-    Called before the work, so that a missing login is found out at once.
+    This is done before the work, so that a missing login is noticed at once.
     """
     from huggingface_hub import HfApi
 
     try:
         HfApi().create_repo(name, private=True, exist_ok=True)
     except Exception as error:  # invalid names, no login, no network: the Hub's library raises a dozen kinds
+        if is_ours(error):
+            raise
         raise UserError(f"--push_to_hub {name}: {first_line(error)}") from None
 
 
 def push(directory: Path, name: str) -> str:
-    """Upload the model and return its address. Raises UserError if that fails, with the command that tries it again."""
+    """Upload the model, and return its address. Raises UserError with the command that tries again if that fails."""
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().upload_folder(repo_id=name, folder_path=directory, commit_message="fastft export"))
     except Exception as error:  # as above
+        if is_ours(error):
+            raise
         raise UserError(
             f"--push_to_hub {name}: {first_line(error)}. The model is complete in {directory}: hf upload {name} {directory}"
         ) from None
+
+
+if __name__ == "__main__":
+    run_module(main)

@@ -410,10 +410,8 @@ def train_to_exit_code(config: TrainConfig) -> int:
     except Preempted as asked:
         logger.warning(str(asked))
         return EXIT_CODE
-    if not config.dry_run:
-        (Path(config.output_dir) / NOTE_FILE).unlink(
-            missing_ok=True
-        )  # written by a notice that came after the last step
+    if not config.dry_run:  # a notice may have come after the last step
+        (Path(config.output_dir) / NOTE_FILE).unlink(missing_ok=True)
     return 0
 
 

@@ -87,10 +87,8 @@ def test_each_rule_doubts_its_row_and_the_cheapest_believed_price_wins(tmp_path)
             ],
             "",
         ),
-        (
-            ["ap-northeast-3", "apne3-az1", "us-west-1", "euc1-az2", "sa-east-1", "aps1-az1"],
-            "",
-        ),  # of the 17 that are on
+        # Of the 17 regions that are on.
+        (["ap-northeast-3", "apne3-az1", "us-west-1", "euc1-az2", "sa-east-1", "aps1-az1"], ""),
         (["use1-atl2-az1", "us-east-1-atl-2a", "usw2-lax1-az1", "us-west-2-lax-1b"], "a Local Zone"),
         (["use1-wl1-bos-wlz1", "us-east-1-wl1-bos-wlz-1", "eu-west-2-wl1-lon-wlz-1"], "a Wavelength Zone"),
         (["eus2-az2", "eu-south-2", "eu-south-2a", "apse3-az1", "ap-southeast-3", "ilc1-az1", "caw1-az1"], "a region"),

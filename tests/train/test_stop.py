@@ -343,7 +343,7 @@ from fastft.train.checkpoint import remote
 class Slow(remote.Uploader):
     def __init__(self, *given):
         super().__init__(*given)
-        self.seconds = 1e6 if self.first else 0.0
+        self.seconds = 1e6 if self.is_first else 0.0
 loop.Uploader = Slow
 logs.show()
 leave(run(loop.main, first_to_fail))

@@ -151,7 +151,7 @@ class Uploader:
     def __init__(self, store: Store, lease: Lease | None, leaders: Sequence[int], keep: int, keep_every: int):
         self.store, self.lease, self.keep, self.keep_every = store, lease, keep, keep_every
         self.group = dist.new_group(list(leaders), backend="gloo", timeout=timedelta(days=30))
-        self.first = dist.get_rank() == 0
+        self.is_first = dist.get_rank() == 0
         # Ends the names of this start's directories, so that it never writes to those of another.
         self.attempt = secrets.token_hex(4)
         self.changed = threading.Condition()
@@ -199,7 +199,7 @@ class Uploader:
 
     def _run(self) -> None:
         try:
-            while (choice := self._agree(self._next() if self.first else None)) is not None:
+            while (choice := self._agree(self._next() if self.is_first else None)) is not None:
                 step, attempt = choice
                 self._upload(step, f"step-{step:08d}-{attempt}")
         except Exception as error:
@@ -235,7 +235,7 @@ class Uploader:
         failure = self._attempt(lambda: self._put(name, offer)) if offer else SUPERSEDED
         dist.all_gather_object(failures, failure, group=self.group)
         failure = next(filter(None, failures), None)
-        if self.first and failure is None:
+        if self.is_first and failure is None:
             failure = self._attempt(lambda: self._commit(name, offer[1]))
         self.seconds = time.monotonic() - began
         with self.changed:
@@ -243,7 +243,7 @@ class Uploader:
             self.tried = step
             if failure is None:
                 self.committed = step
-        if self.first and failure != SUPERSEDED:
+        if self.is_first and failure != SUPERSEDED:
             self._tell(step, failure)
         elif failure:
             logger.warning("upload: step %d is on the disk only (%s)", step, failure)
