@@ -1,9 +1,9 @@
-"""Asks a moderation endpoint in the form of OpenAI's: POST {"input": [texts]}, answered by {"results": [{"flagged", …}]}.
+"""Ask a moderation endpoint with OpenAI's interface: POST {"input": [texts]}, answered by {"results": [{"flagged", …}]}.
 
-Off unless `--moderation URL` is given: then the text of every conversation that the other filters keep is sent there, in
-batches. A verdict is remembered in a file (by a hash of the text, never the text), so an interrupted run asks nothing twice.
-The key comes from the environment: FASTFT_MODERATION_KEY, or, for api.openai.com only, OPENAI_API_KEY, so that no key
-reaches a host that it was not made for. Redirects are refused for the same reason.
+Nothing is sent unless `--moderation URL` is given. Then the text of every conversation that the other filters keep is sent
+there, in batches. A verdict is remembered in a file (by a hash of the text, never the text), so an interrupted run asks
+nothing twice. The key comes from the environment variable FASTFT_MODERATION_KEY, or, for api.openai.com only, from
+OPENAI_API_KEY, so that no key reaches a host that it was not made for. Redirects are refused for the same reason.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import random
+import re
 import sqlite3
 import time
 import urllib.error
@@ -26,12 +27,12 @@ from fastft.errors import UserError
 BATCH = 32  # texts in a request
 PIECE = 10_000  # characters; a longer text is sent in pieces, and flagged if one of them is
 TRIES = 6
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; doubled each time, or what Retry-After says if that is longer
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; the wait doubles each time, and is at least what Retry-After says
 TIMEOUT = 60.0  # seconds
 
 
 def flagged(conversations: Sequence[Conversation], settings: Settings) -> list[str | None]:
-    """The complaint about each conversation, or None. Raises UserError if the endpoint cannot be used."""
+    """Return the complaint about each conversation, or None. Raises UserError if the endpoint cannot be used."""
     keys = [[[_key(piece, settings) for piece in _pieces(m.content)] for m in c.messages] for c in conversations]
     texts = {
         key: piece
@@ -61,7 +62,7 @@ def _key(text: str, settings: Settings) -> bytes:
 
 
 def _verdicts(texts: dict[bytes, str], settings: Settings) -> dict[bytes, list[str]]:
-    """{key: flagged categories}, from the file or the endpoint. Each reply is stored before the next request."""
+    """Return {key: flagged categories}, from the file or the endpoint. Each reply is stored before the next request."""
     with closing(_open_cache(settings.moderation_cache)) as cache:
         known = dict(_remembered(cache, list(texts)))
         missing = [key for key in texts if key not in known]
@@ -76,7 +77,7 @@ def _verdicts(texts: dict[bytes, str], settings: Settings) -> dict[bytes, list[s
 
 
 def _open_cache(path: str | None) -> sqlite3.Connection:
-    """Open the file of verdicts. Workers share it, and wait for each other's few milliseconds of writing."""
+    """Open the file of verdicts. Workers share it: one waits a few milliseconds while another writes."""
     try:
         cache = sqlite3.connect(path or ":memory:", timeout=60)
         cache.execute("create table if not exists verdicts (key blob primary key, categories text) without rowid")
@@ -113,11 +114,8 @@ def _ask(texts: list[str], settings: Settings) -> list[list[str]]:
             if error.code not in (408, 409, 425, 429) and error.code < 500:
                 raise UserError(f"{shown(settings.moderation)}: HTTP {error.code} {error.reason}") from None
             problem, asked = f"HTTP {error.code} {error.reason}", _seconds(error.headers.get("Retry-After"))
-        except (
-            OSError,
-            http.client.HTTPException,
-            _Unreadable,
-        ) as error:  # no connection, a timeout, a truncated reply
+        # No connection, a timeout, a truncated reply.
+        except (OSError, http.client.HTTPException, _Unreadable) as error:
             problem, asked = str(getattr(error, "reason", error)) or type(error).__name__, 0.0
         if attempt < TRIES:
             # Workers that failed together should not come back together.
@@ -160,15 +158,19 @@ def _seconds(value: str | None) -> float:
 
 
 def check_url(url: str) -> None:
-    """Raise UserError for what is no address of an endpoint, or holds a key."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--moderation {shown(url)}: is not an http(s) URL")
+    """Raise UserError for a URL that is not an endpoint's address, or that holds a key."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number or too large, or a bracket is missing
+        valid = False
+    if not valid:
+        raise UserError(f"--moderation {re.sub('//[^/]*@', '//', url).partition('?')[0]}: is not an http(s) URL")
     if parts.username or parts.password or parts.query:
         raise UserError(f"--moderation {shown(url)}: a key goes into FASTFT_MODERATION_KEY, not into the URL")
 
 
 def shown(url: str) -> str:
-    """The URL without the parts that may hold a secret."""
+    """Return the URL without the parts that may hold a secret."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -1,7 +1,7 @@
-"""Spend no dollar twice and none too many: prices, a limit that holds with many requests in flight, and a cache of replies.
+"""Keep account of money: prices, a limit that holds with many requests in flight, and a cache of replies that were paid for.
 
 money = Money(limit=5.0)
-await money.reserve(0.02)          # raises OverBudget where the request could exceed the limit
+await money.reserve(0.02)          # raises OverBudget if the request could exceed the limit
 money.settle(0.02, 0.013)          # what it cost in the end
 
 cache = Cache(Path("judged/cache.jsonl"))
@@ -51,10 +51,10 @@ class Money:
         self.limit, self.spent, self.closed, self._reserved = limit, 0.0, False, []
 
     async def reserve(self, usd: float) -> None:
-        """Set `usd` aside for a request, the most that it can cost. Raises OverBudget where that is more than what is left.
+        """Set `usd` aside for a request, the most that it can cost. Raises OverBudget if that is more than what is left.
 
-        Most requests cost less than was reserved for them. Where only the reserves of requests in flight stand in the way,
-        this waits until enough of those have ended.
+        Most requests cost less than was reserved for them. If there is too little only because of what requests in flight have
+        reserved, this waits until enough of them have ended.
         """
         while not self.closed and not self._is_enough(usd, *self._reserved):
             if not self._reserved:
@@ -74,7 +74,7 @@ class Money:
 
 
 class Cache:
-    """Keep replies by their exact request, in a file that is only appended to: a killed run loses no reply that it had."""
+    """Replies by their exact request, in a file to which each is appended at once: a killed run loses none."""
 
     def __init__(self, path: Path):
         """Read what earlier runs have left. The file is created by the first `put` or `open`."""
@@ -90,7 +90,7 @@ class Cache:
         return replace(reply, cached=True) if reply else None
 
     def open(self) -> None:
-        """Create the file. Raises UserError where that is impossible, so that it is known before anything is paid for."""
+        """Create the file. Raises UserError if that is impossible, so that it is known before anything is paid for."""
         if self.file:
             return
         try:
@@ -108,10 +108,13 @@ class Cache:
 
 
 def _read_row(line: bytes) -> tuple[str, Reply] | None:
-    """Return (key, reply) of a line of the cache; None for the line during which a run was killed."""
+    """Return (key, reply) of a line of the cache; None for one that is no reply, such as that during which a run was killed."""
     try:
         row = json.loads(line)
         reply = Reply(**row["reply"])
-        return row["key"], replace(reply, text=text_of(reply.text))
+        key, text = row["key"], text_of(reply.text)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, Malformed):
         return None
+    numbers = reply.prompt_tokens, reply.completion_tokens, reply.seconds
+    right = isinstance(key, str) and all(isinstance(number, (int, float)) for number in numbers)
+    return (key, replace(reply, text=text)) if right else None

@@ -1,4 +1,4 @@
-"""Ask OpenAI-compatible endpoints many things at once: within limits, retried, never paid twice, never over budget.
+"""Send many requests to OpenAI-compatible endpoints: within limits and budget, with retries, and none is paid for twice.
 
     client = Client("https://api.openai.com/v1#gpt-4.1", cache=Cache(Path("judged/cache.jsonl")), limits=Limits(rpm=500))
     reply = await client.ask([{"role": "user", "content": "…"}], temperature=0)
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fastft.common.records import repair_text
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 from fastft.inference.budget import FREE, Cache, Money, OverBudget, Price
 from fastft.inference.completion import ErrorInBody, Malformed, Reply, read_completion
 from fastft.inference.endpoint import KEY, USUAL_LIMITS, Limits, is_openai, key_for, key_variables, split_address
@@ -49,7 +49,7 @@ class Unanswered(Exception):
 
 
 class Client:
-    """Ask one model at one URL. Raises UserError, in one line without the key, when nothing there will ever work."""
+    """One model at one URL. Raises UserError, in one line without the key, if no request to it can succeed."""
 
     def __init__(
         self,
@@ -60,16 +60,23 @@ class Client:
         money: Money | None = None,
         key_env: str = "",
     ):
-        """`key_env` names the variable with the key; `key_for` says which key is sent where none is named."""
+        """`key_env` names the variable with the key; `key_for` says which key is sent if none is named."""
         from openai import AsyncOpenAI
 
         self.url, self.name = split_address(address)
         self.label = self.name  # what tables call it
         self.limits, self.cache, self.price, self.money = limits, cache, price, money or Money()
         self.key_env, self.secret = key_env or KEY, key_for(self.url, key_env)
-        self.api = AsyncOpenAI(
-            base_url=self.url, api_key=self.secret or "none", max_retries=0, timeout=limits.timeout_s
-        )
+        options = {"base_url": self.url, "max_retries": 0, "timeout": limits.timeout_s}
+        try:
+            self.api = AsyncOpenAI(api_key=self.secret or "none", **options)
+        except Exception as error:  # of an HTTP library that changes with openai's version, about a proxy's address
+            if is_ours(error):
+                raise
+            raise UserError(
+                f"the proxy that the environment names cannot be used ({self._said(error)}); correct HTTP_PROXY, HTTPS_PROXY or "
+                "ALL_PROXY"
+            ) from None
         self.unknown: set[str] = set()  # parameters that the endpoint has refused
         self.slots, self.gate, self.next_at = asyncio.Semaphore(limits.concurrency), asyncio.Lock(), 0.0
         self.failed_in_a_row = 0
@@ -78,7 +85,7 @@ class Client:
     async def ask(self, messages: list[dict[str, str]], attempt: int = 0, **parameters: Any) -> Reply:
         """Return a reply to `messages`. The same `attempt` at the same request is paid for once.
 
-        Raises Unanswered where this request failed for good, OverBudget, and UserError where every request would fail.
+        Raises Unanswered if this request failed for good, OverBudget, and UserError if every request would fail.
         """
         messages = [{**message, "content": repair_text(message["content"])} for message in messages]
         key = self.key(messages, attempt, parameters)
@@ -103,7 +110,7 @@ class Client:
         return (self.price[0] * prompt_tokens + self.price[1] * completion_tokens) / 1e6
 
     async def _connect(self) -> None:
-        """Check once that somebody listens, and that replies can be kept: otherwise a wrong port shows after 35 s of retries."""
+        """Check once that somebody listens and that replies can be kept. A wrong port would show only after 35 s of retries."""
         if self.cache:
             self.cache.open()
         parts = urlsplit(self.url)
@@ -125,7 +132,7 @@ class Client:
             self.next_at = time.monotonic() + max(60 / rpm if rpm else 0, 60 * tokens / tpm if tpm else 0)
 
     async def _until_answered(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
-        """Try, and try again where that may help. Raises as `ask` does."""
+        """Send a request, again and again if that may help. Raises as `ask` does."""
         import openai
 
         began, failures, paid_failures = time.monotonic(), 0, 0
@@ -150,7 +157,7 @@ class Client:
             await self._back_off(last, failures)
 
     def _end_the_run_at(self, error: Any) -> None:
-        """Raise UserError for what the endpoint would say to every request: about this key, this model, or the account."""
+        """Raise UserError for an error that every request would get, because of the key, the model or the account."""
         status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
         if status == 401 or (status == 403 and not _MODERATED.search(str(error))):
             name_it = f"name its variable with --judge_key_env or --model_key_env; {KEY} is sent to OpenAI alone"
@@ -184,9 +191,9 @@ class Client:
             self.money.settle(reserved, spent)
 
     def _headers(self) -> dict[str, Any]:
-        """Return the header with the key. What else the environment holds for OpenAI is left out for all others.
+        """Return the header with the key, and for URLs that are not OpenAI's the removal of headers that are meant for OpenAI.
 
-        openai's client would send its organisation, project and custom headers to any URL.
+        openai's client would send the organisation, project and custom headers from the environment to any URL.
         """
         from openai import Omit
 
@@ -216,7 +223,7 @@ class Client:
     def _leave_out(self, said: str, parameters: dict[str, Any], sent: dict[str, Any]) -> bool:
         """Return whether the endpoint has refused a parameter that can be done without; it is left out from now on.
 
-        `max_tokens` stays where the endpoint says that prompt and reply are too long together: without it, replies would
+        `max_tokens` stays if the endpoint says that prompt and reply are too long together: without it, replies would
         have no limit at all.
         """
         if _ABOUT_LENGTH.search(said):
@@ -248,7 +255,7 @@ class Client:
 
 
 def _may_be_billed(error: Exception) -> bool:
-    """Return whether the endpoint may have worked for this failure: not where it said no, or was never reached."""
+    """Return whether the endpoint may bill a failed request: not if it refused the request or was never reached."""
     import openai
 
     if isinstance(error, (openai.APIStatusError, ErrorInBody)):

@@ -12,7 +12,7 @@ from fastft.common.records import parse_json, repair_text
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's reply to one request. `cached` is true where an earlier run has paid for it."""
+    """A model's reply to one request. `cached` is true if an earlier run has paid for it."""
 
     text: str
     finish_reason: str | None
@@ -23,7 +23,7 @@ class Reply:
 
 
 class Malformed(Exception):
-    """The endpoint sent status 200 with a body that is no completion. `foreign`: it is not even JSON, so no model wrote it."""
+    """The endpoint sent status 200 with a body that is no completion. `foreign` says that it is not JSON: no model wrote it."""
 
     def __init__(self, said: str, foreign: bool = False):
         super().__init__(said)
@@ -41,7 +41,7 @@ class ErrorInBody(Exception):
 
 
 def read_completion(body: bytes) -> tuple[str, str | None, tuple[int, int] | None]:
-    """Return (text, finish reason, (prompt tokens, completion tokens) or None where they were not counted).
+    """Return (text, finish reason, (prompt tokens, completion tokens) or None if they were not counted).
 
     Raises ErrorInBody for an error that was sent with status 200, and Malformed for a body that is no completion.
     """
@@ -71,9 +71,9 @@ def _token_counts(usage: Any) -> tuple[int, int] | None:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of a message's content: of a list of parts only those of text, since a model's thoughts are another kind.
+    """Return the text of a message's content. Of a list of parts only those of text count: a model's thoughts are another kind.
 
-    Raises Malformed where the content is neither text nor a list.
+    Raises Malformed if the content is neither text nor a list.
     """
     if isinstance(content, list):
         content = "".join(_text_of_part(part) for part in content)

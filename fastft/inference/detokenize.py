@@ -1,8 +1,8 @@
-"""Turn the tokens of an answer into text as they come: no character in halves, and nothing of a stop string.
+"""Turn the tokens of an answer into text as they come, without half characters and without any of a stop string.
 
     token_bytes = TokenBytes(tokenizer)
     text = AnswerText(token_bytes, stops=("\\nUser:",))
-    piece = text.add(token)          # what is certain by now; "" while a character or a stop string may be in the making
+    piece = text.add(token)          # what is certain by now; "" while a character or a stop string may be incomplete
     if text.stopped: …               # a stop string is complete; what came before it has been given out
     piece = text.end()               # the rest, when no token follows
 
@@ -25,7 +25,7 @@ class TokenBytes:
     """The bytes that each token stands for, by its id."""
 
     def __init__(self, tokenizer, name: str = "tokenizer"):
-        """`name` is the model's in messages. Raises UserError where the bytes do not add up to the tokenizer's text."""
+        """`name` is the model's in messages. Raises UserError if the bytes do not add up to the tokenizer's text."""
         import orjson
 
         backend = tokenizer.backend_tokenizer
@@ -101,7 +101,7 @@ class AnswerText:
         return self._take(self._decoder.decode(self._bytes_of(token)))
 
     def end(self) -> str:
-        """The rest, if no token follows: what may have become a stop string, and U+FFFD for a character's stump."""
+        """The rest, if no token follows: the beginning of what could be a stop string, and U+FFFD for half a character."""
         return self._take(self._decoder.decode(b"", final=True), last=True)
 
     def _take(self, new: str, last: bool = False) -> str:
@@ -124,12 +124,12 @@ class AnswerText:
         return text
 
     def _first_stop(self) -> int | None:
-        """Where the stop string begins that is complete first, so that the cut does not depend on the tokens' edges."""
+        """Where the stop string begins that ends first, so that the cut does not depend on where tokens end."""
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         return min(found)[1] if found else None
 
     def _possible_stop(self) -> int:
-        """Length of the longest end of the text with which a stop string begins."""
+        """Length of the longest end of the text that is the beginning of a stop string."""
         longest = min(len(self._held), max(map(len, self._stops), default=1) - 1)
         ends = (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops))
         return next(ends, 0)

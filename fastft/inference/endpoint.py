@@ -1,4 +1,4 @@
-"""What an endpoint is before anything is asked: its address, the key that it gets, its limits, and its options on a command line.
+"""Describe an endpoint: its address, the key that is sent to it, its limits, and the options for all this on a command line.
 
     url, name = split_address("https://api.openai.com/v1#gpt-4.1")
     [model, endpoint] = parse(argv, "fastft answer", "…", AnswerConfig, EndpointConfig)
@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastft.common.command_line import option
 from fastft.errors import UserError
@@ -82,16 +82,22 @@ def is_address(model: str) -> bool:
 def split_address(address: str) -> tuple[str, str]:
     """Return (URL, name) of URL#name. Raises UserError."""
     url, _, name = address.partition("#")
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and name and parts.port != 0
-    except ValueError:  # the port is not a number, or a bracket is missing
-        valid = False
-    if not valid:
+    parts = _parse(url)
+    if not (parts and name):
         raise UserError(f"{_without_user(address)}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
     if parts.username or parts.password:
         raise UserError(f"{_without_user(address)}: a key does not belong in an address; put it into {KEY}")
     return url.rstrip("/"), name
+
+
+def _parse(url: str) -> SplitResult | None:
+    """Return the parts of a URL to which requests can be sent, None for any other text."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number or too large, or a bracket is missing
+        return None
+    return parts if valid else None
 
 
 def _without_user(address: str) -> str:
@@ -99,17 +105,22 @@ def _without_user(address: str) -> str:
 
 
 def key_variables(names: Sequence[str], addresses: Sequence[str]) -> list[str]:
-    """Return the name of the variable with the key for each address, "" where none is given. Raises UserError.
+    """Return the name of the variable with the key for each address, "" if none is given. Raises UserError.
 
-    One name for several addresses is valid where all of them are on one host: no key goes to a host that nobody meant.
+    One name for several addresses is valid if all of them are on one host: no key goes to a host that nobody meant.
     """
     if not all(re.fullmatch(r"(?:[A-Za-z_]\w*)?", name) for name in names):
         raise UserError("a key is given by the name of the environment variable that holds it")
-    if len(names) == 1 and len({urlsplit(address).netloc for address in addresses}) == 1:
+    if len(names) == 1 and len({_host(address) for address in addresses}) == 1:
         return [*names] * len(addresses)
     if names and len(names) != len(addresses):
-        raise UserError("name a key's variable once for each endpoint ('' for none), or once where all are on one host")
+        raise UserError("name a key's variable once for each endpoint ('' for none), or once if all are on one host")
     return [*names] or [""] * len(addresses)
+
+
+def _host(address: str) -> str:
+    """Return the host and port of URL#name. Raises UserError as `split_address` does."""
+    return urlsplit(split_address(address)[0]).netloc
 
 
 def key_for(url: str, key_env: str = "") -> str:
@@ -130,11 +141,16 @@ def key_for(url: str, key_env: str = "") -> str:
 
 
 def is_openai(url: str) -> bool:
-    """Return whether `url` is OpenAI's, or where OPENAI_BASE_URL points to."""
-    return _origin(url) in (_origin(OPENAI), _origin(os.environ.get("OPENAI_BASE_URL", "")))
+    """Return whether `url` is OpenAI's, or where OPENAI_BASE_URL points to. Raises UserError if that is no URL."""
+    own = os.environ.get("OPENAI_BASE_URL", "").strip()
+    if own and not _parse(own):
+        raise UserError(
+            f"OPENAI_BASE_URL is {_without_user(own)!r}, which is no URL such as {OPENAI}; correct or unset it"
+        )
+    return _origin(url) in [_origin(each) for each in (OPENAI, own) if each]
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Return scheme, host and port: the same definition of one place that browsers have."""
+    """Return scheme, host and port, which is what browsers call the origin of a valid URL."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -21,7 +21,7 @@ NO_LIMIT = 1 << 20  # tokens, for a model whose config names no longest context
 
 @dataclass(frozen=True)
 class BatchAnswer:
-    """An answer of `answer_batch`. `finish_reason` is "stop", or "length" where the answer had to be cut."""
+    """An answer of `answer_batch`. `finish_reason` is "stop", or "length" if the answer had to be cut."""
 
     text: str
     prompt_tokens: int
@@ -30,7 +30,7 @@ class BatchAnswer:
 
 
 class ChatModel:
-    """A model's directory, ready to answer: its weights are in bf16 on the GPU where there is one, else in fp32 on the CPU."""
+    """A model's directory, ready to answer: its weights are in bf16 on the GPU if there is one, else in fp32 on the CPU."""
 
     def __init__(self, model: str, template: str | None = None):
         """Load the model. Raises UserError with one line when the directory holds no chat model."""
@@ -99,7 +99,7 @@ class ChatModel:
         return BatchAnswer(text, prompt_tokens, end + 1, "stop")
 
     def _fitting_prompt(self, messages: list[Message], max_new_tokens: int) -> list[int]:
-        """Return the prompt's tokens, without the oldest rounds where prompt and answer would exceed the context."""
+        """Return the prompt's tokens, without the oldest rounds if prompt and answer would exceed the context."""
         system = [m for m in messages[:1] if m.role == "system"]
         turns = messages[len(system) :]
         while True:
@@ -148,7 +148,7 @@ class _Decoder:
 
 
 def load_weights(model: str, dtype: Any) -> Any:
-    """The causal language model in a directory, ready to answer, on the CPU. Raises UserError where it cannot be loaded."""
+    """The causal language model in a directory, ready to answer, on the CPU. Raises UserError if it cannot be loaded."""
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging

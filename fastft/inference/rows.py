@@ -36,7 +36,7 @@ CHUNK = 512
 """Tokens of a prompt between two steps of the rows that are being answered."""
 SPARE = 128
 """Columns added to the cache at a time: the whole of it is copied once in so many steps."""
-# Parameter of `forward` that takes the cache: transformers from 5.24, before, and of Mamba.
+# The parameter of `forward` that takes the cache: in transformers from 5.24 on, in earlier versions, and in Mamba models.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 # Their rotary frequencies depend on the longest sequence of a batch.
 UNEVEN_ROPE = {"dynamic", "longrope"}
@@ -130,7 +130,7 @@ class _Reading:
 
 
 class StepLoop:
-    """Answers in the making with the model's state for each. Not for several threads."""
+    """The answers that are being generated, with the model's state for each. Only one thread may use it."""
 
     def __init__(self, model: Any, stop_ids: Sequence[int], window: int, max_rows: int = 16, memory: int | None = None):
         """`window`: positions that the model knows. `memory`: bytes that the cache of several rows may take."""
@@ -147,7 +147,7 @@ class StepLoop:
         self.rows: list[Answering] = []
         self._cache: Any = None  # of `rows`
 
-    # Who is in -------------------------------------------------------------------------------------------------------
+    # Adding and dropping answers ---------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
@@ -192,7 +192,7 @@ class StepLoop:
     def step(self) -> list[Delta]:
         """Read a piece of the next prompt, if there is room for its answers, and give every row its next token.
 
-        Where a prompt fails, only its answers do. Raises what the model raises over the rows together; call `clear` then.
+        If a prompt fails, only its answers fail. Raises what the model raises for the rows together; call `clear` then.
         """
         deltas = self._read()
         if self.rows:
@@ -268,7 +268,7 @@ class StepLoop:
         return self._tokens(self.rows, self._call(ids_B1, self._cache.cache, **self._cache.inputs(self.device)))
 
     def _make_room(self) -> None:
-        """If the cache would outgrow the memory, the rows that came last wait again; they lose time, and no token."""
+        """If the cache would outgrow the memory, let the rows that came last wait again, which costs time but no token."""
         while len(self.rows) > 1 and self._cache.is_full and not self._fits(len(self.rows), 0):
             last = self.rows[-1]
             self._keep(list(range(len(self.rows) - 1)))
@@ -278,7 +278,7 @@ class StepLoop:
     def _tokens(self, rows: list[Answering], logits_BV: torch.Tensor) -> list[Delta]:
         """Choose the next token of each row, in fp32 as `generate` does."""
         logits_BV = logits_BV.float()
-        usable = logits_BV.amax(-1).isfinite().tolist()  # a maximum hands on NaN
+        usable = logits_BV.amax(-1).isfinite().tolist()  # one NaN makes the maximum NaN
         logprobs = [_logprobs(logits_V, row.top_logprobs) for row, logits_V in zip(rows, logits_BV)]
         for row, logits_V in zip(rows, logits_BV):
             if row.sampling.repetition_penalty != 1:

@@ -5,9 +5,9 @@
     ids = sample(logits_BV, samplings, draws)
 
 A row needs one random number a token, wherever the row stands in a batch and whatever the others do: with the same seed,
-it gets the same answer alone and in company, as far as the logits are the same. The number is looked up in the sum of the
-probabilities in the vocabulary's order. Sorted order would make two tokens of nearly the same probability change places
-with a rounding error of the logits, and with them the answer.
+it gets the same answer alone and in company, as far as the logits are the same. The number is looked up in the cumulative sum
+of the probabilities in the vocabulary's order. In the order of probability, a rounding error of the logits could make two
+tokens of nearly the same probability change places, and so change the answer.
 """
 
 import random
@@ -35,7 +35,7 @@ class Sampling:
     min_p: float = 0.0
     """Drops tokens less likely than this times the likeliest."""
     repetition_penalty: float = 1.0
-    """Of the tokens in prompt and answer; 1 is none (CTRL, arXiv 1909.05858)."""
+    """Makes tokens less likely that are in the prompt or the answer already; 1 does nothing (CTRL, arXiv 1909.05858)."""
     seed: int | None = None
 
     @property
@@ -75,7 +75,7 @@ def _thresholds(probs_BV: torch.Tensor, rows: Sequence[Sampling]) -> torch.Tenso
 
 
 def _thresholds_among(probs_BV: torch.Tensor, rows: Sequence[Sampling], candidates: int) -> torch.Tensor | None:
-    """`_thresholds` from the likeliest `candidates` of each row; None where a row's filters need more of them."""
+    """`_thresholds` from the likeliest `candidates` of each row; None if a row's filters need more of them."""
     vocabulary, device = probs_BV.shape[-1], probs_BV.device
     top_BC = probs_BV.topk(min(candidates, vocabulary)).values.double()
     sums_BC, count = top_BC.cumsum(-1), top_BC.shape[-1]

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastft.common.command_line import parse
+from fastft.common.command_line import parse, run_module
 from fastft.data.conversation import Message
 from fastft.errors import UserError
 from fastft.inference.engine import ChatModel
@@ -89,3 +89,7 @@ def printable(text: str) -> str:
 def _commands(character: str) -> bool:
     changes_direction = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
     return changes_direction or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t")
+
+
+if __name__ == "__main__":
+    run_module(main)

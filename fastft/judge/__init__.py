@@ -1,4 +1,4 @@
-"""The judge: models answer questions, a stronger model compares the answers, figures say how sure that is.
+"""Judging: models answer questions, a stronger model compares the answers, and figures say how sure the result is.
 
     fastft answer --model DIR -o mine.jsonl
     fastft judge --answers mine.jsonl theirs.jsonl --judge URL#name -o judged

@@ -3,9 +3,9 @@
     fastft answer --model runs/first/model -o first.jsonl                       # a Hugging Face directory, on GPU or CPU
     OPENAI_API_KEY=… fastft answer --model https://api.openai.com/v1#gpt-4.1 -o gpt.jsonl
 
-A second run with the same file asks only what is missing or has failed. The later turns of a question follow the model's own
-answers to the earlier ones; what an endpoint replied to those is kept beside, in answers.cache.jsonl. Each row records the
-model's address or a digest of its directory, the parameters, seconds, tokens, and why the answer ended.
+A second run with the same file asks only the questions that are missing or have failed. The later turns of a question follow
+the model's own answers to the earlier ones. An endpoint's replies are kept in answers.cache.jsonl, too, so that none is paid for
+twice. Each row records the model's address or a digest of its weights, the parameters, seconds, tokens, and why the answer ended.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money
 from fastft.inference.client import Client, Unanswered, estimate_tokens, make_clients, run_all
@@ -76,7 +76,7 @@ class AnswerConfig(ModelConfig):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fastft answer`. Raises UserError where questions are still unanswered at the end."""
+    """Run `fastft answer`. Raises UserError if questions are still unanswered at the end."""
     config, endpoint = parse(argv, "fastft answer", "Have a model answer questions.", AnswerConfig, EndpointConfig)
     questions = load_questions(config.questions)
     answers, usd = answer_all(questions, config.output, config, endpoint)
@@ -89,10 +89,10 @@ def main(argv: Sequence[str]) -> int:
 def answer_all(
     questions: list[Question], path: Path, config: ModelConfig, endpoint: EndpointConfig
 ) -> tuple[dict[str, Answer], float]:
-    """Answer into `path` what is not answered yet. Returns all answers by question, and the dollars spent now.
+    """Answer the questions that `path` holds no answer to, into `path`. Returns all answers by question, and the dollars spent.
 
-    A dry run asks nothing and returns no answers. Raises UserError for the user's mistakes, and where questions are left:
-    what is answered is in `path`, and the next call goes on from there.
+    A dry run asks nothing and returns no answers. Raises UserError for the user's mistakes, and if questions are left
+    unanswered: the answers so far are in `path`, and the next call continues with the others.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a directory; -o names the file for the answers")
@@ -134,7 +134,7 @@ def _answer_missing(
     made_with: dict[str, Any],
     done: dict[str, Answer],
 ) -> str | None:
-    """Answer `missing` into `done`, and append each answer to `path` as soon as it is there: a killed run loses none.
+    """Answer the questions `missing`. Each answer is added to `done` and to the file at once, so that a killed run loses none.
 
     Returns why an endpoint's run stopped early, or None.
     """
@@ -154,7 +154,7 @@ def _answer_missing(
 
 
 def _check_complete(questions: list[Question], done: dict[str, Answer], stopped: str | None) -> None:
-    """Raise UserError where questions are left, with the reason for the first."""
+    """Raise UserError if questions are left unanswered, with the reason for the first."""
     failed = [answer for answer in done.values() if answer.error]
     left = len(questions) - len(done) + len(failed)
     if stopped or left:
@@ -163,7 +163,10 @@ def _check_complete(questions: list[Question], done: dict[str, Answer], stopped:
 
 
 def fingerprint(directory: Path) -> str:
-    """Return a digest of a model's weights, from 64 pieces of each file: the directories of most runs are called `model`."""
+    """Return a digest of a model's weights, from 64 pieces of each file.
+
+    It tells models apart that have the same name: the directory of most trained models is called `model`.
+    """
     digest = hashlib.sha256()
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
         size = path.stat().st_size
@@ -176,7 +179,7 @@ def fingerprint(directory: Path) -> str:
 
 
 def answered_before(path: Path, name: str, made_with: dict[str, Any], questions: list[Question]) -> dict[str, Answer]:
-    """Return the good answers of an earlier run. Raises UserError when they are another model's, or were made otherwise."""
+    """Return the good answers of an earlier run. Raises UserError if another model gave them, or with other parameters."""
     if not path.exists():
         return {}
     cut_torn_line(path)
@@ -198,7 +201,7 @@ def answered_before(path: Path, name: str, made_with: dict[str, Any], questions:
 
 
 def cut_torn_line(path: Path) -> None:
-    """Remove the last line of a file where a killed run has not written it to its end."""
+    """Remove the last line of a file if a killed run has written only a part of it."""
     content = path.read_bytes()
     if not content.endswith(b"\n"):
         with open(path, "r+b") as file:
@@ -206,7 +209,7 @@ def cut_torn_line(path: Path) -> None:
 
 
 async def ask(client: Client, name: str, question: Question, parameters: dict[str, Any]) -> Answer:
-    """Ask an endpoint all turns of a question. The answer has `error` set where that failed for good."""
+    """Ask an endpoint all turns of a question. The answer has `error` set if that failed for good."""
     messages, replies = [], []
     try:
         for turn in question.turns:
@@ -241,7 +244,7 @@ def generate(questions: list[Question], config: ModelConfig) -> Iterator[Answer]
 
 
 def _batches(questions: list[Question], size: int) -> list[list[Question]]:
-    """Group questions of similar length; all of a batch have the same number of turns."""
+    """Group questions of similar length. All questions of a batch have the same number of turns."""
     batches: list[list[Question]] = []
     for question in sorted(questions, key=lambda each: (len(each.turns), sum(map(len, each.turns)))):
         if not batches or len(batches[-1]) == size or len(batches[-1][0].turns) != len(question.turns):
@@ -275,3 +278,7 @@ def _answer_batch(chat: Any, batch: list[Question], config: ModelConfig) -> Iter
             completion_tokens=sum(reply.completion_tokens for reply in replies),
             finish_reason=replies[-1].finish_reason,
         )
+
+
+if __name__ == "__main__":
+    run_module(main)

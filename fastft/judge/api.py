@@ -57,7 +57,7 @@ def compare(
 
     A judge is URL#name. `key_env` names the environment variables with the judges' keys, where they need any; without it,
     OPENAI_API_KEY is sent to OpenAI and to nobody else. Questions that some model has not answered are left out. Raises
-    UserError where none is left, or where a judge cannot be asked. It works in a thread of its own, so it can be called
+    UserError if none is left, or if a judge cannot be asked. It works in a thread of its own, so it can be called
     inside a running event loop, such as a notebook's.
     """
     asked = list(questions) if questions is not None else load_questions()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money
 from fastft.inference.client import make_clients
@@ -46,11 +46,11 @@ class JudgeConfig:
     baseline: str | None = None
     """Compare every model with this one alone; by default every pair is compared."""
     one_order: bool = False
-    """Judge each pair in one order: half the calls, but the worth of being shown first stays unknown."""
+    """Judge each pair in one order: half the calls, but an advantage of being shown first stays unknown."""
     prompts: Path | None = None
     """A directory with prompts of your own, named like ours."""
     allow_missing: bool = False
-    """Judge the answers that there are where some are missing."""
+    """Judge the answers that there are, even if some are missing."""
     max_tokens: int = 1024
     """The longest reply of a judge, in tokens."""
     output: Path | None = option(None, short="-o")
@@ -62,7 +62,7 @@ class JudgeConfig:
     scores: Literal["field", "text"] = "text"
     """For --reviews: the scores as they were entered, or as they are read from the words."""
     difference: float | None = None
-    """The difference that the number of needed questions is computed for: points of win rate (5) or of score (0.5)."""
+    """The difference to be detected, for the number of questions needed: points of win rate (5) or of score (0.5)."""
 
     def __post_init__(self) -> None:
         if self.difference is not None and not 0 < self.difference < 50:
@@ -72,7 +72,7 @@ class JudgeConfig:
         if self.max_tokens < 1:
             raise UserError("--max_tokens must be at least 1")
         if self.baseline and self.mode == "single":
-            raise UserError("--baseline is for pairs: an answer judged alone is compared with none")
+            raise UserError("--baseline is for pairs: with --mode single no answer is compared with another")
         if self.output and self.output.exists() and not self.output.is_dir():
             raise UserError(f"{self.output}: is a file; -o names a directory")
         if len({*self.answers}) < len(self.answers):
@@ -80,7 +80,7 @@ class JudgeConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fastft judge`. Raises UserError where not everything could be judged, after what was judged is written."""
+    """Run `fastft judge`. Raises UserError if not everything could be judged, once the rest is written."""
     config, endpoint = parse(
         argv, "fastft judge", "Have a stronger model compare answers.", JudgeConfig, EndpointConfig
     )
@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def show_reviews(directory: Path, config: JudgeConfig) -> None:
-    """Show the figures of reviews that others have made, and write files only where --output is given."""
+    """Show the figures of reviews that others have made, and write files only if --output is given."""
     from rich.console import Console
 
     from fastft.judge.replies.importers import read_reviews
@@ -113,7 +113,7 @@ def show_reviews(directory: Path, config: JudgeConfig) -> None:
 
 
 def judge(config: JudgeConfig, endpoint: EndpointConfig) -> None:
-    """Plan, ask, write. Raises UserError for the user's mistakes before anything is asked, and for what was not judged."""
+    """Plan, ask, write. Raises UserError for the user's mistakes before anything is asked, and at the end for what failed."""
     from rich.console import Console
 
     from fastft.judge.report import write_judge_page
@@ -150,7 +150,7 @@ def _grouped(*numbers: int) -> list[str]:
 
 
 def check_complete(judgments: list[Judgment], calls: int, stopped: str | None) -> None:
-    """Raise UserError where calls were not made, or failed for good."""
+    """Raise UserError if calls were not made, or failed for good."""
     failed = [judgment for judgment in judgments if "failed" in judgment.flags]
     missing = calls - len(judgments) + len(failed)
     if missing:
@@ -159,11 +159,11 @@ def check_complete(judgments: list[Judgment], calls: int, stopped: str | None) -
 
 
 def check_readable(judgments: list[Judgment]) -> None:
-    """Raise UserError where no figure is based on a single judgment, and say why."""
+    """Raise UserError if not a single judgment could be read, and say why."""
     if any(judgment.parsed for judgment in judgments):
         return
     cut = all("cut" in judgment.flags for judgment in judgments)
-    do = "give a larger --max_tokens" if cut else "report.html and judgments.jsonl have the words"
+    do = "give a larger --max_tokens" if cut else "report.html and judgments.jsonl have the judge's words"
     why = f"{judgments[0].judge} wrote {judgments[0].text.strip()[-80:]!r}"
     raise UserError(f"none of {len(judgments)} judgments could be read ({why}); {do}")
 
@@ -171,7 +171,7 @@ def check_readable(judgments: list[Judgment]) -> None:
 def write_results(
     directory: Path, judgments: list[Judgment], questions: list[Question], answers: list[Answer], to_see: float | None
 ) -> Figures:
-    """Write all files of a judged directory but the cache and the page, what was paid for first. Returns the figures."""
+    """Write all files of a judged directory but the cache and the page, first those that were paid for. Returns the figures."""
     from fastft.judge.report import ANSWERS, JUDGMENTS, QUESTIONS, write_figures
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -180,3 +180,7 @@ def write_results(
         if rows:
             write_rows(directory / name, rows)
     return write_figures(directory, judgments, answers, to_see)
+
+
+if __name__ == "__main__":
+    run_module(main)

@@ -1,9 +1,9 @@
-"""Say what chance alone would do: intervals over questions, a paired test, and how many questions a difference needs.
+"""How sure a figure is: confidence intervals over questions, a paired test, and how many questions a difference needs.
 
-The unit of chance is the question. Judgments of one question (both orders, all turns, all judges) depend on each other, so
-intervals resample whole questions (a cluster bootstrap; 95 %, by percentiles). Resampling single judgments, as is common, makes
-intervals too narrow: 80 questions in both orders are not 160 independent ones. Shares are resampled with one question won and one
-lost added, because intervals near 100 % would be too short otherwise (benchmarks/judge.py shows the coverage of all three).
+Questions are what was sampled, not judgments. The judgments of one question (both orders, all turns, all judges) depend on each
+other, so intervals resample whole questions (a cluster bootstrap; 95 %, by percentiles). Resampling single judgments, as is
+common, makes intervals too narrow: 80 questions in both orders are not 160 independent ones. To shares, one question won and one
+lost are added, because intervals near 100 % would be too narrow otherwise (benchmarks/judge.py shows the coverage of all three).
 """
 
 import math
@@ -29,7 +29,7 @@ class Interval:
 
 
 def bootstrap_mean(values_N: np.ndarray) -> Interval:
-    """Return the mean with its percentile interval over resampled values; values of whole questions make it a clustered one."""
+    """Return the mean with its percentile interval over resampled values: over questions, if there is one value for each."""
     if not len(values_N):
         return Interval(math.nan, math.nan, math.nan)
     rng = np.random.default_rng(SEED)
@@ -39,17 +39,18 @@ def bootstrap_mean(values_N: np.ndarray) -> Interval:
 
 
 def bootstrap_share(won_Q: np.ndarray, of_Q: np.ndarray) -> Interval:
-    """Return the share of what could be won, with its percentile interval over resampled questions.
+    """Return sum(`won_Q`) / sum(`of_Q`) with its percentile interval over resampled questions.
 
     One question wholly won and one wholly lost are resampled with the others (Agresti and Coull, 1998, add two of each to
-    single trials). Without them, the interval of 80 questions won at 97 % holds the truth in 90 of 100 evaluations, not in 95.
+    single trials). Without them, the interval for 80 questions of which 97 % are won holds the true share in 90 of 100
+    evaluations instead of 95.
     """
     if not len(won_Q):
         return Interval(math.nan, math.nan, math.nan)
     size, rng = of_Q.mean(), np.random.default_rng(SEED)
     drawn_BQ = rng.integers(0, len(won_Q) + 2, (RESAMPLES // 2, len(won_Q) + 2))
     of_B = np.append(of_Q, [size, size])[drawn_BQ].sum(1)
-    # Each draw has both ends, so that the other model's interval is the mirror image.
+    # Each draw is used twice, with the two added questions exchanged: so the other model's interval is the mirror image.
     ends = ([0.0, size], [size, 0.0])
     shares_B = np.concatenate([np.append(won_Q, two)[drawn_BQ].sum(1) / of_B for two in ends])
     low, high = np.percentile(shares_B, [2.5, 97.5])
@@ -57,7 +58,7 @@ def bootstrap_share(won_Q: np.ndarray, of_Q: np.ndarray) -> Interval:
 
 
 def share_by_question(looks: Iterable[tuple[str, bool]]) -> Interval | None:
-    """Return the share of looks, given as (question, whether it holds), for which it holds; None without any."""
+    """Return the share of `looks`, pairs of a question and a truth value, that are true; None if there are none."""
     counts = defaultdict(lambda: [0, 0])
     for question, holds in looks:
         counts[question][0] += holds
@@ -76,10 +77,10 @@ def sign_flip_p(differences_Q: np.ndarray) -> float:
 
 
 def questions_needed(difference: float, spread: float, power: float = 0.8, alpha: float = 0.05) -> int:
-    """Return how many questions a two-sided paired test needs to see a true mean difference with this power.
+    """Return how many questions a two-sided paired test needs to detect a true mean difference with this power.
 
-    `spread` is the standard deviation over questions. n = ((z(1 - alpha / 2) + z(power)) spread / difference)^2, and 0 where
-    the spread is not known.
+    `spread` is the standard deviation over questions. n = ((z(1 - alpha / 2) + z(power)) spread / difference)^2, or 0 if the
+    spread is not known.
     """
     if not math.isfinite(spread):
         return 0

@@ -5,24 +5,35 @@ A run of `fastft judge` writes one `Judgment` a line to judgments.jsonl; figures
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastft.common.files import write_whole
 from fastft.common.records import repair_text
 from fastft.errors import UserError
+from fastft.judge.rows import (
+    Values,
+    is_count,
+    is_flag,
+    is_number,
+    is_string,
+    is_text,
+    or_null,
+    read_objects,
+    require_values,
+)
 
 Mode = Literal["pairwise", "single"]
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """One judge's words about one answer (mode "single"), or about two in one order (mode "pairwise").
+    """What one judge said about one answer (mode "single"), or about two in one order (mode "pairwise").
 
     `model_a` was shown first, as Assistant 1. Scores are on the judge's own scale, 1 to 10 unless its prompt says otherwise.
-    `parsed` is false where no score could be read: the scores are None then, and every table counts the judgment as unparsed.
-    `flags` name what a reader should know; `fastft.judge.tables.FLAGS` says what each means.
+    `parsed` is false if no score could be read: the scores are None then, and every table counts the judgment as unparsed.
+    `fastft.judge.tables.FLAGS` says what each of the `flags` means.
     """
 
     question_id: str
@@ -42,7 +53,7 @@ class Judgment:
 
     @property
     def winner(self) -> str | None:
-        """The better model's name, "tie", or None where nothing could be read or there is only one model."""
+        """The better model's name, "tie", or None if no score could be read or there is only one model."""
         if self.model_b is None or self.score_a is None or self.score_b is None:
             return None
         if self.score_a == self.score_b:
@@ -55,15 +66,39 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
     write_whole(path, repair_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)))
 
 
+VALUES: Values = {
+    **dict.fromkeys(("question_id", "judge", "model_a"), (is_text, "a text")),
+    **dict.fromkeys(("category", "text"), (is_string, "a text")),
+    **dict.fromkeys(("score_a", "score_b", "usd"), (or_null(is_number), "a number or null")),
+    **dict.fromkeys(("parsed", "referenced"), (is_flag, "true or false")),
+    "model_b": (or_null(is_text), "a text or null"),
+    "mode": (lambda value: value in get_args(Mode), '"pairwise" or "single"'),
+    "turn": (is_count, "a whole number"),
+    "flags": (lambda value: isinstance(value, list) and all(map(is_text, value)), "a list of texts"),
+}
+"""What a line of judgments.jsonl may hold under each key."""
+
+
 def read_judgments(path: Path) -> list[Judgment]:
-    """Return the judgments of a file. Raises UserError where there is none, and for a line that is no judgment."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    found = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes, because U+2028 ends no line of JSON
-        try:
-            row = json.loads(line)
-            found.append(Judgment(**{**row, "flags": tuple(row["flags"])}))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
-            raise UserError(f"{path}, line {number}: is not a judgment ({error})") from None
+    """Return the judgments of a file. Raises UserError if there is none, and for a line that is no judgment."""
+    found = [_judgment(record.value, f"{record.where}: is not a judgment") for record in read_objects(path)]
+    if not found:
+        raise UserError(f"{path}: holds no judgments")
     return found
+
+
+def _judgment(row: dict[str, Any], wrong: str) -> Judgment:
+    """Return the judgment in a line. Raises UserError, whose message begins with `wrong`, if it is none."""
+    needed = [each.name for each in fields(Judgment) if each.default is MISSING]
+    if missing := [name for name in needed if name not in row]:
+        raise UserError(f"{wrong}: it has no {missing[0]}")
+    if unknown := [key for key in row if key not in VALUES]:
+        raise UserError(f"{wrong}: it has an unknown key {unknown[0]!r}")
+    require_values(row, VALUES, wrong)
+    judgment = Judgment(**{**row, "flags": tuple(row.get("flags", ()))})
+    pairwise = judgment.mode == "pairwise"
+    if pairwise and judgment.model_b is None:
+        raise UserError(f"{wrong}: model_b must name the other model, because mode is pairwise")
+    if judgment.parsed and (judgment.score_a is None or (pairwise and judgment.score_b is None)):
+        raise UserError(f"{wrong}: a score is null although parsed is true")
+    return judgment

@@ -1,7 +1,7 @@
-"""Have answers judged: which answers, in which order, with which prompt, and what the judge replied.
+"""Ask judges about answers: which answers, in which order and with which prompt, and how a reply becomes a judgment.
 
-`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. In a prompt, everything that is to be judged stands
-between marks that are a hash of all of it, so that no answer can contain its own closing mark.
+`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. In a prompt, the texts to be judged stand between marks
+that contain a hash of all these texts. So no answer can contain its own closing mark.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single, s
 PROMPTS = Path(__file__).with_name("prompts")
 USUAL_REPLY_TOKENS = 200  # a few sentences and the scores: what the estimate before a run assumes
 AGAIN = "That could not be read. Reply with the JSON object alone."
-# What an answer contains that tries to judge itself. None of the 560 answers of Vicuna's evaluation matches.
+# Words with which an answer tries to decide its own score. None of the 560 answers of Vicuna's evaluation matches.
 _INJECTION = re.compile(
     r"\bscore_[12]\b|\bscore [12]\s*[:=：]"
     r"|\"score\"|\bassistant\s*[12AB]\s+(?:is|was|performed)\s+(?:\w+\s+)?better\b|\[\[\s*(?:[ABC]|\d+)\s*\]\]"
@@ -64,8 +64,8 @@ def check_answers(
 ) -> dict[str, dict[str, Answer]]:
     """Return the answers by model and question. `files` maps the name of a file to the answers in it.
 
-    Raises UserError where models, questions and answers do not belong together, and where answers are missing unless that
-    is allowed.
+    Raises UserError if two files hold answers of one model, if an answer is to none of the questions, and, unless
+    `allow_missing`, if a model has not answered all of them.
     """
     by_model: dict[str, dict[str, Answer]] = {}
     home: dict[str, str] = {}
@@ -74,7 +74,7 @@ def check_answers(
         for answer in answers:
             if home.setdefault(answer.model, path) != path:
                 raise UserError(
-                    f"{path}: has answers of {answer.model}, and so has {home[answer.model]}; give one another model name"
+                    f"{path}: has answers of {answer.model}, and so has {home[answer.model]}; rename the model in one of them"
                 )
             if answer.question_id not in known:
                 raise UserError(f"{path}: answers question {answer.question_id}, which is not among the questions")
@@ -100,8 +100,8 @@ def plan(
 ) -> list[JudgeTask]:
     """Return everything that a judge will be asked, question by question and turn by turn.
 
-    That is all pairs of models, or each model against `baseline`, in both orders or in one; or, in mode "single", each answer
-    alone. Raises UserError where there is nothing to compare.
+    In mode "pairwise" that is every pair of models, or `baseline` with each of the others, in both orders or in one. In mode
+    "single" it is each answer alone. Raises UserError if there is nothing to compare.
     """
     if mode == "pairwise" and len(answers) < 2:
         raise UserError("there is only one model, so nothing to compare; give answers of another, or --mode single")
@@ -130,7 +130,7 @@ def plan(
 def load_prompts(directory: Path | None = None) -> dict[str, str]:
     """Return the four prompts by name, ours or those of the same name in `directory`.
 
-    Raises UserError for a directory without any, and for a prompt that lacks one of the places that are filled in.
+    Raises UserError for a directory without any, and for a prompt that lacks a placeholder, such as {question}.
     """
     prompts = {}
     for name in ("pairwise", "pairwise-reference", "single", "single-reference"):
@@ -149,7 +149,7 @@ def load_prompts(directory: Path | None = None) -> dict[str, str]:
 
 
 def write_prompt(task: JudgeTask, prompts: dict[str, str]) -> str:
-    """Return what the judge is asked. Places are filled in one pass, so braces inside of an answer stay as they are."""
+    """Return the prompt. All placeholders are filled in one pass, so what looks like one in an answer stays as it is."""
     values = {
         "question": _shown(task.question.turns[: task.turn], "question"),
         "answer_1": _shown(task.first.turns[: task.turn], "answer"),
@@ -162,7 +162,7 @@ def write_prompt(task: JudgeTask, prompts: dict[str, str]) -> str:
 
 
 def _shown(turns: tuple[str, ...], what: str) -> str:
-    """Return one turn as it is; of several, say that the last is to be judged and the others are its context."""
+    """Return a single turn as it is. Of several, the last is labelled as to be judged, and the others as its context."""
     if len(turns) == 1:
         return turns[0]
     before = "\n\n".join(f"[{what} {number}, for context]\n{turn}" for number, turn in enumerate(turns[:-1], 1))
@@ -170,7 +170,7 @@ def _shown(turns: tuple[str, ...], what: str) -> str:
 
 
 async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
-    """Ask for scores. A reply that cannot be read is asked for once more, and then recorded as unparsed."""
+    """Ask for scores. If the reply cannot be read, ask once more; a second such reply is recorded as unparsed."""
     messages, options = _request(task, prompts, max_tokens)
     words, reply, scores, usd, failed = "", None, None, 0.0, False
     for attempt in range(2):
@@ -215,7 +215,7 @@ def _read_scores(words: str, mode: Mode) -> tuple[float, ...] | None:
 
 
 def _flags(task: JudgeTask, words: str, reply: Reply | None, parsed: bool, failed: bool) -> Iterable[str]:
-    """Yield the names of what a reader should know about a judgment; `fastft.judge.tables.FLAGS` says what they mean."""
+    """Yield the flags of a judgment; `fastft.judge.tables.FLAGS` says what each means."""
     if failed:
         yield "failed"
     if not parsed and is_refusal(words):
@@ -248,7 +248,7 @@ def _schema(mode: Mode) -> dict:
 def estimate(
     tasks: list[JudgeTask], clients: list[Client], prompts: dict[str, str], max_tokens: int
 ) -> tuple[int, int, int, float]:
-    """Return about how many calls, prompt tokens, reply tokens and dollars it takes to judge what is not cached."""
+    """Estimate the calls, prompt tokens, reply tokens and dollars for everything that is not in the cache."""
     calls, prompt, usd = 0, 0, 0.0
     for task in tasks:
         messages, options = _request(task, prompts, max_tokens)
@@ -262,7 +262,7 @@ def estimate(
 def judge_all(
     tasks: list[JudgeTask], clients: list[Client], prompts: dict[str, str], max_tokens: int, money: Money
 ) -> tuple[list[Judgment], str | None]:
-    """Return the judgments of all tasks by all judges, in that order, and None or why it stopped early."""
+    """Return the judgments, task by task and judge by judge, and why it stopped early, or None if all was asked."""
     found: dict[int, Judgment] = {}
     works = [partial(judge_one, task, client, prompts, max_tokens) for task in tasks for client in clients]
     stopped = run_all(works, "judging", money, found.__setitem__)

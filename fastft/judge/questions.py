@@ -7,15 +7,24 @@ Without --questions, our own set is asked: 80 questions in eight categories like
 file).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastft.common.records import Record, read_records, repair_text
 from fastft.errors import UserError
+from fastft.judge.rows import Values, is_count, is_number, is_string, is_text, or_null, read_objects, require_values
 
 OWN = Path(__file__).with_name("questions.jsonl")
+# What may stand under the keys that a question or an answer need not have.
+QUESTION_VALUES: Values = {"category": (or_null(is_string), "a text or null")}
+ANSWER_VALUES: Values = {
+    "parameters": (or_null(lambda value: isinstance(value, dict)), "an object or null"),
+    "seconds": (or_null(is_number), "a number or null"),
+    "prompt_tokens": (or_null(is_count), "a whole number or null"),
+    "completion_tokens": (or_null(is_count), "a whole number or null"),
+    "finish_reason": (or_null(is_string), "a text or null"),
+    "error": (or_null(is_string), "a text or null"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +60,13 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
     """
     trusted = {answer.question_id: answer.turns for answer in read_answers(references)} if references else {}
     found: dict[str, Question] = {}
-    for record in _objects(path):
+    for record in read_objects(path):
         row = record.value
         turns = row.get("turns") or [row.get("text")]
         identity = row.get("id", row.get("question_id"))
-        if identity is None or not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
+        if not _is_id(identity) or not isinstance(turns, list) or not all(map(is_text, turns)):
             raise UserError(f"{record.where}: is not a question; it needs an id (or question_id) and turns (or text)")
+        require_values(row, QUESTION_VALUES, f"{record.where}: is not a question")
         identity = str(identity)
         if identity in found:
             raise UserError(f"{record.where}: the id {identity} is used twice")
@@ -65,7 +75,7 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
         if reference and not _texts(reference):
             raise UserError(f"{record.where}: the reference is neither a text nor a list of texts, one for each turn")
         reference = tuple(reference) if reference else None
-        found[identity] = Question(identity, str(row.get("category", "general")), tuple(turns), reference)
+        found[identity] = Question(identity, row.get("category") or "general", tuple(turns), reference)
     if not found:
         raise UserError(f"{path}: holds no questions")
     return list(found.values())
@@ -77,17 +87,20 @@ def read_answers(path: str | Path) -> list[Answer]:
     Raises UserError for a line that is no answer, and for a question that one model answers twice.
     """
     found: dict[tuple[str, str], Answer] = {}
-    for record in _objects(path):
+    for record in read_objects(path):
         row = record.value
         turns, model = _turns(row), row.get("model") or row.get("model_id")
         error = row.get("error")
-        if not model or "question_id" not in row or not (error or _texts(turns)):
+        if not is_text(model) or not _is_id(row.get("question_id")) or not (error or _texts(turns)):
             raise UserError(
                 f"{record.where}: is not an answer; it needs question_id, model (or model_id) and turns (or text)"
             )
+        require_values(row, ANSWER_VALUES, f"{record.where}: is not an answer")
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
         turns = tuple(turns) if _texts(turns) else ()
-        answer = Answer(str(row["question_id"]), str(model), turns, row.get("parameters") or {}, **known, error=error)
+        answer = Answer(
+            str(row["question_id"]), model, turns, row.get("parameters") or {}, **known, error=error or None
+        )
         key = answer.question_id, answer.model
         if key in found and not found[key].error:
             raise UserError(f"{record.where}: {answer.model} answers question {answer.question_id} twice")
@@ -112,20 +125,5 @@ def _texts(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(each, str) for each in value)
 
 
-def _objects(path: str | Path) -> Iterator[Record]:
-    """Yield the rows of a file, which must be JSON objects. Raises UserError."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    for record in read_records(path):
-        if record.error or not isinstance(record.value, dict):
-            raise UserError(f"{record.where}: {record.error or 'is not a JSON object'}")
-        yield replace(record, value=_repaired(record.value))
-
-
-def _repaired(value: Any) -> Any:
-    """Return the value with `repair_text` applied to every text in it: lone surrogates fit into no request and no file."""
-    if isinstance(value, dict):
-        return {_repaired(key): _repaired(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_repaired(each) for each in value]
-    return repair_text(value) if isinstance(value, str) else value
+def _is_id(value: Any) -> bool:
+    return is_text(value) or (isinstance(value, int) and not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""Write what a judging run shows: results.json, results.md for a README, and report.html with every answer.
+"""Write the results of a judging run: results.json, results.md for a README, and report.html with every answer.
 
 fastft report JUDGED_DIR      # again, from judgments.jsonl, questions.jsonl and answers.jsonl there
 """
@@ -50,7 +50,7 @@ def write_figures(
 
 
 def report_again(directory: Path) -> Path:
-    """Write the report of a judged directory again, from its files. Raises UserError where there are no judgments."""
+    """Write the report of a judged directory again, from its files. Raises UserError if there are no judgments."""
     judgments = read_judgments(directory / JUDGMENTS)
     questions = load_questions(directory / QUESTIONS) if (directory / QUESTIONS).is_file() else []
     answers = read_answers(directory / ANSWERS) if (directory / ANSWERS).is_file() else []
@@ -158,7 +158,7 @@ def _rating_lines(figures: Figures) -> list[dict[str, Any]]:
 def _browser(
     judgments: list[Judgment], questions: list[Question], answers: list[Answer], pair_names: dict[frozenset, str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield each judged question with its answers, its judgments, and what they can be filtered by."""
+    """Yield each judged question with its answers and judgments, and the words by which the page filters them."""
     texts = {question.id: question for question in questions}
     given = {(answer.question_id, answer.model): answer for answer in answers}
     by_question: dict[str, list[Judgment]] = defaultdict(list)

@@ -1,9 +1,9 @@
-"""Compute what judgments say and how sure it is: totals, win rates, biases, ratings, and what chance alone would have done.
+"""Compute the figures of a judging run, each with its uncertainty: totals, win rates, ratings, and the judges' biases.
 
     figures = compute(judgments, lengths)      # everything, for `fastft.judge.report`
 
-Intervals resample whole questions; fastft.judge.intervals says why. Unparsed judgments are part of no mean and are counted beside
-each.
+Intervals resample whole questions; fastft.judge.intervals says why. Judgments that could not be read are left out of every mean,
+and their number is given beside it.
 """
 
 import itertools
@@ -27,15 +27,18 @@ from fastft.judge.intervals import (
 from fastft.judge.judgment import Judgment
 
 RATING_RESAMPLES = 500
-RIDGE = 0.1  # penalty of the length regression: a prior that a coefficient is 0 with a deviation of 1 / sqrt(0.1) = 3.2
-POINTS, SCORE_POINTS = 5.0, 0.5  # the differences that `questions_needed` is for, in points of win rate and of score
+RIDGE = 0.1  # penalty of the length regression: a normal prior, mean 0, standard deviation 1 / sqrt(0.1) = 3.2
+POINTS, SCORE_POINTS = (
+    5.0,
+    0.5,
+)  # the differences to be detected by `questions_needed`, in points of win rate and of score
 Z = 1.96  # standard errors on each side of a 95 % interval
 Lengths = dict[tuple[str, str], int]  # (question, model) -> characters of the answer
 
 
 @dataclass(frozen=True)
 class Total:
-    """Sums of scores, and how often each model won. `unparsed` judgments are in neither."""
+    """Sums of scores, and how often each model won. Judgments that could not be read are counted as `unparsed` alone."""
 
     first_total: float
     second_total: float
@@ -48,17 +51,17 @@ class Total:
 
 @dataclass(frozen=True)
 class LengthControl:
-    """What remains of the second model's win rate at equal length and without an order (Dubois et al., arXiv:2404.04475).
+    """The second model's win rate if all answers were of equal length and shown in no order (Dubois et al., arXiv:2404.04475).
 
     From a logistic regression of its wins: log odds = quality + length x tanh(extra length of its answer / standard deviation)
-    + first x (+1 where it is shown first, else -1). Standard errors are clustered by question. A ridge penalty keeps the
-    coefficients finite where length decides everything.
+    + first x (+1 if it is shown first, else -1). Standard errors are clustered by question. A ridge penalty keeps the
+    coefficients finite if length decides everything.
     """
 
     win_rate: Interval
     quality: tuple[float, float]  # coefficient, standard error
     length: tuple[float, float]
-    first: tuple[float, float] | None  # None where only one order was judged
+    first: tuple[float, float] | None  # None if only one order was judged
 
 
 @dataclass(frozen=True)
@@ -75,25 +78,25 @@ class Pair:
     per_game: Interval  # the same as if judgments were independent, so too narrow
     p_value: float  # of the hypothesis that both are equally good, by flipping signs of questions
     controlled: LengthControl | None
-    questions_needed: int  # to tell 50 % plus the difference asked for from 50 %, with a power of 80 %
+    questions_needed: int  # to tell a win rate of 50 % plus `Figures.to_see` points from 50 %, with a power of 80 %
 
 
 @dataclass(frozen=True)
 class Position:
-    """How one judge decides when two answers swap places, and what it is worth to be shown first."""
+    """Whether one judge's verdicts depend on the order of the answers, and how often the answer shown first wins."""
 
     one_order: bool  # whether no pair of models was shown in both orders
     both_orders: int  # pairs of answers that were judged in both
-    consistent: int  # those with the same verdict in both
-    half_flips: int  # a win in one order, a tie in the other
-    flips: int  # each order has another winner
+    consistent: int  # of those, with the same verdict in both orders
+    half_flips: int  # with a win in one order and a tie in the other
+    flips: int  # with another winner in each order
     flip_rate: Interval | None  # share of `both_orders`
     first_wins: Interval | None  # share of decisive judgments won by the answer shown first
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two judges agree where both judged the same answers in the same order; `looks` counts those cases.
+    """How far two judges agree on the same answers in the same order, of which there are `looks` cases.
 
     `agreed` is the share of equal verdicts, `kappa` Cohen's kappa of win, tie and loss, `flips` the number of opposite winners.
     """
@@ -140,7 +143,8 @@ class Difference:
 class Figures:
     """All figures of a run.
 
-    `to_see` is the difference that `questions_needed` is for, in points of win rate, or of score in mode "single".
+    `to_see` is the difference to be detected by `questions_needed` questions, in points of win rate, or of score in mode
+    "single". `by_judge` has the figures of each judge alone, if there are several.
     """
 
     models: list[str]
@@ -156,9 +160,7 @@ class Figures:
     score_agreement: list[ScoreAgreement] = field(default_factory=list)
     singles: list[Single] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    by_judge: dict[str, "Figures"] = field(
-        default_factory=dict
-    )  # the figures of each judge alone, where there are several
+    by_judge: dict[str, "Figures"] = field(default_factory=dict)
 
 
 def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_see: float | None = None) -> Figures:
@@ -201,7 +203,7 @@ def _first_orders(pairwise: list[Judgment]) -> list[tuple[str, str]]:
 def compare_pair(
     judgments: Iterable[Judgment], first: str, second: str, lengths: Lengths | None = None, to_see: float = POINTS
 ) -> Pair:
-    """Return what the judgments about two models say, in whichever order the models were shown."""
+    """Compare two models by the judgments about them, in whichever order they were shown."""
     own = [j for j in judgments if {j.model_a, j.model_b} == {first, second}]
     by_category = defaultdict(list)
     for judgment in own:
@@ -240,7 +242,7 @@ def total(judgments: Iterable[Judgment], first: str) -> Total:
 
 
 def outcome(judgment: Judgment, model: str) -> float:
-    """Return 1 where `model` won, 0 where it lost, 0.5 for a tie."""
+    """Return 1 if `model` won, 0 if it lost, 0.5 for a tie."""
     return 0.5 if judgment.winner == "tie" else float(judgment.winner == model)
 
 
@@ -255,8 +257,8 @@ def by_question(judgments: Iterable[Judgment], value: Callable[[Judgment], float
 def length_control(judgments: list[Judgment], first: str, second: str, lengths: Lengths) -> LengthControl | None:
     """Fit the regression of `LengthControl` to the judgments of two models.
 
-    Returns None with fewer than ten judgments of answers whose lengths are known, or where the differences of length do not
-    vary. One question won and one lost at equal length are added, as in `bootstrap_share`, so that a model that wins
+    Returns None with fewer than ten judgments of answers whose lengths are known, or if all differences of length are the
+    same. One question won and one lost at equal length are added, as in `bootstrap_share`, so that a model that wins
     everything has a finite rate, too.
     """
     own = [j for j in judgments if (j.question_id, first) in lengths and (j.question_id, second) in lengths]
@@ -306,7 +308,7 @@ def ridge_logistic(
 
 
 def position(judgments: Iterable[Judgment]) -> Position:
-    """Compare one judge's verdicts on the same two answers in both orders, and count what the answer shown first has won."""
+    """Compare one judge's verdicts on the same two answers in both orders, and count the wins of the answer shown first."""
     looks: dict[tuple, dict[str, str]] = defaultdict(dict)
     decisive: list[Judgment] = []
     shown = set()
@@ -335,7 +337,7 @@ def position(judgments: Iterable[Judgment]) -> Position:
 
 
 def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
-    """Compare two judges where both judged the same answers in the same order and could be read."""
+    """Compare two judges on the same answers in the same order, if both judgments could be read."""
     verdicts: dict[str, dict[tuple, str]] = {one: {}, other: {}}
     for j in judgments:
         if j.parsed and j.model_b and j.judge in verdicts:
@@ -351,7 +353,7 @@ def agreement(judgments: Iterable[Judgment], one: str, other: str) -> Agreement:
 
 
 def score_agreement(judgments: Iterable[Judgment], one: str, other: str) -> ScoreAgreement:
-    """Compare two judges on the answers that both have scored; there is no correlation where one always gives the same score."""
+    """Compare two judges on the answers that both have scored. The correlation is NaN if one always gives the same score."""
     scores: dict[str, dict[tuple, float]] = {one: {}, other: {}}
     for j in judgments:
         if j.parsed and j.judge in scores:

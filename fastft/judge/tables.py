@@ -20,6 +20,7 @@ FLAGS = {
     "injection": "an answer speaks to the judge (asks for a score, claims to be better)",
     "quotes_injection": "the judge repeats an answer's words to it, so read what it wrote",
     "contradiction": "the text of a review and its field give different scores",
+    "both_bad": "a person said that both answers are bad",
 }
 PAIR_HEADS = (
     "first : second",
@@ -80,7 +81,7 @@ def _pairs_by_judge(figures: Figures) -> FigureTable:
 
 
 def _ratings(figures: Figures) -> FigureTable:
-    """Two models are compared better by their win rate, so ratings need three."""
+    """Ratings of three models or more: two are better compared by their win rate."""
     ratings = figures.ratings if len(figures.ratings) > 2 else {}
     rows = [[name, number(interval, 0)] for name, interval in ratings.items()]
     return FigureTable("Bradley-Terry ratings (Elo scale, mean 1000)", ("model", "rating"), rows)
@@ -196,7 +197,9 @@ def _needed(questions: int) -> str:
 def remarks(figures: Figures) -> list[str]:
     """Return what a reader of the tables must know."""
     by = ", ".join(figures.judges)
-    lines = [f"{figures.judgments:,} judgments by {by}; {figures.unparsed} could not be read and are in no mean."]
+    lines = [
+        f"{figures.judgments:,} judgments by {by}; {figures.unparsed} could not be read and are left out of every mean."
+    ]
     lines += [f"{count} flagged {flag}: {FLAGS.get(flag, flag)}." for flag, count in sorted(figures.flags.items())]
     lines.append("Intervals: 95 %, by resampling questions. p: by flipping signs of questions.")
     if figures.pairs:
@@ -208,7 +211,7 @@ def remarks(figures: Figures) -> list[str]:
         lines += _what_the_intervals_allow(figures)
         if any(position.one_order for position in figures.position.values()):
             lines.append(
-                "Only one order was judged, so what it is worth to be shown first cannot be told from who is better."
+                "Only one order was judged, so an advantage of being shown first cannot be told from being better."
             )
     return lines
 

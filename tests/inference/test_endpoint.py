@@ -25,6 +25,35 @@ def test_an_address_is_a_url_and_a_name():
             split_address(wrong)
 
 
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:notaport/v1", "http://127.0.0.1:99999/v1", "http://[::1/v1", "api.openai.com/v1"]
+)
+def test_a_base_url_that_is_none_is_one_line(tmp_path, monkeypatch, capsys, url):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    says = error_of(capsys, [*write_ground(tmp_path, 1), "--judge", "http://127.0.0.1:9/v1#j"])
+    assert f"OPENAI_BASE_URL is '{url}', which is no URL such as https://api.openai.com/v1; correct or unset it" in says
+
+
+def test_a_base_url_is_shown_without_its_password(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:{SECRET}@127.0.0.1:x/v1")
+    with pytest.raises(UserError) as caught:
+        key_for("http://127.0.0.1:9/v1")
+    assert SECRET not in str(caught.value)
+
+
+def test_a_bad_address_with_a_key_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OTHER_KEY", OTHER)
+    for address in ("http://[::1/v1#j", "http://127.0.0.1:99999/v1#j"):
+        options = ["--judge", address, "--judge_key_env", "OTHER_KEY"]
+        assert "must be URL#name" in error_of(capsys, [*write_ground(tmp_path, 1), *options])
+
+
+def test_a_proxy_whose_address_is_none_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:notaport")
+    says = error_of(capsys, [*write_ground(tmp_path, 1), "--judge", "https://api.openai.com/v1#j"])
+    assert "the proxy that the environment names cannot be used (Invalid port: 'notaport')" in says
+
+
 def sent(server) -> set:
     return {headers.get("authorization") for headers in server.headers}
 

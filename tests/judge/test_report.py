@@ -8,11 +8,12 @@ from helpers import openai_server
 from helpers.judging import longer_wins, run_judge, write_ground
 from helpers.pages import CHROMIUM, browse
 
+from fastft.cli import main
 from fastft.common.html import sha256
 from fastft.errors import UserError
 from fastft.judge import compare
 from fastft.judge.judgment import Judgment, read_judgments, write_rows
-from fastft.judge.questions import Answer, Question
+from fastft.judge.questions import Answer, Question, load_questions, read_answers
 from fastft.judge.report import report_again, write_all
 from fastft.judge.stats import compute
 
@@ -156,6 +157,96 @@ def test_judgments_survive_their_file(tmp_path):
     (tmp_path / "judgments.jsonl").write_text('{"question_id": 1}\n')
     with pytest.raises(UserError, match="line 1: is not a judgment"):
         read_judgments(tmp_path / "judgments.jsonl")
+
+
+LINE = {
+    "question_id": "q1", "category": "x", "mode": "pairwise", "judge": "j", "model_a": "a", "model_b": "b",
+    "score_a": 8, "score_b": 6.5, "parsed": True, "text": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"score_a": "8"}, 'its score_a is "8" and must be a number or null'),
+        ({"score_b": True}, "its score_b is true and must be a number or null"),
+        ({"score_b": None}, "a score is null although parsed is true"),
+        ({"question_id": None}, "its question_id is null and must be a text"),
+        ({"question_id": 1}, "its question_id is 1 and must be a text"),
+        ({"judge": ["j"]}, 'its judge is ["j"] and must be a text'),
+        ({"model_b": None}, "model_b must name the other model"),
+        ({"model_b": 5}, "its model_b is 5 and must be a text or null"),
+        ({"mode": ["pairwise"]}, 'must be "pairwise" or "single"'),
+        ({"parsed": "yes"}, 'its parsed is "yes" and must be true or false'),
+        ({"flags": None}, "its flags is null and must be a list of texts"),
+        ({"flags": "cut"}, 'its flags is "cut" and must be a list of texts'),
+        ({"usd": {}}, "its usd is {} and must be a number or null"),
+        ({"turn": "1"}, 'its turn is "1" and must be a whole number'),
+        ({"words": "x"}, "it has an unknown key 'words'"),
+    ],
+)
+def test_a_line_that_is_no_judgment_is_one_line(tmp_path, capsys, change, says):
+    """Other people's tools write these files, too."""
+    (tmp_path / "judgments.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | change) + "\n")
+    assert main(["report", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: judgments.jsonl: line 2: is not a judgment: ") and says in said
+    assert said.count("\n") == 1
+
+
+def test_what_a_judgment_needs_is_named(tmp_path):
+    for key in LINE:
+        (tmp_path / "judgments.jsonl").write_text(json.dumps({k: v for k, v in LINE.items() if k != key}) + "\n")
+        with pytest.raises(UserError, match=f"line 1: is not a judgment: it has no {key}$"):
+            read_judgments(tmp_path / "judgments.jsonl")
+    (tmp_path / "judgments.jsonl").write_text(json.dumps(LINE) + "\n")
+    assert read_judgments(tmp_path / "judgments.jsonl")[0].flags == ()
+
+
+@pytest.mark.parametrize("line", ['{"question_id": NaN}', "[1]", "null", "{", '"a"', "\udcff{}"])
+def test_a_line_that_is_no_object_is_one_line(tmp_path, line):
+    path = tmp_path / "judgments.jsonl"
+    path.write_bytes((json.dumps(LINE) + "\n" + line + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"judgments\.jsonl: line 2: "):
+        read_judgments(path)
+
+
+def test_half_characters_in_judgments_and_answers_become_a_mark(tmp_path):
+    """Half of an emoji, as JSON can write it and UTF-8 cannot."""
+    broken = {"text": "\ud83d", "judge": "j\ud83d", "model_a": "a\ud83d"}
+    (tmp_path / "judgments.jsonl").write_text(json.dumps(LINE | broken) + "\n")
+    answer = {"question_id": "q1", "model": "a\ud83d", "turns": ["half \ud83d"]}
+    (tmp_path / "answers.jsonl").write_text(json.dumps(answer) + "\n")
+    assert "half \ufffd" in report_again(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"question_id": None}, "needs question_id"),
+        ({"question_id": ["q0"]}, "needs question_id"),
+        ({"model": ["b"]}, "needs question_id, model"),
+        ({"turns": [None]}, "and turns"),
+        ({"seconds": "2"}, 'its seconds is "2" and must be a number or null'),
+        ({"prompt_tokens": 1.5}, "its prompt_tokens is 1.5 and must be a whole number or null"),
+        ({"finish_reason": 5}, "its finish_reason is 5 and must be a text or null"),
+        ({"parameters": [1]}, "its parameters is [1] and must be an object or null"),
+        ({"error": {"code": 5}}, 'its error is {"code": 5} and must be a text or null'),
+    ],
+)
+def test_an_answer_of_other_types_is_one_line(tmp_path, change, says):
+    row = {"question_id": "q0", "model": "b", "turns": ["x"]}
+    (tmp_path / "b.jsonl").write_text(json.dumps(row | {"question_id": "q1"}) + "\n" + json.dumps(row | change) + "\n")
+    with pytest.raises(UserError) as caught:
+        read_answers(tmp_path / "b.jsonl")
+    assert str(caught.value).startswith("b.jsonl: line 2: is not an answer") and says in str(caught.value)
+
+
+def test_a_question_of_other_types_is_one_line(tmp_path):
+    for change in ({"id": None}, {"id": {}}, {"id": True}, {"category": 5}, {"turns": [""]}):
+        (tmp_path / "q.jsonl").write_text(json.dumps({"id": "q0", "turns": ["x"]} | change) + "\n")
+        with pytest.raises(UserError, match="line 1: is not a question"):
+            load_questions(tmp_path / "q.jsonl")
 
 
 def test_compare_is_called_from_python():

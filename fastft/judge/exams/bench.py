@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import write_whole
 from fastft.errors import UserError
 from fastft.inference.endpoint import EndpointConfig
@@ -57,7 +57,7 @@ class BenchConfig(ModelConfig):
 class TaskResult:
     """The result of one task, in percent. `low` and `high` are Wilson's 95 % interval of the accuracy.
 
-    `accuracy` is by the first capital letter, `lone_letter` by the first letter that stands alone.
+    `accuracy` takes the first capital letter as the answer, `lone_letter` the first letter that stands alone.
     """
 
     exam: Published
@@ -85,7 +85,7 @@ class SuiteResult:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `fastft bench`. Raises UserError where questions are still unanswered at the end."""
+    """Run `fastft bench`. Raises UserError if questions are still unanswered at the end."""
     config, endpoint = parse(
         argv,
         "fastft bench",
@@ -238,11 +238,11 @@ def _published(accuracy: dict[str, float | None]) -> list[str]:
 def remarks(results: list[TaskResult], limit: int | None) -> list[str]:
     """Return what a reader of the table must know."""
     lines = [
-        "Percent right. An answer is the first capital letter that is an option (Orca's rule). Lone letter: the accuracy by "
-        "the first such letter that stands alone. No letter: answers without any. Intervals: 95 %, Wilson's; those of a mean "
-        "are over the items of its tasks.",
+        "Percent right. The first capital letter that is an option counts as the answer (Orca's rule). Lone letter: the accuracy "
+        "if the first such letter that stands alone counts. No letter: answers without any. Intervals: 95 %, Wilson's; those of "
+        "a mean treat the items of its tasks as drawn at random.",
         "The other columns are from Orca's tables 8 and 11 (arXiv:2306.02707), made with prompts of their own at temperature "
-        "0.7, so a few points are no difference.",
+        "0.7, so differences of a few points mean nothing.",
     ]
     if skipped := sum(each.skipped for each in results):
         lines.append(f"{skipped} malformed items were skipped; results.json names them.")
@@ -302,3 +302,7 @@ def write_results(
         plots=[(mean, [each for each in results if each.exam.suite == mean.suite]) for mean in averages],
         models=MODELS,
     )
+
+
+if __name__ == "__main__":
+    run_module(main)

@@ -45,7 +45,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Published:
-    """A line of Orca's tables 8 and 11 (arXiv:2306.02707): accuracy in percent by model, None where none was published."""
+    """A line of Orca's tables 8 and 11 (arXiv:2306.02707): accuracy in percent by model, None if none was published."""
 
     suite: str
     task: str
@@ -59,7 +59,7 @@ class Published:
 
 
 class MalformedItem(Exception):
-    """An item that cannot be asked; the message says why."""
+    """An item of an exam that cannot be asked; the message says why."""
 
 
 def published() -> list[Published]:
@@ -93,7 +93,7 @@ def chosen(wanted: str) -> list[Published]:
 def load_items(data: Path, exam: Published) -> tuple[list[Item], list[str]]:
     """Return the items of a task, and a line for each that cannot be asked.
 
-    Raises UserError where the file is missing, or holds no item that can be asked.
+    Raises UserError if the file is missing, or holds no item that can be asked.
     """
     path = data / SUITES[exam.suite].format(exam.task)
     if not path.is_file():
@@ -110,7 +110,7 @@ def load_items(data: Path, exam: Published) -> tuple[list[Item], list[str]]:
 
 
 def _rows(path: Path, suite: str) -> Iterator[tuple[str, Any]]:
-    """Yield (task[index], row) of a file. Raises UserError where it cannot be read."""
+    """Yield (task[index], row) of a file. Raises UserError if it cannot be read."""
     if suite == "agieval":
         for index, record in enumerate(read_records(path)):
             if record.error:
@@ -128,14 +128,14 @@ def _rows(path: Path, suite: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(row: Any, key: str) -> str:
-    """Return the text under `key`. Raises MalformedItem where there is none."""
+    """Return the text under `key`. Raises MalformedItem if there is none."""
     if not isinstance(row, dict) or not isinstance(row.get(key), str):
         raise MalformedItem(f"its {key} is missing or not a text")
     return row[key]
 
 
 def _bbh_item(row: Any, task: str) -> Item:
-    """Keep options that have letters as they are, and give letters to those that are words (- Yes, - No)."""
+    """Return a BBH item. Options with letters stay as they are; those that are words (- Yes, - No) get letters."""
     text, target = _text(row, "input"), _text(row, "target").strip()
     question, mark, listed = text.partition("Options:\n")
     lines = [line.strip() for line in listed.splitlines() if line.strip()]
@@ -148,7 +148,7 @@ def _bbh_item(row: Any, task: str) -> Item:
 
 
 def _agieval_item(row: Any) -> Item:
-    """Put the passage, where there is one, before the question, and list the options with letters."""
+    """Return an AGIEval item: the passage, if there is one, then the question, then the options with letters."""
     question, label = _text(row, "question"), _text(row, "label")
     options, passage = row.get("options"), row.get("passage") or ""
     if not isinstance(options, list) or not all(isinstance(each, str) for each in [*options, passage]):
@@ -165,7 +165,7 @@ def _lettered(question: str, words: list[str], gold: str, target: str) -> Item:
 
 
 def _checked(prompt: str, letters: str, gold: str, target: str) -> Item:
-    """Return the item. Raises MalformedItem where the letters are not A, B, C …, or where none of them is right."""
+    """Return the item. Raises MalformedItem if the letters are not A, B, C …, or if none of them is the target."""
     if len(letters) < 2 or letters != "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(letters)]:
         raise MalformedItem(f"its options are {letters or 'missing'}")
     if len(gold) != 1 or gold not in letters:

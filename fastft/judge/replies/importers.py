@@ -1,8 +1,8 @@
 """Read the reviews of Vicuna's original evaluation as judgments: `fastft judge --reviews DIR --scores field|text`.
 
-A review has the judge's words (`text`) and a pair of scores (`score`) that people filled in where the original parser failed.
-"field" takes the latter. "text" reads the words. Both name every review whose field and words differ. The files are called
-review_FIRST_SECOND.jsonl: the first model was shown first, unless the ids of the answers in a review say otherwise; then the ids
+A review has the judge's words (`text`) and a pair of scores (`score`), which people entered if the original parser failed.
+"field" takes these scores, "text" reads the words, and both name every review in which the two differ. The files are called
+review_FIRST_SECOND.jsonl. The first model was shown first, unless the ids of the answers in a review say otherwise: then the ids
 are believed, and the file is named.
 """
 
@@ -95,13 +95,13 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _shown_order(row: dict[str, Any], named: tuple[str, str], models_of_ids: dict[str, str]) -> tuple[str, str]:
-    """Return the models in the order in which a row's ids say they were shown; where it has no ids, as the file names them."""
+    """Return the models in the order in which they were shown: by the row's ids, or without any by the file's name."""
     first, second = (models_of_ids.get(str(row.get(key))) for key in ("answer1_id", "answer2_id"))
     return named[::-1] if first == named[1] or second == named[0] else named
 
 
 def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
-    """Return the two models that a file's name names. Where a name has underscores, the answers say where it ends."""
+    """Return the two models in a file's name. If a name has underscores itself, the answers tell where it ends."""
     parts = path.stem.removeprefix("review_").split("_")
     pairs = [("_".join(parts[:i]), "_".join(parts[i:])) for i in range(1, len(parts))]
     if not pairs or not all(pairs[0]):
@@ -110,7 +110,7 @@ def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
-    """Return a field's scores, None where nobody filled it in, which the original marks with -1."""
+    """Return a field's scores, or None if nobody has entered any, which the original marks with -1."""
     if isinstance(value, list) and len(value) == 2 and all(isinstance(v, (int, float)) and v >= 0 for v in value):
         return float(value[0]), float(value[1])
     return None

@@ -1,10 +1,10 @@
 """Read scores from a judge's words. Nothing is guessed: what cannot be read, or can be read in two ways, is None.
 
-A JSON object, which our prompts ask for, is the judge's own where the reply begins or ends with it. Elsewhere it may be a quote
-from an answer that plays the judge. Plain words are read where judges have been seen to write scores: on a first line of nothing
-but scores, as Vicuna's reviewers wrote it; as a pair; as a tuple after a word such as "scores" or "output"; and with the
-assistants' names ("Assistant 1: 8/10"). A tuple without such a word counts on a line of its own only, because in "the endpoints
-(10, 4)" it is geometry. "Assistant 1: 5 examples" is no score.
+Our prompts ask for a JSON object. It is the judge's own if the reply begins or ends with it; elsewhere it may be quoted from an
+answer that plays the judge. In plain words, scores are read in the forms in which judges have been seen to write them: alone on
+the first line, as Vicuna's reviewers did; as a pair; as a tuple after a word such as "scores" or "output"; and with the
+assistants' names ("Assistant 1: 8/10"). A tuple without such a word counts only on a line of its own, because "the endpoints
+(10, 4)" is geometry. "Assistant 1: 5 examples" is no score.
 """
 
 import json
@@ -86,7 +86,7 @@ def spoken(text: str) -> str:
 def _read(
     text: str, names: tuple[tuple[str, ...], ...], words: Callable[[list[str]], Iterable[tuple[float, ...]]]
 ) -> tuple[float, ...] | None:
-    """Return the scores where all readings of a reply agree: its objects under the keys `names`, and its lines by `words`."""
+    """Return the scores if all readings of a reply agree: those of its objects, under the keys `names`, and of its lines."""
     thought = _THOUGHT.match(text)
     objects, rest = _own_objects(text[thought.end() :] if thought else text)
     readings = {scores for found in objects if (scores := _of_object(found, names))}
@@ -145,7 +145,7 @@ def _of_object(found: dict, names: Iterable[tuple[str, ...]]) -> tuple[float, ..
 
 
 def _number(value: Any) -> float | None:
-    """Return a value of an object as a score, None where it is none or is not on the scale."""
+    """Return a value of an object as a score, or None if it is not a number on the scale."""
     if isinstance(value, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*/\s*10)?", value.strip())):
         value = float(found[1])
     is_score = isinstance(value, (int, float)) and not isinstance(value, bool) and LOWEST <= value <= HIGHEST
@@ -153,7 +153,7 @@ def _number(value: Any) -> float | None:
 
 
 def _almost_json(text: str, names: tuple[str, ...]) -> set[tuple[float, ...]]:
-    """Read broken JSON such as `score_1: 8` or `{'score_1': 8, "score_2": 9,}` where each name has exactly one value."""
+    """Read broken JSON such as `score_1: 8` or `{'score_1': 8, "score_2": 9,}` if each name has exactly one value."""
     said = {(found[1].lower().replace(" ", "_"), float(found[2])) for found in _ALMOST_JSON.finditer(text)}
     values = [value for name in names for said_name, value in sorted(said) if said_name == name]
     good = len(said) == len(values) == len(names) and any(values) and all(LOWEST <= v <= HIGHEST for v in values)
@@ -184,7 +184,7 @@ def _tuples(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
 def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
     """Yield (later line's number, pair) for scores given with the assistants' names.
 
-    Nothing is read where one assistant is given two different scores.
+    Nothing is read if one assistant is given two different scores.
     """
     said = [
         [(number, s) for number, line in enumerate(lines) for found in pattern.finditer(line) if (s := _scores(found))]
@@ -195,7 +195,10 @@ def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
 
 
 def _singles(lines: list[str]) -> set[tuple[float, ...]]:
-    """Return the scores in double brackets; else those alone on the first or last line; else those called final; else all."""
+    """Return the scores of the surest form that occurs.
+
+    These are double brackets, a score alone on the first or last line, a line that says "final" or "overall", and any other.
+    """
     text = "\n".join(lines)
     rated = [(line, found) for line in lines for found in _RATED.finditer(line)]
     for found in (
@@ -210,6 +213,6 @@ def _singles(lines: list[str]) -> set[tuple[float, ...]]:
 
 
 def _scores(found: re.Match) -> tuple[float, ...] | None:
-    """Return the numbers of a match, None where they are not on the scale."""
+    """Return the numbers of a match, or None if they are not on the scale."""
     values = tuple(float(group) for group in found.groups() if group is not None)
     return values if values and all(LOWEST <= value <= HIGHEST for value in values) else None
