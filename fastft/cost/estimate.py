@@ -111,6 +111,7 @@ def _refusal(config: TrainConfig, count: int) -> str | None:
 
 
 def _fits(memory: Memory, gpu: Gpu) -> str:
+    """Say whether a step fits on the GPU, as in `Estimate.fits`."""
     room = gpu.gib * GIB - RESERVED
     return "yes" if MARGIN * memory.total <= room else "tight" if memory.total <= room else "no"
 

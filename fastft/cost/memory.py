@@ -269,7 +269,7 @@ class _Step:
         self.sharded = 0 if setup.offload else trained_parameters(shape, setup) / setup.shards  # a number of parameters
 
     def forward_pass(self) -> Iterator[Memory]:
-        """Gathering the first unit, and the loss, after which nothing of the forward pass is missing."""
+        """The phases of the forward pass: the gathering of the first unit, and the loss, when all activations are there."""
         shape, setup = self.shape, self.setup
         if setup.shards > 1:  # gathered into one buffer, and then copied out of it
             yield self.memory("gathering of the embeddings", gathered=2 * self.outside + self.ahead)
@@ -282,7 +282,7 @@ class _Step:
         )
 
     def backward_pass(self, blocks_done: int) -> Iterator[Memory]:
-        """The backward pass of one block, the last that is left after `blocks_done`, and the reduction of its gradients.
+        """The phases of the next block's backward pass, after `blocks_done`, and of the reduction of its gradients.
 
         The fp32 buffer from which a block's gradients were reduced stays until the next block's gradients need one.
         """
@@ -305,7 +305,7 @@ class _Step:
         )
 
     def embeddings(self) -> Iterator[Memory]:
-        """The gradients of embeddings and head, and their reduction, when all blocks are done."""
+        """The phases after the last block: the gradients of embeddings and head, and their reduction."""
         layers = self.shape.layers
         # Tied weights have a gradient from the head, one from the embeddings, and the sum of the two.
         gradients = 3 * self.outside if self.shape.tied else self.outside
@@ -345,7 +345,7 @@ class Relief:
 
 
 def relief(shape: Shape, setup: Setup) -> list[Relief]:
-    """Settings each of which alone would lower the peak by 1 % or more, the most helpful first."""
+    """The settings that alone would lower the peak by at least 1 %, the most helpful first."""
     moments = {"moments": MOMENTS_8BIT} if setup.moments > MOMENTS_8BIT else {}
     if setup.micro_batch > 1:  # rather fewer rows than shorter ones, which would cut conversations
         half = setup.micro_batch // 2
@@ -367,7 +367,7 @@ def relief(shape: Shape, setup: Setup) -> list[Relief]:
 
 
 def out_of_memory_line(config: TrainConfig, gpus: int, on_gpu: bool = True) -> str:
-    """One line for a run that has run out of memory: what a step needs, and the three settings that help most."""
+    """The error of a run that is out of memory, in one line: what a step needs, and the three settings that help most."""
     from fastft.model.pretrained import fit_config, load_config
 
     try:

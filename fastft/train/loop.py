@@ -197,7 +197,7 @@ def open_reporter(inputs: RunInputs, device: torch.device, start_step: int, star
 
 @dataclass
 class Loop:
-    """Takes the optimizer steps of a run, and after them reports, measures held-out losses, asks for samples and saves."""
+    """Takes the optimizer steps of a run, and does what is due after each: reports, held-out losses, samples, checkpoints."""
 
     inputs: RunInputs
     device: torch.device
@@ -231,7 +231,7 @@ class Loop:
             for number, (step, its_batches) in enumerate(ahead(steps, batches), self.start_step + 1):
                 self.take(number, step, its_batches)
                 self.after(number)
-                if number == self.start_step + 1:  # the only slow step, which compiled: a rank that is late now is dead
+                if number == self.start_step + 1:  # it also compiled; a rank that is late from now on is dead
                     self.startup.done("step")
                     logger.info(str(self.startup))
                     limit_waiting(STEP_LIMIT, self.writer.patient_groups)
@@ -288,7 +288,7 @@ class Loop:
             self.timed_from = time.perf_counter()
 
     def report(self) -> None:
-        """Write the rows of the pending steps, whose numbers are read from the device, which this waits for.
+        """Wait for the device, read the numbers of the pending steps, and write their rows.
 
         Raises UserError on every rank once `max_bad_steps` steps in a row were skipped.
         """

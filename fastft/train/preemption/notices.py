@@ -44,6 +44,7 @@ def watch(stop_flag: StopFlag, poll_s: float = POLL_S) -> threading.Thread:
 
 
 def _watch(stop_flag: StopFlag, poll_s: float) -> None:
+    """Find the cloud's service, and ask it until a stop is asked for."""
     for service in (Gcp, Aws, Azure):
         try:
             cloud = service()
@@ -68,6 +69,7 @@ class Aws:
         self.advised = False
 
     def ask(self, stop_flag: StopFlag, poll_s: float) -> None:
+        """Set the flag if there is a notice; otherwise look for a recommendation, and wait for `poll_s`."""
         notice = self._document("spot/instance-action")
         if notice:
             action = json.loads(notice)
@@ -86,12 +88,14 @@ class Aws:
         return min(AWS_NOTICE_S, (then - self.now).total_seconds())
 
     def _renew(self, timeout: float) -> None:
+        """Get a new token, which is valid for six hours."""
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": "21600"}
         request = urllib.request.Request(f"{self.base}/api/token", method="PUT", headers=headers)
         with _open(request, timeout=timeout) as reply:
             self.token = reply.read().decode()
 
     def _document(self, name: str) -> str | None:
+        """The document, or None if it does not exist, or if the token had to be renewed first."""
         request = urllib.request.Request(
             f"{self.base}/meta-data/{name}", headers={"X-aws-ec2-metadata-token": self.token}
         )
@@ -117,6 +121,7 @@ class Gcp:
         self._read("alt=text", PROBE_S)
 
     def ask(self, stop_flag: StopFlag, poll_s: float) -> None:
+        """Set the flag if the value is TRUE; otherwise wait until it changes, for twelve `poll_s` at most."""
         wait = max(1, int(poll_s * 12))
         if self.value == "TRUE":
             stop_flag.set("GCP: the instance is being preempted", NOTICE_S)
@@ -144,6 +149,7 @@ class Azure:
         self.timeout = FIRST_ANSWER_S
 
     def ask(self, stop_flag: StopFlag, poll_s: float) -> None:
+        """Set the flag if this machine is being preempted; otherwise wait for `poll_s`, but no longer than a second."""
         events = self._read("scheduledevents?api-version=2020-07-01", self.timeout)["Events"]
         self.timeout = 5.0
         for event in events:

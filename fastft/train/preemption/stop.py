@@ -52,7 +52,7 @@ class StopFlag:
         self._agreed_step = self._next_agreement = 0
         self._agreed_at = time.monotonic()
         heard = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which nohup sets before the start
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # it is ignored under nohup
             heard.append(signal.SIGHUP)
         self._earlier = {number: signal.signal(number, self._on_signal) for number in heard}
 
@@ -75,6 +75,7 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame) -> None:
+        """Ask for a stop at the first signal, and end the process at the second."""
         now = time.monotonic()
         if self._signal_at is not None:
             if now - self._signal_at > SAME_SIGNAL_S:
@@ -87,7 +88,7 @@ class StopFlag:
 
     @contextmanager
     def deferred(self, start_step: int) -> Iterator[None]:
-        """A context in which a signal sets the flag, and nothing else happens until the ranks agree; collective.
+        """A context in which a signal only sets the flag, so that the run goes on until the ranks agree to stop; collective.
 
         Outside of it, a signal raises Preempted at once. `start_step` is the number of steps that are done already.
         """
