@@ -216,7 +216,7 @@ class Store:
                 return
             self.said_at = now
         left = max(0.0, PATIENCE_S - tried_s)
-        logger.warning(f"{cause}; tried for {tried_s:.0f} s, and for another {left:.0f} s before this is given up")
+        logger.warning(f"{cause}; tried for {tried_s:.0f} s, giving up after another {left:.0f} s")
 
     def _answers(self) -> None:
         """Log that the storage answers again, if the log says that it did not."""

@@ -42,7 +42,9 @@ class TrainedModel(nn.Module):
             raise UserError(f"{config.model_type}: models that scale their logits are not supported")
         # The loss uses the head's weight and bias, and never calls the head.
         if type(causal_lm.get_output_embeddings()) is not nn.Linear:
-            raise UserError(f"{config.model_type}: models whose output head is no plain linear layer are not supported")
+            raise UserError(
+                f"{config.model_type}: models whose output head is not a plain linear layer are not supported"
+            )
         self.causal_lm = causal_lm
         self.z_loss = 0.0
         """Weight of the z-loss (see fastft.model.loss), which counts in training mode only."""
@@ -96,7 +98,7 @@ class TrainedModel(nn.Module):
         lists = [m for m in self.causal_lm.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
         if len(lists) != 1:
             raise UserError(
-                f"{self.causal_lm.config.model_type}: cannot tell its decoder layers; is it a causal language model?"
+                f"{self.causal_lm.config.model_type}: its decoder layers cannot be found; is it a causal language model?"
             )
         return lists[0]
 

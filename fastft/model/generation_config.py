@@ -39,9 +39,7 @@ def read_generation_config(model: str):
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        logger.warning(
-            "%s: is damaged (no JSON object) and left out; the exported model's says only where to stop", path
-        )
+        logger.warning("%s: is damaged (no JSON object) and left out; the exported file only says where to stop", path)
         return GenerationConfig(), []
     ends = _token_ids(values.get("eos_token_id"))
     values = {key: value for key, value in values.items() if value is not None and key not in (*TOKENS, *METADATA)}
@@ -49,10 +47,10 @@ def read_generation_config(model: str):
         kept, faults, sampling = usable(values)
         config = GenerationConfig(**kept)
     if sampling:
-        logger.warning("%s: %s without do_sample; the exported model's says do_sample true", path, _named(sampling))
+        logger.warning("%s: %s without do_sample; the exported file says do_sample true", path, _named(sampling))
     if faults:
         reasons = "; ".join(f"{_named({key: values[key]})} ({fault})" for key, fault in faults.items())
-        logger.warning("%s: left out of the exported model's: %s", path, reasons)
+        logger.warning("%s: left out of the exported file: %s", path, reasons)
     return config, ends
 
 

@@ -147,7 +147,7 @@ def prove_settings(settings, path: Path) -> None:
         raise UserError(f"lora: the adapter's config cannot be saved ({error})") from error
     facts = lambda config: (config.r, config.lora_alpha, set(config.target_modules))  # noqa: E731
     if facts(read) != facts(settings):
-        raise UserError("lora: the adapter's config, read again, is another")
+        raise UserError("lora: the adapter's config changes when it is saved and read again")
 
 
 def write_adapter(adapters: dict[str, Tensor], settings, path: Path) -> None:

@@ -52,7 +52,7 @@ SAMPLED = {"do_sample": True, "temperature": 0.9, "top_p": 0.6}
     ("values", "kept", "says"),
     [
         ({"temperature": 0.9, "top_p": 0.6}, SAMPLED, ["temperature 0.9 and top_p 0.6 without do_sample"]),
-        ({"temperature": 0.9, "top_p": 0.6, "do_sample": None}, SAMPLED, ["the exported model's says do_sample true"]),
+        ({"temperature": 0.9, "top_p": 0.6, "do_sample": None}, SAMPLED, ["the exported file says do_sample true"]),
         (SAMPLED, SAMPLED, []),
         ({"top_k": 20}, {"do_sample": True, "top_k": 20}, ["top_k 20 without do_sample"]),
         ({"min_p": 0.1}, {"do_sample": True, "min_p": 0.1}, ["min_p 0.1 without do_sample"]),

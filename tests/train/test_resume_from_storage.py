@@ -99,7 +99,7 @@ def test_an_outage_while_it_fetches_is_waited_for(line, lost, ground, whole, tmp
     monkeypatch.setattr(storing, "SAID_AFTER_S", 0.5)
     with while_it_fetches(line, storage.Line.drop, 3):
         said = resumes_at_4(ground, tmp_path / "out", lost, whole)
-    assert "cannot be reached (" in said and "before this is given up" in said and f"{lost}: answers again" in said
+    assert "cannot be reached (" in said and "giving up after another" in said and f"{lost}: answers again" in said
 
 
 REFUSALS = {

@@ -502,7 +502,7 @@ def test_storage_that_does_not_answer_is_said_with_how_long_it_goes_on(faulty, m
     assert store.read("nothing") is None
     [waiting, over] = said()
     assert re.fullmatch(
-        r"s3://runs/x/nothing: cannot be reached \(.*\); tried for \d s, and for another \d+ s before this is given up",
+        r"s3://runs/x/nothing: cannot be reached \(.*\); tried for \d s, giving up after another \d+ s",
         waiting,
     )
     assert over == "s3://runs/x: answers again"
