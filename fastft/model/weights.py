@@ -130,7 +130,7 @@ class SafetensorsFiles:
         shape = self.shape(name)
         grows = may_grow and shape[0] <= wanted[0] and shape[1:] == list(wanted[1:])
         if shape != list(wanted) and not grows:
-            raise UserError(f"{self.files[name]}: {name} has shape {shape}, by the model's config it is {list(wanted)}")
+            raise UserError(f"{self.files[name]}: {name} has shape {shape}, by the config it is {list(wanted)}")
 
     def _require_equal(self, name: str, other: str, model: str) -> None:
         same = self.shape(name) == self.shape(other) and all(

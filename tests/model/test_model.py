@@ -183,7 +183,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
     ("damage", "says"),
     [
         (lambda p: change(p, lambda s: s.pop(DOWN)), f"model.safetensors: the weight {DOWN} is missing"),
-        (lambda p: change(p, lambda s: s.update({DOWN: s[DOWN][:5]})), f"{DOWN} has shape [5, 64], by the model's config it is [32"),
+        (lambda p: change(p, lambda s: s.update({DOWN: s[DOWN][:5]})), f"{DOWN} has shape [5, 64], by the config it is [32"),
         (lambda p: cut(p, 0.5), "model.safetensors: is cut short: "),
         (lambda p: cut(p, 0.001), "model.safetensors: is cut short or no safetensors file"),
         (lambda p: (p / "model.safetensors").write_bytes(b""), "model.safetensors: is cut short or no safetensors file"),
