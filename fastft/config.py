@@ -374,6 +374,12 @@ def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
     return parse(argv, prog, "Fine-tune a chat model.", TrainConfig, renamed=RENAMED, synonyms=SYNONYMS)[0]
 
 
+def read_config(path: Path) -> TrainConfig:
+    """Read what `save_config` wrote, in the last release, too: without a warning of keys that have other names now."""
+    argv, keys = ["--config", str(path)], {"renamed": RENAMED, "synonyms": SYNONYMS}
+    return parse(argv, "fastft train", "Fine-tune a chat model.", TrainConfig, **keys, warns=False)[0]
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write YAML that `--config` reads back."""
     import yaml

@@ -2,13 +2,16 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 
 import pytest
 from helpers import judging
 
 from fastft.cli import VERBS, main
+from fastft.common import command_line
 from fastft.common.command_line import BUG
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "rich", "lxml", "jsonargparse")
@@ -22,6 +25,19 @@ def test_the_start_is_light(code):
     check = f"{code}; import sys; print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", sorted({module for module, _ in VERBS.values()}))
+def test_a_module_of_a_verb_is_the_verb(module, monkeypatch, capsys):
+    """`python -m` with such a module did nothing, and said nothing."""
+    if module == "fastft.cli":
+        module = "fastft"
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.setattr(command_line, "leave", sys.exit)
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        warnings.simplefilter("ignore", RuntimeWarning)  # other tests have imported the module
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert end.value.code in (0, None) and capsys.readouterr().out.startswith("usage: ")
 
 
 def test_an_unknown_verb_names_the_nearest(capsys):

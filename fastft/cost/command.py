@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.config import RENAMED, SYNONYMS, TrainConfig
 from fastft.cost.estimate import RESERVED, Estimate, assumed_work, choose, estimates, planned_work
 from fastft.cost.flops import attention_windows
@@ -230,3 +230,7 @@ def _short(value: float | None) -> str:
 
 def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+if __name__ == "__main__":
+    run_module(main)

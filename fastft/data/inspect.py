@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fastft.common.command_line import option, parse
+from fastft.common.command_line import option, parse, run_module
 from fastft.data.conversation import Conversation, read_conversations
 from fastft.data.template.chat_template import ChatTemplate, Encoded, load_template
 from fastft.data.template.mask_check import check
@@ -132,3 +132,7 @@ def _faults(conversation: Conversation, template: ChatTemplate, counts: Counter)
     counts["answers trained without their end of turn"] += sum(m.train and not m.ends for m in messages)
     counts["boundaries where the answer's own tokens won"] += encoded.merged_boundaries
     return list(check(conversation, encoded, template))
+
+
+if __name__ == "__main__":
+    run_module(main)

@@ -1,9 +1,7 @@
 """`python -m fastft.demo` is `fastft demo`."""
 
-from fastft.common import logs
-from fastft.common.command_line import leave, run
+from fastft.common.command_line import run_module
 from fastft.demo.run import main
 
 if __name__ == "__main__":
-    logs.show()
-    leave(run(main))
+    run_module(main)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastft.common.command_line import parse
+from fastft.common.command_line import parse, run_module
 from fastft.data.conversation import Conversation, Message, read_conversations
 from fastft.errors import UserError
 
@@ -225,3 +225,7 @@ def write_html(output_dir: Path, report: "Report", questions: list[str], before:
 def heading(text: str) -> None:
     """Print the name of a stage, bold in a terminal."""
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
+
+
+if __name__ == "__main__":
+    run_module(main)

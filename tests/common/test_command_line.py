@@ -422,14 +422,21 @@ def test_a_users_mistake_is_a_line(error, code, says, capsys):
     assert capsys.readouterr().err == says
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_a_full_disk_is_a_line_that_says_what_is_free(number, capsys, tmp_path):
+@pytest.mark.parametrize(
+    "number, lack",
+    [
+        (errno.ENOSPC, " GiB free"),
+        (errno.EFBIG, "more than a file may have"),
+        (errno.EDQUOT, "more than your quota has left (quota -s)"),
+    ],
+)
+def test_a_full_disk_is_a_line_that_says_what_is_free(number, lack, capsys, tmp_path):
     path = tmp_path / "x"
     path.write_bytes(bytes(2048))
     assert run(raising(OSError(number, os.strerror(number), str(path)))) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {path}: {os.strerror(number)}: more than 2 KiB needed, ")
-    assert said.endswith(" GiB free; make room there and start the same command again\n")
+    assert said.endswith(f"{lack}; make room there and start the same command again\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(2, "No such file", "/x"), AssertionError()])

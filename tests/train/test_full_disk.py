@@ -8,8 +8,9 @@ from helpers.disks import small_disk
 from helpers.training import fails, here, losses, train_here
 
 from fastft.data.dataset import cache_directory
-from fastft.train import loop, samples
+from fastft.train import loop
 from fastft.train.checkpoint import local
+from fastft.train.report import samples
 
 ROOM = 24 << 20
 

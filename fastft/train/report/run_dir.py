@@ -1,13 +1,14 @@
-"""The files of a run's directory, which the trainer writes and `fastft export` and `fastft report` read.
+"""Read a run's directory, and write its run.json.
 
     config.yaml      the settings
     run.json         what only the trainer knows: data, versions, devices, and the run's id in its trackers
     metrics.jsonl    a row for every step and every held-out loss
-    samples.jsonl    answers to fixed prompts, where some were given
+    samples.jsonl    answers to fixed prompts, if there are prompts
     checkpoints/     step-00000100/, …
     model/           the trained model, once the run is finished
 
-run.json, and everything that is made from it, names files and models by their last name and never says where they are.
+The trainer writes these files; `fastft export` and `fastft report` read them. run.json, and everything that is made from it,
+names files and models by their last name and never tells where they are.
 """
 
 import json
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import fastft
 from fastft.common.files import short_name, write_whole
-from fastft.config import TrainConfig, parse_config
+from fastft.config import TrainConfig, read_config
 from fastft.errors import UserError
 from fastft.train.report.metrics import read_metrics
 
@@ -48,11 +49,11 @@ class Run:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a run's directory. Raises UserError if it is not one, or if run.json is damaged."""
+    """Read a run's directory. Raises UserError if it is not that of a run, or if run.json is damaged."""
     missing = [name for name in ("config.yaml", "run.json") if not (directory / name).is_file()]
     if missing:
         raise UserError(f"{directory}: is no run of fastft train ({' and '.join(missing)} not found there)")
-    config = parse_config(["--config", str(directory / "config.yaml")])
+    config = read_config(directory / "config.yaml")
     try:
         facts = json.loads((directory / "run.json").read_text())
     except ValueError:  # JSONDecodeError, or text that is not UTF-8
@@ -69,9 +70,10 @@ def read_run(directory: Path) -> Run:
 
 
 def write_facts(directory: Path, facts: dict[str, Any]) -> tuple[str, float]:
-    """Write run.json; return the run's id, which all its starts share, and the seconds that its earlier starts took.
+    """Write run.json. Returns the run's id, which all its starts share, and the seconds that its earlier starts took.
 
-    These are written into run.json as `earlier_s`, because the rows that say so may be removed before there are new ones.
+    These seconds are also kept in run.json, as `earlier_s`, because the rows of metrics.jsonl from which they are read may be
+    removed before there are new ones.
     """
     path = directory / "run.json"
     try:
@@ -113,7 +115,7 @@ def describe(
 
 
 def _data(data: "TokenizedData") -> list[dict[str, Any]]:
-    """The files of a stage, with what they hold."""
+    """The files of a stage, with the number of their conversations and tokens."""
     lengths, trained, first, found = data.lengths, data.trained_counts, 0, []
     for source in data.sources:
         part = slice(first, first + source.count)
