@@ -387,7 +387,7 @@ def failures(whole: Run, torn: Run, lives: list[Life]) -> list[str]:
         if later.resumed < life.held
     ]
     found += [f"{life.way}: the run ended by itself, with {life.code}" for life in lives[:-1] if not life.struck]
-    expected = {"full": "the disk is full", "double": "another run is writing there"}
+    expected = {"full": "no room for the checkpoint in storage", "double": "another run is writing there"}
     found += [
         f"{life.way}: the refused start said: {life.refused}"
         for life in lives
