@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cleaning.filters.apply import Verdict, apply_steps
 from cleaning.first_pass import to_conversation
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from cleaning.sources.formats import Reading, conversations_in, survey_dump
 from fastft.common.command_line import option, parse, run
 from fastft.common.records import read_records
@@ -47,7 +47,7 @@ class FiltersBenchmark:
     """Filters to switch on: a,b,c."""
 
 
-def verdicts(path: Path, settings: Settings) -> Iterator[tuple[Conversation, Verdict]]:
+def verdicts(path: Path, settings: FilterSettings) -> Iterator[tuple[Conversation, Verdict]]:
     """Yield each conversation of a dump as it was before the filters, and their verdict."""
     reading = Reading(era=survey_dump(read_records(path), Reading()))
     for number, record in enumerate(read_records(path)):
@@ -60,7 +60,7 @@ def verdicts(path: Path, settings: Settings) -> Iterator[tuple[Conversation, Ver
 def main() -> None:
     [options] = parse(sys.argv[1:], "benchmarks/filters.py", __doc__.splitlines()[0], FiltersBenchmark)
     settings, chats = (
-        Settings(with_filters=tuple(options.switched_on)),
+        FilterSettings(with_filters=tuple(options.switched_on)),
         Path(os.environ.get("FASTFT_DATA", "data")) / "chats",
     )
     if not chats.is_dir():

@@ -22,7 +22,7 @@ from cleaning.filters.steps import MASKS, REFUSALS, STEPS
 from cleaning.pipeline import clean
 from cleaning.report.explain import explain
 from cleaning.report.ledger import Report, output_console, print_ledger
-from cleaning.settings import Choices, Settings
+from cleaning.settings import FilterSettings, RunSettings
 from cleaning.sources.eras import ERAS
 from cleaning.sources.formats import FORMATS
 from fastft.common import logs
@@ -99,10 +99,10 @@ class FilterConfig:
     moderation_model: str | None = None
     """The `model` that the endpoint is asked for."""
 
-    def settings(self) -> Settings:
+    def settings(self) -> FilterSettings:
         """Return what the filters get, with shortcuts written out and the phrases read from their files."""
         refusals = [step.name for step in STEPS if step.name in REFUSALS and step.default] if self.keep_refusals else []
-        return Settings(
+        return FilterSettings(
             with_filters=(*self.with_filters, *(MASKS if self.mask_pii else ())),
             without_filters=(*self.without_filters, *sorted(refusals)),
             own_filters=tuple(self.filters),
@@ -113,8 +113,8 @@ class FilterConfig:
         )
 
     def _unchanged(self) -> Iterator[str]:
-        """Yield the names of the options that `Settings` has by the same name and that are passed on as they are."""
-        names = {field.name for field in fields(Settings)}
+        """Yield the names of the options that `FilterSettings` has by the same name and that are passed on as they are."""
+        names = {field.name for field in fields(FilterSettings)}
         return (f.name for f in fields(self) if f.name in names and "option" not in f.metadata)
 
 
@@ -127,16 +127,16 @@ def _phrases(path: str) -> list[str]:
         raise UserError(f"--blocked_phrases {path}: {error.strerror}") from None
 
 
-def options(argv: Sequence[str]) -> tuple[CleanConfig, Choices, FilterConfig]:
+def options(argv: Sequence[str]) -> tuple[CleanConfig, RunSettings, FilterConfig]:
     """Read the command line. Raises UsageError."""
-    classes = (CleanConfig, Choices, FilterConfig)
-    config, choices, filters = parse(argv, "fastft clean", DESCRIPTION, *classes, renamed=RENAMED)
-    return config, choices, filters
+    classes = (CleanConfig, RunSettings, FilterConfig)
+    config, run_settings, filters = parse(argv, "fastft clean", DESCRIPTION, *classes, renamed=RENAMED)
+    return config, run_settings, filters
 
 
 def main(argv: Sequence[str]) -> None:
     """Clean, list the filters, or explain what happened to a conversation. Raises UserError with one line."""
-    config, choices, filters = options(argv)
+    config, run_settings, filters = options(argv)
     if config.explain:
         if config.output_dir is None or config.inputs:
             raise UsageError("--explain ID needs -o DIR, the directory of a finished run, and takes no input")
@@ -154,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
         report = clean(
             config.inputs,
             config.output_dir,
-            choices=choices,
+            run_settings=run_settings,
             settings=settings,
             format=config.format,
             every_branch=config.branches == "all",

@@ -23,7 +23,7 @@ from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.report.ledger import Report
 from cleaning.run.workdir import Log
 from cleaning.run.workers import Bar
-from cleaning.settings import Choices, Settings
+from cleaning.settings import FilterSettings, RunSettings
 from cleaning.sources.eras import looks_like_html
 from cleaning.sources.formats import Reading, conversations_in
 from cleaning.sources.inputs import Input
@@ -54,7 +54,7 @@ def first_pass(
     Shards that an interrupted run has logged are not converted again. `loading` is what a worker loads first: see
     `ordered_map`.
     """
-    found, remarks = Found(report, conversion.choices), []
+    found, remarks = Found(report, conversion.run_settings), []
     shards = _shards(sources, report, remarks, bar)
     with Log(work / "outcomes") as log:
         for frame in log.recover():
@@ -70,12 +70,14 @@ def first_pass(
 class Found:
     """Collects from all outcomes what the search for duplicates needs (370 bytes a conversation) and sums for the report."""
 
-    def __init__(self, report: Report, choices: Choices):
+    def __init__(self, report: Report, run_settings: RunSettings):
         self.report = report
         self.ids: list[str] = []
         self.parts = array("q")  # number of the part, where the input is the cleaner's own output; parts share an id
         self.fingerprints = Fingerprints()
-        self.account = Account(load_benchmarks(tuple(choices.against)).benchmarks) if choices.against else None
+        self.account = (
+            Account(load_benchmarks(tuple(run_settings.against)).benchmarks) if run_settings.against else None
+        )
         self.unmarked_html = 0
         self.formats, self.notes = collections.Counter(), collections.Counter()
 
@@ -177,9 +179,9 @@ class Outcome:
 class Conversion:
     """What a worker needs to turn records into outcomes."""
 
-    settings: Settings
+    settings: FilterSettings
     readings: list[Reading]
-    choices: Choices
+    run_settings: RunSettings
 
 
 def convert_shard(conversion: Conversion, shard: Shard) -> bytes:
@@ -191,7 +193,7 @@ def convert_shard(conversion: Conversion, shard: Shard) -> bytes:
     return pack(outcomes)
 
 
-def _moderate(outcomes: list[Outcome], settings: Settings) -> None:
+def _moderate(outcomes: list[Outcome], settings: FilterSettings) -> None:
     from cleaning.filters.moderation import flagged  # imports sqlite and an HTTP client, which few runs need
 
     conversations = [parse_conversation(orjson.loads(outcome.conversation)) for outcome in outcomes]
@@ -275,10 +277,10 @@ def _filter(work: _Work, conversion: Conversion) -> None:
 
 
 def _compare_with_benchmarks(work: _Work, conversion: Conversion) -> None:
-    if not conversion.choices.against:
+    if not conversion.run_settings.against:
         return
-    work.outcome.hits = load_benchmarks(tuple(conversion.choices.against)).hits(work.conversation)
-    if work.outcome.hits and conversion.choices.contaminated == "reject":
+    work.outcome.hits = load_benchmarks(tuple(conversion.run_settings.against)).hits(work.conversation)
+    if work.outcome.hits and conversion.run_settings.contaminated == "reject":
         raise Rejection("contaminated", _about_hit(work.outcome.hits))
 
 
@@ -297,7 +299,7 @@ def _describe(work: _Work, conversion: Conversion) -> None:
 
 
 def _take_fingerprint(work: _Work, conversion: Conversion) -> None:
-    sketched = conversion.choices.near > 0 or conversion.choices.holdout > 0
+    sketched = conversion.run_settings.near > 0 or conversion.run_settings.holdout > 0
     work.outcome.fingerprint = fingerprint(work.conversation, sketched, time=work.raw.time, tree=work.raw.tree)
 
 

@@ -40,7 +40,7 @@ from cleaning.report.page import write_report
 from cleaning.run.workdir import OUTPUTS, file_identity, publish, working_directory
 from cleaning.run.workers import Bar, progress_bar, worker_pool
 from cleaning.second_pass import Decisions, load_tokenizer, second_pass
-from cleaning.settings import Choices, Settings
+from cleaning.settings import FilterSettings, RunSettings
 from cleaning.sources.eras import ERAS
 from cleaning.sources.formats import FORMATS, Reading, survey_dump
 from cleaning.sources.inputs import Input, open_inputs
@@ -59,8 +59,8 @@ def clean(
     inputs: Sequence[str | os.PathLike],
     output_dir: str | os.PathLike,
     *,
-    choices: Choices = Choices(),  # noqa: B008  frozen
-    settings: Settings = Settings(),  # noqa: B008  frozen
+    run_settings: RunSettings = RunSettings(),  # noqa: B008  frozen
+    settings: FilterSettings = FilterSettings(),  # noqa: B008  frozen
     blocked_phrases: Iterable[str] = (),
     format: str | None = None,
     every_branch: bool = False,
@@ -73,7 +73,7 @@ def clean(
 
         clean(["dump.json"], "out", max_tokens=2048, model="Qwen/Qwen2.5-0.5B", holdout=0.01)
 
-    `inputs` are files, "-" for standard input, or names of datasets on the Hub. `changes` are fields of `Choices` given
+    `inputs` are files, "-" for standard input, or names of datasets on the Hub. `changes` are fields of `RunSettings` given
     one by one. `settings` are those of the filters, to which `blocked_phrases` are added.
 
     `format` is a name in `cleaning.sources.formats.FORMATS` (None: recognised record by record), and `era` one of
@@ -82,21 +82,23 @@ def clean(
     the cluster's cores do the work. The result depends on neither. If no conversation is left, there is no
     conversations.jsonl and `kept` is 0.
 
-    Raises UserError for inputs and choices that cannot be used, and when a worker is killed or memory runs out; OSError
+    Raises UserError for inputs and settings that cannot be used, and when a worker is killed or memory runs out; OSError
     when the output cannot be written. The outputs of an earlier run then stay as they were. After any interruption the
     same call continues where it was.
     """
     output_dir = Path(output_dir)
-    choices = _as_text(replace(choices, **changes))
+    run_settings = _as_text(replace(run_settings, **changes))
     phrases = tuple(p for p in (p.strip() for p in (*settings.blocked_phrases, *blocked_phrases)) if p)
     settings = replace(settings, blocked_phrases=phrases)
     _check_arguments(inputs, output_dir, workers, format, era)
-    choices.check()
+    run_settings.check()
     check(settings)
-    if choices.against:
-        load_benchmarks(tuple(choices.against))  # now, so that a file that cannot be used is reported before the work
+    if run_settings.against:
+        load_benchmarks(
+            tuple(run_settings.against)
+        )  # now, so that a file that cannot be used is reported before the work
 
-    chosen = {**asdict(choices), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
+    chosen = {**asdict(run_settings), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
     chosen["blocked_phrases"] = list(settings.blocked_phrases)
     report = Report(settings=chosen)
     with open_inputs(inputs) as sources, working_directory(output_dir, _identity(sources, report)) as (work, changed):
@@ -107,10 +109,10 @@ def clean(
         if not (work / "report.json").exists():
             if settings.moderation and settings.moderation_cache is None:
                 settings = replace(settings, moderation_cache=str(output_dir / "moderation.sqlite"))
-            with worker_pool(sources, workers, ray, _preloaded(choices)) as pool, progress_bar(sources) as bar:
+            with worker_pool(sources, workers, ray, _preloaded(run_settings)) as pool, progress_bar(sources) as bar:
                 _run(
                     sources,
-                    Conversion(settings, [], choices),
+                    Conversion(settings, [], run_settings),
                     Reading(format, every_branch),
                     era,
                     work,
@@ -129,16 +131,16 @@ def clean(
     return report
 
 
-def _as_text(choices: Choices) -> Choices:
-    """Return `choices` with texts in the place of path objects, as report.json needs them."""
-    model = None if choices.model is None else str(choices.model)
-    return replace(choices, model=model, against=[str(path) for path in choices.against])
+def _as_text(run_settings: RunSettings) -> RunSettings:
+    """Return `run_settings` with texts in the place of path objects, as report.json needs them."""
+    model = None if run_settings.model is None else str(run_settings.model)
+    return replace(run_settings, model=model, against=[str(path) for path in run_settings.against])
 
 
-def _preloaded(choices: Choices) -> tuple[str, ...]:
+def _preloaded(run_settings: RunSettings) -> tuple[str, ...]:
     """The modules that worker processes need: those of the passes, and where conversations are split, the tokenizer's."""
     of_passes = (first_pass.__module__, second_pass.__module__)
-    if choices.max_tokens is None:
+    if run_settings.max_tokens is None:
         return of_passes
     return *of_passes, "fastft.data.template.chat_template", "transformers.models.auto.tokenization_auto"
 
@@ -202,25 +204,25 @@ def _run(
     bar: Bar,
 ) -> None:
     """Run both passes, and decide between them about duplicates, ids and held-out conversations."""
-    choices = conversion.choices
+    run_settings = conversion.run_settings
     loading = None
-    if choices.max_tokens is not None and pool:
+    if run_settings.max_tokens is not None and pool:
         # A tokenizer that cannot be used is reported before most of the work. Loading it takes seconds, so a worker does
         # that while this process begins with the first pass.
-        loading = in_background(pool, load_tokenizer, choices)
+        loading = in_background(pool, load_tokenizer, run_settings)
     conversion = replace(conversion, readings=_survey(sources, reading, era, report))
-    if choices.max_tokens is not None and not pool:
-        load_tokenizer(choices)
-    decisions = _decide(first_pass(sources, conversion, work, report, pool, loading, bar), choices, report)
-    second_pass(work, decisions, choices, conversion.readings, report, pool, bar)
+    if run_settings.max_tokens is not None and not pool:
+        load_tokenizer(run_settings)
+    decisions = _decide(first_pass(sources, conversion, work, report, pool, loading, bar), run_settings, report)
+    second_pass(work, decisions, run_settings, conversion.readings, report, pool, bar)
     report.check()
 
 
-def _decide(found: Found, choices: Choices, report: Report) -> Decisions:
+def _decide(found: Found, run_settings: RunSettings, report: Report) -> Decisions:
     """Find duplicates, make ids unique and hold conversations out."""
-    duplicates = find_duplicates(found.fingerprints, choices.near, choices.keep)
+    duplicates = find_duplicates(found.fingerprints, run_settings.near, run_settings.keep)
     _note_changed_ids(_make_unique(found.ids, found.parts, duplicates), report)
-    held_out = _hold_out(found.fingerprints, found.ids, duplicates, choices.holdout, choices.seed)
+    held_out = _hold_out(found.fingerprints, found.ids, duplicates, run_settings.holdout, run_settings.seed)
     report.duplicates = _about_duplicates(duplicates, found.ids)
     return Decisions(found.ids, duplicates, held_out)
 

@@ -23,7 +23,7 @@ from cleaning.report.examples import pick_examples
 from cleaning.report.ledger import Report
 from cleaning.run.workdir import OUTPUTS, Log, load_progress, open_output
 from cleaning.run.workers import Bar
-from cleaning.settings import Choices
+from cleaning.settings import RunSettings
 from cleaning.sources.formats import Reading
 from fastft.common.files import write_whole
 from fastft.common.workers import Pool, ordered_map
@@ -63,16 +63,16 @@ COUNTED = (
 def second_pass(
     work: Path,
     decisions: Decisions,
-    choices: Choices,
+    run_settings: RunSettings,
     readings: list[Reading],
     report: Report,
     pool: Pool | None,
     bar: Bar,
 ) -> None:
     """Split and write the outcomes in the log, shard by shard. This begins where an interrupted run ended, if there was one."""
-    splits = choices.max_tokens is not None
+    splits = run_settings.max_tokens is not None
     bar.begin("splitting" if splits else "writing", report.input)
-    split = partial(split_batch, choices) if splits else whole_batch
+    split = partial(split_batch, run_settings) if splits else whole_batch
     pool = pool if splits else None  # workers have nothing to do where conversations stay whole
     progress = load_progress(work) or {"shards": 0, "sizes": dict.fromkeys(OUTPUTS[:3], 0), "ledger": {}}
     for name, value in progress["ledger"].items():
@@ -186,22 +186,22 @@ def whole_batch(conversations: list[bytes]) -> list[Split]:
     return [Split([line + b"\n"], [], [], count, count) for line, count in zip(conversations, counts)]
 
 
-def load_tokenizer(choices: Choices) -> None:
+def load_tokenizer(run_settings: RunSettings) -> None:
     """Load the tokenizer and its template, which this process then keeps. Raises UserError if they cannot be used."""
-    token_counter(choices.model, choices.template)
+    token_counter(run_settings.model, run_settings.template)
 
 
-def split_batch(choices: Choices, conversations: list[bytes]) -> list[Split]:
+def split_batch(run_settings: RunSettings, conversations: list[bytes]) -> list[Split]:
     """Split each conversation into parts of at most `max_tokens` tokens that the trainer's template can render."""
-    max_tokens = choices.max_tokens
-    count, most, check = token_counter(choices.model, choices.template)
+    max_tokens = run_settings.max_tokens
+    count, most, check = token_counter(run_settings.model, run_settings.template)
     split = partial(
         split_conversation,
         max_tokens=max_tokens,
         count_tokens=count,
         most_tokens=most,
-        overlap_rounds=choices.overlap_rounds,
-        overlong=choices.overlong,
+        overlap_rounds=run_settings.overlap_rounds,
+        overlong=run_settings.overlong,
     )
     # All conversations pass one step before any of them passes the next, as in cleaning.first_pass.outcomes_of.
     whole = [parse_conversation(orjson.loads(line)) for line in conversations]

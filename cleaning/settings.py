@@ -1,4 +1,4 @@
-"""What the user chooses: `Choices` about the run as a whole, and `Settings` for the filters.
+"""What the user chooses: `RunSettings` about the run as a whole, and `FilterSettings` for the filters.
 
 Both are frozen, so that the copies in worker processes stay equal to them. `cleaning.__main__` makes options of them, and
 `cleaning.pipeline.clean` takes them from Python. An interrupted run continues only if none of them has changed.
@@ -17,7 +17,7 @@ NEAR = 0.8
 
 
 @dataclass(frozen=True)
-class Choices:
+class RunSettings:
     """Splitting, duplicates, benchmarks and held-out conversations."""
 
     max_tokens: int | None = None
@@ -64,7 +64,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Settings:
+class FilterSettings:
     """The settings that every filter gets. They can be hashed, so that each process computes once what follows from them."""
 
     with_filters: tuple[str, ...] = ()  # names of filters that are off by default, switched on

@@ -169,15 +169,15 @@ def test_the_set_up_refuses_a_bucket_that_is_no_address_before_it_installs_anyth
 
 def test_the_cleaner_takes_its_flags():
     from cleaning.__main__ import CleanConfig, FilterConfig, options
-    from cleaning.settings import Choices
+    from cleaning.settings import RunSettings
 
     arguments = shlex.split(documented("clean.yaml")["ARGS"])
-    _, choices, _ = options(["dump.json", "-o", "out", *arguments])
-    assert choices.max_tokens == 2048
+    _, run_settings, _ = options(["dump.json", "-o", "out", *arguments])
+    assert run_settings.max_tokens == 2048
     flags = set(re.findall(r"(?<!\S)(--[a-z_]+)", (ROOT / "sky_yamls" / "clean.yaml").read_text().split("\nrun:")[1]))
     names = {
         field.metadata.get("name") or f"--{field.name}"
-        for cls in (CleanConfig, Choices, FilterConfig)
+        for cls in (CleanConfig, RunSettings, FilterConfig)
         for field in fields(cls)
     }
     assert flags - {"--address", "--block", "--head", "--port"} <= names

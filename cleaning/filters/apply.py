@@ -13,7 +13,7 @@ from types import MappingProxyType
 from cleaning.filters import language, structure
 from cleaning.filters.base import Repair, TurnFilter
 from cleaning.filters.chosen import chosen_steps
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.continue_requests import is_continue
 from fastft.data.conversation import Conversation, Message, rounds_of
 
@@ -39,7 +39,7 @@ class Verdict:
 
 
 def apply_steps(
-    conversation: Conversation, settings: Settings, said: Mapping[str, str] = MappingProxyType({})
+    conversation: Conversation, settings: FilterSettings, said: Mapping[str, str] = MappingProxyType({})
 ) -> Verdict:
     """Repair `conversation` in place, drop rounds, and decide whether it is kept. This also sets its `lang`.
 
@@ -73,7 +73,7 @@ def apply_steps(
 
 
 def _drop_rounds(
-    conversation: Conversation, step: TurnFilter, settings: Settings, numbers: dict[int, int], verdict: Verdict
+    conversation: Conversation, step: TurnFilter, settings: FilterSettings, numbers: dict[int, int], verdict: Verdict
 ) -> str | None:
     """Drop the rounds with a turn that `step` complains about. Returns the complaint if no round would be left."""
     # Nearly always there is no complaint, which this finds out fastest.

@@ -4,21 +4,21 @@
     TurnFilter  rejects the round (question and answer) of the turn that it complains about; the dialogue is kept
     Repair      rejects nothing; it changes turns, and the changed turns are counted
 
-A step's function looks at nothing but the conversation and the Settings. So the result depends neither on the order of the
+A step's function looks at nothing but the conversation and the FilterSettings. So the result depends neither on the order of the
 conversations nor on the worker that has them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Conversation, Message
 
 
 @dataclass(frozen=True)
 class Filter:
     name: str
-    complaint: Callable[[Conversation, Settings], str | None]  # what is wrong, or None
+    complaint: Callable[[Conversation, FilterSettings], str | None]  # what is wrong, or None
     description: str
     default: bool = True
     option: str = ""  # the option without which it does nothing
@@ -28,7 +28,7 @@ class Filter:
 @dataclass(frozen=True)
 class TurnFilter:
     name: str
-    complaint: Callable[[Message, Settings], str | None]
+    complaint: Callable[[Message, FilterSettings], str | None]
     description: str
     default: bool = True
     option: str = ""
@@ -41,7 +41,7 @@ class TurnFilter:
 @dataclass(frozen=True)
 class Repair:
     name: str
-    apply: Callable[[list[Message], Settings], int]  # changes the messages; returns the number of turns changed
+    apply: Callable[[list[Message], FilterSettings], int]  # changes the messages; returns the number of turns changed
     description: str
     default: bool = True
     option: str = ""

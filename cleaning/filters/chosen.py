@@ -8,20 +8,20 @@ from pathlib import Path
 from cleaning.filters import language
 from cleaning.filters.base import Filter, Step
 from cleaning.filters.steps import ALWAYS, MASKS, STEPS
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
 
 @functools.lru_cache(maxsize=8)
-def chosen_steps(settings: Settings) -> tuple[Step, ...]:
+def chosen_steps(settings: FilterSettings) -> tuple[Step, ...]:
     """Return the steps that are on. The user's own filters come before the masks, so that they see the text as it is."""
     on = [s for s in STEPS if s.name not in settings.without_filters and (s.default or s.name in settings.with_filters)]
     first_mask = next((i for i, step in enumerate(on) if step.name in MASKS), len(on))
     return (*on[:first_mask], *(_own_filter(spec) for spec in settings.own_filters), *on[first_mask:])
 
 
-def check(settings: Settings) -> None:
+def check(settings: FilterSettings) -> None:
     """Raise UserError for settings that cannot be used, before any work is done."""
     names = {step.name for step in STEPS}
     for name in (*settings.with_filters, *settings.without_filters):
@@ -75,7 +75,7 @@ def _own_filter(spec: str) -> Filter:
     return Filter(name, functools.partial(_ask_own, spec, function), description)
 
 
-def _ask_own(spec: str, function: Callable, conversation: Conversation, settings: Settings) -> str | None:
+def _ask_own(spec: str, function: Callable, conversation: Conversation, settings: FilterSettings) -> str | None:
     """Return the complaint of a user's filter. Raises UserError where the filter fails, which says nothing about the data."""
     try:
         answer = function(conversation)
@@ -88,7 +88,7 @@ def _ask_own(spec: str, function: Callable, conversation: Conversation, settings
     return answer
 
 
-def described_filters(settings: Settings) -> list[str]:
+def described_filters(settings: FilterSettings) -> list[str]:
     """Return the lines of `--list_filters`: plain text, for people and for `grep`."""
     own = [_own_filter(spec) for spec in settings.own_filters]
     rows = [("name", "default", "rejects", "what it finds or changes")]

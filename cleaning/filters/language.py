@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
@@ -134,11 +134,11 @@ def _ask(text: str) -> tuple[str, int]:
     return (code_of(code) if reliable and percent >= 50 else UNKNOWN), percent
 
 
-def other_language(conversation: Conversation, settings: Settings) -> str | None:
+def other_language(conversation: Conversation, settings: FilterSettings) -> str | None:
     if not settings.languages or code_of(conversation.lang) in ("", UNKNOWN, *map(code_of, settings.languages)):
         return None
     return f"is in {conversation.lang!r}"
 
 
-def unknown_language(conversation: Conversation, settings: Settings) -> str | None:
+def unknown_language(conversation: Conversation, settings: FilterSettings) -> str | None:
     return "too little text, or too mixed" if conversation.lang == UNKNOWN else None

@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
@@ -31,7 +31,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds; the wait doubles each time, and
 TIMEOUT = 60.0  # seconds
 
 
-def flagged(conversations: Sequence[Conversation], settings: Settings) -> list[str | None]:
+def flagged(conversations: Sequence[Conversation], settings: FilterSettings) -> list[str | None]:
     """Return the complaint about each conversation, or None. Raises UserError if the endpoint cannot be used."""
     keys = [[[_key(piece, settings) for piece in _pieces(m.content)] for m in c.messages] for c in conversations]
     texts = {
@@ -56,12 +56,12 @@ def _pieces(text: str) -> list[str]:
     return [text[start : start + PIECE] for start in range(0, len(text), PIECE)] if text.strip() else []
 
 
-def _key(text: str, settings: Settings) -> bytes:
+def _key(text: str, settings: FilterSettings) -> bytes:
     name = f"{settings.moderation}\0{settings.moderation_model or ''}\0"
     return hashlib.blake2b((name + text).encode("utf-8", "replace"), digest_size=16).digest()
 
 
-def _verdicts(texts: dict[bytes, str], settings: Settings) -> dict[bytes, list[str]]:
+def _verdicts(texts: dict[bytes, str], settings: FilterSettings) -> dict[bytes, list[str]]:
     """Return {key: flagged categories}, from the file or the endpoint. Each reply is stored before the next request."""
     with closing(_open_cache(settings.moderation_cache)) as cache:
         known = dict(_remembered(cache, list(texts)))
@@ -101,7 +101,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def _ask(texts: list[str], settings: Settings) -> list[list[str]]:
+def _ask(texts: list[str], settings: FilterSettings) -> list[list[str]]:
     body = {"input": texts} | ({"model": settings.moderation_model} if settings.moderation_model else {})
     data = json.dumps(body).encode()
     wait, problem = FIRST_WAIT, ""

@@ -11,7 +11,7 @@ where most long numbers are something else. No complaint, message or log shows w
 import ipaddress
 import re
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Message
 
 # A private key that was pasted without its last line is taken to end where prose begins.
@@ -77,19 +77,19 @@ _PHONE = re.compile(
 _CODE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1[^\n]*|\Z)|`[^`\n]+`", re.MULTILINE)
 
 
-def mask_keys(messages: list[Message], settings: Settings) -> int:
+def mask_keys(messages: list[Message], settings: FilterSettings) -> int:
     return _mask(messages, _masked_keys)
 
 
-def mask_emails(messages: list[Message], settings: Settings) -> int:
+def mask_emails(messages: list[Message], settings: FilterSettings) -> int:
     return _mask(messages, _masked_emails)
 
 
-def mask_ips(messages: list[Message], settings: Settings) -> int:
+def mask_ips(messages: list[Message], settings: FilterSettings) -> int:
     return _mask(messages, _masked_ips)
 
 
-def mask_phones(messages: list[Message], settings: Settings) -> int:
+def mask_phones(messages: list[Message], settings: FilterSettings) -> int:
     return _mask(messages, _masked_phones)
 
 

@@ -7,7 +7,7 @@ import zlib
 
 import ahocorasick_rs
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Conversation, Message
 
 # --- repetition and garbage -------------------------------------------------------------------------------------------
@@ -25,7 +25,7 @@ _DIGITS = re.compile(r"\d{60,}")
 _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTILINE)
 
 
-def repetition(message: Message, settings: Settings) -> str | None:
+def repetition(message: Message, settings: FilterSettings) -> str | None:
     """Complain about a model caught in a loop, without showing the text: what repeats may be a key."""
     text = message.content
     if message.role != "assistant" or len(text) < 50:
@@ -74,7 +74,7 @@ def _loop_at_end(text: str) -> tuple[int, int] | None:
     return None
 
 
-def digit_run(message: Message, settings: Settings) -> str | None:
+def digit_run(message: Message, settings: FilterSettings) -> str | None:
     """Complain about an answer with many digits in a row outside of code."""
     found = _DIGITS.search(_prose(message.content)) if message.role == "assistant" else None
     return f"{len(found[0])} digits in a row" if found else None
@@ -89,7 +89,7 @@ _MOJIBAKE = re.compile(
 )
 
 
-def garbage(message: Message, settings: Settings) -> str | None:
+def garbage(message: Message, settings: FilterSettings) -> str | None:
     """Complain about an answer that was decoded wrongly. Questions are not looked at: people paste what they like."""
     text = message.content
     if message.role != "assistant":
@@ -107,7 +107,7 @@ def _prose(text: str) -> str:
 # --- blocked phrases --------------------------------------------------------------------------------------------------
 
 
-def blocked_phrase(conversation: Conversation, settings: Settings) -> str | None:
+def blocked_phrase(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain about the first of the user's phrases that occurs in any turn, as whole words."""
     if not settings.blocked_phrases:
         return None

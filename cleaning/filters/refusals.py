@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import ahocorasick_rs
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import Message
 
 # Bytes of UTF-8 (a Chinese sentence has a third of the characters of an English one). That is room for a refusal, its
@@ -189,7 +189,7 @@ def _is_short(message: Message) -> bool:
     return len(message.content) <= SHORT and len(message.content.encode("utf-8", "replace")) <= SHORT
 
 
-def self_identification(message: Message, settings: Settings) -> str | None:
+def self_identification(message: Message, settings: FilterSettings) -> str | None:
     """Complain about an answer in which the model says which company's product it is."""
     opening = _opening(message)
     found = _MAKER_WORDS(opening) and _IDENTITY.search(opening)
@@ -202,7 +202,7 @@ def asks_for_somebodys_words(question: str) -> bool:
     return _FICTION.search(question) is not None and _SOMEBODY.search(question) is not None
 
 
-def ai_boilerplate(message: Message, settings: Settings) -> str | None:
+def ai_boilerplate(message: Message, settings: FilterSettings) -> str | None:
     """Complain about an answer that opens with "As an AI language model, I …" and does not decline something harmful."""
     opening = _opening(message)
     perhaps = _AS_WORDS(opening) and _AI_TRIGGER.search(opening)
@@ -212,13 +212,13 @@ def ai_boilerplate(message: Message, settings: Settings) -> str | None:
     return None
 
 
-def refusal(message: Message, settings: Settings) -> str | None:
+def refusal(message: Message, settings: FilterSettings) -> str | None:
     """Complain about a short answer that says what the product cannot do."""
     found = _refuses(message)
     return f"refuses: {_shown(found)}" if found and not _declines_harm(message) else None
 
 
-def policy_refusal(message: Message, settings: Settings) -> str | None:
+def policy_refusal(message: Message, settings: FilterSettings) -> str | None:
     """Complain about a short answer that declines something harmful."""
     found = _refuses(message)
     return f"declines: {_shown(found)}" if found and _declines_harm(message) else None

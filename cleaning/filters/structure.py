@@ -4,14 +4,14 @@ import fnmatch
 import re
 import unicodedata
 
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.continue_requests import is_continue
 from fastft.data.conversation import Conversation, Message
 
 # --- whole conversations ----------------------------------------------------------------------------------------------
 
 
-def other_model(conversation: Conversation, settings: Settings) -> str | None:
+def other_model(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain about a conversation whose model matches none of the patterns, or that names no model.
 
     Dumps write `Model: GPT-4`, `gpt-4` and `GPT-4`, so the word "Model:" and case do not count.
@@ -29,7 +29,7 @@ _PLUGIN_MODEL = re.compile(r"\b(?:plugins?|browsing|code[ _-]interpreter|advance
 _PLUGIN_LINE = re.compile(r"(?:Used \*\*[^*\n]{2,40}\*\*|Finished (?:browsing|working)|Show work)\s*(?:\n|\Z)")
 
 
-def plugin_session(conversation: Conversation, settings: Settings) -> str | None:
+def plugin_session(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain about a conversation in which a plugin took part.
 
     What the plugin returned is not in the dump, and an answer that comes from nowhere teaches a model to invent.
@@ -42,7 +42,7 @@ def plugin_session(conversation: Conversation, settings: Settings) -> str | None
     return None
 
 
-def tool_session(conversation: Conversation, settings: Settings) -> str | None:
+def tool_session(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain about a result of a tool. Calls of tools are seen by the readers (`RawConversation.sessions`)."""
     for number, message in enumerate(conversation.messages, start=1):
         if message.role == "tool":
@@ -50,7 +50,7 @@ def tool_session(conversation: Conversation, settings: Settings) -> str | None:
     return None
 
 
-def no_question_or_no_answer(conversation: Conversation, settings: Settings) -> str | None:
+def no_question_or_no_answer(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain about a conversation from which nothing can be learned. In the files its reason is called `too_short`."""
     roles = [message.role for message in conversation.messages]
     if "assistant" not in roles:
@@ -60,7 +60,7 @@ def no_question_or_no_answer(conversation: Conversation, settings: Settings) -> 
     return None
 
 
-def wrong_role_order(conversation: Conversation, settings: Settings) -> str | None:
+def wrong_role_order(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain unless user and assistant take turns, the user first, after an optional system message.
 
     Where tool sessions are kept, the assistant's turn of a round may be assistant, tool, assistant, …
@@ -82,21 +82,21 @@ def _turns(conversation: Conversation) -> int:
     return sum(message.role in ("user", "assistant") for message in conversation.messages)
 
 
-def too_few_turns(conversation: Conversation, settings: Settings) -> str | None:
+def too_few_turns(conversation: Conversation, settings: FilterSettings) -> str | None:
     count = _turns(conversation)
     if settings.min_turns is not None and count < settings.min_turns:
         return f"{count} turns, at least {settings.min_turns} are wanted"
     return None
 
 
-def too_many_turns(conversation: Conversation, settings: Settings) -> str | None:
+def too_many_turns(conversation: Conversation, settings: FilterSettings) -> str | None:
     count = _turns(conversation)
     if settings.max_turns is not None and count > settings.max_turns:
         return f"{count} turns, at most {settings.max_turns} are wanted"
     return None
 
 
-def too_long(conversation: Conversation, settings: Settings) -> str | None:
+def too_long(conversation: Conversation, settings: FilterSettings) -> str | None:
     if settings.max_chars is None:
         return None
     count = sum(len(message.content) for message in conversation.messages)
@@ -126,7 +126,7 @@ _BANNERS = (
 )
 
 
-def error_banner(message: Message, settings: Settings) -> str | None:
+def error_banner(message: Message, settings: FilterSettings) -> str | None:
     """Complain about a turn that is an error message of the page."""
     text = message.content.strip()
     # The page put "Too many requests" in the place of questions, too. The other messages are things that a user may say.
@@ -136,11 +136,11 @@ def error_banner(message: Message, settings: Settings) -> str | None:
     return None
 
 
-def empty_turn(message: Message, settings: Settings) -> str | None:
+def empty_turn(message: Message, settings: FilterSettings) -> str | None:
     return "is empty" if message.role == "user" and not _visible(message.content) else None
 
 
-def empty_answer(message: Message, settings: Settings) -> str | None:
+def empty_answer(message: Message, settings: FilterSettings) -> str | None:
     return "is empty" if message.role == "assistant" and not _visible(message.content) else None
 
 
@@ -177,7 +177,7 @@ def open_fence(text: str) -> str:
 _CUT_BY_ERROR = re.compile(r"[^\s.!?:;…。！？：]\s*\n\n(network error|There was an error generating a response)\s*\Z")
 
 
-def unfinished_answer(message: Message, settings: Settings) -> str | None:
+def unfinished_answer(message: Message, settings: FilterSettings) -> str | None:
     """Complain about an answer that was cut by an error or inside a code block, because it teaches to stop there.
 
     Where the dump itself says that the answer is cut (`ends` false), its end is not learned, so an open block does no harm.
@@ -190,7 +190,7 @@ def unfinished_answer(message: Message, settings: Settings) -> str | None:
     return "ends inside a code block" if message.ends and open_fence(message.content) else None
 
 
-def orphan_continue(message: Message, settings: Settings) -> str | None:
+def orphan_continue(message: Message, settings: FilterSettings) -> str | None:
     """Complain about a `continue` with which a dialogue opens, because what it continues is missing."""
     return f"only says {message.content.strip()!r}" if message.role == "user" and is_continue(message.content) else None
 
@@ -198,7 +198,7 @@ def orphan_continue(message: Message, settings: Settings) -> str | None:
 # --- repairs ----------------------------------------------------------------------------------------------------------
 
 
-def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
+def drop_leading_assistant(messages: list[Message], settings: FilterSettings) -> int:
     """Drop answers before the first question: an answer without its question teaches nothing."""
     begin = end = 1 if messages and messages[0].role == "system" else 0
     while end < len(messages) and messages[end].role in ("assistant", "tool"):
@@ -207,7 +207,7 @@ def drop_leading_assistant(messages: list[Message], settings: Settings) -> int:
     return end - begin
 
 
-def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
+def merge_assistant_turns(messages: list[Message], settings: FilterSettings) -> int:
     """Merge answers in a row into one with a blank line between them, because the page saved continued answers like this.
 
     After an answer that its dump calls cut, the next is appended directly. If either is not to be learned, the whole is not.
@@ -230,7 +230,7 @@ def merge_assistant_turns(messages: list[Message], settings: Settings) -> int:
     return count
 
 
-def trim_last_question(messages: list[Message], settings: Settings) -> int:
+def trim_last_question(messages: list[Message], settings: FilterSettings) -> int:
     """Drop questions at the end that were never answered. A conversation without any answer is left to `too_short`.
 
     A tool's result at the end, which no answer follows, is dropped too; the conversation then ends with the call.
@@ -254,7 +254,7 @@ def leans_on_the_answer_before(text: str) -> bool:
     return is_continue(text) or _RETRY.fullmatch(text.strip(" \t\r\n.,!?…。！？")[:61]) is not None
 
 
-def merge_continued_answers(messages: list[Message], settings: Settings) -> int:
+def merge_continued_answers(messages: list[Message], settings: FilterSettings) -> int:
     """Merge an answer that was cut, the `continue` after it and the other half into one answer, where that is certain.
 
     A `continue` after an answer that was complete asks for more, and remains a round of its own.

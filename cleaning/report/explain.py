@@ -21,7 +21,7 @@ from rich.text import Text
 from cleaning.filters.steps import STEPS
 from cleaning.first_pass import Conversion, Outcome, Shard, outcomes_of
 from cleaning.report.ledger import read_ledger, reading_of, versions
-from cleaning.settings import Choices, Settings
+from cleaning.settings import FilterSettings, RunSettings
 from cleaning.sources.inputs import open_inputs
 from cleaning.sources.rejected import Row, read_row
 from fastft.common.records import RawRecord
@@ -172,14 +172,14 @@ def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None
     """Return what the first pass makes of the record today; None if the record can no longer be found."""
     row, settings = story.rejected, ledger["settings"]
     against = tuple(path for path in settings["against"] if Path(path).exists())
-    choices = {each.name: settings[each.name] for each in fields(Choices)} | {
+    run_settings = {each.name: settings[each.name] for each in fields(RunSettings)} | {
         "against": against,
         "contaminated": "flag",
     }
-    chosen = {each.name: settings[each.name] for each in fields(Settings) if each.name in settings}
+    chosen = {each.name: settings[each.name] for each in fields(FilterSettings) if each.name in settings}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     # The moderation endpoint is not asked again, because the row has its verdict.
-    conversion = Conversion(replace(Settings(**chosen), moderation=None), [], Choices(**choices))
+    conversion = Conversion(replace(FilterSettings(**chosen), moderation=None), [], RunSettings(**run_settings))
     if row is not None:
         record = RawRecord(row.where, row.line, 0)
         found = _outcomes(record, id, row.where, conversion, ledger)

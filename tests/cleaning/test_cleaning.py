@@ -17,7 +17,7 @@ import cleaning.run.workers
 import cleaning.second_pass
 from cleaning.filters.apply import apply_steps
 from cleaning.pipeline import OUTPUTS, clean
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.common.records import parse_json
 from fastft.data.conversation import Conversation, Message, read_conversations
 
@@ -112,7 +112,7 @@ def talk(roles: str) -> Conversation:
 )
 def test_repairs_are_counted(shared, repaired, counts):
     conversation = talk(shared)
-    changed = apply_steps(conversation, Settings()).repairs
+    changed = apply_steps(conversation, FilterSettings()).repairs
     assert " ".join(texts(conversation)) == repaired
     assert changed == counts
 
@@ -120,7 +120,7 @@ def test_repairs_are_counted(shared, repaired, counts):
 @given(st.text("suat", max_size=9))
 def test_what_passes_the_filters_alternates(roles):
     conversation = talk(roles)
-    if not apply_steps(conversation, Settings()).reason:
+    if not apply_steps(conversation, FilterSettings()).reason:
         found = "".join(m.role[0] for m in conversation.messages).removeprefix("s")
         assert found == "ua" * (len(found) // 2) and found
     assert [m.train for m in conversation.messages] == [m.role == "assistant" for m in conversation.messages]

@@ -9,7 +9,7 @@ from helpers.cleaning_runs import contents, dump
 
 import cleaning.first_pass
 from cleaning.pipeline import clean
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.errors import UserError
 
 
@@ -43,6 +43,6 @@ def test_what_a_task_raises_is_what_the_function_raised(tmp_path, monkeypatch):
     pytest.importorskip("ray")
     faulty = tmp_path / "faulty.py"
     faulty.write_text("def f(conversation):\n    return 1 / 0\n")
-    settings = Settings(own_filters=(f"{faulty}:f",))
+    settings = FilterSettings(own_filters=(f"{faulty}:f",))
     with pytest.raises(UserError, match="ZeroDivisionError"):
         clean([dump(tmp_path / "d.json")], tmp_path / "out", settings=settings, ray="", workers=1)

@@ -23,7 +23,7 @@ import cleaning.run.workdir
 import cleaning.run.workers
 from cleaning.__main__ import CleanConfig, FilterConfig, options
 from cleaning.pipeline import OUTPUTS, clean
-from cleaning.settings import Choices, Settings
+from cleaning.settings import FilterSettings, RunSettings
 from fastft.common import logs
 
 ROOT = Path(__file__).parents[2]
@@ -43,15 +43,15 @@ def test_every_option_is_read(tmp_path):
     (tmp_path / "one.txt").write_text("a phrase\nanother\n")
     (tmp_path / "two.txt").write_text("third")
     phrases = ["--blocked_phrases", str(tmp_path / "one.txt"), "c.json", "--blocked_phrases", str(tmp_path / "two.txt")]
-    config, choices, filters = options([*shlex.split(ALL_OPTIONS), *phrases])
+    config, run_settings, filters = options([*shlex.split(ALL_OPTIONS), *phrases])
     assert config == CleanConfig(
         ["a.json", "b.json", "c.json"], "out", format="oasst", branches="all", era="none", workers=2, ray="auto"
     )
-    assert choices == Choices(
+    assert run_settings == RunSettings(
         9, "true", "chatml", 1, "reject", 0.5, "newest", ["x", "y", "z"], "flag", holdout=0.5, seed=3
     )
     masks = ("masked_keys", "masked_emails", "masked_ips", "masked_phones")
-    assert filters.settings() == Settings(
+    assert filters.settings() == FilterSettings(
         with_filters=("masked_keys", "masked_ips", "digit_run", *masks),
         without_filters=("refusal", "ai_boilerplate", "refusal", "self_identification"),
         own_filters=("my.py:a", "my.py:b", "my.py:c"),
@@ -68,9 +68,9 @@ def test_every_option_is_read(tmp_path):
 
 
 def test_without_options_all_is_as_a_call_from_python():
-    config, choices, filters = options(["-", "-o", "out"])
-    assert (config, choices, filters) == (CleanConfig(["-"], "out"), Choices(), FilterConfig())
-    assert filters.settings() == Settings()
+    config, run_settings, filters = options(["-", "-o", "out"])
+    assert (config, run_settings, filters) == (CleanConfig(["-"], "out"), RunSettings(), FilterConfig())
+    assert filters.settings() == FilterSettings()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_file_with_an_unknown_key_names_the_nearest(tmp_path, capsys):
 def test_choices_can_be_given_as_a_whole_or_one_by_one(tmp_path):
     source = dump(tmp_path / "d.json")
     clean([source], tmp_path / "one", holdout=0.3, seed=7, near=0.5)
-    clean([source], tmp_path / "two", choices=Choices(holdout=0.3, near=0.5), seed=7)
+    clean([source], tmp_path / "two", run_settings=RunSettings(holdout=0.3, near=0.5), seed=7)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     with pytest.raises(TypeError, match="hold_out"):
         clean([source], tmp_path / "three", hold_out=0.3)

@@ -6,7 +6,7 @@ import pytest
 from helpers.corpora import benchmark
 
 from cleaning.pipeline import clean
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.data.conversation import read_conversations
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def test_real_pages_become_markdown(tmp_path):
 @pytest.mark.parametrize("name", ["sharegpt_v3_sample.json", "sharegpt_zh.jsonl"])
 def test_markdown_dumps_pass_untouched(tmp_path, name):
     # A third of the chunks in the first file begin in the middle of a dialogue, some with `continue`.
-    settings = Settings(without_filters=("orphan_continue", "merged_continued_answers"))
+    settings = FilterSettings(without_filters=("orphan_continue", "merged_continued_answers"))
     report = clean([benchmark.DATA / name], tmp_path, settings=settings)
     assert report.kept > 0.97 * report.input and report.answers["html"] == 0
     path = benchmark.DATA / name

@@ -27,7 +27,7 @@ from cleaning.dedup.duplicates import (
 )
 from cleaning.dedup.shingles import SLICE, Shingles, Words, slices
 from cleaning.pipeline import clean
-from cleaning.settings import Choices
+from cleaning.settings import RunSettings
 from fastft.data.conversation import Conversation, Message, read_conversations
 from fastft.errors import UserError
 
@@ -305,7 +305,7 @@ def test_white_space_makes_no_difference_and_a_superscript_does():
 
 
 def test_the_threshold_is_one_number_and_the_advice_about_it_one_text():
-    defaults = inspect.signature(find_duplicates).parameters["near"].default, Choices().near
+    defaults = inspect.signature(find_duplicates).parameters["near"].default, RunSettings().near
     assert defaults == (0.8, 0.8)
     page = (Path(__file__).parents[2] / "docs/cleaning.md").read_text()
     (advised,) = re.findall(r"to find such copies use `--near ([\d.]+)` \((\d+) % are found", page)

@@ -18,11 +18,11 @@ from cleaning.filters.language import detect_language
 from cleaning.filters.privacy import mask_text
 from cleaning.filters.steps import FILTERS, MASKS, REPAIRS, STEPS
 from cleaning.pipeline import clean
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from fastft.common.records import parse_json
 from fastft.data.conversation import Conversation, Message, read_conversations
 
-ALL_ON = Settings(with_filters=tuple(step.name for step in STEPS if not step.default))
+ALL_ON = FilterSettings(with_filters=tuple(step.name for step in STEPS if not step.default))
 
 
 def talk(*turns: str, model: str = "") -> Conversation:
@@ -36,7 +36,7 @@ def texts(conversation: Conversation) -> list[str]:
 
 
 def reason(*turns: str, **chosen) -> str:
-    return apply_steps(talk(*turns), Settings(**chosen)).reason
+    return apply_steps(talk(*turns), FilterSettings(**chosen)).reason
 
 
 def test_names_are_unique_and_described():
@@ -63,7 +63,7 @@ def test_names_are_unique_and_described():
 )
 def test_only_the_bad_round_goes(turns, kept, why):
     conversation = talk(*turns)
-    verdict = apply_steps(conversation, Settings())
+    verdict = apply_steps(conversation, FilterSettings())
     assert not verdict.reason and texts(conversation) == kept
     assert verdict.repairs == {f"dropped_rounds:{why}": (len(turns) - len(kept)) // 2}
     assert [m.content for d in verdict.dropped for m in d.messages] == [t for t in turns if t not in kept]
@@ -76,7 +76,7 @@ def test_a_banner_in_the_place_of_an_answer_takes_its_question_along():
     for role, text in [("user", "q"), ("user", "Too many requests in 1 hour. Try again later."), *[("user", "q")]]:
         conversation.messages.append(Message(role, text))
     conversation.messages.append(Message("assistant", "a", True))
-    verdict = apply_steps(conversation, Settings())
+    verdict = apply_steps(conversation, FilterSettings())
     assert texts(conversation) == ["hello", "hi", "q", "a"] and verdict.repairs == {"dropped_rounds:error_banner": 2}
 
 
@@ -90,7 +90,9 @@ def test_answers_in_a_row_are_merged_or_the_last_is_kept():
     for consecutive, expected in (("merge", "one\n\ntwo"), ("last", "two")):
         conversation = talk("q", "one")
         conversation.messages.append(Message("assistant", "two", True))
-        assert apply_steps(conversation, Settings(consecutive=consecutive)).repairs == {"merged_assistant_turns": 1}
+        assert apply_steps(conversation, FilterSettings(consecutive=consecutive)).repairs == {
+            "merged_assistant_turns": 1
+        }
         assert texts(conversation) == ["q", expected]
 
 
@@ -117,7 +119,7 @@ def test_answers_in_a_row_are_merged_or_the_last_is_kept():
 def test_a_continued_answer_is_joined_where_it_was_cut(first, second, whole):
     assert structure.joined(first, second) == whole
     conversation = talk("q", first or "a", "continue", second)
-    count = apply_steps(conversation, Settings(without_filters=("unfinished_answer",))).repairs
+    count = apply_steps(conversation, FilterSettings(without_filters=("unfinished_answer",))).repairs
     assert count["merged_continued_answers"] == (whole is not None)
     assert not whole or texts(conversation) == ["q", whole]
 
@@ -213,7 +215,7 @@ NO_REFUSAL = [
 def test_refusals_cost_their_round_alone(why, text):
     assert reason("q", text, with_filters=("policy_refusal",)) == why
     conversation = talk("before", "yes", "q", text, "after", "yes")
-    verdict = apply_steps(conversation, Settings(with_filters=("policy_refusal",)))
+    verdict = apply_steps(conversation, FilterSettings(with_filters=("policy_refusal",)))
     assert texts(conversation) == ["before", "yes", "after", "yes"] and verdict.repairs == {f"dropped_rounds:{why}": 1}
 
 
@@ -243,7 +245,7 @@ def test_a_question_may_say_anything():
     ],
 )
 def test_broken_text_is_rejected_by_name(answer, why):
-    assert apply_steps(talk("q", answer), Settings(with_filters=("digit_run",))).reason == why
+    assert apply_steps(talk("q", answer), FilterSettings(with_filters=("digit_run",))).reason == why
 
 
 @pytest.mark.parametrize(
@@ -287,18 +289,18 @@ def test_blocked_phrases_are_found_as_whole_words(text, found):
 
 
 def test_sessions_with_plugins_and_tools_are_rejected():
-    assert apply_steps(talk("q", "a", model="Model: Plugins"), Settings()).reason == "plugin_session"
+    assert apply_steps(talk("q", "a", model="Model: Plugins"), FilterSettings()).reason == "plugin_session"
     assert reason("q", "Used **Wolfram**\nIt is 4.") == "plugin_session"
     assert not reason("q", "Used **bold** text is loud.")
     tools = Conversation("x", [Message(r, "x") for r in ("user", "assistant", "tool", "assistant")])
-    assert apply_steps(copy.deepcopy(tools), Settings()).reason == "tool_session"
-    assert not apply_steps(tools, Settings(without_filters=("tool_session",))).reason and len(tools.messages) == 4
+    assert apply_steps(copy.deepcopy(tools), FilterSettings()).reason == "tool_session"
+    assert not apply_steps(tools, FilterSettings(without_filters=("tool_session",))).reason and len(tools.messages) == 4
 
 
 def test_what_a_record_says_of_its_session():
     said = {"plugin_session": "its 'plugins' are a list of 2"}
-    assert apply_steps(talk("q", "a"), Settings(), said).detail == said["plugin_session"]
-    assert not apply_steps(talk("q", "a"), Settings(without_filters=("plugin_session",)), said).reason
+    assert apply_steps(talk("q", "a"), FilterSettings(), said).detail == said["plugin_session"]
+    assert not apply_steps(talk("q", "a"), FilterSettings(without_filters=("plugin_session",)), said).reason
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_what_a_record_says_of_its_session():
 )
 def test_the_order_of_turns_with_tools(roles, left):
     conversation = Conversation("x", [Message(role, f"{i}") for i, role in enumerate(roles.split())])
-    verdict = apply_steps(conversation, Settings(without_filters=("tool_session",)))
+    verdict = apply_steps(conversation, FilterSettings(without_filters=("tool_session",)))
     assert verdict.reason == ("" if left else "wrong_role_order")
     assert not left or [message.role for message in conversation.messages] == left.split()
 
@@ -336,8 +338,8 @@ def test_languages_that_dumps_name_in_their_own_way():
     for lang, wanted in (("pt-br", "pt"), ("no", "nb"), ("nb", "no"), ("iw", "he"), ("zh-hant", "zh")):
         conversation = talk("q", "a")
         conversation.lang = lang
-        assert not apply_steps(conversation, Settings(languages=(wanted,))).reason
-        assert apply_steps(conversation, Settings(languages=("fr",))).reason == "other_language"
+        assert not apply_steps(conversation, FilterSettings(languages=(wanted,))).reason
+        assert apply_steps(conversation, FilterSettings(languages=("fr",))).reason == "other_language"
 
 
 @pytest.mark.parametrize("code", ["", "```\n" + "for line in open(name): print(line)\n" * 50 + "```\n"])
@@ -355,10 +357,10 @@ def test_the_language_is_detected_and_selects(code):
     assert detect_language(wrapped) == code
     for wanted in ("en", "zh"):
         stays = code in (wanted, "unknown")
-        assert apply_steps(copy.deepcopy(wrapped), Settings(languages=(wanted,))).reason == (
+        assert apply_steps(copy.deepcopy(wrapped), FilterSettings(languages=(wanted,))).reason == (
             "" if stays else "other_language"
         )
-    verdict = apply_steps(wrapped, Settings(with_filters=("unknown_language",)))
+    verdict = apply_steps(wrapped, FilterSettings(with_filters=("unknown_language",)))
     assert wrapped.lang == code and verdict.reason == ("unknown_language" if code == "unknown" else "")
 
 
@@ -377,7 +379,7 @@ def test_the_language_is_detected_and_selects(code):
 )
 def test_limits_and_models_select_conversations(chosen, why):
     conversation = talk("one", "two", "three", "4?", model="Model: GPT-4")
-    assert apply_steps(conversation, Settings(**chosen)).reason == why
+    assert apply_steps(conversation, FilterSettings(**chosen)).reason == why
 
 
 def test_no_model_is_no_match():
@@ -456,7 +458,7 @@ def test_a_blocked_phrase_across_lines():
 
 def test_masks_are_counted_by_kind():
     conversation = talk(f"{SECRETS['aws']} a1@acme.io b2@acme.io", "call (613) 703-1834 or 93.184.216.34")
-    counts = apply_steps(conversation, Settings(with_filters=MASKS)).repairs
+    counts = apply_steps(conversation, FilterSettings(with_filters=MASKS)).repairs
     assert counts == {"masked_keys": 1, "masked_emails": 2, "masked_phones": 1, "masked_ips": 1}
     assert texts(conversation) == ["[KEY] [EMAIL] [EMAIL]", "call [PHONE] or [IP]"]
 
@@ -486,7 +488,7 @@ MESSAGES = st.lists(st.builds(Message, st.sampled_from(["system", "user", "assis
 @given(MESSAGES, st.sampled_from(["merge", "last"]), st.sets(st.sampled_from([s.name for s in STEPS])))
 def test_any_conversation_is_judged_and_nothing_is_lost(messages, consecutive, off):
     off -= {"too_short", "wrong_role_order"}
-    chosen = Settings(
+    chosen = FilterSettings(
         with_filters=tuple(n for n in ALL_ON.with_filters if n not in off),
         without_filters=tuple(off),
         consecutive=consecutive,
@@ -548,7 +550,7 @@ def test_the_ledger_balances(tmp_path_factory, dialogues):
 )
 def test_somebodys_line_is_no_self_identification(question, answer):
     conversation = talk(question, answer, "continue", answer)
-    assert not apply_steps(conversation, Settings()).repairs and len(conversation.messages) == 4
+    assert not apply_steps(conversation, FilterSettings()).repairs and len(conversation.messages) == 4
     assert reason("Who are you?", answer) == reason("Tell me a story.", answer) == "self_identification"
     assert reason("你知道 ChatGPT 吗？", answer) == "self_identification"
 
@@ -797,7 +799,7 @@ def test_a_moderation_endpoint_that_is_not_there_ends_the_run(tmp_path, endpoint
 
 def test_the_reason_too_short_is_about_questions_and_answers_and_not_about_length():
     def reason(*turns: tuple[str, str]) -> str:
-        return apply_steps(Conversation("a", [Message(role, text) for role, text in turns]), Settings()).reason
+        return apply_steps(Conversation("a", [Message(role, text) for role, text in turns]), FilterSettings()).reason
 
     assert reason(("user", "a long question " * 500)) == reason() == "too_short"
     assert reason(("user", "q"), ("assistant", "a")) == ""

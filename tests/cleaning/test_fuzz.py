@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cleaning.filters.steps import FILTERS
 from cleaning.first_pass import Conversion, Shard, convert_shard, pack, unpack
-from cleaning.settings import Choices, Settings
+from cleaning.settings import FilterSettings, RunSettings
 from cleaning.sources.eras import ERAS, EraDecision, Evidence, decide
 from cleaning.sources.formats import FORMATS, Reading
 from fastft.common import records
@@ -40,15 +40,17 @@ def nearly_records(draw):
 
 EVERYTHING = tuple(step.name for step in FILTERS if not step.default and not step.option)
 CONVERSIONS = st.builds(
-    lambda format, branches, era, filters: Conversion(filters, [Reading(format, branches, era)], Choices()),
+    lambda format, branches, era, filters: Conversion(filters, [Reading(format, branches, era)], RunSettings()),
     st.none() | st.sampled_from(sorted(FORMATS)),
     st.booleans(),
     st.sampled_from([EraDecision(), *(decide(Evidence(), name) for name in ERAS)]),
     st.sampled_from(
         [
-            Settings(),
-            Settings(with_filters=(*EVERYTHING, "masked_keys", "masked_emails", "masked_ips", "masked_phones")),
-            Settings(without_filters=("tool_session", "plugin_session"), min_turns=2, max_chars=50, consecutive="last"),
+            FilterSettings(),
+            FilterSettings(with_filters=(*EVERYTHING, "masked_keys", "masked_emails", "masked_ips", "masked_phones")),
+            FilterSettings(
+                without_filters=("tool_session", "plugin_session"), min_turns=2, max_chars=50, consecutive="last"
+            ),
         ]
     ),
 )

@@ -13,7 +13,7 @@ from rich.console import Console
 from cleaning.filters.steps import ALWAYS, STEPS
 from cleaning.pipeline import _make_unique, clean
 from cleaning.report.ledger import print_ledger
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from cleaning.sources.formats import conversations_in
 from cleaning.sources.turns import RawConversation, Rejection
 from fastft.data import marks
@@ -402,7 +402,7 @@ def test_rejected_rounds_and_branches_keep_their_marks(tmp_path):
     report, _ = written(tmp_path, {"messages": [ASK, ANSWER, {**ASK, "content": "r"}, refused]})
     assert report.repairs["dropped_rounds:refusal"] == 1
     again = clean(
-        [tmp_path / "out/rejected.jsonl"], tmp_path / "again", settings=Settings(without_filters=("refusal",))
+        [tmp_path / "out/rejected.jsonl"], tmp_path / "again", settings=FilterSettings(without_filters=("refusal",))
     )
     (conversation,) = read_conversations(tmp_path / "again/conversations.jsonl")
     assert again.kept == 1 and not conversation.messages[1].train
@@ -410,7 +410,7 @@ def test_rejected_rounds_and_branches_keep_their_marks(tmp_path):
 
 # --- our own output ---------------------------------------------------------------------------------------------------
 
-EVERYTHING_OFF = Settings(without_filters=tuple(step.name for step in STEPS if step.name not in ALWAYS))
+EVERYTHING_OFF = FilterSettings(without_filters=tuple(step.name for step in STEPS if step.name not in ALWAYS))
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cleaning.pipeline import clean
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from cleaning.sources.rejected import read_row
 from fastft.common.records import parse_json
 from fastft.data.conversation import read_conversations
@@ -33,10 +33,10 @@ def write(path: Path, *records) -> Path:
 
 
 @pytest.fixture
-def nothing(tmp_path) -> Settings:
+def nothing(tmp_path) -> FilterSettings:
     """A filter that lets nothing through."""
     (tmp_path / "own.py").write_text("def nothing(conversation):\n    return 'no'\n")
-    return Settings(own_filters=(f"{tmp_path / 'own.py'}:nothing",))
+    return FilterSettings(own_filters=(f"{tmp_path / 'own.py'}:nothing",))
 
 
 @pytest.mark.parametrize("format", [None, "named"])
@@ -93,7 +93,7 @@ def test_without_the_filter_that_rejected_it_stays(tmp_path):
     report = clean([write(tmp_path / "dump.jsonl", *records)], tmp_path / "out")
     assert report.rejected == {"error_banner": 1, "refusal": 1}
     report = clean(
-        [tmp_path / "out/rejected.jsonl"], tmp_path / "again", settings=Settings(without_filters=("refusal",))
+        [tmp_path / "out/rejected.jsonl"], tmp_path / "again", settings=FilterSettings(without_filters=("refusal",))
     )
     assert [(id, [text for _, text in turns]) for id, _, _, turns in kept(tmp_path / "again")] == [
         ("whole", ["Read this link", refusal]),

@@ -29,7 +29,7 @@ from cleaning.report.ledger import Report
 from cleaning.report.masking import excerpt
 from cleaning.report.page import write_report
 from cleaning.report.rejections import DESCRIPTIONS, Rejected
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 from cleaning.sources.formats import Reading
 from fastft.common.html import visible
 from fastft.common.records import repair_text
@@ -311,7 +311,7 @@ def everywhere(tmp_path: Path, text: str) -> str:
         against=[tmp_path / f"{name}.jsonl"],
         contaminated="flag",
         blocked_phrases=[chosen + " is never said"],
-        settings=Settings(own_filters=(f"{tmp_path / 'own.py'}:own",), models=(chosen, "*")),
+        settings=FilterSettings(own_filters=(f"{tmp_path / 'own.py'}:own",), models=(chosen, "*")),
     )
 
 

@@ -20,7 +20,7 @@ import cleaning.run.workers
 import cleaning.second_pass
 from cleaning.pipeline import clean
 from cleaning.run.workdir import Log
-from cleaning.settings import Settings
+from cleaning.settings import FilterSettings
 
 OPTIONS = {"holdout": 0.1, "workers": 1}
 
@@ -108,7 +108,7 @@ def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, small_shards, ca
 def test_another_command_begins_anew_and_says_why(tmp_path, monkeypatch, small_shards, capsys, change):
     source, own = dump(tmp_path / "d.json"), tmp_path / "own.py"
     own.write_text("def f(c):\n    return None\n")
-    settings = Settings(own_filters=(f"{own}:f",))
+    settings = FilterSettings(own_filters=(f"{own}:f",))
 
     def stop(*_):
         raise Interrupted
