@@ -94,9 +94,8 @@ def clean(
     run_settings.check()
     check(settings)
     if run_settings.against:
-        load_benchmarks(
-            tuple(run_settings.against)
-        )  # now, so that a file that cannot be used is reported before the work
+        # Now, so that a file that cannot be used is reported before the work.
+        load_benchmarks(tuple(run_settings.against))
 
     chosen = {**asdict(run_settings), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
     chosen["blocked_phrases"] = list(settings.blocked_phrases)
