@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
+from fastft.errors import is_ours
 from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def _fault(values: dict[str, Any]) -> str | None:
         config.validate(strict=True)
         config.to_json_string()
     except Exception as error:  # transformers raises a dozen kinds here
+        if is_ours(error) and not isinstance(error, ValueError):  # which `_require_alone` raises
+            raise
         lines = (str(error).strip() or type(error).__name__).splitlines()
         line = next((line.partition(": ")[2] for line in lines if line.startswith("- `")), lines[0])
         return line.partition(" -- ")[2].partition(". ")[0] or line

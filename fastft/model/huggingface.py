@@ -16,19 +16,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 
 from fastft.common.distributed import everywhere, on_first
-from fastft.common.files import full_disk, lack_of_room, publish_directory
+from fastft.common.files import full_disk, is_refusal, lack_of_room, machine_error, publish_directory
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
-from fastft.errors import PeerError, UserError
+from fastft.errors import PeerError, UserError, is_ours
 from fastft.model import lora
 from fastft.model.build import TrainedModel, without_values
 from fastft.model.generation_config import read_generation_config
 
 logger = logging.getLogger(__name__)
 
+# What transformers raises for values that cannot be saved.
+LIBRARY_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
+OTHER_VALUES = "transformers reads other values than it wrote"
 PROBE = "Hello  World!\n\n\t1234 é 日本 🙂 <b>x</b>"
 
 
@@ -67,8 +69,8 @@ class ModelFiles:
             causal_lm.tie_weights()
         with self._saving("config, or its generation config,"):
             causal_lm.save_pretrained(path, state_dict=None if weights else {})
+        self.template.tokenizer.chat_template = self.chat_template
         with self._saving("tokenizer with its chat template"):
-            self.template.tokenizer.chat_template = self.chat_template
             self.template.tokenizer.save_pretrained(path)
 
     def read_back(self, path: Path) -> None:
@@ -76,38 +78,45 @@ class ModelFiles:
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
         with self._saving("config"):
-            _require_json(path / "config.json")
-            if AutoConfig.from_pretrained(path).to_json_string() != (path / "config.json").read_text("utf-8"):
-                raise ValueError("transformers reads other values than it wrote")
+            config = AutoConfig.from_pretrained(path)
+        self._require_json("config", path / "config.json")
+        self._require("config", config.to_json_string() == (path / "config.json").read_text("utf-8"), OTHER_VALUES)
         with self._saving("generation config"):
-            _require_json(path / "generation_config.json")
-            if GenerationConfig.from_pretrained(path) != self.generation:
-                raise ValueError("transformers reads other values than it wrote")
+            generation = GenerationConfig.from_pretrained(path)
+        self._require_json("generation config", path / "generation_config.json")
+        self._require("generation config", generation == self.generation, OTHER_VALUES)
         with self._saving("tokenizer"):
-            _require_json(path / "tokenizer_config.json")
             ours, read = self.template.tokenizer, AutoTokenizer.from_pretrained(path)
-            if read.get_vocab() != ours.get_vocab() or read(PROBE)["input_ids"] != ours(PROBE)["input_ids"]:
-                raise ValueError("read again, it makes other tokens")
-        with self._saving("chat template"):
-            if read.chat_template != self.chat_template:
-                raise ValueError("read again, it is another")
+            same = read.get_vocab() == ours.get_vocab() and read(PROBE)["input_ids"] == ours(PROBE)["input_ids"]
+        self._require_json("tokenizer", path / "tokenizer_config.json")
+        self._require("tokenizer", same, "read again, it makes other tokens")
+        self._require("chat template", read.chat_template == self.chat_template, "read again, it is another")
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
-        """Turn whatever goes wrong inside into a UserError about `what`, except for what the disk refuses."""
+        """Turn what transformers and tokenizers raise inside into a UserError about `what`, but not what the disk refuses.
+
+        Inside are calls of theirs alone, so that an error of ours, whatever its class, stays the bug that it is.
+        """
         try:
             yield
-        except SafetensorError:
-            raise
-        except Exception as error:  # transformers and tokenizers raise a dozen kinds here
-            if (isinstance(error, OSError) and error.errno) or "(os error " in str(
-                error
-            ):  # the latter from tokenizers, in Rust
-                raise OSError(str(error)) from None
-            why = _first_line(error)
+        except Exception as error:
+            by_library = isinstance(error, LIBRARY_ERRORS) or type(error) is Exception  # the latter by tokenizers
+            if is_refusal(error) or is_ours(error) or not by_library:
+                raise
+            self._require(what, False, _first_line(error))
+
+    def _require(self, what: str, holds: bool, why: str) -> None:
+        if not holds:
             raise UserError(
                 f"{self.source}: its {what} cannot be saved ({why}), so neither could what is trained; mend it first"
-            ) from error
+            )
+
+    def _require_json(self, what: str, path: Path) -> None:
+        """Raise UserError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
+        names: list[str] = []
+        json.loads(path.read_bytes(), parse_constant=names.append)
+        self._require(what, not names, f"{path.name} would hold {' and '.join(set(names))}, which JSON cannot")
 
 
 def prepare(config: TrainConfig, model_config, template: ChatTemplate, path: Path) -> ModelFiles:
@@ -168,13 +177,24 @@ def advising(advice: str) -> Iterator[None]:
     """Add `advice` to the message of any error inside; for a bug, log it before the error."""
     try:
         yield
-    except (UserError, OSError) as error:
-        raise UserError(f"{error}. {advice}") from None
+    except OSError as error:
+        if (mistake := machine_error(error)) is None:
+            logger.warning(advice)
+            raise
+        raise _advised(mistake, advice) from None
+    except UserError as error:
+        raise _advised(error, advice) from None
     except PeerError:  # the process that met the error gives the advice
         raise
     except Exception:
         logger.warning(advice)
         raise
+
+
+def _advised(error: UserError, advice: str) -> UserError:
+    """The same error, with `advice` after its words."""
+    error.args = (f"{error}. {advice}",)
+    return error
 
 
 @torch.no_grad()
@@ -209,7 +229,9 @@ def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turn what the disk refuses into a UserError of one line. `needed` are the bytes of a model that is written there."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # safetensors and tokenizers have classes of their own
+        if isinstance(error, UserError) or not is_refusal(error):
+            raise
         number = full_disk(error)
         reason = f"{lack_of_room(number, path, needed)}; make room there" if number else error
         raise UserError(f"{path}: the model could not be written ({reason})") from None
@@ -234,15 +256,6 @@ def _usual_mode(directory: Path) -> int:
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     return mode
-
-
-def _require_json(path: Path) -> None:
-    """Raise ValueError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{path.name} would hold {name}, which JSON cannot")
-
-    json.loads(path.read_bytes(), parse_constant=refuse)
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.config import LoraConfig
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 from fastft.model.weights import Read, gather
 
 
@@ -144,6 +144,8 @@ def prove_settings(settings, path: Path) -> None:
         settings.save_pretrained(path)
         read = peft.PeftConfig.from_pretrained(path)
     except (ValueError, TypeError, KeyError) as error:
+        if is_ours(error):
+            raise
         raise UserError(f"lora: the adapter's config cannot be saved ({error})") from error
     facts = lambda config: (config.r, config.lora_alpha, set(config.target_modules))  # noqa: E731
     if facts(read) != facts(settings):

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from fastft.config import TrainConfig
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 from fastft.model.rope_scaling import fit_seq_len
 
 HUB_LIMIT_S = 5.0
@@ -26,6 +26,8 @@ def load_config(model: str):
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
+        if is_ours(error):
+            raise
         raise UserError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
     # BERT and similar models have a causal head as well, but were not trained for it.
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from fastft.errors import UserError
+from fastft.common.distributed import on_first
+from fastft.errors import UserError, is_ours
 from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
@@ -147,20 +148,16 @@ class FirstProcess:
     """The weights of a model that transformers loads on the first process, in fp32. Each is sent to all when it is asked for."""
 
     def __init__(self, model: str, causal_lm: nn.Module):
-        self.state, told = {}, [None]
-        if dist.get_rank() == 0:
-            try:
-                self.state = _load_whole(model)
-                for names, _ in _tensors(causal_lm):
-                    if any(self.state[name] is not self.state[names[0]] for name in names):
-                        raise UserError(_UNTIED.format(model, names[0], model))
-                told = [{name: tensor.shape for name, tensor in self.state.items()}]
-            except UserError as error:
-                told = [str(error)]
-        dist.broadcast_object_list(told)
-        if isinstance(told[0], str):
-            raise UserError(told[0])
-        self.shapes = told[0]
+        self.state: dict[str, Tensor] = {}
+
+        def load() -> dict[str, torch.Size]:
+            self.state = _load_whole(model)
+            for names, _ in _tensors(causal_lm):
+                if any(self.state[name] is not self.state[names[0]] for name in names):
+                    raise UserError(_UNTIED.format(model, names[0], model))
+            return {name: tensor.shape for name, tensor in self.state.items()}
+
+        self.shapes = on_first(load)
 
     def __call__(self, name: str) -> Rows:
         mine = self.state.pop(name, None)  # not kept, because each tensor is asked for once
@@ -177,6 +174,8 @@ def _load_whole(model: str) -> dict[str, Tensor]:
     try:
         causal_lm, info = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # transformers raises a dozen kinds: for files cut short, shapes that differ, and so on
+        if is_ours(error):
+            raise
         raise UserError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
     if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
         raise UserError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")

@@ -124,6 +124,19 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_tokenised(vicuna, tm
     assert "plan:" not in done.stderr and [path.name for path in out.iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize("owner, name", [(huggingface.ModelFiles, "chat_template"), (huggingface, "_usual_mode")])
+@pytest.mark.parametrize("error", [KeyError("planted"), FileNotFoundError(2, "planted", "/x"), ValueError("planted")])
+def test_a_bug_is_not_called_a_model_that_cannot_be_saved(ground, tmp_path, monkeypatch, owner, name, error):
+    def bug(*given):
+        raise error
+
+    monkeypatch.setattr(owner, name, property(bug) if isinstance(owner, type) else bug)
+    done = runs.train_here(ground, tmp_path / "out", *FEW)
+    assert done.returncode == 1 and "Traceback" in done.stderr and type(error).__name__ in done.stderr
+    assert "please report it" in done.stderr and "cannot be saved" not in done.stderr
+    assert "could not be written" not in done.stderr
+
+
 def test_a_dry_run_refuses_it_too_and_writes_nothing(vicuna, tmp_path):
     model = shutil.copytree(vicuna / "model", tmp_path / "model")
     unsavable_tokenizer(model)
