@@ -112,6 +112,7 @@ def main(argv: list[str]) -> int:
 
 
 def _estimate(options: EstimateConfig, spot: SpotConfig, config: EstimatedRun) -> None:
+    """Estimate the run on all kinds and numbers of GPUs, and print the result, or the comparison with spot machines."""
     from rich.console import Console
 
     from fastft.model.pretrained import fit_config
@@ -154,6 +155,7 @@ def _load_config(model: str):
 
 
 def _print_estimates(console, config: TrainConfig, shape: Shape, found: list[Estimate]) -> None:
+    """Print all estimates, and the memory of the chosen one, or what helps where nothing fits."""
     console.print(_table(found))
     if chosen := choose(found):
         console.print(f"{chosen.count} x {chosen.gpu.name}, at the peak of its memory ({chosen.memory.phase}):")
@@ -176,6 +178,7 @@ def _require_one(config: TrainConfig, found: list[Estimate]) -> None:
 
 
 def _table(found: list[Estimate]):
+    """The table of all estimates, with a section for each kind of GPU."""
     from rich.table import Table
 
     priced = any(e.dollars is not None for e in found)
@@ -201,6 +204,7 @@ def _table(found: list[Estimate]):
 
 
 def _breakdown(memory: Memory):
+    """The table of the parts of the memory."""
     from rich.table import Table
 
     table = Table("part", show_header=False)

@@ -42,6 +42,7 @@ def show(found: MachineComparison, console, model: str) -> None:
 
 
 def _table(found: MachineComparison):
+    """The table of all candidates for the terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -67,6 +67,7 @@ class Lease:
         last.join(RELEASE_S)
 
     def _remove(self) -> None:
+        """Remove the lease from the storage if this run still holds it."""
         self.thread.join()  # otherwise the thread could write the lease again after it was removed
         with contextlib.suppress(UserError):
             self.is_mine()
@@ -74,6 +75,7 @@ class Lease:
                 self.store.remove("lease.json")
 
     def _renew(self) -> None:
+        """Rewrite the lease every 20 s until it is released or lost; runs in a thread."""
         while not self._ended.wait(RENEW_S):
             try:
                 if not self.is_mine():
@@ -103,6 +105,7 @@ class Lease:
         self.store.write("lease.json", json.dumps({**self.mine, "beat": secrets.token_hex(4)}))
 
     def _read(self) -> dict[str, Any] | None:
+        """What lease.json says now; None if there is none, or if no run has written it."""
         text = self.store.read("lease.json")
         try:
             held = json.loads(text) if text else None

@@ -124,6 +124,7 @@ def _bytes(files: dict[str, dict[str, Any]]) -> int:
 
 
 def _get_all(store: Store, name: str, files: Iterable[str], target: Path) -> None:
+    """Download files of the directory `name`, several at the same time."""
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         for _ in pool.map(lambda file: store.get(f"{name}/{file}", target / file), files):
@@ -136,6 +137,7 @@ def _get_all(store: Store, name: str, files: Iterable[str], target: Path) -> Non
 
 
 def _put_all(store: Store, directory: Path, name: str, files: Iterable[str]) -> None:
+    """Upload files to the directory `name`, several at the same time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in pool.map(lambda file: store.put(directory / file, f"{name}/{file}"), files):
             pass

@@ -73,6 +73,7 @@ def _front_matter(model: str, adapters: bool) -> str:
 
 
 def _data_rows(run: Run) -> Iterable[tuple[str, ...]]:
+    """The rows of the card's table of files: those of all stages, and the held-out ones."""
     facts = run.facts
     parts = [(f"stage {i}" if len(facts["data"]) > 1 else "", files) for i, files in enumerate(facts["data"], 1)]
     for stage, files in [*parts, ("held out", facts["eval_data"])]:
@@ -83,6 +84,7 @@ def _data_rows(run: Run) -> Iterable[tuple[str, ...]]:
 
 
 def _often(file: dict[str, Any], stage: str) -> str:
+    """How often the conversations of a file are trained on."""
     times = "once an epoch" if file["weight"] == 1 else f"{precise(file['weight'])} times an epoch"
     epochs = f", first {file['epochs']} epochs only" if file["epochs"] else ""
     return f"{stage + ': ' if stage else ''}{times}{epochs}"
