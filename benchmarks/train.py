@@ -96,7 +96,7 @@ def make_model(path: Path, shape: str, data: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     from fastft.data.conversation import read_conversations
-    from fastft.data.template.chat_template import chat_template
+    from fastft.data.template.chat_template import template_for
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -111,7 +111,7 @@ def make_model(path: Path, shape: str, data: Path) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>"
     )
-    fast.chat_template = chat_template(fast, "chatml").source
+    fast.chat_template = template_for(fast, "chatml").source
     fast.save_pretrained(path)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     config = AutoConfig.for_model("llama", dtype=dtype, max_position_embeddings=1 << 17, **SHAPES[shape])

@@ -193,7 +193,7 @@ def test_inspect_finds_a_mask_that_is_off(model, data, monkeypatch, capsys):
     from fastft.data.template.chat_template import ChatTemplate, Encoded
 
     honest = ChatTemplate.encode
-    shifted = lambda self, m: (lambda e: Encoded(e.ids, [False, *e.trained[:-1]], e.merged_boundaries))(honest(self, m))  # noqa: E731
+    shifted = lambda self, m: (lambda e: Encoded(e.ids, [False, *e.trained[:-1]], e.kept_boundaries))(honest(self, m))  # noqa: E731
     monkeypatch.setattr(ChatTemplate, "encode", shifted)
     assert main(["inspect", str(data), "--model", str(model), "--check"]) == 1
     longer = lambda self, m: (lambda e: Encoded([*e.ids[:1], *e.ids], [False, *e.trained], 0))(honest(self, m))  # noqa: E731

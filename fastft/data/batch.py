@@ -1,4 +1,4 @@
-"""Turn the rows of a step into tensors, a rank's micro-batches at a time, and do so ahead of the steps that need them."""
+"""Turn the rows of a step into the tensors of a rank's micro-batches, and do that ahead of the steps that need them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +20,18 @@ class Batch:
 
     input_ids: Tensor  # [1, N] int64
     position_ids: Tensor  # [1, N] int64, counted from 0 in every conversation
-    cu_seqlens: Tensor  # [R x (max_per_row + 1) + 1] int32: where documents begin, then N repeated
-    max_seqlen: int  # seq_len, whatever the longest conversation is: a constant, so that nothing is compiled again
+    cu_seqlens: Tensor  # [R x (max_per_row + 1) + 1] int32: where each document begins; N, repeated, fills the rest
+    max_seqlen: int  # seq_len, however long the longest conversation is: a constant, so that nothing is compiled again
     loss_index: Tensor  # [n] int64: positions whose next token is trained
     targets: Tensor  # [n] int64: those next tokens
 
     def pinned(self) -> "Batch":
-        """The same in page-locked memory, from which a GPU copies while the host does other work."""
+        """Return the same batch in page-locked memory, from which a GPU copies while the host does other work."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_seqlen"}
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     def to(self, device: torch.device) -> dict[str, Tensor | int]:
-        """The arguments of TrainedModel.forward on `device`."""
+        """Return the arguments of TrainedModel.forward, on `device`."""
         move = lambda t: t.to(device, non_blocking=True)  # noqa: E731
         return {
             "input_ids": move(self.input_ids),
@@ -46,7 +46,7 @@ class Batch:
 def build_batch(
     data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, seq_len: int, max_per_row: int
 ) -> Batch:
-    """Lay `rows`, and empty ones up to `row_count`, end to end. Padding is a document of its own and never trained.
+    """Lay `rows` end to end, with empty ones added up to `row_count`. Padding is a document of its own and never trained.
 
     `max_per_row` is the most conversations that any row of the run holds. It gives `cu_seqlens` the same size in every
     batch of the run, so that nothing is compiled again.
@@ -82,7 +82,7 @@ def build_batch(
 
 
 def rank_batches(step: Step, rank: int, world: int, micro: int, seq_len: int, max_per_row: int) -> Iterator[Batch]:
-    """A rank's micro-batches of `micro` rows: rows rank, rank + world, … of the step. Every rank has the same number."""
+    """Yield a rank's micro-batches of `micro` rows each. A rank has the step's rows rank, rank + world, …; all have as many."""
     mine = step.rows[rank::world]
     count = -(-len(step.rows) // (world * micro))
     for i in range(count):

@@ -3,8 +3,9 @@
     is_continue("Please continue from where you left off.")    # True
     is_continue("Continue the story with a dragon")            # False: a question of its own
 
-Without that answer such a question means nothing. So the filters drop a dialogue's opening that is one, and join the
-answers around one (cleaning.filters.structure), and the splitter begins no part with one (fastft.data.split).
+Without that answer such a question means nothing. So the filters drop the first round of a dialogue if its question is one,
+and join the two halves of an answer around one (cleaning.filters.structure). The splitter begins no part with one
+(fastft.data.split).
 """
 
 import re
@@ -41,7 +42,7 @@ _CONTINUE = re.compile(
 
 
 def is_continue(text: str) -> bool:
-    """Whether a turn, as a whole, only asks for the rest; punctuation and case do not matter."""
+    """Tell whether a turn, as a whole, only asks for the rest; punctuation and case do not matter."""
     if not text or len(text) > LONGEST:
         return False
     words = _BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFC", text).casefold().replace("’", "'")).strip(" '")

@@ -129,7 +129,7 @@ class Conversation:
     parts: int = 1
 
     def to_json(self) -> bytes:
-        """One line of the file, without the line end. Every key is always present, as the library `datasets` needs it."""
+        """Return one line of the file, without the line end. Every key is present, as the library `datasets` needs it."""
         return orjson.dumps(
             {
                 "id": self.id,
@@ -192,7 +192,7 @@ def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
 
 
 def rounds_of(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """(messages before the first question, rounds); a round begins at each user message."""
+    """Return (messages before the first question, rounds). A round begins at each user message."""
     first = next((i for i, message in enumerate(messages) if message.role == "user"), len(messages))
     rounds: list[list[Message]] = []
     for message in messages[first:]:
@@ -236,7 +236,7 @@ def _obey_marks_of_record(record: dict[str, Any], messages: list[Message], where
 
 
 def _content(turn: dict[str, Any], where: str) -> str:
-    """The text of `content` or `value`. Parts are joined with nothing between them, as in OpenAI's API."""
+    """Return the text of `content` or `value`. Parts are joined with nothing between them, as in OpenAI's API."""
     content, value = turn.get("content"), turn.get("value")
     if content is not None and value is not None and content != value:
         raise UserError(f"{where}: its 'content' and its 'value' differ; keep one of them")
@@ -262,12 +262,12 @@ def _text_of_part(part: Any, where: str) -> str:
 
 
 def _turns(record: dict[str, Any]) -> Any:
-    """The value that should be the list of messages; None where the record has none."""
+    """Return the value that should be the list of messages; None where the record has none."""
     return next((record[k] for k in ("messages", "conversations", "items") if record.get(k) is not None), None)
 
 
 def _flags(turn: dict[str, Any]) -> str:
-    """The names of the loss flags that are given, for messages."""
+    """Return the names of the loss flags that a message or record has, for an error."""
     return " and ".join(repr(key) for key in LOSS_FLAGS if turn.get(key) is not None)
 
 
@@ -286,7 +286,7 @@ def _refuse_unread(values: dict[str, Any], remedies: dict[str, str], where: str)
 
 
 def _is_empty(value: Any) -> bool:
-    """Whether a value says nothing. Tables have every column in every row, and some hold JSON as text."""
+    """Tell whether a value says nothing. Tables have every column in every row, and some hold JSON as text."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     if isinstance(value, (list, dict)):
@@ -295,7 +295,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """(number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
+    """Yield (number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
     for i, turn in enumerate(_turns(record)):
         for key in turn:
             is_value = isinstance(turn[key], (bool, int, float))  # even false and 0 say something

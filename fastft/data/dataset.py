@@ -39,9 +39,9 @@ class TokenizedData:
     ids: list[np.ndarray]  # C arrays, int32
     trained: list[np.ndarray]  # C arrays, bool
     positions: np.ndarray  # [C] int64: which record of its file each one is
-    merged_boundaries: int  # answers whose beginning the tokenizer would have merged with the prompt
-    lost_rounds: int  # where conversations were split: rounds that no part could hold
-    digests: dict[str, str]  # of what the tokens depend on besides the file: "tokenizer", "template"
+    kept_boundaries: int  # answers whose beginning the tokenizer would have merged with the prompt
+    lost_rounds: int  # rounds that no part could hold, where conversations were split
+    digests: dict[str, str]  # digests of what the tokens depend on besides the file: "tokenizer", "template"
     sources: list["Source"]
     untrained_answers: int = 0  # answers that the file marks as not to be learned, or as cut
     cut_answers: int = 0  # of these, those that it marks as cut
@@ -53,11 +53,11 @@ class TokenizedData:
 
     @property
     def trained_counts(self) -> np.ndarray:
-        """[C] int64: tokens of each conversation that the loss counts, which are the trained ones but for the first token."""
+        """[C] int64: tokens of each conversation that the loss counts. A first token is never one: nothing predicts it."""
         return np.array([int(t[1:].sum()) for t in self.trained], dtype=np.int64)
 
     def select(self, keep: np.ndarray) -> "TokenizedData":
-        """The conversations with the numbers `keep` (int64), of data from one file."""
+        """Return the conversations with the numbers `keep` (int64). The data must come from one file."""
         return replace(
             self,
             ids=[self.ids[i] for i in keep],
@@ -73,8 +73,10 @@ class Source:
 
     path: str
     count: int
-    weight: float = 1.0  # times an epoch: with 2.3, all twice, and another three in ten of them a third time
-    epochs: int | None = None  # trained on in so many epochs, the first ones; None: in all
+    weight: float = (
+        1.0  # how often each is trained on in an epoch: with 2.3, twice, and three in ten of them a third time
+    )
+    epochs: int | None = None  # the number of epochs, counted from the first, in which they are trained on; None: all
     contents: str = ""  # the file's digest
 
 
@@ -82,7 +84,8 @@ def tokenized(path: str, template: ChatTemplate, split_to: int | None = None) ->
     """Tokenise `path` into the cache, or open what is there.
 
     With `split_to`, conversations longer than so many tokens are split at whole rounds, as the cleaner does. Raises
-    UserError when the file cannot be read, and naming the conversation when one is malformed or its mask cannot be derived.
+    UserError when the file cannot be read. When a conversation is malformed, or its mask cannot be derived, the error names
+    the conversation.
     """
     contents, digests = _contents(path), _digests(template)
     cached = cache_directory() / f"{_digest(json.dumps([contents, digests, split_to]))}.arrow"
@@ -98,13 +101,13 @@ def tokenized(path: str, template: ChatTemplate, split_to: int | None = None) ->
 
 
 def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequence[int | None]) -> TokenizedData:
-    """One set of several files, each with its `Source.weight` and `Source.epochs`."""
+    """Return the data of several files as one set, with a `Source.weight` and a `Source.epochs` for each file."""
     sources = [replace(part.sources[0], weight=w, epochs=e) for part, w, e in zip(parts, weights, epochs)]
     return TokenizedData(
         [ids for part in parts for ids in part.ids],
         [trained for part in parts for trained in part.trained],
         np.concatenate([part.positions for part in parts]),
-        sum(part.merged_boundaries for part in parts),
+        sum(part.kept_boundaries for part in parts),
         sum(part.lost_rounds for part in parts),
         parts[0].digests,
         sources,
@@ -114,12 +117,12 @@ def mixed(parts: Sequence[TokenizedData], weights: Sequence[float], epochs: Sequ
 
 
 def cache_directory() -> Path:
-    """Where token files are kept: `$FASTFT_CACHE`, else `~/.cache/fastft`."""
+    """Return the directory of token files: `$FASTFT_CACHE`, else `~/.cache/fastft`."""
     return Path(os.environ.get("FASTFT_CACHE") or Path.home() / ".cache" / "fastft")
 
 
 def fit_to_seq_len(data: TokenizedData, seq_len: int, overlong: str, path: str) -> tuple[TokenizedData, dict[str, int]]:
-    """Leave out conversations that are too long or have nothing to train: (the others, how many there are of each kind).
+    """Leave out conversations that are too long or have nothing to train. Returns (the others, {kind: how many there are}).
 
     Raises UserError when some are longer than `seq_len` tokens and `overlong` is "refuse", or when none is left. `path` is
     the file's name for messages.
@@ -143,10 +146,11 @@ def fit_to_seq_len(data: TokenizedData, seq_len: int, overlong: str, path: str) 
 
 
 def load_data(path: str, template: ChatTemplate, config: TrainConfig) -> TokenizedData:
-    """The tokens of one file, without the conversations that cannot be trained on; says how many those are.
+    """Return the tokens of one file, without the conversations that cannot be trained on; logs how many those are.
 
-    Collective where a process group has been joined: the first process of each machine tokenises, the others wait and share
-    its cache. Estimating a run's price has joined none. Raises UserError as `tokenized` and `fit_to_seq_len` do.
+    If a process group has been joined, this is a collective: the first process of each machine tokenises, and the others
+    wait for it and share its cache. (Estimating a run's price joins none.) Raises UserError as `tokenized` and
+    `fit_to_seq_len` do.
     """
     split_to = config.seq_len if config.overlong == "split" else None
     if dist.is_initialized():
@@ -160,7 +164,7 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig) -> Tokeniz
 
 
 def _summary(data: TokenizedData, kept: TokenizedData, counts: dict[str, int]) -> str:
-    """What a file gives and what it does not, in one line; what rarely happens is said only where it does."""
+    """Return one line about what a file gives, and what of it is left out. Rare things are named only where they happened."""
     lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
     marked = (
         f", {data.untrained_answers} answers that the file marks as not to be learned" if data.untrained_answers else ""
@@ -169,14 +173,15 @@ def _summary(data: TokenizedData, kept: TokenizedData, counts: dict[str, int]) -
     return (
         f"{counts['conversations']} conversations, {kept.lengths.sum():,} tokens, {kept.trained_counts.sum():,} trained; "
         f"left out: {counts['overlong']} longer than the sequence length, {counts['nothing_to_train']} without an answer to "
-        f"learn{lost}{marked}{cut}; {data.merged_boundaries} boundaries where the answer's own tokens won"
+        f"learn{lost}{marked}{cut}; {data.kept_boundaries} boundaries where the answer's own tokens won"
     )
 
 
 def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> list[str]:
-    """The names that some conversations have in their files: "ID", or "ID (part 2 of 3)".
+    """Return the names that some conversations have in their files: "ID", or "ID (part 2 of 3)".
 
-    Token files hold no ids, so the data files are read again: seconds for gigabytes, and only after something went wrong.
+    Token files hold no ids, so the data files are read again. That takes seconds for gigabytes, and is only done after
+    something went wrong.
     """
     firsts = np.cumsum([0] + [source.count for source in data.sources])
     wanted: dict[str, set[int]] = {}
@@ -195,9 +200,10 @@ def conversation_names(data: TokenizedData, conversations: Sequence[int]) -> lis
 
 
 def _digests(template: ChatTemplate) -> dict[str, str]:
-    """Digests of everything that the tokens depend on besides the data: "tokenizer" and "template"."""
+    """Return digests of everything that the tokens depend on besides the data: "tokenizer" and "template"."""
     tokenizer = template.tokenizer
-    # A rendering, because it holds the tokens for beginning and end of text, which the template takes from the tokenizer.
+    # A rendering is part of the digest, because it shows the tokens for beginning and end of text, which the template takes
+    # from the tokenizer.
     rendered = template.render([Message("user", "a"), Message("assistant", "b"), Message("user", "c")])
     special = json.dumps(tokenizer.special_tokens_map, default=str, sort_keys=True)
     return {
@@ -211,7 +217,7 @@ def _digest(text: str) -> str:
 
 
 def _contents(path: str) -> str:
-    """The digest of a file. Raises UserError where it cannot be read."""
+    """Return the digest of a file's bytes. Raises UserError where it cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:
@@ -237,8 +243,7 @@ def _open(cached: Path, digests: dict[str, str], source: Source) -> TokenizedDat
         ids += [flat_ids[a:b] for a, b in zip(edges, edges[1:])]
         trained += [flat_trained[a:b] for a, b in zip(edges, edges[1:])]
     merged, lost, untrained, cut = (
-        sum(table[name].to_pylist())
-        for name in ("merged_boundaries", "lost_rounds", "untrained_answers", "cut_answers")
+        sum(table[name].to_pylist()) for name in ("kept_boundaries", "lost_rounds", "untrained_answers", "cut_answers")
     )
     positions, sources = table["position"].to_numpy(), [replace(source, count=len(ids))]
     return TokenizedData(ids, trained, positions, merged, lost, digests, sources, untrained, cut)

@@ -69,14 +69,14 @@ def show_file(path: str, template: ChatTemplate, count: int) -> None:
     for conversation in conversations:
         encoded = template.encode(conversation.messages)
         title = f"{conversation.id}  {len(encoded.ids)} tokens, {sum(encoded.trained)} trained"
-        if encoded.merged_boundaries:
-            title += f", {encoded.merged_boundaries} boundaries where the answer's own tokens won"
+        if encoded.kept_boundaries:
+            title += f", {encoded.kept_boundaries} boundaries where the answer's own tokens won"
         console.rule(Text(title), align="left")
         console.print(coloured(encoded, template), soft_wrap=True)
 
 
 def coloured(encoded: Encoded, template: ChatTemplate) -> "Text":
-    """The tokens as rich text. A character whose bytes are several tokens is shown with the last of them."""
+    """Return the tokens as rich text. A character whose bytes are several tokens is shown with the last of them."""
     from rich.text import Text
 
     control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
@@ -117,7 +117,7 @@ def check_file(path: str, template: ChatTemplate) -> int:
 
 
 def _faults(conversation: Conversation, template: ChatTemplate, counts: Counter) -> list[tuple[str, str]]:
-    """(kind, detail) of everything that is wrong with a conversation's tokens; adds what they are to `counts`."""
+    """Return (kind, detail) of everything that is wrong with a conversation's tokens. Counts the tokens in `counts`."""
     counts["conversations"] += 1
     try:
         encoded = template.encode(conversation.messages)
@@ -130,7 +130,7 @@ def _faults(conversation: Conversation, template: ChatTemplate, counts: Counter)
     if skipped := sum(m.role == "assistant" and not m.train for m in messages):
         counts["answers that the file marks as not to be learned"] += skipped
     counts["answers trained without their end of turn"] += sum(m.train and not m.ends for m in messages)
-    counts["boundaries where the answer's own tokens won"] += encoded.merged_boundaries
+    counts["boundaries where the answer's own tokens won"] += encoded.kept_boundaries
     return list(check(conversation, encoded, template))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def pack(lengths: np.ndarray, seq_len: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Rows of one epoch: each an int64 array of conversation numbers, whose lengths in tokens sum to at most `seq_len`.
+    """Return the rows of one epoch, each an int64 array of conversation numbers whose tokens are at most `seq_len` in sum.
 
     No conversation may be longer than `seq_len`; fastft.data.dataset.fit_to_seq_len sees to that.
     """
@@ -22,7 +22,9 @@ def pack(lengths: np.ndarray, seq_len: int, seed: int, epoch: int) -> list[np.nd
 
     rows: list[list[int]] = []
     rows_with_space: list[list[int]] = [[] for _ in range(seq_len + 1)]  # rows by how many tokens they have room for
-    occupied = 0  # bit s is set where rows_with_space[s] is not empty: one shift and the lowest bit find the best fit
+    occupied = (
+        0  # bit s is set if rows_with_space[s] is not empty. A shift and the lowest bit set then give the best fit
+    )
     for conversation in order.tolist():
         length = int(lengths[conversation])
         fitting = occupied >> length
@@ -41,11 +43,12 @@ def pack(lengths: np.ndarray, seq_len: int, seed: int, epoch: int) -> list[np.nd
 
 
 def lower_bound(lengths: np.ndarray, seq_len: int) -> int:
-    """A number of rows that no plan can do without (bound L2 of Martello and Toth, 1990, for bin packing).
+    """Return a number of rows that every plan needs at least (bound L2 of Martello and Toth, 1990, for bin packing).
 
-    For every threshold k: conversations longer than half a row need a row each. Those longer than seq_len - k leave no room
-    for one of k tokens or more. What the conversations of k tokens up to half a row need, beyond the room that the other
-    long ones leave, is counted by volume. The largest of these numbers is the bound.
+    A bound is computed for every threshold k, and the largest is returned. Conversations longer than half a row need a row
+    each. Those longer than seq_len - k leave no room for a conversation of k tokens or more; the others longer than half a
+    row leave some. The conversations from k tokens up to half a row need that room, and further rows for the tokens that do
+    not fit there.
     """
     lengths = np.sort(np.asarray(lengths, dtype=np.int64))
     if not len(lengths):

@@ -1,17 +1,17 @@
 """Split a long dialogue into parts of at most `max_tokens` tokens: whole rounds, and none is lost.
 
 A round is a question with its answer. A part takes as many rounds as fit, in order, and begins with the system message.
-Tokens are counted by a callable `count_tokens(messages)`, which tokenises the candidate part with the template that
-training will use, because the tokens of a whole are not the sum of its pieces. Few candidates are counted, and none is
-much longer than the limit, so that a dialogue of 10,000 turns costs a few times its own length.
+Tokens are counted by a callable `count_tokens(messages)`. It tokenises the candidate part with the template that training
+will use, because the tokens of a whole are not the sum of those of its pieces. Few candidates are counted, and none of them
+is much longer than the limit. So splitting a dialogue of 10,000 turns costs as much as tokenising it a few times.
 
 Context, which is not trained (`train` false), may precede the rounds that a part teaches:
 
 - `overlap_rounds`: the last k rounds before it, or fewer where these would take more than half of the limit.
 - A bare "continue" never begins a part, because what it asks for depends on the answer before it. The rounds back to the
-  last real question come along as context. Where they do not fit, that question and the end of the last answer do. The
-  part before is not made shorter instead: that would cost room at every such place, and would not help where the two
-  rounds together are over the limit.
+  last real question come along as context. Where these do not fit, only that question and the end of the last answer come
+  along. (Ending the part before earlier would be no better: it would waste room at every such place, and would not help
+  where the two rounds together are over the limit.)
 
 A round that is over the limit on its own is treated by `overlong`:
 
@@ -26,10 +26,10 @@ Cutting is the default because nothing is lost, and nothing wrong is learned: ev
 should write after what precedes it.
 
 A question that leaves less than an eighth of the limit for its answer is shortened first. Its beginning and its end stay,
-since people write what they want before or after what they paste, with `[…]` on a line of its own between them. It keeps
-what the answer leaves, and at least half of the limit. What is left out is returned as Shortened, so that it is on record.
-Of 1,762 rounds of ShareGPT V3 this concerns 11 at 2,048 tokens and 79 at 512. Rejecting these would lose 0.6 % and 4.5 % of
-what people asked, and no server can show a model more of such a question than fits into its context.
+because people write what they want before or after what they paste. `[…]` stands between them on a line of its own. The
+question gets the room that its answer leaves, and at least half of the limit. What is left out is returned as Shortened, so
+that it is on record. Of 1,762 rounds of ShareGPT V3 this concerns 11 at 2,048 tokens and 79 at 512. Rejecting these would
+lose 0.6 % and 4.5 % of what people asked, and no server can show a model more of such a question than fits into its context.
 """
 
 import bisect
@@ -47,10 +47,10 @@ CountTokens = Callable[[list[Message]], int]
 BoundTokens = Callable[[list[Message]], int | None]
 CheckPart = Callable[[list[Message]], None]
 
-# A first guess at how much text fits, until the conversation has shown its own ratio. A wrong guess costs a few more counts
-# and changes no result.
+# The first guess at how much text fits. After the first count, the conversation's own ratio is used. A wrong guess costs a
+# few more counts and changes no result.
 CHARACTERS_PER_TOKEN = 3.0
-SMALLEST_PIECE = 16  # characters; where fewer fit beside a question, there is no room for an answer
+SMALLEST_PIECE = 16  # characters; a question beside which fewer fit leaves no room for an answer
 
 # How the pieces of a cut answer are asked for, in the script of the question.
 _CONTINUE_REQUESTS = (
@@ -82,23 +82,23 @@ class Shortened:
     message: Message  # what was left out
 
 
-Cut = tuple[
-    list[Conversation], list[OverLimit], list[Shortened]
-]  # parts, rounds that none can hold, parts of questions
+# Parts, rounds that no part can hold, and what was left out of questions.
+Cut = tuple[list[Conversation], list[OverLimit], list[Shortened]]
 
 
 @functools.lru_cache(maxsize=1)
 def token_counter(model: str, template: str | None) -> tuple[CountTokens, BoundTokens, CheckPart]:
-    """(count, bound, check) for the tokenizer of `model` and its chat template, or the template `template`.
+    """Return (count, bound, check) for the tokenizer of `model` and its chat template, or the template `template`.
 
-    `count` gives the tokens of messages; `bound` gives as many or more without looking at words, or None where nothing is
-    proven; `check` raises UserError for a part that the trainer would refuse. This is the only place where the cleaner needs
-    the tokenizer, and so the only one that imports it. Raises UserError as `load_template` does.
+    `count` gives the number of tokens of messages. `bound` gives that number or a larger one, without looking at words, or
+    None where it can prove nothing. `check` raises UserError for a part that the trainer would refuse. This is the only
+    place where the cleaner needs the tokenizer, and so the only one that imports it. Raises UserError as `load_template`
+    does.
     """
     from fastft.data.template.chat_template import load_template
 
     loaded = load_template(model, template)
-    # `check` does not see whether the tokenizer makes one token of each of its control tokens; encoding does.
+    # Encoding once finds out what `check` does not: whether the tokenizer makes one token of each of its control tokens.
     loaded.encode([Message("user", "a"), Message("assistant", "b", train=True)])
     return loaded.count, loaded.token_bound, loaded.check
 
@@ -112,11 +112,11 @@ def split_conversation(
     overlap_rounds: int = 0,
     overlong: str = "cut",
 ) -> Cut:
-    """(the parts of `conversation`, the rounds that no part can hold, what was left out of questions).
+    """Return (the parts of `conversation`, the rounds that no part can hold, what was left out of questions).
 
     `count_tokens` must not decrease when rounds are added; `most_tokens` gives as many or more without counting, or None.
-    Parts share the conversation's id and say which they are (`part`, `parts`); a part that must be split again gets an id
-    of its own. A part never spans a missing round: an answer would follow a question that it does not belong to.
+    Parts share the conversation's id and say which they are (`part`, `parts`). The parts of what is itself a part get an id
+    of their own. Where a round is missing, a part ends, because an answer must not follow a question of another round.
     """
     splitter = _Splitter(
         conversation.messages, max_tokens, count_tokens, most_tokens, overlap_rounds, overlong == "cut"
@@ -146,11 +146,11 @@ class _Splitter:
         self.overlap_rounds, self.may_cut = overlap_rounds, may_cut
         self.ends = list(itertools.accumulate(map(_characters, self.rounds)))  # characters up to the end of each round
         self.characters_per_token = CHARACTERS_PER_TOKEN
-        self.whole_since = 0  # no round from this one on has been cut or is missing
+        self.whole_since = 0  # the first round after the last one that was cut or is missing: context may begin there
         self.shortened: list[Shortened] = []
 
     def split(self) -> tuple[list[list[Message]], list[OverLimit]]:
-        """(the messages of each part, the rounds that no part can hold)."""
+        """Return (the messages of each part, the rounds that no part can hold)."""
         parts, over = [], []
         start = 0
         while start < len(self.rounds):
@@ -172,7 +172,7 @@ class _Splitter:
         return parts, over
 
     def _rounds_that_fit(self, start: int, context: list[Message]) -> int:
-        """How many rounds, from number `start` on, fit into one part after system message and context."""
+        """Return how many rounds, from number `start` on, fit into one part after the system message and `context`."""
         head = self.system + context
         before = (self.ends[start - 1] if start else 0) - _characters(head)
         return _largest_fit(
@@ -182,7 +182,7 @@ class _Splitter:
         )
 
     def _fits(self, messages: list[Message], share: float = 1.0) -> bool:
-        """Whether messages take at most `share` of the limit."""
+        """Tell whether messages take at most `share` of the limit."""
         limit, characters = self.max_tokens * share, _characters(messages)
         # The bound saves counting: 2,633 of 5,848 conversations needed no count (benchmarks/clean_pass.py).
         if characters < limit and (most := self.most(messages)) is not None and most <= limit:
@@ -192,13 +192,13 @@ class _Splitter:
         return tokens <= limit
 
     def _characters_of(self, tokens: float) -> int:
-        """How many characters of this conversation are about so many tokens."""
+        """Return about how many characters of this conversation give so many tokens."""
         return int(self.characters_per_token * tokens)
 
     # Context ---------------------------------------------------------------------------------------------------------
 
     def _context(self, start: int) -> list[Message]:
-        """The untrained rounds before the part that begins with round `start`. They fit together with that round."""
+        """Return the untrained rounds for the part that begins with round `start`. They fit together with that round."""
         this = self.rounds[start]
         for count in range(min(self.overlap_rounds, start - self.whole_since), 0, -1):
             context = _untrained(self.rounds[start - count : start])
@@ -214,22 +214,22 @@ class _Splitter:
         return self._shortened(origin, start, lambda short: self._fits(self.system + short + this))
 
     def _origin(self, start: int) -> int:
-        """The last round before `start` that begins with a real question, else the first."""
+        """Return the number of the last round before `start` whose question is not a bare "continue"; 0 if there is none."""
         before = range(start - 1, -1, -1)
         return next((n for n in before if not is_continue(self.rounds[n][0].content)), 0)
 
     def _shortened(self, origin: int, start: int, fits: Callable[[list[Message]], bool]) -> list[Message]:
-        """The question of round `origin` and the end of the answer before round `start`, as much of both as fits."""
+        """Return the question of round `origin` and the end of the answer before round `start`, as much of both as fits."""
         answer = next((m.content for m in reversed(self.rounds[start - 1]) if m.role == "assistant"), "")
         return self._question_and_tail(self.rounds[origin][0], FencedText(answer), len(answer), fits)
 
     def _question_and_tail(
         self, question: Message, answer: FencedText, end: int, fits: Callable[[list[Message]], bool]
     ) -> list[Message]:
-        """[question, `answer` up to `end`], untrained and shortened until they fit; [] if they never do.
+        """Return [question, `answer` up to `end`], untrained, and shortened until they fit; [] if they never do.
 
-        The answer keeps its end: as many characters as `max_tokens` or fewer. If that is not enough, the question keeps its
-        beginning.
+        The answer is shortened to its last characters (first as many as `max_tokens`, then fewer). If that is not enough,
+        the question is shortened to its beginning.
         """
         question_size = len(question.content)
         while question_size:
@@ -244,9 +244,9 @@ class _Splitter:
     # A round that is over the limit ------------------------------------------------------------------------------------
 
     def _pieces(self, number: int, context: list[Message]) -> list[list[Message]]:
-        """The parts into which the answer of round `number` is cut; [] if that cannot be done.
+        """Return the parts into which the answer of round `number` is cut; [] if that cannot be done.
 
-        Where the question leaves too little room it is shortened, which `self.shortened` records.
+        Where the question leaves too little room it is shortened, and `self.shortened` records what was left out.
         """
         if [m.role for m in self.rounds[number]] != ["user", "assistant"]:
             return []
@@ -255,7 +255,7 @@ class _Splitter:
         origin = self._origin(number)
         if bare and not context:
             context = self._shortened(origin, number, lambda short: self._fits([*self.system, *short, question], 0.5))
-            if not context:  # nothing to continue
+            if not context:  # then "continue" would have nothing to refer to
                 return []
         head = [*self.system, *context, question]
         real_question = self.rounds[origin][0] if bare else question
@@ -269,15 +269,16 @@ class _Splitter:
         return pieces
 
     def _cut(self, head: list[Message], question: Message, answer: Message) -> list[list[Message]]:
-        """The parts with the pieces of an answer to `question`, the first of them after `head`; [] if a piece does not fit."""
+        """Return a part for each piece of an answer to `question`, the first after `head`; [] if a piece does not fit."""
         text, parts, start = FencedText(answer.content), [], 0
         while start < len(text):
             end = self._piece_end(head, text, start)
             if end is None:
                 return []
+            # White space at the end of an answer should not become a piece of its own.
             only_space_is_left = end < len(text) and not text.text[end:].strip()
             if only_space_is_left and self._fits([*head, replace(answer, content=text.piece(start, len(text)))]):
-                end = len(text)  # no piece of white space alone
+                end = len(text)
             last = end == len(text)
             parts.append([*head, replace(answer, content=text.piece(start, end), ends=answer.ends and last)])
             start = end
@@ -288,14 +289,17 @@ class _Splitter:
         return parts
 
     def _next_head(self, question: Message, text: FencedText, end: int) -> list[Message]:
-        """The messages before the piece that begins at `end`: question, end of the answer so far, "Continue"; [] if none fit."""
+        """Return what precedes the piece that begins at `end`: the question, the end of the answer so far, and "Continue".
+
+        Returns [] if not even a short end of the answer fits.
+        """
         request = Message("user", _continue_request(question.content))
         fits = lambda short: self._fits([*self.system, *short, request], 0.5)  # noqa: E731
         context = self._question_and_tail(question, text, end, fits)
         return [*self.system, *context, request] if context else []
 
     def _short_question(self, question: Message, answer: Message) -> tuple[Message | None, Message]:
-        """(`question` without its middle, the middle); (None, `question`) if not even its ends leave room for an answer."""
+        """Return (`question` without its middle, the middle), or (None, `question`) if even so an answer has no room."""
         text = FencedText(question.content)
 
         def fits(size: int, *answers: Message, share: float = 1.0) -> bool:
@@ -318,9 +322,10 @@ class _Splitter:
         return None, question
 
     def _piece_end(self, head: list[Message], text: FencedText, start: int) -> int | None:
-        """Where the piece that begins at `start` ends: the best place among those that fit; None if there is none."""
+        """Return where the piece that begins at `start` ends: the best place among those that fit; None if none fits."""
 
-        @functools.cache  # the search for the longest fit has already looked at most of the places that are compared
+        # Cached, because most of the places that are compared have been looked at by the search for the longest piece.
+        @functools.cache
         def fits(end: int) -> bool:
             return self._fits([*head, Message("assistant", text.piece(start, end), True)])
 
@@ -333,7 +338,7 @@ class _Splitter:
         )
         if count and (lines[count - 1] - start >= SMALLEST_PIECE or count == len(lines)):
             for end in text.preferred(start, lines[:count]):
-                if fits(end):  # a shorter piece can take more tokens, where it has a fence to close
+                if fits(end):  # this must be asked: a shorter piece takes more tokens if it has a fence to close
                     return end
         # Not one line fits. The cut is between words, if the second half of what fits has a space.
         stops = range(start + SMALLEST_PIECE, (lines[count] if count < len(lines) else len(text)), SMALLEST_PIECE)
@@ -350,7 +355,7 @@ class _Splitter:
 
 
 def _continue_request(question: str) -> str:
-    """ "Continue", in the script of the question."""
+    """Return the word for "continue" in a language that is written in the script of the question."""
     return next((text for script, text in _CONTINUE_REQUESTS if script.search(question)), "Continue")
 
 
@@ -363,12 +368,13 @@ def _characters(messages: Sequence[Message]) -> int:
 
 
 def _largest_fit(fits: Callable[[int], bool], guess: Callable[[], int], limit: int) -> int:
-    """The largest n in 0..limit for which `fits(n)` is true. It is true for 0, and false above the first n that is false.
+    """Return the largest n in 0..limit for which `fits(n)` is true.
 
-    `guess` gives the first n to look at, and the second, when it knows more. From there the search takes steps that double,
-    or bisects where that is nearer. With good guesses two or three looks are enough.
+    `fits` is true for 0, and false for every n above the first for which it is false. `guess` is asked for the first n to
+    try, and again for the second, because the first count has told it more. From there on the search takes steps that
+    double, or bisects where that is nearer. With good guesses two or three counts are enough.
     """
-    low, high = 0, limit + 1  # fits, does not
+    low, high = 0, limit + 1  # `low` fits, `high` does not
     candidate, step = guess(), 0
     while high - low > 1:
         candidate = min(max(candidate, low + 1), high - 1)

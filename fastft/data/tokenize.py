@@ -1,9 +1,9 @@
 """Tokenise a file of conversations into an Arrow file, in parallel, and prove every loss mask before it is written.
 
 `write_tokens` is the slow part of fastft.data.dataset.tokenized. What it writes has passed
-fastft.data.template.mask_check: the ids are those that transformers gives, and what is trained is each answer. (Of a
-conversation with many answers, the prompts of eight are compared.) So nothing is trained with a mask that has not been
-compared with the tokenizer's own rendering.
+fastft.data.template.mask_check: the ids are those that transformers gives, and exactly the answers are trained. (Of a
+conversation with many answers, the prompts of eight are compared.) So no mask is used that has not been compared with the
+tokenizer's own rendering.
 """
 
 import io
@@ -31,15 +31,15 @@ from fastft.errors import UserError
 logger = logging.getLogger(__name__)
 
 BATCH = 256  # conversations of an Arrow record batch, which a worker encodes at a time
-PARALLEL_FROM = 4 * BATCH  # fewer conversations are encoded sooner than worker processes start
+PARALLEL_FROM = 4 * BATCH  # conversations; fewer are encoded before worker processes would have started
 PROGRESS_EVERY = 8192  # conversations between two messages
-ANSWERS = 8  # of a conversation, whose prompts are compared with transformers'; `fastft inspect --check` compares all
+ANSWERS = 8  # answers of a conversation whose prompts are compared; `fastft inspect --check` compares all
 
 SCHEMA = pa.schema(
     [
         ("ids", pa.list_(pa.int32())),
         ("trained", pa.list_(pa.bool_())),
-        ("merged_boundaries", pa.int32()),
+        ("kept_boundaries", pa.int32()),
         ("position", pa.int64()),
         # Of these three only the sums over the file are read: a batch has its own in its first row.
         ("lost_rounds", pa.int32()),
@@ -58,7 +58,8 @@ def write_tokens(path: str, template: ChatTemplate, split_to: int | None, cached
     cached.parent.mkdir(parents=True, exist_ok=True)
     conversations, done = read_conversations(path), 0
     first = list(islice(conversations, PARALLEL_FROM))
-    # This process's template must know, too, what is written before answers (`ChatTemplate.written_before_answers`).
+    # Encoding one conversation here tells this process's template, too, what it writes before answers
+    # (`ChatTemplate.written_before_answers`).
     template.encode_many([c.messages for c in first[:1]])
     encode = partial(_encode_batch, path=path, split_to=split_to)
     with (
@@ -76,26 +77,26 @@ def write_tokens(path: str, template: ChatTemplate, split_to: int | None, cached
 
 
 def _batches(conversations: Iterator[Conversation]) -> Iterator[tuple[int, list[Conversation]]]:
-    """(position of the first one in the file, up to BATCH conversations)."""
+    """Yield (position in the file of the first one, up to BATCH conversations)."""
     done = 0
     while batch := list(islice(conversations, BATCH)):
         yield done, batch
         done += len(batch)
 
 
-_template: ChatTemplate | None = None  # of this process
+_template: ChatTemplate | None = None  # the template with which this process encodes
 
 
 @contextmanager
 def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor | None]:
-    """A pool with one process per core, or None where this process alone is as fast."""
+    """Give a pool with one process per core, or None where this process alone is as fast."""
     cores = len(os.sched_getaffinity(0))
     if not many or cores == 1:
         _use(template)
         yield None
         return
     context = get_context("forkserver")  # a forked child of a process with torch's threads can hang
-    context.set_forkserver_preload(["fastft.data.tokenize", "transformers.models.auto.tokenization_auto"])
+    context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
     made_from = (template.tokenizer, template.source, template.name)
     pool = ProcessPoolExecutor(cores, mp_context=context, initializer=_begin_worker, initargs=made_from)
     pool.ahead = 2 * cores
@@ -117,7 +118,7 @@ def _use(template: ChatTemplate) -> None:
 
 
 def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to: int | None) -> tuple[int, bytes]:
-    """(number of conversations, their tokens as an Arrow stream of one record batch; empty where no part is left)."""
+    """Return (number of conversations, their tokens as an Arrow stream of one record batch, empty where no part is left)."""
     start, conversations = numbered
     split = [_split(c, split_to) if split_to else ([c], 0) for c in conversations]
     parts = [part for parts, _ in split for part in parts]
@@ -129,7 +130,7 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
     columns = [
         [e.ids for e in encoded],
         [e.trained for e in encoded],
-        [e.merged_boundaries for e in encoded],
+        [e.kept_boundaries for e in encoded],
         [start + i for i, (parts, _) in enumerate(split) for _ in parts],
         *([number, *[0] * (len(parts) - 1)] for number in sums),
     ]
@@ -141,13 +142,13 @@ def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to:
 
 
 def _split(conversation: Conversation, max_tokens: int) -> tuple[list[Conversation], int]:
-    """(parts of at most `max_tokens` tokens, number of rounds that none can hold)."""
+    """Return (the parts of at most `max_tokens` tokens, the number of rounds that no part can hold)."""
     parts, over, _ = split_conversation(conversation, max_tokens, _template.count)
     return parts, len(over)
 
 
 def _proven(conversations: list[Conversation], path: str) -> list[Encoded]:
-    """The conversations encoded and checked. Raises UserError naming the first one that fails."""
+    """Encode the conversations and check their masks. Raises UserError naming the first one that fails."""
     try:
         encoded = _template.encode_many([c.messages for c in conversations])
     except TemplateError:

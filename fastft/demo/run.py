@@ -155,11 +155,11 @@ def make_base_model(conversations: Iterable[Conversation], path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from fastft.data.template.chat_template import chat_template
+    from fastft.data.template.chat_template import template_for
 
     logging.disable_progress_bar()
     tokenizer = train_tokenizer(m.content for c in conversations for m in c.messages)
-    tokenizer.chat_template = chat_template(tokenizer, "chatml").source
+    tokenizer.chat_template = template_for(tokenizer, "chatml").source
     tokenizer.save_pretrained(path)
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -98,7 +98,7 @@ class ServedModel:
         """Raises UserError where the directory holds no chat model."""
         import torch
 
-        from fastft.data.template.chat_template import chat_template, load_tokenizer
+        from fastft.data.template.chat_template import load_tokenizer, template_for
         from fastft.inference.detokenize import TokenBytes
         from fastft.inference.engine import load_weights
         from fastft.model.pretrained import load_config
@@ -107,7 +107,7 @@ class ServedModel:
         self.name = config.name or short_name(config.model)
         self.window = getattr(model_config, "max_position_embeddings", None) or 1 << 20
         self.tokenizer = load_tokenizer(config.model)
-        self.template = chat_template(self.tokenizer, config.template, self.name)
+        self.template = template_for(self.tokenizer, config.template, self.name)
         self.token_bytes = TokenBytes(self.tokenizer, config.model)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = _dtype(config, self.device)

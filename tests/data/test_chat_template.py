@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.data.conversation import Conversation, Message
-from fastft.data.template.chat_template import ChatTemplate, built_in_templates, chat_template
+from fastft.data.template.chat_template import ChatTemplate, built_in_templates, template_for
 from fastft.data.template.mask_check import check
 from fastft.data.template.skeleton import TemplateError
 from fastft.errors import UserError
@@ -50,7 +50,7 @@ _templates: dict[tuple[str, str], ChatTemplate] = {}
 
 def template_of(pair: tuple[str, str]) -> ChatTemplate:
     if pair not in _templates:
-        _templates[pair] = chat_template(tiny.KINDS[pair[0]](), pair[1])
+        _templates[pair] = template_for(tiny.KINDS[pair[0]](), pair[1])
     return _templates[pair]
 
 
@@ -102,7 +102,7 @@ def test_prompts_and_whole_equal_the_tokenizers_rendering(pair, messages):
     encoded, whole = template.encode(messages), stock(template, messages)
     assert len(encoded.ids) == len(encoded.trained)
     assert len(spans(encoded.trained)) == sum(m.train for m in messages)
-    assert (encoded.ids == whole) == (encoded.merged_boundaries == 0)
+    assert (encoded.ids == whole) == (encoded.kept_boundaries == 0)
     if pair[0] != "phi3":  # its control tokens swallow white space, and in the whole even that of an answer
         assert template.tokenizer.decode(encoded.ids) == template.tokenizer.decode(whole)
 
@@ -162,7 +162,7 @@ def test_an_unfinished_answer_is_its_text_without_the_end_of_turn(pair, messages
     span = spans(whole.trained)[sum(m.train for m in messages[:at])]
     messages[at].ends = False
     encoded = template.encode(messages)
-    assert encoded.ids == whole.ids and encoded.merged_boundaries == whole.merged_boundaries
+    assert encoded.ids == whole.ids and encoded.kept_boundaries == whole.kept_boundaries
     assert encoded.trained[: span[0]] == whole.trained[: span[0]]
     assert encoded.trained[span[1] :] == whole.trained[span[1] :]
     learned = encoded.trained[span[0] : span[1]]
@@ -192,10 +192,10 @@ def test_no_bound_where_each_added_token_of_one_byte_begins_a_new_text():
     from tokenizers import AddedToken
 
     tokenizer = tiny.sentencepiece()
-    assert chat_template(tokenizer, "vicuna").token_bound([Message("user", "a")]) is not None
+    assert template_for(tokenizer, "vicuna").token_bound([Message("user", "a")]) is not None
     tokenizer.add_tokens([AddedToken("\n", normalized=False)])
     messages = [Message("user", "7\n" * 200 + "7"), Message("assistant", "x", True)]
-    template = chat_template(tokenizer, "vicuna")
+    template = template_for(tokenizer, "vicuna")
     assert len(template.encode(messages).ids) > sum(len(m.content) for m in messages) + 100
     assert template.token_bound(messages) is None
 
@@ -205,13 +205,13 @@ def test_the_bound_holds_where_normalising_makes_text_longer():
 
     tokenizer = tiny.byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
-    template = chat_template(tokenizer, "chatml")
+    template = template_for(tokenizer, "chatml")
     messages = [Message("user", "\u0958\U0001d160\ufb2c" * 50), Message("assistant", "x", True)]  # NFC takes them apart
     encoded = template.encode(messages)
     assert len(encoded.ids) <= template.token_bound(messages)
     assert len(encoded.ids) > sum(len(m.content.encode()) for m in messages)
     tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
-    assert chat_template(tokenizer, "chatml").token_bound(messages) is None
+    assert template_for(tokenizer, "chatml").token_bound(messages) is None
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -235,10 +235,10 @@ def test_the_boundary_wins_over_a_merge_and_is_counted():
 
     tokenizer = tiny.byte_level()
     tokenizer.add_tokens([AddedToken("\n\n\n", normalized=False)])  # a token that surely spans the boundary
-    template = chat_template(tokenizer, "chatml")
+    template = template_for(tokenizer, "chatml")
     messages = [Message("user", "hi"), Message("assistant", "\n\nhello", True)]
     encoded = template.encode(messages)
-    assert encoded.merged_boundaries == 1
+    assert encoded.kept_boundaries == 1
     assert stock(template, messages) != encoded.ids
     start = encoded.trained.index(True)
     assert encoded.ids[:start] == stock(template, messages[:1], generation_prompt=True)
@@ -338,7 +338,7 @@ def test_a_prompt_is_what_the_template_says_today_but_for_the_date():
 
 def test_a_tokenizer_without_template_names_the_choices():
     with pytest.raises(UserError, match=r"no chat template.*--template chatml\|gemma"):
-        chat_template(tiny.KINDS["gpt2"](), None, "some/model")
+        template_for(tiny.KINDS["gpt2"](), None, "some/model")
 
 
 def test_a_template_whose_end_token_the_tokenizer_lacks_is_refused():
@@ -347,7 +347,7 @@ def test_a_template_whose_end_token_the_tokenizer_lacks_is_refused():
 
     bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
     with pytest.raises(TemplateError, match="never learn to stop"):
-        chat_template(bare, "chatml")
+        template_for(bare, "chatml")
 
 
 @pytest.mark.parametrize("pair", LOSSLESS, ids="-".join)

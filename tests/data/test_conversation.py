@@ -9,7 +9,7 @@ from helpers import tiny
 from fastft.data.conversation import UNREAD, UNREAD_OF_RECORD, parse_conversation, read_conversations
 from fastft.data.inspect import check_file
 from fastft.data.marks import ENDINGS, LOSS_FLAGS, loss_weight
-from fastft.data.template.chat_template import chat_template
+from fastft.data.template.chat_template import template_for
 from fastft.errors import UserError
 
 CALL = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}]
@@ -87,7 +87,7 @@ def test_answers_that_are_not_to_be_learned_are_not_trained(key, tmp_path, capsy
     }
     assert [m.train for m in parse_conversation(record).messages] == [False, False, False, True, True]
     assert all(isinstance(m.train, bool) for m in parse_conversation(record).messages)
-    template = chat_template(tiny.KINDS["byte_level"](), "chatml")
+    template = template_for(tiny.KINDS["byte_level"](), "chatml")
     encoded = template.encode(parse_conversation(record).messages)
     learned = template.tokenizer.decode([t for t, trained in zip(encoded.ids, encoded.trained) if trained])
     assert "bad answer" not in learned and "Good." in learned

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from fastft.data.conversation import Message
 from fastft.data.template import token_counter as counting
-from fastft.data.template.chat_template import chat_template
+from fastft.data.template.chat_template import template_for
 
 BY_WORDS = ("byte_level", "gpt2", "sentencepiece", "metaspace")
 TEMPLATES = {"byte_level": "chatml", "gpt2": "vicuna", "sentencepiece": "llama2", "metaspace": "mistral"}
@@ -116,7 +116,7 @@ _LOADED: dict = {}
 
 def loaded(name: str):
     if name not in _LOADED:
-        _LOADED[name] = chat_template(KINDS[name](), TEMPLATES[name])
+        _LOADED[name] = template_for(KINDS[name](), TEMPLATES[name])
     return _LOADED[name]
 
 

@@ -43,10 +43,10 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
     """Save a random model of `family` with the byte-level tokenizer and a built-in chat template."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fastft.data.template.chat_template import chat_template
+    from fastft.data.template.chat_template import template_for
 
     tokenizer = tiny.byte_level()
-    tokenizer.chat_template = chat_template(tokenizer, template).source
+    tokenizer.chat_template = template_for(tokenizer, template).source
     options = {**SIZES, **FAMILIES.get(family, {}), **sizes}
     # More than needed, as in published models; Qwen2's tokenizer adds a token when it is loaded.
     rows = len(tokenizer) + 3

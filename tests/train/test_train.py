@@ -402,27 +402,27 @@ def test_tokens_are_made_again_when_the_end_token_changes_or_the_cache_is_damage
     from helpers import tiny
 
     from fastft.data.dataset import cache_directory
-    from fastft.data.template.chat_template import chat_template
+    from fastft.data.template.chat_template import template_for
 
     monkeypatch.setenv("FASTFT_CACHE", str(tmp_path / "cache"))
     data, tokenizer = str(ground / "data.jsonl"), tiny.byte_level()
-    first = tokenized(data, chat_template(tokenizer, "vicuna"))
+    first = tokenized(data, template_for(tokenizer, "vicuna"))
     tokenizer.eos_token = "<|im_end|>"
-    other = tokenized(data, chat_template(tokenizer, "vicuna"))
+    other = tokenized(data, template_for(tokenizer, "vicuna"))
     assert first.digests != other.digests and first.ids[0][-1] != other.ids[0][-1]
     expected = other.ids[0].tolist()  # a copy: the arrays are views of the file
     for path in cache_directory().glob("*.arrow"):
         path.rename(tmp_path / path.name)
         path.write_bytes((tmp_path / path.name).read_bytes()[:100])
-    assert tokenized(data, chat_template(tokenizer, "vicuna")).ids[0].tolist() == expected
+    assert tokenized(data, template_for(tokenizer, "vicuna")).ids[0].tolist() == expected
     for path in cache_directory().glob("*.arrow"):  # as an earlier version wrote it
         table = pa.ipc.open_file((tmp_path / path.name).read_bytes()).read_all()
         table = table.rename_columns(
-            [name.replace("merged_boundaries", "merged_borders") for name in table.column_names]
+            [name.replace("kept_boundaries", "merged_boundaries") for name in table.column_names]
         )
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
-    assert tokenized(data, chat_template(tokenizer, "vicuna")).ids[0].tolist() == expected
+    assert tokenized(data, template_for(tokenizer, "vicuna")).ids[0].tolist() == expected
 
 
 def test_conversations_with_ten_thousand_turns_are_counted_not_cut(ground, tmp_path):

@@ -5,22 +5,22 @@ What is trained is what the model will be asked for. For every answer marked `tr
 - The prompt before it is tokenised exactly as a server will feed it (the chat template's own rendering with the
   generation prompt), and the answer begins a new token there: the boundary.
 - Trained are the separator that the template puts after its generation prompt (Vicuna's space), the answer, and the
-  end-of-turn token; never headers, never padding. Of an answer that does not end there (`ends` false) only the separator
-  and the text are trained: the end-of-turn token stands after it all the same, and is not trained.
+  end-of-turn token; never headers, never padding. An answer that does not end there (`ends` false) is followed by the
+  end-of-turn token all the same, but only the separator and the text are trained.
 
-Everywhere else the ids equal the tokenizer's rendering of the whole conversation. Tokenising the whole string merges
-across some boundaries (Qwen and GPT-2 make one token of the line end of "assistant\\n" and those of "\\nhello"). There the
-boundary wins, and `Encoded.merged_boundaries` counts it.
+Everywhere else the ids equal the tokenizer's rendering of the whole conversation. Tokenising the whole string would merge
+tokens across some boundaries (Qwen and GPT-2 make one token of the line end of "assistant\\n" and the one at the beginning of
+"\\nhello"). There the boundary is kept, and `Encoded.kept_boundaries` counts it.
 
 Text never becomes a control token. Texts are placed into the template's rendering only after the control tokens in it
 have been renamed to strings that no text can spell, and a copy of the tokenizer knows the control tokens by those names
-only. Nothing is guessed: literals, prompts and ends of turns are read off a rendering with a mark in the place of every
-text (fastft.data.template.skeleton). Filled with the texts, it must equal the template's rendering of the conversation,
-letter for letter: by comparison, or because the template provably does not look at texts
-(fastft.data.template.jinja_proof). If anything does not hold, TemplateError says what. Nothing is masked in silence.
+only. Nothing is guessed: literals, prompts and ends of turns are taken from a rendering with a placeholder for every text
+(fastft.data.template.skeleton). With the texts put in, it must equal the template's rendering of the conversation, letter
+for letter. Either the two are compared, or the template is proven not to look at texts (fastft.data.template.jinja_proof).
+If anything does not hold, TemplateError says what. Nothing is masked in silence.
 
     template = load_template("path/or/name", None)       # the tokenizer's own template
-    encoded = template.encode(conversation.messages)     # Encoded(ids, trained, merged_boundaries)
+    encoded = template.encode(conversation.messages)     # Encoded(ids, trained, kept_boundaries)
 """
 
 import re
@@ -53,7 +53,7 @@ from fastft.data.template.tokenizer_json import (
     tokenizer_of,
     tokens_per_byte,
 )
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 
 BUILT_IN = Path(__file__).with_name("builtin")
 
@@ -72,14 +72,16 @@ class Encoded:
 
     ids: list[int]  # T token ids
     trained: list[bool]  # T; True for tokens to learn
-    merged_boundaries: int  # trained answers whose beginning the tokenizer would have merged with the prompt
+    kept_boundaries: (
+        int  # boundaries across which the tokenizer would have merged an answer's beginning with its prompt
+    )
 
 
 class ChatTemplate:
     """A tokenizer together with the chat template it is used with."""
 
     def __init__(self, tokenizer, source: str, name: str):
-        """`source` is the Jinja text, `name` says in messages which template it is. Raises TemplateError, UserError."""
+        """`source` is the template's Jinja text; errors call the template `name`. Raises TemplateError, UserError."""
         if not getattr(tokenizer, "is_fast", False):
             raise UserError(f"{name}: the tokenizer has no fast version (tokenizer.json); fastft needs its offsets")
         self.tokenizer, self.source, self.name = tokenizer, source, name
@@ -97,7 +99,7 @@ class ChatTemplate:
         self._copy_tokenizer()
 
     def _copy_tokenizer(self) -> None:
-        """Make the copy of the tokenizer that knows the control tokens under other names, and what counts its tokens."""
+        """Make the copy of the tokenizer that knows the control tokens under other names, and the counter of its tokens."""
         original = self.tokenizer.backend_tokenizer
         specification = specification_of(original)
         rename_tokens(specification, self._names.names)
@@ -110,19 +112,19 @@ class ChatTemplate:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Ids at which generation stops: the end of turn, and the end of text where it is another token."""
+        """The ids at which generation stops: that of the end of turn, and that of the end of text where it is another token."""
         ids = [self.end_of_turn_id, self.tokenizer.eos_token_id]
         return [i for n, i in enumerate(ids) if i is not None and i not in ids[:n]]
 
     @property
     def written_before_answers(self) -> set[str]:
-        """What the template has written between its generation prompt and some of the answers so far; trained with them."""
+        """Texts that the template has put between its generation prompt and answers so far. They are trained with these."""
         return self._skeletons.written_before_answers
 
     # Text and tokens -------------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-        """The template's own text of `messages`. Raises TemplateError when the template refuses them."""
+        """Return the text that the template makes of `messages`. Raises TemplateError when the template refuses them."""
         try:
             return self.tokenizer.apply_chat_template(
                 [{"role": m.role, "content": m.content} for m in messages],
@@ -136,11 +138,11 @@ class ChatTemplate:
             ) from None
 
     def encode(self, messages: Sequence[Message]) -> Encoded:
-        """Token ids and trained mask of one conversation. Raises TemplateError."""
+        """Return the token ids and the loss mask of one conversation. Raises TemplateError."""
         return self.encode_many([messages])[0]
 
     def encode_many(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
-        """`encode` for several conversations; the tokenizer works on them in parallel."""
+        """Do what `encode` does for several conversations, on which the tokenizer works in parallel."""
         placed = []
         for messages in map(_repaired, conversations):
             self._prove(messages)
@@ -149,9 +151,10 @@ class ChatTemplate:
         return [self._mask(text, boundaries, encoding) for (text, boundaries), encoding in zip(placed, encodings)]
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of `messages` and the generation prompt: what a server feeds the model. Typed control strings stay text.
+        """Return the token ids of `messages` and the generation prompt, which is what a server feeds the model.
 
-        The template sees the real texts, since it may drop earlier thoughts, but with a break inside typed control strings.
+        A control token that somebody typed stays text. The template sees the real texts here, because it may drop earlier
+        thoughts; typed control tokens are hidden from it by a break inside of each.
         """
         broken = [Message(m.role, self._names.break_up(m.content), m.train) for m in _repaired(messages)]
         text = self._names.mend(self._names.rename(self.render(broken, generation_prompt=True)))
@@ -162,9 +165,9 @@ class ChatTemplate:
         self._prove(_repaired(messages))
 
     def _prove(self, messages: list[Message]) -> None:
-        """The skeleton with the texts in it must be what the template makes of the conversation. Raises TemplateError.
+        """Raise TemplateError unless the skeleton with the texts in it is what the template makes of the conversation.
 
-        The conversation is rendered for that, unless the template is proven to look at no text.
+        The conversation is rendered to find that out, unless the template is proven to look at no text.
         """
         skeleton = self._skeletons.of(messages)
         if self._leaves_texts_alone:
@@ -178,18 +181,19 @@ class ChatTemplate:
     # Counting --------------------------------------------------------------------------------------------------------
 
     def count(self, messages: Sequence[Message]) -> int:
-        """How many ids `encode` gives, found by words where that is proven to be the same.
+        """Return how many ids `encode` gives. They are counted by words where that is proven to give the same number.
 
-        That the template leaves the texts as they are is left to `check`. Raises TemplateError.
+        Whether the template leaves the texts as they are is for `check` to find out. Raises TemplateError.
         """
         messages = _repaired(messages)
         counted = self._counted(messages) if self._counter else None
         return len(self.encode(messages).ids) if counted is None else counted
 
     def _counted(self, messages: list[Message]) -> int | None:
-        """The count by words, stretch by stretch; None where it is not proven.
+        """Return the number of tokens, counted by words, stretch by stretch; None where that is not proven to be right.
 
-        A control token is one token and cuts the text. So does a boundary, where the tokenizer would cut there anyway.
+        A control token is one token, and cuts the text into stretches. A boundary cuts a stretch if the tokenizer would cut
+        there anyway.
         """
         skeleton = self._skeletons.of(messages)
         if skeleton.stretches is None:
@@ -208,63 +212,69 @@ class ChatTemplate:
         return count
 
     def token_bound(self, messages: Sequence[Message]) -> int | None:
-        """At most so many tokens are what `encode` gives; None where no bound is proven. Looks at no text's words.
+        """Return a number of tokens that `encode` never exceeds, without looking at words; None where none is proven.
 
         `encode` cuts the text at control tokens (one token each) and at the answers' boundaries, and tokenises every piece
-        once. Of each byte of a piece it makes at most `tokens_per_byte` tokens, and one more of what some tokenizers put
-        before it. That the template leaves the texts as they are is left to `check`. Raises TemplateError.
+        once. A byte of a piece gives at most `tokens_per_byte` tokens. Some tokenizers put something before a piece, which
+        gives one more. Whether the template leaves the texts as they are is for `check` to find out. Raises TemplateError.
         """
         if (most := self._tokens_per_byte) is None:
             return None
         messages = _repaired(messages)
         skeleton = self._skeletons.of(messages)
-        # Normalizing leaves ASCII as it is: one token a byte.
+        # No normalizer changes ASCII, of which a byte therefore gives at most one token.
         in_texts = sum(len(t) if t.isascii() else len(t.encode()) * most for t in skeleton.texts(messages))
         return skeleton.extra_tokens + skeleton.literal_bytes * most + in_texts
 
     # The mask --------------------------------------------------------------------------------------------------------
 
     def _mask(self, text: str, boundaries: list[Boundary], encoding: tokenizers.Encoding) -> Encoded:
-        """Put the boundaries into the tokens of the whole text, and mark what lies between boundary and end of turn."""
-        ids, offsets = encoding.ids, encoding.offsets  # once, because the tokenizer makes the list anew each time
-        starts = [start for start, _ in offsets]
+        """Put the boundaries into the tokens of the whole text, and mark what lies between boundary and end of turn.
+
+        Control tokens cut the text: what stands between two of them is tokenised independently of all else. So only the
+        tokens from the last control token before a boundary up to the boundary are made anew, as those of the prompt alone.
+        """
+        # Taken once, because the tokenizer makes new lists for each access.
+        ids, offsets = encoding.ids, encoding.offsets
+        begins = [begin for begin, _ in offsets]
         controls, control_tokens = self._controls_in(text, ids, offsets)
-        done, merged = 0, 0  # `done` of the tokens of `ids` are taken over
+        done, kept = 0, 0  # how many of `ids` are dealt with; how many boundaries had to be kept by force
         out_ids: list[int] = []
         trained: list[bool] = []
         for boundary in boundaries:
             at = boundary.at
-            end = bisect_left(
-                controls, (at, at)
-            )  # the answer's end of turn: the first control token after the boundary
-            first = control_tokens[end - 1] if end else 0  # the last token before which the prompt can be cut safely
-            left_ids = self._tokens(text[controls[end - 1][0] if end else 0 : at])
-            split = bisect_left(starts, at)
-            out_ids += ids[done:first]
-            out_ids += left_ids[max(done - first, 0) :]  # not again the end of turn of the answer before
+            # Numbers among the control tokens: the answer's end of turn is the first one after the boundary.
+            ending = bisect_left(controls, (at, at))
+            last_control = control_tokens[ending - 1] if ending else 0  # its number among `ids`
+            prompt_end = self._tokens(text[controls[ending - 1][0] if ending else 0 : at])
+            split = bisect_left(begins, at)
+            out_ids += ids[done:last_control]
+            # Where the last control token is the end of turn of the answer before, it is in `out_ids` already.
+            out_ids += prompt_end[max(done - last_control, 0) :]
             trained += [False] * (len(out_ids) - len(trained))
-            if offsets[split - 1][1] <= at and ids[first:split] == left_ids:
-                answer, answer_starts = ids[split : control_tokens[end] + 1], starts[split : control_tokens[end] + 1]
+            if offsets[split - 1][1] <= at and ids[last_control:split] == prompt_end:
+                answer = ids[split : control_tokens[ending] + 1]
+                answer_begins = begins[split : control_tokens[ending] + 1]
             else:
-                merged += 1
-                alone = self._continuation.encode(text[at : controls[end][1]], add_special_tokens=False)
-                answer, answer_starts = alone.ids, [at + start for start, _ in alone.offsets]
+                kept += 1
+                alone = self._continuation.encode(text[at : controls[ending][1]], add_special_tokens=False)
+                answer, answer_begins = alone.ids, [at + begin for begin, _ in alone.offsets]
             out_ids += answer
-            trained += [boundary.stop is None or start < boundary.stop for start in answer_starts]
-            done = control_tokens[end] + 1
+            trained += [boundary.trained_to is None or begin < boundary.trained_to for begin in answer_begins]
+            done = control_tokens[ending] + 1
         out_ids += ids[done:]
         trained += [False] * (len(out_ids) - len(trained))
-        return Encoded(self._original_ids(out_ids), trained, merged)
+        return Encoded(self._original_ids(out_ids), trained, kept)
 
     def _controls_in(
         self, text: str, ids: list[int], offsets: list[tuple[int, int]]
     ) -> tuple[list[tuple[int, int]], list[int]]:
-        """(beginnings and ends of the control tokens in the text, their numbers among its tokens)."""
+        """Return ([(beginning, end) of each control token in the text], [its number among the text's tokens])."""
         controls = [found.span() for found in self._names.name.finditer(text)]
         control_tokens = [
             i
             for i, token in enumerate(ids)
-            # A text, too, can become the unknown token, which is a control token of some templates.
+            # The place is looked at, too, because text can become the unknown token, a control token of some templates.
             if token in self._original_id and self._names.name.search(text, *offsets[i])
         ]
         if len(controls) != len(control_tokens):
@@ -277,7 +287,7 @@ class ChatTemplate:
 
     @cached_property
     def _continuation(self) -> tokenizers.Tokenizer:
-        """A copy for texts that continue another. Made when first needed, which takes 0.2 s; the cleaner hardly ever needs it."""
+        """A copy of the tokenizer for texts that continue another. It takes 0.2 s, so it is made when it is first needed."""
         specification = specification_of(self._backend)
         remove_prefix_space(specification)
         return tokenizer_of(specification)
@@ -291,7 +301,7 @@ def _repaired(messages: Sequence[Message]) -> list[Message]:
 
 
 def _with_fixed_date(source: str) -> str:
-    """The template with a `strftime_now` of its own that knows the formats used in it, always of FIXED_DATE."""
+    """Return the template with a `strftime_now` of its own, which writes FIXED_DATE in each of the formats that are used."""
     formats = sorted({found[2] for found in re.finditer(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", source)})
     cases = "".join(f"{{%- if format == {f!r} -%}}{FIXED_DATE.strftime(f)}{{%- endif -%}}" for f in formats)
     return f"{{%- macro strftime_now(format) -%}}{cases}{{%- endmacro -%}}{source}" if formats else source
@@ -301,12 +311,12 @@ def _with_fixed_date(source: str) -> str:
 
 
 def built_in_templates() -> list[str]:
-    """Names that `--template` knows."""
+    """Return the names that `--template` knows."""
     return sorted(p.name.removesuffix(".jinja") for p in BUILT_IN.iterdir() if p.name.endswith(".jinja"))
 
 
 def load_tokenizer(model: str):
-    """The tokenizer in a model directory (or of a Hub name). Raises UserError with one line; runs no remote code."""
+    """Load the tokenizer of a model's directory or Hub name. Raises UserError with one line; runs no remote code."""
     from transformers import AutoTokenizer
 
     path = Path(model)
@@ -319,20 +329,23 @@ def load_tokenizer(model: str):
     try:
         return AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises a dozen kinds here, and tokenizers a bare Exception
+        if is_ours(error):
+            raise
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{model}: its tokenizer cannot be loaded ({first_line})") from None
 
 
 def load_template(model: str, template: str | None = None) -> ChatTemplate:
-    """The chat template to use with `model`: its tokenizer's own, a built-in by name, or a `.jinja` file.
+    """Load the tokenizer of `model`, and choose its chat template as `template_for` does. Raises UserError."""
+    return template_for(load_tokenizer(model), template, model)
 
-    Raises UserError (TemplateError) when there is none or its spans cannot be derived.
+
+def template_for(tokenizer, template: str | None = None, model: str = "tokenizer") -> ChatTemplate:
+    """Return the chat template to use with a tokenizer: the tokenizer's own, a built-in by name, or a `.jinja` file.
+
+    Errors call the tokenizer `model`. Raises UserError where there is no such template, and TemplateError, a kind of it,
+    where the loss mask cannot be derived.
     """
-    return chat_template(load_tokenizer(model), template, model)
-
-
-def chat_template(tokenizer, template: str | None = None, model: str = "tokenizer") -> ChatTemplate:
-    """`load_template` for a tokenizer that is loaded already; `model` names it in messages."""
     if template is None:
         source = tokenizer.chat_template
         if isinstance(source, dict):

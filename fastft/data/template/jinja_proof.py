@@ -2,12 +2,12 @@
 
     leaves_texts_alone(source)    # True: what it writes around texts depends on roles and positions alone
 
-Where that is so, one rendering with marks in the place of texts determines every other rendering of the same roles, which
+If that is proven, one rendering with placeholders for the texts determines every other rendering of the same roles. This
 saves a rendering for each conversation (4 % of a cleaning run). The proof follows messages and their texts through the
-Jinja syntax tree: a text may be concatenated, trimmed, assigned to a name, chosen by a condition that does not look at it,
-and output. Anything else that touches a text (a comparison, another filter, a call, a loop over it) leaves the question
-open, and the template is rendered for each conversation. So does every expression that is not known to give a plain string,
-the same each time: `+` escapes a text that is added to `('<s>' | safe)`.
+Jinja syntax tree. A text may be concatenated, trimmed, assigned to a name, chosen by a condition that does not look at it,
+and output. If anything else is done with a text (a comparison, another filter, a call, a loop over it), nothing is proven,
+and the template is rendered for each conversation. The same goes for an expression that is not known to give a plain string
+that is the same each time. (An example is `('<s>' | safe)`: a text that is added to it by `+` is escaped.)
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from enum import Enum
 from jinja2 import Environment, TemplateSyntaxError, nodes
 
 _ABOUT_LOOPS = {"first", "last", "index", "index0", "revindex", "revindex0", "length"}  # `loop.previtem` is a message
-# What is known to give plain strings, numbers and truth values.
+# Filters and calls that are known to give plain strings, numbers and truth values.
 _PLAIN_FILTERS = {"trim", "length", "upper", "lower", "capitalize", "title"}
 _PLAIN_CALLS = {"raise_exception", "namespace", "range"}
 _PLAIN_IF_ITS_PARTS_ARE = (
@@ -27,7 +27,7 @@ _PLAIN_IF_ITS_PARTS_ARE = (
 
 
 class _Is(Enum):
-    """Which part of the conversation the value of an expression may contain."""
+    """The parts of a conversation that the value of an expression may contain."""
 
     PLAIN = "nothing but roles, and the template's own strings"
     TEXT = "texts of messages, among other text"
@@ -41,15 +41,17 @@ class _Unproven(Exception):  # noqa: N818  an outcome, not an error
 
 
 def leaves_texts_alone(source: str) -> bool:
-    """True where it is proven; False where it is not, and for a template that Jinja cannot parse."""
+    """Return True if it is proven; False if it is not, or if Jinja cannot parse the template."""
     try:
         body = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source).body  # noqa: S701  nothing is rendered
         reader = _Reader()
-        while reader.learned:  # again and again: a loop may use a name before the line that assigns it
+        # Until nothing new is learned, because a loop may use a name before the line that assigns it.
+        while reader.learned:
             reader.learned = False
             reader.read(body)
     except (_Unproven, TemplateSyntaxError, RecursionError, ValueError):
-        # A tag that only transformers knows, an expression too deep to follow, or a number too long for Python to read.
+        # The errors stand for a tag that only transformers knows, an expression that is too deep to follow, and a number that
+        # is too long for Python to read.
         return False
     return True
 
@@ -58,12 +60,12 @@ class _Reader:
     """Reads the statements of a template and learns what its names may hold. Raises _Unproven."""
 
     def __init__(self):
-        # Other names are plain until something else is assigned to them.
+        # What each name may hold. A name that is not here is plain, until something else is assigned to it.
         self.names = {"messages": _Is.MESSAGES, "loop": _Is.LOOP}
         self.learned = True
 
     def read(self, statements: Iterable[nodes.Node]) -> None:
-        """Follow statements in order, those inside of conditions and loops included."""
+        """Follow statements in order, also those inside of conditions and loops."""
         for node in statements:
             match node:
                 case nodes.Output():
@@ -82,7 +84,7 @@ class _Reader:
                     self.kind(node)
 
     def kind(self, node: nodes.Node) -> _Is:
-        """What the value of an expression may contain."""
+        """Return what the value of an expression may contain."""
         match node:
             case nodes.Name():
                 return self.names.get(node.name, _Is.PLAIN)
@@ -108,7 +110,7 @@ class _Reader:
         raise _Unproven
 
     def _part(self, node: nodes.Getattr | nodes.Getitem) -> _Is:
-        """What `x.key` and `x[key]` may contain."""
+        """Return what `x.key` or `x[key]` may contain."""
         of, argument = self.kind(node.node), getattr(node, "arg", None)
         key = argument.value if isinstance(argument, nodes.Const) else getattr(node, "attr", None)
         if of is _Is.MESSAGE and key in ("role", "content"):
@@ -121,14 +123,14 @@ class _Reader:
         raise _Unproven
 
     def _all(self, expressions: Iterable[nodes.Node | None], also: _Is = _Is.PLAIN) -> _Is:
-        """`also` if any of the expressions is that, PLAIN if all are plain. No other kind may be among them."""
+        """Return `also` if any of the expressions is of that kind, and PLAIN if all are plain. Other kinds raise _Unproven."""
         found = {self.kind(each) for each in expressions if each is not None}
         if not found <= {_Is.PLAIN, also}:
             raise _Unproven
         return also if also in found else _Is.PLAIN
 
     def _name(self, name: str, kind: _Is) -> None:
-        """Note what is assigned to a name. A name that is plain once and a text once counts as a text."""
+        """Note what is assigned to a name. A name to which both plain values and texts are assigned counts as a text."""
         both = {self.names.get(name, kind), kind}
         if len(both) > 1 and both != {_Is.PLAIN, _Is.TEXT}:
             raise _Unproven

@@ -1,9 +1,9 @@
 """Prove a conversation's tokens and loss mask against transformers' own rendering and tokenising of it.
 
-`check` knows nothing of how fastft.data.template.chat_template finds its boundaries: it compares with what
-`apply_chat_template` gives. Compared are the prompts before trained answers and the whole conversation, id by id; the text
-of each trained span with the answer, letter by letter; and the control tokens. fastft.data.tokenize checks every
-conversation before its tokens are written, and `fastft inspect --check` checks a file.
+`check` knows nothing of how fastft.data.template.chat_template finds its boundaries. It compares the result with what
+`apply_chat_template` gives: the prompts before trained answers and the whole conversation, id by id; the text of each
+trained span with the answer, letter by letter; and the control tokens. fastft.data.tokenize checks every conversation
+before its tokens are written, and `fastft inspect --check` checks a file.
 """
 
 import re
@@ -20,7 +20,7 @@ def check(
     """Yield (kind of fault, detail) for everything that is wrong with a conversation's tokens.
 
     Comparing the prompt of every answer takes time in the square of the number of rounds. With `most` (2 or more), only so
-    many answers are compared, evenly spread, the first and the last among them. The whole conversation always is.
+    many answers are compared, evenly spread, among them the first and the last. The whole conversation is always compared.
     """
     messages = conversation.messages
     spans = _spans(encoded.trained)
@@ -43,7 +43,7 @@ def check(
         if text not in (expected, " " + expected):  # SentencePiece puts a space after a control token
             yield "answer", f"message {i}: trained {text[:60]!r}, expected {expected[:60]!r}"
     typed = any(control in m.content for m in messages for control in template.control_tokens)
-    if typed:  # transformers makes control tokens of such text, so that only the decoded text can be compared
+    if typed:  # transformers would make control tokens of such text, so only the decoded text can be compared
         yield from _check_text(messages, encoded, template)
     else:
         yield from _check_ids(messages, encoded, template, chosen)
@@ -51,7 +51,7 @@ def check(
 
 
 def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> str:
-    """What the template writes from the end of the prompt to the end-of-turn token, or to the end of an unfinished answer."""
+    """Return what the template writes from the end of the prompt up to the end of turn, or the end of an unfinished answer."""
     rest = template.render(messages)[len(template.render(messages[:i], generation_prompt=True)) :]
     core = messages[i].content.strip()
     text_end = rest.index(core) + len(core)
@@ -61,10 +61,10 @@ def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> st
 
 
 def _read_back(text: str, template: ChatTemplate) -> str:
-    """The text after encoding and decoding, which changes it with some tokenizers (NFC, unknown characters).
+    """Return the text after encoding and decoding, by which some tokenizers change it (NFC, unknown characters).
 
-    Where control strings are typed in it, the pieces between them are encoded one by one: the tokenizer would make control
-    tokens of these strings, and SentencePiece puts spaces after control tokens.
+    Where control tokens are typed in it, the pieces between them are encoded one by one. Otherwise the tokenizer would make
+    control tokens of what was typed, and SentencePiece would put spaces after these.
     """
     back = lambda piece: template.tokenizer.decode(  # noqa: E731
         template.tokenizer.encode(piece, add_special_tokens=False), skip_special_tokens=False
@@ -79,7 +79,7 @@ def _read_back(text: str, template: ChatTemplate) -> str:
 
 
 def _check_text(messages: list[Message], encoded: Encoded, template: ChatTemplate) -> Iterator[tuple[str, str]]:
-    """The tokens spell the conversation, whatever the tokenizer merges."""
+    """Check that the tokens spell the conversation, whatever the tokenizer merges."""
     decode = lambda ids: template.tokenizer.decode(ids, skip_special_tokens=False)  # noqa: E731
     got, expected = decode(encoded.ids), decode(_library_ids(messages, template, generation_prompt=False))
     if "".join(got.split()) != "".join(expected.split()):  # control tokens may swallow white space next to them
@@ -92,8 +92,8 @@ def _check_ids(
     template: ChatTemplate,
     answers_and_spans: list[tuple[int, tuple[int, int]]],
 ) -> Iterator[tuple[str, str]]:
-    """The whole and the prompts are transformers' own ids; where a boundary won over a merge, each prompt is compared alone."""
-    if encoded.merged_boundaries == 0:
+    """Check that the whole and the prompts are transformers' own ids. Where a boundary was kept, prompts are compared alone."""
+    if encoded.kept_boundaries == 0:
         if encoded.ids != _library_ids(messages, template, generation_prompt=False):
             yield "whole", "the ids are not the tokenizer's rendering of the conversation"
         for i, span in answers_and_spans:
@@ -102,7 +102,7 @@ def _check_ids(
         return
     yield from _check_text(messages, encoded, template)
     for i, _ in answers_and_spans:
-        # One boundary at a time: a server's prompt merges across the boundaries of earlier answers.
+        # Only this answer is trained here, because a server's prompt merges tokens across the boundaries of earlier answers.
         alone = template.encode([replace(m, train=m.train and j == i) for j, m in enumerate(messages)])
         prompt = _library_ids(messages[:i], template, generation_prompt=True)
         if alone.ids[: alone.trained.index(True)] != prompt:
@@ -110,9 +110,9 @@ def _check_ids(
 
 
 def _check_controls(messages: list[Message], encoded: Encoded, template: ChatTemplate) -> Iterator[tuple[str, str]]:
-    """The control tokens are exactly those of the same conversation with a harmless text in the place of every text."""
+    """Check that the control tokens are exactly those of the same conversation with a harmless text for every text."""
     control = {template.tokenizer.convert_tokens_to_ids(t) for t in template.control_tokens}
-    control.discard(template.tokenizer.unk_token_id)  # which unknown text becomes, too
+    control.discard(template.tokenizer.unk_token_id)  # text of unknown characters becomes this token, too
     harmless = [replace(m, content="x" if m.content.strip() else m.content) for m in messages]
     expected = [i for i in _library_ids(harmless, template, generation_prompt=False) if i in control]
     if [i for i in encoded.ids if i in control] != expected:
@@ -130,12 +130,12 @@ def _library_ids(messages: list[Message], template: ChatTemplate, generation_pro
 
 
 def _spans(trained: list[bool]) -> list[tuple[int, int]]:
-    """(begin, end) of every run of trained tokens."""
+    """Return (begin, end) of every run of trained tokens."""
     edges = [i for i, (a, b) in enumerate(zip([False, *trained], [*trained, False])) if a != b]
     return list(zip(edges[::2], edges[1::2]))
 
 
 def _decoded(ids: list[int], span: tuple[int, int], template: ChatTemplate) -> str:
-    """The text of a span, decoded together with the token before it: without one, SentencePiece drops a first space."""
+    """Return the text of a span. It is decoded with the token before it, without which SentencePiece drops a first space."""
     decode = lambda tokens: template.tokenizer.decode(tokens, skip_special_tokens=False)  # noqa: E731
     return decode(ids[span[0] - 1 : span[1]])[len(decode(ids[span[0] - 1 : span[0]])) :]

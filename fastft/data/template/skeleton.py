@@ -1,12 +1,12 @@
 """Derive from a chat template what it writes around the texts of a conversation, and where the trained answers begin.
 
-The template is rendered with a mark in the place of every text. This rendering, cut at the marks, is the skeleton: the
+The template is rendered with a placeholder for every text. This rendering, cut at the placeholders, is the skeleton: the
 template's literals, the order of the texts, and for every trained answer the place where the prompt before it ends. That
-place is not guessed: the prompt is rendered as a server would (with the generation prompt), and must be how the rendering
-of the whole conversation begins. The first control token after every trained answer must be the end of turn.
+place is not guessed: the prompt is rendered as a server would do it (with the generation prompt), and the rendering of the
+whole conversation must begin with it. The first control token after every trained answer must be the end of turn.
 
-A skeleton depends on the structure of a conversation alone: roles, which answers are trained, and the white space around
-each text (templates trim texts, or do not). So it is derived once for each structure, and then filled with texts.
+A skeleton depends on nothing but the structure of a conversation: roles, which answers are trained, and the white space
+around each text (which a template may trim). So it is derived once for each structure, and then filled with texts.
 
     tokens = learn_tokens(render, name, added_tokens)            # end of turn, separator, control tokens
     skeletons = Skeletons(render, name, tokens.end_of_turn, ControlNames(tokens.controls))
@@ -28,16 +28,16 @@ from fastft.errors import UserError
 
 Render = Callable[[Sequence[Message], bool], str]  # (messages, whether with the generation prompt) -> text
 
-# Private noncharacters open and close every mark and every renamed control token.
+# Noncharacters, which no text may hold, open and close every placeholder and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
+PLACEHOLDER = re.compile(f"{OPEN}(\\d+){CLOSE}")
 BOUNDARY = f"{OPEN}boundary{CLOSE}"
 
-# Of one conversation, so many answers have their prompt rendered and compared one by one. Each costs a rendering of
-# everything before it, so that a dialogue of 10,000 turns would cost 5,000^2 / 2 turns. After these, a prompt is rendered
-# only when the template's text before the answer differs from all that have been proven.
+# For the first so many answers of a conversation, the prompt is rendered and compared one by one. Each costs a rendering of
+# everything before it, so that all of a dialogue of 10,000 turns would cost 5,000^2 / 2 turns. For later answers, the prompt
+# is rendered only if the literal before the answer differs from all for which it has been proven where the answer begins.
 PROVE_EACH = 64
-MOST_SKELETONS = 4096  # of one template; dialogues of many lengths would otherwise fill the memory
+MOST_SKELETONS = 4096  # that a template keeps; without a limit, dialogues of many lengths would fill the memory
 
 
 class TemplateError(UserError):
@@ -48,7 +48,7 @@ class TemplateError(UserError):
 
 
 class ControlNames:
-    """Names for the control tokens that no text can spell: a random number between noncharacters."""
+    """Other names for the control tokens, which no text can spell: a random number between noncharacters."""
 
     def __init__(self, controls: Collection[str]):
         nonce = secrets.token_hex(8)  # token ids do not depend on it
@@ -58,11 +58,11 @@ class ControlNames:
         self._break = f"{OPEN}{nonce}{CLOSE}"
 
     def rename(self, text: str) -> str:
-        """The text with every control token under its other name."""
+        """Return the text with every control token under its other name."""
         return self.token.sub(lambda found: self.names[found.group()], text)
 
     def break_up(self, text: str) -> str:
-        """The text with a break after the first character of every control token, so that `rename` finds none."""
+        """Return the text with a break inside of every control token, so that `rename` finds none."""
         return self.token.sub(lambda found: found.group()[0] + self._break + found.group()[1:], text)
 
     def mend(self, text: str) -> str:
@@ -80,19 +80,19 @@ class TemplateTokens:
 
 
 def learn_tokens(render: Render, name: str, added: Mapping[str, AddedToken]) -> TemplateTokens:
-    """Read the end of turn and the control tokens off the rendering of two rounds; `added` are the tokenizer's added tokens.
+    """Find the end of turn and the control tokens in a rendering of two rounds; `added` are the tokenizer's added tokens.
 
-    Control tokens are those flagged special, the end of turn, and whatever else of the tokenizer's turn markers the
-    template writes into a prompt. Raises TemplateError where a model could not learn to stop.
+    Control tokens are the added tokens that are flagged special, the end of turn, and other turn markers among the added
+    tokens that the template writes into a prompt. Raises TemplateError where a model could not learn to stop.
     """
     probe = [Message("user", "a"), Message("assistant", "b", True), Message("user", "c"), Message("assistant", "d")]
-    prompt, whole = render(_marked(probe[:1]), True), render(_marked(probe), False)
+    prompt, whole = render(_with_placeholders(probe[:1]), True), render(_with_placeholders(probe), False)
     if not whole.startswith(prompt):
         raise TemplateError(f"{name}: {_not_a_prefix(prompt, whole)}")
     special = {content for content, token in added.items() if token.special}
     markers = [content for content in added if content in special or _looks_like_a_marker(content)]
     pattern = re.compile("|".join(re.escape(t) for t in sorted(markers, key=len, reverse=True)) or r"(?!)")
-    answer = whole.find(_mark(1), len(prompt))
+    answer = whole.find(_placeholder(1), len(prompt))
     ending = pattern.search(whole, answer) if answer >= 0 else None
     if ending is None:
         raise TemplateError(
@@ -104,7 +104,7 @@ def learn_tokens(render: Render, name: str, added: Mapping[str, AddedToken]) -> 
 
 
 def _looks_like_a_marker(token: str) -> bool:
-    r"""Whether an added token without the flag special can be a turn marker: "<|user|>" can, "\n\n" and "hello" cannot."""
+    r"""Tell whether an added token that is not special can be a turn marker: "<|user|>" can, "\n\n" and "hello" cannot."""
     return len(token) > 2 and not any(c.isspace() or c.isalnum() for c in (token[0], token[-1]))
 
 
@@ -122,18 +122,18 @@ class AnswerPlace:
 
 @dataclass(slots=True)
 class Boundary:
-    """Where a trained answer begins in a conversation's text."""
+    """Where a trained answer begins in a conversation's text, and up to where it is trained."""
 
     at: int
-    stop: int | None  # where training ends; None: with the end of turn
+    trained_to: int | None  # None: up to the end of turn, which is trained as well
 
 
 @dataclass(slots=True)
 class Stretch:
-    """What stands between two control tokens: literals, and numbers of texts, in order."""
+    """What stands between two control tokens: literals, and the numbers of texts between them, in order."""
 
-    before: list[str | int]  # up to the boundary; all of it where there is none
-    after: list[str | int] | None  # None where there is no boundary
+    before: list[str | int]  # what precedes the boundary; everything, if there is no boundary
+    after: list[str | int] | None  # what follows the boundary; None, if there is no boundary
 
 
 @dataclass(slots=True)
@@ -142,20 +142,20 @@ class Skeleton:
 
     literals: list[str]  # control tokens under their own names
     renamed: list[str]  # the same with control tokens renamed
-    slots: list[int]  # for each text, the number of the message that it is of
-    answers: list[AnswerPlace]  # the trained ones, in order
+    slots: list[int]  # for each text, the number of its message
+    answers: list[AnswerPlace]  # of the trained answers, in order
     stretches: list[Stretch] | None  # None where two boundaries have no control token between them
-    literal_bytes: int  # of the literals in UTF-8, without control tokens
-    # How many control tokens there are at most, and pieces into which they and the boundaries cut the text: some tokenizers
-    # put one more token before each piece.
+    literal_bytes: int  # bytes of the literals in UTF-8, without control tokens
+    # The most tokens that do not come from text: the control tokens, and one for each piece into which these and the
+    # boundaries cut the text, because some tokenizers put a token before each piece.
     extra_tokens: int
 
     def texts(self, messages: Sequence[Message]) -> list[str]:
-        """What fills the slots. The white space around a text is part of the literals, where the template keeps it."""
+        """Return what fills the slots. If the template keeps the white space around a text, that is part of the literals."""
         return [_core(messages[slot].content) for slot in self.slots]
 
     def place(self, messages: Sequence[Message]) -> tuple[str, list[Boundary]]:
-        """The conversation's text with control tokens renamed, and the boundary of each trained answer."""
+        """Return the conversation's text with control tokens renamed, and the boundary of each trained answer."""
         texts = self.texts(messages)
         starts, at = [], 0  # where each literal begins
         for literal, text in zip(self.renamed, [*texts, ""]):
@@ -165,16 +165,16 @@ class Skeleton:
         for place in self.answers:
             at, answer = starts[place.slots] + place.offset, messages[place.message]
             if answer.ends:
-                stop = None
+                trained_to = None
             elif core := _core(answer.content):
-                stop = starts[place.slots] + len(self.renamed[place.slots]) + len(core)
+                trained_to = starts[place.slots] + len(self.renamed[place.slots]) + len(core)
             else:
-                stop = at
-            boundaries.append(Boundary(at, stop))
+                trained_to = at
+            boundaries.append(Boundary(at, trained_to))
         return _join(self.renamed, texts), boundaries
 
     def changed_message(self, messages: Sequence[Message], rendered: str) -> int | None:
-        """The first message whose text is another in the template's own rendering; None where skeleton and texts are it."""
+        """Return the number of the first message whose text the template itself renders differently; None if there is none."""
         texts = self.texts(messages)
         filled = _join(self.literals, texts)
         if filled == rendered:
@@ -189,23 +189,23 @@ class Skeleton:
 
 
 def with_texts(pieces: list[str | int], texts: list[str]) -> str:
-    """A side of a `Stretch` with the texts in it."""
+    """Return one side of a `Stretch` with the texts in it."""
     return "".join([texts[piece] if piece.__class__ is int else piece for piece in pieces])
 
 
 class Skeletons:
-    """The skeletons of a template, each derived when a conversation of its structure comes for the first time."""
+    """The skeletons of a template. Each is derived when the first conversation of its structure comes."""
 
     def __init__(self, render: Render, name: str, end_of_turn: str, controls: ControlNames):
         """`name` says in messages which template it is."""
         self.render, self.name, self.end_of_turn, self.controls = render, name, end_of_turn, controls
-        # What is more than white space and stands between the generation prompt and some answers. It is trained with them,
-        # which is worth telling the user: Qwen3 writes an empty thought before the last answer only.
+        # Texts that the template has put between the generation prompt and an answer, white space aside. They are trained
+        # with the answer, and the user is told so. Qwen3, for example, writes an empty thought before the last answer only.
         self.written_before_answers: set[str] = set()
         self._derived: dict[tuple, Skeleton] = {}
 
     def of(self, messages: Sequence[Message]) -> Skeleton:
-        """The skeleton of a conversation's structure. Raises TemplateError where it cannot be derived."""
+        """Return the skeleton for a conversation's structure. Raises TemplateError where it cannot be derived."""
         key = tuple((m.role, m.train, *_margins(m.content)) for m in messages)
         if key not in self._derived:
             if len(self._derived) >= MOST_SKELETONS:
@@ -214,12 +214,12 @@ class Skeletons:
         return self._derived[key]
 
     def _derive(self, messages: Sequence[Message]) -> Skeleton:
-        marked = _marked(messages)
-        whole = self.render(marked, False)
-        pieces = MARK.split(whole)
+        bare = _with_placeholders(messages)
+        whole = self.render(bare, False)
+        pieces = PLACEHOLDER.split(whole)
         literals, slots = pieces[::2], list(map(int, pieces[1::2]))
         renamed = [self.controls.rename(literal) for literal in literals]
-        answers = self._answers(messages, marked, whole, literals, slots)
+        answers = self._answers(messages, bare, whole, literals, slots)
         plain, controls = self.controls.name.subn("", "".join(renamed))
         return Skeleton(
             literals,
@@ -232,11 +232,11 @@ class Skeletons:
         )
 
     def _answers(
-        self, messages: Sequence[Message], marked: list[Message], whole: str, literals: list[str], slots: list[int]
+        self, messages: Sequence[Message], bare: list[Message], whole: str, literals: list[str], slots: list[int]
     ) -> list[AnswerPlace]:
-        """Where each trained answer begins: at the end of the prompt that a server would feed."""
+        """Return where each trained answer begins, which is the end of the prompt that a server would feed."""
         found: list[AnswerPlace] = []
-        proven: dict[str, int] = {}  # literal before an answer -> where in it the answer begins
+        proven: dict[str, int] = {}  # literal before an answer -> the position in it at which the answer begins
         for i, message in enumerate(messages):
             if not message.train:
                 continue
@@ -246,10 +246,10 @@ class Skeletons:
             before = self._texts_before(i, slots, has_text)
             literal = literals[before]
             if len(found) < PROVE_EACH or literal not in proven:
-                prompt = self.render(marked[:i], True)
+                prompt = self.render(bare[:i], True)
                 if not whole.startswith(prompt):
                     raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i})")
-                prompt_pieces = MARK.split(prompt)
+                prompt_pieces = PLACEHOLDER.split(prompt)
                 before, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
             begin = proven[literal]
             found.append(AnswerPlace(i, before, len(self.controls.rename(literals[before][:begin]))))
@@ -259,7 +259,7 @@ class Skeletons:
         return found
 
     def _texts_before(self, i: int, slots: list[int], has_text: bool) -> int:
-        """How many texts the template writes before the answer in message `i`."""
+        """Return how many texts the template writes before the answer in message `i`."""
         earlier = [slot for slot in slots if slot < i]
         before = len(earlier)
         if slots[:before] != earlier:
@@ -269,21 +269,21 @@ class Skeletons:
         return before
 
     def _require_end_of_turn(self, i: int, following: str, has_text: bool) -> None:
-        """The first control token that follows the answer must be the end of turn, and only white space stand before it."""
+        """Raise TemplateError unless the end of turn is the first control token after the answer, with only space before it."""
         found = self.controls.token.search(following)
         if found is None or found.group() != self.end_of_turn or (has_text and following[: found.start()].strip()):
             raise TemplateError(f"{self.name}: {self.end_of_turn!r} does not follow the answer in message {i}")
 
     def _stretches(self, renamed: list[str], answers: list[AnswerPlace]) -> list[Stretch] | None:
-        """The skeleton cut at its control tokens, and each stretch at its boundary."""
-        marked = [*(literal + _mark(n) for n, literal in enumerate(renamed[:-1])), renamed[-1]]
+        """Return the skeleton cut at its control tokens, and each stretch between them cut at its boundary."""
+        pieces = [*(literal + _placeholder(n) for n, literal in enumerate(renamed[:-1])), renamed[-1]]
         for answer in reversed(answers):
-            literal = marked[answer.slots]
-            marked[answer.slots] = literal[: answer.offset] + BOUNDARY + literal[answer.offset :]
+            piece = pieces[answer.slots]
+            pieces[answer.slots] = piece[: answer.offset] + BOUNDARY + piece[answer.offset :]
         stretches = []
-        for stretch in self.controls.name.split("".join(marked)):
+        for stretch in self.controls.name.split("".join(pieces)):
             sides = [
-                [int(p) if i % 2 else p for i, p in enumerate(MARK.split(side)) if p]
+                [int(p) if i % 2 else p for i, p in enumerate(PLACEHOLDER.split(side)) if p]
                 for side in stretch.split(BOUNDARY)
             ]
             if len(sides) > 2:
@@ -292,17 +292,17 @@ class Skeletons:
         return stretches
 
 
-# Texts and marks ---------------------------------------------------------------------------------------------------------
+# Texts and placeholders ---------------------------------------------------------------------------------------------------
 
 
-def _mark(i: int) -> str:
+def _placeholder(i: int) -> str:
     return f"{OPEN}{i}{CLOSE}"
 
 
-def _marked(messages: Iterable[Message]) -> list[Message]:
-    """The messages with a mark for each text. The white space around it stays, so that what a template trims of it shows."""
+def _with_placeholders(messages: Iterable[Message]) -> list[Message]:
+    """Return the messages with a placeholder in each text. The white space around texts stays, to see if it is trimmed."""
     return [
-        replace(m, content=_mark(i).join(_margins(m.content)) if _core(m.content) else m.content)
+        replace(m, content=_placeholder(i).join(_margins(m.content)) if _core(m.content) else m.content)
         for i, m in enumerate(messages)
     ]
 
@@ -312,10 +312,10 @@ def _core(text: str) -> str:
 
 
 def _margins(text: str) -> tuple[str, str] | tuple[str]:
-    """The white space before and after a text; one string where the text is nothing else."""
+    """Return the white space before and after a text, as two strings; as one where the text is nothing else."""
     core = _core(text)
     if core is text and text:
-        return "", ""  # most texts have none
+        return "", ""  # the case of most texts, made fast
     if not core:
         return (text,)
     start = len(text) - len(text.lstrip())
@@ -331,7 +331,7 @@ def _first_difference(a: str, b: str) -> int:
 
 
 def _not_a_prefix(prompt: str, whole: str) -> str:
-    prompt, whole = MARK.sub("…", prompt), MARK.sub("…", whole)
+    prompt, whole = PLACEHOLDER.sub("…", prompt), PLACEHOLDER.sub("…", whole)
     at = _first_difference(prompt, whole)
     return (
         "the prompt before an answer is not how the rendered conversation begins "

@@ -1,21 +1,21 @@
 """Count the tokens of a text exactly as its tokenizer does, and several times as fast.
 
-With most tokenizers the tokens of a text are those of its words: the pre-tokenizer cuts the text (by a pattern, or at the
-marks that stand for spaces), and byte pair encoding looks at one word at a time. Words repeat, so each is tokenised once
-and its count remembered. The same is done with chunks between spaces, which are found without the pattern.
+With most tokenizers the tokens of a text are those of its words: the pre-tokenizer cuts the text (by a pattern, or at
+spaces), and byte pair encoding looks at one word at a time. Words repeat, so each is tokenised once, and its count is
+remembered. The same is done with chunks between spaces, which are found without the pattern.
 
     counter = counter_for(specification, backend)      # of tokenizer.json, and the tokenizers.Tokenizer made of it
     counter.count("some text")                         # None: not proven for this text, ask the tokenizer
 
 Why the count is exact:
 
-- The specification is checked for a known pattern with byte-level pieces (GPT-2, Llama 3, Qwen), or for space marks with
-  pieces none of which continues after a mark (Llama 2, Mistral). Where no piece joins a letter to a sign, words end
-  between the two as well.
+- Only two kinds of tokenizers are counted. One has byte-level pieces and a known pattern (GPT-2, Llama 3, Qwen). The other
+  has U+2581 in the place of spaces, and no piece that continues after such a sign (Llama 2, Mistral). If, in addition, none
+  of its pieces joins a letter to another sign, a word also ends between those two.
 - Patterns speak of letters and digits, and versions of Unicode differ about some characters. A text with a character
   outside of the blocks on which all versions agree is given to the tokenizer.
 - A text in which an added token is spelled is not counted (None).
-- As a last guard the first texts are counted both ways. A counter that errs once answers None from then on.
+- As a last guard, the first texts are counted both ways. A counter that errs once answers None from then on.
 """
 
 import re
@@ -28,12 +28,13 @@ import tokenizers
 from fastft.data.template.tokenizer_json import LLAMA_NORMALIZER
 
 CHECKED = 64  # texts that are counted both ways
-REMEMBERED = 1 << 19  # chunks, and as many words: about 150 MB in all. When there are more, all are forgotten
-LONGEST = 64  # characters; longer chunks and words hardly ever come again
-HELD = "\0"  # stands for a space at which a text is not cut into chunks
+REMEMBERED = 1 << 19  # so many chunks, and as many words: about 150 MB in all. When there are more, all are forgotten
+LONGEST = 64  # characters; longer chunks and words are not remembered, because they hardly ever come again
+HELD = "\0"  # written for a space at which the text must not be cut into chunks
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# The patterns of Llama 3, Qwen 2 and Qwen 3, which differ in how many digits a word may have. Their words tile a text.
+# The patterns of Llama 3, Qwen 2 and Qwen 3, which differ in how many digits a word may have. Put together, their words are
+# the whole text.
 _LETTERS_FIRST = re.compile(
     r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)\|\[\^\\r\\n\\p\{L\}\\p\{N\}\]\?\\p\{L\}\+\|\\p\{N\}(?:\{1,3\})?\| "
     r"\?\[\^\\s\\p\{L\}\\p\{N\}\]\+\[\\r\\n\]\*\|\\s\*\[\\r\\n\]\+\|\\s\+\(\?!\\S\)\|\\s\+"
@@ -50,7 +51,7 @@ _STABLE = re.compile(
 
 
 class _Counts(dict[str, int]):
-    """Text -> its number of tokens, counted at the first look and remembered."""
+    """A dict from texts to their numbers of tokens, which counts a text when it is first asked for."""
 
     def __init__(self, count: Callable[[str], int]):
         self.count = count
@@ -68,12 +69,13 @@ class _Counts(dict[str, int]):
 class Pretokenizer:
     """How a tokenizer cuts a text into words, the pieces that it tokenises one by one."""
 
-    cut: Callable[[str], list[str]]  # text -> words, which tile it
-    spelled: Callable[[str], str]  # a word -> as the vocabulary writes it
-    prefix: Callable[[str, bool], str] = lambda text, first: ""  # what is put before a text, at the beginning or not
-    apart: Callable[[str, int], bool] = lambda text, position: False  # whether a word surely ends at that position
+    cut: Callable[[str], list[str]]  # cuts a text into words, which together are the whole text
+    spelled: Callable[[str], str]  # spells a word as the vocabulary does
+    # Tells what the tokenizer puts before a text. The second argument says whether the text begins the conversation.
+    prefix: Callable[[str, bool], str] = lambda text, begins: ""
+    apart: Callable[[str, int], bool] = lambda text, position: False  # tells whether a word surely ends at a position
     joins: str = ""  # white space that may be in one word with a space after it
-    stable: re.Pattern | None = None  # the texts for which `cut` is proven; None: all texts
+    stable: re.Pattern | None = None  # matches the texts for which `cut` is proven; None: all texts
 
 
 class TokenCounter:
@@ -83,18 +85,20 @@ class TokenCounter:
         self.backend, self.model, self.words = backend, backend.model, words
         self.word_counts, self.chunk_counts = _Counts(self._of_word), _Counts(self._of_chunk)
         self.added = re.compile("|".join(map(re.escape, sorted(added, key=len, reverse=True))))
-        self.added_begin = {token[0] for token in added}  # a quick look first: few texts hold any of these characters
+        # Few texts hold any of these characters, which is quick to see.
+        self.added_begin = {token[0] for token in added}
         self.control = added[0]
         self.to_check = CHECKED
-        # The splitter's candidates of one dialogue have most stretches in common, and the pieces of a cut answer their prompt.
+        # The parts that the splitter tries for one dialogue have most stretches in common, and pieces of an answer a prompt.
         self.count_again = lru_cache(maxsize=256)(self.count)
         self._sum_again = lru_cache(maxsize=256)(self._sum)
 
     def count(self, text: str, first: bool = True, boundary: int | None = None) -> int | None:
-        """The number of tokens of `text`, or None. `first`: it begins the conversation; otherwise a control token precedes it.
+        """Return the number of tokens of `text`, or None where it is not proven.
 
-        With a `boundary`, a position in the text, the count is given only where a token ends there and the tokens before it
-        are those of text[:boundary] alone.
+        `first` says that the text begins the conversation; otherwise a control token precedes it. `boundary` is a position
+        in the text. With it, the number is returned only if a token ends there, and the tokens before it are those of
+        text[:boundary] alone.
         """
         if self.to_check < 0 or (any(map(text.__contains__, self.added_begin)) and self.added.search(text)):
             return None
@@ -124,11 +128,11 @@ class TokenCounter:
         return sum(map(self.chunk_counts.__getitem__, others), self._of_words(first.replace(HELD, " ")))
 
     def _chunks(self, text: str) -> list[str]:
-        """The text cut where a space begins a word in every pattern, which takes a third less time than the pattern itself.
+        """Return the text cut at spaces where every pattern begins a word. This takes a third less time than the pattern.
 
-        That is at a space after a character that is no white space: no word continues across it, and the words after it do
-        not depend on the text before. The space itself is left out. Spaces that follow it are held (HELD), and so are, with
-        byte-level tokenizers, spaces after other white space.
+        Such a space follows a character that is not white space. No word continues across it, and the words after it do not
+        depend on the text before it. The space itself is left out. There is no cut at the spaces that follow it, nor, with
+        byte-level tokenizers, at spaces after other white space: HELD is written in their place.
         """
         for white in self.words.joins:
             text = text.replace(f"{white} ", f"{white}{HELD}")
@@ -136,7 +140,7 @@ class TokenCounter:
 
     def _of_chunk(self, chunk: str) -> int:
         words = self.words.cut(f" {chunk}".replace(HELD, " "))
-        # Most chunks are one word. Those are remembered as chunks, and need no second entry as words.
+        # Most chunks are a single word. Its count is remembered for the chunk, and needs no second entry for the word.
         return self._of_word(words[0]) if len(words) == 1 else sum(map(self.word_counts.__getitem__, words))
 
     def _of_words(self, text: str) -> int:
@@ -158,12 +162,12 @@ class TokenCounter:
 
 
 def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> TokenCounter | None:
-    """The counter of a tokenizer, `specification` being its tokenizer.json; None where it may look at more than one word."""
+    """Return a counter for a tokenizer, or None if it may look at more than one word. `specification` is its tokenizer.json."""
     model, added = specification["model"], specification["added_tokens"]
     plain_model = model["type"] == "BPE" and not any(
         model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
     )
-    # Added tokens that take white space along would change the texts beside them.
+    # Added tokens that swallow white space beside them would change the texts that are counted.
     strange = any(t["lstrip"] or t["rstrip"] or t["single_word"] or t["normalized"] for t in added)
     if not plain_model or not added or strange:
         return None
@@ -172,7 +176,7 @@ def counter_for(specification: dict, backend: tokenizers.Tokenizer) -> TokenCoun
 
 
 def _byte_level(specification: dict) -> Pretokenizer | None:
-    """The words of GPT-2, Llama 3 and Qwen: cut by a known pattern, written as bytes."""
+    """Return how GPT-2, Llama 3 and Qwen cut words (by a known pattern) and spell them (as bytes); None for other tokenizers."""
     before = specification.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     last = steps[-1]
@@ -189,7 +193,7 @@ def _byte_level(specification: dict) -> Pretokenizer | None:
             return None
     else:
         return None
-    import regex  # knows \p{L}; a dependency of transformers
+    import regex  # understands \p{L}, unlike `re`; transformers depends on it, so it is installed
 
     words, ascii_words, spelling = regex.compile(pattern).findall, re.compile(_for_ascii(pattern)).findall, _spelling()
     return Pretokenizer(
@@ -201,7 +205,7 @@ def _byte_level(specification: dict) -> Pretokenizer | None:
 
 
 def _for_ascii(pattern: str) -> str:
-    """The same words of ASCII text, for the standard library's engine: twice as fast."""
+    """Return a pattern that finds the same words in ASCII text with the standard library's `re`, which is twice as fast."""
     kinds = {r"\p{L}": "a-zA-Z", r"\p{N}": "0-9"}
 
     def spelled_out(found: re.Match) -> str:
@@ -214,23 +218,24 @@ def _for_ascii(pattern: str) -> str:
 
 
 def _spelling() -> list[str]:
-    """The character that stands for each byte, as in GPT-2's encoder.py: itself if printable, the others from U+0100 on."""
+    """Return the character for each byte as in GPT-2's encoder.py: itself if it is printable, or one from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _by_space_marks(specification: dict) -> Pretokenizer | None:
-    """The words of SentencePiece (Llama 2, Mistral): spaces are marks (U+2581), with one more before the text.
+    """Return how tokenizers like SentencePiece (Llama 2, Mistral) cut words; None for other tokenizers.
 
-    Words are cut with spaces in the place of the marks, so that ASCII text stays ASCII: it is searched twice as fast.
+    These write U+2581 for a space, and put one more before the text. Words are cut before spaces are replaced, so that
+    ASCII text is still ASCII, which is searched twice as fast.
     """
     model = specification["model"]
     prefix = _prefix(specification)
     if prefix is None or model.get("ignore_merges") or not _unknown_characters_are_apart(model):
         return None
     if any("▁" in piece.lstrip("▁") for piece in model["vocab"]):
-        return None  # a piece continues after a mark: it may span two words
+        return None  # a piece that continues after a U+2581 may span two words
     lines_apart = not any("\n" in piece and piece.strip("\n") for piece in model["vocab"])
     find = re.compile(" *[^ \n]+| +|\n+" if lines_apart else " *[^ ]+| +").findall
     finer = lines_apart and _letters_are_apart(model)
@@ -250,9 +255,9 @@ def _by_space_marks(specification: dict) -> Pretokenizer | None:
 
 
 def _unknown_characters_are_apart(model: dict) -> bool:
-    """Whether a character outside of the vocabulary is never dropped, nor joined to its neighbours.
+    """Tell whether a character outside of the vocabulary is neither dropped nor joined to its neighbours.
 
-    It becomes its bytes, or the unknown token; no merge may take either of these.
+    It must become its bytes or the unknown token, and no merge may join either of these to anything.
     """
     bytes_of_text = {f"<0x{byte:02X}>" for byte in range(256)}
     unknown = model.get("unk_token")
@@ -263,22 +268,23 @@ def _unknown_characters_are_apart(model: dict) -> bool:
 
 
 def _letters_are_apart(model: dict) -> bool:
-    """Whether no piece has an ASCII letter beside another ASCII character, as in SentencePiece, which cuts between scripts.
+    """Tell whether no piece has an ASCII letter beside another ASCII sign. SentencePiece makes none, as it cuts between scripts.
 
-    Merges alone make pieces of several characters, so it is enough to look at where each merge joins its two pieces. Then
-    "(word)," is three words, most of them known: only a quarter as many words are left to tokenise.
+    Only merges make pieces of several characters, so it is enough to look at the place where each merge joins two pieces.
+    If none joins them so, "(word)," can be counted as three words. Most of these are known already, and only a quarter as
+    many words are left to tokenise.
     """
     joints = {left[-1:] + right[:1] for left, right in _merges(model)}
     return not any(len(joint) == 2 and joint.isascii() and joint[0].isalpha() != joint[1].isalpha() for joint in joints)
 
 
 def _merges(model: dict) -> Iterator[Sequence[str]]:
-    """The merges as pairs of pieces; tokenizers before 0.20 wrote a pair as one string."""
+    """Yield the merges as pairs of pieces; tokenizers before 0.20 wrote a pair as one string."""
     return (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
 
 
 def _prefix(specification: dict) -> Callable[[str, bool], str] | None:
-    """What is put before a text, with spaces in the place of marks; None where the tokenizer works in another way."""
+    """Return a `Pretokenizer.prefix` that gives spaces for U+2581; None if the tokenizer works in another way."""
     before = specification.get("pre_tokenizer")
     if specification.get("normalizer") is None and before and before.get("type") == "Metaspace":
         scheme = before["prepend_scheme"]

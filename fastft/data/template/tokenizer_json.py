@@ -1,4 +1,4 @@
-"""Change a tokenizer by way of its specification, tokenizer.json: read as a dict, changed in place, made a tokenizer again.
+"""Change a tokenizer by way of its specification: tokenizer.json is read as a dict, changed, and made a tokenizer again.
 
     specification = specification_of(tokenizer)
     rename_tokens(specification, {"</s>": "end"})
@@ -21,19 +21,19 @@ LLAMA_NORMALIZER = {
 
 
 def specification_of(tokenizer: tokenizers.Tokenizer) -> dict:
-    """The tokenizer's tokenizer.json."""
+    """Return the tokenizer.json of a tokenizer, as a dict."""
     return orjson.loads(tokenizer.to_str())
 
 
 def tokenizer_of(specification: dict) -> tokenizers.Tokenizer:
-    """The tokenizer that a tokenizer.json describes."""
+    """Return the tokenizer that a tokenizer.json describes."""
     return tokenizers.Tokenizer.from_str(orjson.dumps(specification).decode())
 
 
 def rename_tokens(specification: dict, names: dict[str, str]) -> None:
-    """Rename tokens wherever a tokenizer.json has them, and drop what would add tokens to a text or cut it.
+    """Rename tokens wherever a tokenizer.json has them, and remove what would add tokens to a text or cut a text short.
 
-    The vocabulary is included, because Unigram finds its pieces in a text whether they are special or not.
+    Tokens are renamed in the vocabulary, too, because Unigram finds its pieces in a text whether they are special or not.
     """
     specification["post_processor"] = specification["truncation"] = specification["padding"] = None
     for token in specification["added_tokens"]:
@@ -48,10 +48,11 @@ def rename_tokens(specification: dict, names: dict[str, str]) -> None:
 
 
 def tokens_per_byte(specification: dict) -> int | None:
-    """The most tokens that BPE makes of a byte of text, not counting one that it puts before the text; None: not known.
+    """Return the most tokens that BPE makes of a byte of text; None if no number is proven.
 
-    Byte-level pieces tile the bytes that the normalizer leaves, and NFC makes at most three bytes of one (Unicode's FAQ on
-    normalization). Where spaces become marks, a piece is at least one character, or one byte of a character.
+    A token that the tokenizer puts before every text is not counted. Byte-level pieces together are the bytes that the
+    normalizer leaves, and NFC makes at most three bytes of one (Unicode's FAQ on normalization). Where spaces become U+2581,
+    a piece is at least one character, or one byte of a character.
     """
     model, before, normalizer = (specification.get(key) for key in ("model", "pre_tokenizer", "normalizer"))
     if model["type"] != "BPE" or any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")):
@@ -67,13 +68,13 @@ def tokens_per_byte(specification: dict) -> int | None:
         )
         marks = by_metaspace or (before is None and normalizer == LLAMA_NORMALIZER)
         known = marks and ("▁" in model["vocab"] or not model.get("byte_fallback"))
-    # A new text begins after each added token. If that token is one byte long, the prefix makes it two tokens for one byte.
+    # After each added token a new text begins, which gets the prefix. An added token of one byte would so give two tokens.
     short = prefix and any(len(token["content"].encode()) < 2 for token in specification["added_tokens"])
     return most if known and not short else None
 
 
 def remove_prefix_space(part) -> None:
-    """Remove whatever puts a space in front of a text, so that the continuation of another text is tokenised as such."""
+    """Remove whatever puts a space before a text, so that a text that continues another is tokenised as a continuation."""
     if isinstance(part, list):
         part[:] = [p for p in part if not (isinstance(p, dict) and p.get("type") == "Prepend")]
         for p in part:
