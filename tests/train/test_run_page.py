@@ -1,5 +1,6 @@
 """RUN/report.html is made from a run's files alone, shows them as they are, and is safe whatever they hold."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -14,7 +15,9 @@ from lxml import html as lxml_html
 from fastft.cli import main
 from fastft.common.html import visible
 from fastft.config import parse_config, save_config
-from fastft.train.report.page import write_run_report
+from fastft.errors import UserError
+from fastft.train.report import page as run_page
+from fastft.train.report.page import refresh_page, write_run_report
 
 
 def facts(**changes) -> dict:
@@ -151,3 +154,20 @@ def test_a_browser_shows_it_without_a_complaint(tmp_path):
     dom, complaints = browse(tmp_path, page_of(make_run(tmp_path / "run", samples=samples)))
     assert complaints == [] and "Answers over time" in dom
     shutil.rmtree(tmp_path / "profile", ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "error, goes_on",
+    [
+        (PermissionError(13, "Permission denied", "/x"), True),
+        (UserError("no"), True),
+        (FileNotFoundError(2, "x"), False),
+    ],
+)
+def test_a_page_that_the_disk_refuses_does_not_end_a_run_but_a_bug_does(tmp_path, monkeypatch, error, goes_on):
+    def fails(directory):
+        raise error
+
+    monkeypatch.setattr(run_page, "write_run_report", fails)
+    with contextlib.nullcontext() if goes_on else pytest.raises(type(error)):
+        refresh_page(tmp_path)

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fastft.common.files import short_name
+from fastft.common.files import is_refusal, short_name
 from fastft.common.html import flatten, write_page
 from fastft.errors import UserError
 from fastft.train.report.curves import Training, file_rows
@@ -48,6 +48,8 @@ def refresh_page(directory: Path) -> None:
     try:
         write_run_report(directory)
     except (UserError, OSError) as error:
+        if not (isinstance(error, UserError) or is_refusal(error)):
+            raise
         logger.warning("report.html could not be written (%s)", error)
 
 
