@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from multiprocessing import parent_process
 from typing import Any, Protocol
 
@@ -64,7 +64,12 @@ def ordered_map(function: Callable, batches: Iterable, pool: Pool | None, loadin
     yield from early
     waiting: collections.deque = collections.deque()
     for batch in batches:
-        waiting.append(pool.submit(function, batch))
+        try:
+            waiting.append(pool.submit(function, batch))
+        except BrokenExecutor:
+            for earlier in waiting:  # one of them has broken the pool, and its error, unlike this one, has the cause
+                earlier.result()
+            raise
         if len(waiting) > pool.ahead:
             yield waiting.popleft().result()
     while waiting:
