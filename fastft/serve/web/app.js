@@ -110,6 +110,8 @@ const SAID = {
 
 function App() {
   const [tab, setTab] = useState(tabOfHash());
+  // What has been looked at stays as it is behind the other tabs, and goes on answering.
+  const seen = useRef(new Set()).current.add(tab);
   const [about, setAbout] = useState(null);
   const [asksKey, setAsksKey] = useState(false);
   const server = useServer();
@@ -137,17 +139,19 @@ function App() {
   };
   const models = about?.models || [];
   const closed = about?.arena_closed_because;
-  const panel = {
-    chat: () => html`<${Chat} models=${models} kept=${recorded(about)} />`,
-    "side-by-side": () => html`<${Compare} key="sbs" models=${models} closed=${closed} />`,
-    arena: () => html`<${Compare} key="arena" anonymous models=${models} closed=${closed} />`,
-    leaderboard: () => html`<${Leaderboard} />`,
+  const panels = {
+    chat: (active) => html`<${Chat} active=${active} models=${models} kept=${recorded(about)} />`,
+    "side-by-side": () => html`<${Compare} models=${models} closed=${closed} />`,
+    arena: () => html`<${Compare} anonymous models=${models} closed=${closed} />`,
+    leaderboard: (active) => active && html`<${Leaderboard} />`,
     about: () => html`<${About} about=${about} models=${models} />`,
-  }[tab];
+  };
   return html`
     <header class="top"><h1>fastft</h1><${Tabs} tab=${tab} onChoose=${choose} /></header>
     <div class=${`banner ${server}`} role="status">${SAID[server] || ""}</div>
-    <main role="tabpanel" id=${`panel-${tab}`} aria-labelledby=${`tab-${tab}`} key=${tab}>${about ? panel() : html`<p class="empty">${server === "away" ? "" : "One moment…"}</p>`}</main>
+    <main>${TABS.map(([id]) => html`<div role="tabpanel" id=${`panel-${id}`} aria-labelledby=${`tab-${id}`} key=${id} hidden=${id !== tab}>
+      ${!about ? html`<p class="empty">${server === "away" ? "" : "One moment…"}</p>` : seen.has(id) && panels[id](id === tab)}
+    </div>`)}</main>
     <div id="announcer" class="hidden" role="status" aria-live="polite"></div>
     <${KeyDialog} open=${asksKey} onDone=${() => { setAsksKey(false); load(); }} />`;
 }

@@ -6,7 +6,7 @@ import { Answer, Composer, Follower, Question, Settings, Versions, announce, ans
 
 const SAVE_MS = 1000;
 
-export function Chat({ models, kept }) {
+export function Chat({ active, models, kept }) {
   const [conversations, setConversations] = useState(null);
   const [current, setCurrent] = useState(null);
   const [editing, setEditing] = useState(null);
@@ -28,10 +28,10 @@ export function Chat({ models, kept }) {
   }, []);
 
   useEffect(() => {
-    if (!current || !location.hash.startsWith("#chat")) return;
+    if (!current || !active) return;
     const hash = current.title ? `#chat/${current.id}` : "#chat";
     if (location.hash !== hash) history.replaceState(null, "", hash);
-  }, [current, current?.title]);
+  }, [active, current, current?.title]);
 
   if (!current) return html`<p class="empty">One moment…</p>`;
   const model = models.includes(current.model) ? current.model : models[0] || "";
