@@ -1,5 +1,6 @@
 """An interrupted cleaning run goes on with the same command, and its result is byte for byte that of a run in one go."""
 
+import logging
 import os
 import random
 import signal
@@ -80,7 +81,7 @@ def test_interrupted_anywhere_it_goes_on(tmp_path, monkeypatch, small_shards, st
     assert stop > calls_at_least
 
 
-def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, small_shards, capsys):
+def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, small_shards, caplog):
     source, appended = dump(tmp_path / "d.json"), []
 
     def append(log, payload):
@@ -95,17 +96,18 @@ def test_what_was_done_is_not_done_again(tmp_path, monkeypatch, small_shards, ca
     with pytest.raises(Interrupted):
         clean([source], tmp_path / "out", **OPTIONS)
     assert len(appended) == 6
-    clean([source], tmp_path / "out", **OPTIONS)
+    with caplog.at_level(logging.INFO, "cleaning"):
+        clean([source], tmp_path / "out", **OPTIONS)
     first_run, second_run = appended[:5], appended[6:]
     monkeypatch.setattr(Log, "append", original)
     clean([source], tmp_path / "whole", **OPTIONS)
-    assert "going on with an interrupted run" in capsys.readouterr().err
+    assert "going on with an interrupted run" in caplog.text
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert len(second_run) > 3 and first_run
 
 
 @pytest.mark.parametrize("change", ["setting", "input", "filter"])
-def test_another_command_begins_anew_and_says_why(tmp_path, monkeypatch, small_shards, capsys, change):
+def test_another_command_begins_anew_and_says_why(tmp_path, monkeypatch, small_shards, caplog, change):
     source, own = dump(tmp_path / "d.json"), tmp_path / "own.py"
     own.write_text("def f(c):\n    return None\n")
     settings = FilterSettings(own_filters=(f"{own}:f",))
@@ -123,9 +125,10 @@ def test_another_command_begins_anew_and_says_why(tmp_path, monkeypatch, small_s
         dump(source, 61)
     if change == "filter":
         own.write_text("def f(c):\n    return None  # but differently\n")
-    clean([source], tmp_path / "out", settings=settings, **options)
+    with caplog.at_level(logging.INFO, "cleaning"):
+        clean([source], tmp_path / "out", settings=settings, **options)
     named = {"setting": "settings", "input": "inputs", "filter": "files"}[change]
-    assert f"an interrupted run with other {named} was there; begun anew" in capsys.readouterr().err
+    assert f"an interrupted run with other {named} was there; begun anew" in caplog.text
     clean([source], tmp_path / "whole", settings=settings, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
