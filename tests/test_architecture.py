@@ -5,6 +5,7 @@ for type checkers included: what a type needs, a reader needs, too.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,3 +149,13 @@ def test_a_package_is_a_door_and_holds_no_code():
             if not (is_text or is_lazy or is_dunder or isinstance(node, (ast.Import, ast.ImportFrom))):
                 code.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not code, "\n".join(code)
+
+
+def test_no_comment_is_stranded_behind_a_bracket():
+    """The formatter moves a comment that makes its line too long behind the closing bracket, away from what it speaks of."""
+    stranded = []
+    for path in modules().values():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            if re.match(r"\s*[\])}]+(?:[:,]| as \w+:| = \S+)*  # (?!fmt:|noqa)", line):
+                stranded.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert not stranded, "\n".join(stranded)

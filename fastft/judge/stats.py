@@ -28,10 +28,8 @@ from fastft.judge.judgment import Judgment
 
 RATING_RESAMPLES = 500
 RIDGE = 0.1  # penalty of the length regression: a normal prior, mean 0, standard deviation 1 / sqrt(0.1) = 3.2
-POINTS, SCORE_POINTS = (
-    5.0,
-    0.5,
-)  # the differences to be detected by `questions_needed`, in points of win rate and of score
+# The differences that `questions_needed` is to detect, in points of win rate and of score.
+POINTS, SCORE_POINTS = 5.0, 0.5
 Z = 1.96  # standard errors on each side of a 95 % interval
 Lengths = dict[tuple[str, str], int]  # (question, model) -> characters of the answer
 

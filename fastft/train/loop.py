@@ -221,9 +221,8 @@ class Loop:
         """
         inputs, total = self.inputs, self.inputs.total
         self.matrices = matrix_flops(self.model)
-        self.pending: list[
-            dict
-        ] = []  # numbers of steps that are still on the device, because reading them waits for it
+        # Numbers of steps that are still on the device, because reading them waits for it.
+        self.pending: list[dict] = []
         self.timed_from = began = time.perf_counter()
         steps = map(inputs.curriculum.step, range(self.start_step + 1, total + 1))
         batches = partial(build_batches, inputs.curriculum, inputs.config, self.device)
