@@ -48,7 +48,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_full_disk_is_one_line_with_what_is_needed_and_free(tmp_path):
     """The real errors of the system: a device that is always full, and a limit on the size of files."""
     path = tmp_path / "log"
-    line = rf"^{path}: No space left on device: 6 bytes needed, .* free: look for another limit, such as inodes .*; make room there"
+    line = rf"^{path}: No space left on device: 6 bytes needed, .* free: look for another limit, such as inodes .*; make room"
     with pytest.raises(FullDiskError, match=line), room_for(path, 6), open("/dev/full", "w") as file:
         file.write("123456")
         file.flush()
