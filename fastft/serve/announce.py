@@ -30,7 +30,7 @@ WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Gateway:
+class GatewayAddress:
     """Where to announce."""
 
     url: str
@@ -61,7 +61,7 @@ def reachable_url(host: str, port: int, gateway: str) -> str:
         raise UserError(f"--announce {gateway}: {error.strerror}; is the name right?") from None
 
 
-async def announce(gateway: Gateway, url: str) -> None:
+async def announce(gateway: GatewayAddress, url: str) -> None:
     """Announce the worker `URL#NAME` until cancelled; what goes wrong is said once, and again when it changes."""
     request = {"url": url, "lease_s": LEASE_S}
     if gateway.worker_key_env:
@@ -81,7 +81,7 @@ async def announce(gateway: Gateway, url: str) -> None:
             await asyncio.sleep(EVERY_S)
 
 
-async def take_leave(gateway: Gateway, url: str) -> None:
+async def take_leave(gateway: GatewayAddress, url: str) -> None:
     """Tell the gateway to ask this worker nothing more; if it cannot be reached, the lease runs out by itself."""
     async with _session() as session:
         if trouble := await _ask(session, "DELETE", gateway, {"url": url}):
@@ -92,7 +92,7 @@ def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT_S))
 
 
-async def _ask(session: aiohttp.ClientSession, method: str, gateway: Gateway, request: dict) -> str | None:
+async def _ask(session: aiohttp.ClientSession, method: str, gateway: GatewayAddress, request: dict) -> str | None:
     """None, or what went wrong."""
     target = f"{gateway.url.rstrip('/').removesuffix('/v1')}/admin/workers"
     headers = {"authorization": f"Bearer {gateway.admin_key}", "content-type": "application/json"}

@@ -370,6 +370,26 @@ def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any
     )
 
 
+def application(config: WorkerConfig) -> Any:
+    """The ASGI application on a model that is loaded here, for another server than ours, such as Ray Serve.
+
+    Call it within the event loop that will serve it. Where to listen is that server's business, and so is draining.
+    """
+    served = ServedModel(config)
+    return build_app(served, _generation(config, served), config)
+
+
+def _generation(config: WorkerConfig, served: ServedModel) -> Any:
+    from fastft.inference.rows import StepLoop
+    from fastft.serve.generation import Generation
+
+    steps = StepLoop(served.model, served.stop_ids, served.window, config.max_batch, served.cache_memory())
+    if steps.why_alone:
+        logger.warning("%s answers one request at a time: %s", served.name, steps.why_alone)
+    logger.info("%s: %s on %s, up to %d answers at once", served.name, served.dtype, served.device, steps.max_rows)
+    return Generation(steps, config.max_queue)
+
+
 async def _body(request: Any) -> bytes:
     from fastft.serve import protocol
 
@@ -417,10 +437,10 @@ def main(argv: list[str]) -> int:
 
 
 def _gateway(config: WorkerConfig) -> Any:
-    """The Gateway to announce to, or None. Raises UserError for one that cannot be reached in this way."""
+    """The GatewayAddress to announce to, or None. Raises UserError for one that cannot be reached in this way."""
     if config.announce is None:
         return None
-    from fastft.serve.announce import Gateway
+    from fastft.serve.announce import GatewayAddress
 
     if not config.announce.startswith(("http://", "https://")):
         raise UserError(f"--announce {config.announce}: must be the gateway's address, such as http://10.0.0.1:8000")
@@ -432,7 +452,7 @@ def _gateway(config: WorkerConfig) -> Any:
         raise UserError(
             f"--announce_key_env {config.announce_key_env}: there is no such environment variable, or it is empty"
         )
-    return Gateway(config.announce, key, config.api_key_env)
+    return GatewayAddress(config.announce, key, config.api_key_env)
 
 
 def _check(config: WorkerConfig) -> None:
@@ -449,13 +469,7 @@ async def _serve(
 ) -> None:
     import uvicorn
 
-    from fastft.inference.rows import StepLoop
-    from fastft.serve.generation import Generation
-
-    steps = StepLoop(served.model, served.stop_ids, served.window, config.max_batch, served.cache_memory())
-    if steps.why_alone:
-        logger.warning("%s answers one request at a time: %s", served.name, steps.why_alone)
-    generation = Generation(steps, config.max_queue)
+    generation = _generation(config, served)
     host, port = listener.getsockname()[:2]
     url = f"http://{written(host, port)}/v1#{served.name}"
 
@@ -496,7 +510,6 @@ async def _serve(
         loop.add_signal_handler(number, end)
     if parent is not None:
         _watch_parent(parent, lambda: loop.call_soon_threadsafe(end), config.grace_s)
-    logger.info("%s: %s on %s, up to %d answers at once", served.name, served.dtype, served.device, steps.max_rows)
     if presence:
         presence.begin(lambda seconds: loop.call_soon_threadsafe(end, seconds))
     await server.serve(sockets=[listener])
