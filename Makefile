@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-cluster test-sky sky-e2e fuzz lint clean
+.PHONY: demo test test-all test-cluster test-sky test-clients soak sky-e2e fuzz lint clean
 
 demo: .venv/ready
 	$(BIN)/fastft demo
@@ -41,6 +41,15 @@ test-sky: .venv-sky/ready
 	.venv-sky/bin/python -m pip install --quiet skypilot==0.14.1
 	touch $@
 
+# Real clients and fleets before a real `fastft serve`, each in an environment of its own under .venv-clients/, which the first run
+# makes: half an hour and 5 GB. Clients of Node are left out where it is not installed, Open WebUI where chromium is not.
+test-clients: .venv/ready
+	$(BIN)/python -m pytest tests/clients/real_clients.py tests/clients/fleet.py tests/clients/open_webui.py
+
+# `fastft serve` for half an hour at 80 % of what it can do; for a nightly run.
+soak: .venv/ready
+	$(BIN)/python benchmarks/serve_faults.py --soak_minutes 30
+
 # A managed job of the real SkyPilot on a Slurm cluster of one machine, preempted twice. Needs Linux, root and Debian's packages;
 # takes 10 minutes.
 sky-e2e: .venv/ready .venv-sky-e2e/ready
@@ -57,4 +66,4 @@ fuzz:
 	PYTHON=$(PYTHON) tests/fuzz/run
 
 clean:
-	rm -rf .venv .venv-sky .venv-sky-e2e .venv-fuzz build *.egg-info
+	rm -rf .venv .venv-sky .venv-sky-e2e .venv-fuzz .venv-clients build *.egg-info

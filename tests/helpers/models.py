@@ -60,6 +60,21 @@ def make_model(path: Path, family: str = "llama", template: str = "chatml", **si
     return path
 
 
+def make_endless_model(path: Path, **sizes) -> Path:
+    """Save a model that says "a" for ever, whatever it is asked: attention and MLPs add nothing to embeddings that are all
+    alike, and only one row of the output layer is not 0."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    make_model(path, **{"max_position_embeddings": 1 << 18, **sizes})
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.data.fill_(0.0 if name.endswith(("o_proj.weight", "down_proj.weight", "lm_head.weight")) else 1.0)
+    [letter] = AutoTokenizer.from_pretrained(path).encode("a", add_special_tokens=False)
+    model.lm_head.weight.data[letter] = 1.0
+    model.save_pretrained(path)
+    return path
+
+
 def make_data(path: Path, conversations: int = 24, seed: int = 0) -> Path:
     """Write conversations of different lengths, some of whose answers are not trained."""
     source = random.Random(seed)
