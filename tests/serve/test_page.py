@@ -9,7 +9,7 @@ import pytest
 from helpers import gateways
 from helpers.browser import browser, visit
 from helpers.pages import CHROMIUM, HOSTILE
-from helpers.serving import wait_until
+from helpers.serving import ANSWERS, teach, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 expect = playwright.expect
@@ -322,6 +322,70 @@ def test_an_open_fence_is_code_already_and_finished_blocks_are_left_alone(page):
         }"""
     )
     assert result == {"same": True, "open": "let\n", "lists": 1, "equal": True}
+
+
+def test_another_tab_shows_what_was_said_here_and_does_not_save_over_it(page):
+    page.ask("from the first tab")
+    page.button("Regenerate").wait_for()
+    second = page.page.context.new_page()
+    second.goto(page.page.url)
+    expect(second.locator("article.answer")).to_have_count(1)
+    second.get_by_label("Your message", exact=True).fill("from the second tab")
+    second.get_by_label("Your message", exact=True).press("Enter")
+    expect(page.answers()).to_have_count(2)
+    expect(page.answers().nth(1).locator(".markdown")).to_have_text("alpha0 alpha1 alpha2 alpha3")
+    page.ask("from the first again")
+    expect(page.answers()).to_have_count(3)
+    expect(page.answers().nth(2).locator(".markdown")).to_have_text("alpha0 alpha1 alpha2 alpha3")
+    second.reload()
+    expect(second.locator(".said")).to_have_text(["from the first tab", "from the second tab", "from the first again"])
+
+
+def test_a_double_click_on_send_does_not_stop_the_answer(page, worker):
+    worker.do(delay_s=0.2, chunks=6)
+    page.page.get_by_label("Your message", exact=True).fill("hello")
+    page.button("Send").dblclick()
+    expect(page.answers().first.locator(".markdown")).to_have_text("alpha0 alpha1 alpha2 alpha3 alpha4 alpha5")
+
+
+def test_an_answer_goes_on_behind_another_tab_and_another_conversation(page, worker):
+    worker.do(delay_s=0.3, chunks=8)
+    page.ask("slowly")
+    expect(page.answers().first).to_contain_text("alpha0")
+    page.tab("About")
+    page.tab("Chat")
+    page.button("New conversation").click()
+    expect(page.answers()).to_have_count(0)
+    page.page.get_by_role("navigation").get_by_role("button", name="slowly", exact=True).click()
+    expect(page.answers().first).to_contain_text("alpha7")
+    expect(page.answers().first).not_to_contain_text("left")
+
+
+# A real model --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_model_answers_and_says_when_the_conversation_is_too_long(chromium, tmp_path):
+    teach(tmp_path / "taught", max_position_embeddings=256)
+    serving = gateways.gateway("--model", str(tmp_path / "taught"), "--record", str(tmp_path / "record"))
+    with serving as process, visit(chromium, process.url.removesuffix("v1")) as page:
+        page.page.get_by_text("Parameters").click()
+        page.page.get_by_label("Temperature").fill("0")
+        page.page.keyboard.press("Escape")
+        for question in ("emoji", "hello"):
+            page.button("New conversation").click()
+            page.ask(question)
+            expect(page.answers().first.locator(".markdown")).to_have_text(ANSWERS[question])
+            expect(page.answers().first.locator(".who")).to_have_text("taught")
+        page.ask("word " * 300)
+        expect(page.page.locator(".trouble")).to_contain_text(
+            "The conversation no longer fits into what the model can read."
+        )
+        expect(page.page.locator(".trouble .detail")).to_contain_text("256")
+        page.answers().last.locator("xpath=preceding-sibling::article[1]").get_by_role("button", name="Edit").click()
+        page.page.get_by_label("Edit your message").fill("count")
+        page.page.get_by_label("Edit your message").press("Enter")
+        expect(page.page.locator(".trouble")).to_have_count(0)
+        expect(page.answers().last.get_by_role("button", name="Regenerate")).to_be_visible()
 
 
 # Failures ------------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ export function About({ about, models }) {
     <h2>About</h2>
     <p>fastft ${about?.version} serves ${models.length === 1 ? "one model" : `${models.length} models`}: ${models.join(", ")}. Programs ask at <code>${base}</code>, as they would ask OpenAI’s API.</p>
     <h3>What is kept</h3>
-    <p>${recorded(about)} Conversations, drafts and parameters are also kept in this browser, until you delete them.
+    <p>${recorded(about)} Conversations are also kept in this browser, until you delete them.
     ${about?.moderation && " What you write is sent to a moderation service before a model reads it."} The page loads nothing from anywhere else, and pictures in answers are links.</p>
     <h3>Models make mistakes</h3>
     <p>They invent facts, sources and numbers. Check what matters.</p>

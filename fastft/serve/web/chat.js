@@ -27,6 +27,20 @@ export function Chat({ active, models, kept }) {
     });
   }, []);
 
+  // Another tab of this browser has gone on with a conversation: here it is shown as it is now, and not saved over.
+  useEffect(() => {
+    store.elsewhere.onmessage = async ({ data }) => {
+      const found = await store.load(data);
+      setConversations((those) => {
+        const mine = (those || []).find((each) => each.id === data);
+        if (!mine) return found ? [found, ...(those || [])] : those;
+        if (!found) return those.filter((each) => each !== mine);
+        if (!Object.keys(mine.nodes).some((id) => running.has(id))) Object.assign(mine, found);
+        return [...those];
+      });
+    };
+  }, []);
+
   useEffect(() => {
     if (!current || !active) return;
     const hash = current.title ? `#chat/${current.id}` : "#chat";
@@ -133,7 +147,7 @@ export function Chat({ active, models, kept }) {
           <button type="button" onClick=${() => store.download(`${name}.jsonl`, store.asConversation(current))}>For fastft (.jsonl)</button>
         </div></details>`}
       </div>
-      <${Follower} key=${current.id} label="Messages">
+      <${Follower} key=${current.id} label="Messages" count=${shown.length}>
         ${shown.length === 0 && html`<div class="empty"><h2>Talk to ${model || "a model"}</h2><p>${kept}</p></div>`}
         ${shown.map((node) => {
           const among = store.versions(current, node.parent);
@@ -144,7 +158,7 @@ export function Chat({ active, models, kept }) {
             </${Question}>`;
           }
           return html`<${Answer} key=${node.id} node=${node} label=${node.model} onRetry=${busy ? null : () => retry(node)}>
-            ${!busy && html`<button type="button" class="quiet" onClick=${() => again(node)}>Regenerate</button>`}
+            ${!busy && node.state !== "failed" && html`<button type="button" class="quiet" onClick=${() => again(node)}>Regenerate</button>`}
             <${Versions} among=${among} node=${node} onChoose=${choose} />
           </${Answer}>`;
         })}

@@ -19,6 +19,7 @@ export function Compare({ anonymous, models, closed }) {
   const [voting, setVoting] = useState(false);
   const [together, setTogether] = useState(localStorage.getItem(TOGETHER) === "yes");
   const sent = useRef(false);
+  const [restored, setRestored] = useState(0);
   const [, tick] = useState(0);
   const redraw = () => tick((n) => n + 1);
 
@@ -92,7 +93,7 @@ export function Compare({ anonymous, models, closed }) {
     if (await start()) return ask(turn);
     round.turns.pop();
     sessionStorage.setItem(`draft-${tab}`, text);
-    redraw();
+    setRestored((n) => n + 1);
   };
 
   const vote = async (winner) => {
@@ -102,8 +103,9 @@ export function Compare({ anonymous, models, closed }) {
     setTrouble(null);
     try {
       round.vote = await getJson(`arena/battles/${round.id}/vote`, { method: "POST", body: { winner } });
-      announce(told(round.vote));
       await keep();
+      // The button that was pressed goes away; whoever listens hears what it did.
+      requestAnimationFrame(() => document.querySelector(`#panel-${tab} .verdict`)?.focus());
     } catch (error) {
       setTrouble(error.plain || new Failure("", String(error)).plain);
     }
@@ -134,7 +136,7 @@ export function Compare({ anonymous, models, closed }) {
     requestAnimationFrame(() => document.querySelector(`#panel-${tab} .composer textarea`)?.focus());
   };
 
-  const pick = (i) => html`<label>Model ${"AB"[i]} <select value=${chosen[i]} disabled=${round.turns.length > 0} onChange=${(event) => setPair(chosen.map((name, j) => (i === j ? event.target.value : name)))}>
+  const pick = (i) => html`<label><span><span class="word">Model</span> ${"AB"[i]}</span> <select value=${chosen[i]} disabled=${round.turns.length > 0} onChange=${(event) => setPair(chosen.map((name, j) => (i === j ? event.target.value : name)))}>
     ${models.map((each) => html`<option value=${each}>${each}</option>`)}
   </select></label>`;
 
@@ -145,7 +147,7 @@ export function Compare({ anonymous, models, closed }) {
       <${Settings} settings=${round.settings} onChange=${(settings) => { round.settings = settings; keep(); redraw(); }} />
       ${round.turns.length > 0 && html`<button type="button" onClick=${again}>New round</button>`}
     </div>
-    <${Follower} key=${round.id || "new"} label="Answers side by side">
+    <${Follower} key=${round.id || "new"} label="Answers side by side" count=${round.turns.length}>
       ${!round.turns.length && html`<div class="empty"><h2>${anonymous ? "Which answer is better?" : "Compare two models"}</h2>
         <p>${anonymous ? "Names are shown after your vote. A vote does not count if an answer says which model wrote it." : "Votes on named models are kept, but the leaderboard counts those from the arena only."}</p></div>`}
       ${round.turns.map((turn, i) => html`<div class="turn" key=${turn.id}>
@@ -154,7 +156,7 @@ export function Compare({ anonymous, models, closed }) {
           shown=${!together || SIDES.every((each) => !["waiting", "writing"].includes(turn[each].state))}
           onRetry=${turn === last && !busy && !round.vote ? () => ask(turn, [side]) : null} />`)}</div>
       </div>`)}
-      ${round.vote && html`<div class="verdict"><p><strong>${told(round.vote)}</strong></p>
+      ${round.vote && html`<div class="verdict" tabindex="-1"><p><strong>${told(round.vote)}</strong></p>
         <div class="row">${!round.vote.withdrawn && html`<button type="button" onClick=${takeBack}>Take it back</button>`}<button type="button" class="main" onClick=${again}>New round</button></div></div>`}
       ${trouble && html`<${Trouble} failure=${trouble} onRetry=${null} />`}
     </${Follower}>
@@ -163,7 +165,7 @@ export function Compare({ anonymous, models, closed }) {
       ${!busy && html`<button type="button" class="quiet" onClick=${() => ask(last)}>Regenerate both</button>`}
     </div>`}
     ${!votes && last && html`<p class="detail foot">No votes here: ${closed}</p>`}
-    <${Composer} key=${`${tab}-${round.id}-${round.turns.length}`} name=${tab} busy=${busy}
+    <${Composer} key=${restored} name=${tab} busy=${busy}
       blocked=${round.vote ? "This round is decided. Begin a new one." : models.length ? "" : "No model is served."}
       onSend=${send} onStop=${() => round.turns.forEach((turn) => SIDES.forEach((side) => stop(turn[side])))} />
   </div>`;

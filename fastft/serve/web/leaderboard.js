@@ -30,7 +30,7 @@ function Ratings({ board }) {
   const low = Math.min(...rated.map((each) => each.rating.low));
   const high = Math.max(...rated.map((each) => each.rating.high));
   const share = (value) => 2 + (96 * (value - low)) / Math.max(high - low, 1);
-  return html`<div class="scrolling"><table class="board">
+  return html`<div class="scrolling" tabindex="0"><table class="board">
     <caption class="hidden">Models by rating, with 95 % intervals</caption>
     <thead><tr><th scope="col" class="number">Rank</th><th scope="col">Model</th><th scope="col" class="number">Rating</th><th scope="col">95 % interval</th>
       <th scope="col" class="number">Battles</th><th scope="col" class="number">Won</th><th scope="col" class="number">Lost</th><th scope="col" class="number">Tie</th><th scope="col" class="number">Both bad</th></tr></thead>
@@ -51,7 +51,7 @@ function Pairs({ pairs, names }) {
     const battles = won + lost + tie + both_bad;
     return battles ? `${Math.round((100 * (won + (tie + both_bad) / 2)) / battles)} % of ${battles}` : "";
   };
-  return html`<details><summary>Who won against whom</summary><div class="scrolling"><table class="board">
+  return html`<details><summary>Who won against whom</summary><div class="scrolling" tabindex="0"><table class="board">
     <caption>Share of battles that the row’s model won against the column’s, a tie half</caption>
     <thead><tr><td></td>${names.map((name) => html`<th scope="col" class="number">${name}</th>`)}</tr></thead>
     <tbody>${names.map((own) => html`<tr><th scope="row">${own}</th>${names.map((other) => html`<td class="number">${own === other ? "" : cell(own, other)}</td>`)}</tr>`)}</tbody>

@@ -53,7 +53,7 @@ function fragmentOf(tokens, settled) {
     link.target = "_blank";
     link.rel = "noopener noreferrer nofollow";
   }
-  for (const table of fragment.querySelectorAll("table")) wrap(table, "scrolling");
+  for (const table of fragment.querySelectorAll("table")) wrap(table, "scrolling").tabIndex = 0;
   for (const pre of fragment.querySelectorAll("pre")) frameCode(pre, settled);
   return fragment;
 }

@@ -146,7 +146,7 @@ export function Question({ node, onEdit, editing, onCancel, children }) {
   if (editing) {
     return html`<article class="question editing"><${Editor} text=${node.content} onSend=${onEdit} onCancel=${onCancel} /></article>`;
   }
-  return html`<article class="question" aria-label="You"><div class="said">${node.content}</div><footer>${children}</footer></article>`;
+  return html`<article class="question" aria-label="You"><div class="said">${node.content}</div>${children && html`<footer>${children}</footer>`}</article>`;
 }
 
 function Editor({ text, onSend, onCancel }) {
@@ -174,6 +174,7 @@ export function sends(event) {
 export function Composer({ name, busy, blocked, onSend, onStop, onEditLast }) {
   const box = useRef();
   const draft = `draft-${name}`;
+  const sentAt = useRef(0);
   const [text, setText] = useState(() => sessionStorage.getItem(draft) || "");
   useEffect(() => {
     sessionStorage.setItem(draft, text);
@@ -184,9 +185,12 @@ export function Composer({ name, busy, blocked, onSend, onStop, onEditLast }) {
   const send = () => {
     if (busy || blocked || !text.trim()) return;
     sessionStorage.removeItem(draft);
+    sentAt.current = Date.now();
     onSend(text);
     setText("");
   };
+  // Send becomes Stop under the pointer, and a double click must not do both.
+  const halt = () => Date.now() - sentAt.current > 500 && onStop();
   const onKeyDown = (event) => {
     if (sends(event)) send();
     else if (event.key === "Escape" && busy) onStop();
@@ -199,7 +203,7 @@ export function Composer({ name, busy, blocked, onSend, onStop, onEditLast }) {
     <textarea ref=${box} rows="1" aria-label="Your message" placeholder=${blocked || "Write a message. Enter sends, Shift+Enter begins a line."} disabled=${Boolean(blocked)}
       value=${text} onInput=${(event) => setText(event.target.value)} onKeyDown=${onKeyDown}></textarea>
     ${busy
-      ? html`<button type="button" class="main stop" onClick=${onStop}>Stop</button>`
+      ? html`<button type="button" class="main stop" onClick=${halt}>Stop</button>`
       : html`<button type="button" class="main" disabled=${Boolean(blocked) || !text.trim()} onClick=${send}>Send</button>`}
   </div>`;
 }
@@ -223,12 +227,14 @@ export function Settings({ settings, onChange }) {
 
 // The end of what is written --------------------------------------------------------------------------------------------------
 
-// A box that stays at its end while it grows, unless somebody has scrolled up.
-export function Follower({ children, label }) {
+// A box that stays at its end while it grows, unless somebody has scrolled up. `count`: of messages; a new one is shown.
+export function Follower({ children, label, count }) {
   const box = useRef();
   const inner = useRef();
   const [following, setFollowing] = useState(true);
   const follows = useRef(true);
+  const top = useRef(0);
+  useEffect(() => jump(), [count]);
   useEffect(() => {
     const element = box.current;
     const observer = new ResizeObserver(() => follows.current && (element.scrollTop = element.scrollHeight));
@@ -238,11 +244,15 @@ export function Follower({ children, label }) {
   }, []);
   const onScroll = () => {
     const { scrollHeight, scrollTop, clientHeight } = box.current;
-    follows.current = scrollHeight - scrollTop - clientHeight < 40;
+    // Not being at the end does not mean that somebody has left it: the text may have grown. Moving up does.
+    if (scrollHeight - scrollTop - clientHeight < 40) follows.current = true;
+    else if (scrollTop < top.current) follows.current = false;
+    top.current = scrollTop;
     setFollowing(follows.current);
   };
   const jump = () => {
     follows.current = true;
+    setFollowing(true);
     box.current.scrollTop = box.current.scrollHeight;
   };
   return html`<div class="follower">

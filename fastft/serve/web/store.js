@@ -6,6 +6,9 @@
 const NAME = "fastft";
 let opened;
 
+// Tells other tabs of this browser which conversation has changed.
+export const elsewhere = new BroadcastChannel(NAME);
+
 function database() {
   opened ||= new Promise((resolve, reject) => {
     const request = indexedDB.open(NAME, 1);
@@ -30,8 +33,16 @@ async function run(store, mode, act) {
 
 // All of these resolve to false where the browser keeps nothing (a private window, a full disk).
 const tried = (promise) => promise.then((value) => value ?? true, () => false);
-export const save = (conversation) => tried(run("conversations", "readwrite", (s) => s.put(structuredClone(conversation))));
-export const remove = (id) => tried(run("conversations", "readwrite", (s) => s.delete(id)));
+const tell = (id) => (done) => {
+  if (done) elsewhere.postMessage(id);
+  return done;
+};
+export const save = (conversation) => tried(run("conversations", "readwrite", (s) => s.put(structuredClone(conversation)))).then(tell(conversation.id));
+export const remove = (id) => tried(run("conversations", "readwrite", (s) => s.delete(id))).then(tell(id));
+export const load = async (id) => {
+  const found = await tried(run("conversations", "readonly", (s) => s.get(id)));
+  return found && found.nodes ? found : null;
+};
 export const saveRound = (round) => tried(run("rounds", "readwrite", (s) => s.put(structuredClone(round))));
 export const loadRound = async (tab) => {
   const found = await tried(run("rounds", "readonly", (s) => s.get(tab)));
