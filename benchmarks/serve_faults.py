@@ -36,7 +36,7 @@ from fastft.common.command_line import parse, run
 
 AT_ONCE = 16
 """Clients that ask one short question after the other: as many as a worker has rows."""
-SHORT, LONG = 12, 400
+SHORT, LONG = 12, 2000
 """Tokens of an answer."""
 HUNG_S = 300.0
 """A client that has waited so long for the end of its answer will not see it."""

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import environments
 from helpers import gateways, models
-from helpers.serving import ANSWERS, teach, wait_until
+from helpers.serving import ANSWERS, WorkerProcess, teach, wait_until
 
 PROGRAMS = Path(__file__).parent / "programs"
 WINDOW = 65536
@@ -181,10 +181,9 @@ def served(tmp_path_factory):
     flags = ["--model", f"m={taught}", "--model", f"endless={endless}", "--repeatable", "--record", str(record)]
     with gateways.gateway(*flags) as process:
         process.record = record
-        process.url = process.url.rstrip("/")
         id = process.chat("hello", model="endless", max_tokens=3).headers["x-fastft-event"]
         url = gateways.event_of(record, id)["tries"][0]["worker"]
-        process.endless = gateways.Scripted(url, "endless", process.process)
+        process.endless = WorkerProcess(url, "endless", process.process)
         yield process
 
 

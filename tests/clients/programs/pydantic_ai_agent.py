@@ -10,13 +10,10 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-url, model, question, how = sys.argv[1:]
+url, name, question, how = sys.argv[1:]
 client = AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
-agent = Agent(
-    OpenAIChatModel(model, provider=OpenAIProvider(openai_client=client)),
-    instructions="Be brief." if question == "with instructions" else None,
-    model_settings={"temperature": 0},
-)
+model = OpenAIChatModel(name, provider=OpenAIProvider(openai_client=client))
+agent = Agent(model, model_settings={"temperature": 0})
 
 
 async def stream(pieces: list[str]) -> None:
