@@ -13,10 +13,12 @@ from helpers import gateways
 from helpers.serving import read_stream, wait_until
 
 from fastft.cli import main
+from fastft.errors import UserError
 from fastft.judge.judgment import read_judgments
 from fastft.serve.arena import identity_words, names_one
-from fastft.serve.events import FILE, read_votes
+from fastft.serve.events import FILE, EventLog, read_votes
 from fastft.serve.leaderboard import largest_group, leaderboard
+from fastft.serve.votes import outcomes
 
 NAMES = ("osprey-instruct", "kestrel-instruct")
 
@@ -221,6 +223,40 @@ def test_the_leaderboard_counts_the_last_word_of_each_battle():
     assert (n["won"], n["lost"], n["both_bad"], n["rank"]) == (0, 1, 1, 1)
     pair = next(each for each in board["pairs"] if each["model"] == "n")
     assert (pair["lost"], pair["both_bad"]) == (1, 1)
+
+
+def test_a_router_gets_one_row_a_question_of_those_that_were_asked_alone():
+    events = [{"id": each, "messages": [{"role": "user", "content": f"text of {each}"}]} for each in ("x", "z")]
+    longer = vote(3, "m", "n", turns={"a": ["z", "z2"], "b": ["y", "y2"]}, question="long")
+    twice = [vote(1, "m", "n", question="q"), vote(2, "n", "m", "tie", question="q")]
+    bad = vote(4, "m", "n", "both_bad", question="bad", turns={"a": ["z"], "b": ["y"]})
+    assert list(outcomes([*twice, longer, bad], events)) == [
+        {"id": "q", "query": "text of x", "tags": [], "rewards": {"m": 0.75, "n": 0.25}},
+        {"id": "bad", "query": "text of z", "tags": [], "rewards": {"m": 0.0, "n": 0.0}},
+    ]
+    with pytest.raises(UserError, match="hashes only"):
+        list(outcomes(twice, [{"id": "x", "messages_sha256": "0"}]))
+
+
+def test_votes_are_reported_as_judgments_are(tmp_path, capsys):
+    log = EventLog(tmp_path / "record")
+    for number in range(6):
+        log.add_vote(vote(number, "m", "n", ["a", "a", "b", "tie", "both_bad", "a"][number])).result(30)
+    log.close()
+    export = [
+        "record",
+        "export",
+        str(tmp_path / "record"),
+        "--as",
+        "battles",
+        "-o",
+        str(tmp_path / "d" / "judgments.jsonl"),
+    ]
+    (tmp_path / "d").mkdir()
+    assert main(export) == 0 and main(["report", str(tmp_path / "d")]) == 0
+    [pair] = json.loads((tmp_path / "d" / "results.json").read_text())["pairs"]
+    assert (pair["total"]["wins"], pair["total"]["ties"], pair["total"]["losses"]) == (1, 2, 3)
+    assert "both answers are bad" in (tmp_path / "d" / "results.md").read_text()
 
 
 def test_ranks_differ_only_where_intervals_do():

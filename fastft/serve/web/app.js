@@ -49,7 +49,7 @@ function KeyDialog({ open, onDone }) {
   return html`<dialog ref=${dialog} aria-labelledby="key-title" onClose=${() => open && onDone()}>
     <form onSubmit=${onSubmit}>
       <h2 id="key-title">This server asks for a key</h2>
-      <p>Whoever runs it gives you one. It is kept until this tab is closed.</p>
+      <p>${key.get() ? "The one you gave is not accepted here." : "Whoever runs it gives you one."} It is kept until this tab is closed.</p>
       <label>Key <input ref=${field} type="password" autocomplete="current-password" required /></label>
       <button type="submit" class="main">Use it</button>
     </form>

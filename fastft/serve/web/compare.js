@@ -142,7 +142,7 @@ export function Compare({ anonymous, models, closed }) {
 
   return html`<div class="compare">
     <div class="bar">
-      ${anonymous ? html`<p class="detail">Two models, drawn by chance. Ask both, vote, and see who they were.</p>` : html`${pick(0)}${pick(1)}`}
+      ${anonymous ? !round.turns.length && html`<p class="detail">Two models, drawn by chance. Ask both, vote, and see who they were.</p>` : html`${pick(0)}${pick(1)}`}
       <label class="check"><input type="checkbox" checked=${together} onChange=${(event) => { localStorage.setItem(TOGETHER, event.target.checked ? "yes" : "no"); setTogether(event.target.checked); }} /> Show both at once</label>
       <${Settings} settings=${round.settings} onChange=${(settings) => { round.settings = settings; keep(); redraw(); }} />
       ${round.turns.length > 0 && html`<button type="button" onClick=${again}>New round</button>`}
