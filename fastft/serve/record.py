@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     else:
         rows = _voted(Path(config.directory), config.form, events)
     output, count = Path(config.output), 0
+    output.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(output) as partial, partial.open("wb") as file:
         for row in rows:
             file.write(row + b"\n")

@@ -252,7 +252,6 @@ def test_votes_are_reported_as_judgments_are(tmp_path, capsys):
         "-o",
         str(tmp_path / "d" / "judgments.jsonl"),
     ]
-    (tmp_path / "d").mkdir()
     assert main(export) == 0 and main(["report", str(tmp_path / "d")]) == 0
     [pair] = json.loads((tmp_path / "d" / "results.json").read_text())["pairs"]
     assert (pair["total"]["wins"], pair["total"]["ties"], pair["total"]["losses"]) == (1, 2, 3)
