@@ -245,8 +245,9 @@ def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str
         return None
     if candidate.remote is None or store is None:
         return next(iter(lacking.values()), f"{manifest.NAME} is missing")
-    if has_manifest:  # so the directory was complete once, and has been damaged since
-        logger.warning("%s: %s; fetching it from storage", path, next(iter(lacking.values())))
+    damaged = [fault for name, fault in lacking.items() if candidate.meta["machines"] == 1 or (path / name).exists()]
+    if has_manifest and damaged:  # it was complete once; of several machines, each has only what it wrote
+        logger.warning("%s: %s; fetching it from storage", path, damaged[0])
     partial = path.with_name(path.name + ".fetch.tmp")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
