@@ -151,7 +151,7 @@ export function Question({ node, onEdit, editing, onCancel, children }) {
 
 function Editor({ text, onSend, onCancel }) {
   const box = useRef();
-  useEffect(() => {
+  useLayoutEffect(() => {
     box.current.focus();
     box.current.setSelectionRange(text.length, text.length);
   }, []);
