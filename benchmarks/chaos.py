@@ -3,7 +3,7 @@
     python benchmarks/chaos.py                                # 20 preemptions, always 2 processes: bit-identical
     python benchmarks/chaos.py --processes 2,1,4              # other numbers of processes: equal up to rounding
     python benchmarks/chaos.py --trace FILE --seed 3          # lives with the relative lengths of a recorded trace
-    python benchmarks/chaos.py --model DIR --preemptions 12 --steps 36 --every 2      # a model of your own
+    python benchmarks/chaos.py --model DIR --lora_r 16 --preemptions 12 --steps 60     # adapters of a model of your own
 
 The run is a real training on 2 processes (torchrun, gloo, a tiny Llama), which uploads its checkpoints to a real S3 server on
 loopback through a proxy that cuts every ninth connection. Each of its lives ends in one of these ways:
@@ -96,6 +96,7 @@ class Run:
     steps: int
     every: int = 3  # steps between two checkpoints
     model: Path | None = None  # else the one that lies in `ground`
+    lora_r: int = 0  # of adapters; 0 trains all weights
     environment: dict[str, str] | None = None
 
     def command(self, processes: int, restarts: int = 0) -> list[str]:
@@ -115,7 +116,7 @@ class Run:
             "--model", str(self.model or self.ground / "model"), "--data", str(self.ground / "data.jsonl"),
             "--output_dir", str(self.out), "--seq_len", "160", "--global_batch_size", "4", "--optimizer.lr", "1e-4",
             "--epochs", "1000", "--max_steps", str(self.steps), "--trackers", "none", "--checkpoint.every", str(self.every),
-            *(["--checkpoint.remote", self.remote] if self.remote else []),
+            "--lora.r", str(self.lora_r), *(["--checkpoint.remote", self.remote] if self.remote else []),
         ]  # fmt: skip
 
     def start(self, processes: int, restarts: int = 0, disk: int | None = None) -> subprocess.Popen:
@@ -323,9 +324,9 @@ def live(
     if way in LOSES_DISK:
         shutil.rmtree(run.out)
     held = run.in_storage() if way in LOSES_DISK else run.on_disk()
-    if way == "full":
+    if way == "full" and held:
         refused = start_on_small_disk(run, processes)
-    if way == "outage":
+    if way == "outage" and held:
         drop_while_it_fetches(run, line)
     reached = max([reached, *(step for step, _, _ in rows)])
     return Life(way, processes, start, reached, held, began, first_at, ended_at, struck, code, rows, refused), agent
@@ -369,7 +370,7 @@ def spread(run: Run, processes: list[int]) -> float:
     """How far apart uninterrupted runs on different numbers of processes are: rounding that has grown over the steps."""
     curves = []
     for number in sorted(set(processes)):
-        other = Run(run.ground, run.ground / f"whole-{number}", None, run.steps, run.every, run.model)
+        other = Run(run.ground, run.ground / f"whole-{number}", None, run.steps, run.every, run.model, run.lora_r)
         uninterrupted(other, number)
         curves.append(other.curve())
     return max(furthest(curves[0], other) for other in curves)
@@ -414,6 +415,8 @@ class Options:
     """Ways in which lives end, separated by commas; all by default."""
     model: str | None = None
     """A model's directory, instead of a tiny Llama."""
+    lora_r: int = 0
+    """Train adapters of this rank: the S3 server holds checkpoints in memory, and takes long for those of a whole model."""
     trace: str | None = None
     """A recorded trace, whose lives are replayed faster."""
     seed: int = 0
@@ -436,8 +439,8 @@ def main() -> int:
         models.make_data(ground / "data.jsonl")
         left_out = impossible(ground)
         lives = plan(options, [way for way in options.ways if way not in left_out])
-        whole = Run(ground, ground / "whole", None, options.steps, options.every, model)
-        torn = Run(ground, ground / "torn", "s3://runs/torn", options.steps, options.every, model)
+        whole = Run(ground, ground / "whole", None, options.steps, 0, model, options.lora_r)  # saves nothing
+        torn = Run(ground, ground / "torn", "s3://runs/torn", options.steps, options.every, model, options.lora_r)
         torn.environment = clock.that_jumps(ground, torn.jumped)
         found = chaos(whole, torn, line, lives, options.processes[0], console.print)
         return conclude(console, options, line, whole, torn, found, left_out)

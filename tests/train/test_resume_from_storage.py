@@ -163,6 +163,27 @@ def test_a_full_disk_while_it_fetches(line, lost, ground, whole, tmp_path):
         resumes_at_4(ground, disk / "run", lost, whole)
 
 
+def test_a_disk_that_gets_full_while_it_fetches(line, lost, ground, whole, tmp_path):
+    """There was room for the checkpoint when the fetch began, and then another program wrote."""
+    size = sum(entry["bytes"] for entry in newest(lost)[1]["files"].values())
+    with disks.small_disk(tmp_path / "disk", 2 * size) as disk:
+
+        def fill(line: storage.Line) -> None:
+            with contextlib.suppress(OSError), (disk / "filler").open("ab", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+
+        with while_it_fetches(line, fill):
+            done = start(ground, disk / "run", lost)
+        runs.fails(
+            done, f"{disk}/run/checkpoints: no room for the checkpoint in storage: No space left on device: ", AGAIN
+        )
+        assert "passed over" not in done.stderr and not list((disk / "run").glob("checkpoints/*.fetch.tmp"))
+        (disk / "filler").unlink()
+        disks.grow(disk)
+        resumes_at_4(ground, disk / "run", lost, whole)
+
+
 @pytest.mark.parametrize("harm", ["missing", "changed"])
 def test_what_disagrees_with_its_manifest_is_passed_over(line, lost, ground, whole, tmp_path, harm):
     store, (name, meta) = Store(lost), newest(lost)
