@@ -34,6 +34,8 @@ SCHEMES = ("s3", "gs", "az", "hf", "file")  # suggested for an unknown one that 
 NO_STORES = ("memory", "http", "https", "data")  # fsspec knows them, but they keep nothing
 EXAMPLES = "s3://bucket/run, gs://bucket/run, az://container/run, hf://buckets/owner/name or file:///directory"
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+# They log what they raise, too, gcsfs with a traceback each time. Python prints that where nobody has asked for logs.
+LIBRARIES = ("gcsfs", "adlfs", "azure", "s3fs", "aiobotocore", "botocore", "google.auth")
 BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # what no library of storage raises
 Result = TypeVar("Result")
 
@@ -84,6 +86,9 @@ class Store:
         """A new file system of fsspec, with a session of its own, and the address without its scheme."""
         import fsspec
 
+        for library in map(logging.getLogger, LIBRARIES):
+            if not library.handlers:
+                library.addHandler(logging.NullHandler())
         scheme = self.url.split("://")[0]
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme in ("file", "local"):

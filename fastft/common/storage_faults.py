@@ -72,6 +72,7 @@ TEXTS = {
     "Token must be a short-lived token": CLOCK,
     "Request date header too old": CLOCK,
     "specified bucket does not exist": NO_BUCKET,
+    "Forbidden: ": FORBIDDEN,  # gcsfs makes an OSError of 403, with these words and nothing else
     "Invalid bucket name": NO_BUCKET,
 }
 CLASSES = {

@@ -480,6 +480,7 @@ class Refreshing(Exception):
     (type("DefaultCredentialsError", (Refreshing,), {})("not found"), storage_faults.NO_CREDENTIALS),
     (type("HttpError", (Refreshing,), {})("Invalid Credentials, 401", code=401), storage_faults.EXPIRED),
     (type("HttpError", (Refreshing,), {})("Forbidden", code=403), storage_faults.FORBIDDEN),
+    (OSError("Forbidden: https://storage.googleapis.com/b/o/run%2Fx\n"), storage_faults.FORBIDDEN),  # gcsfs 2026.10 of 403
     (type("HttpError", (Refreshing,), {})("Backend Error", code=503), storage_faults.BUSY),
     (type("HttpError", (Refreshing,), {})("The specified bucket does not exist", code=404), storage_faults.NO_BUCKET),
     (type("ResourceNotFoundError", (Refreshing,), {})("no", error_code="ContainerNotFound"), storage_faults.NO_BUCKET),
