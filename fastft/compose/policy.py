@@ -22,6 +22,8 @@ class Choice:
     """With which each candidate would have been chosen; they sum to 1."""
     why: str
     """For the record: in a few words, what decided."""
+    next: tuple[str, ...] = ()
+    """Who is asked, in this order, where no worker of the model can answer."""
 
 
 class Policy(Protocol):
@@ -29,8 +31,17 @@ class Policy(Protocol):
 
     kind: str
 
+    @property
+    def models(self) -> Sequence[str]:
+        """All models that it may choose."""
+        ...
+
     def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
-        """Choose one of `candidates`. `turn` counts the user's messages from 1; the last one is to be answered."""
+        """Choose for a turn.
+
+        `candidates` are all models that are served, whether or not one can answer now. `turn` counts the user's messages
+        from 1; the last one is to be answered.
+        """
         ...
 
 
@@ -40,10 +51,9 @@ class FixedPolicy:
     kind = "fixed"
 
     def __init__(self, model: str):
-        self.model = model
+        self.model, self.models = model, [model]
 
     def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
-        assert self.model in candidates, f"{self.model} is no candidate"
         return Choice(self.model, {name: float(name == self.model) for name in candidates}, "fixed")
 
 

@@ -24,6 +24,8 @@ from typing import Any, Literal
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import short_name
+from fastft.compose.blend import BlendPolicy
+from fastft.compose.policy import FixedPolicy, Policy
 from fastft.errors import UserError
 from fastft.serve.local import (
     Engine,
@@ -56,14 +58,32 @@ class RemoteWorker:
 
 
 @dataclass
+class BlendStage:
+    """Other weights of a blend, from a turn on."""
+
+    from_turn: int
+    """The first of these turns; a conversation's first question is turn 1."""
+    models: dict[str, float]
+    """Models with their weights."""
+
+
+@dataclass
 class VirtualModel:
     """A name with a policy."""
 
     name: str
-    model: str
-    """The model that answers."""
-    policy: str = "fixed"
-    """How the model is chosen; fixed: always the same one."""
+    policy: Literal["fixed", "blend"] = "fixed"
+    """How the model is chosen: fixed: always the same one; blend: each turn draws one."""
+    model: str | None = None
+    """fixed: the model that answers."""
+    models: dict[str, float] = field(default_factory=dict)
+    """blend: models with their weights; the same weight for all is the paper's."""
+    seed: str = "0"
+    """blend: another seed draws other models."""
+    min_run: int = 1
+    """blend: turns in a row that a drawn model answers."""
+    schedule: list[BlendStage] = field(default_factory=list)
+    """blend: from a turn on, other weights."""
 
 
 @dataclass
@@ -150,6 +170,8 @@ class _Plan:
     local: dict[str, tuple[str, Engine]]
     """Models of this machine by name: directory or file, and what runs it."""
     remote: list[RemoteWorker]
+    policies: dict[str, Policy]
+    """Of the virtual models, by name."""
 
 
 def main(argv: list[str]) -> int:
@@ -173,7 +195,7 @@ def main(argv: list[str]) -> int:
                 local.append(LocalWorker(name, model, engine))
             for worker in local:
                 worker.wait_until_ready()
-            _run(_serve(config, settings, listener, local, remote))
+            _run(_serve(config, settings, listener, local, remote, plan.policies))
         finally:
             for worker in local:
                 worker.terminate()
@@ -216,11 +238,11 @@ def _plan(config: ServeConfig) -> _Plan:
         _check_remote(worker, local)
     if not local and not remote and not config.admin_key_env:
         raise UserError("there is nothing to serve: name a directory with --model DIR, or workers in --config FILE")
-    _check_virtual(config, [*local, *(_name_of(worker) for worker in remote)])
+    policies = _policies(config, [*local, *(_name_of(worker) for worker in remote)])
     for name in ("grace_s", "comment_s", "slow_client_s", "silence_s", "check_s"):
         if not getattr(config, name) > 0:
             raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
-    return _Plan(local, remote)
+    return _Plan(local, remote, policies)
 
 
 def _engine(config: ServeConfig) -> Engine:
@@ -271,18 +293,32 @@ def _check_remote(worker: RemoteWorker, local: Collection[str]) -> None:
         raise UserError(f"workers: {worker.url}: the environment variable {worker.key_env} is not set, or it is empty")
 
 
-def _check_virtual(config: ServeConfig, served: list[str]) -> None:
-    names = set(served)
+def _policies(config: ServeConfig, served: list[str]) -> dict[str, Policy]:
+    """The policies by the names of their virtual models. Raises UserError for those that cannot choose."""
+    found: dict[str, Policy] = {}
     for virtual in config.virtual:
-        if virtual.name in names:
+        if virtual.name in (*served, *found):
             raise UserError(f"virtual: two models are called {virtual.name!r}; give one another name")
-        names.add(virtual.name)
-        if virtual.policy != "fixed":
-            raise UserError(f"virtual: {virtual.name}: there is no policy {virtual.policy!r}; it must be fixed")
-        if virtual.model not in served:
-            near = difflib.get_close_matches(virtual.model, served, n=1)
+        found[virtual.name] = _policy(virtual)
+        of = found[virtual.name].models
+        if missing := [model for model in of if model not in served]:
+            near = difflib.get_close_matches(missing[0], served, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"served: {', '.join(served)}"
-            raise UserError(f"virtual: {virtual.name}: there is no model {virtual.model!r}; {hint}")
+            raise UserError(f"virtual: {virtual.name}: there is no model {missing[0]!r}; {hint}")
+    return found
+
+
+def _policy(virtual: VirtualModel) -> Policy:
+    if virtual.policy == "blend":
+        if virtual.model or not virtual.models:
+            raise UserError(f"virtual: {virtual.name}: a blend needs models with their weights: models: {{a: 1, b: 1}}")
+        stages = {each.from_turn: each.models for each in virtual.schedule}
+        if len(stages) < len(virtual.schedule):
+            raise UserError(f"virtual: {virtual.name}: two parts of the schedule begin at the same turn")
+        return BlendPolicy(virtual.name, virtual.models, virtual.seed, virtual.min_run, stages)
+    if virtual.models or virtual.schedule or not virtual.model:
+        raise UserError(f"virtual: {virtual.name}: the policy fixed needs one model: model: NAME")
+    return FixedPolicy(virtual.model)
 
 
 def _settings(config: ServeConfig) -> Any:
@@ -350,9 +386,13 @@ def _remote_workers(plan: _Plan) -> list[Any]:
 
 
 async def _serve(
-    config: ServeConfig, settings: Any, listener: socket.socket, local: list[LocalWorker], remote: list[Any]
+    config: ServeConfig,
+    settings: Any,
+    listener: socket.socket,
+    local: list[LocalWorker],
+    remote: list[Any],
+    policies: dict[str, Policy],
 ) -> None:
-    from fastft.compose.policy import FixedPolicy
     from fastft.serve.address import written
     from fastft.serve.events import EventLog
     from fastft.serve.gateway import Gateway, serve
@@ -369,12 +409,11 @@ async def _serve(
     for worker in remote:
         pool.add(worker)
     record = EventLog(Path(config.record), config.record_texts) if config.record else None
-    virtual = {each.name: FixedPolicy(each.model) for each in config.virtual}
-    gateway = Gateway(pool, settings, virtual, record)
+    gateway = Gateway(pool, settings, policies, record)
     stop = _stop_on_signals(gateway)
 
     def ready() -> None:
-        names = ", ".join([*virtual, *pool.names()])
+        names = ", ".join([*policies, *pool.names()])
         address = f"http://{written(*listener.getsockname()[:2])}"
         print(f"ready {address}/v1 models: {names}; page: {address}/", flush=True)
 

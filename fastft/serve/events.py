@@ -70,6 +70,8 @@ class ServedTurn:
     chosen: str
     probabilities: dict[str, float]
     why: str
+    next: tuple[str, ...] = ()
+    """Models that are asked where the chosen one cannot answer."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: float = field(default_factory=time.time)
     """When the request had arrived, in seconds since 1970."""

@@ -100,7 +100,7 @@ class Exchange:
     async def _answer(self) -> None:
         tried: list[PoolWorker] = []
         failure: WorkerFailed | None = None
-        while worker := self.pool.pick(self.turn.chosen, tried):
+        while worker := self._pick(tried):
             tried.append(worker)
             note = {"worker": worker.url, "model": worker.name, "outcome": "cancelled"}
             self.turn.tries.append(note)
@@ -122,6 +122,11 @@ class Exchange:
             await self._send_whole(failure.status, failure.content, failure.headers)
         else:
             await self._end_with(no_worker(self.turn.chosen), "failed")
+
+    def _pick(self, tried: list[PoolWorker]) -> PoolWorker | None:
+        """A worker of the chosen model, else of those that its policy names next."""
+        workers = (self.pool.pick(name, tried) for name in (self.turn.chosen, *self.turn.next))
+        return next((worker for worker in workers if worker), None)
 
     async def _ask(self, worker: PoolWorker) -> None:
         """Have a worker answer. Raises WorkerFailed where it does not, or stops doing so."""
@@ -189,8 +194,8 @@ class Exchange:
 
     async def _send_piece(self, content: bytes) -> None:
         if not self.started:
-            # All workers that may answer serve the model that was chosen.
-            self.headers[MODEL_HEADER] = self.turn.chosen
+            if not self.turn.next:  # else another model may answer; who did is in the events, too
+                self.headers[MODEL_HEADER] = self.turn.chosen
             await self._start(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store"})
         await self._send(content, more=True)
 

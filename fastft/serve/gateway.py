@@ -418,6 +418,7 @@ class Gateway:
             chosen=choice.model,
             probabilities=choice.probabilities,
             why=choice.why,
+            next=choice.next,
         )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
