@@ -422,6 +422,22 @@ def test_other_refusals_are_repeated_and_the_question_is_kept(page, worker, scri
     expect(page.answers().first.locator(".markdown")).to_have_text("alpha0 alpha1 alpha2 alpha3")
 
 
+@pytest.mark.parametrize(
+    "code, message, what, hint, detail",
+    [
+        ("queue_full", "8 wait", "the queue is full", "Retry in 7 s.", "8 wait"),
+        ("no_worker", "no worker", "No worker can answer", "Retry in 7 s, or", ""),
+        ("rate_limit_exceeded", "60 a minute", "used up its requests", "Retry in 7 s.", "60 a minute"),
+        ("something_new", "it is Monday", "The server refused: it is Monday", "retry", ""),
+        (None, "", "Something went wrong.", "retry", ""),
+    ],
+)
+def test_an_error_says_what_happened_and_what_to_do(page, code, message, what, hint, detail):
+    script = "async (given) => new (await import('./web/api.js')).Failure(...given).plain"
+    said = page.page.evaluate(script, [code, message, 7])
+    assert what in said["what"] and hint in said["hint"] and said["detail"] == detail
+
+
 def test_a_worker_that_dies_while_one_types_is_replaced(chromium, tmp_path):
     with gateways.scripted("twin") as one, gateways.scripted("twin") as other:
         config = {"workers": [{"url": one.entry}, {"url": other.entry}], "record": str(tmp_path / "record")}

@@ -21,6 +21,9 @@ const SAID = {
   left: ["The page was left before this answer was finished.", "What came so far is kept. Retry to ask again."],
 };
 
+// Codes whose message from the server says more: numbers, names, reasons.
+const ADDS = ["context_length_exceeded", "queue_full", "rate_limit_exceeded", "model_not_found", "content_flagged", "body_too_large", "origin_not_allowed"];
+
 export class Failure extends Error {
   constructor(code, message = "", retryAfter = null) {
     const [what, hint] = SAID[code] || [message ? `The server refused: ${message}` : "Something went wrong.", "Change the request, or retry."];
@@ -28,7 +31,7 @@ export class Failure extends Error {
     this.code = code || "unknown";
     this.what = what;
     this.hint = retryAfter ? hint.replace("in a moment", `in ${retryAfter} s`) : hint;
-    this.detail = SAID[code] && message ? message : "";
+    this.detail = ADDS.includes(code) ? message : "";
   }
 
   // What is kept with a message.
