@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -57,6 +57,8 @@ class FaultsBenchmark:
     """Clients that leave in mid-stream."""
     long_run: int = 10000
     """Requests over which memory may not grow; it is read first after a fifth of them."""
+    connections: int = 4000
+    """Connections that come and go, 500 at once; the gateway's memory is read first after a quarter of them."""
     soak_minutes: float = 0
     """Minutes at 80 % of what it can do; 0: the faults above."""
 
@@ -167,10 +169,27 @@ class Fleet:
     def kill(self, number: int) -> None:
         os.kill(self.workers[number].process.pid, signal.SIGKILL)
 
-    def memory_mb(self, number: int) -> dict[str, float]:
-        """RSS of the gateway and of one worker."""
-        processes = {"gateway": self.gateway, "worker": self.workers[number]}
-        return {name: rss_mb(each.process.pid) for name, each in processes.items()}
+    def alive(self) -> list[WorkerProcess]:
+        return [worker for worker in self.workers if worker.process.poll() is None]
+
+    def usage(self) -> dict[str, "Usage"]:
+        """Of the gateway, and of all workers that are alive."""
+        everyone = {"gateway": [self.gateway], "workers": self.alive()}
+        return {
+            name: Usage.of([psutil.Process(each.process.pid) for each in those]) for name, those in everyone.items()
+        }
+
+
+@dataclass(frozen=True)
+class Usage:
+    cpu_s: float
+    rss_mb: float
+
+    @classmethod
+    def of(cls, processes: list[psutil.Process]) -> "Usage":
+        times = [each.cpu_times() for each in processes]
+        memory = sum(each.memory_info().rss for each in processes)
+        return cls(sum(each.user + each.system for each in times), memory / 2**20)
 
 
 @contextmanager
@@ -182,11 +201,6 @@ def fleet(place: Path, workers: int) -> Iterator[Fleet]:
         flags = [flag for worker in found for flag in ("--model", f"{worker.url}#m")]
         gateway = stack.enter_context(gateways.gateway(*flags, "--record", str(record), "--check_s", "1"))
         yield Fleet(gateway, found, record)
-
-
-def rss_mb(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 # What is counted -----------------------------------------------------------------------------------------------------------
@@ -236,7 +250,7 @@ async def killed_under_requests(fleet: Fleet, clients: Clients, options: FaultsB
 async def leavers(fleet: Fleet, clients: Clients, options: FaultsBenchmark, ledger: Ledger) -> None:
     found = await asyncio.gather(*(clients.ask(4000, leave_after=3) for _ in range(options.leavers)))
     await asyncio.sleep(STOPPED_S)
-    last = fleet.workers[2]
+    [last] = fleet.alive()
     health, steps = last.health(), last.metric("fastft_worker_steps")
     await asyncio.sleep(1.0)
     more = last.metric("fastft_worker_steps") - steps
@@ -250,17 +264,33 @@ async def leavers(fleet: Fleet, clients: Clients, options: FaultsBenchmark, ledg
 
 async def memory(fleet: Fleet, clients: Clients, options: FaultsBenchmark, ledger: Ledger) -> None:
     first, seen = options.long_run // 5, {}
-    look = {first: lambda: seen.update(fleet.memory_mb(2))}
+    look = {first: lambda: seen.update(fleet.usage())}
     found = await clients.ask_many(options.long_run, AT_ONCE, look)
     ends = Counter(each.end for each in found)
     ledger.add(f"{options.long_run:,} requests", "all whole", _counted(ends), set(ends) == {"whole"})
-    for name, after in fleet.memory_mb(2).items():
-        _grown(ledger, f"RSS of the {name}, request {first:,} to {options.long_run:,}", seen[name], after)
+    _same_memory(ledger, f"request {first:,} to {options.long_run:,}", seen, fleet.usage())
 
 
-def _grown(ledger: Ledger, what: str, before: float, after: float) -> None:
-    growth = after / before - 1
-    ledger.add(what, f"within {GROWTH:.0%}", f"{before:.1f} -> {after:.1f} MB ({growth:+.1%})", growth <= GROWTH)
+async def connections(fleet: Fleet, clients: Clients, options: FaultsBenchmark, ledger: Ledger) -> None:
+    seen, at_once = [], 500
+    for _ in range(0, options.connections, at_once):
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            replies = await asyncio.gather(*(session.get(f"{fleet.gateway.url}/models") for _ in range(at_once)))
+            assert all(reply.status == 200 for reply in replies)
+        seen.append(fleet.usage()["gateway"].rss_mb)
+    first = len(seen) // 4
+    what = f"RSS of the gateway, MB, connection {at_once * first:,} to {options.connections:,}"
+    _same(ledger, what, GROWTH, seen[first - 1], seen[-1])
+
+
+def _same_memory(ledger: Ledger, when: str, before: dict[str, Usage], after: dict[str, Usage]) -> None:
+    for name in before:
+        _same(ledger, f"RSS of the {name}, MB, {when}", GROWTH, before[name].rss_mb, after[name].rss_mb)
+
+
+def _same(ledger: Ledger, what: str, growth: float, before: float, after: float) -> None:
+    grown = after / before - 1
+    ledger.add(what, f"grows by {growth:.0%} at most", f"{before:.3g} -> {after:.3g} ({grown:+.1%})", grown <= growth)
 
 
 def compare_with_record(fleet: Fleet, clients: Clients, ledger: Ledger) -> None:
@@ -300,53 +330,43 @@ MIX = {
     "is wrong": (0.05, {"stream": False, "temperature": 9}),
 }
 """How many do what."""
-LOAD, CAPACITY_S = 0.8, 30.0
+LOAD = 0.8
+"""Of the rows of all workers that are busy: a client for each, who rests for a quarter of the time that its answer took. A rate
+of requests would be another load as soon as the machine does something else, too."""
+MORE_CPU = 0.25
 
 
 def one_of(mix: dict, luck: random.Random) -> dict:
     return luck.choices([what for _, what in mix.values()], [share for share, _ in mix.values()])[0]
 
 
-async def capacity(clients: Clients, luck: random.Random) -> float:
-    """Requests a second that two workers' rows of clients get answered, each asking again at once."""
-    until, count = time.monotonic() + CAPACITY_S, 0
+async def soak(fleet: Fleet, clients: Clients, options: FaultsBenchmark, ledger: Ledger) -> None:
+    luck, began, seconds = random.Random(0), time.monotonic(), 60 * options.soak_minutes
 
     async def client() -> None:
-        nonlocal count
-        while time.monotonic() < until:
-            await clients.ask(**one_of(MIX, luck))
-            count += 1
+        while time.monotonic() < began + seconds:
+            got = await clients.ask(**one_of(MIX, luck))
+            await asyncio.sleep(got.seconds * (1 / LOAD - 1))
 
-    await asyncio.gather(*(client() for _ in range(2 * AT_ONCE)))
-    return count / CAPACITY_S
+    async def looks() -> list[tuple[int, dict[str, Usage]]]:
+        """(requests so far, usage) after a fifth of the time, three fifths, and at the end."""
+        found = []
+        for share in (0.2, 0.6, 1.0):
+            await asyncio.sleep(max(0.0, began + share * seconds - time.monotonic()))
+            found.append((len(clients.received), fleet.usage()))
+        return found
 
-
-async def soak(fleet: Fleet, clients: Clients, options: FaultsBenchmark, ledger: Ledger) -> None:
-    """Requests that come by chance, at 80 % of what the same mix got, whether or not those before have been answered."""
-    luck, tasks, before = random.Random(0), set(), {}
-    most = await capacity(clients, luck)
-    start, began = len(clients.received), time.monotonic()
-    due, end = began, began + 60 * options.soak_minutes
-    print(f"{most:.1f} requests/s can be answered; {LOAD * most:.1f} come for {options.soak_minutes:g} min", flush=True)
-    while due < end:
-        due += luck.expovariate(LOAD * most)
-        await asyncio.sleep(max(0.0, due - time.monotonic()))
-        task = asyncio.create_task(clients.ask(**one_of(MIX, luck)))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-        if not before and time.monotonic() > began + (end - began) / 5:
-            before = fleet.memory_mb(0)
-    await asyncio.gather(*tasks)
-    found = clients.received[start:]
-    ends = Counter(each.end for each in found)
+    everyone = (client() for _ in range(AT_ONCE * len(fleet.workers)))
+    [(n_a, a), (n_b, b), (n_c, c)], *_ = await asyncio.gather(looks(), *everyone)
+    ends = Counter(each.end for each in clients.received)
     good = not set(ends) - {"whole", "left", "refused"}
-    ledger.add(f"{len(found):,} requests at {LOAD:.0%} of {most:.0f}/s", "none fails", _counted(ends), good)
-    thirds = [found[: len(found) // 3], found[-(len(found) // 3) :]]
-    medians = [statistics.median(each.seconds for each in third if each.end == "whole") for third in thirds]
-    said = f"{medians[0]:.2f} s in the first third, {medians[1]:.2f} s in the last"
-    ledger.add("median time of an answer", "stays (up to twice)", said, medians[1] < 2 * medians[0])
-    for name, after in fleet.memory_mb(0).items():
-        _grown(ledger, f"RSS of the {name} from a fifth of the time on", before[name], after)
+    what = f"{len(clients.received):,} requests in {options.soak_minutes:g} min, {LOAD:.0%} of what they can do"
+    ledger.add(what, "none fails", _counted(ends), good)
+    for name in a:
+        before = 1000 * (b[name].cpu_s - a[name].cpu_s) / (n_b - n_a)
+        after = 1000 * (c[name].cpu_s - b[name].cpu_s) / (n_c - n_b)
+        _same(ledger, f"CPU of the {name}, ms a request, second and last two fifths", MORE_CPU, before, after)
+    _same_memory(ledger, "from a fifth of the time on", a, c)
     idle = fleet.gateway.health()["in_flight"] == 0 and all(worker.idle() for worker in fleet.workers)
     ledger.add("afterwards", "idle", "idle" if idle else "something still runs", idle)
 
@@ -359,7 +379,11 @@ async def measure(fleet: Fleet, options: FaultsBenchmark, ledger: Ledger) -> Non
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
     ) as session:
         clients = Clients(fleet.gateway.url, session)
-        steps = [soak] if options.soak_minutes else [killed_under_streams, killed_under_requests, leavers, memory]
+        steps = (
+            [soak]
+            if options.soak_minutes
+            else [killed_under_streams, killed_under_requests, leavers, memory, connections]
+        )
         for step in steps:
             await step(fleet, clients, options, ledger)
         await asyncio.sleep(1.0)  # events gather before they are written

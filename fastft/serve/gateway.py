@@ -617,14 +617,22 @@ async def serve(
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            # Cancelled as soon as it has done its work: until then it keeps all of an ended connection in memory.
+            self.patience = self.loop.call_later(first_request_s, self._require_request)
             if len(self.connections) > most_connections:
                 transport.abort()
-                return
-            self.loop.call_later(first_request_s, self._require_request)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.patience.cancel()
+            super().connection_lost(exc)
 
         def _require_request(self) -> None:
             if self.cycle is None and not self.transport.is_closing():
                 self.transport.abort()
+
+        def on_headers_complete(self) -> None:
+            self.patience.cancel()
+            super().on_headers_complete()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
