@@ -127,7 +127,8 @@ class Arena:
         for name in asked:
             if name not in served:
                 raise model_not_found(name, served)
-        words = identity_words([*asked, *(w.model for w in self.pool.workers.values() if w.name in asked)])
+        # Of all models, because a virtual one answers by others.
+        words = identity_words([*served, *(worker.model for worker in self.pool.workers.values())])
         battle = Battle(not request.get("models"), dict(zip("ab", map(Side, asked))), drawn_from, words)
         self.battles[battle.id] = battle
         while len(self.battles) > MOST_BATTLES:

@@ -381,9 +381,11 @@ class Gateway:
         model = battle.sides[name].model
         self._require(model)
         request |= {"model": model, "stream": True, "n": 1}
-        scope = {**scope, "path": "/v1/chat/completions"}
+        # A policy draws by the conversation, which each side of each battle has of its own.
+        conversation = (CONVERSATION_HEADERS[0].encode(), f"battle-{battle.id}-{name}".encode())
+        scope = {**scope, "path": "/v1/chat/completions", "headers": [conversation, *scope["headers"]]}
         turn = self._turn(scope, request, orjson.dumps(request), model, key)
-        turn.conversation, turn.conversation_from = f"battle-{battle.id}-{name}", "battle"
+        turn.conversation_from = "battle"
         turn.battle = self.arena.begin_answer(battle, name, request)
         # An error that is raised here is answered by whoever called, past the names that are hidden.
         hidden = HiddenAnswer(send) if battle.anonymous else send

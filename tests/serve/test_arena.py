@@ -203,6 +203,31 @@ def test_votes_become_judgments_and_outcomes(served, tmp_path, capsys):
     assert {each["model"] for each in board["models"]} == set(NAMES) and board["left_out"]["the names were shown"] >= 2
 
 
+def test_a_virtual_model_fights_under_its_own_name_and_draws_for_each_battle(workers, tmp_path):
+    for worker in workers:
+        worker.do(words="text")
+    config = {
+        "workers": [{"url": each.entry} for each in workers],
+        "virtual": [
+            {"name": "mixed", "policy": "blend", "models": dict.fromkeys(NAMES, 1)},
+            {"name": "alias", "model": NAMES[0]},
+        ],
+        "record": str(tmp_path / "record"),
+    }
+    with gateways.gateway(config=config, directory=tmp_path) as served:
+        for _ in range(12):
+            battle = begin(served, models=["mixed", NAMES[0]])
+            assert answer(served, f"{battle}/a", "always the same").text() == "text"
+        wait_until(lambda: len(gateways.events(tmp_path / "record")) == 12, "all is written")
+        events = gateways.events(tmp_path / "record")
+        assert {event["model"] for event in events} == set(NAMES), "each battle has its own draw"
+        assert {(e["asked"], e["policy"], e["conversation_from"]) for e in events} == {("mixed", "blend", "battle")}
+        assert {e["conversation"] for e in events} == {f"battle-{e['battle']['id']}-a" for e in events}
+        drawn = fought(served)
+        models = served.post(f"{drawn}/vote", {"winner": "tie"}).json["models"]
+        assert "alias" not in models.values()
+
+
 # Without sockets -----------------------------------------------------------------------------------------------------------
 
 
