@@ -42,7 +42,7 @@ test-sky: .venv-sky/ready
 	touch $@
 
 # Real clients and fleets before a real `fastft serve`, each in an environment of its own under .venv-clients/, which the first run
-# makes: half an hour and 5 GB. Clients of Node are left out where it is not installed, Open WebUI where chromium is not.
+# makes: half an hour and 10 GB. Clients of Node are left out where it is not installed, Open WebUI where chromium is not.
 test-clients: .venv/ready
 	$(BIN)/python -m pytest tests/clients/real_clients.py tests/clients/fleet.py tests/clients/open_webui.py
 

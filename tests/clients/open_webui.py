@@ -1,4 +1,4 @@
-"""Open WebUI before a real `fastft serve`, used in a real browser (`make test-clients`): 2.9 GB, 245 packages.
+"""Open WebUI before a real `fastft serve`, used in a real browser (`make test-clients`): 245 packages, 7 GB with the torch for CUDA.
 
 For one question of a person it asks four or five times: the answer, a title, tags, follow-up questions. Those that nobody has
 typed are no turns of a conversation in the record.
@@ -17,7 +17,7 @@ import environments
 from fleet import answers, ended_with_its_group, free_port
 from helpers import gateways, models
 from helpers.pages import CHROMIUM
-from helpers.serving import ANSWERS, teach, wait_until
+from helpers.serving import teach, wait_until
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM, reason="SKIPPED ALOUD: Open WebUI needs a browser, and chromium is not here"
@@ -88,13 +88,14 @@ def shown(page: str, question: str, how: str) -> dict:
 
 
 def test_a_person_reads_the_answer_that_was_sent(page, served):
+    """The page asks at temperature 1, so that the record says what the answer is."""
     before = len(gateways.events(served.record))
-    assert ANSWERS["count"] in shown(page, "count", "answer")["text"]
+    text = shown(page, "count", "answer")["text"]
     wait_until(lambda: served.health()["in_flight"] == 0, "titles and tags are answered")
     wait_until(lambda: len(gateways.events(served.record)) > before, "the record has it")
     turns = [event for event in gateways.events(served.record)[before:] if event["conversation_from"] != "background"]
     assert [event["conversation_from"] for event in turns] == ["header"], "one question is one turn of a conversation"
-    assert turns[0]["answers"][0]["content"] == ANSWERS["count"]
+    assert "".join(turns[0]["answers"][0]["content"].split()) in "".join(text.split())
 
 
 def test_a_person_reads_why_a_prompt_was_refused(page):
