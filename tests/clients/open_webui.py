@@ -1,7 +1,7 @@
-"""Open WebUI before a real `fastft serve`, used in a real browser (`make test-clients`): 245 packages, 7 GB with the torch for CUDA.
+"""Open WebUI before a real `fastft serve`, used in a real browser (`make test-clients`).
 
 For one question of a person it asks four or five times: the answer, a title, tags, follow-up questions. Those that nobody has
-typed are no turns of a conversation in the record.
+typed are no turns of a conversation in the record. Its environment has 245 packages: 7 GB with CUDA's torch.
 """
 
 import json
