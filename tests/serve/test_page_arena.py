@@ -1,6 +1,5 @@
 """Side by side, the arena and the leaderboard in a real browser: names stay hidden, a vote lands once, failures are no battle."""
 
-import json
 import re
 
 import pytest
@@ -64,17 +63,23 @@ def ask_both(page, text: str = "which?") -> None:
 
 def test_names_are_hidden_from_page_and_network_until_the_vote(page, running):
     before = len(votes(running))
-    heard = []
-
-    def listen(response) -> None:
-        if "/arena/battles" in response.url:
-            heard.append(json.dumps(response.all_headers()) + response.text())
-
-    page.page.on("requestfinished", lambda request: listen(request.response()))
+    page.page.evaluate(
+        """() => {
+            window.heard = [];
+            const plain = window.fetch;
+            window.fetch = async (...given) => {
+                const response = await plain(...given);
+                if (String(given[0]).startsWith("arena/battles"))
+                    response.clone().text().then((text) => heard.push(JSON.stringify([...response.headers]) + text));
+                return response;
+            };
+        }"""
+    )
     ask_both(page)
     expect(page.answers().locator(".who")).to_have_text(["Model A", "Model B"])
     seen = page.page.get_by_role("tabpanel").inner_text()
-    wait_until(lambda: page.page.wait_for_timeout(50) or len(heard) == 3, "all that was sent has been heard")
+    wait_until(lambda: page.page.evaluate("heard.length") == 3, "all that was sent has been heard")
+    heard = page.page.evaluate("heard")
     assert not any(name in text for name in NAMES for text in [*heard, seen])
     assert "answer number 0" in seen and "answer number 1" in seen
     page.button("A is better").click()
