@@ -1,5 +1,6 @@
 """Workers that announce themselves to a gateway, are asked while they are there, and take their leave."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import clouds, gateways, models
-from helpers.serving import ENVIRONMENT, wait_until, worker
+from helpers.serving import SETTINGS, wait_until, worker
 
 from fastft.errors import UserError
 from fastft.serve.announce import reachable_url
@@ -28,9 +29,9 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def no_cloud(monkeypatch):
     for name, variable in clouds.VARIABLES.items():
-        monkeypatch.setitem(ENVIRONMENT, variable, NOWHERE if name == "gcp" else f"http://{NOWHERE}")
+        monkeypatch.setenv(variable, NOWHERE if name == "gcp" else f"http://{NOWHERE}")
     for name, value in KEYS.items():
-        monkeypatch.setitem(ENVIRONMENT, name, value)
+        monkeypatch.setenv(name, value)
 
 
 def gateway(directory: Path, *flags: str):
@@ -74,7 +75,7 @@ def test_a_gateway_that_is_started_later_or_again_hears_of_it(tiny, tmp_path):
 
 def test_a_gateway_that_refuses_is_named_with_its_words(tiny, tmp_path, monkeypatch):
     with gateway(tmp_path) as front:
-        monkeypatch.setitem(ENVIRONMENT, "ADMIN_KEY", "a wrong one")
+        monkeypatch.setenv("ADMIN_KEY", "a wrong one")
         with announced(tiny, front.url) as process:
             wait_until(lambda: any("does not take this worker" in line for line in process.said), "it is said")
             assert process.get("/health").status == 200, "it serves all the same"
@@ -83,7 +84,7 @@ def test_a_gateway_that_refuses_is_named_with_its_words(tiny, tmp_path, monkeypa
 def test_a_clouds_notice_drains_it(tiny, tmp_path, monkeypatch):
     """The gateway asks it nothing more, a running answer is finished, and the process ends by itself."""
     cloud = clouds.Cloud("aws")
-    monkeypatch.setitem(ENVIRONMENT, clouds.VARIABLES["aws"], f"http://127.0.0.1:{cloud.server_address[1]}/")
+    monkeypatch.setenv(clouds.VARIABLES["aws"], f"http://127.0.0.1:{cloud.server_address[1]}/")
     with gateway(tmp_path) as front:
         front.name = "tiny"
         with announced(tiny, front.url) as process:
@@ -108,7 +109,7 @@ def test_a_clouds_notice_drains_it(tiny, tmp_path, monkeypatch):
 )
 def test_an_address_that_cannot_be_announced_to_is_one_line(tiny, flags, words):
     command = [sys.executable, "-m", "fastft.serve.worker", "--model", str(tiny), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **SETTINGS})
     assert done.returncode == 1 and words in done.stderr and "Traceback" not in done.stderr
 
 
