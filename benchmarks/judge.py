@@ -2,10 +2,11 @@
 
     python benchmarks/judge.py [--runs 4000]
 
-One of two models answers a question better, by chance and by skill. A judge compares the answers in both orders, with noise, and
-prefers the answer shown first a little; so its two verdicts on a question agree more often than chance. The table shows how often
-the 95 % interval contains the true win rate: the interval of `fastft.judge.intervals.bootstrap_share`, which fastft uses, that of
-questions resampled as they are, and that of single judgments resampled.
+One of two models answers a question better, by chance and by skill. A judge compares the answers in both orders, with
+noise, and prefers the answer shown first a little; so its two verdicts on a question agree more often than chance. The
+table shows how often the 95 % interval contains the true win rate: the interval of
+`fastft.judge.statistics.intervals.bootstrap_share`, which fastft uses, that of questions resampled as they are, and that of
+single judgments resampled.
 """
 
 import sys
@@ -17,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fastft.common.command_line import parse, run
-from fastft.judge.intervals import bootstrap_mean, bootstrap_share
+from fastft.judge.statistics.intervals import bootstrap_mean, bootstrap_share
 
 SETTINGS = {  # questions, skill, spread over questions, the worth of being shown first, the judge's noise
     "equal models": (80, 0.0, 1.0, 0.3, 0.6),

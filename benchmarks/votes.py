@@ -3,8 +3,8 @@
     python benchmarks/votes.py [REPEATS]
 
 Models with true ratings (normal, with the spread given as standard deviation) fight random battles, up to a fifth of them ties.
-How often does the 95 % interval hold the truth? Compared: fastft.judge.bradley_terry (people's votes), and
-fastft.judge.stats.ratings, which is for evaluations in which all pairs meet on all questions.
+How often does the 95 % interval hold the truth? Compared: fastft.judge.statistics.bradley_terry (people's votes), and
+fastft.judge.statistics.stats.ratings, which is for evaluations in which all pairs meet on all questions.
 """
 
 import sys
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastft.common.command_line import option, parse, run
-from fastft.judge.bradley_terry import Game, bradley_terry
 from fastft.judge.judgment import Judgment
-from fastft.judge.stats import ratings
+from fastft.judge.statistics.bradley_terry import Game, bradley_terry
+from fastft.judge.statistics.stats import ratings
 
 
 @dataclass

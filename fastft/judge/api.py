@@ -13,7 +13,7 @@ from fastft.inference.endpoint import USUAL_LIMITS, Limits
 from fastft.judge.judgment import Judgment, Mode
 from fastft.judge.pairwise import judge_all, load_prompts, plan
 from fastft.judge.questions import Answer, Question, load_questions
-from fastft.judge.stats import Figures, compute
+from fastft.judge.statistics.stats import Figures, compute
 
 MAX_TOKENS = 1024  # of a judge's reply, as in `fastft judge`
 Result = TypeVar("Result")

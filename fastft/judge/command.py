@@ -22,7 +22,7 @@ from fastft.inference.endpoint import EndpointConfig
 from fastft.judge.judgment import Judgment, Mode, write_rows
 from fastft.judge.pairwise import check_answers, estimate, judge_all, load_prompts, plan
 from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
-from fastft.judge.stats import Figures
+from fastft.judge.statistics.stats import Figures
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def show_reviews(directory: Path, config: JudgeConfig) -> None:
 
     from fastft.judge.replies.importers import read_reviews
     from fastft.judge.report import answer_lengths, write_judge_page
-    from fastft.judge.stats import compute
+    from fastft.judge.statistics.stats import compute
     from fastft.judge.tables import show
 
     judgments, contradictions, questions, answers = read_reviews(directory, config.scores)

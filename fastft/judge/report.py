@@ -14,10 +14,10 @@ from typing import Any
 from fastft.common.files import write_whole
 from fastft.common.html import write_page
 from fastft.common.records import repair_text
-from fastft.judge.intervals import Interval
 from fastft.judge.judgment import Judgment, read_judgments
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
-from fastft.judge.stats import Figures, Lengths, Pair, compute
+from fastft.judge.statistics.intervals import Interval
+from fastft.judge.statistics.stats import Figures, Lengths, Pair, compute
 from fastft.judge.tables import markdown, number, remarks, share, tables
 
 JUDGMENTS, QUESTIONS, ANSWERS = "judgments.jsonl", "questions.jsonl", "answers.jsonl"

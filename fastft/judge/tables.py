@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from fastft.judge.intervals import Interval
-from fastft.judge.stats import Figures, Pair
+from fastft.judge.statistics.intervals import Interval
+from fastft.judge.statistics.stats import Figures, Pair
 
 WIDTH = 150  # characters: a narrower terminal would wrap the numbers of the widest table
 FLAGS = {

@@ -181,7 +181,7 @@ def main(argv: list[str]) -> int:
     try:
         import prometheus_client  # noqa: F401
 
-        from fastft.serve import gateway  # noqa: F401
+        from fastft.serve.gateway import app  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"fastft serve needs {error.name}: pip install 'fastft[serve]'") from None
     from fastft.serve.address import bound
@@ -326,7 +326,7 @@ def _settings(config: ServeConfig) -> Any:
     import hashlib
 
     from fastft.serve.address import is_loopback
-    from fastft.serve.gateway import ApiKey, GatewaySettings
+    from fastft.serve.gateway.app import ApiKey, GatewaySettings
 
     keys = [ApiKey(key.name, key.sha256, key.per_minute) for key in config.keys]
     for key in keys:
@@ -372,7 +372,7 @@ def _from_environment(flag: str, name: str) -> str:
 
 
 def _remote_workers(plan: _Plan) -> list[Any]:
-    from fastft.serve.pool import PoolWorker
+    from fastft.serve.gateway.pool import PoolWorker
 
     found = []
     for worker in plan.remote:
@@ -394,9 +394,9 @@ async def _serve(
     policies: dict[str, Policy],
 ) -> None:
     from fastft.serve.address import written
-    from fastft.serve.events import EventLog
-    from fastft.serve.gateway import Gateway, serve
-    from fastft.serve.pool import PoolWorker, WorkerPool
+    from fastft.serve.gateway.app import Gateway, serve
+    from fastft.serve.gateway.events import EventLog
+    from fastft.serve.gateway.pool import PoolWorker, WorkerPool
 
     pool = WorkerPool(silence_s=config.silence_s, check_s=config.check_s)
     await pool.open()

@@ -19,8 +19,8 @@ from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import written_whole
 from fastft.data.conversation import ROLE_NAMES, Conversation, Message
 from fastft.errors import UsageError, UserError
-from fastft.serve.events import read_events, read_votes
-from fastft.serve.votes import counted, judgment_of, outcomes
+from fastft.serve.arena.votes import counted, judgment_of, outcomes
+from fastft.serve.gateway.events import read_events, read_votes
 
 WHOLE = ("answered",)
 """Outcomes of turns whose answer is whole, if it was not cut by its length."""

@@ -46,7 +46,7 @@ def gateway(*flags: str, config: dict | None = None, directory: Path | None = No
 
 
 def events(directory: Path) -> list[dict]:
-    from fastft.serve.events import read_events
+    from fastft.serve.gateway.events import read_events
 
     return list(read_events(directory))
 

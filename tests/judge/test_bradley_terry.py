@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastft.judge.bradley_terry import POINTS, Game, bradley_terry
+from fastft.judge.statistics.bradley_terry import POINTS, Game, bradley_terry
 
 
 def games(*counts: tuple[str, str, int, int]) -> list[Game]:

@@ -9,7 +9,7 @@ from helpers.judging import run_judge
 
 from fastft.judge.replies.importers import read_reviews
 from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single
-from fastft.judge.stats import compute
+from fastft.judge.statistics.stats import compute
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "vicuna_eval/review"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="NOT CHECKED HERE: FASTFT_DATA has no vicuna_eval/")

@@ -15,7 +15,7 @@ from fastft.judge import compare
 from fastft.judge.judgment import Judgment, read_judgments, write_rows
 from fastft.judge.questions import Answer, Question, load_questions, read_answers
 from fastft.judge.report import report_again, write_all
-from fastft.judge.stats import compute
+from fastft.judge.statistics.stats import compute
 
 HOSTILE = "</div></article><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{ 7 * 7 }}\u202e\u2028\u0085\x0c"
 

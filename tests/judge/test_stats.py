@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.errors import UserError
-from fastft.judge import intervals
-from fastft.judge.intervals import bootstrap_mean, bootstrap_share, questions_needed, sign_flip_p
 from fastft.judge.judgment import Judgment
-from fastft.judge.stats import compare_pair, compute
+from fastft.judge.statistics import intervals
+from fastft.judge.statistics.intervals import bootstrap_mean, bootstrap_share, questions_needed, sign_flip_p
+from fastft.judge.statistics.stats import compare_pair, compute
 
 
 def look(question, first, second, scores, judge="judge", category="x") -> Judgment:

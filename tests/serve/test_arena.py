@@ -15,10 +15,10 @@ from helpers.serving import read_stream, wait_until
 from fastft.cli import main
 from fastft.errors import UserError
 from fastft.judge.judgment import read_judgments
-from fastft.serve.arena import identity_words, names_one
-from fastft.serve.events import FILE, EventLog, read_votes
-from fastft.serve.leaderboard import largest_group, leaderboard
-from fastft.serve.votes import outcomes
+from fastft.serve.arena.battles import identity_words, names_one
+from fastft.serve.arena.leaderboard import largest_group, leaderboard
+from fastft.serve.arena.votes import outcomes
+from fastft.serve.gateway.events import FILE, EventLog, read_votes
 
 NAMES = ("osprey-instruct", "kestrel-instruct")
 

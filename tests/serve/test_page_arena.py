@@ -8,7 +8,7 @@ from helpers.browser import browser, visit
 from helpers.pages import CHROMIUM
 from helpers.serving import wait_until
 
-from fastft.serve.events import read_votes
+from fastft.serve.gateway.events import read_votes
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 expect = playwright.expect

@@ -12,7 +12,7 @@ import pytest
 from helpers.serving import ENVIRONMENT
 
 from fastft.cli import main
-from fastft.serve.events import FILE, EventLog, ServedTurn, read_answers, read_events
+from fastft.serve.gateway.events import FILE, EventLog, ServedTurn, read_answers, read_events
 
 
 def turn(messages: list[dict], answer: str | None, model: str = "m", **more) -> ServedTurn:

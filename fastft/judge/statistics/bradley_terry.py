@@ -2,11 +2,12 @@
 
     bradley_terry([Game("a", "b", 1.0, "q1"), ...])      # {"a": Interval(1120, 890, 1350), ...}
 
-fastft.judge.stats.ratings is for a judge's evaluation, where every pair has met on every question. There, resampling questions
-is right. Where a pair has met three times and one model won all three, every resample is the same, and the interval would have no
-width; and a tie added to each of many pairs pulls ratings together. Here, ratings have a weak prior, a normal one around the mean
-with a standard deviation of 400 points, and intervals come from the curvature of the posterior, or from the spread of
-questions' scores (the clustered sandwich) where that is wider. benchmarks/votes.py shows the coverage of both.
+fastft.judge.statistics.stats.ratings is for a judge's evaluation, where every pair has met on every question. There,
+resampling questions is right. Where a pair has met three times and one model won all three, every resample is the same, and
+the interval would have no width; and a tie added to each of many pairs pulls ratings together. Here, ratings have a weak
+prior, a normal one around the mean with a standard deviation of 400 points, and intervals come from the curvature of the
+posterior, or from the spread of questions' scores (the clustered sandwich) where that is wider. benchmarks/votes.py shows
+the coverage of both.
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastft.judge.intervals import Interval
+from fastft.judge.statistics.intervals import Interval
 
 POINTS = 400 / math.log(10)
 """Of the Elo scale in one unit of log odds."""

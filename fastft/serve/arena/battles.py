@@ -4,7 +4,7 @@
     POST   /arena/battles/ID/a, /b    a chat request without a model: one side's answer, as a stream
     POST   /arena/battles/ID/vote     {"winner": "a" | "b" | "tie" | "both_bad"}; the reply names the models
     DELETE /arena/battles/ID/vote     take the vote back
-    GET    /arena/leaderboard         ratings from all votes that count (fastft.serve.leaderboard)
+    GET    /arena/leaderboard         ratings from all votes that count (fastft.serve.arena.leaderboard)
 
 A battle is open for one vote, once both sides have answered the same questions to the end; a second vote changes nothing, and
 one that was taken back stays in the record as such, because by then the names are known. A vote is answered when it is on
@@ -30,8 +30,8 @@ from typing import Any
 import orjson
 from starlette.types import Message, Send
 
-from fastft.serve.events import EventLog, ServedTurn, read_answers
-from fastft.serve.pool import WorkerPool
+from fastft.serve.gateway.events import EventLog, ServedTurn, read_answers
+from fastft.serve.gateway.pool import WorkerPool
 from fastft.serve.protocol import ApiError, model_not_found
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ class Arena:
         return self.board
 
     async def _compute(self) -> bytes:
-        command = (sys.executable, "-m", "fastft.serve.leaderboard", str(self.record.directory))
+        command = (sys.executable, "-m", "fastft.serve.arena.leaderboard", str(self.record.directory))
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
         try:

@@ -1,10 +1,10 @@
 """The gateway: all models behind one address, in a process that computes nothing.
 
-    POST /v1/chat/completions  /v1/completions      forwarded to a worker (fastft.serve.exchange)
+    POST /v1/chat/completions  /v1/completions      forwarded to a worker (fastft.serve.gateway.exchange)
     GET  /v1/models  /v1/models/{id}  /health  /metrics
     POST, DELETE  /admin/workers                    with the admin key
     GET  /  /web/…                                  the page for people (fastft.serve.site); it asks the paths above and
-    GET  /about    /arena/…                         what is served here; battles and votes (fastft.serve.arena)
+    GET  /about    /arena/…                         what is served here; battles and votes (fastft.serve.arena.battles)
 
 An ASGI application, without a framework: a request costs 0.3 ms of CPU, and routing eight paths is eight lines. The page of
 another site cannot use it: a request with an `Origin` is answered only if that is the gateway's own, or one that the
@@ -32,11 +32,11 @@ from fastft.compose.policy import Choice, Policy
 from fastft.data.conversation import Conversation, Message
 from fastft.serve import moderation, protocol
 from fastft.serve.address import is_loopback
-from fastft.serve.arena import Arena, Battle, HiddenAnswer
-from fastft.serve.events import EventLog, ServedTurn
-from fastft.serve.exchange import Exchange
+from fastft.serve.arena.battles import Arena, Battle, HiddenAnswer
+from fastft.serve.gateway.events import EventLog, ServedTurn
+from fastft.serve.gateway.exchange import Exchange
+from fastft.serve.gateway.pool import PoolWorker, WorkerPool
 from fastft.serve.moderation import Moderation, ModerationSettings
-from fastft.serve.pool import PoolWorker, WorkerPool
 from fastft.serve.protocol import ApiError
 from fastft.serve.site import Site
 

@@ -2,8 +2,8 @@
 
     figures = compute(judgments, lengths)      # everything, for `fastft.judge.report`
 
-Intervals resample whole questions; fastft.judge.intervals says why. Judgments that could not be read are left out of every mean,
-and their number is given beside it.
+Intervals resample whole questions; fastft.judge.statistics.intervals says why. Judgments that could not be read are left
+out of every mean, and their number is given beside it.
 """
 
 import itertools
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastft.errors import UserError
-from fastft.judge.intervals import (
+from fastft.judge.judgment import Judgment
+from fastft.judge.statistics.intervals import (
     SEED,
     Interval,
     bootstrap_mean,
@@ -24,7 +25,6 @@ from fastft.judge.intervals import (
     share_by_question,
     sign_flip_p,
 )
-from fastft.judge.judgment import Judgment
 
 RATING_RESAMPLES = 500
 RIDGE = 0.1  # penalty of the length regression: a normal prior, mean 0, standard deviation 1 / sqrt(0.1) = 3.2

@@ -7,8 +7,8 @@
 
 An event says who asked which name, which policy chose which model with which probabilities, which model really answered,
 what was tried, tokens, times, and how it ended. It is written however the turn ended: the client left, the worker died.
-What was answered is read from the very bytes that were sent to the client. Votes on two answers (fastft.serve.arena) lie in a
-table of their own.
+What was answered is read from the very bytes that were sent to the client. Votes on two answers
+(fastft.serve.arena.battles) lie in a table of their own.
 
 One thread writes, several events a transaction; the file is in WAL mode, so that others can read meanwhile. With
 `texts=False`, SHA-256 hashes stand where messages and answers would: equal texts can be found, and short ones guessed.
@@ -89,7 +89,7 @@ class ServedTurn:
     sent: list[bytes] = field(default_factory=list)
     """The body of the response."""
     battle: dict[str, Any] | None = None
-    """{"id", "side", "anonymous", "drawn_from"} where it is one side of a battle (fastft.serve.arena)."""
+    """{"id", "side", "anonymous", "drawn_from"} where it is one side of a battle (fastft.serve.arena.battles)."""
     moderation: dict[str, Any] | None = None
     """What the moderation endpoint said of the question, where one was asked (fastft.serve.moderation)."""
 

@@ -1,7 +1,7 @@
-"""Rate models by the votes of a record: python -m fastft.serve.leaderboard DIR prints what the page shows, as JSON.
+"""Rate models by the votes of a record: python -m fastft.serve.arena.leaderboard DIR prints what the page shows, as JSON.
 
-Bradley-Terry ratings with 95 % intervals, from fastft.judge.bradley_terry. Models that no chain of battles connects cannot be
-compared; only the largest group that is connected is rated.
+Bradley-Terry ratings with 95 % intervals, from fastft.judge.statistics.bradley_terry. Models that no chain of battles
+connects cannot be compared; only the largest group that is connected is rated.
 """
 
 import sys
@@ -16,8 +16,8 @@ import orjson
 
 from fastft.common.command_line import run
 from fastft.judge.judgment import Judgment
-from fastft.serve.events import read_votes
-from fastft.serve.votes import counted, judgment_of
+from fastft.serve.arena.votes import counted, judgment_of
+from fastft.serve.gateway.events import read_votes
 
 FEW = 20
 """Battles; the page says of models with fewer that little is known."""
@@ -57,7 +57,7 @@ def leaderboard(votes: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def rate(games: list[Judgment]) -> dict[str, Any]:
     """Intervals by model, of the largest group that battles connect."""
-    from fastft.judge.bradley_terry import Game, bradley_terry
+    from fastft.judge.statistics.bradley_terry import Game, bradley_terry
 
     group = largest_group((game.model_a, game.model_b) for game in games)
     return bradley_terry(

@@ -16,8 +16,8 @@ import aiohttp
 import orjson
 from starlette.types import Receive, Send
 
-from fastft.serve.events import ServedTurn
-from fastft.serve.pool import PoolWorker, WorkerFailed, WorkerPool, outcome_of
+from fastft.serve.gateway.events import ServedTurn
+from fastft.serve.gateway.pool import PoolWorker, WorkerFailed, WorkerPool, outcome_of
 from fastft.serve.protocol import IGNORED_HEADER, ApiError, shutting_down
 
 DONE = b"data: [DONE]\n\n"

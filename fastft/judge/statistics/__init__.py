@@ -1,0 +1,1 @@
+"""From single judgments to figures with intervals: win rates, ratings, agreement."""
