@@ -536,8 +536,8 @@ class _Presence:
         self.task = asyncio.get_running_loop().create_task(announce(self.gateway, self.url))
         notices.watch(self)
 
-    def request(self, reason: str, seconds: float) -> None:
-        """What `notices` calls, in its thread."""
+    def set(self, reason: str, seconds: float) -> None:
+        """What `notices` calls, in its thread, as it does on a trainer's StopFlag."""
         logger.warning("%s: the machine is taken away in %.0f s", reason, seconds)
         self.reason = reason
         self.end(max(1.0, seconds - 5))
