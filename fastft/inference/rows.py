@@ -1,6 +1,6 @@
 """Generate several answers at once, each a row of one batch that it joins and leaves between two steps.
 
-    loop = StepLoop(model, stop_ids, window=8192, max_rows=16)
+    loop = StepLoop(model, stop_ids, context_length=8192, max_rows=16)
     loop.add([Answering(prompt_ids, Sampling(temperature=0), max_tokens=64, text=AnswerText(token_bytes))])
     while loop.busy:
         for delta in loop.step(): …          # Delta(answering, text, logprobs, finish_reason, error)
@@ -132,9 +132,11 @@ class _Reading:
 class StepLoop:
     """The answers that are being generated, with the model's state for each. Only one thread may use it."""
 
-    def __init__(self, model: Any, stop_ids: Sequence[int], window: int, max_rows: int = 16, memory: int | None = None):
-        """`window`: positions that the model knows. `memory`: bytes that the cache of several rows may take."""
-        self.model, self.stop_ids, self.window, self.memory = model, frozenset(stop_ids), window, memory
+    def __init__(
+        self, model: Any, stop_ids: Sequence[int], context_length: int, max_rows: int = 16, memory: int | None = None
+    ):
+        """`context_length`: positions that the model knows. `memory`: bytes that the cache of several rows may take."""
+        self.model, self.stop_ids, self.context_length, self.memory = model, frozenset(stop_ids), context_length, memory
         self.device = next(model.parameters()).device
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = next(name for name in CACHE_NAMES if name in parameters)
@@ -156,7 +158,7 @@ class StepLoop:
     def add(self, answers: list[Answering]) -> None:
         """Let answers to one prompt wait for their turn; they begin together. First come, first served."""
         assert 0 < len(answers) <= self.max_rows, "more answers to a prompt than the batch has rows"
-        assert all(len(a.prompt) + a.max_tokens <= self.window for a in answers), "an answer beyond the window"
+        assert all(len(a.prompt) + a.max_tokens <= self.context_length for a in answers), "an answer beyond the context"
         self.waiting.append(answers)
 
     def remove(self, answers: Sequence[Answering]) -> None:

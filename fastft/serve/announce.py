@@ -1,10 +1,10 @@
-"""A worker says to its gateway that it is there, again and again, and takes its leave.
+"""Announce a worker to its gateway at regular intervals, and sign it off before it ends.
 
     task = loop.create_task(announce(gateway, own_url))
     ...
     await take_leave(gateway, own_url)               # before it stops answering
 
-The gateway keeps it for LEASE_S after the last word, so that a machine which is taken away without notice is forgotten.
+The gateway forgets a worker LEASE_S after its last announcement, so a machine that vanishes without notice is dropped.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 LEASE_S = 30.0
 EVERY_S = 8.0
-"""Three words may be lost before the lease runs out."""
+"""Three announcements may be lost before the lease runs out."""
 WAIT_S = 5.0
-"""For an answer of the gateway."""
+"""Seconds to wait for the gateway's reply."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def reachable_url(host: str, port: int, gateway: str) -> str:
 
 
 async def announce(gateway: GatewayAddress, url: str) -> None:
-    """Announce the worker `URL#NAME` until cancelled; what goes wrong is said once, and again when it changes."""
+    """Announce the worker `URL#NAME` until cancelled. A failure is logged once, and again when it becomes another."""
     request = {"url": url, "lease_s": LEASE_S}
     if gateway.worker_key_env:
         request["key_env"] = gateway.worker_key_env
@@ -82,7 +82,7 @@ async def announce(gateway: GatewayAddress, url: str) -> None:
 
 
 async def take_leave(gateway: GatewayAddress, url: str) -> None:
-    """Tell the gateway to ask this worker nothing more; if it cannot be reached, the lease runs out by itself."""
+    """Tell the gateway to send this worker no more requests. If the gateway cannot be reached, the lease runs out anyway."""
     async with _session() as session:
         if trouble := await _ask(session, "DELETE", gateway, {"url": url}):
             logger.warning("%s was not told that this worker leaves: %s", gateway.url, trouble)
@@ -93,7 +93,7 @@ def _session() -> aiohttp.ClientSession:
 
 
 async def _ask(session: aiohttp.ClientSession, method: str, gateway: GatewayAddress, request: dict) -> str | None:
-    """None, or what went wrong."""
+    """Send one request to the gateway; return None, or what went wrong."""
     target = f"{gateway.url.rstrip('/').removesuffix('/v1')}/admin/workers"
     headers = {"authorization": f"Bearer {gateway.admin_key}", "content-type": "application/json"}
     try:

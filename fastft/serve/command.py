@@ -40,7 +40,7 @@ from fastft.serve.local import (
 logger = logging.getLogger(__name__)
 
 FOR_OUR_ENGINE = ("dtype", "repeatable", "max_batch", "max_queue", "template")
-"""Options of `fastft serve` that its own engine gets."""
+"""Options of `fastft serve` that are passed to our own engine."""
 _NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -59,17 +59,17 @@ class RemoteWorker:
 
 @dataclass
 class BlendStage:
-    """Other weights of a blend, from a turn on."""
+    """New weights of a blend from some turn on."""
 
     from_turn: int
-    """The first of these turns; a conversation's first question is turn 1."""
+    """The first turn with these weights; a conversation's first question is turn 1."""
     models: dict[str, float]
     """Models with their weights."""
 
 
 @dataclass
 class VirtualModel:
-    """A name with a policy."""
+    """A name that is served by a policy, which chooses among models."""
 
     name: str
     policy: Literal["fixed", "blend"] = "fixed"
@@ -165,13 +165,13 @@ class ServeConfig:
 
 @dataclass
 class _Plan:
-    """What the configuration comes to."""
+    """What is to be served, derived from the configuration."""
 
     local: dict[str, tuple[str, Engine]]
-    """Models of this machine by name: directory or file, and what runs it."""
+    """Local models by name: the directory or file, and the engine that runs it."""
     remote: list[RemoteWorker]
     policies: dict[str, Policy]
-    """Of the virtual models, by name."""
+    """Policies of the virtual models, by name."""
 
 
 def main(argv: list[str]) -> int:
@@ -217,7 +217,7 @@ def _run(coroutine: Any) -> None:
 
 
 def _plan(config: ServeConfig) -> _Plan:
-    """Raises UserError for what cannot be served as it is asked for."""
+    """Check the configuration. Raises UserError for what cannot be served as asked."""
     local: dict[str, tuple[str, Engine]] = {}
     remote = list(config.workers)
     engine = _engine(config)
@@ -246,7 +246,7 @@ def _plan(config: ServeConfig) -> _Plan:
 
 
 def _engine(config: ServeConfig) -> Engine:
-    """What runs the directories. Raises UserError where an option does not fit it."""
+    """The engine that runs the model directories. Raises UserError for an option that does not fit it."""
     defaults = ServeConfig()
     for_ours = [name for name in FOR_OUR_ENGINE if getattr(config, name) != getattr(defaults, name)]
     if config.engine != "fastft":
@@ -294,7 +294,7 @@ def _check_remote(worker: RemoteWorker, local: Collection[str]) -> None:
 
 
 def _policies(config: ServeConfig, served: list[str]) -> dict[str, Policy]:
-    """The policies by the names of their virtual models. Raises UserError for those that cannot choose."""
+    """The policies by the names of their virtual models. Raises UserError for a policy that cannot be served."""
     found: dict[str, Policy] = {}
     for virtual in config.virtual:
         if virtual.name in (*served, *found):
@@ -423,13 +423,13 @@ async def _serve(
     finally:
         watch.cancel()
         for worker in local:
-            worker.terminate()  # also one that is being started again: its wait would hold the loop's end up
+            worker.terminate()  # even one that is restarting, because waiting for it would delay the end of the loop
         if record:
             record.close()
 
 
 def _stop_on_signals(gateway: Any) -> asyncio.Event:
-    """An event that the first SIGTERM or SIGINT sets; the second one ends what still runs."""
+    """An event that is set by the first SIGTERM or SIGINT. A second signal ends everything that still runs."""
     stop = asyncio.Event()
 
     def end() -> None:

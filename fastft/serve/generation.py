@@ -6,8 +6,8 @@
     delta = await job.next(wait_s=10)                    # None: nothing yet
     generation.cancel(job)                               # its rows are free after the step that is being computed
 
-First come, first served. A failure of one request ends that request; one that cannot be attributed ends what is being
-answered at that moment, and the thread goes on.
+First come, first served. A failure of one request ends that request. A failure that belongs to no single request ends all
+running answers. The thread continues in both cases.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class AnswerJob:
         return sum(len(answering.tokens) for answering in self.answers)
 
     async def next(self, wait_s: float | None = None) -> Delta | None:
-        """The next piece of an answer; None if there is none within `wait_s`. Raises ApiError where the job has failed."""
+        """The next piece of an answer; None if none comes within `wait_s`. Raises ApiError where the job has failed."""
         if self._deltas.empty():
             try:
                 delta = await asyncio.wait_for(self._deltas.get(), wait_s)
@@ -87,7 +87,7 @@ class Generation:
 
     @property
     def waiting(self) -> int:
-        """Requests of which nothing has been answered yet."""
+        """The number of requests without a first token."""
         return sum(not job.begun for job in self.jobs)
 
     @property
@@ -95,7 +95,7 @@ class Generation:
         return len(self.jobs) - self.waiting
 
     def position(self, job: AnswerJob) -> int:
-        """How many requests that came earlier wait, too."""
+        """The number of waiting requests that came earlier."""
         earlier = 0
         for other in self.jobs:
             if other is job:
@@ -116,20 +116,20 @@ class Generation:
             self._commands.put((self._loop.add, group))
 
     def cancel(self, job: AnswerJob) -> None:
-        """Forget a job, wherever it is; nothing of it comes any more."""
+        """Drop a job, whether it waits or runs. It yields nothing more."""
         if job in self.jobs:
             self._forget(job)
             self._commands.put((self._loop.remove, job.answers))
 
     def finish_at_once(self) -> None:
-        """Give up whatever is being answered, and accept nothing else."""
+        """End all running answers with an error, and accept no more."""
         self.draining = True
         for job in list(self.jobs):
             self.cancel(job)
             job.put(protocol.shutting_down())
 
     def note_duration(self, seconds: float) -> None:
-        """Tell how long an answer took, for the advice when to come again."""
+        """Note how long an answer took; this decides the Retry-After of requests that are refused."""
         self._seconds_of_a_job += 0.2 * (seconds - self._seconds_of_a_job)
 
     def _retry_after(self) -> int:
@@ -175,7 +175,7 @@ class Generation:
                     return
 
     def _obey(self) -> None:
-        """Add and remove what the event loop has asked for; wait for it while there is nothing else to do."""
+        """Add and remove jobs as the event loop has asked; when idle, wait for its next request."""
         while not self._loop.busy or not self._commands.empty():
             act, answers = self._commands.get()
             act(answers)

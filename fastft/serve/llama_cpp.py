@@ -1,10 +1,11 @@
-"""A GGUF file behind OpenAI's API, by llama.cpp in a process of its own: `python -m fastft.serve.llama_cpp --model FILE.gguf`.
+"""Serve a GGUF file over OpenAI's API with llama.cpp, in a process of its own: `python -m fastft.serve.llama_cpp --model
+FILE.gguf`.
 
 When it can answer, it prints one line, "ready http://127.0.0.1:PORT/v1#NAME", on stdout. It ends with the process that
 started it, even by kill -9. The engine is the package xllamacpp (wheels for CPUs and Apple's GPUs).
 
-What it does otherwise than our worker: control strings that a user types become control tokens, as everywhere but here; its
-own min_p stays on unless a request says `min_p: 0`; it knows JSON schemas and keeps the cache of a common beginning.
+It differs from our worker in four ways: control strings that a user types become control tokens; its default min_p applies
+unless a request sets `min_p: 0`; it supports JSON schemas; and it reuses the cache of a common prefix.
 """
 
 import os
@@ -22,8 +23,8 @@ from fastft.errors import UserError
 PARALLEL = 8
 """Answers that are generated at once."""
 LARGEST_PROMPT_PIECE = 256
-"""Tokens of prompts in one step. With llama.cpp's 2,048 the first tokens of 8 requests all came at the end (7 s), with 256
-one after the other."""
+"""Prompt tokens in one step. With llama.cpp's default of 2,048, the first tokens of 8 requests all came after 7 s; with
+256 they came one after the other."""
 
 
 @dataclass
@@ -53,8 +54,9 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     name = config.name or short_name(config.model)
+    parameters = _parameters(xllamacpp, config, name, key)
     try:
-        server = xllamacpp.Server(_parameters(xllamacpp, config, name, key))
+        server = xllamacpp.Server(parameters)
     except RuntimeError as error:
         raise UserError(f"{config.model}: llama.cpp cannot load it ({error})") from None
     print(f"ready {server.listening_address}/v1#{name}", flush=True)
@@ -68,19 +70,19 @@ def _parameters(xllamacpp, config: LlamaConfig, name: str, key: str | None):
     found.model.path = config.model
     found.model_alias = {name}
     found.hostnames, found.port = ["127.0.0.1"], config.port
-    found.cors_origins, found.cors_credentials = "", False  # its default lets the pages of all sites ask
+    found.cors_origins, found.cors_credentials = "", False  # its default accepts requests from the pages of all sites
     found.ui = found.endpoint_slots = False  # /slots shows what others ask
     found.verbosity = 1
     found.n_parallel = PARALLEL
-    found.kv_unified = True  # else each of the parallel answers has an eighth of the window
-    found.n_ctx = 0  # the model's own window
+    found.kv_unified = True  # otherwise each parallel answer gets only an eighth of the context
+    found.n_ctx = 0  # the model's own context length
     found.n_batch = LARGEST_PROMPT_PIECE
     found.api_keys = [key] if key else []
     return found
 
 
 def _check_file(path: str) -> None:
-    """Raises UserError for what is no GGUF file."""
+    """Raises UserError if the file is missing or not GGUF."""
     if not Path(path).is_file():
         raise UserError(f"--model {path}: no such file")
     with open(path, "rb") as file:

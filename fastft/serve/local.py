@@ -35,13 +35,13 @@ logger = logging.getLogger(__name__)
 WORKER_KEY = "FASTFT_WORKER_KEY"
 """Environment variable in which a worker gets the key that only its gateway knows."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-"""Before a worker that ended by itself is started again; doubled with each end, up to the longest."""
+"""Seconds before a worker that ended by itself is restarted: the first pause, doubled each time up to the longest."""
 STEADY_S = 300.0
-"""A worker that ran for so long is steady: its next end counts as the first."""
+"""A worker that ran for so many seconds counts as stable: after its next end, the pause is the shortest again."""
 LAST_LINES = 20
-"""Of what a worker wrote to stderr, kept for the message about a start that failed."""
+"""Lines of a worker's stderr that are kept for the message about a failed start."""
 FIELDS = {"model", "name", "port"}
-"""What a command template may hold in braces."""
+"""The names that a command template may contain in braces."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,10 @@ class LocalWorker:
         return None
 
     def _ready_at_port(self) -> str | None:
-        """Large models load for minutes, so there is no limit; Ctrl-C ends the wait."""
+        """Wait until the engine lists its model.
+
+        There is no limit, because large models load for minutes; Ctrl-C ends the wait.
+        """
         url = f"http://127.0.0.1:{self.port}/v1"
         while self.process.poll() is None:
             if (served := _models_at(url)) is not None:
@@ -161,7 +164,7 @@ class LocalWorker:
         return None
 
     def _relay(self) -> None:
-        """Repeat what the worker says, with its name; until it is ready, an error is kept for `wait_until_ready`."""
+        """Log the worker's stderr with its name in front. Until it is ready, an error is kept for `wait_until_ready`."""
         for line in self.process.stderr:
             line = line.rstrip("\n")
             if not self.url:
@@ -170,7 +173,7 @@ class LocalWorker:
                 print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
 
     def terminate(self) -> None:
-        """Ask it to end, with the processes that it started."""
+        """Ask the worker, and the processes that it started, to end."""
         self.ended = True
         self._signal(signal.SIGTERM)
 
@@ -193,8 +196,8 @@ class LocalWorker:
 async def keep_running(workers: Sequence[LocalWorker], pool: Any, add: Callable[[LocalWorker], Any]) -> None:
     """Start workers again that end by themselves, each after a pause that doubles. Runs until it is cancelled.
 
-    `add(worker)` puts a ready worker into the pool and returns its entry there. A worker that is gone stays in the pool,
-    unhealthy, so that its model is known, but not available (503), until it is back.
+    `add(worker)` puts a ready worker into the pool and returns its entry there. A worker that has ended stays in the pool as
+    unhealthy, so that requests for its model get 503, not 404, until it is back.
     """
     await asyncio.gather(*(_keep_running(worker, pool, add) for worker in workers))
 
@@ -249,7 +252,10 @@ def _models_at(url: str) -> list[str] | None:
 
 
 def _end_with_parent() -> Callable[[], Any] | None:
-    """What a new process does first, so that the kernel ends it with this one, also after kill -9. Linux only."""
+    """A function for a new process to call first: the kernel then ends it when this process ends, even by kill -9.
+
+    Linux only.
+    """
     if sys.platform != "linux":
         return None
     import ctypes

@@ -3,8 +3,8 @@
     request = read_request(body, chat=True)          # ChatRequest or CompletionRequest; raises ApiError
     error.content()                                  # {"error": {"message", "type", "param", "code"}}
 
-What a request asks for and cannot have is refused in one sentence. What may be left out without changing the answer's form is
-left out, and `ignored` names it: the response says so in the header `x-fastft-ignored`.
+A request for something unsupported is refused in one sentence. A field that can be ignored without changing the answer's
+form is ignored, and named in `ignored` and in the response header `x-fastft-ignored`.
 """
 
 import math
@@ -16,7 +16,7 @@ import orjson
 
 from fastft.data.conversation import Message
 
-if TYPE_CHECKING:  # it imports torch, and the gateway, which shares the errors, has no need of that
+if TYPE_CHECKING:  # this module imports torch; the gateway uses the errors here and does not need torch
     from fastft.inference.sampling import Sampling
 
 MOST_STOPS = 4
@@ -25,9 +25,9 @@ IGNORED_HEADER = "x-fastft-ignored"
 USAGE_COMMENT = b": usage "
 """A comment line at the end of a worker's stream, where the client did not ask for usage: the tokens as JSON, for the record."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-# Sent by clients as a matter of course, and without a bearing on what is answered here: not worth a note.
+# Clients send these routinely, and they do not affect the answer, so they are ignored without a note.
 SILENT = {"user", "metadata", "store"}
-# Of a message: what identifies it, and what clients hand back from an answer.
+# Fields of a message: those that identify it, and those that clients copy from an answer.
 SILENT_IN_MESSAGES = {"id", "refusal", "annotations", "tool_call_id"}
 
 
@@ -90,10 +90,10 @@ def internal_error() -> ApiError:
     return ApiError(500, "the answer failed; the server's log says why", code="internal_error", kind="server_error")
 
 
-def context_too_long(window: int, prompt: int, answer: int | None, param: str) -> ApiError:
+def context_too_long(context_length: int, prompt: int, answer: int | None, param: str) -> ApiError:
     """`answer`: how many tokens the request asks for; None if it leaves that open."""
     asked = f"{prompt} tokens in {param}" + (f" and {answer} in the answer" if answer is not None else "")
-    message = f"the model's context is {window} tokens, and the request needs {prompt + (answer or 1)}: {asked}"
+    message = f"the model's context is {context_length} tokens, and the request needs {prompt + (answer or 1)}: {asked}"
     return ApiError(400, message, param, "context_length_exceeded")
 
 
@@ -107,14 +107,14 @@ class GenerationRequest:
     model: str
     sampling: "Sampling"
     max_tokens: int | None
-    """None: as many as the context has room for, or as the API says."""
+    """None means as many as fit the context for chats, and OpenAI's default for completions."""
     n: int
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
     ignore_eos: bool
     top_logprobs: int | None
-    """None: no log-probabilities at all; 0: those of the answer's tokens only."""
+    """None reports no log-probabilities; 0 reports those of the answer's own tokens only."""
     ignored: tuple[str, ...]
 
 
@@ -206,18 +206,18 @@ class _Fields:
         return value
 
     def refuse_unless(self, name: str, neutral: tuple, why: str) -> None:
-        """Refuse a field that has any other value than those that change nothing."""
+        """Refuse a field whose value is not one of those that have no effect."""
         if self.take(name) not in (None, *neutral):
             raise ApiError(400, f"{name} is not supported: {why}", name, "unsupported_parameter")
 
     def note(self, name: str) -> None:
-        """Leave a field out, and say so."""
+        """Ignore a field, and add it to `ignored`."""
         if self.take(name) not in (None, [], {}, ""):
             self.noted.append(self.prefix + name)
 
     def ignored(self) -> list[str]:
-        """Names of what has been left out: the fields noted, and all that nobody has read."""
-        # A name goes into a header.
+        """Names of the ignored fields: those passed to `note`, and all that were never read."""
+        # Names are written into a header.
         unread = (name for name in self.unread - SILENT if name.isascii() and name.isidentifier())
         return list(dict.fromkeys([*self.noted, *sorted(unread)]))
 
@@ -279,7 +279,7 @@ def _chat_logprobs(fields: _Fields) -> int | None:
 
 
 def _refuse_unsupported(fields: _Fields) -> None:
-    """Refuse what would make the answer another than the client expects."""
+    """Refuse unsupported fields that would change the answer that the client expects."""
     for name in ("presence_penalty", "frequency_penalty"):
         fields.refuse_unless(name, (0,), "only 0 is; repetition_penalty is another way to the same end")
     fields.refuse_unless("logit_bias", ({},), "nothing here applies it")

@@ -3,7 +3,7 @@
 events           every event, as it was recorded
 conversations    what was said, in the form that `fastft clean` and `fastft train` read
 battles          votes of people on two answers, as judgments that `fastft report` reads
-outcomes         the same by question, as a router is trained on them
+outcomes the same votes by question, for training a router
 votes            every vote, those that do not count included
 """
 
@@ -23,7 +23,7 @@ from fastft.serve.arena.votes import counted, judgment_of, outcomes
 from fastft.serve.gateway.events import read_events, read_votes
 
 WHOLE = ("answered",)
-"""Outcomes of turns whose answer is whole, if it was not cut by its length."""
+"""Outcomes of turns with a complete answer, unless the length limit cut it."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def _voted(directory: Path, form: str, events: Iterable[dict[str, Any]]) -> Iterable[bytes]:
-    """The rows that are made of votes. Raises UserError where there is no vote that counts."""
+    """The rows for an export of votes. Raises UserError if no vote counts."""
     votes = list(read_votes(directory))
     those, left_out = counted(votes)
     if form == "votes" and votes:
@@ -79,10 +79,10 @@ def _voted(directory: Path, form: str, events: Iterable[dict[str, Any]]) -> Iter
 def conversations(events: Iterable[dict[str, Any]]) -> Iterator[Conversation]:
     """The conversations that were served, each once, with its last answer.
 
-    A turn is part of a later one when that repeats its messages and its answer; what was asked again, or edited, is a
-    conversation of its own. Answers that the record knows are marked to be learned; what clients put into an
-    assistant's mouth is not. Turns without an answer, background calls and tool calls are left out. Raises UserError for
-    a record without texts.
+    A turn belongs to a later one that repeats its messages and its answer. A question that was asked again or edited starts
+    a conversation of its own. Only answers that the record contains are marked to be trained, not assistant messages that a
+    client made up. Turns without an answer, background calls and tool calls are left out. Raises UserError for a record
+    without texts.
     """
     said: dict[str, tuple[str, bool]] = {}  # by the hash of a dialogue that ends with an answer: (model, whole)
     continued: set[str] = set()
@@ -118,7 +118,7 @@ def _answer(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(message: dict[str, Any]) -> str | None:
-    """The text of a message; None if it holds something else, or has a role that is none."""
+    """The text of a message; None if its content is not text or its role is unknown."""
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
@@ -127,7 +127,7 @@ def _text(message: dict[str, Any]) -> str | None:
 
 
 def _prefix_hashes(messages: list[dict[str, Any]]) -> list[str]:
-    """A hash of the messages up to each one."""
+    """For each message, a hash of all messages up to it."""
     digest, hashes = hashlib.sha256(), []
     for message in messages:
         digest.update(orjson.dumps([ROLE_NAMES[message["role"]], _text(message)]))

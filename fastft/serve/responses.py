@@ -1,10 +1,10 @@
-"""What a request gets: one JSON object, or a stream of server-sent events, in OpenAI's form.
+"""Build the response to a request in OpenAI's form: one JSON object, or a stream of server-sent events.
 
-A stream begins when there is something to send. While a request waits, that is a comment line every 10 seconds, which
-keeps proxies with a time limit from giving up; an error before it still has its own status. In a stream that has
-begun, an error is an event, after which the stream ends without the `[DONE]` that would look like success.
+A stream begins with its first token, or with a comment line after 10 seconds of waiting; such comments keep proxies from
+timing out. An error before that has its own HTTP status. In a stream that has begun, an error is an event, after which the
+stream ends without the `[DONE]` that would look like success.
 
-When the client is gone, or reads nothing for `slow_client_s`, the answer is given up, streamed or not.
+If the client disconnects, or reads nothing for `slow_client_s`, the answer is cancelled, streamed or not.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds between comment lines of a stream that waits, and for which a client may read nothing."""
+    """Seconds between the comment lines of a waiting stream, and seconds for which a client may read nothing."""
 
     comment_s: float = 10.0
     slow_client_s: float = 60.0
@@ -43,7 +43,7 @@ class ChatForm:
     object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def __init__(self, token_bytes: TokenBytes, fingerprint: str):
-        """`fingerprint`: what computed the answer, for `system_fingerprint`."""
+        """`fingerprint` names the version and data type; it becomes the response's `system_fingerprint`."""
         self.token_bytes, self.fingerprint = token_bytes, fingerprint
 
     def opening(self, index: int) -> list[dict]:
@@ -81,7 +81,7 @@ class CompletionForm:
     object, chunk_object, prefix = "text_completion", "text_completion", "cmpl"
 
     def __init__(self, token_bytes: TokenBytes, fingerprint: str):
-        """`fingerprint`: what computed the answer, for `system_fingerprint`."""
+        """`fingerprint` names the version and data type; it becomes the response's `system_fingerprint`."""
         self.token_bytes, self.fingerprint = token_bytes, fingerprint
         self._offsets: dict[Answering, int] = {}
 
@@ -118,7 +118,7 @@ class CompletionForm:
 
 
 class AnswerResponse(Response):
-    """Answers a request from its job; gives the job up when the client is gone."""
+    """Answers a request from its job, and cancels the job when the client disconnects."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class AnswerResponse(Response):
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
-                outcome = "failed"  # if there is no result, but an exception
+                outcome = "failed"  # unless a result replaces it
                 outcome = work.result()
         except asyncio.TimeoutError:
             outcome = "slow client"
@@ -207,13 +207,13 @@ class AnswerResponse(Response):
                 choices.append(self.form.ending(i, delta.finish_reason))
             if choices:
                 await self._send(b"".join(self._event([choice]) for choice in choices))
-        # Clients pass comments over; a gateway's record counts the tokens of those who did not ask for usage, too.
+        # Clients ignore comments. The gateway reads token counts from them when usage was not requested.
         unasked = b"%s%s\n\n" % (USAGE_COMMENT, orjson.dumps(self._usage()))
         last = self._event([], self._usage()) if self.request.include_usage else unasked
         await self._send(last + DONE, more=False)
 
     async def _deltas(self, comments: bool = False) -> AsyncIterator[Delta]:
-        """The pieces of all answers; meanwhile, `comments` go to a client that waits for the first."""
+        """Yield the pieces of all answers. If `comments` is set, the client gets comment lines until the first piece."""
         finished = 0
         while finished < len(self.index):
             delta = await self.job.next(self.patience.comment_s if comments else None)

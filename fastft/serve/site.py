@@ -1,6 +1,5 @@
-"""The page for people, and the files that it consists of: fastft/serve/web, served as they are, without a build step.
-
-A strict Content-Security-Policy says that the page runs and loads nothing that is not from here, whatever an answer holds.
+"""Serve the chat page, whose files in fastft/serve/web need no build step. A strict Content-Security-Policy makes browsers
+run and load only what comes from this server, whatever an answer contains.
 """
 
 import base64
@@ -21,7 +20,7 @@ TYPES = {
     ".svg": "image/svg+xml",
     ".LICENSE": "text/plain; charset=utf-8",
 }
-"""Types of the files that are served; others in the folder are not."""
+"""Content types by file ending. Files with other endings are not served."""
 POLICY = (
     "default-src 'none'; script-src 'self' {scripts}; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -46,7 +45,7 @@ class SiteFile:
 
 
 class Site:
-    """All files, in memory: they change with the release only."""
+    """All files, kept in memory because they change only with a release."""
 
     def __init__(self) -> None:
         paths = [path for path in FOLDER.rglob("*") if path.suffix in TYPES]
@@ -62,7 +61,7 @@ def _file(path: Path) -> SiteFile:
     headers = {
         "content-type": TYPES[path.suffix],
         "etag": f'"{hashlib.sha256(content).hexdigest()[:32]}"',
-        "cache-control": "no-cache",  # a browser asks each time whether its copy is the present one
+        "cache-control": "no-cache",  # browsers revalidate their copy each time
         "vary": "accept-encoding",
         "x-content-type-options": "nosniff",
     }
@@ -76,6 +75,6 @@ def _file(path: Path) -> SiteFile:
 
 
 def _inline_scripts(page: bytes) -> list[str]:
-    """The hashes by which the policy allows the page's own inline scripts: the import map."""
+    """Hashes of the page's own inline scripts (the import map), which the policy allows."""
     found = re.findall(rb"<script[^>]*>(.+?)</script>", page, re.DOTALL)
     return [f"'sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}'" for each in found]

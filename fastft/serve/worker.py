@@ -11,13 +11,12 @@ Generation has a thread of its own (fastft.serve.generation); the event loop rea
 tokenised as in training, so that control strings in a message stay text. Prompts of /v1/completions are the model's raw
 input: control strings in them are control tokens.
 
-It has no prefix cache, no constrained JSON and no tool calls; what asks for these is refused, or left out with a note in the
-header x-fastft-ignored.
+It has no prefix cache, no constrained JSON and no tool calls. A request for these is refused, or the field is ignored and
+named in the header x-fastft-ignored.
 """
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import os
 import select
@@ -27,7 +26,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,13 +38,11 @@ from fastft.serve.address import bound, is_loopback, written
 
 logger = logging.getLogger("fastft.serve.worker")  # __name__ is "__main__" in the process of a worker
 
-LARGEST_BODY = 16 << 20
-"""Bytes. A context of a million tokens is about 4 MB of text."""
-SLOW_UPLOAD_S = 30.0
 MOST_ANSWERS = 256
-"""To one request: its prompts times n."""
+"""The most answers to one request: its prompts times n."""
 KEEP_ALIVE_S = 75.0
-"""Longer than clients keep an idle connection (aiohttp 15 s, openai 5 s): the end of one that is about to send is an error."""
+"""Longer than clients keep idle connections (aiohttp 15 s, openai 5 s), because closing one that a client is about to use
+causes an error."""
 COMPLETION_TOKENS = 16
 """OpenAI's default for max_tokens of /v1/completions."""
 
@@ -92,10 +88,10 @@ class WorkerConfig:
 
 
 class ServedModel:
-    """A model with its tokenizer and chat template: what turns requests into prompts, and tokens into text."""
+    """A model with its tokenizer and chat template. It turns requests into prompts and tokens into text."""
 
     def __init__(self, config: WorkerConfig):
-        """Raises UserError where the directory holds no chat model."""
+        """Load the model. Raises UserError if the directory contains no chat model."""
         import torch
 
         from fastft.data.template.chat_template import load_tokenizer, template_for
@@ -105,7 +101,7 @@ class ServedModel:
 
         model_config = load_config(config.model).get_text_config(decoder=True)
         self.name = config.name or short_name(config.model)
-        self.window = getattr(model_config, "max_position_embeddings", None) or 1 << 20
+        self.context_length = getattr(model_config, "max_position_embeddings", None) or 1 << 20
         self.tokenizer = load_tokenizer(config.model)
         self.template = template_for(self.tokenizer, config.template, self.name)
         self.token_bytes = TokenBytes(self.tokenizer, config.model)
@@ -144,7 +140,7 @@ class ServedModel:
         return prompts
 
     def answers(self, request: Any, prompts: list[list[int]], chat: bool, max_rows: int) -> list[list[Any]]:
-        """What is to be generated for a request, a group for each prompt. Raises ApiError where it does not fit."""
+        """The answers to generate for a request, one group for each prompt. Raises ApiError if they exceed the context."""
         from fastft.inference.detokenize import AnswerText
         from fastft.inference.rows import Answering
         from fastft.serve.protocol import ApiError, context_too_long
@@ -155,15 +151,15 @@ class ServedModel:
             raise ApiError(400, f"a request may ask for {MOST_ANSWERS} answers at most", "prompt", "invalid_value")
         asked = request.max_tokens if chat or request.max_tokens else COMPLETION_TOKENS
         for ids in prompts:
-            if len(ids) + (asked or 1) > self.window:
-                raise context_too_long(self.window, len(ids), asked, "messages" if chat else "prompt")
+            if len(ids) + (asked or 1) > self.context_length:
+                raise context_too_long(self.context_length, len(ids), asked, "messages" if chat else "prompt")
         separator = self.template.separator if chat else ""
         return [
             [
                 Answering(
                     ids,
                     request.sampling,
-                    asked or self.window - len(ids),
+                    asked or self.context_length - len(ids),
                     AnswerText(self.token_bytes, request.stop, separator),
                     choice=choice,
                     ignore_end=request.ignore_eos,
@@ -175,7 +171,7 @@ class ServedModel:
         ]
 
     def cache_memory(self) -> int:
-        """Bytes for the keys and values of all rows: most of what a GPU has left, half of a machine's free memory."""
+        """Bytes for the keys and values of all rows: 80 % of a GPU's free memory, or half of the machine's."""
         import torch
 
         if self.device.type == "cuda":
@@ -194,7 +190,7 @@ def _dtype(config: WorkerConfig, device: Any) -> str:
 
 
 def _cpu_computes_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16; others are several times slower in it than in float32."""
+    """Whether the CPU has bfloat16 instructions. Without them bfloat16 is several times slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("\nflags")[2].partition("\n")[0].split()
     except OSError:
@@ -202,209 +198,38 @@ def _cpu_computes_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-# The API -------------------------------------------------------------------------------------------------------------------
-
-
-class _Figures:
-    """What /metrics shows."""
-
-    def __init__(self, generation: Any):
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-        self.registry = registry = CollectorRegistry()
-        prefix = "fastft_worker_"
-        self.requests = Counter(prefix + "requests", "Requests by how they ended.", ["outcome"], registry=registry)
-        self.tokens = Counter(prefix + "tokens", "Tokens of accepted requests.", ["kind"], registry=registry)
-        buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-        self.first = Histogram(
-            prefix + "first_token_seconds",
-            "From accepting a request to its first token.",
-            buckets=buckets,
-            registry=registry,
-        )
-        self.seconds = Histogram(
-            prefix + "answer_seconds",
-            "From accepting a request to the end of its answer.",
-            buckets=buckets,
-            registry=registry,
-        )
-        for name, text in (("running", "Requests being answered."), ("waiting", "Requests without a first token.")):
-            gauge = Gauge(prefix + name, text, registry=registry)
-            gauge.set_function(lambda name=name: getattr(generation, name))
-        Gauge(prefix + "steps", "Steps of the batch so far.", registry=registry).set_function(lambda: generation.steps)
-
-    def ended(self, job: Any, outcome: str, first_token: float | None, seconds: float) -> None:
-        self.requests.labels(outcome).inc()
-        self.tokens.labels("prompt").inc(job.prompt_tokens)
-        self.tokens.labels("completion").inc(job.completion_tokens)
-        if first_token is not None:
-            self.first.observe(first_token)
-        self.seconds.observe(seconds)
-
-
-def build_app(served: ServedModel, generation: Any, config: WorkerConfig) -> Any:
-    """The ASGI application of a worker."""
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-    from starlette.applications import Starlette
-    from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect, Request
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-
-    from fastft import __version__
-    from fastft.serve import protocol
-    from fastft.serve.generation import AnswerJob
-    from fastft.serve.responses import AnswerResponse, ChatForm, CompletionForm, Patience
-
-    figures = _Figures(generation)
-    tokenising = ThreadPoolExecutor(1, "tokenising")  # long prompts take seconds, in which others are read
-    fingerprint = f"fastft-{__version__}-{served.dtype}"
-    patience = Patience(config.comment_s, config.slow_client_s)
-    key = _key(config)
-
-    async def answer(request: Request, chat: bool) -> Response:
-        authorize(request)
-        asked = protocol.read_request(await read_body(request), chat)
-        require_model(asked.model)
-        tokenise = served.chat_prompt if chat else served.completion_prompts
-        prompts = await asyncio.get_running_loop().run_in_executor(tokenising, tokenise, asked)
-        job = AnswerJob(served.answers(asked, prompts, chat, generation.max_rows))
-        generation.submit(job)
-        form = (ChatForm if chat else CompletionForm)(served.token_bytes, fingerprint)
-        return AnswerResponse(asked, job, generation, form, patience, ended)
-
-    def ended(job: AnswerJob, outcome: str, first_token: float | None, seconds: float) -> None:
-        figures.ended(job, outcome, first_token, seconds)
-        if outcome == "answered":
-            generation.note_duration(seconds)
-
-    def authorize(request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        if key is not None and not hmac.compare_digest(given.encode(), key):
-            raise protocol.invalid_api_key()
-
-    def require_model(name: str) -> None:
-        if name != served.name:
-            raise protocol.model_not_found(name, [served.name])
-
-    async def read_body(request: Request) -> bytes:
-        try:
-            return await asyncio.wait_for(_body(request), SLOW_UPLOAD_S)
-        except asyncio.TimeoutError:
-            message = f"the request's body did not arrive within {SLOW_UPLOAD_S:g} s"
-            raise protocol.ApiError(408, message, code="slow_upload") from None
-
-    async def chat_completions(request: Request) -> Response:
-        return await answer(request, chat=True)
-
-    async def completions(request: Request) -> Response:
-        return await answer(request, chat=False)
-
-    def card() -> dict:
-        return {
-            "id": served.name,
-            "object": "model",
-            "created": served.created,
-            "owned_by": "fastft",
-            "max_model_len": served.window,
-        }
-
-    async def models(request: Request) -> Response:
-        authorize(request)
-        return JSONResponse({"object": "list", "data": [card()]})
-
-    async def model(request: Request) -> Response:
-        authorize(request)
-        require_model(request.path_params["name"])
-        return JSONResponse(card())
-
-    async def health(request: Request) -> Response:
-        status = "dead" if not generation.alive else "draining" if generation.draining else "ok"
-        content = {
-            "status": status,
-            "model": served.name,
-            "running": generation.running,
-            "waiting": generation.waiting,
-            "max_batch": generation.max_rows,
-            "max_queue": generation.max_queue,
-            "window": served.window,
-            "dtype": served.dtype,
-        }
-        return JSONResponse(content, 200 if status == "ok" else 503)
-
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(figures.registry), headers={"content-type": CONTENT_TYPE_LATEST})
-
-    def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, protocol.ApiError)
-        figures.requests.labels("refused").inc()
-        return JSONResponse(error.content(), error.status, error.headers)
-
-    def not_here(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        found = protocol.route_not_found(request.method, request.url.path)
-        found.status = error.status_code
-        return JSONResponse(found.content(), found.status, error.headers)
-
-    def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse(protocol.internal_error().content(), 500)
-
-    def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
-
-    return Starlette(
-        routes=[
-            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/models/{name:path}", model),
-            Route("/health", health),
-            Route("/metrics", metrics),
-        ],
-        exception_handlers={
-            protocol.ApiError: refuse,
-            HTTPException: not_here,
-            ClientDisconnect: gone,
-            Exception: failed,
-        },
-    )
+# The app -------------------------------------------------------------------------------------------------------------------
 
 
 def application(config: WorkerConfig) -> Any:
-    """The ASGI application on a model that is loaded here, for another server than ours, such as Ray Serve.
+    """Load the model and return the worker's ASGI application, to be run by another server, such as Ray Serve.
 
-    Call it within the event loop that will serve it. Where to listen is that server's business, and so is draining.
+    Call it within the event loop that will serve it. That server decides where to listen and how to drain.
     """
     served = ServedModel(config)
-    return build_app(served, _generation(config, served), config)
+    return _app(config, served, _generation(config, served))
+
+
+def _app(config: WorkerConfig, served: ServedModel, generation: Any) -> Any:
+    from fastft.serve.responses import Patience
+    from fastft.serve.worker_app import build_app
+
+    return build_app(served, generation, Patience(config.comment_s, config.slow_client_s), _key(config))
 
 
 def _generation(config: WorkerConfig, served: ServedModel) -> Any:
     from fastft.inference.rows import StepLoop
     from fastft.serve.generation import Generation
 
-    steps = StepLoop(served.model, served.stop_ids, served.window, config.max_batch, served.cache_memory())
+    steps = StepLoop(served.model, served.stop_ids, served.context_length, config.max_batch, served.cache_memory())
     if steps.why_alone:
         logger.warning("%s answers one request at a time: %s", served.name, steps.why_alone)
     logger.info("%s: %s on %s, up to %d answers at once", served.name, served.dtype, served.device, steps.max_rows)
     return Generation(steps, config.max_queue)
 
 
-async def _body(request: Any) -> bytes:
-    from fastft.serve import protocol
-
-    if int(request.headers.get("content-length", 0)) > LARGEST_BODY:
-        raise protocol.body_too_large(LARGEST_BODY)
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > LARGEST_BODY:
-            raise protocol.body_too_large(LARGEST_BODY)
-    return bytes(body)
-
-
 def _key(config: WorkerConfig) -> bytes | None:
-    """The key that requests must bring; None if none is asked for. Raises UserError where one is needed and missing."""
+    """The key that requests must send; None if none is required. Raises UserError if it is required but not set."""
     if config.api_key_env:
         if not (key := os.environ.get(config.api_key_env)):
             raise UserError(
@@ -420,7 +245,7 @@ def _key(config: WorkerConfig) -> bytes | None:
 
 
 def main(argv: list[str]) -> int:
-    parent = os.getppid()  # before anything slow: a parent that ends meanwhile is noticed
+    parent = os.getppid()  # read before anything slow, so that a parent that ends meanwhile is noticed
     try:
         import uvloop
     except ImportError:
@@ -485,7 +310,7 @@ async def _serve(
             yield
 
     settings = uvicorn.Config(
-        build_app(served, generation, config),
+        _app(config, served, generation),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -516,7 +341,7 @@ async def _serve(
 
 
 class _Presence:
-    """This worker at its gateway, and the cloud's notice that the machine is about to be taken away."""
+    """Keeps the worker announced at its gateway, and ends it when the cloud says that it will take the machine away."""
 
     reason: str | None = None
     save_soon = False
@@ -550,9 +375,9 @@ class _Presence:
 
 
 async def _drain(generation: Any, server: Any, grace_s: float, presence: _Presence | None) -> None:
-    """Accept nothing more, let running answers finish, and end the others with an error."""
+    """Accept no more requests, wait up to `grace_s` for running answers, and end the rest with an error."""
     if presence:
-        await presence.leave()  # first, so that nothing is refused that another worker could answer
+        await presence.leave()  # first, so that new requests go to other workers instead of being refused here
     generation.draining = True
     logger.info("shutting down: %d requests have %g s to finish", len(generation.jobs), grace_s)
     deadline = time.monotonic() + grace_s
@@ -563,16 +388,16 @@ async def _drain(generation: Any, server: Any, grace_s: float, presence: _Presen
 
 
 def _mute_unread() -> None:
-    """Let what is said go nowhere, where it went into a pipe that nobody reads any more: the next word would end the thread."""
+    """Redirect stdout and stderr to /dev/null if their reader is gone, because the next write would raise an error."""
     for stream in (sys.stdout, sys.stderr):
         poll = select.poll()
-        poll.register(stream.fileno(), 0)  # errors are reported always
+        poll.register(stream.fileno(), 0)  # poll reports errors even with an empty mask
         if poll.poll(0):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _watch_parent(parent: int, end: Callable[[], None], grace_s: float) -> None:
-    """Call `end` when the process `parent`, which started this one, is gone; be gone a little after the grace time."""
+    """Call `end` when the process `parent`, which started this one, is gone; exit 10 s after the grace time in any case."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -588,5 +413,5 @@ def _watch_parent(parent: int, end: Callable[[], None], grace_s: float) -> None:
 
 if __name__ == "__main__":
     logs.show()
-    # The thread that generates may be within a step of seconds: nothing waits for it.
+    # Do not wait for the generating thread: one step may take seconds.
     leave(run(lambda: main(sys.argv[1:])))

@@ -1,17 +1,17 @@
 """The arena: two models answer the same questions, a person says which is better, and the vote goes into the record.
 
-    POST   /arena/battles             {} draws two models and keeps their names back; {"models": [NAME, NAME]} names them
+    POST   /arena/battles             {} draws two models and hides their names; {"models": [NAME, NAME]} names them
     POST   /arena/battles/ID/a, /b    a chat request without a model: one side's answer, as a stream
     POST   /arena/battles/ID/vote     {"winner": "a" | "b" | "tie" | "both_bad"}; the reply names the models
     DELETE /arena/battles/ID/vote     take the vote back
     GET    /arena/leaderboard         ratings from all votes that count (fastft.serve.arena.leaderboard)
 
-A battle is open for one vote, once both sides have answered the same questions to the end; a second vote changes nothing, and
-one that was taken back stays in the record as such, because by then the names are known. A vote is answered when it is on
-the disk. Votes on models that were named, or that named themselves, are kept and do not count.
+A battle takes one vote, once both sides have answered the same questions to the end. A second vote changes nothing. A vote
+that was taken back stays in the record, marked as such, and cannot be cast again: the names are known by then. A vote is
+acknowledged once it is on the disk. Votes on models that were named, or that named themselves, are kept and do not count.
 
-What a client receives from an anonymous side is made anew from what the worker sent: text, why it ended, and errors in our own
-words. Battles live in memory: after a restart, open ones are gone, votes are not.
+The client of an anonymous side gets none of the worker's own bytes, but a new response: the text, the finish reason, and
+errors in our own words. Battles live in memory: after a restart, open ones are gone, votes are not.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ import hashlib
 import logging
 import random
 import re
+import sqlite3
 import sys
 import time
 import uuid
@@ -52,21 +53,21 @@ FAMILIES = (
     "anthropic claude deepseek gemini gemma chatgpt gpt-3 gpt-4 gpt-5 llama mistral mixtral openai openassistant qwen smollm "
     "tinyllama vicuna alpaca koala"
 ).split()
-"""Names by which models call themselves whatever they are called here."""
+"""Names that models give themselves, whatever name they are served under."""
 COMMON_PARTS = {"model", "models", "instruct", "latest", "small", "large", "medium", "final", "preview", "quant"}
-"""Parts of models' names that an answer may hold without naming anybody."""
+"""Parts of models' names that are ordinary words: an answer that contains them names no model."""
 
 
 @dataclass(eq=False)
 class Side:
     model: str
     turns: list[str] = field(default_factory=list)
-    """Events of its answers, one for each of the user's messages."""
+    """Event ids of its answers, one for each of the user's messages."""
     asked: str = ""
-    """Hash of the user's messages that it was asked last."""
+    """Hash of the user's messages in its latest request."""
     running: bool = False
     whole: bool = False
-    """Whether the last answer came to its end."""
+    """Whether the latest answer is complete."""
     named: bool = False
     """Whether one of its answers named a model of the battle."""
 
@@ -77,7 +78,7 @@ class Battle:
     sides: dict[str, Side]
     drawn_from: list[str]
     words: list[str]
-    """What an answer must not hold, in small letters."""
+    """Words, in lower case, that an answer must not contain."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     vote: dict[str, Any] | None = None
     written: asyncio.Future | None = None
@@ -89,7 +90,7 @@ class Battle:
 
 
 class Arena:
-    """Battles and votes of a gateway. Without a record there is none, because votes would be lost."""
+    """The battles and votes of a gateway. It is closed where nothing is recorded, because votes would be lost."""
 
     def __init__(self, pool: WorkerPool, record: EventLog | None, contestants: Callable[[], list[str]]):
         """`contestants`: names of the models that can answer just now, and may be drawn."""
@@ -145,7 +146,7 @@ class Arena:
         raise ApiError(404, message, code="battle_unknown")
 
     def begin_answer(self, battle: Battle, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        """What the turn's event says of the battle; the side is running until `ended`. Raises ApiError."""
+        """Mark a side as running until `ended`; return the battle's fields for the turn's event. Raises ApiError."""
         side = battle.sides[name]
         if battle.vote is not None:
             raise ApiError(409, "this battle has been decided; start a new round", code="battle_over")
@@ -158,11 +159,11 @@ class Arena:
         return told | ({"drawn_from": battle.drawn_from} if battle.anonymous else {})
 
     def refused(self, battle: Battle, name: str) -> None:
-        """The request of a side ended before there was a turn."""
+        """Note that a side's request was refused before a turn began."""
         battle.sides[name].running = False
 
     def ended(self, turn: ServedTurn) -> None:
-        """A side's answer has ended, in whatever way."""
+        """Note that a side's answer has ended, complete or not."""
         battle = self.battles.get(turn.battle["id"]) if turn.battle else None
         if battle is None:
             return
@@ -175,23 +176,23 @@ class Arena:
     # Votes -----------------------------------------------------------------------------------------------------------
 
     async def vote(self, battle: Battle, winner: Any, key: str | None) -> dict[str, Any]:
-        """Write a vote, and say who was who. Of several for one battle the first one counts. Raises ApiError."""
+        """Record a vote and return the models' names. Only the first vote on a battle counts. Raises ApiError."""
         if winner not in WINNERS:
             raise ApiError(400, f"winner must be one of {', '.join(WINNERS)}", "winner", "invalid_value")
         if battle.vote is None:
             await self._require_answers(battle)
-        if battle.vote is None:  # still: another one may have come while this one waited
+        if battle.vote is None:  # asked again, because another vote may have come during the wait
             vote = self._vote(battle, winner, key)
             await self._write(battle, vote)
         elif battle.written is not None:
             await asyncio.wait({battle.written})
         if battle.vote is None:
-            raise _not_written()
+            raise _vote_not_written()
         told = {name: battle.vote[name] for name in ("winner", "counted", "why_not", "models")}
         return told | {"withdrawn": battle.withdrawn}
 
     async def withdraw(self, battle: Battle, key: str | None) -> dict[str, Any]:
-        """Take a vote back: it counts no more. Raises ApiError."""
+        """Take a vote back, so that it no longer counts. Raises ApiError."""
         if battle.vote is None or battle.written is None or not battle.written.done():
             raise ApiError(409, "there is no vote to take back", code="no_vote")
         if not battle.withdrawn:
@@ -199,9 +200,9 @@ class Arena:
             battle.withdrawn = True
             try:
                 await asyncio.wrap_future(self.record.add_vote(vote | {"key": key}))
-            except Exception:
+            except Exception as error:
                 battle.withdrawn = False
-                raise _not_written() from None
+                raise _not_written(error) from None
             self.votes += 1
         return {"withdrawn": True}
 
@@ -241,15 +242,15 @@ class Arena:
         battle.written = asyncio.wrap_future(self.record.add_vote(vote))
         try:
             await battle.written
-        except Exception:
+        except Exception as error:
             battle.vote = battle.written = None
-            raise _not_written() from None
+            raise _not_written(error) from None
         self.votes += 1
 
     # The leaderboard -------------------------------------------------------------------------------------------------
 
     async def leaderboard(self) -> dict[str, Any]:
-        """The ratings as of now, computed in a process of its own: it takes a second or more. Raises ApiError."""
+        """The current ratings, computed in a separate process because that takes a second or more. Raises ApiError."""
         if self.record is None:
             raise ApiError(409, self.closed_because() or "", code="arena_closed")
         async with self.computing:
@@ -274,7 +275,12 @@ class Arena:
         return out
 
 
-def _not_written() -> ApiError:
+def _not_written(error: Exception) -> Exception:
+    """What to raise if writing a vote has failed with `error`: a bug stays what it is."""
+    return _vote_not_written() if isinstance(error, sqlite3.Error) else error
+
+
+def _vote_not_written() -> ApiError:
     message = "the vote could not be written to the record, so it does not count; try again"
     return ApiError(503, message, code="vote_not_written", kind="server_error")
 
@@ -315,7 +321,7 @@ def names_one(text: str, words: list[str]) -> bool:
 
 
 class HiddenAnswer:
-    """A `send` that passes a side's answer on without what tells its model: names, tokens, the wording of errors."""
+    """A `send` that removes from a side's answer all that reveals its model: names, token counts, the wording of errors."""
 
     def __init__(self, send: Send):
         self.send, self.stream = send, False
@@ -332,7 +338,7 @@ class HiddenAnswer:
 
     def _line(self, line: bytes) -> bytes:
         if not line.startswith(b"data:"):
-            # A comment keeps the stream alive; what one of our workers' says of tokens is for the record.
+            # Comments keep the stream alive. The token counts in our workers' comments are only for the record.
             return b": waiting\n" if line.startswith(b":") else line if not line.strip() else b""
         if line[5:].strip() == b"[DONE]":
             return line
@@ -344,7 +350,7 @@ def _tells(header: bytes) -> bool:
 
 
 def _hidden(content: bytes) -> bytes:
-    """A chunk, or an error, with nothing but what may be known."""
+    """A chunk or an error, reduced to the fields that reveal no model."""
     try:
         chunk = orjson.loads(content)
     except orjson.JSONDecodeError:

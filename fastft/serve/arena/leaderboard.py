@@ -20,7 +20,7 @@ from fastft.serve.arena.votes import counted, judgment_of
 from fastft.serve.gateway.events import read_votes
 
 FEW = 20
-"""Battles; the page says of models with fewer that little is known."""
+"""Number of battles. The page marks the rating of a model with fewer as uncertain."""
 
 
 def leaderboard(votes: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def leaderboard(votes: Iterable[dict[str, Any]]) -> dict[str, Any]:
         tally = {how: tallies[name][how] for how in ("won", "lost", "tie", "both_bad")}
         battles = sum(tally.values())
         rated = name in ratings
-        # As many models are better for sure, as far as 95 % is sure.
+        # The number of models that are better at 95 % confidence.
         rank = 1 + sum(other.low > ratings[name].high for other in ratings.values()) if rated else None
         rating = asdict(ratings[name]) if rated else None
         rows.append({"model": name, "rank": rank, "rating": rating, "battles": battles, "few": battles < FEW, **tally})
@@ -56,7 +56,7 @@ def leaderboard(votes: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rate(games: list[Judgment]) -> dict[str, Any]:
-    """Intervals by model, of the largest group that battles connect."""
+    """Ratings with intervals, by model, of the largest group that battles connect."""
     from fastft.judge.statistics.bradley_terry import Game, bradley_terry
 
     group = largest_group((game.model_a, game.model_b) for game in games)

@@ -1,7 +1,7 @@
-"""What the votes of a record say: judgments for the judge, outcomes for the router.
+"""Turn the votes of a record into judgments (for the judge) and outcomes (for training a router).
 
-A vote counts if it was for two models whose names nobody knew, and was not taken back. `counted` says how many of the others
-there are, and why.
+A vote counts if the voter did not know the two models' names and did not take it back. `counted` returns how many votes do
+not count, by reason.
 """
 
 from collections import Counter, defaultdict
@@ -12,11 +12,11 @@ from fastft.errors import UserError
 from fastft.judge.judgment import Judgment
 
 SCORES = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 0.0)}
-"""Of model A and of model B. Both bad is a tie for ratings; its flag tells it apart."""
+"""Scores of model A and model B. "Both bad" is a tie for ratings; a flag distinguishes the two."""
 
 
 def counted(votes: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """(votes that count, the number of the others by reason), of each battle the last vote."""
+    """(votes that count, number of the others by reason). Only the last vote on each battle is looked at."""
     last = {vote["battle"]: vote for vote in votes}
     return [vote for vote in last.values() if vote["counted"]], Counter(
         vote["why_not"] for vote in last.values() if not vote["counted"]
@@ -24,7 +24,7 @@ def counted(votes: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Coun
 
 
 def judgment_of(vote: dict[str, Any]) -> Judgment:
-    """A vote as the judgment of a person. The unit of chance is the question: equal ones have the same `question_id`."""
+    """A vote as a person's judgment. Equal questions get the same `question_id`: questions are the sampling unit."""
     score_a, score_b = SCORES[vote["winner"]]
     return Judgment(
         question_id=vote["question"],
@@ -43,9 +43,10 @@ def judgment_of(vote: dict[str, Any]) -> Judgment:
 
 
 def outcomes(votes: Iterable[dict[str, Any]], events: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row a question: what share of its battles each model won there, a tie half, both bad nothing.
+    """One row for each question: the share of its battles that each model won. A tie counts half.
 
-    Only battles of one question and one answer each: a router sees one question. Raises UserError for a record without texts.
+    "Both bad" counts as a loss of both. Only battles of a single round count, because a router sees a single question.
+    Raises UserError for a record without texts.
     """
     votes = [vote for vote in votes if len(vote["turns"]["a"]) == 1]
     wanted = {vote["turns"]["a"][0] for vote in votes}

@@ -1,1 +1,1 @@
-"""What stands between clients and workers: one address for all models, failover, and the record of every turn."""
+"""The gateway between clients and workers: one address for all models, failover, and the record of every turn."""

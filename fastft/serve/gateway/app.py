@@ -3,7 +3,7 @@
     POST /v1/chat/completions  /v1/completions      forwarded to a worker (fastft.serve.gateway.exchange)
     GET  /v1/models  /v1/models/{id}  /health  /metrics
     POST, DELETE  /admin/workers                    with the admin key
-    GET  /  /web/…                                  the page for people (fastft.serve.site); it asks the paths above and
+    GET  /  /web/…                                  the page for people (fastft.serve.site); it uses the paths above and
     GET  /about    /arena/…                         what is served here; battles and votes (fastft.serve.arena.battles)
 
 An ASGI application, without a framework: a request costs 0.3 ms of CPU, and routing eight paths is eight lines. The page of
@@ -46,7 +46,7 @@ CONVERSATION_HEADERS = ("x-fastft-conversation", "x-openwebui-chat-id")
 LONGEST_ID = 200
 BACKGROUND_HEADER = "x-fastft-background"
 BACKGROUND_PROMPT = "### Task:\n"
-"""Open WebUI begins so what it asks for by itself: titles, tags, follow-up questions."""
+"""How Open WebUI's own requests begin (for titles, tags, follow-up questions), which no person wrote."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class GatewaySettings:
     admin_key: str | None = field(default=None, repr=False)
     origins: Sequence[str] = ()
     key_envs: Sequence[str] = ()
-    """Environment variables whose value a worker that is added later may be sent."""
+    """Names of environment variables whose values may be sent, as keys, to workers that are added later."""
     largest_body: int = 16 << 20
     most_requests: int = 1000
-    """At once; beyond them, 503 with Retry-After."""
+    """Requests at a time; beyond that, clients get 503 with Retry-After."""
     upload_s: float = 30.0
     comment_s: float = 10.0
     slow_client_s: float = 60.0
@@ -143,7 +143,7 @@ class Gateway:
         self.arena = Arena(pool, record, self._contestants)
 
     def able(self) -> int:
-        """How many workers can answer."""
+        """The number of workers that can answer now."""
         now = time.monotonic()
         return sum(worker.can_answer(now) for worker in self.pool.workers.values())
 
@@ -196,7 +196,7 @@ class Gateway:
     # Who may ask -----------------------------------------------------------------------------------------------------
 
     def _cross_origin(self, scope: Scope) -> dict[str, str]:
-        """Headers for the page that asks, if one does. Raises ApiError where it is another site's."""
+        """Response headers for a request from a web page. Raises ApiError for a page of another site that is not allowed."""
         origin = _header(scope, b"origin")
         if not origin:
             return {}
@@ -246,13 +246,13 @@ class Gateway:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "fastft"}
 
     def _contestants(self) -> list[str]:
-        """Names that a battle may draw: of all that can answer now, but those that only stand for one of the others."""
+        """Names that a battle may draw: all that can answer now, except aliases of another of them."""
         now = time.monotonic()
         able = [worker.name for worker in self.pool.workers.values() if worker.can_answer(now)]
         return list(dict.fromkeys([*able, *(name for name, policy in self.virtual.items() if policy.kind != "fixed")]))
 
     def _about(self) -> dict[str, Any]:
-        """What the page says of this server."""
+        """Facts about this server for the page."""
         texts = self.record is not None and self.record.texts
         return {
             "version": __version__,
@@ -286,7 +286,7 @@ class Gateway:
         await self._exchange(turn, request, scope, receive, send, headers)
 
     def _admit(self, key: ApiKey | None) -> None:
-        """Raises ApiError where no request is taken now, or none of this key."""
+        """Raises ApiError if no request is accepted now, or none with this key."""
         if self.draining:
             raise protocol.shutting_down()
         if key and (allowance := self.allowances.get(key.name)):
@@ -328,7 +328,7 @@ class Gateway:
             self.record.add(turn)
 
     async def _moderate(self, moderator: Moderation, turn: ServedTurn, request: dict[str, Any]) -> None:
-        """Raises ApiError where the question may not be answered; the turn is recorded then, too."""
+        """Ask the moderation endpoint. Raises ApiError if the question must not be answered, after recording the turn."""
         turn.moderation = found = await moderator.check(self.pool.fresh, request)
         error = None
         if found.get("flagged"):
@@ -375,7 +375,7 @@ class Gateway:
         headers: dict[str, str],
         key: str | None,
     ) -> None:
-        """One side's answer: the request of any chat, with the model's name put in here."""
+        """Answer for one side of a battle: an ordinary chat request into which the gateway puts the model's name."""
         request = protocol.parse_object(await self._body(scope, receive))
         _require_shallow(request)
         model = battle.sides[name].model
@@ -452,7 +452,7 @@ class Gateway:
     # Time limits -----------------------------------------------------------------------------------------------------
 
     async def watch_forever(self) -> None:
-        """Drop clients that do not read, and keep streams alive that wait: one task looks after all of them."""
+        """Drop clients that do not read, and keep waiting streams alive. One task does this for all exchanges."""
         settings, comments = self.settings, set()
         while True:
             await asyncio.sleep(min(1.0, settings.comment_s / 4, settings.slow_client_s / 4))
@@ -468,7 +468,10 @@ class Gateway:
                     waiting.add_done_callback(comments.discard)
 
     async def drain(self, grace_s: float) -> None:
-        """Accept nothing more; return when all that runs has ended, with an error where the grace time is over."""
+        """Accept no more requests; return when all running ones have ended.
+
+        Those that exceed the grace time end with an error.
+        """
         self.draining = True
         deadline = time.monotonic() + grace_s
         while self.running and time.monotonic() < deadline:
@@ -509,7 +512,7 @@ class Gateway:
         return name
 
     def _key_for(self, request: dict[str, Any]) -> str | None:
-        """The key for a new worker, from a variable that the configuration names: no other can be read out in this way."""
+        """The key for a new worker, from a variable that the configuration lists. No other variable can be read out."""
         variable = request.get("key_env")
         if variable is None:
             return None
@@ -557,7 +560,7 @@ def _entry_of(request: dict[str, Any]) -> tuple[str, str]:
 
 
 def _conversation_id(scope: Scope, messages: list[Any], key: str | None) -> tuple[str | None, str]:
-    """(id, where it is from). Without one from the client, a hash of what stays the same over the turns: how it began."""
+    """(id, its source). If the client sends none, it is a hash of the conversation's beginning, the same at every turn."""
     first = next((i for i, each in enumerate(messages) if isinstance(each, dict) and each.get("role") == "user"), None)
     opening = messages[: first + 1] if first is not None else messages
     asked = messages[first].get("content") if first is not None else None
@@ -580,7 +583,7 @@ def _require_shallow(request: dict[str, Any]) -> None:
 
 
 def _as_messages(messages: list[Any]) -> list[Message]:
-    """Messages for a policy to read; what is wrong with them is the worker's to say."""
+    """Messages for a policy to read. They are not checked here: the worker refuses wrong ones."""
     read = []
     for each in messages:
         if isinstance(each, dict):

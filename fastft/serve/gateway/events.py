@@ -6,12 +6,13 @@
     record.close()                 # everything that was added is on the disk
 
 An event says who asked which name, which policy chose which model with which probabilities, which model really answered,
-what was tried, tokens, times, and how it ended. It is written however the turn ended: the client left, the worker died.
-What was answered is read from the very bytes that were sent to the client. Votes on two answers
-(fastft.serve.arena.battles) lie in a table of their own.
+what was tried, tokens, times, and how it ended. It is written however the turn ended: the client left, the worker died. The
+answer is read from the very bytes that were sent to the client. Votes on two answers (fastft.serve.arena.battles) have a
+table of their own.
 
 One thread writes, several events a transaction; the file is in WAL mode, so that others can read meanwhile. With
-`texts=False`, SHA-256 hashes stand where messages and answers would: equal texts can be found, and short ones guessed.
+`texts=False`, messages and answers are replaced by their SHA-256 hashes; equal texts can still be found, and short ones
+guessed.
 """
 
 import hashlib
@@ -38,19 +39,21 @@ FILE = "events.sqlite"
 BATCH = 500
 """Events in a transaction, at most."""
 GATHER_S = 0.05
-"""For so long, events gather for one transaction: its cost, 0.1 ms and more, is shared. A kill -9 loses as much at most."""
+"""Seconds for which events are collected into one transaction, to share its cost (at least 0.1 ms). A kill -9 loses the
+events of that time."""
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, id TEXT NOT NULL, event TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS votes (number INTEGER PRIMARY KEY, battle TEXT NOT NULL, vote TEXT NOT NULL)",
 )
 ROWS = 100
-"""Events in a statement: the writer lets go of the interpreter once for each, and has to wait for it again."""
+"""Events in one statement. The writer thread releases the interpreter lock at each statement, and must wait to get it
+back."""
 
 
 @dataclass(eq=False)
 class ServedTurn:
-    """A turn as the gateway knows it when it has ended; `event_of` makes the event of it."""
+    """All that the gateway knows of a turn that has ended; `event_of` turns it into an event."""
 
     path: str
     asked: str
@@ -61,7 +64,7 @@ class ServedTurn:
     key: str | None
     """The name of the API key, never the key."""
     conversation: str | None
-    """None for what is no turn of a conversation: titles and tags that chat pages ask for."""
+    """None if this is no turn of a conversation, such as the titles and tags that chat pages request."""
     conversation_from: str
     """header, messages (a hash of the key's name and the first messages), battle, background, or none (a plain completion)."""
     turn: int
@@ -71,12 +74,12 @@ class ServedTurn:
     probabilities: dict[str, float]
     why: str
     next: tuple[str, ...] = ()
-    """Models that are asked where the chosen one cannot answer."""
+    """Models that are asked if the chosen one cannot answer."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: float = field(default_factory=time.time)
     """When the request had arrived, in seconds since 1970."""
     answered: str | None = None
-    """The model that answered, or began to; None if none did."""
+    """The model that answered, at least in part; None if none did."""
     tries: list[dict[str, Any]] = field(default_factory=list)
     """{"worker", "model", "outcome"} in order: "answered", or why it did not."""
     status: int | None = None
@@ -89,13 +92,13 @@ class ServedTurn:
     sent: list[bytes] = field(default_factory=list)
     """The body of the response."""
     battle: dict[str, Any] | None = None
-    """{"id", "side", "anonymous", "drawn_from"} where it is one side of a battle (fastft.serve.arena.battles)."""
+    """{"id", "side", "anonymous", "drawn_from"} if this is one side of a battle (fastft.serve.arena.battles)."""
     moderation: dict[str, Any] | None = None
-    """What the moderation endpoint said of the question, where one was asked (fastft.serve.moderation)."""
+    """The moderation endpoint's verdict on the question, if one was asked (fastft.serve.moderation)."""
 
 
 def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
-    """The event of a turn: what is written, and exported."""
+    """The event of a turn, as it is written and exported."""
     answers, usage = read_answers(b"".join(turn.sent), turn.streamed)
     event = {
         "id": turn.id,
@@ -173,7 +176,7 @@ def _chunks(sent: bytes, streamed: bool) -> Iterator[dict[str, Any]]:
 
 
 def _events(stream: bytes) -> Iterator[bytes]:
-    """What the events of a stream hold; our workers' comment on usage is read as an event."""
+    """The JSON objects of a stream's events. Our workers' comment with the token counts is read like an event."""
     for line in stream.splitlines():
         if line.startswith(b"data:"):
             yield line[5:]
@@ -203,7 +206,7 @@ class EventLog:
         self.queue.put(turn)
 
     def add_vote(self, vote: dict[str, Any]) -> "Future[None]":
-        """A future that is done when the vote is written; its exception says why it could not be."""
+        """Queue a vote; return a future that is done when it is written, or has the exception that prevented this."""
         written: Future[None] = Future()
         self.queue.put((vote, written))
         return written
@@ -273,7 +276,10 @@ def read_events(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_votes(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the votes of a record, oldest first; a record of an earlier release has none. Raises UserError as above."""
+    """Yield the votes of a record, oldest first; records of earlier releases have none.
+
+    Raises UserError as `read_events`.
+    """
     return _read(directory, "SELECT vote FROM votes ORDER BY number", "votes")
 
 

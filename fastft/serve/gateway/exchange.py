@@ -1,10 +1,9 @@
 """One request on its way through the gateway: from a client to a worker, and the answer back, as bytes.
 
 Before the first byte of an answer, a worker that fails is replaced by another one that serves the same model. Comment lines
-that keep a waiting stream alive are no part of an answer. Afterwards a stream ends with an event that holds the error,
-and `[DONE]`. Whole lines are sent on, so that an event, or a character, is never cut where a worker died.
-
-However it ends, `on_end` gets the turn as it was.
+that keep a waiting stream alive do not count as an answer. After the first byte, a failure ends the stream with an error
+event and `[DONE]`. Only whole lines are passed on, so a worker that dies never leaves half an event or half a character.
+`on_end` always gets the turn, however it ended.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ from fastft.serve.protocol import IGNORED_HEADER, ApiError, shutting_down
 
 DONE = b"data: [DONE]\n\n"
 LONGEST_LINE = 8 << 20
-"""Bytes of an event; more is no event."""
+"""The most bytes of one line of a stream; a worker that sends a longer one has failed."""
 MODEL_HEADER = "x-fastft-model"
 PASSED_ON = ("retry-after", IGNORED_HEADER)
 _ENDS = re.compile(rb'"finish_reason":\s*"')
@@ -40,7 +39,7 @@ def worker_lost() -> ApiError:
 
 
 class Exchange:
-    """Forwards one request. `run` returns when the client has what it will get."""
+    """Forwards one request. `run` returns when the client has got everything that it will get."""
 
     def __init__(
         self,
@@ -53,8 +52,8 @@ class Exchange:
         abort: Callable[[], None],
         on_end: Callable[["Exchange"], None],
     ):
-        """`body_for`: what a worker gets; `headers`: what the client gets with any answer; `keep`: whether what is sent is
-        kept; `abort` drops the client's connection."""
+        """`body_for` makes the body for a worker, `headers` go to the client with any answer, `keep` says whether the
+        sent bytes are recorded, and `abort` drops the client's connection."""
         self.turn, self.body_for, self.pool, self.send, self.headers = turn, body_for, pool, send, headers
         self.keep, self.abort, self.on_end = keep, abort, on_end
         self.clock = time.perf_counter()
@@ -85,7 +84,7 @@ class Exchange:
             self.on_end(self)
 
     def cancel(self, why: str) -> None:
-        """Stop: client_left, slow_client or shut_down."""
+        """Stop the work; the reason is client_left, slow_client or shut_down."""
         if not self.ended and self.cut is None:
             self.cut = why
             self.task.cancel()
@@ -124,12 +123,12 @@ class Exchange:
             await self._end_with(no_worker(self.turn.chosen), "failed")
 
     def _pick(self, tried: list[PoolWorker]) -> PoolWorker | None:
-        """A worker of the chosen model, else of those that its policy names next."""
+        """A worker of the chosen model, or else of the next model in the policy's order."""
         workers = (self.pool.pick(name, tried) for name in (self.turn.chosen, *self.turn.next))
         return next((worker for worker in workers if worker), None)
 
     async def _ask(self, worker: PoolWorker) -> None:
-        """Have a worker answer. Raises WorkerFailed where it does not, or stops doing so."""
+        """Forward the request to a worker, and its answer to the client. Raises WorkerFailed if the worker fails."""
         response = await self.pool.post(worker, self.turn.path.removeprefix("/v1"), self.body_for(worker))
         whole = False
         try:
@@ -188,7 +187,7 @@ class Exchange:
     # The client ------------------------------------------------------------------------------------------------------
 
     async def comment(self) -> None:
-        """Keep a stream alive that waits for the first byte of its answer."""
+        """Send a comment line, which keeps a stream alive until the first byte of its answer."""
         if not (self.answering or self.ended or self.sending):
             await self._send_piece(b": waiting\n\n")
 
@@ -212,7 +211,7 @@ class Exchange:
         await self._send_last(content)
 
     async def _end_with(self, error: ApiError, outcome: str) -> None:
-        """Tell the client what went wrong: with a status while it has none, else as the last event."""
+        """Send the client an error: as the response if none has begun, else as the last event of the stream."""
         self.turn.outcome = outcome
         content = orjson.dumps(error.content())
         await self._send_whole(error.status, content, {"content-type": "application/json", **error.headers})

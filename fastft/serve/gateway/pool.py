@@ -1,12 +1,12 @@
-"""The workers behind the gateway: which can answer, which is asked next, and how one is asked.
+"""The pool of workers behind the gateway: tracks which are healthy, picks the next one, and sends it the request.
 
     pool.add(PoolWorker("http://10.0.0.5:8000/v1", "qwen", name="qwen"))
     worker = pool.pick("qwen", tried)                    # least in flight, ties by chance; None if nobody is left
     response = await pool.post(worker, path, body)       # raises WorkerFailed
 
-A worker is one model at one URL. It is passed over while its health check fails, after three failures in a row (the pause
-doubles up to a minute; then one request tries it), and when its lease has run out. Connection errors, 5xx and time-outs
-are failures; a 4xx is the client's.
+A worker is one model at one URL. It is skipped while its health check fails, when its lease has run out, and for a pause
+after three failures in a row. The pause doubles up to a minute; after it, a single request tries the worker. Connection
+errors, 5xx and time-outs are failures; a 4xx is the client's.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ import orjson
 logger = logging.getLogger(__name__)
 
 FAILURES = 3
-"""In a row, before a worker is left alone for a while."""
+"""Failures in a row after which a worker is skipped for a while."""
 PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 LARGEST_ERROR = 64 << 10
-"""Bytes of a worker's error that are passed on."""
+"""The most bytes of a worker's error that are passed on."""
 
 
 class WorkerFailed(Exception):
@@ -59,21 +59,21 @@ class PoolWorker:
     pause_s: float = PAUSE_S
     paused_until: float = 0.0
     on_trial: bool = False
-    """Whether the request that decides, after a pause, is under way."""
+    """Whether the one request that tries the worker after a pause is in flight."""
 
     def can_answer(self, now: float) -> bool:
         leased = self.lease_until is None or now < self.lease_until
         return leased and self.healthy and now >= self.paused_until and not self.on_trial
 
     def headers(self) -> dict[str, str]:
-        """What a request to it carries."""
+        """The headers of a request to it."""
         key = {"authorization": f"Bearer {self.key}"} if self.key else {}
         return key | {"content-type": "application/json", "accept-encoding": "identity"}
 
 
 class WorkerPool:
     def __init__(self, connect_s: float = 5.0, silence_s: float = 600.0, check_s: float = 5.0):
-        """Seconds for a connection, without a byte of an answer, and between two health checks."""
+        """Seconds: limit for connecting, limit between two bytes of an answer, and time between two health checks."""
         self.workers: dict[tuple[str, str], PoolWorker] = {}
         self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=silence_s)
         self.check_timeout = aiohttp.ClientTimeout(total=connect_s)
@@ -82,7 +82,7 @@ class WorkerPool:
         self.fresh: aiohttp.ClientSession
 
     async def open(self) -> None:
-        """Make the sessions, within the event loop: one for all requests, one that keeps no connection."""
+        """Make the HTTP sessions, within the event loop: one for all requests, and one that keeps no connections open."""
         traced = aiohttp.TraceConfig(lambda trace_request_ctx: trace_request_ctx)
         traced.on_connection_reuseconn.append(_note_reuse)
         common: dict[str, Any] = {
@@ -101,13 +101,13 @@ class WorkerPool:
     # Who is there ----------------------------------------------------------------------------------------------------
 
     def add(self, worker: PoolWorker) -> PoolWorker:
-        """Add a worker, or renew the lease of one that is there; return the one that counts."""
+        """Add a worker, or renew the lease of one that is known already; return the pool's own entry."""
         known = self.workers.setdefault((worker.url, worker.model), worker)
         known.name, known.key, known.lease_until = worker.name, worker.key, worker.lease_until
         return known
 
     def remove(self, url: str, model: str | None = None) -> list[PoolWorker]:
-        """Forget a worker, or all at a URL; what they are answering goes on."""
+        """Forget a worker, or all at a URL. Their running answers continue."""
         gone = [key for key in self.workers if key[0] == url and model in (None, key[1])]
         return [self.workers.pop(key) for key in gone]
 
@@ -130,7 +130,7 @@ class WorkerPool:
         return worker
 
     def give_back(self, worker: PoolWorker) -> None:
-        """A request that `pick` chose a worker for has ended."""
+        """Note that a request for which `pick` chose this worker has ended."""
         worker.in_flight -= 1
         worker.on_trial = False
 
@@ -150,7 +150,8 @@ class WorkerPool:
     # Asking ----------------------------------------------------------------------------------------------------------
 
     async def post(self, worker: PoolWorker, path: str, body: bytes) -> aiohttp.ClientResponse:
-        """The response of a worker, whose body is unread. Raises WorkerFailed for a 5xx, a 429, or none.
+        """Send a request to a worker; return the response, with its body unread. Raises WorkerFailed for a 5xx, a 429, or no
+        response.
 
         `path` is what follows the base URL. A kept connection that the worker had closed meanwhile is no failure: the
         request goes over a fresh one, once. The worker has not read it.
@@ -189,7 +190,7 @@ class WorkerPool:
             await asyncio.sleep(self.check_s)
 
     async def check_all(self) -> None:
-        """Ask every worker whether it is well; forget those whose lease ran out a while ago."""
+        """Check every worker's health, and forget those whose lease ran out a while ago."""
         now = time.monotonic()
         for key, worker in list(self.workers.items()):
             if worker.lease_until is not None and now > worker.lease_until:
@@ -222,14 +223,17 @@ class WorkerPool:
 
     async def models_at(self, worker: PoolWorker) -> list[str] | None:
         """Names of the models at a URL; None if what is there does not speak OpenAI's API, or nothing is."""
+        url, headers = f"{worker.url}/models", worker.headers()
         try:
-            url = f"{worker.url}/models"
             async with self.fresh.get(
-                url, headers=worker.headers(), timeout=self.check_timeout, allow_redirects=False
+                url, headers=headers, timeout=self.check_timeout, allow_redirects=False
             ) as response:
-                listed = orjson.loads(await response.read())
-            return [str(each["id"]) for each in listed["data"]]
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, TypeError, KeyError):
+                content = await response.read()
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError):
+            return None
+        try:
+            return [str(each["id"]) for each in orjson.loads(content)["data"]]
+        except (ValueError, TypeError, KeyError):
             return None
 
 
