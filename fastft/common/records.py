@@ -227,7 +227,7 @@ _FIRST_KEY = re.compile(r'[\s\[,]*\{\s*("(?:[^"\\]|\\.)*")')
 _raw_decode = json.JSONDecoder().raw_decode
 
 
-class _Window:
+class _Buffer:
     """The part of a file's text that is in memory. The next record begins at the position `at`."""
 
     def __init__(self, path: Path, stream: BinaryIO, head: bytes):
@@ -243,7 +243,7 @@ class _Window:
     def grow(self) -> bool:
         """Drop what comes before `at`, and read as much as is left, at least CHUNK. Returns False at the end of the file.
 
-        The window doubles while one record fills it, so that a record of n characters costs O(n), not O(n^2).
+        The buffer doubles while one record fills it, so that a record of n characters costs O(n), not O(n^2).
         """
         chunk = read_unpacked(self.stream, max(CHUNK, len(self.text) - self.at), self.path)
         self.ended, self.read_bytes = not chunk, self.read_bytes + len(chunk)
@@ -269,7 +269,7 @@ class _Window:
             except RecursionError:
                 return self.resume(), "nested too deeply"
             except json.JSONDecodeError as error:
-                # Near the end of the window, the rest of the record may not have been read yet.
+                # Near the end of the buffer, the rest of the record may not have been read yet.
                 cut = error.pos >= len(self.text) - 16 or error.msg.startswith("Unterminated string")
                 if not (cut and self.grow()):
                     return self.resume(), f"not JSON: {error.msg}"
@@ -280,7 +280,7 @@ class _Window:
         """Return where the record after a broken one begins, or the end of the file if there is none."""
         searched = self.at + 1
         while (found := self.next_element.search(self.text, searched)) is None:
-            searched = max(len(self.text) - self.at - 1024, 1)  # a position in the next window, which begins at `at`
+            searched = max(len(self.text) - self.at - 1024, 1)  # a position in the next buffer, which begins at `at`
             if not self.grow():
                 return len(self.text)
         return found.end()
@@ -288,21 +288,21 @@ class _Window:
 
 def _array(path: Path, stream: BinaryIO, head: bytes) -> Iterator[RawRecord]:
     """Yield the elements of one or several JSON arrays (`cat a.json b.json`), or JSON values one after the other."""
-    window, in_array, number = _Window(path, stream, head), False, 0
-    while following := window.skip(_BETWEEN_ELEMENTS):
+    buffer, in_array, number = _Buffer(path, stream, head), False, 0
+    while following := buffer.skip(_BETWEEN_ELEMENTS):
         if following == "]" or (following == "[" and not in_array):
-            in_array, window.at = following == "[", window.at + 1
+            in_array, buffer.at = following == "[", buffer.at + 1
             continue
         number += 1
-        stop, error = window.stop()
-        text = window.text[window.at : stop if error is None else min(stop, window.at + RAW_LIMIT)]
-        window.at = stop
+        stop, error = buffer.stop()
+        text = buffer.text[buffer.at : stop if error is None else min(stop, buffer.at + RAW_LIMIT)]
+        buffer.at = stop
         yield RawRecord(
-            f"{path.name}: record {number}", text.encode(errors="surrogateescape"), window.read_bytes, error
+            f"{path.name}: record {number}", text.encode(errors="surrogateescape"), buffer.read_bytes, error
         )
     if in_array:
         error = "the file ends inside its array: it was cut short"
-        yield RawRecord(f"{path.name}: end of file", b"", window.read_bytes, error)
+        yield RawRecord(f"{path.name}: end of file", b"", buffer.read_bytes, error)
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRecord]:

@@ -27,7 +27,7 @@ from fastft.errors import UserError
 from fastft.train.checkpoint import lease as lease_module
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.lease import Lease
-from fastft.train.checkpoint.remote import COMMITTED, Uploader, checkpoints, fetch, trained_model, upload_model
+from fastft.train.checkpoint.remote import COMMITTED, Uploader, checkpoints, download, trained_model, upload_model
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_what_is_put_comes_back_and_what_is_removed_is_gone(store, tmp_path):
     [(name, meta)] = checkpoints(store).found
     assert meta["step"] == 4
     (tmp_path / "back").mkdir()
-    assert fetch(store, name, meta["files"], tmp_path / "back") is None
+    assert download(store, name, meta["files"], tmp_path / "back") is None
     assert (tmp_path / "back" / "shard").read_bytes() == source.read_bytes()
     store.remove(name)
     assert store.directories() == [] and store.read(f"{name}/{COMMITTED}") is None
@@ -105,7 +105,7 @@ def test_what_is_not_what_was_written_is_never_taken(store, tmp_path, harm):
         store.put(source, "step-00000004-aaaaaaaa/shard")
     commit(store, "step-00000004-aaaaaaaa", 4, {"shard": entry})
     (tmp_path / "back").mkdir()
-    assert "shard" in fetch(store, "step-00000004-aaaaaaaa", {"shard": entry}, tmp_path / "back")
+    assert "shard" in download(store, "step-00000004-aaaaaaaa", {"shard": entry}, tmp_path / "back")
 
 
 def test_connections_that_break_are_tried_again(line, tmp_path):

@@ -82,7 +82,7 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
     store.write(f"{MODEL}/{COMMITTED}", manifest.dumps(meta))
 
 
-def fetch(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> str | None:
+def download(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> str | None:
     """Download `files` of the checkpoint `name`, and check them. Returns what disagrees with their entries, or None.
 
     Only a disagreement means that the checkpoint is damaged. Raises StorageError if the storage does not give a file, and

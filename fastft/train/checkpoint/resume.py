@@ -255,7 +255,7 @@ def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str
         for name in candidate.meta["files"].keys() - lacking.keys():
             os.link(path / name, partial / name)
         files = {name: candidate.meta["files"][name] for name in lacking}
-        if fault := remote.fetch(store, candidate.remote, files, partial):
+        if fault := remote.download(store, candidate.remote, files, partial):
             return fault
         local.publish(partial, path, {key: value for key, value in candidate.meta.items() if key != "format"})
     finally:
