@@ -3,8 +3,8 @@
     BlendPolicy("chai", {"vicuna": 1, "spring": 1}, seed="7").choose(conversation, turn, candidates)
 
 Each turn draws one of the models, in proportion to its weight: Algorithm 1 of Blended (arXiv 2401.02994), which draws
-uniformly. Every model reads the whole conversation as if it had said all of it, in its own chat template. On single questions
-a blend scores the mean of its parts; only over several turns can it be better than the best of them.
+uniformly. Every model reads the whole conversation as if it had said all of it, in its own chat template. On single
+questions a blend scores the mean of its models. Only over several turns can it be better than the best of them.
 """
 
 import bisect
@@ -28,9 +28,8 @@ class BlendPolicy:
         min_run: int = 1,
         schedule: Mapping[int, Mapping[str, float]] | None = None,
     ):
-        """`min_run`: turns in a row that one draw decides. `schedule`: from a turn on, other weights: {turn: weights}.
-
-        Raises UserError for weights that nothing can be drawn by.
+        """`min_run` is the number of turns in a row that one draw decides. `schedule` maps a turn to the weights from that
+        turn on. Raises UserError for weights that are negative or all zero.
         """
         if min_run < 1:
             raise UserError(f"blend {name}: min_run is {min_run}; it must be 1 or more")
@@ -47,11 +46,11 @@ class BlendPolicy:
         return list(dict.fromkeys(model for weights in self.weights for model in weights))
 
     def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
-        """The model of a turn, and the order in which the others are asked where it cannot answer."""
+        """The model for a turn, and the order in which the others are asked if it cannot answer."""
         turn = max(1, turn)
         weights = self.weights[bisect.bisect_right(self.from_turn, turn) - 1]
         run = (turn - 1) // self.min_run
-        # One draw decides the first place, the next one the second among those that are left, and so on.
+        # The first draw decides the first place, the next draw the second place among the rest, and so on.
         left, order = {model: float(weight) for model, weight in weights.items() if weight > 0}, []
         while left:
             place = self.name if not order else f"{self.name} {len(order) + 1}"
@@ -73,10 +72,10 @@ def _check(name: str, turn: int, weights: Mapping[str, float]) -> None:
 
 
 def _pick(weights: Mapping[str, float], number: float) -> str:
-    """The model at `number`, from [0, 1), of the weights laid end to end, in the order of their names."""
+    """Draw a model by `number`, from [0, 1): the weights, in the order of the models' names, divide that interval."""
     at = number * sum(weights.values())
     for model in sorted(weights):
         at -= weights[model]
         if at < 0:
             return model
-    return max(weights)  # where rounding leaves nothing of the last one
+    return max(weights)  # only reached if rounding makes the sum of the shares less than 1

@@ -1,10 +1,10 @@
-"""Policies: which model answers a turn. A virtual model is a name with a policy and the models that it chooses from.
+"""Policies, which choose the model that answers a turn. A virtual model is a name that stands for a policy and its models.
 
     choice = policy.choose(conversation, turn, candidates)      # Choice(model, probabilities, why)
 
-A policy that draws takes its number from `draw`, so that the choice is a function of (seed, policy, conversation, turn): a
-client that asks again asks the same model. What the policy chose and who answered are two facts: where the chosen
-model cannot answer, the record of the turn says who did instead.
+A random policy takes its number from `draw`, so the choice is a function of (seed, policy, conversation, turn), and a client
+that repeats a request gets the same model. If the chosen model cannot answer, another one does; the record of the turn names
+both.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ from fastft.data.conversation import Conversation
 class Choice:
     model: str
     probabilities: dict[str, float]
-    """With which each candidate would have been chosen; they sum to 1."""
+    """The probability of each candidate to be chosen; they sum to 1."""
     why: str
-    """For the record: in a few words, what decided."""
+    """The reason for the choice in a few words, for the record."""
     next: tuple[str, ...] = ()
-    """Who is asked, in this order, where no worker of the model can answer."""
+    """Models that are asked, in this order, if no worker of the chosen model can answer."""
 
 
 class Policy(Protocol):
@@ -58,7 +58,7 @@ class FixedPolicy:
 
 
 def draw(seed: str, policy: str, conversation: str, turn: int) -> float:
-    """A number from [0, 1), uniform over conversations and turns, and always the same for the same four."""
+    """A number from [0, 1), uniform over conversations and turns, and always the same for the same four arguments."""
     # The length of each part goes before it: "a" and "bc" are not "ab" and "c".
     parts = (part.encode() for part in (seed, policy, conversation, str(turn)))
     digest = hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=8).digest()

@@ -154,7 +154,8 @@ def planned_work(config: TrainConfig, windows: Sequence[int | None] = (None,)) -
 
 
 def assumed_work(config: TrainConfig, tokens: int, windows: Sequence[int | None] = (None,)) -> Work:
-    """The work of `tokens` an epoch, at its most: full rows that are one conversation each, and every token trained."""
+    """The largest work that `tokens` an epoch can make: each row is one full-length conversation, and every token is
+    trained."""
     steps = config.epochs * -(-tokens // (config.seq_len * config.global_batch_size))
     total = config.epochs * tokens
     if config.max_steps and config.max_steps < steps:

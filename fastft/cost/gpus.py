@@ -55,7 +55,7 @@ TABLE = (
     Gpu("RTX-3090", 71e12, "3090"),
 )
 
-_IGNORED = {"NVIDIA", "GEFORCE", "SXM", "SXM4", "SXM5", "HBM3", "HBM3E"}  # words that do not tell kinds apart
+_IGNORED = {"NVIDIA", "GEFORCE", "SXM", "SXM4", "SXM5", "HBM3", "HBM3E"}  # words that do not distinguish kinds
 
 GPUS = {gpu.name: gpu for gpu in TABLE if gpu.gib}
 """The kinds that `fastft estimate` offers, by name."""
@@ -93,5 +93,8 @@ def _may_mean(words: list[str], gpu: Gpu) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """The words that tell kinds apart, the same for "H100-80GB", "h100 80gb" and the driver's "NVIDIA H100 80GB HBM3"."""
+    """The words that distinguish kinds.
+
+    They are the same for "H100-80GB", "h100 80gb" and the driver's "NVIDIA H100 80GB HBM3".
+    """
     return [word for word in re.split(r"[\s_-]+", text.upper()) if word and word not in _IGNORED]

@@ -2,10 +2,10 @@
 
     python -m fastft.demo.make_dump
 
-The conversations are written by hand in `sources/*.md`. This module dresses them the way a real dump looks: assistant
-turns as the HTML of a chat page (five generations of it, KaTeX formulas stated three times, links that open a new tab),
-human turns as plain text, and among them the dirt that a cleaner has to find. The same sources always give
-the same bytes; tests/demo/test_demo_dump.py checks that `dump.json` is what this module writes now.
+The conversations are written by hand in `sources/*.md`. This module makes them look like a real dump: assistant turns become
+the HTML of a chat page (five generations of it, KaTeX formulas stated three times, links that open a new tab), human turns
+as plain text, and they are mixed with the faulty records that a cleaner has to find. The same sources always give the same
+bytes; tests/demo/test_demo_dump.py checks that `dump.json` is what this module writes now.
 
 A source file holds conversations like this one; its name begins with their language:
 
@@ -140,7 +140,7 @@ class Dialogue:
 
     @property
     def good(self) -> bool:
-        """Whether the cleaner should keep it as it stands, turn by turn."""
+        """Whether the cleaner should keep it unchanged, turn by turn."""
         return self.id not in DIRT and self.id not in REPAIRED
 
 
@@ -200,7 +200,7 @@ STRING_OR_COMMENT = r'(?P<comment>#[^\n]*|--[^\n]*|//[^\n]*)|(?P<string>"[^"\n]*
 
 
 def read_sources() -> list[Dialogue]:
-    """Every conversation of sources/*.md, files by name, conversations as they stand."""
+    """Every conversation of sources/*.md, by file name and then in the order of the file."""
     return [source for path in sorted(SOURCES.glob("*.md")) for source in _parse(path)]
 
 
@@ -350,7 +350,7 @@ def share_record(source: Dialogue, era: Era, rounds: int | None = None, name: st
 
 
 def pick_era(source: Dialogue, number: int) -> Era:
-    """The eras in turn, except that the oldest page named no language: it can show only code blocks that have none."""
+    """The next era in rotation. The oldest page is skipped for code blocks with a language, because it showed none."""
     era = ERAS[number % len(ERAS)]
     has_language = any(re.search(r"^ *```\w", text, re.MULTILINE) for _, text in source.turns)
     return ERA_STORED if era is ERA_A and has_language else era
@@ -364,7 +364,7 @@ def _answer(source: Dialogue, text: str, era: Era) -> str:
 
 
 def make_records() -> list:
-    """The dump: good conversations and dirt, mixed, always in the same order."""
+    """The dump: good and faulty records mixed, always in the same order."""
     sources = read_sources()
     by_id = {source.id: source for source in sources}
     records = [share_record(source, pick_era(source, number)) for number, source in enumerate(sources)]

@@ -1,4 +1,4 @@
-"""`fastft demo`: the whole road on a small dump that ships with the package.
+"""`fastft demo`: the whole pipeline on a small dump that ships with the package.
 
 It cleans 210 raw records that were written for this purpose (fastft/demo/make_dump.py), trains a tokenizer and, from
 scratch, a Llama of about 2 million parameters on the result, and asks three questions before and after. It needs no network
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 MADE_BY_DEMO = ".demo"  # a file that says the directory may be replaced
-SEQ_LEN = 512  # tokens in a packed row: all dialogues of the dump fit but two; one is split, the other rejected
+SEQ_LEN = 512  # tokens in a packed row; two dialogues of the dump do not fit: one is split, the other rejected
 VOCABULARY = 2048
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # of the chatml template
 MODEL = {  # of transformers.LlamaConfig; small enough to learn the dump by heart in two minutes on two cores
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(output_dir: Path) -> None:
     """Do every stage in order, in a new `output_dir`."""
     began = time.time()
-    # Two threads are a third faster on an idle machine, and five times slower on a busy one, where they wait in a loop.
+    # Two threads are a third faster on an idle machine, but five times slower on a busy one, where they spin while waiting.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     shutil.rmtree(output_dir, ignore_errors=True)
     output_dir.mkdir(parents=True)
@@ -120,8 +120,8 @@ def run(output_dir: Path) -> None:
 def clean_dump(output_dir: Path) -> "Report":
     """Clean the dump and make the base model; return the cleaner's report.
 
-    It is cleaned twice: first without splitting, for text to train a tokenizer on, then into parts of SEQ_LEN of its
-    tokens. Someone who has a model has its tokenizer, too, and cleans once.
+    It is cleaned twice: first without splitting, to get text for training a tokenizer, then split into parts of SEQ_LEN
+    tokens of that tokenizer. Users who start from a model have its tokenizer and clean once.
     """
     from rich.console import Console
 

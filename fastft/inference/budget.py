@@ -25,7 +25,8 @@ FREE: Price = (0.0, 0.0)
 
 
 def read_prices(texts: Sequence[str], number: int) -> list[Price]:
-    """Return a price for each of `number` endpoints from IN,OUT texts: none (free), one that holds for all, or one for each.
+    """Return a price for each of `number` endpoints from texts "IN,OUT": no text (free), one for all endpoints, or one for
+    each.
 
     Raises UserError for texts that are no prices, or for another number of them.
     """
@@ -40,7 +41,7 @@ def read_prices(texts: Sequence[str], number: int) -> list[Price]:
 
 
 class OverBudget(Exception):
-    """The next request could cost more than what is left, or nothing is to be spent any more."""
+    """The next request could cost more than what is left, or spending has been stopped."""
 
 
 class Money:
@@ -51,7 +52,7 @@ class Money:
         self.limit, self.spent, self.closed, self._reserved = limit, 0.0, False, []
 
     async def reserve(self, usd: float) -> None:
-        """Set `usd` aside for a request, the most that it can cost. Raises OverBudget if that is more than what is left.
+        """Reserve `usd`, the most that a request can cost. Raises OverBudget if that is more than what is left.
 
         Most requests cost less than was reserved for them. If there is too little only because of what requests in flight have
         reserved, this waits until enough of them have ended.
@@ -108,7 +109,7 @@ class Cache:
 
 
 def _read_row(line: bytes) -> tuple[str, Reply] | None:
-    """Return (key, reply) of a line of the cache; None for one that is no reply, such as that during which a run was killed."""
+    """Return (key, reply) of a line of the cache; None for a line without a reply, such as one that was cut by a kill."""
     try:
         row = json.loads(line)
         reply = Reply(**row["reply"])

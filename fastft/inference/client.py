@@ -1,4 +1,4 @@
-"""Send many requests to OpenAI-compatible endpoints: within limits and budget, with retries, and none is paid for twice.
+"""Send many requests to OpenAI-compatible endpoints, within limits and a budget, with retries, paying for none twice.
 
     client = Client("https://api.openai.com/v1#gpt-4.1", cache=Cache(Path("judged/cache.jsonl")), limits=Limits(rpm=500))
     reply = await client.ask([{"role": "user", "content": "…"}], temperature=0)
@@ -32,9 +32,9 @@ BYTES_PER_TOKEN = 4  # before the endpoint has counted: English text has four to
 PAID_TRIES = 3  # of time-outs, cut and malformed replies, because the endpoint may bill each of them
 IN_A_ROW = 8  # when so many requests in a row fail for good, the endpoint is taken to be down
 LONGEST_BACKOFF_S = 8.0
-LONGEST_PAUSE_S = 300.0  # the most that a Retry-After gets: some endpoints name the end of the day
-NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")  # codes of a 429 that no waiting ends
-# A 400 about the prompt's length may name parameters that the endpoint knows well.
+LONGEST_PAUSE_S = 300.0  # limit on Retry-After, because some endpoints name the end of the day
+NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")  # codes of a 429 for which waiting does not help
+# A 400 about the prompt's length may name parameters that the endpoint does support.
 _ABOUT_LENGTH = re.compile(r"context|too (?:large|long|many)|reduce the length|input tokens", re.IGNORECASE)
 _UNKNOWN = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|not permitted|instead", re.IGNORECASE
@@ -70,7 +70,9 @@ class Client:
         options = {"base_url": self.url, "max_retries": 0, "timeout": limits.timeout_s}
         try:
             self.api = AsyncOpenAI(api_key=self.secret or "none", **options)
-        except Exception as error:  # of an HTTP library that changes with openai's version, about a proxy's address
+        except (
+            Exception
+        ) as error:  # a wrong proxy address, reported by an HTTP library that depends on openai's version
             if is_ours(error):
                 raise
             raise UserError(
@@ -101,12 +103,12 @@ class Client:
         return reply
 
     def key(self, messages: list[dict[str, str]], attempt: int, parameters: dict[str, Any]) -> str:
-        """Return what the cache knows this request by."""
+        """Return the key of this request in the cache."""
         request = {"url": self.url, "model": self.name, "messages": messages, "attempt": attempt, **parameters}
         return hashlib.sha256(json.dumps(request, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return what so many tokens cost, in dollars."""
+        """Return the cost of these tokens in dollars."""
         return (self.price[0] * prompt_tokens + self.price[1] * completion_tokens) / 1e6
 
     async def _connect(self) -> None:
@@ -217,11 +219,11 @@ class Client:
         """Return the parameters without those that the endpoint has refused."""
         known = {key: value for key, value in parameters.items() if key not in self.unknown}
         if "max_tokens" in self.unknown and "max_tokens" in parameters:
-            known["max_completion_tokens"] = parameters["max_tokens"]  # what newer models of OpenAI call it
+            known["max_completion_tokens"] = parameters["max_tokens"]  # the name that newer models of OpenAI use
         return known
 
     def _leave_out(self, said: str, parameters: dict[str, Any], sent: dict[str, Any]) -> bool:
-        """Return whether the endpoint has refused a parameter that can be done without; it is left out from now on.
+        """Return whether the endpoint refused an optional parameter, which is then left out of all further requests.
 
         `max_tokens` stays if the endpoint says that prompt and reply are too long together: without it, replies would
         have no limit at all.

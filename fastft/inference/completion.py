@@ -71,7 +71,8 @@ def _token_counts(usage: Any) -> tuple[int, int] | None:
 
 
 def text_of(content: Any) -> str:
-    """Return the text of a message's content. Of a list of parts only those of text count: a model's thoughts are another kind.
+    """Return the text of a message's content. In a list of parts, only text parts count; a model's thoughts have another
+    type.
 
     Raises Malformed if the content is neither text nor a list.
     """

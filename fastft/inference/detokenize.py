@@ -1,14 +1,14 @@
-"""Turn the tokens of an answer into text as they come, without half characters and without any of a stop string.
+"""Turn the tokens of an answer into text as they are generated, never emitting half a character or part of a stop string.
 
     token_bytes = TokenBytes(tokenizer)
     text = AnswerText(token_bytes, stops=("\\nUser:",))
     piece = text.add(token)          # what is certain by now; "" while a character or a stop string may be incomplete
-    if text.stopped: …               # a stop string is complete; what came before it has been given out
+    if text.stopped: …               # a stop string is complete; the text before it has been returned
     piece = text.end()               # the rest, when no token follows
 
 The pieces together are what the tokenizer makes of all tokens at once, special tokens left out. Decoding all of them again
-for every token would cost the square of the answer's length, so every token is looked up as bytes here. That this gives the
-tokenizer's own text is proven for a sample when a model is loaded.
+for every token would cost the square of the answer's length, so every token is looked up as bytes here. When a model is
+loaded, a sample text proves that the result equals the tokenizer's own.
 """
 
 import codecs
@@ -17,7 +17,7 @@ import re
 from fastft.errors import UserError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-# All kinds of characters, tokens of several characters and characters of several tokens.
+# Various scripts, with tokens of several characters and characters of several tokens.
 PROBE = "Hello  World!\n\n\t1234 é 日本 🙂👩\u200d👩\u200d👧 <b>x</b> don't"
 
 
@@ -49,7 +49,7 @@ class TokenBytes:
             )
 
     def of(self, token: int) -> bytes:
-        """The token's part of a text: nothing for special tokens, and for ids that the tokenizer does not know."""
+        """The bytes of a token; none for special tokens and for ids that the tokenizer does not know."""
         return b"" if token in self._special else self.spelled(token)
 
     def spelled(self, token: int) -> bytes:
@@ -85,23 +85,24 @@ class AnswerText:
     """The text of one answer, given out piece by piece."""
 
     def __init__(self, token_bytes: TokenBytes, stops: tuple[str, ...] = (), separator: str = ""):
-        """`separator`: what the chat template puts before an answer, which is no part of it."""
+        """`separator` is what the chat template puts before an answer; it is not part of the answer."""
         self._bytes_of, self._stops = token_bytes.of, stops
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._before = separator or token_bytes.leading_space  # may still come; it is no part of the answer
+        self._before = separator or token_bytes.leading_space  # may still come first; not part of the answer
         self._held = ""
         self.decoded = 0
         """Characters of the answer known so far."""
         self.given = 0
-        """Characters of the answer given out so far; after a stop string, all that there is."""
+        """Characters of the answer that were returned so far; once a stop string is complete, all of the answer."""
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """What `token` makes certain: "" while a character's bytes, or a stop string, may be incomplete."""
+        """Return the text that is certain after `token`; "" while a character or a stop string may be incomplete."""
         return self._take(self._decoder.decode(self._bytes_of(token)))
 
     def end(self) -> str:
-        """The rest, if no token follows: the beginning of what could be a stop string, and U+FFFD for half a character."""
+        """Return the rest when no more tokens follow: text held back as a possible stop string, and U+FFFD for half a
+        character."""
         return self._take(self._decoder.decode(b"", final=True), last=True)
 
     def _take(self, new: str, last: bool = False) -> str:
@@ -124,12 +125,12 @@ class AnswerText:
         return text
 
     def _first_stop(self) -> int | None:
-        """Where the stop string begins that ends first, so that the cut does not depend on where tokens end."""
+        """The beginning of the stop string that ends first, so that the cut does not depend on the boundaries of tokens."""
         found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         return min(found)[1] if found else None
 
     def _possible_stop(self) -> int:
-        """Length of the longest end of the text that is the beginning of a stop string."""
+        """Length of the longest suffix of the text that is a prefix of a stop string."""
         longest = min(len(self._held), max(map(len, self._stops), default=1) - 1)
         ends = (n for n in range(longest, 0, -1) if any(stop.startswith(self._held[-n:]) for stop in self._stops))
         return next(ends, 0)

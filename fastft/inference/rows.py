@@ -5,15 +5,15 @@
     while loop.busy:
         for delta in loop.step(): …          # Delta(answering, text, logprobs, finish_reason, error)
 
-A step reads at most `CHUNK` tokens of a prompt, and then gives every row its next token. A prompt is read alone, into a
-cache of its own, which then joins the batch: the batch's cache is padded on the left, so that all rows end in the same
-column, and has spare columns on the right, which are written in place. Rows that are done are dropped, and the columns that
-no other row needs with them. In fp32, every answer is token for token what `generate` gives for it alone.
+A step reads at most `CHUNK` tokens of a prompt, and then gives every row its next token. A prompt is read alone into its own
+cache, which then joins the batch. The batch's cache is padded on the left, so that all rows end in the same column, and has
+spare columns on the right, which are written in place. Finished rows are dropped, together with the columns that no other
+row needs. In fp32, every answer is token for token what `generate` gives for it alone.
 
 Models whose state is more than keys and values of all positions (sliding windows, recurrent layers), or whose positions
 depend on the longest row (dynamic rope scaling), cannot be padded: they answer one request at a time.
 
-What this does not have: a prefix cache, paged memory (rows are padded to the longest), constrained output, speculation.
+Not implemented: a prefix cache, paged memory (rows are padded to the longest), constrained output, speculative decoding.
 """
 
 import inspect
@@ -33,18 +33,18 @@ from fastft.inference.sampling import Sampling, penalize, sample
 logger = logging.getLogger(__name__)
 
 CHUNK = 512
-"""Tokens of a prompt between two steps of the rows that are being answered."""
+"""The most prompt tokens that are read between two steps of the running rows."""
 SPARE = 128
-"""Columns added to the cache at a time: the whole of it is copied once in so many steps."""
+"""Columns added to the cache at a time. All of the cache is copied once every so many steps."""
 # The parameter of `forward` that takes the cache: in transformers from 5.24 on, in earlier versions, and in Mamba models.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
-# Their rotary frequencies depend on the longest sequence of a batch.
+# Types of rope scaling whose frequencies depend on the longest sequence of a batch.
 UNEVEN_ROPE = {"dynamic", "longrope"}
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural logarithm of a token's probability before temperature and filters, with those of the likeliest tokens."""
+    """The log-probability of a token before temperature and filters, with those of the likeliest tokens."""
 
     token: int
     logprob: float
@@ -60,13 +60,13 @@ class Answering:
     max_tokens: int
     text: AnswerText
     choice: int = 0
-    """Number among the answers to one request: each has random numbers of its own."""
+    """Index among the answers to one request; each answer has its own random numbers."""
     ignore_end: bool = False
-    """Go on after the end of turn."""
+    """Continue after the end of turn."""
     top_logprobs: int | None = None
     """How many of the likeliest tokens to report at every place; None reports nothing."""
     tokens: list[int] = field(default_factory=list)
-    """What has been generated, the end of turn included."""
+    """The generated tokens, including the end of turn."""
     finish_reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Answering:
         return [*self.prompt, *self.tokens]
 
     def take(self, token: int, ends: bool, logprob: TokenLogprob | None) -> "Delta":
-        """Add a token to the answer, and return what of it is certain."""
+        """Add a token to the answer, and return the text that is certain now."""
         self.tokens.append(token)
         begins = self.text.decoded
         if ends and not self.ignore_end:
@@ -99,7 +99,7 @@ class Answering:
         return Delta(self, piece, self._reported(), self.finish_reason)
 
     def _reported(self) -> list[TokenLogprob]:
-        """Those of the tokens whose text has been given out: nothing of a stop string leaks through its tokens."""
+        """The log-probabilities of tokens whose text was returned, so that no part of a stop string leaks through them."""
         everything = self.done and not self.text.stopped
         reported = []
         while self._unreported and (everything or self._unreported[0][0] < self.text.given):
@@ -109,19 +109,19 @@ class Answering:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a step adds to an answer."""
+    """The result of one step for one answer."""
 
     answering: Answering
     text: str = ""
     logprobs: Sequence[TokenLogprob] = ()
     finish_reason: str | None = None
     error: Exception | None = None
-    """The answer has failed, and nothing else follows."""
+    """Set if the answer has failed; nothing follows."""
 
 
 @dataclass(eq=False)
 class _Reading:
-    """A prompt that is being read for the answers that begin with it."""
+    """A prompt that is being read, with the answers to it."""
 
     answers: list[Answering]
     ids: list[int]
@@ -156,13 +156,13 @@ class StepLoop:
         return bool(self.waiting or self._reading or self.rows)
 
     def add(self, answers: list[Answering]) -> None:
-        """Let answers to one prompt wait for their turn; they begin together. First come, first served."""
+        """Queue the answers to one prompt, which begin together. First come, first served."""
         assert 0 < len(answers) <= self.max_rows, "more answers to a prompt than the batch has rows"
         assert all(len(a.prompt) + a.max_tokens <= self.context_length for a in answers), "an answer beyond the context"
         self.waiting.append(answers)
 
     def remove(self, answers: Sequence[Answering]) -> None:
-        """Drop answers wherever they are: waiting, while their prompt is read, or as rows."""
+        """Drop answers, whether they wait, their prompt is being read, or they are rows of the batch."""
         gone = set(map(id, answers))
         kept = ([a for a in group if id(a) not in gone] for group in self.waiting)
         self.waiting = deque(group for group in kept if group)
@@ -172,7 +172,7 @@ class StepLoop:
         self._keep([i for i, row in enumerate(self.rows) if id(row) not in gone])
 
     def clear(self) -> list[Answering]:
-        """Drop everything, and return what was being answered."""
+        """Drop everything, and return the running answers."""
         reading = self._reading.answers if self._reading else []
         dropped = [*self.rows, *reading, *(a for group in self.waiting for a in group)]
         self.waiting.clear()
@@ -232,7 +232,7 @@ class StepLoop:
         return not self.rows or (rows <= self.max_rows and self._fits(rows, len(answers[0].ids)))
 
     def _fits(self, rows: int, length: int) -> bool:
-        """Whether the memory holds that many rows, one of them of that length."""
+        """Whether the cache of so many rows of this length fits into the memory."""
         if self.memory is None or not isinstance(self._cache, _PaddedCache):
             return True
         return rows * (max(length, self._cache.end) + SPARE) * self._cache.bytes_of_a_token <= self.memory
@@ -250,7 +250,7 @@ class StepLoop:
         return self.model(input_ids=ids_BT, **inputs, **self._last_logits).logits[:, -1]
 
     def _join(self, reading: _Reading, logits_1V: torch.Tensor) -> list[Delta]:
-        """Make the answers of a prompt rows, and give each its first token."""
+        """Add the answers to a prompt to the batch as rows, and give each its first token."""
         self._reading, answers = None, reading.answers
         if self.why_alone:
             self._cache = _LoneCache(reading.cache)
@@ -270,7 +270,10 @@ class StepLoop:
         return self._tokens(self.rows, self._call(ids_B1, self._cache.cache, **self._cache.inputs(self.device)))
 
     def _make_room(self) -> None:
-        """If the cache would outgrow the memory, let the rows that came last wait again, which costs time but no token."""
+        """If the cache would outgrow the memory, put the newest rows back into the queue.
+
+        This costs time but loses no token.
+        """
         while len(self.rows) > 1 and self._cache.is_full and not self._fits(len(self.rows), 0):
             last = self.rows[-1]
             self._keep(list(range(len(self.rows) - 1)))
@@ -280,7 +283,7 @@ class StepLoop:
     def _tokens(self, rows: list[Answering], logits_BV: torch.Tensor) -> list[Delta]:
         """Choose the next token of each row, in fp32 as `generate` does."""
         logits_BV = logits_BV.float()
-        usable = logits_BV.amax(-1).isfinite().tolist()  # one NaN makes the maximum NaN
+        usable = logits_BV.amax(-1).isfinite().tolist()  # the maximum is NaN if any logit is
         logprobs = [_logprobs(logits_V, row.top_logprobs) for row, logits_V in zip(rows, logits_BV)]
         for row, logits_V in zip(rows, logits_BV):
             if row.sampling.repetition_penalty != 1:
@@ -370,7 +373,7 @@ class _PaddedCache:
         self.lengths += [length] * copies
 
     def keep(self, places: list[int]) -> None:
-        """Drop all rows but those, and the columns that only others needed."""
+        """Keep only these rows, and drop the columns that they do not need."""
         end = self.end
         self.lengths = [self.lengths[i] for i in places]
         for layer in self.cache.layers:
@@ -431,7 +434,7 @@ class _PaddedLayer(DynamicLayer):
         return self.keys, self.values
 
     def _show(self) -> None:
-        """What transformers looks at: the columns in use."""
+        """Expose the columns in use to transformers."""
         self.keys, self.values = (each[:, :, : self.length] for each in self.stored)
         self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
 

@@ -4,10 +4,10 @@
     draws = [draw.random() for draw in draws]                     # one number from [0, 1) a row
     ids = sample(logits_BV, samplings, draws)
 
-A row needs one random number a token, wherever the row stands in a batch and whatever the others do: with the same seed,
-it gets the same answer alone and in company, as far as the logits are the same. The number is looked up in the cumulative sum
-of the probabilities in the vocabulary's order. In the order of probability, a rounding error of the logits could make two
-tokens of nearly the same probability change places, and so change the answer.
+A row uses one random number for each token, whatever its place in the batch and whatever other rows do. So with the same
+seed and the same logits, it gets the same answer alone and in a batch. The number is looked up in the cumulative sum of the
+probabilities in the vocabulary's order. If they were sorted by probability, a rounding error could swap two tokens of nearly
+equal probability and change the answer.
 """
 
 import random
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 import torch
 
-# Below this, logits divided by the temperature leave fp32's range; the likeliest token has all of the probability by then.
+# Below this temperature, divided logits leave fp32's range, and the likeliest token has all of the probability anyway.
 LOWEST_TEMPERATURE = 1e-4
 CANDIDATES = 256
-"""top_k and top_p look at so many of the likeliest tokens first: sorting a vocabulary of 150,000 takes as long as a layer."""
+"""top_k and top_p first try with this many of the likeliest tokens, because sorting a vocabulary of 150,000 takes as long
+as a layer."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Sampling:
     min_p: float = 0.0
     """Drops tokens less likely than this times the likeliest."""
     repetition_penalty: float = 1.0
-    """Makes tokens less likely that are in the prompt or the answer already; 1 does nothing (CTRL, arXiv 1909.05858)."""
+    """Repetition penalty on tokens of the prompt and the answer so far; 1 has no effect (CTRL, arXiv 1909.05858)."""
     seed: int | None = None
 
     @property
@@ -43,13 +44,13 @@ class Sampling:
         return self.temperature < LOWEST_TEMPERATURE
 
     def draws(self, choice: int = 0) -> random.Random:
-        """The random numbers of the `choice`-th answer to a request; the first has them from the seed itself."""
+        """The random numbers for the answer with index `choice`; the first answer uses the seed itself."""
         seed = secrets.randbits(64) if self.seed is None else self.seed + choice
-        return random.Random(seed & (2**64 - 1))  # Random takes -1 and 1 for the same seed
+        return random.Random(seed & (2**64 - 1))  # Random treats -1 and 1 as the same seed
 
 
 def sample(logits_BV: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[float]) -> torch.Tensor:
-    """The next token of each row, [B]. `draws`: for each row a number from [0, 1), which greedy rows do not look at."""
+    """The next token of each row, [B]. `draws` has a number from [0, 1) for each row; greedy rows ignore theirs."""
     ids_B = logits_BV.argmax(-1)
     drawn = [i for i, sampling in enumerate(samplings) if not sampling.greedy]
     if not drawn:
@@ -62,7 +63,7 @@ def sample(logits_BV: torch.Tensor, samplings: Sequence[Sampling], draws: Sequen
     sums_BV = probs_BV.double().cumsum(-1)
     total = sums_BV[:, -1:]
     wanted = torch.tensor([[draws[i]] for i in drawn], dtype=torch.float64, device=device) * total
-    # A draw next to 1 may be rounded to the total, after which no token comes.
+    # A draw close to 1 may be rounded up to the total, beyond the last token.
     wanted = wanted.minimum(total * (1 - 2**-52))
     ids_B[drawn] = torch.searchsorted(sums_BV, wanted, right=True).squeeze(-1)
     return ids_B
@@ -82,11 +83,11 @@ def _thresholds_among(probs_BV: torch.Tensor, rows: Sequence[Sampling], candidat
     top_k = torch.tensor([[min(row.top_k or vocabulary, vocabulary)] for row in rows], device=device)
     top_p = torch.tensor([[row.top_p] for row in rows], dtype=torch.float64, device=device)
     min_p = torch.tensor([[row.min_p] for row in rows], dtype=torch.float64, device=device)
-    # top_p is a share of what top_k leaves: of everything, if top_k leaves more than the candidates.
+    # top_p applies to what top_k leaves; if that is more than the candidates, to the whole vocabulary.
     whole = sums_BC.gather(-1, top_k.clamp(max=count) - 1).where(
         top_k <= count, probs_BV.double().sum(-1, keepdim=True)
     )
-    before_BC = sums_BC - top_BC  # of the tokens likelier than this one
+    before_BC = sums_BC - top_BC  # probability of all tokens likelier than this one
     kept = (before_BC < top_p * whole).sum(-1, keepdim=True).clamp(min=1).minimum(top_k)
     undecided = (kept == count) & (top_k > count) & (top_p < 1)
     if count < vocabulary and bool((undecided | ((top_k > count) & (top_k < vocabulary))).any()):
@@ -97,6 +98,6 @@ def _thresholds_among(probs_BV: torch.Tensor, rows: Sequence[Sampling], candidat
 
 
 def penalize(logits_V: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
-    """Make the tokens `seen` less likely by `penalty`, in place."""
+    """Apply the repetition penalty to the tokens `seen`, in place."""
     scores = logits_V[seen]
     logits_V[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)

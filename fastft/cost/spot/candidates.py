@@ -166,7 +166,7 @@ class MachineComparison:
     left_out: dict[str, list[str]]
     """Maps a reason to the kinds and numbers of GPUs for which it left no candidate."""
     doubted: list[Offer]
-    """Offers of the candidates' GPUs with a price that is not believed."""
+    """Offers of the candidates' GPUs whose price is doubted."""
     opt_in: list[Offer]
     """Offers of the candidates' GPUs that need an opt-in of the account; they are not chosen without `opt_in_zones`."""
     trace: Trace
@@ -234,7 +234,7 @@ def _machines(e: Estimate, offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:
 
 
 def _job(e: Estimate, nodes: int, trace: Trace | None, checkpoint_bytes: float, config: SpotConfig) -> Job:
-    """The job that does the estimate's work, with what saves and recoveries cost it."""
+    """The estimated work, plus the time for saves and recoveries."""
     blocking_s, upload_s = config.blocking_seconds, config.upload_seconds
     blocking_s = checkpoint_bytes / e.count / STAGED if blocking_s is None else blocking_s
     upload_s = checkpoint_bytes / nodes / PUBLISHED if upload_s is None else upload_s

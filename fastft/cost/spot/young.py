@@ -7,8 +7,9 @@ def young_interval(blocking_s: float, mean_between_preemptions_s: float, upload_
     """Seconds of work between two saves at which saves and lost work cost least together: sqrt(2 x blocking x mean).
 
     From Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974. It holds as long as the
-    result is much shorter than the mean. The result is never below `upload_s`, because a save that begins before the one
-    before it is safe only delays that one. It is 0, a save at every step, if a save neither blocks nor uploads.
+    result is much shorter than the mean. The result is never below `upload_s`, because a save that begins during the upload
+    of the previous one only delays that upload. It is 0, which means a save at every step, if a save neither blocks nor
+    uploads.
 
     `blocking_s` is how long training stands still at a save; the upload in the background does not count.
     `mean_between_preemptions_s` is the mean of the whole job: a node's mean divided by the number of nodes. Raises
