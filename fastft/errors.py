@@ -43,3 +43,8 @@ def is_ours(error: BaseException) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals.get("__name__", "").split(".")[0] in OURS
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error, or the error's class if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 from cleaning.settings import FilterSettings
+from fastft.common.moderation_api import NoVerdictsError, moderation_request, read_verdicts
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
@@ -102,20 +103,19 @@ _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 def _ask(texts: list[str], settings: FilterSettings) -> list[list[str]]:
-    body = {"input": texts} | ({"model": settings.moderation_model} if settings.moderation_model else {})
-    data = json.dumps(body).encode()
+    data, headers = moderation_request(texts, settings.moderation_model, _key_for(settings.moderation))
     wait, problem = FIRST_WAIT, ""
     for attempt in range(1, TRIES + 1):
-        request = urllib.request.Request(settings.moderation, data, _headers(settings.moderation))
+        request = urllib.request.Request(settings.moderation, data, headers)
         try:
             with _OPENER.open(request, timeout=TIMEOUT) as response:
-                return _read(response.read(), len(texts))
+                return read_verdicts(response.read(), len(texts))
         except urllib.error.HTTPError as error:
             if error.code not in (408, 409, 425, 429) and error.code < 500:
                 raise UserError(f"{shown(settings.moderation)}: HTTP {error.code} {error.reason}") from None
             problem, asked = f"HTTP {error.code} {error.reason}", _seconds(error.headers.get("Retry-After"))
         # No connection, a timeout, a truncated reply.
-        except (OSError, http.client.HTTPException, _Unreadable) as error:
+        except (OSError, http.client.HTTPException, NoVerdictsError) as error:
             problem, asked = str(getattr(error, "reason", error)) or type(error).__name__, 0.0
         if attempt < TRIES:
             # Workers that failed together should not come back together.
@@ -126,31 +126,11 @@ def _ask(texts: list[str], settings: FilterSettings) -> list[list[str]]:
     )
 
 
-class _Unreadable(Exception):  # noqa: N818
-    """A reply that is not what a moderation endpoint sends; another try may give a better one."""
-
-
-def _read(data: bytes, count: int) -> list[list[str]]:
-    try:
-        results = json.loads(data)["results"]
-        answers = [
-            sorted(name for name, value in (result.get("categories") or {}).items() if value) or ["flagged"]
-            if result["flagged"]
-            else []
-            for result in results
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another shape
-        raise _Unreadable("a reply that is not in the form of /v1/moderations") from None
-    if len(answers) != count:
-        raise _Unreadable(f"{len(answers)} results for {count} texts")
-    return answers
-
-
-def _headers(url: str) -> dict[str, str]:
+def _key_for(url: str) -> str | None:
     key = os.environ.get("FASTFT_MODERATION_KEY")
     if not key and urllib.parse.urlsplit(url).hostname == "api.openai.com":
         key = os.environ.get("OPENAI_API_KEY")
-    return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    return key
 
 
 def _seconds(value: str | None) -> float:

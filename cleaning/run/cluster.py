@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 
 
 class RayPool:
@@ -67,6 +67,8 @@ def ray_pool(address: str, workers: int | None) -> Iterator[RayPool]:
         else:
             ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
     except Exception as error:  # Ray raises a dozen kinds for an address where nobody answers
+        if is_ours(error):
+            raise
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"--ray {address}: no Ray cluster ({line})") from None
     try:

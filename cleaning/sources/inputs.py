@@ -21,7 +21,7 @@ from pathlib import Path
 import orjson
 
 from fastft.common.records import RAW_LIMIT, RawRecord, open_unpacked, packing_of, read_raw, read_unpacked, to_json
-from fastft.errors import UserError
+from fastft.errors import UserError, is_ours
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 _FILE_ENDINGS = (".json", ".jsonl", ".ndjson", ".gz", ".zst", ".parquet", ".html", ".htm", ".txt")
@@ -130,6 +130,8 @@ def _hub_records(name: str) -> Iterator[RawRecord]:
         try:
             row = next(rows, None)
         except Exception as error:  # noqa: BLE001  the Hub's clients raise dozens of kinds: network, permissions, formats
+            if is_ours(error):
+                raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             at_first = "no such file, and the Hub gave no such dataset"
             what = f"the Hub failed after {number:,} rows" if number else at_first

@@ -13,10 +13,10 @@ from typing import Any
 
 from fastft.data.conversation import Message
 from fastft.data.template.chat_template import ChatTemplate, load_template
-from fastft.errors import UserError
+from fastft.errors import UserError, first_line, is_ours
 
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-NO_LIMIT = 1 << 20  # tokens, for a model whose config names no longest context
+NO_LIMIT = 1 << 20  # tokens, for a model whose config gives no context length
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,9 @@ def load_weights(model: str, dtype: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     # A file is missing, is no model's, or has other shapes.
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{model}: the model cannot be loaded ({reason})") from None
+        if is_ours(error):
+            raise
+        raise UserError(f"{model}: the model cannot be loaded ({first_line(error)})") from None
 
 
 def _pick(logits_V: Any, temperature: float) -> int:

@@ -101,12 +101,22 @@ def _refusing_unknown(function: Callable) -> Callable:
     return attention
 
 
+def _boundaries(module, kwargs: dict) -> tuple[Tensor, int]:
+    """(cu_seqlens, max_seqlen) of the row. Raises UserError if the architecture does not pass them on to its attention."""
+    if kwargs.get("cu_seqlens") is None:
+        raise UserError(
+            f"{type(module).__name__} does not tell its attention where conversations begin; models of this architecture "
+            "cannot be trained on packed rows"
+        )
+    return kwargs["cu_seqlens"], kwargs["max_seqlen"]
+
+
 def _flash_attn(
     module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
 ):
     from flash_attn import flash_attn_varlen_func
 
-    cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
+    cu_seqlens, max_seqlen = _boundaries(module, kwargs)
     out_NHD = flash_attn_varlen_func(
         *(_flat(t) for t in (query, key, value)),
         cu_seqlens,
@@ -137,7 +147,7 @@ def _varlen(
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         else:
             grouped = {"enable_gqa": True}
-    cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
+    cu_seqlens, max_seqlen = _boundaries(module, kwargs)
     out_NHD = varlen_attn(
         *(_flat(t) for t in (query, key, value)),
         cu_seqlens,
@@ -162,7 +172,7 @@ def varlen_repeats() -> bool:
 def _documents(
     module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, softcap=None, **kwargs
 ):
-    edges = kwargs["cu_seqlens"].tolist()
+    edges = _boundaries(module, kwargs)[0].tolist()
     outputs = [
         _document(*(t[:, :, begin:end] for t in (query, key, value)), dropout, scaling, sliding_window, softcap)
         for begin, end in zip(edges, edges[1:])

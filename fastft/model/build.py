@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
 )
 
 from fastft.config import TrainConfig
-from fastft.errors import UserError
+from fastft.errors import UserError, first_line, is_ours
 from fastft.model import lora, weights
 from fastft.model.activation_checkpointing import recompute
 from fastft.model.float8 import use_float8
@@ -191,7 +191,9 @@ def without_values(model_config, dtype: torch.dtype, name: str, **options) -> nn
             # A copy, because transformers writes `dtype` into the config, from which the export takes the files' data type.
             return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=dtype, **options)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise UserError(f"{name}: the model cannot be built ({str(error).strip().splitlines()[0]})") from None
+        if is_ours(error):
+            raise
+        raise UserError(f"{name}: the model cannot be built ({first_line(error)})") from None
 
 
 def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Parameter]) -> None:

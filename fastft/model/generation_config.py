@@ -93,7 +93,7 @@ def _fault(values: dict[str, Any]) -> str | None:
         config.validate(strict=True)
         config.to_json_string()
     except Exception as error:  # transformers raises a dozen kinds here
-        if is_ours(error) and not isinstance(error, ValueError):  # which `_require_alone` raises
+        if is_ours(error) and not isinstance(error, _RefusedAloneError):
             raise
         lines = (str(error).strip() or type(error).__name__).splitlines()
         line = next((line.partition(": ")[2] for line in lines if line.startswith("- `")), lines[0])
@@ -101,15 +101,19 @@ def _fault(values: dict[str, Any]) -> str | None:
     return None
 
 
+class _RefusedAloneError(Exception):
+    """A value that we refuse, because transformers accepts it and then fails when it generates."""
+
+
 def _require_alone(key: str, value: Any) -> None:
-    """Raise an exception if `generate` would refuse this value, whatever the other values are."""
+    """Raise an exception, of ours or of a library, if `generate` would refuse this value, whatever the other values are."""
     from transformers import GenerationConfig
 
     json.dumps(value, allow_nan=False)
-    if hasattr(GenerationConfig, key):
-        raise ValueError("is no setting of generation")
+    if key == "self" or hasattr(GenerationConfig, key):
+        raise _RefusedAloneError("is no setting of generation")
     if key in MODES and type(value) is not MODES[key]:
-        raise ValueError(f"is no {MODES[key].__name__}")
+        raise _RefusedAloneError(f"is no {MODES[key].__name__}")
     if _is_applied(key, value):
         _appliers()[key][0](value)
 

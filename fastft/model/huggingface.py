@@ -21,7 +21,7 @@ from fastft.common.distributed import everywhere, on_first
 from fastft.common.files import full_disk, is_refusal, lack_of_room, machine_error, publish_directory
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
-from fastft.errors import PeerError, UserError, is_ours
+from fastft.errors import PeerError, UserError, first_line, is_ours
 from fastft.model import lora
 from fastft.model.build import TrainedModel, without_values
 from fastft.model.generation_config import read_generation_config
@@ -104,7 +104,7 @@ class ModelFiles:
             by_library = isinstance(error, LIBRARY_ERRORS) or type(error) is Exception  # the latter by tokenizers
             if is_refusal(error) or is_ours(error) or not by_library:
                 raise
-            self._require(what, False, _first_line(error))
+            self._require(what, False, first_line(error))
 
     def _require(self, what: str, holds: bool, why: str) -> None:
         if not holds:
@@ -256,7 +256,3 @@ def _usual_mode(directory: Path) -> int:
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
     return mode
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from fastft.config import TrainConfig
-from fastft.errors import UserError, is_ours
+from fastft.errors import UserError, first_line, is_ours
 from fastft.model.rope_scaling import fit_seq_len
 
 HUB_LIMIT_S = 5.0
@@ -28,7 +28,7 @@ def load_config(model: str):
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
         if is_ours(error):
             raise
-        raise UserError(f"{model}: the model's config cannot be read ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{model}: the model's config cannot be read ({first_line(error)})") from None
     # BERT and similar models have a causal head as well, but were not trained for it.
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{model}: {config.model_type} is no causal language model")
@@ -68,7 +68,7 @@ def _ask_hub(model: str, reasons: list[str]) -> None:
     except HfHubHTTPError:  # an answer, too, which load_config explains
         pass
     except Exception as error:  # from an HTTP library that depends on huggingface_hub's version
-        reasons.append((str(error).strip() or type(error).__name__).splitlines()[0])
+        reasons.append(first_line(error))
         return
     reasons.clear()
 

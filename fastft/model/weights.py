@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from fastft.common.distributed import on_first
-from fastft.errors import UserError, is_ours
+from fastft.errors import UserError, first_line, is_ours
 from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def _load_whole(model: str) -> dict[str, Tensor]:
     except Exception as error:  # transformers raises a dozen kinds: for files cut short, shapes that differ, and so on
         if is_ours(error):
             raise
-        raise UserError(f"{model}: the model cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{model}: the model cannot be loaded ({first_line(error)})") from None
     if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
         raise UserError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
     return causal_lm.state_dict(keep_vars=True)

@@ -2,8 +2,9 @@
 
     found = await Moderation(settings).check(request)        # {"flagged", "categories"}, or {"unreachable": True}
 
-Every text that is no model's is asked about once; the verdicts of the last thousands are kept. Where the endpoint cannot be
-reached, `closed` decides: nothing is answered (503), or everything is, and the turn's event says that nobody has looked.
+Every text that no model wrote is checked once; the latest thousands of verdicts are kept. If the endpoint cannot be reached,
+`closed` decides: either requests are refused (503), or they are answered and the turn's event records that they were not
+checked.
 """
 
 import asyncio
@@ -14,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import orjson
 
+from fastft.common.moderation_api import NoVerdictsError, moderation_request, read_verdicts
 from fastft.serve.protocol import ApiError
 
 logger = logging.getLogger(__name__)
@@ -46,46 +47,37 @@ def moderation_unavailable() -> ApiError:
 class Moderation:
     def __init__(self, settings: ModerationSettings):
         self.settings = settings
-        self.verdicts: OrderedDict[bytes, list[str] | None] = OrderedDict()
-        """Categories by a text's hash; None: not flagged."""
+        self.verdicts: OrderedDict[bytes, list[str]] = OrderedDict()
+        """Flagged categories by the hash of the text; none if it is not flagged."""
 
     async def check(self, session: aiohttp.ClientSession, request: dict[str, Any]) -> dict[str, Any]:
-        """What is to be recorded. `session` keeps no cookies and follows no redirect."""
+        """The verdict on a request, as it is recorded. `session` must keep no cookies and follow no redirects."""
         texts = texts_of(request)
         new = [text for text in texts if _digest(text) not in self.verdicts]
         if new:
             try:
                 found = await self._ask(session, new)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, TypeError, KeyError) as error:
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, NoVerdictsError) as error:
                 logger.warning("moderation: %s: %s", self.settings.url, error or type(error).__name__)
                 return {"unreachable": True}
             for text, verdict in zip(new, found):
                 self.verdicts[_digest(text)] = verdict
-        flagged = [found for text in texts if (found := self.verdicts.get(_digest(text))) is not None]
+        flagged = [found for text in texts if (found := self.verdicts.get(_digest(text)))]
         while len(self.verdicts) > KEPT_VERDICTS:
             self.verdicts.popitem(last=False)
         return {"flagged": bool(flagged), "categories": sorted({name for names in flagged for name in names})}
 
-    async def _ask(self, session: aiohttp.ClientSession, texts: list[str]) -> list[list[str] | None]:
-        """Raises what `check` catches."""
+    async def _ask(self, session: aiohttp.ClientSession, texts: list[str]) -> list[list[str]]:
+        """The categories of each text. Raises what `check` catches."""
         settings = self.settings
-        body: dict[str, Any] = {"input": texts} | ({"model": settings.model} if settings.model else {})
-        headers = {"content-type": "application/json"} | (
-            {"authorization": f"Bearer {settings.key}"} if settings.key else {}
-        )
+        body, headers = moderation_request(texts, settings.model, settings.key)
         limit = aiohttp.ClientTimeout(total=settings.limit_s)
         async with session.post(
-            settings.url, data=orjson.dumps(body), headers=headers, allow_redirects=False, timeout=limit
+            settings.url, data=body, headers=headers, allow_redirects=False, timeout=limit
         ) as response:
             if response.status != 200:
-                raise ValueError(f"status {response.status}")
-            results = orjson.loads(await response.read())["results"]
-        if len(results) != len(texts):
-            raise ValueError(f"{len(results)} results for {len(texts)} texts")
-        return [
-            sorted(name for name, holds in (each.get("categories") or {}).items() if holds) if each["flagged"] else None
-            for each in results
-        ]
+                raise NoVerdictsError(f"status {response.status}")
+            return read_verdicts(await response.read(), len(texts))
 
 
 def texts_of(request: dict[str, Any]) -> list[str]:

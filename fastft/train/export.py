@@ -18,14 +18,13 @@ import torch.distributed as dist
 from fastft.common.command_line import option, parse, run_module
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import load_template
-from fastft.errors import UserError, is_ours
+from fastft.errors import UserError, first_line, is_ours
 from fastft.model import huggingface, lora, weights
 from fastft.model.build import TrainedModel, assemble
 from fastft.model.pretrained import fit_config, load_config, model_fingerprint
 from fastft.train.checkpoint import local, manifest
 from fastft.train.report.card import model_card
 from fastft.train.report.run_dir import read_run
-from fastft.train.report.trackers import first_line
 
 logger = logging.getLogger(__name__)
 

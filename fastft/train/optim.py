@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from fastft.config import TrainConfig
-from fastft.errors import UserError
+from fastft.errors import UserError, first_line, is_ours
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -172,7 +172,9 @@ def _adamw_8bit(groups: list[dict], betas: tuple[float, float]) -> torch.optim.O
     try:
         optimizer.step()
     except Exception as error:  # torch.compile without a C++ compiler, or without Triton
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if is_ours(error):
+            raise
+        reason = first_line(error)
         raise UserError(f"optimizer.name: adamw_8bit cannot be compiled here ({reason}); use adamw") from None
     for state in optimizer.state.values():
         state["step"].zero_()

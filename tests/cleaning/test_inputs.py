@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from helpers.bugs import bug
 from helpers.cleaning_runs import clean_command
 from helpers.sources import CHATGPT_PAGE, EXAMPLES, EXPORT, LABEL, OASST, shared, spoken
 
 from cleaning.pipeline import clean
+from cleaning.sources import inputs
 from cleaning.sources.formats import conversations_in
 from cleaning.sources.inputs import open_inputs
 from fastft.common.records import parse_json
@@ -143,6 +145,13 @@ def test_an_input_that_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys,
     assert clean_command([name, "-o", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert complaint in error and name in error and error.count("\n") == 1
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda self, name, timeout: None)
+    monkeypatch.setattr(inputs, "_hub_rows", bug(inputs))
+    with pytest.raises(ValueError, match="not a number"):
+        clean(["owner/chats"], tmp_path / "out", workers=1)
 
 
 def test_a_dataset_of_the_hub_is_streamed(tmp_path, monkeypatch):

@@ -10,23 +10,13 @@ import pytest
 import torch
 from helpers.training import fails, train_here
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from fastft.errors import UserError
-from fastft.model.attention import choose_attention
 from fastft.model.build import TrainedModel
 from fastft.model.float8 import convert
 from fastft.model.isolation import prove_isolation
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def trained_model(model) -> TrainedModel:
-    attention, _ = choose_attention("auto", CPU)
-    trained = TrainedModel(AutoModelForCausalLM.from_pretrained(model, attn_implementation=attention))
-    trained.reshard = lambda: None  # of a sharded one
-    return trained
 
 
 def needs_torchao():

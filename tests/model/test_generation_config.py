@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from helpers import forks
+from helpers.bugs import bug
 
+from fastft.model import generation_config
 from fastft.model.generation_config import read_generation_config
 
 
@@ -69,6 +71,7 @@ SAMPLED = {"do_sample": True, "temperature": 0.9, "top_p": 0.6}
         ({"early_stopping": 7, "max_new_tokens": 0}, {}, ["early_stopping 7", "max_new_tokens 0"]),
         ({"cache_implementation": "no", "compile_config": {"a": 1}}, {}, ["cache_implementation", "compile_config"]),
         ({"suppress_tokens": 5, "num_beams": "x", "dtype": 5}, {}, ["suppress_tokens 5", 'num_beams "x"', "dtype 5"]),
+        ({"self": 3}, {}, ["self 3 (is no setting"]),
         ({"validate": 3, "save_pretrained": 1, "streamer": 1}, {}, ["validate 3", "save_pretrained 1", "streamer 1"]),
         # Valid together only.
         ({"length_penalty": 2.0}, {}, ["length_penalty 2.0 (this flag is only used in beam-based"]),
@@ -121,3 +124,12 @@ def test_transformers_own_warnings_of_what_is_mended_are_not_heard(tmp_path):
     done = forks.run(["-c", script, tmp_path])
     assert done.returncode == 0 and done.stdout == ""
     assert [line.startswith("warning: ") for line in done.stderr.splitlines()] == [True, True], done.stderr
+
+
+@pytest.mark.parametrize("function", ["_require_alone", "_is_applied"])
+@pytest.mark.parametrize(("fails", "error"), [("int('not a number')", ValueError), ("{}['injected']", KeyError)])
+def test_a_bug_of_ours_is_no_fault_of_the_file(tmp_path, monkeypatch, function, fails, error):
+    (tmp_path / "generation_config.json").write_text('{"use_cache": true}')
+    monkeypatch.setattr(generation_config, function, bug(generation_config, fails))
+    with pytest.raises(error):
+        read_generation_config(str(tmp_path))

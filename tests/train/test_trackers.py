@@ -6,8 +6,10 @@ import sys
 
 import pytest
 from helpers import training as runs
+from helpers.bugs import bug
 
-from fastft.train.report.trackers import Trackers, tracker_names
+from fastft.train.report import trackers as trackers_module
+from fastft.train.report.trackers import Trackers, _TensorBoard, tracker_names
 
 
 def interrupted(ground, out, tracker: str) -> str:
@@ -48,12 +50,25 @@ def test_a_tracker_that_does_not_start_is_one_clear_line(ground, tmp_path):
 def test_a_tracker_that_fails_is_dropped_with_a_warning(tmp_path, caplog):
     trackers = Trackers(["tensorboard"], tmp_path, "id", 0, {})
     trackers.open["tensorboard"].close()
-    trackers.open["tensorboard"].writer.add_scalar = None  # whatever it is that breaks
+
+    def add_scalar(*_):
+        raise RuntimeError("whatever it is that breaks in the library")
+
+    trackers.open["tensorboard"].writer.add_scalar = add_scalar
     trackers.log({"step": 1, "loss": 1.0})
     trackers.log({"step": 2, "loss": 1.0})
     trackers.close()
     (said,) = caplog.messages
     assert said.startswith("trackers: tensorboard failed (") and not trackers.open
+
+
+@pytest.mark.parametrize("method", ["__init__", "log", "close"])
+def test_a_bug_of_ours_is_no_fault_of_a_tracker(tmp_path, monkeypatch, method):
+    monkeypatch.setattr(_TensorBoard, method, bug(trackers_module, "None.injected"))
+    with pytest.raises(AttributeError, match="injected"):
+        trackers = Trackers(["tensorboard"], tmp_path, "id", 0, {})
+        trackers.log({"step": 1, "loss": 1.0})
+        trackers.close()
 
 
 def test_tensorboard_shows_the_rows(ground, tmp_path):

@@ -53,7 +53,7 @@ from fastft.data.template.tokenizer_json import (
     tokenizer_of,
     tokens_per_byte,
 )
-from fastft.errors import UserError, is_ours
+from fastft.errors import UserError, first_line, is_ours
 
 BUILT_IN = Path(__file__).with_name("builtin")
 
@@ -331,8 +331,7 @@ def load_tokenizer(model: str):
     except Exception as error:  # transformers raises a dozen kinds here, and tokenizers a bare Exception
         if is_ours(error):
             raise
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{model}: its tokenizer cannot be loaded ({first_line})") from None
+        raise UserError(f"{model}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
 def load_template(model: str, template: str | None = None) -> ChatTemplate:

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import everywhere, is_loss_of_peer, local_rank, machine, on_first, raise_anywhere
 from fastft.common.files import REPLACED, full_disk, is_refusal, lack_of_room, publish_directory, write_whole
-from fastft.errors import UserError, is_ours
+from fastft.errors import UserError, first_line, is_ours
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
 from fastft.train.checkpoint.remote import Uploader
@@ -357,5 +357,4 @@ def root_error(error: BaseException) -> BaseException:
 
 def root_cause(error: BaseException) -> str:
     """The first line of the original error, in the system's own words."""
-    error = root_error(error)
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line(root_error(error))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastft.errors import UserError
+from fastft.errors import UserError, first_line, is_ours
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class Trackers:
             try:
                 self.open[name] = kinds[name](output_dir, run_id, start_step, settings)
             except Exception as error:  # each library has errors of its own
+                if is_ours(error):
+                    raise
                 raise UserError(f"trackers: {name} did not start ({first_line(error)})") from None
 
     def log(self, row: dict[str, Any]) -> None:
@@ -68,6 +70,8 @@ class Trackers:
             try:
                 call(tracker)
             except Exception as error:  # a full disk, a server that does not answer: no reason to end a run
+                if is_ours(error):
+                    raise
                 logger.warning("trackers: %s failed (%s); the run continues without it", name, first_line(error))
                 del self.open[name]
 
@@ -123,9 +127,3 @@ class _Trackio:
 
     def close(self) -> None:
         self.run.finish()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, or the error's kind if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
