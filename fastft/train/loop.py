@@ -279,7 +279,9 @@ class Loop:
             meta = {"identity": inputs.identity, "skipped": asdict(self.skipped)}
             self.writer.save(number, self.model, self.optimizer, meta)
             self.save_interval.saved()
-            if not last:  # after the last step the model is written first
+            # After the last step the model is written first. After the first one nothing is uploaded yet, and waits have
+            # no limit yet by which a rank that is dead would be noticed.
+            if not last and number > self.start_step + 1:
                 self.writer.end_after_bug_of_upload()
         if stops:
             leave_early(number, self.stop_flag, self.writer)
