@@ -1,8 +1,8 @@
 """The first pass: parse, convert, repair, filter and fingerprint every record, in worker processes.
 
 A record becomes one or several outcomes: each is a conversation, or a rejection with its reason. `first_pass` cuts the
-inputs into shards, has workers make outcomes of them (`convert_shard`) and logs these in order. Outcomes travel between
-processes, and lie in the log, as bytes (`pack`), which this process parses only when it needs them.
+inputs into shards, has workers make outcomes of them (`convert_shard`) and logs these in order. Outcomes are sent between
+processes and stored in the log as bytes (`pack`), which this process parses only when needed.
 """
 
 import collections
@@ -113,14 +113,13 @@ class Found:
 
 
 def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) -> Iterator["Shard"]:
-    """Cut each input into shards of about SHARD_BYTES. Where the cuts are depends on the inputs alone.
-
-    What is wrong with a file and leaves no text behind is no record; `remarks` gets a line about it.
+    """Cut each input into shards of about SHARD_BYTES. The cuts depend on the inputs alone. A fault of a file that leaves no
+    record behind becomes a line of `remarks`.
     """
     for position, (source, file) in enumerate(zip(sources, report.files)):
         shard, size, done, packed = Shard(position, source.name, 0, []), 0, 0, source.packed
         for record in source.records():
-            # `record.end` is no position in a packed file or a table: there the bar counts the bytes of the records.
+            # In compressed files and tables `record.end` is not a byte position, so the bar counts the records' own bytes.
             bar.advance(len(record.text) if packed else record.end - done, 0)
             done = record.end
             if record.error is not None and not record.text:
@@ -138,7 +137,7 @@ def _shards(sources: list[Input], report: Report, remarks: list[str], bar: Bar) 
 
 @dataclass(slots=True)
 class Shard:
-    """Consecutive records of one input, on their way to a worker."""
+    """Consecutive records of one input, which one worker converts."""
 
     source: int  # position of the input among all inputs
     file: str  # name of the input
@@ -153,9 +152,7 @@ class Outcome:
     id: str
     where: str
     source: int = 0  # position among the inputs
-    record: bytes = (
-        b""  # as it was read, as JSON in one line; for a tree with several branches, this branch as `messages`
-    )
+    record: bytes = b""  # one line of JSON: the record as read, or for a tree with several branches this branch alone
     reason: str = ""
     detail: str = ""
     conversation: bytes = b""
@@ -167,7 +164,7 @@ class Outcome:
     dropped: list[tuple[int, str, str, bytes]] = field(default_factory=list)
     answers: int = 0
     html_answers: int = 0
-    unmarked_html: int = 0  # answers left as they are that look like HTML
+    unmarked_html: int = 0  # answers that look like HTML but were not converted
     not_learned: int = 0  # answers with `train` false, after the filters
     cut: int = 0  # answers with `ends` false
     part: int = 0  # number of the part, where the input is the cleaner's own output
@@ -217,8 +214,9 @@ def outcomes_of(named: list[tuple[RawRecord, str]], shard: Shard, conversion: Co
     """Return the outcomes of records, at least one for each. `named` pairs a record with the id that its conversation gets
     if it has none of its own.
 
-    No record makes this raise, but a faulty filter of the user's does. All records pass one step before any of them passes
-    the next. This takes a tenth less time, because a step's code and tables stay in the processor's cache.
+    This never raises because of a record, only because of a faulty filter of the user's. All records pass one step before
+    any of them passes the next. This takes a tenth less time, because a step's code and tables stay in the processor's
+    cache.
     """
     works = [work for record, name in named for work in _read(record, name, shard, conversion)]
     for step in (_convert, _filter, _compare_with_benchmarks, _describe, _take_fingerprint):
@@ -252,7 +250,8 @@ def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) ->
     works = []
     for branch, raw in enumerate(found, start=1):
         id, where = (name, record.where) if branch == 1 else (f"{name}-{branch}", f"{record.where}, branch {branch}")
-        # A tree is not kept whole with each of its branches, because that would take space in the square of its size.
+        # A rejected branch is stored without the rest of its tree. Storing the whole tree with each branch would take
+        # quadratic space.
         own = line if len(found) == 1 else _as_messages(raw)
         outcome = Outcome(raw.id or id, where, shard.source, own, format=raw.format, notes=dict(raw.notes))
         works.append(_Work(outcome, raw, file=shard.file))

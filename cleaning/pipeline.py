@@ -13,8 +13,8 @@ beside it are complete and belong to it.
     conversations.holdout.jsonl  the same, of the conversations that were held out
     rejected.jsonl       {"id", "where", "reason", "detail", "round", "record"}. `record` is the record as it was read, or
                          its raw text if it could not be read. `round` is null for a conversation that was rejected as a
-                         whole. Otherwise it is the number of a round that was rejected, or the middle of whose question
-                         was left out, while the rest of the conversation was kept
+                         whole. Otherwise the rest of the conversation was kept, and it is the number of a round that was
+                         rejected or whose question was shortened
     report.html          a page for people, made from the other files (cleaning.report.page)
     report.json          the ledger (cleaning.report.ledger.Report)
 """
@@ -51,7 +51,7 @@ from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SHOWN_IDS = 3  # of those that were changed
+SHOWN_IDS = 3  # changed ids that are listed
 SHOWN_CLUSTERS = 10  # of duplicates, in the report; every removal is in rejected.jsonl
 
 
@@ -94,7 +94,7 @@ def clean(
     run_settings.check()
     check(settings)
     if run_settings.against:
-        # Now, so that a file that cannot be used is reported before the work.
+        # Checked now, so that an unusable file is reported before the work begins.
         load_benchmarks(tuple(run_settings.against))
 
     chosen = {**asdict(run_settings), "format": format, "every_branch": every_branch, "era": era, **settings.chosen()}
@@ -231,7 +231,7 @@ def _hold_out(
 ) -> set[int]:
     """Return the positions of the conversations that are set aside.
 
-    The conversations of a family, which are alike, are all set aside or all trained on; the first one's id decides.
+    Conversations of one family (similar ones) are all set aside or all trained on; the id of the first one decides.
     """
     if not share:
         return set()

@@ -1,8 +1,8 @@
 """The second pass: split each conversation that is kept, in worker processes, and write the outputs.
 
 `second_pass` goes through the log of outcomes in order, applies what was decided about duplicates, ids and held-out
-conversations, and writes conversations.jsonl, conversations.holdout.jsonl and rejected.jsonl. After each shard it notes how
-far it is. Conversations go to the workers and come back as bytes, as in the first pass; fastft.data.split does the
+conversations, and writes conversations.jsonl, conversations.holdout.jsonl and rejected.jsonl. After each shard it records
+its progress. Conversations go to the workers and come back as bytes, as in the first pass; fastft.data.split does the
 splitting.
 """
 
@@ -214,7 +214,7 @@ def split_batch(run_settings: RunSettings, conversations: list[bytes]) -> list[S
 
 
 def _tried(function: Callable, *arguments: Any) -> Any:
-    """Return function(*arguments), or, as a text, why the template refuses, for example because it knows no system message."""
+    """Return function(*arguments), or a text with the reason why the template refuses, such as a system message."""
     try:
         return function(*arguments)
     except UserError as error:

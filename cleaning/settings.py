@@ -11,8 +11,8 @@ from typing import Any, Literal
 from fastft.common.command_line import option
 from fastft.errors import UsageError, UserError
 
-# The similarity (Jaccard's, of sets of shingles) from which two conversations are near duplicates, unless `--near` says
-# otherwise. cleaning.dedup.duplicates explains it, and what other values find.
+# Default of `--near`: the Jaccard similarity from which two conversations are near duplicates. cleaning.dedup.duplicates
+# explains it and the effect of other values.
 NEAR = 0.8
 
 

@@ -13,8 +13,8 @@ item of a benchmark when one of its turns holds
                  conversations that have nothing to do with the benchmark
 
 Case and punctuation never count. A shingle (words or characters in a row) that more than 10 items of a benchmark share
-belongs to the benchmark's prompt template and is no evidence. An item all of whose shingles are like that can never be
-hit, and is counted as `common`.
+belongs to the benchmark's prompt template and is no evidence. An item with only such shingles can never be hit, and is
+counted as `common`.
 
 An item is a record of a JSON or JSON Lines file. Its texts are its fields `question`, `prompt`, `turns`, `text`,
 `instruction` and `input`, each a text or a list of texts. Answers and choices are not looked at.
@@ -120,7 +120,7 @@ class Benchmarks:
 
 
 def _item_shingles(words: Words) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
-    """Yield ((rule, length of the shingles), their hashes) of one text of an item, which stands between two separators."""
+    """Yield ((rule, length of the shingles), their hashes) of one text of an item, which has a separator on each side."""
     count = len(words) - 2
     if not count:
         return
@@ -138,7 +138,8 @@ def _item_shingles(words: Words) -> Iterator[tuple[tuple[str, int], np.ndarray]]
 
 
 class _Table:
-    """A map from hashes to items. Nearly all hashes that are looked up are not in it; one look at a table of flags shows that."""
+    """A map from hashes to items. Nearly all hashes that are looked up are absent; a single look at a table of flags
+    rules them out."""
 
     def __init__(self, shingles: list[tuple[np.ndarray, int]], benchmarks: np.ndarray):
         """`shingles` are pairs of hashes and their item; `benchmarks` is the number of each item's benchmark."""

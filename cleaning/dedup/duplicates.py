@@ -11,7 +11,7 @@ Texts are compared folded: letter case and white space do not count. There are t
 
 Similarity is Jaccard's of the two sets of shingles, |A and B| / |A or B|. A shingle is five words in a row, or five
 characters in scripts without spaces. Branches of one tree (`--branches all`) are never near duplicates of each other: they
-share everything but their ends, and who asks for all branches wants the ends.
+share everything but their ends, and a user who asks for all branches wants those ends.
 
 The similarity is estimated from MinHash sketches (rensa) of 128 values, with a standard error of 0.035 at 0.8. Changing
 one word changes the five shingles that hold it: 2 % of the words changed leave a similarity of 0.83, 5 % leave 0.63, and
@@ -26,10 +26,10 @@ found (at 0.6 it is 84 %), and all of what is removed is right.
 
 One core makes the sketches of 7 MB/s and links 140,000 conversations/s.
 
-Conversations are judged one by one, the preferred ones (the longest or the newest) first. One that is contained in, or
-near to, a conversation that was kept before is removed, and names that one as its keeper. So every keeper is itself kept,
-and the two are directly alike, not by way of a third. The result depends on the order of the input only, not on the number
-of processes.
+Conversations are judged one by one, the preferred ones (the longest or the newest) first. One that is contained in, or near
+to, a conversation that was kept before is removed, and names that one as its keeper. So every keeper is itself kept, and is
+directly similar to what it replaces, not through a third conversation. The result depends on the order of the input only,
+not on the number of processes.
 
 Each conversation is remembered as 16 bytes a round and 256 bytes of sketches. They are a pure function of its text and are
 computed where it is read; the linking is done in one process, on numpy arrays, and takes 0.5 GB for a million
@@ -51,7 +51,7 @@ from cleaning.settings import NEAR
 from fastft.data.conversation import Conversation, Message, rounds_of
 
 SHINGLE = 5  # words
-# A shorter conversation has no sketch, and is a duplicate only of the same text, because in so few words a small
+# A conversation with fewer words has no sketch, and is a duplicate only of the same text, because there a small
 # difference matters ("2 + 2", "2 - 2").
 MIN_WORDS = 20
 MAX_WORDS = 1 << 20  # of a longer conversation, only the first so many words are sketched
@@ -166,9 +166,9 @@ def _without_white_space(text: str) -> str:
 def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = "longest") -> dict[int, Duplicate]:
     """Return {position: why it is removed} for all duplicates.
 
-    `near` is the similarity from which conversations are near duplicates; 0 turns those off. `keep` says which of several
-    is kept, the "longest" or the "newest" (of two of the same time, the later in the input). Whatever `keep` says, a
-    conversation that is the beginning of a longer one gives way to it.
+    `near` is the similarity from which conversations are near duplicates; 0 turns those off. `keep` says which of several is
+    kept, the "longest" or the "newest" (of two of the same time, the later in the input). Whatever `keep` says, a
+    conversation that is the beginning of a longer one is removed, and the longer one kept.
     """
     continuations = _continuations(fingerprints)
     nearby = _Nearby(fingerprints, near) if near else None
@@ -250,7 +250,7 @@ def _same(*columns: np.ndarray) -> Iterator[tuple[int, int]]:
 def _repeated(fingerprints: Fingerprints) -> np.ndarray:
     """Tell which conversations have the same text as another, bool[N].
 
-    Only half of each key is compared, because it does no harm to name one conversation too many.
+    Only half of each key is compared: a rare false match does no harm.
     """
     keys, ends = fingerprints.columns()
     return _shared(keys[ends - 1, 0])
@@ -259,8 +259,8 @@ def _repeated(fingerprints: Fingerprints) -> np.ndarray:
 def _continuations(fingerprints: Fingerprints) -> dict[bytes, list[int]]:
     """Return {key of all turns: positions of the conversations that begin with these turns and continue, the longest first}.
 
-    Keys with which no other conversation begins are left out. Candidates are found by half of the key. That can add an
-    entry too many, but nobody looks it up, because no conversation has it as its key of all turns.
+    Keys with which no other conversation begins are left out. Candidates are found by half of the key. This can add
+    superfluous entries, but they do no harm, because no conversation has them as its key of all turns.
     """
     keys, ends = fingerprints.columns()
     found = defaultdict(list)
@@ -377,7 +377,7 @@ class _Nearby:
     def __init__(self, fingerprints: Fingerprints, threshold: float):
         self.threshold = threshold
         sketched, sketches = fingerprints.sketches_of()
-        # Most conversations have only keys that no other conversation has, and by which nothing can be found. They are
+        # Most conversations have only keys that no other conversation has, so nothing can be found by them. They are
         # left out here, by arithmetic on whole arrays, and the tables below serve the few others.
         busy = np.zeros(len(sketched), bool)
         for keys in _band_keys(sketches[:, 0], threshold):

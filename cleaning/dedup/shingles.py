@@ -110,7 +110,7 @@ def _word_edges(kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(edge[:-1] & inside), np.flatnonzero(edge[1:] & inside) + 1
 
 
-# Stands between texts that are hashed as one. It counts as a word, and the texts themselves must not hold it.
+# Separates texts that are hashed as one. It counts as a word, and must not occur in the texts.
 SEPARATOR = "\ue000"
 SLICE = 1 << 20  # characters hashed together; the arrays for a slice take 60 MB
 

@@ -43,8 +43,8 @@ def apply_steps(
 ) -> Verdict:
     """Repair `conversation` in place, drop rounds, and decide whether it is kept. This also sets its `lang`.
 
-    `said` holds what the record itself has told a filter: {name of the filter: its complaint}, as in
-    `RawConversation.sessions`. Such a complaint counts as the filter's own.
+    `said` holds complaints that the reader has found in the record already, as {name of the filter: complaint}
+    (`RawConversation.sessions`). They count as complaints of that filter.
     """
     verdict = Verdict()
     # A complaint gives the number that a turn has in the dump, whatever was dropped before it. Turns are known by their
@@ -76,7 +76,7 @@ def _drop_rounds(
     conversation: Conversation, step: TurnFilter, settings: FilterSettings, numbers: dict[int, int], verdict: Verdict
 ) -> str | None:
     """Drop the rounds with a turn that `step` complains about. Returns the complaint if no round would be left."""
-    # Nearly always there is no complaint, which this finds out fastest.
+    # This check is the fastest, and nearly always there is no complaint.
     if not any(map(step.complaint, conversation.messages, itertools.repeat(settings))):
         return None
     before, rounds = rounds_of(conversation.messages)
@@ -107,6 +107,6 @@ def _drop_rounds(
 
 
 def _question(rounds: list[list[Message]], position: int) -> str:
-    """Return the question that a round answers. Where it only says `continue`, that is the last one that says more."""
+    """Return the question that a round answers. If it only says `continue`, this is the last real question before it."""
     questions = [messages[0].content for messages in rounds[: position + 1]]
     return next((text for text in reversed(questions) if not is_continue(text)), questions[0])

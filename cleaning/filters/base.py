@@ -4,8 +4,8 @@
     TurnFilter  rejects the round (question and answer) of the turn that it complains about; the dialogue is kept
     Repair      rejects nothing; it changes turns, and the changed turns are counted
 
-A step's function looks at nothing but the conversation and the FilterSettings. So the result depends neither on the order of the
-conversations nor on the worker that has them.
+A step's function uses only the conversation and the FilterSettings. So its result does not depend on the order of the
+conversations or on the worker.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class TurnFilter:
     default: bool = True
     option: str = ""
     first_only: bool = False  # whether only the first round is judged
-    # Tells of a question whether it asks for such an answer. If it does, the round is kept.
+    # Tells whether a question asks for such an answer. If so, the round is kept.
     asked_for: Callable[[str], bool] | None = None
     drops: str = "round"
 

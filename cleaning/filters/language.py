@@ -21,8 +21,8 @@ except ImportError:  # no wheel for this platform: `lang` stays empty, and --lan
     pycld2 = None
 
 UNKNOWN = "unknown"
-# Characters of a conversation that are looked at. With 50,000, the verdict about none of 1,259 real dialogues is another;
-# with 5,000, two are.
+# Characters of a conversation that are examined. With 50,000, none of 1,259 real dialogues gets another verdict; with 5,000,
+# two do.
 ENOUGH = 10_000
 _OLD_CODES = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "sh": "sr", "no": "nb", "mo": "ro", "un": UNKNOWN}
 _OF_COUNTRIES = {"cn": "zh", "jp": "ja", "kr": "ko"}  # countries, often mistaken for languages
@@ -59,7 +59,7 @@ def known() -> dict[str, str]:
 
 
 def code_of(lang: str) -> str:
-    """Return the code by which a language is compared with others: zh for zh-Hant (a script), pt for pt-BR, he for iw."""
+    """Return the code by which languages are compared: zh for zh-Hant (a script), pt for pt-BR, he for iw."""
     code = lang.strip().lower().split("-")[0]
     return _OLD_CODES.get(code, code)
 
@@ -98,7 +98,8 @@ def language_of(text: str) -> str:
     """Return the language of a text as `detect_language` does: by pieces of it, and by all of it where these disagree.
 
     The verdict is the same as by the whole text for all of 1,258 real dialogues, and for all but 2 of 2,000 dialogues that
-    were put together from two in different languages. (With 1,500 characters from each end instead of pieces, 26 differ.)
+    were made by joining two in different languages. (If 1,500 characters from each end were used instead of pieces, 26 would
+    differ.)
     """
     if len(text) > PIECES * PIECE:
         language, percent = _ask(" ".join(map(_prose, _pieces(text))))

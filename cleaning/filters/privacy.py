@@ -2,10 +2,10 @@
 
     [EMAIL]  [PHONE]  [IP]  [KEY]  [PRIVATE_KEY]
 
-A mask is a word in brackets. Such a word may stand anywhere in a text, is a legal list in most programming languages, and
-matches none of the patterns, so that masking twice changes nothing. What is public by its nature is kept: addresses at
-example.com, private and reserved IP ranges, version numbers, 555 numbers. Telephone numbers are not searched for in code,
-where most long numbers are something else. No complaint, message or log shows what was found.
+A mask is a word in brackets. It fits anywhere in a text, and is a legal list in most programming languages. It matches none
+of the patterns, so masking twice changes nothing. Public values are kept: addresses at example.com, private
+and reserved IP ranges, version numbers, 555 numbers. Telephone numbers are not searched for in code, where most long numbers
+are something else. No complaint, message or log shows what was found.
 """
 
 import ipaddress

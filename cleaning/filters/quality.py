@@ -26,7 +26,7 @@ _FENCED = re.compile(r"^[ \t>]*(`{3,}|~{3,})[\s\S]*?(?:^[ \t>]*\1|\Z)", re.MULTI
 
 
 def repetition(message: Message, settings: FilterSettings) -> str | None:
-    """Complain about a model caught in a loop, without showing the text: what repeats may be a key."""
+    """Complain about a model caught in a loop, without showing the text, because the repeated piece may be a secret key."""
     text = message.content
     if message.role != "assistant" or len(text) < 50:
         return None
@@ -43,8 +43,8 @@ def repetition(message: Message, settings: FilterSettings) -> str | None:
 def _compresses(data: bytes) -> float:
     """Return how many times smaller zlib makes `data`, or 0 if it is certainly not more than MOST_COMPRESSIBLE times.
 
-    Most texts (98 %) are ruled out by their beginning. Compressed, a beginning hardly ever takes more bytes than the whole:
-    at most 3 more among 90,000 texts that were made to loop, and 50 are allowed for.
+    Most texts (98 %) are ruled out by compressing only their beginning, which hardly ever takes more bytes than the whole
+    text: at most 3 more among 90,000 texts that were made to loop. 50 are allowed for.
     """
     if len(data) <= 2_000 or len(zlib.compress(data[:750], 1)) - 50 > len(data) / MOST_COMPRESSIBLE:
         return 0
@@ -58,8 +58,8 @@ def _run_length(text: str, start: int) -> int:
 def _loop_at_end(text: str) -> tuple[int, int] | None:
     """Return (length, times) of the piece that is repeated at the end of `text`, or None."""
     window = text[-(LOOP_UNIT * LOOP_TIMES + LOOP_CHARS) :]
-    # An answer is cut somewhere inside the last piece. A text of period p is equal to itself moved by p, so its last
-    # characters also occur p before its end, and few other distances need to be examined.
+    # The answer may end in the middle of a piece. A text of period p equals itself shifted by p, so its last characters also
+    # occur p characters earlier. Only the distances at which they do need to be examined.
     probe = window[-PROBE:]
     at = len(window) - PROBE
     while (at := window.rfind(probe, 0, at + PROBE - 1)) >= 0:
@@ -90,7 +90,7 @@ _MOJIBAKE = re.compile(
 
 
 def garbage(message: Message, settings: FilterSettings) -> str | None:
-    """Complain about an answer that was decoded wrongly. Questions are not looked at: people paste what they like."""
+    """Complain about an answer that was decoded wrongly. Questions are not examined, because people may paste anything."""
     text = message.content
     if message.role != "assistant":
         return None
@@ -135,7 +135,7 @@ def _folded(text: str) -> str:
 
 
 def _is_whole_words(text: str, begin: int, end: int) -> bool:
-    """Tell whether a match begins and ends where a word does. In scripts without spaces (wide characters), any place is one."""
+    """Tell whether a match begins and ends at word boundaries. In scripts without spaces, every position is a boundary."""
     cuts_before = begin > 0 and _is_narrow_word(text[begin]) and _is_word(text[begin - 1])
     cuts_after = end < len(text) and _is_narrow_word(text[end - 1]) and _is_word(text[end])
     return not cuts_before and not cuts_after

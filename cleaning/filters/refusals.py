@@ -5,8 +5,8 @@ languages: en, de, es, fr, pt, zh, ja, ko, ru.
 
     self_identification  "I am ChatGPT, made by OpenAI": untrue of any model trained on the dump
     ai_boilerplate       an answer that opens with "As an AI language model, I …"
-    refusal              "I'm sorry, but I cannot open links": what that product could not do, yours may be able to do
-    policy_refusal       declines something harmful. Off by default: a model that never saw a "no" never says one
+    refusal              "I'm sorry, but I cannot open links": a limit of that product, which yours may not have
+    policy_refusal       declines something harmful. Off by default: a model that is never trained on a "no" never says one
 
 A refusal opens its answer and is most of it. So only the opening of an answer is read, and an answer counts as a refusal
 only if it is short. Sentences about refusals, quoted ones, and long answers that apologise first and then help are kept.
@@ -21,9 +21,9 @@ from cleaning.settings import FilterSettings
 from fastft.data.conversation import Message
 
 # Bytes of UTF-8 (a Chinese sentence has a third of the characters of an English one). That is room for a refusal, its
-# reason and an offer of help; longer answers have something to say.
+# reason and an offer of help; longer answers have content of their own.
 SHORT = 800
-OPENING = 240  # characters in which an answer says what it is
+OPENING = 240  # characters of an answer that count as its opening
 
 
 def _any(*patterns: str) -> re.Pattern:
@@ -122,7 +122,7 @@ _REFUSAL = _any(
     r"(?:수 없습니다|수 없어요|수 없|불가능합니다|못합니다|어렵습니다)",
 )
 
-# Words that show that a refusal is about what was asked for, and not about what the product cannot do.
+# Words that show that the refusal is about the request, not about a missing capability of the product.
 _HARM = _any(
     r"\b(?:harm(?:ful|ing)?|illegal|unlawful|unethical|immoral|dangerous|violen(?:t|ce)|offensive|inappropriate|hateful|"
     r"discriminat\w+|explicit|sexual|abusive|malicious|stereotypes?|against (?:my|our|the|openai's) [\w ]{0,20}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from cleaning.filters import language, privacy, quality, refusals, structure
 from cleaning.filters.base import Filter, Repair, Step, TurnFilter
 
-ALWAYS = ("too_short", "wrong_role_order")  # no later stage can read what these reject
+ALWAYS = ("too_short", "wrong_role_order")  # later stages cannot read what these reject
 MASKS = ("masked_keys", "masked_emails", "masked_ips", "masked_phones")
 REFUSALS = ("self_identification", "ai_boilerplate", "refusal", "policy_refusal")
 
@@ -41,7 +41,7 @@ STEPS: Sequence[Step] = (
         "the dialogue opens with `continue`: what it continues is missing",
         first_only=True,
     ),
-    # The name is older than the rule and stays, because files and scripts hold it. Length has no part in it.
+    # The name `too_short` is historical and is kept because files and scripts use it. The rule is not about length.
     Filter("too_short", structure.no_question_or_no_answer, "has no question or no answer, whatever its length"),
     Filter(
         "wrong_role_order",

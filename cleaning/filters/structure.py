@@ -32,7 +32,7 @@ _PLUGIN_LINE = re.compile(r"(?:Used \*\*[^*\n]{2,40}\*\*|Finished (?:browsing|wo
 def plugin_session(conversation: Conversation, settings: FilterSettings) -> str | None:
     """Complain about a conversation in which a plugin took part.
 
-    What the plugin returned is not in the dump, and an answer that comes from nowhere teaches a model to invent.
+    The dump lacks what the plugin returned, and an answer without visible sources teaches a model to invent facts.
     """
     if _PLUGIN_MODEL.search(conversation.model):
         return f"model is {conversation.model!r}"
@@ -43,7 +43,7 @@ def plugin_session(conversation: Conversation, settings: FilterSettings) -> str 
 
 
 def tool_session(conversation: Conversation, settings: FilterSettings) -> str | None:
-    """Complain about a result of a tool. Calls of tools are seen by the readers (`RawConversation.sessions`)."""
+    """Complain about the result of a tool. Calls of tools are found by the readers (`RawConversation.sessions`)."""
     for number, message in enumerate(conversation.messages, start=1):
         if message.role == "tool":
             return f"turn {number} is from a tool"
@@ -129,7 +129,7 @@ _BANNERS = (
 def error_banner(message: Message, settings: FilterSettings) -> str | None:
     """Complain about a turn that is an error message of the page."""
     text = message.content.strip()
-    # The page put "Too many requests" in the place of questions, too. The other messages are things that a user may say.
+    # Of these messages, only "Too many requests" also appeared in place of questions. Users may type the others themselves.
     banners = (_BUSY, *_BANNERS) if message.role == "assistant" else (_BUSY,)
     if len(text) < 400 and any(banner.fullmatch(text) for banner in banners):
         return f"is {text!r}"
@@ -191,7 +191,7 @@ def unfinished_answer(message: Message, settings: FilterSettings) -> str | None:
 
 
 def orphan_continue(message: Message, settings: FilterSettings) -> str | None:
-    """Complain about a `continue` with which a dialogue opens, because what it continues is missing."""
+    """Complain about a dialogue that begins with `continue`, because the answer to be continued is missing."""
     return f"only says {message.content.strip()!r}" if message.role == "user" and is_continue(message.content) else None
 
 

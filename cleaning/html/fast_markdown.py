@@ -59,7 +59,7 @@ def _contents(element: etree._Element, tag: str, context: int, edge: int) -> str
         except KeyError:
             raise _Unsupported from None
         if text:
-            if left or right or "\n" in text or text.isspace():  # in any other case `_text` changes nothing
+            if left or right or "\n" in text or text.isspace():  # otherwise `_text` would change nothing
                 text = _text(text, left, right)
             if text:
                 pieces.append(text)
@@ -74,9 +74,9 @@ def _contents(element: etree._Element, tag: str, context: int, edge: int) -> str
 
 
 def _innermost_div(element: etree._Element, text: str | None) -> tuple[etree._Element, str, str]:
-    """Return the innermost of nested `div`s that are each all their parent holds, its text, and the text after them.
+    """Follow `div`s that are the only content of their parent; return the innermost, its text, and the text after them.
 
-    This keeps 1,000 nested `div`s from counting as 1,000 levels of nesting.
+    So 1,000 nested `div`s do not count as 1,000 levels of nesting.
     """
     text, last_text = text or "", ""
     while len(element) == 1 and element[0].tag == "div":
@@ -103,7 +103,7 @@ def _text(text: str, left: int, right: int) -> str:
 
 
 def _join(pieces: list[str]) -> str:
-    """Join the pieces. Where line ends meet line ends, the larger number of the two is kept, but at most two."""
+    """Join the pieces. Where two runs of line ends meet, the longer one is kept, but at most two line ends."""
     if len(pieces) < 2:
         return pieces[0] if pieces else ""
     joined, trailing = [], 0
@@ -118,7 +118,7 @@ def _join(pieces: list[str]) -> str:
         joined.append(piece)
         trailing = 0
         if piece and piece[-1] == "\n":
-            stripped = piece.rstrip("\n")  # a piece of nothing but line ends does not count as trailing ones
+            stripped = piece.rstrip("\n")  # a piece of only line ends has no trailing line ends
             trailing = len(piece) - len(stripped) if stripped else 0
     return "".join(joined)
 

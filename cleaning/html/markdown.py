@@ -30,16 +30,16 @@ from markdownify import ATX, MarkdownConverter
 
 from cleaning.html import fast_markdown, syntax
 
-# One parser serves all answers, because creating one takes 2 of the 20 µs that an answer takes. It keeps no more of what it
-# has read than 100 lines of error log (a process still had 19 MB after 50 MB of text). lxml.html's parser is slower: it looks
+# One parser serves all answers, because creating one takes 2 of the 20 µs that an answer takes. Of what it has read, it
+# keeps only 100 lines of error log (a process still had 19 MB after 50 MB of text). lxml.html's parser is slower: it looks
 # up a class for every element.
 _PARSER = etree.HTMLParser(encoding="utf-8", huge_tree=True, remove_comments=True, remove_pis=True)
 
-# This element is added after the text. If it is missing from the tree, the parser gave up before the end. libxml2 does that
-# silently at a depth of 2,048.
+# This element is added after the text. If the tree lacks it, the parser stopped early, as libxml2 silently does at a depth
+# of 2,048.
 _END = "end-of-answer"
 
-_CONTROLS = ("svg", "button", "script", "style", "noscript")  # what the page adds to an answer
+_CONTROLS = ("svg", "button", "script", "style", "noscript")  # elements that the page adds to an answer
 _WRAPPERS = ("span", "font", "main", "center", "nobr", "label", "tbody", "thead", "tfoot", "colgroup")
 _TAGS = """
     a abbr acronym address annotation article aside audio b bdi bdo big blockquote br caption cite code col colgroup dd
@@ -207,9 +207,8 @@ def _soup(root: etree._Element, html: str) -> BeautifulSoup:
 
 
 def _is_kept(element: etree._Element) -> bool:
-    """Tell whether the element gets into the soup: not the root, and not a `div` that is all its parent `div` holds.
-
-    Leaving the latter out keeps 1,000 nested `div`s from counting as 1,000 levels of nesting.
+    """Tell whether the element is copied into the soup. The root is not, nor is a `div` that is the only content of its
+    parent `div`: otherwise 1,000 nested `div`s would count as 1,000 levels of nesting.
     """
     parent = element.getparent()
     if parent is None or element.tag == "body":
@@ -250,8 +249,7 @@ class PageConverter(MarkdownConverter):
     """A markdownify converter for trees from `tidy`: it escapes nothing, copies code, and writes GitHub's tables and lists.
 
     Each `convert_<tag>(element, text, parent_tags)` gets the markdown of the element's children and returns that of the
-    element. This is the reference: `cleaning.html.fast_markdown` must write the same, and leaves to this class what it
-    does not know.
+    element. This is the reference: `cleaning.html.fast_markdown` must write the same, and leaves unknown tags to this class.
     """
 
     class Options(MarkdownConverter.DefaultOptions):

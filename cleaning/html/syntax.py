@@ -26,7 +26,7 @@ def fold_lines(text: str) -> str:
 
 
 def enclose(text: str, start: str, end: str) -> str:
-    """Put inline delimiters around `text`. White space at either end of it moves outside, where markdown wants it."""
+    """Put inline delimiters around `text`. White space at its ends is moved outside of them, as markdown requires."""
     stripped = text.strip()
     if not stripped:
         return text
@@ -37,7 +37,7 @@ def enclose(text: str, start: str, end: str) -> str:
 
 
 def link(element, text: str) -> str:
-    """Write a link, or only its text where that is the address: the page makes links of bare addresses."""
+    """Write a link. If the text is the address, write only the text, because the page turns bare addresses into links."""
     address, title = element.get("href"), element.get("title")
     stripped = text.strip()
     if not address or not stripped or (stripped == address and not title):
@@ -54,7 +54,10 @@ def _quoted(title: str | None) -> str:
 
 
 def code_span(text: str) -> str:
-    """Write a code span. Its delimiter is longer than any run of backticks inside, and is padded only where it must be."""
+    """Write a code span.
+
+    Its delimiter is longer than any run of backticks inside, and is padded with spaces only if necessary.
+    """
     text = text.replace("\n", " ")
     if "`" not in text and text[0] != " ":
         return f"`{text}`"
@@ -71,7 +74,7 @@ def code_block(code: str, language: str) -> str:
 
 
 def code_block_in_cell(code: str) -> str:
-    """Write each line of a code block as a code span of its own, because a table's cell cannot hold a block."""
+    """Write each line of a code block as a code span of its own, because a table's cell cannot contain a block."""
     return "<br>".join(code_span(line) if line else "" for line in code.rstrip("\n").split("\n"))
 
 
@@ -112,7 +115,7 @@ def list_item(bullet: str, text: str, loose: bool) -> str:
 
 
 def first_number(ordered_list) -> int:
-    """Return the number of the list's first item: its `start`, if that is one, or 1."""
+    """Return the number of the list's first item: its `start` if that is a number, or else 1."""
     start = ordered_list.get("start", "")
     return int(start) if _NUMBER.fullmatch(start) else 1
 
@@ -130,9 +133,8 @@ def columns(cell) -> int:
 
 
 def row(cells: list, text: str, is_first: bool, is_header: bool) -> str:
-    """Write a table's row. The first is followed by the line that makes it a table.
-
-    A table without a header gets an empty one, because markdown has no table without.
+    """Write a table's row. The first row is followed by the delimiter line. A table without a header gets an empty one,
+    because Markdown tables need a header.
     """
     line = f"|{text}\n"
     if not is_first:

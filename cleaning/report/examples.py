@@ -1,7 +1,7 @@
 """Pick the turns that report.html shows before and after conversion: at most one of each kind in `KINDS`.
 
-An answer that fits whole is better than one that must be clipped. Of two that are equally good, the earlier one is taken, so
-the choice depends on the order of the input alone. It is kept in `Report.examples` as plain JSON, from which an interrupted
+An answer that fits is preferred to one that must be clipped. Of two equally good ones the earlier is taken, so the choice
+depends on the order of the input alone. The examples are kept in `Report.examples` as plain JSON, from which an interrupted
 run continues.
 """
 
@@ -67,5 +67,8 @@ def _changed_turns(outcome: Outcome, reading: Reading) -> Iterator[tuple[int, se
 
 
 def _shown(text: str) -> str:
-    """Return a text masked and then clipped. The other way round, half of a key could stay: no pattern would recognise it."""
+    """Return a text masked and then clipped.
+
+    If it were clipped first, half of a key could remain, which no pattern would recognise.
+    """
     return mask_text(text[: 2 * LONGEST])[:LONGEST]

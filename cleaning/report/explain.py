@@ -35,7 +35,8 @@ DUPLICATE = ("duplicate", "duplicate_beginning", "near_duplicate")
 
 @dataclass
 class Story:
-    """What the outputs say about one conversation with the id that was asked for. Several of a dump can have the same id."""
+    """What the outputs say about one conversation with the id that was asked for. Several conversations of a dump can
+    have the same id."""
 
     parts: list[tuple[str, int, dict]] = field(default_factory=list)  # if kept: (output, line number, the line's JSON)
     rejected: Row | None = None  # if it was rejected as a whole
@@ -80,7 +81,7 @@ def _stories(directory: Path, id: str) -> Iterator[Story]:
         elif row.reason in DUPLICATE and row.detail.partition(", similarity")[0] == kept_as:
             kept.duplicates.append(row)
     if kept.parts:
-        # Duplicates that had the same id count for it as well, and have stories of their own.
+        # Duplicates with the same id belong to this story too, and also get stories of their own.
         same_id = [
             story.rejected for story in rejected if story.rejected.detail.partition(", similarity")[0] == kept_as
         ]
@@ -193,7 +194,7 @@ def _read_again(story: Story, id: str, ledger: dict[str, Any]) -> Outcome | None
 
 
 def _opening(message: dict[str, Any]) -> tuple[str, str]:
-    """Return a turn's role and first characters, which the splitter leaves as they are; the rest it may cut."""
+    """Return a turn's role and first characters, which the splitter never changes."""
     return message["role"], message["content"][:100]
 
 
@@ -226,5 +227,5 @@ def _outcomes(
 
 
 def _plain(text: str) -> str:
-    """Return `text` with a � in the place of each character that would control the terminal."""
+    """Return `text` with each character that would control the terminal replaced by �."""
     return "".join(character if character.isprintable() else "�" for character in text)

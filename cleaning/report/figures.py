@@ -63,7 +63,7 @@ class Sizes:
         y_ticks = ticks(0, max(columns.values(), default=0), whole=True)
         tops = [100 - 100 * columns[i] / y_ticks[-1] for i in shown]
         single = edges is ROUND_EDGES
-        every = 1 + len(shown) // 8  # one column in so many has a label, because about eight labels fit
+        every = 1 + len(shown) // 8  # about eight labels fit, so only every so many columns get one
         names = [_between(edges, i, single) for i in shown]
         return Plot(
             f"{title}, median {self.median():,}",
@@ -130,7 +130,7 @@ class Kept:
     """The conversations that a run has kept, held-out ones included, counted by conversation and not by part."""
 
     def __init__(self, directory: Path, beginnings_of: set[str], pool: Pool | None = None):
-        """`beginnings_of` are ids of conversations. Of these, the beginning of the first question is remembered."""
+        """`beginnings_of` lists ids of conversations whose first question's beginning is remembered."""
         self.languages, self.models, self.sources = Names(), Names(), Names()
         self.lengths: dict[str, Sizes] = defaultdict(Sizes)
         self.beginnings: dict[str, str] = {}
@@ -179,9 +179,8 @@ def _language(code: str) -> str:
 
 
 class Piece:
-    """Counts of the conversations whose first part begins in one piece of a file.
-
-    A conversation's other parts directly follow its first one, and are counted with it, also beyond the end of the piece.
+    """Counts for one piece of a file. A conversation counts in the piece where its first part begins. Its other parts follow
+    directly, and count with it even beyond the end of the piece.
     """
 
     def __init__(self, beginnings_of: set[str], size: int, place: tuple[Path, int]):
@@ -199,7 +198,7 @@ class Piece:
                 self._read_first_part(line, beginnings_of)
             if line["part"] + 1 == line["parts"]:
                 last = line["messages"][-1]
-                rounds += last["train"] and not last["ends"]  # an answer that was cut in its dump ends its round, too
+                rounds += last["train"] and not last["ends"]  # an answer that was cut in its dump also ends its round
                 found["rounds"].append(rounds)
                 found["conversations"].append(characters)
                 rounds = characters = 0
@@ -222,9 +221,8 @@ class Piece:
 
 
 def trained_lengths(messages: list[dict[str, Any]]) -> tuple[list[int], list[int], int]:
-    """Return the lengths of the questions and of the answers in a part that are not context, and how many rounds end in it.
-
-    The questions that the splitter added are not counted: "Continue", which asks for the rest of an answer that it cut.
+    """Return the lengths of the questions and answers in a part that are not context, and the number of rounds that end in
+    it. A "Continue" that the splitter added after cutting an answer is not counted as a question.
     """
     questions, answers, rounds, question, cut = [], [], 0, None, False
     for number, message in enumerate(messages, start=1):
@@ -244,7 +242,7 @@ def trained_lengths(messages: list[dict[str, Any]]) -> tuple[list[int], list[int
 
 
 def _lines(path: Path, start: int, size: int) -> Iterator[dict[str, Any]]:
-    """Yield the lines of the conversations whose first part begins in the `size` bytes from `start` on."""
+    """Yield the lines of all conversations whose first part begins in the `size` bytes from `start` on."""
     with path.open("rb") as stream:
         if start:  # skip to the first line that begins there
             stream.seek(start - 1)

@@ -1,4 +1,4 @@
-"""The account of a run: what came in, what was rejected for which reason, what is kept. report.json holds it as JSON, and the
+"""The ledger of a run: what was read, what was rejected and why, and what was kept. report.json holds it as JSON, and the
 terminal shows it as a table.
 """
 
@@ -33,14 +33,14 @@ class Report:
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     parts: int = 0  # lines of conversations.jsonl
     unfinished_parts: int = 0  # parts whose last answer continues in the next part
-    # The conversations that are set aside, which are among the kept ones, and their parts, which are not among `parts`.
+    # Held-out conversations, which are included in `kept`, and their parts, which are not included in `parts`.
     held_out: dict[str, int] = field(default_factory=lambda: {"conversations": 0, "parts": 0})
     duplicates: dict[str, Any] = field(default_factory=dict)  # how they were found, and the largest clusters
     contamination: dict[str, Any] = field(default_factory=dict)  # by benchmark
     repairs: dict[str, int] = field(default_factory=dict)  # turns changed, rounds dropped, in kept conversations
-    # Rounds that the splitter got. Those with a shortened question are among the kept.
+    # Rounds given to the splitter. Rounds with a shortened question count as kept.
     rounds: dict[str, int] = field(default_factory=lambda: {"in": 0, "kept": 0, "rejected": 0, "shortened": 0})
-    # Answers of the kept conversations: how they were shared, and those that are not to be learned, or not to their end.
+    # Answers of the kept conversations, by the form in which they were shared, and those that are not trained or were cut.
     answers: dict[str, int] = field(default_factory=lambda: {"html": 0, "as_is": 0})
     marked: dict[str, int] = field(default_factory=lambda: {"not_learned": 0, "cut": 0})
     warnings: list[str] = field(default_factory=list)

@@ -2,8 +2,8 @@
 
     python -m cleaning.report DIR      writes it again from the files of a finished run
 
-Everything on it comes from those files, each read once as a stream. It depends on nothing else, no clock and no chance: the
-same files give the same page, byte for byte. This module prepares the numbers; the template cleaning.html.jinja and, for all
+Everything on it comes from those files, each read once as a stream. It uses no clock and no random numbers, so the same
+files give the same page, byte for byte. This module prepares the numbers; the template cleaning.html.jinja and, for all
 pages of the project, `fastft.common.html` say what they look like.
 """
 
@@ -83,7 +83,10 @@ def _limit(ledger: dict[str, Any]) -> str:
 
 
 def _funnel(ledger: dict[str, Any], reasons: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the funnel chart. Parts are left out: ten times as many would make every other bar short."""
+    """Return the rows of the funnel chart.
+
+    Parts are left out, because there can be ten times as many, which would make all other bars too short.
+    """
     anchors = {reason["label"]: reason["anchor"] for reason in reasons}
     rows = [row for row in funnel({**ledger, "parts": 0}) if row["kind"] != "parts"]
     return [{**row, "anchor": anchors.get(row["label"]) if row["kind"] == "reason" else None} for row in rows]

@@ -26,7 +26,7 @@ SAMPLES = 3  # examples of each reason, drawn evenly from all of its rows
 LONGEST = 280  # characters of a turn in a sample
 LONGEST_PAGE = 200_000  # characters; the HTML of a longer answer is shown without converting it
 
-# What the reasons of the readers, the search for duplicates and the splitter mean. A filter describes itself.
+# The meaning of the reasons given by readers, duplicate search and splitter. Filters describe themselves.
 _OTHER_REASONS = {
     "broken_record": "not JSON, or bytes that are not UTF-8",
     "not_a_conversation": "not the shape of any known format",
@@ -47,7 +47,7 @@ DESCRIPTIONS = {step.name: step.description for step in STEPS} | _OTHER_REASONS
 
 @dataclass
 class _Sample:
-    """Where a few rows of one reason are in the file: a uniform sample of all its rows (reservoir sampling)."""
+    """Positions in the file of a few rows of one reason: a uniform sample of all its rows (reservoir sampling)."""
 
     count: int = 0
     places: list[tuple[int, int]] = field(default_factory=list)  # (offset, length)

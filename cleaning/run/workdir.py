@@ -156,13 +156,13 @@ def open_output(path: Path, size: int) -> BinaryIO:
 def publish(work: Path, output_dir: Path, empty: set[str]) -> None:
     """Rename the finished outputs into place, and remove an earlier run's file for each that is `empty`.
 
-    An old report.json is removed first, since it must not lie beside new files. Can be called again after an interruption.
+    An old report.json is removed first, so that it is never beside new files. Can be called again after an interruption.
     """
     (output_dir / "report.json").unlink(missing_ok=True)
     for name in OUTPUTS:
         if name in empty:
             (output_dir / name).unlink(missing_ok=True)
-        elif (work / name).exists():  # it does not if it was renamed before an interruption
+        elif (work / name).exists():  # false if it was renamed before an interruption
             sync(work / name)
             os.replace(work / name, output_dir / name)
     sync(output_dir)

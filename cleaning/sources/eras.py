@@ -9,8 +9,8 @@ A string alone does not tell its era, because somebody may have typed `&lt;`. Bu
 a conversation can show that it was never sanitised: by an answer with the page's own wrapper, a button or an image, or by a
 question with a bare `<` or `&`. An answer in a wrapper without classes, on the other hand, is what the sanitiser leaves.
 
-Some tools saved only what is inside the wrapper (`<p>…</p><pre>…`). Whether such answers come from the page shows only in
-the dump as a whole: they do if nearly all answers are like that and hardly anybody asked for HTML.
+Some tools saved only what is inside the wrapper (`<p>…</p><pre>…`). Only the dump as a whole shows whether such answers come
+from the page: they do if nearly all answers are like that and hardly any question asks for HTML.
 
 `survey` counts this evidence over the first records of a dump, `decide` draws the conclusions, and `apply_era` applies them
 to one conversation. In real dumps of verbatim text, 0.4 to 11 % of the questions hold a bare `&`, `<` or `>`; of 4,600
@@ -43,14 +43,14 @@ _BLOCKS = re.compile(
     r"\s*<(?:p|pre|ul|ol(?: start=\"\d+\")?|h[1-6]|table|blockquote)>(?s:.*)"
     r"</(?:p|pre|ol|ul|h[1-6]|table|blockquote|div)>\s*\Z"
 )
-# Tags that no markdown is rendered to and that no code block's header holds: HTML of the user's or the model's own.
+# Tags that come neither from rendered markdown nor from a code block's header: HTML written by the user or the model.
 _OWN_HTML = re.compile(
     r"<(?:!doctype|html|head|body|style|script|form|input|textarea|select|label|section|article|header|footer|nav|main|"
     r"aside|figure|iframe|video|audio|canvas|link|meta)\b|<[a-z][^<>]*\s(?:style|on[a-z]+)=(?!\"text-align)",
     re.IGNORECASE,
 )
 _ASKED = re.compile(r"html|web ?(?:site|page)|</?[a-z][a-z0-9]*[ >/]|网页|网站", re.IGNORECASE)
-# The label of the copy button in a code block's header, without the button.
+# The text of the copy button in a code block's header, left over where the button was removed.
 _BARE_COPY_LABEL = re.compile(
     r"<pre>(?:<div[^<>]*>)+(?:[^<>]{0,40}</?(?:span|svg)\b[^<>]*>){0,8}[^<>]{0,40}?Copy code</div>"
 )
@@ -301,8 +301,8 @@ def never_sanitised(text: str) -> bool:
 def after_pager(text: str) -> int | None:
     """Return the position at which the text continues after a branch counter, or None if it does not begin with one.
 
-    "1 / 15 apples" is the counter "1 / 1" and the text "5 apples": the text follows without a space, and the number of
-    branches has as few digits as it can without being less than the branch's own number, because ten branches are rare.
+    "1 / 15 apples" is the counter "1 / 1" and the text "5 apples". The text follows without a space. As ten branches are
+    rare, the number of branches gets as few digits as possible, but is never less than the branch's own number.
     """
     match = _PAGER.match(text)
     if match is None:

@@ -6,10 +6,10 @@
 `FORMATS` is the table. To read another format, write its reader and list it there; `recognise` finds it by a record's keys.
 
 In ShareGPT's format, `value` is the page's HTML in an assistant turn and plain text in a human turn. Text is therefore
-converted by role, and a human turn never passes an HTML parser, which would eat `vector<int>`. Not every dump in this
-format still holds HTML: many hold markdown, and an answer may itself be a piece of HTML that was asked for.
-`cleaning.sources.eras` says how these are told apart and what sharegpt.com did to human turns; in doubt the text stays as
-it is. All other formats hold text, except for pages saved from the browser. A row of the cleaner's own rejected.jsonl is
+converted by role, and a human turn never goes through an HTML parser, which would remove the `<int>` of `vector<int>`. Not
+every dump in this format still holds HTML: many hold markdown, and an answer may itself be a piece of HTML that was asked
+for. `cleaning.sources.eras` says how these are told apart and what sharegpt.com did to human turns; in doubt the text stays
+as it is. All other formats hold text, except for pages saved from the browser. A row of the cleaner's own rejected.jsonl is
 read as the record in it (`cleaning.sources.rejected`).
 """
 

@@ -97,7 +97,10 @@ def _spool_stdin(spool: Path) -> Path:
 
 
 def _file_records(path: Path, called: str | None = None) -> Iterator[RawRecord]:
-    """Yield the records of a file. Messages call the file `called`, if it is a temporary one whose name means nothing."""
+    """Yield the records of a file.
+
+    `called` is the file's name in messages, for a temporary file whose own name means nothing.
+    """
     try:
         yield from _page(path) if _is_page(path) else read_raw(path)
     except UserError as error:

@@ -68,9 +68,8 @@ def _turns_of(record: dict, *keys: str) -> RawConversation:
 
 
 def finished(conversation: RawConversation, record: dict) -> RawConversation:
-    """Return `conversation` with what the record says beside its turns: a system prompt, and marks of its answers.
-
-    This also notes the first turn that calls a tool.
+    """Add to `conversation` the record's system prompt and its marks on answers, and return it. This also notes the first
+    turn that calls a tool.
     """
     _add_system(conversation, record)
     mark_by_record(conversation, record)
@@ -83,7 +82,7 @@ def finished(conversation: RawConversation, record: dict) -> RawConversation:
 def read_chat_log(record: dict) -> RawConversation:
     """Read WildChat and LMSYS-Chat-1M: {"conversation": [{"role", "content", …}], "model", "language", …}.
 
-    What the dump says about the content ("flagged toxic", "flagged by moderation", "redacted") is counted, and has no effect.
+    The dump's labels of content ("flagged toxic", "flagged by moderation", "redacted") are counted, but have no effect.
     """
     conversation = _turns_of(record, "conversation")
     conversation.notes["flagged toxic"] += record.get("toxic") is True

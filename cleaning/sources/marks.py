@@ -1,9 +1,9 @@
-"""Obey what a dump says about its answers, and count it: whether to learn from them, and whether they came to their end.
+"""Apply a dump's marks on its answers, and count them: whether an answer is to be learned, and whether it is complete.
 
 Every reader uses these functions, by way of `marked` and `mark_by_record` in `cleaning.sources.turns`. The results become
 `train` and `ends` of a message. What counts as a mark is in `fastft.data.marks`, which the trainer's reader uses too. That
-reader stops at what it cannot obey to the letter; the cleaner does the nearest thing and counts it. For a mark that says
-neither yes nor no the functions raise UserError, without saying where, because guessing would be wrong either way.
+reader stops at what it cannot obey to the letter; the cleaner does the nearest thing and counts it. An unclear mark raises
+UserError (without its place, which the caller adds), because any guess could be wrong.
 """
 
 from collections import Counter
@@ -36,7 +36,7 @@ def is_learned(message: dict, notes: Counter[str]) -> bool:
 
 
 def comes_to_its_end(message: dict, notes: Counter[str]) -> bool:
-    """Return False for an answer that was stopped or ran into a limit, or that our own splitter continues in the next part."""
+    """Return False for an answer that was stopped, hit a limit, or is continued by our own splitter in the next part."""
     return not _is_cut(ending_of(message), notes) and message.get("ends") is not False
 
 

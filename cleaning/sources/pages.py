@@ -133,7 +133,7 @@ def _is_answer(element: etree._Element) -> bool:
 
 
 def _is_question(element: etree._Element) -> bool:
-    """Tell whether an element is a question. An element around an answer may have the same class."""
+    """Tell whether an element is a question and not, with the same class, a wrapper around an answer."""
     return _has_class(element, "whitespace-pre-wrap") and not any(map(_is_answer, element.iter()))
 
 

@@ -89,7 +89,7 @@ def _read_arena(record: dict) -> RawConversation:
 
 
 def _asked(record: dict, notes: Counter[str]) -> list[Turn]:
-    """Return the turns before the answer; none where only the answer, a whole dialogue, holds them."""
+    """Return the turns before the answer; none if the answer itself is a whole dialogue that contains them."""
     turns = first_of(record, "messages", "conversations", "conversation")
     if turns is not None:
         return [read_turn(turn, number, notes) for number, turn in enumerate(as_list(turns, "turns"), start=1)]
@@ -117,7 +117,7 @@ def _said(value: Any, role: str, number: int, notes: Counter[str]) -> list[Turn]
     _, *pieces = _HH.split(repair_text(text))
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [Turn(roles[name], text.strip()) for name, text in zip(pieces[::2], pieces[1::2])]
-    return turns if turns[-1].text else turns[:-1]  # a prompt ends with the mark of its answer
+    return turns if turns[-1].text else turns[:-1]  # a prompt may end with the empty mark of the answer's turn
 
 
 def _whole(asked: list[Turn], answer: list[Turn]) -> list[Turn]:

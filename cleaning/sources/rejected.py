@@ -2,10 +2,10 @@
 
     python -m cleaning out/rejected.jsonl -o again --without refusal
 
-The `record` of a row is a record as it was read from its dump. Here it is taken out of the row, and read as if it stood in
-that dump, under the id that it had there. A row about a single round (its `round` is not null) becomes a conversation of
-that round, `ID-round-N`, because the rest of its dialogue was kept. A record that was not JSON is parsed once more, and
-rejected for the same reason unless it can be read by now. A record that was rejected twice is a row inside of a row.
+The `record` of a row is a record as it was read from its dump. Here it is taken out of the row and read like a record of
+that dump, with the same id. A row about a single round (its `round` is not null) becomes a conversation of that round,
+`ID-round-N`, because the rest of its dialogue was kept. A record that was not JSON is parsed once more, and rejected for the
+same reason unless it can be read by now. A record that was rejected twice is a row inside of a row.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from fastft.common.records import parse_json
 from fastft.errors import UserError
 
 _KEYS = frozenset(("id", "where", "reason", "detail", "round", "record"))
-_RECORD = b',"record":'  # surely the key, because inside of a text the quotes would be escaped
-# The keys of what the cleaner writes in the place of a whole record: for a branch of a tree, and for a round.
+_RECORD = b',"record":'  # certainly the key, because quotes inside a text would be escaped
+# Keys of the records that the cleaner writes instead of a whole record: for one branch of a tree, and for one round.
 _BRANCH, _ROUND = frozenset(("id", "model", "lang", "messages")), frozenset(("messages",))
 
 

@@ -92,7 +92,7 @@ def _limited(paths: Iterator[list]) -> list[list]:
 
 
 def _without_prefixes(paths: list[list[str]], nodes: dict[str, Any]) -> list[list[str]]:
-    """Return the paths without those that say nothing new: whose kept messages are all of another path's, or its beginning.
+    """Return the paths without redundant ones, whose kept messages equal another path's or its beginning.
 
     A branch that continues only with messages of tools is such a path.
     """
@@ -173,7 +173,7 @@ def read_oasst(record: dict, every_branch: bool = False) -> list[RawConversation
 def _reply_paths(root: dict, every: bool, notes: Counter[str]) -> Iterator[list[dict]]:
     """Yield the paths from the root to the leaves, the best first; only the best unless `every`.
 
-    The search is depth-first. The way to each message is kept as a linked list, of which long branches share the beginning.
+    The search is depth-first. The path to each message is a linked list, so that branches share their common beginning.
     """
     waiting: list[tuple[dict, tuple | None]] = [(as_object(root, "the prompt"), None)]
     while waiting:

@@ -1,4 +1,4 @@
-"""What every reader of a dump produces, and what the readers share: roles, text, content parts, tool calls, times."""
+"""The types that every reader produces, and shared code for roles, texts, content parts, tool calls and times."""
 
 import json
 import re
