@@ -46,7 +46,7 @@ class Batch:
 def build_batch(
     data: TokenizedData, rows: Sequence[np.ndarray], row_count: int, seq_len: int, max_per_row: int
 ) -> Batch:
-    """Lay `rows` end to end, with empty ones added up to `row_count`. Padding is a document of its own and never trained.
+    """Lay `rows` end to end, with empty ones added up to `row_count`. Padding is a separate document and never trained.
 
     `max_per_row` is the most conversations that any row of the run holds. It gives `cu_seqlens` the same size in every
     batch of the run, so that nothing is compiled again.
@@ -82,7 +82,10 @@ def build_batch(
 
 
 def rank_batches(step: Step, rank: int, world: int, micro: int, seq_len: int, max_per_row: int) -> Iterator[Batch]:
-    """Yield a rank's micro-batches of `micro` rows each. A rank has the step's rows rank, rank + world, …; all have as many."""
+    """Yield a rank's micro-batches of `micro` rows each.
+
+    A rank takes the step's rows rank, rank + world, …; all ranks have equally many.
+    """
     mine = step.rows[rank::world]
     count = -(-len(step.rows) // (world * micro))
     for i in range(count):

@@ -12,14 +12,14 @@ Nothing that changes what is trained is dropped silently. A key of a message is 
 
 - Read: role, content, `ends`, and the marks of fastft.data.marks, which say in many spellings whether an answer is to be
   learned, and whether it was cut. An answer that was cut (by a limit, an error or a user) is not trained at all. The cleaner
-  keeps its text as something to learn, because the cleaner's filters have looked at that text; here nothing has.
+  still trains its text, because its filters have checked that text; here nothing has checked it.
 - Refused unless it is empty: text or calls that a chat template would show, but this type cannot hold (UNREAD).
 - Ignored: what datasets note about a message, such as ids, names, times and ratings (ABOUT).
 - Any other key is probably such a note, too, but this is not certain, so a warning names it once per file.
 
-Of the other columns of a record, two marks are read: a label for KTO (of the answers to the last question) and an ending
-such as `finish_reason` (of the last answer). Refused are what belongs into the prompt (UNREAD_OF_RECORD), and loss flags
-other than 1, because those are obeyed at messages only. The rest is the dataset's own business. Imports nothing heavy.
+Two marks are read from the other columns of a record: a label for KTO, about the answers to the last question, and an ending
+such as `finish_reason`, about the last answer. Columns that belong to the prompt (UNREAD_OF_RECORD) are refused, and so are
+loss flags other than 1, which are supported at messages only. All other columns are ignored. Imports nothing heavy.
 """
 
 import logging
@@ -75,7 +75,7 @@ _THOUGHTS = "write it into 'content' as the model's template does (often <think>
 _TEXT_ONLY = "only text is learned; leave the record out"
 _SYSTEM = "make it the first message, with the role system, or remove the key"
 
-# What a message can say besides its content and this type cannot hold, each with what the user can do about it.
+# Contents of a message that this type cannot represent, each with advice for the user.
 UNREAD = {
     **dict.fromkeys(("tool_calls", "function_call", "tool_call", "tool_responses"), _CALLS),
     **dict.fromkeys(("tools", "functions"), _TOOLS),
@@ -98,7 +98,7 @@ UNREAD_OF_RECORD = {
 
 _READ = frozenset(("role", "from", "content", "value", *MARKS_OF_MESSAGE))
 
-# What datasets note about a message: who, when, from where, how it was rated.
+# Notes of datasets about a message: author, time, origin, rating.
 ABOUT = frozenset(
     """id uuid message_id parent_id parent index turn turn_id turn_identifier name author sender tool_call_id
     model lang language timestamp time date create_time created_at update_time updated_at
@@ -113,7 +113,7 @@ class Message:
     role: str  # one of ROLES
     content: str
     train: bool = False  # learn from it; assistant messages only
-    ends: bool = True  # False where it continues elsewhere: its end of turn is not learned
+    ends: bool = True  # False if the text continues elsewhere, so that its end of turn is not learned
 
 
 @dataclass(slots=True)
@@ -286,7 +286,7 @@ def _refuse_unread(values: dict[str, Any], remedies: dict[str, str], where: str)
 
 
 def _is_empty(value: Any) -> bool:
-    """Tell whether a value says nothing. Tables have every column in every row, and some hold JSON as text."""
+    """Tell whether a value is empty. Tables have every column in every row, and some contain JSON as text."""
     if isinstance(value, str):
         return value.strip() in ("", "[]", "{}", "null")
     if isinstance(value, (list, dict)):
@@ -298,7 +298,7 @@ def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """Yield (number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
     for i, turn in enumerate(_turns(record)):
         for key in turn:
-            is_value = isinstance(turn[key], (bool, int, float))  # even false and 0 say something
+            is_value = isinstance(turn[key], (bool, int, float))  # false and 0 are values, too
             if key not in _READ and key not in ABOUT and (is_value or not _is_empty(turn[key])):
                 yield i, key
 

@@ -29,7 +29,7 @@ from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 5  # raise when the same key would have to hold other tokens
+CACHE_VERSION = 5  # increase this when the same key would stand for different tokens
 
 
 @dataclass
@@ -39,7 +39,7 @@ class TokenizedData:
     ids: list[np.ndarray]  # C arrays, int32
     trained: list[np.ndarray]  # C arrays, bool
     positions: np.ndarray  # [C] int64: which record of its file each one is
-    kept_boundaries: int  # answers whose beginning the tokenizer would have merged with the prompt
+    kept_boundaries: int  # answers whose first characters the tokenizer would have merged with the prompt
     lost_rounds: int  # rounds that no part could hold, where conversations were split
     digests: dict[str, str]  # digests of what the tokens depend on besides the file: "tokenizer", "template"
     sources: list["Source"]
@@ -74,7 +74,7 @@ class Source:
     path: str
     count: int
     weight: float = (
-        1.0  # how often each is trained on in an epoch: with 2.3, twice, and three in ten of them a third time
+        1.0  # times that each is trained on in an epoch; 2.3 means twice, and three in ten of them a third time
     )
     epochs: int | None = None  # the number of epochs, counted from the first, in which they are trained on; None: all
     contents: str = ""  # the file's digest
@@ -164,7 +164,7 @@ def load_data(path: str, template: ChatTemplate, config: TrainConfig) -> Tokeniz
 
 
 def _summary(data: TokenizedData, kept: TokenizedData, counts: dict[str, int]) -> str:
-    """Return one line about what a file gives, and what of it is left out. Rare things are named only where they happened."""
+    """Return one line about what is used of a file and what is left out. Rare cases are named only if they occurred."""
     lost = f", {data.lost_rounds} rounds that no split could fit" if data.lost_rounds else ""
     marked = (
         f", {data.untrained_answers} answers that the file marks as not to be learned" if data.untrained_answers else ""

@@ -9,7 +9,7 @@ import bisect
 import re
 from collections.abc import Iterator, Sequence
 
-GAP = "\n\n[…]\n\n"  # stands where the middle of a text was left out
+GAP = "\n\n[…]\n\n"  # replaces the middle of a text that was left out
 
 
 class FencedText:

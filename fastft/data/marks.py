@@ -1,4 +1,4 @@
-"""Read what a file says about an answer beside its text: whether to learn from it, and whether it came to its end.
+"""Read a file's marks on answers: whether an answer is to be learned, and whether it is complete.
 
 There are three kinds of marks. The trainer's reader (fastft.data.conversation) and the cleaner's readers
 (cleaning.sources.marks) both obey them, by the tables and functions of this module.
@@ -64,8 +64,8 @@ def loss_weight(message: dict[str, Any]) -> float | None:
     """Return how much a message counts in the loss, by its loss flags and labels: 0 is not at all, 1 is fully.
 
     Returns None where it has none, or only nulls. A fraction is returned as it is, and the caller decides whether it can be
-    obeyed. A label gives 0 where the answer is unwanted, and nothing where it is wanted. Raises UserError, which does not
-    say where, for a flag that is neither a truth value nor a number of 0 or more, for an unclear `kto_tag`, and for two
+    obeyed. A label counts as 0 if the answer is unwanted, and does not count if it is wanted. Raises UserError, which does
+    not say where, for a flag that is neither a truth value nor a number of 0 or more, for an unclear `kto_tag`, and for two
     marks that contradict each other.
     """
     if MARKS_OF_MESSAGE.isdisjoint(message):
@@ -80,7 +80,10 @@ def loss_weight(message: dict[str, Any]) -> float | None:
 
 
 def flag_weight(record: dict[str, Any]) -> float | None:
-    """Return `loss_weight` by the loss flags of a record alone, whose labels mean some of its answers. Raises UserError."""
+    """Return `loss_weight` from the loss flags of a record, ignoring labels, which are about some answers only.
+
+    Raises UserError.
+    """
     return loss_weight({key: record[key] for key in LOSS_FLAGS if key in record})
 
 
@@ -98,7 +101,7 @@ def _flags(message: dict[str, Any]) -> dict[str, float]:
 
 
 def label_against(values: dict[str, Any]) -> str:
-    """Return the label with which a message, or a record, says that its answer is unwanted; "" if none does.
+    """Return the label that marks the answer of a message or a record as unwanted; "" if there is none.
 
     A `label` that is neither true nor false means something else and is ignored. Raises UserError for an unclear `kto_tag`.
     """
@@ -111,10 +114,10 @@ def label_against(values: dict[str, Any]) -> str:
 
 
 def ending_of(message: dict[str, Any]) -> str:
-    """Return the word with which a message says that it was stopped or ran into a limit, such as "length"; "" if none."""
+    """Return the word in a message that says it was stopped or hit a limit, such as "length"; "" if there is none."""
     if MARKS_OF_MESSAGE.isdisjoint(message):
         return ""
-    inner = message.get("metadata")  # where ChatGPT's export says it
+    inner = message.get("metadata")  # the place in ChatGPT's export
     for values in (message, inner if isinstance(inner, dict) else {}):
         if found := _cut_by(values, ENDINGS_OF_MESSAGE):
             return found
@@ -122,7 +125,7 @@ def ending_of(message: dict[str, Any]) -> str:
 
 
 def ending_of_last(record: dict[str, Any]) -> str:
-    """Return the word with which a record says that its last answer was stopped or ran into a limit; "" if none."""
+    """Return the word in a record that says its last answer was stopped or hit a limit; "" if there is none."""
     return _cut_by(record, ENDINGS)
 
 
@@ -147,7 +150,7 @@ Turn = TypeVar("Turn", bound=HasRole)
 
 
 def after_last_question(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the turns that follow the last question, the last turn first: those that a mark of a record is about."""
+    """Return the turns after the last question, the last turn first. A record's mark is about these."""
     return list(itertools.takewhile(lambda turn: turn.role != "user", reversed(turns)))
 
 

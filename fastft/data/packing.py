@@ -46,9 +46,8 @@ def lower_bound(lengths: np.ndarray, seq_len: int) -> int:
     """Return a number of rows that every plan needs at least (bound L2 of Martello and Toth, 1990, for bin packing).
 
     A bound is computed for every threshold k, and the largest is returned. Conversations longer than half a row need a row
-    each. Those longer than seq_len - k leave no room for a conversation of k tokens or more; the others longer than half a
-    row leave some. The conversations from k tokens up to half a row need that room, and further rows for the tokens that do
-    not fit there.
+    each. In these rows there is room for k tokens or more only if the long conversation has at most seq_len - k tokens. The
+    conversations from k tokens up to half a row fill that room, and need further rows for the tokens that do not fit.
     """
     lengths = np.sort(np.asarray(lengths, dtype=np.int64))
     if not len(lengths):

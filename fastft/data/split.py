@@ -1,17 +1,17 @@
-"""Split a long dialogue into parts of at most `max_tokens` tokens: whole rounds, and none is lost.
+"""Split a long dialogue into parts of at most `max_tokens` tokens, at whole rounds, without losing any.
 
 A round is a question with its answer. A part takes as many rounds as fit, in order, and begins with the system message.
 Tokens are counted by a callable `count_tokens(messages)`. It tokenises the candidate part with the template that training
-will use, because the tokens of a whole are not the sum of those of its pieces. Few candidates are counted, and none of them
-is much longer than the limit. So splitting a dialogue of 10,000 turns costs as much as tokenising it a few times.
+will use, because the number of tokens of a whole is not the sum over its pieces. Few candidates are counted, and none of
+them is much longer than the limit. So splitting a dialogue of 10,000 turns costs as much as tokenising it a few times.
 
-Context, which is not trained (`train` false), may precede the rounds that a part teaches:
+The trained rounds of a part may be preceded by context, which is not trained (`train` false):
 
 - `overlap_rounds`: the last k rounds before it, or fewer where these would take more than half of the limit.
 - A bare "continue" never begins a part, because what it asks for depends on the answer before it. The rounds back to the
   last real question come along as context. Where these do not fit, only that question and the end of the last answer come
-  along. (Ending the part before earlier would be no better: it would waste room at every such place, and would not help
-  where the two rounds together are over the limit.)
+  along. (Ending the previous part earlier would not be better: it would waste room at every such place, and would not help
+  if the two rounds together exceed the limit.)
 
 A round that is over the limit on its own is treated by `overlong`:
 
@@ -27,9 +27,9 @@ should write after what precedes it.
 
 A question that leaves less than an eighth of the limit for its answer is shortened first. Its beginning and its end stay,
 because people write what they want before or after what they paste. `[…]` stands between them on a line of its own. The
-question gets the room that its answer leaves, and at least half of the limit. What is left out is returned as Shortened, so
-that it is on record. Of 1,762 rounds of ShareGPT V3 this concerns 11 at 2,048 tokens and 79 at 512. Rejecting these would
-lose 0.6 % and 4.5 % of what people asked, and no server can show a model more of such a question than fits into its context.
+question gets the room that its answer leaves, but at least half of the limit. The part that is left out is returned as
+Shortened, so that it is recorded. Of 1,762 rounds of ShareGPT V3 this concerns 11 at 2,048 tokens and 79 at 512. Rejecting
+these would lose 0.6 % and 4.5 % of what people asked, and a server could not show a model more of such a question either.
 """
 
 import bisect
@@ -50,7 +50,7 @@ CheckPart = Callable[[list[Message]], None]
 # The first guess at how much text fits. After the first count, the conversation's own ratio is used. A wrong guess costs a
 # few more counts and changes no result.
 CHARACTERS_PER_TOKEN = 3.0
-SMALLEST_PIECE = 16  # characters; a question beside which fewer fit leaves no room for an answer
+SMALLEST_PIECE = 16  # characters; if fewer fit beside a question, it leaves no room for an answer
 
 # How the pieces of a cut answer are asked for, in the script of the question.
 _CONTINUE_REQUESTS = (
@@ -114,7 +114,7 @@ def split_conversation(
 ) -> Cut:
     """Return (the parts of `conversation`, the rounds that no part can hold, what was left out of questions).
 
-    `count_tokens` must not decrease when rounds are added; `most_tokens` gives as many or more without counting, or None.
+    `count_tokens` must not decrease when rounds are added. `most_tokens` returns an upper bound without counting, or None.
     Parts share the conversation's id and say which they are (`part`, `parts`). The parts of what is itself a part get an id
     of their own. Where a round is missing, a part ends, because an answer must not follow a question of another round.
     """
@@ -146,7 +146,7 @@ class _Splitter:
         self.overlap_rounds, self.may_cut = overlap_rounds, may_cut
         self.ends = list(itertools.accumulate(map(_characters, self.rounds)))  # characters up to the end of each round
         self.characters_per_token = CHARACTERS_PER_TOKEN
-        self.whole_since = 0  # the first round after the last one that was cut or is missing: context may begin there
+        self.whole_since = 0  # the first round after the latest cut or missing one; context may begin there
         self.shortened: list[Shortened] = []
 
     def split(self) -> tuple[list[list[Message]], list[OverLimit]]:
@@ -155,7 +155,7 @@ class _Splitter:
         start = 0
         while start < len(self.rounds):
             context = self._context(start)
-            # Without the answer that it refers to, a bare "continue" is not taught even where it fits.
+            # A bare "continue" is not trained without the answer that it refers to, even if it fits.
             orphan = start > 0 and not context and is_continue(self.rounds[start][0].content)
             size = 0 if orphan else self._rounds_that_fit(start, context)
             if size:
@@ -198,7 +198,7 @@ class _Splitter:
     # Context ---------------------------------------------------------------------------------------------------------
 
     def _context(self, start: int) -> list[Message]:
-        """Return the untrained rounds for the part that begins with round `start`. They fit together with that round."""
+        """Return the rounds of context for the part that begins with round `start`; they fit together with that round."""
         this = self.rounds[start]
         for count in range(min(self.overlap_rounds, start - self.whole_since), 0, -1):
             context = _untrained(self.rounds[start - count : start])
@@ -338,9 +338,9 @@ class _Splitter:
         )
         if count and (lines[count - 1] - start >= SMALLEST_PIECE or count == len(lines)):
             for end in text.preferred(start, lines[:count]):
-                if fits(end):  # this must be asked: a shorter piece takes more tokens if it has a fence to close
+                if fits(end):  # must be checked: a shorter piece can take more tokens if it has a fence to close
                     return end
-        # Not one line fits. The cut is between words, if the second half of what fits has a space.
+        # Not even one line fits. Cut between words if the second half of what fits has a space.
         stops = range(start + SMALLEST_PIECE, (lines[count] if count < len(lines) else len(text)), SMALLEST_PIECE)
         count = _largest_fit(
             lambda n: n == 0 or fits(stops[n - 1]),
@@ -370,9 +370,9 @@ def _characters(messages: Sequence[Message]) -> int:
 def _largest_fit(fits: Callable[[int], bool], guess: Callable[[], int], limit: int) -> int:
     """Return the largest n in 0..limit for which `fits(n)` is true.
 
-    `fits` is true for 0, and false for every n above the first for which it is false. `guess` is asked for the first n to
-    try, and again for the second, because the first count has told it more. From there on the search takes steps that
-    double, or bisects where that is nearer. With good guesses two or three counts are enough.
+    `fits` is true for 0, and false for every n above the first for which it is false. `guess` gives the first n to try, and
+    also the second, because the first count has improved it. From there on the search doubles its steps, or bisects if that
+    is closer. With good guesses two or three counts are enough.
     """
     low, high = 0, limit + 1  # `low` fits, `high` does not
     candidate, step = guess(), 0

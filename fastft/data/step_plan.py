@@ -85,11 +85,12 @@ class StepPlan:
 
 
 def _times(source: Source, random: np.random.Generator, epoch: int) -> np.ndarray:
-    """Positions in a source (int64), each as often as its weight says. What a fraction leaves out comes in a later epoch.
+    """Positions in a source (int64), each as often as its weight says. Conversations that a fractional weight leaves out
+    come in a later epoch.
 
     Fractions of a conversation add up over the epochs and are rounded up, so that even the smallest weight trains one.
     """
-    # The decimal number that was written: ten epochs with a weight of 0.1 are one whole pass and no more.
+    # The decimal number as written, so that ten epochs with a weight of 0.1 are exactly one pass.
     whole, part = divmod(Fraction(str(source.weight)), 1)
     first, end = (math.ceil(epochs * part * source.count) for epochs in (epoch, epoch + 1))
     turns = random.permutation(source.count)[np.arange(first, end) % source.count]
@@ -120,7 +121,8 @@ class Curriculum:
 
 
 def plan_stage(stage: TrainConfig, template: ChatTemplate) -> StepPlan:
-    """The steps of one stage, from all its files; says how many and how full they are. Raises UserError as `load_data` does.
+    """The steps of one stage, from all its files. Logs how many steps there are and how full their rows are. Raises
+    UserError as `load_data` does.
 
     Collective where a process group has been joined, as `load_data` is; estimating a run's price joins none.
     """

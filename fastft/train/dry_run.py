@@ -2,8 +2,8 @@
 
     fastft train … --dry_run true
 
-The second step is the one that counts, because the first also compiles and creates the optimizer's moments. Nothing but the
-token cache is written.
+The second step is the one that is reported, because the first also compiles and creates the optimizer's moments. Nothing but
+the token cache is written.
 """
 
 import logging

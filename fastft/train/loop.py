@@ -230,7 +230,9 @@ class Loop:
             for number, (step, its_batches) in enumerate(ahead(steps, batches), self.start_step + 1):
                 self.take(number, step, its_batches)
                 self.after(number)
-                if number == self.start_step + 1:  # it also compiled; a rank that is late from now on is dead
+                if (
+                    number == self.start_step + 1
+                ):  # the first step also compiled; a rank that is late from now on is dead
                     self.startup.done("step")
                     logger.info(str(self.startup))
                     limit_waiting(STEP_LIMIT, self.writer.patient_groups)
@@ -238,7 +240,7 @@ class Loop:
             limit_waiting(SET_UP_LIMIT)
             self.writer.wait()
             stops, _ = self.stop_flag.agreed(total, save=False, last=True)
-            if stops:  # asked to while the last step was evaluated or saved
+            if stops:  # a stop was asked for while the last step was evaluated or saved
                 leave_early(total, self.stop_flag, self.writer)
         if self.writer.saves:
             logger.info(
@@ -355,7 +357,7 @@ def export(
             huggingface.export(model, inputs.model_files, output_dir / "model", card, output_dir / "adapter")
         except Exception:
             if uploader:
-                uploader.finish()  # without a model, the last checkpoint is all that is left of the run
+                uploader.finish()  # if the model is not written, the last checkpoint is all that remains of the run
             raise
     if reporter:
         refresh_page(output_dir)

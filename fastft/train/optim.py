@@ -52,7 +52,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def learning_rate(config: TrainConfig, number: int, total: int) -> float:
     """The learning rate of step `number` in 1..total: a linear warm-up to the peak, then a decay to `schedule.min_ratio` of it.
 
-    The decay of `cosine` and `linear` begins after the warm-up; `constant` has none. `wsd` (warm-up, stable, decay) decays
+    `cosine` and `linear` decay from the end of the warm-up; `constant` does not decay. `wsd` (warm-up, stable, decay) decays
     over the last `schedule.decay_ratio` of all steps, as 1 - sqrt(share of the decay that is over). Hägele et al. (2024,
     arXiv 2405.18392) found this better than a linear decay, and as good as cosine if it takes 10 to 20 % of the steps or
     more. The minimum would be reached at step total + 1, so that no step is wasted on a learning rate of 0.
@@ -107,13 +107,13 @@ def update(optimizer: torch.optim.Optimizer, lr: float, finite: Tensor) -> None:
 
 @dataclass
 class SkippedSteps:
-    """Counts the steps that were skipped because their loss or gradient was not finite, up to the last row that was read."""
+    """Counts the steps that were skipped because their loss or gradient was not finite, up to the latest row of metrics."""
 
     total: int = 0
     in_a_row: int = 0
 
     def count(self, row: dict) -> None:
-        """Count one step by its row of metrics, and add `skipped_steps` to the row: the number so far."""
+        """Count the step described by `row`, and set row["skipped_steps"] to the number skipped so far."""
         finite = math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
         self.total += not finite
         self.in_a_row = 0 if finite else self.in_a_row + 1

@@ -37,7 +37,7 @@ def lock(directory: Path, at_exit: ExitStack) -> None:
 
 
 def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
-    """Take the lock for the run with this `token`, or find that another machine of the run has it."""
+    """Take the lock for the run with this `token`, or find that another machine of the same run has it."""
     path = directory / NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
         )
         return
     if _holder(descriptor).get("token") == token:
-        return  # the machines share the directory, but on its file system each has locks of its own
+        return  # the machines share the directory, but its file system does not share locks
     text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "token": token}).encode()
     with room_for(path, len(text)):
         os.ftruncate(descriptor, 0)

@@ -32,7 +32,7 @@ def train_step(
     """Take optimizer step `number` of the run; if its loss or gradient is not finite, the weights stay as they are.
 
     Returns the numbers of the step. Among them, `measured` holds the loss, the z-loss and the norm of the gradient, the same
-    on every rank. They are still on the device, because reading them would wait for it.
+    on every rank. They stay on the device, because reading them would wait for it.
     """
     # Every rank knows every row, so the global number of trained tokens needs no communication.
     conversations = [c for row in step.rows for c in row]

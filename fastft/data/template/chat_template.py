@@ -1,6 +1,6 @@
 """Turn a conversation into token ids and the mask of trained tokens, right by construction.
 
-What is trained is what the model will be asked for. For every answer marked `train`:
+The model is trained on exactly what it will be asked for. For every answer marked `train`:
 
 - The prompt before it is tokenised exactly as a server will feed it (the chat template's own rendering with the
   generation prompt), and the answer begins a new token there: the boundary.
@@ -60,7 +60,7 @@ BUILT_IN = Path(__file__).with_name("builtin")
 # Some templates (Llama 3.1's) write today's date into the prompt. Tokens must not depend on the day on which a run is resumed.
 FIXED_DATE = datetime(2024, 7, 26)
 
-# What rendering can raise because of a template's code: Jinja's own errors, and Python's for what it does with values.
+# Errors that a template's code can raise while rendering: Jinja's own, and Python's for its operations on values.
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError,
 )  # fmt: skip
@@ -153,15 +153,15 @@ class ChatTemplate:
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of `messages` and the generation prompt, which is what a server feeds the model.
 
-        A control token that somebody typed stays text. The template sees the real texts here, because it may drop earlier
-        thoughts; typed control tokens are hidden from it by a break inside of each.
+        A typed control token stays text. The template sees the real texts here, because it may drop earlier thoughts. Typed
+        control tokens are hidden from it by a break inside each one.
         """
         broken = [Message(m.role, self._names.break_up(m.content), m.train) for m in _repaired(messages)]
         text = self._names.mend(self._names.rename(self.render(broken, generation_prompt=True)))
         return self._original_ids(self._backend.encode(text, add_special_tokens=False).ids)
 
     def check(self, messages: Sequence[Message]) -> None:
-        """Raise TemplateError for a conversation that `encode` refuses for what the template makes of it."""
+        """Raise TemplateError for a conversation that `encode` refuses because of the template's rendering."""
         self._prove(_repaired(messages))
 
     def _prove(self, messages: list[Message]) -> None:
@@ -238,7 +238,7 @@ class ChatTemplate:
         ids, offsets = encoding.ids, encoding.offsets
         begins = [begin for begin, _ in offsets]
         controls, control_tokens = self._controls_in(text, ids, offsets)
-        done, kept = 0, 0  # how many of `ids` are dealt with; how many boundaries had to be kept by force
+        done, kept = 0, 0  # number of `ids` processed; number of boundaries that the tokenizer would have merged
         out_ids: list[int] = []
         trained: list[bool] = []
         for boundary in boundaries:
@@ -274,7 +274,8 @@ class ChatTemplate:
         control_tokens = [
             i
             for i, token in enumerate(ids)
-            # The place is looked at, too, because text can become the unknown token, a control token of some templates.
+            # The position is compared, too, because text can become the unknown token, which some templates use as control
+            # token.
             if token in self._original_id and self._names.name.search(text, *offsets[i])
         ]
         if len(controls) != len(control_tokens):

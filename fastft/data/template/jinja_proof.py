@@ -1,6 +1,6 @@
 """Prove from its source that a chat template puts the texts of messages into its output as they are, or trimmed.
 
-    leaves_texts_alone(source)    # True: what it writes around texts depends on roles and positions alone
+    leaves_texts_alone(source)    # True: what the template writes around texts depends on roles and positions alone
 
 If that is proven, one rendering with placeholders for the texts determines every other rendering of the same roles. This
 saves a rendering for each conversation (4 % of a cleaning run). The proof follows messages and their texts through the
@@ -45,7 +45,7 @@ def leaves_texts_alone(source: str) -> bool:
     try:
         body = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source).body  # noqa: S701  nothing is rendered
         reader = _Reader()
-        # Until nothing new is learned, because a loop may use a name before the line that assigns it.
+        # Read again until nothing new is learned, because a loop may use a name before the line that assigns it.
         while reader.learned:
             reader.learned = False
             reader.read(body)
@@ -60,7 +60,7 @@ class _Reader:
     """Reads the statements of a template and learns what its names may hold. Raises _Unproven."""
 
     def __init__(self):
-        # What each name may hold. A name that is not here is plain, until something else is assigned to it.
+        # The kind of value of each name. A name that is missing here is plain.
         self.names = {"messages": _Is.MESSAGES, "loop": _Is.LOOP}
         self.learned = True
 

@@ -51,7 +51,7 @@ def check(
 
 
 def _trained_text(messages: list[Message], i: int, template: ChatTemplate) -> str:
-    """Return what the template writes from the end of the prompt up to the end of turn, or the end of an unfinished answer."""
+    """Return the rendered text from the end of the prompt to the end of turn, or to the end of an unfinished answer."""
     rest = template.render(messages)[len(template.render(messages[:i], generation_prompt=True)) :]
     core = messages[i].content.strip()
     text_end = rest.index(core) + len(core)

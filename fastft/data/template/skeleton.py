@@ -28,14 +28,14 @@ from fastft.errors import UserError
 
 Render = Callable[[Sequence[Message], bool], str]  # (messages, whether with the generation prompt) -> text
 
-# Noncharacters, which no text may hold, open and close every placeholder and every renamed control token.
+# Noncharacters, which no text may contain, open and close every placeholder and every renamed control token.
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 PLACEHOLDER = re.compile(f"{OPEN}(\\d+){CLOSE}")
 BOUNDARY = f"{OPEN}boundary{CLOSE}"
 
-# For the first so many answers of a conversation, the prompt is rendered and compared one by one. Each costs a rendering of
-# everything before it, so that all of a dialogue of 10,000 turns would cost 5,000^2 / 2 turns. For later answers, the prompt
-# is rendered only if the literal before the answer differs from all for which it has been proven where the answer begins.
+# For the first N answers of a conversation, the prompt is rendered and compared each time. Each comparison renders
+# everything before the answer, so a dialogue of 10,000 turns would cost 5,000^2 / 2 turns. For later answers, the prompt is
+# rendered only if the literal before the answer is new: otherwise it is proven already where the answer begins in it.
 PROVE_EACH = 64
 MOST_SKELETONS = 4096  # that a template keeps; without a limit, dialogues of many lengths would fill the memory
 
@@ -194,7 +194,7 @@ def with_texts(pieces: list[str | int], texts: list[str]) -> str:
 
 
 class Skeletons:
-    """The skeletons of a template. Each is derived when the first conversation of its structure comes."""
+    """The skeletons of a template. Each is derived when a conversation first needs it."""
 
     def __init__(self, render: Render, name: str, end_of_turn: str, controls: ControlNames):
         """`name` says in messages which template it is."""

@@ -15,7 +15,7 @@ Why the count is exact:
 - Patterns speak of letters and digits, and versions of Unicode differ about some characters. A text with a character
   outside of the blocks on which all versions agree is given to the tokenizer.
 - A text in which an added token is spelled is not counted (None).
-- As a last guard, the first texts are counted both ways. A counter that errs once answers None from then on.
+- As a last guard, the first texts are counted both ways. A counter that is wrong once returns None from then on.
 """
 
 import re
@@ -71,9 +71,11 @@ class Pretokenizer:
 
     cut: Callable[[str], list[str]]  # cuts a text into words, which together are the whole text
     spelled: Callable[[str], str]  # spells a word as the vocabulary does
-    # Tells what the tokenizer puts before a text. The second argument says whether the text begins the conversation.
+    # Returns what the tokenizer puts before a text. The second argument says whether the text begins the conversation.
     prefix: Callable[[str, bool], str] = lambda text, begins: ""
-    apart: Callable[[str, int], bool] = lambda text, position: False  # tells whether a word surely ends at a position
+    apart: Callable[[str, int], bool] = lambda text, position: (
+        False
+    )  # returns whether a word certainly ends at a position
     joins: str = ""  # white space that may be in one word with a space after it
     stable: re.Pattern | None = None  # matches the texts for which `cut` is proven; None: all texts
 

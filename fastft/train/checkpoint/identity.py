@@ -28,7 +28,10 @@ SAME = (  # keys of the configuration
 
 
 def run_identity(config: TrainConfig, curriculum: Curriculum, model: str) -> dict[str, Any]:
-    """The identity of a run on a model whose fingerprint is `model`. Data files count by their contents, not by their places."""
+    """The identity of a run on a model whose fingerprint is `model`.
+
+    Data files are compared by their contents, not their paths.
+    """
     values = asdict(config)
     identity = {key: values[key] for key in SAME}
     identity["optimizer"]["betas"] = list(identity["optimizer"]["betas"])

@@ -29,15 +29,15 @@ class Lease:
     """The right to write under an address, for one run at a time.
 
     Another run may take the lease in one of four cases: its holder has released it; the holder was a process of this machine
-    that has ended; the holder was an earlier start of this managed job; or the lease has not been renewed for two minutes, by
-    the clock of the storage or by watching it. A holder that finds its lease gone has lost it, because another run may have
-    held and released it in the meantime.
+    that has ended; the holder was an earlier start of this managed job; or the lease has not been renewed for two minutes,
+    measured by the storage's clock or by watching the lease. A holder that finds its lease gone has lost it, because another
+    run may have held and released it in the meantime.
     """
 
     def __init__(self, store: Store):
         """Take the lease. Raises UserError if another run holds it, or if nothing can be written there."""
         self.store, self.lost, self._ended = store, False, threading.Event()
-        self.bug: Exception | None = None  # met in the thread, to be raised by the run
+        self.bug: Exception | None = None  # raised in the thread; the run raises it again
         self.mine = {"token": secrets.token_hex(8), "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
         self.mine["job"] = _managed_job()
         earlier = self._read()
@@ -81,7 +81,7 @@ class Lease:
                 if not self.is_mine():
                     return
                 self._write()
-            except UserError:  # the storage does not answer: it is asked again, or the lease runs out
+            except UserError:  # the storage does not answer: try again until the lease runs out
                 pass
             except Exception as error:
                 self.bug = error
@@ -118,7 +118,7 @@ class Lease:
         if self.mine["job"] and held.get("job") == self.mine["job"]:
             return True
         here = (held.get("host"), held.get("boot")) == (self.mine["host"], self.mine["boot"])
-        if here and not _alive(held.get("pid")):  # if it is alive, it may still be another process with the same number
+        if here and not _alive(held.get("pid")):  # if alive, it may be another process that got the same number
             return True
         age = self._age()
         if age > LEASE_S:
@@ -156,10 +156,9 @@ def _alive(pid: Any) -> bool:
 
 
 def _managed_job() -> str:
-    """The id of SkyPilot's managed job, or "" outside of one. A job is started again only when its earlier machines are gone.
-
-    The job's number alone is not unique, because every API server counts from 1. The task's id begins with the time at which
-    its controller started, and stays the same for all starts of the job.
+    """The id of SkyPilot's managed job, or "" outside of one. SkyPilot restarts a job only when its earlier machines are
+    gone. The job's number is not unique, because every API server counts from 1. The task's id is: it begins with the start
+    time of its controller, and all starts of the job share it.
     """
     names = ("SKYPILOT_MANAGED_JOB_ID", "SKYPILOT_TASK_ID")
     return "/".join(os.environ[name] for name in names) if all(map(os.environ.get, names)) else ""

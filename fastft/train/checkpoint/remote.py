@@ -85,8 +85,8 @@ def upload_model(store: Store, directory: Path, meta: dict[str, Any]) -> None:
 def download(store: Store, name: str, files: dict[str, dict[str, Any]], target: Path) -> str | None:
     """Download `files` of the checkpoint `name`, and check them. Returns what disagrees with their entries, or None.
 
-    Only a disagreement means that the checkpoint is damaged. Raises StorageError if the storage does not give a file, and
-    UserError if the disk of `target` is full.
+    Only such a disagreement means that the checkpoint is damaged. Raises StorageError if the storage does not give a file,
+    and UserError if the disk of `target` is full.
     """
     total = bytes_text(_bytes(files))
     logger.info("fetching %d of its files, %s, from %s/%s", len(files), total, store.url, name)
@@ -195,7 +195,7 @@ class Uploader:
             self.thread.join(seconds)
         if not self.thread:
             return True
-        with self.changed:  # an offer is left over if the thread has ended because another machine is gone
+        with self.changed:  # an offer remains if the thread ended because another machine is gone
             uploaded = self.committed == self.tried and max(self.offers, default=-1) <= self.committed
         return uploaded and not self.thread.is_alive()
 
@@ -205,7 +205,7 @@ class Uploader:
                 step, attempt = choice
                 self._upload(step, f"step-{step:08d}-{attempt}")
         except Exception as error:
-            if is_loss_of_peer(error):  # of which the training hears by itself
+            if is_loss_of_peer(error):  # the training notices this by itself
                 logger.warning("upload: ended (%s)", str(error).splitlines()[0])
             else:
                 self.own_bug = error
@@ -217,7 +217,7 @@ class Uploader:
         return box[0]
 
     def _next(self) -> tuple[int, str] | None:
-        """Wait for an offer that was not tried yet, and return the newest as (step, attempt); None if no more will come."""
+        """Wait for a new offer, and return the newest as (step, attempt); None if no more will come."""
         with self.changed:
             self.changed.wait_for(lambda: self.closing or max(self.offers, default=-1) > self.tried)
             newest = max(self.offers, default=-1)
@@ -231,7 +231,7 @@ class Uploader:
         with self.changed:
             self.current = step
             self.changed.wait_for(lambda: max(self.offers, default=-1) >= step)
-            # None if a newer checkpoint has replaced it before rank 0's choice arrived here.
+            # None if a newer checkpoint replaced it here before rank 0's choice arrived.
             offer = self.offers.get(step)
         began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
         failure = self._attempt(lambda: self._put(name, offer)) if offer else SUPERSEDED
@@ -292,7 +292,7 @@ class Uploader:
         self.store.write(f"{name}/{COMMITTED}", manifest.dumps(meta))
         try:
             self._prune(name, meta["step"])
-        except UserError as error:  # more is kept than was asked for, and nothing is lost
+        except UserError as error:  # too much is kept then, but nothing is lost
             logger.warning("upload: older checkpoints could not be removed (%s)", error)
 
     def _prune(self, newest: str, step: int) -> None:

@@ -131,8 +131,8 @@ def _refuse_to_overwrite(config: TrainConfig, store: Store | None) -> None:
 def list_checkpoints(disk: Disk, store: Store | None) -> list[Candidate]:
     """All checkpoints with a manifest, the newest first; of the same step those on disk come first. Collective.
 
-    Raises UserError if there are checkpoints of which no manifest can be read, because a run does not begin again from its
-    first step without being asked.
+    Raises UserError if there are checkpoints but no manifest can be read, because a run must not silently begin again from
+    its first step.
     """
     here = everywhere((lambda: local.listing(disk.directory)) if disk.is_leader else None)
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -170,7 +170,8 @@ def _warn_of_unfinished_uploads(store: Store) -> None:
 
 
 def _contents(meta: dict[str, Any]) -> str:
-    """A text that is the same for two copies of a checkpoint, and differs for two checkpoints."""
+    """A text that identifies a checkpoint's contents: equal for two copies of one checkpoint, different for two
+    checkpoints."""
     return manifest.dumps({"step": meta["step"], "files": meta["files"]})
 
 

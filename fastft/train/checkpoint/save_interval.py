@@ -1,8 +1,8 @@
 """Decide when the next checkpoint is due: after a number of steps, or after the time that costs the run least.
 
 With `checkpoint.every: auto` the interval follows from two measurements: how long training waits for a checkpoint, and how
-long its upload takes. Rank 0 then decides by its monotonic clock, because the time of day may jump. Which steps are saved has
-no influence on what is learned.
+long its upload takes. Rank 0 then decides by its monotonic clock, because the time of day may jump. The choice of the saved
+steps does not influence what is learned.
 """
 
 import logging

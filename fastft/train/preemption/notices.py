@@ -54,13 +54,13 @@ def _watch(stop_flag: StopFlag, poll_s: float) -> None:
         while stop_flag.reason is None:
             try:
                 cloud.ask(stop_flag, poll_s)
-            except UNEXPECTED:  # an answer that could not be read today may be readable the next time
+            except UNEXPECTED:  # the next answer may be readable again
                 time.sleep(poll_s)
         return
 
 
 class Aws:
-    """AWS's IMDSv2: with a token one asks for a document, which does not exist (404) until the notice."""
+    """AWS's IMDSv2. It serves a document, to requests with a token, which does not exist (404) until the notice."""
 
     def __init__(self) -> None:
         """Get a token. Raises OSError if there is no such service."""
@@ -125,7 +125,7 @@ class Gcp:
         wait = max(1, int(poll_s * 12))
         if self.value == "TRUE":
             stop_flag.set("GCP: the instance is being preempted", NOTICE_S)
-        else:  # last_etag names the value that was read last, so that no change between two requests is missed
+        else:  # last_etag names the value that was read last, so no change between two requests is missed
             self._read(f"wait_for_change=true&timeout_sec={wait}&last_etag={self.tag}", wait + 5)
 
     def _read(self, query: str, timeout: float) -> None:
@@ -138,8 +138,8 @@ class Gcp:
 class Azure:
     """Azure's scheduled events, which name the events of all machines of a group; a preemption is the event Preempt.
 
-    The first request for them switches their service on and is answered after up to two minutes. The description of the
-    instance is answered at once, so it is what tells whether this is Azure.
+    The first request for events starts their service, and is answered after up to two minutes. The description of the
+    instance is answered at once, so it is used to find out whether this is Azure.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ written as soon as a stop is asked for: torchrun kills its workers after some ti
 answer, can take longer.
 
 The ranks agree in a small all-reduce between the hosts, which does not wait for the devices. It takes place about ten times
-in the shortest notice, not after every step.
+within the shortest notice, not after every step.
 """
 
 import os
@@ -83,7 +83,7 @@ class StopFlag:
             return
         self._signal_at = now
         self.set(signal.Signals(number).name, float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", NOTICE_S)))
-        if not self._in_loop:  # whatever can be saved is saved already
+        if not self._in_loop:  # everything that can be saved has been saved
             raise Preempted(self.reason)
 
     @contextmanager
@@ -103,8 +103,8 @@ class StopFlag:
     def agreed(self, step: int, save: bool, last: bool = False) -> tuple[bool, bool]:
         """Whether to (stop, save) after `step`, the same on every rank; collective.
 
-        `save` says whether this rank wants a checkpoint. The ranks ask each other after the `last` step and a few times in
-        every notice; after most steps this only compares two numbers and returns (False, False).
+        `save` says whether this rank wants a checkpoint. The ranks communicate after the `last` step and several times
+        within the length of a notice. After most steps this only compares two numbers and returns (False, False).
         """
         if step < self._next_agreement and not last:
             return False, False

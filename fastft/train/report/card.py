@@ -1,7 +1,7 @@
 """Write the model card, README.md of an exported model: data, recipe and measured figures, all from the run's own files.
 
-The trainer and `fastft export` both call `model_card`. The card names files by their last name, which does not tell where
-they are.
+The trainer and `fastft export` both call `model_card`. The card gives only the last part of files' paths, which does not
+tell where they are.
 """
 
 import html
@@ -197,6 +197,7 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """One line of Markdown that shows a text as it is: no HTML, no cell of a table that ends early, nothing invisible."""
+    """One line of Markdown that shows a text literally: no HTML, no characters that end a table's cell, nothing
+    invisible."""
     flat = " ".join(visible(str(text)).split())
     return html.escape(flat, quote=False).replace("|", "\\|").replace("[", "\\[").replace("`", "\\`")

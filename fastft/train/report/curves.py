@@ -1,6 +1,6 @@
 """Prepare the curves and totals of a run's metrics, for its page and the demo's, and the table of files that both show.
 
-How the numbers look is in the templates, and for all pages in `fastft.common.html`. A value that is missing is left out here;
+Templates and `fastft.common.html` define how numbers look. A value that is missing is left out here;
 the templates have a sentence for it.
 """
 
@@ -52,7 +52,7 @@ def _link(file: str, page: Path) -> str | None:
 
 
 class Training:
-    """What the rows of metrics.jsonl say: totals, plots, and the steps whose losses are not finite."""
+    """The contents of metrics.jsonl for a page: totals, plots, and the steps whose losses are not finite."""
 
     def __init__(self, metrics: list[dict[str, Any]]):
         rows = [row for row in metrics if _number(row.get("step")) is not None]
@@ -164,7 +164,7 @@ def buckets(points: list[tuple], count: int) -> Iterable[list[tuple]]:
 def thin(points: list[Point], count: int) -> list[Point]:
     """Select points whose line looks like that of all points: the two ends, and the extremes of each of `count` sections.
 
-    Taking every n-th point instead would lose the spikes, which are what one looks for.
+    Taking every n-th point instead would lose the spikes, which are what readers look for.
     """
     if len(points) <= 2 * count:
         return points

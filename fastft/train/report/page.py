@@ -54,7 +54,10 @@ def refresh_page(directory: Path) -> None:
 
 
 def answers_over_time(samples: list[dict[str, Any]]) -> list[tuple[str, list[tuple[int, str]]]]:
-    """(prompt, its answers as (step, text)) from the rows of samples.jsonl. Of many answers, a few are evenly selected."""
+    """(prompt, its answers as (step, text)) from the rows of samples.jsonl.
+
+    If there are many answers, a few of them, evenly spaced, are selected.
+    """
     prompts: dict[str, dict[int, str]] = {}
     for row in samples:
         prompts.setdefault(row["prompt"], {})[row["step"]] = row["answer"]

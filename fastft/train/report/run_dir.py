@@ -1,7 +1,7 @@
 """Read a run's directory, and write its run.json.
 
     config.yaml      the settings
-    run.json         what only the trainer knows: data, versions, devices, and the run's id in its trackers
+    run.json         facts that only the trainer knows: data, versions, devices, and the run's id in its trackers
     metrics.jsonl    a row for every step and every held-out loss
     samples.jsonl    answers to fixed prompts, if there are prompts
     checkpoints/     step-00000100/, …

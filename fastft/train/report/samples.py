@@ -37,7 +37,8 @@ class Prompt:
 
 
 class Sampler:
-    """Asks the prompts of a run and writes the answers. After an interruption the file goes on as if there had been none."""
+    """Asks the prompts of a run and writes the answers. After an interruption the file continues as if nothing had
+    happened."""
 
     def __init__(self, config: TrainConfig, template: ChatTemplate):
         """Read the prompts. Raises UserError as `read_prompts` does."""
@@ -45,7 +46,7 @@ class Sampler:
         self.prompts = read_prompts(config.samples, template, config.seq_len)
 
     def open(self, output_dir: Path, start_step: int) -> None:
-        """Write to `output_dir` from now on. Of the answers that are there, those after `start_step` are removed.
+        """Write to `output_dir` from now on. Earlier answers after `start_step` are removed from the file.
 
         `start_step` is the step of the checkpoint from which the run continues, 0 for a new run.
         """

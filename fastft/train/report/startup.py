@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class Startup:
-    """Measures the parts of a start. The first part is Python with its imports, which is over when this is created."""
+    """Measures the parts of a start. The first part, Python and its imports, ends when this object is created."""
 
     def __init__(self) -> None:
         self.began = self.last = _process_start()

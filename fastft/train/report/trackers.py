@@ -45,7 +45,7 @@ class Trackers:
     """All of a run's trackers. `start_step` is the step of the checkpoint from which the run continues."""
 
     def __init__(self, names: list[str], output_dir: Path, run_id: str, start_step: int, settings: dict[str, Any]):
-        """Start the trackers. Raises UserError if one does not start, for example because nobody is logged in."""
+        """Start the trackers. Raises UserError if one does not start, for example because the user is not logged in."""
         kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
         self.open: dict[str, Tracker] = {}
         for name in names:
