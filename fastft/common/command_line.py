@@ -79,7 +79,7 @@ def _stdout_is_closed() -> bool:
     If it has, what is still to be written there goes to /dev/null, so that Python does not fail once more at the end.
     """
     poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # errors are reported always
+    poll.register(sys.stdout.fileno(), 0)  # poll reports errors even with an empty mask
     if not poll.poll(0):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -197,7 +197,7 @@ def parse(
     argv = reader.read(argv)
     for each in options:
         if each.several and reader.is_given(each.key):
-            parser.set_defaults({each.key: []})  # argparse would add what is given to the default
+            parser.set_defaults({each.key: []})  # argparse would append the given values to the default
     try:
         values = parser.parse_args(argv)
     except jsonargparse.ArgumentError as error:
@@ -207,7 +207,7 @@ def parse(
 
 
 def _usage(prog: str, options: Iterable[Option]) -> str:
-    """The first line of --help: what must be given, and what has a place. The list of all options follows it."""
+    """The first line of --help, with required and positional options. The list of all options follows it."""
     places = []
     for each in options:
         word = each.key.upper()
@@ -219,7 +219,8 @@ def _usage(prog: str, options: Iterable[Option]) -> str:
 
 
 def _add_options(parser: Any, cls: type) -> None:
-    """Add the fields of `cls` to the parser: plain ones with jsonargparse's own function, those made by `option` one by one."""
+    """Add the fields of `cls` to the parser: plain ones with jsonargparse's own function, fields made by `option` one by
+    one."""
     made = {each.key: each for each in options_of(cls)}
     special = [f for f in fields(cls) if f.metadata.get("option")]
     texts = _attribute_docstrings(cls)
@@ -236,7 +237,7 @@ def _add_options(parser: Any, cls: type) -> None:
         parser.add_argument(*names, dest=known.key, **settings)
     parser.add_class_arguments(cls, skip={f.name for f in special})
     groups = {each.key for each in made.values() if group_of(each.annotation)}
-    # --help lists the keys of a group; the option for the group as a whole would only distract.
+    # --help lists the keys of a group, so it leaves out the option for the whole group.
     for action in parser._actions:
         if action.dest in groups or action.dest.endswith(".help"):
             action.help = argparse.SUPPRESS

@@ -29,22 +29,22 @@ NOTHING = object()
 
 @dataclass(frozen=True)
 class Option:
-    """An option as the command line and the files know it."""
+    """An option of the command line and of option files."""
 
     key: str
     """Its one name, with dots and underscores: the key in a file, and what follows the two dashes."""
     annotation: Any
     short: str | None = None
     positional: bool = False
-    """Whether it may also be given by its place, without its name."""
+    """Whether it is also positional: given by its place, without its name."""
     several: bool = False
-    """Whether it has any number of values."""
+    """Whether it takes any number of values."""
     repeated: bool = False
-    """Whether each of these values needs the option before it."""
+    """Whether the option must be repeated before each of these values."""
     separator: str | None = None
     """The character that separates values in one word."""
     alone: bool = False
-    """Whether it may stand without a value."""
+    """Whether it may be given without a value."""
     required: bool = False
 
     @property
@@ -290,7 +290,8 @@ class CommandReader:
                 yield name, value
 
     def _check_value(self, name: str, value: Any, annotation: Any) -> None:
-        """Raise UsageError for what jsonargparse accepts or explains badly: a null where none may be, keys inside a value."""
+        """Raise UsageError for errors that jsonargparse accepts or explains badly: a null where none is allowed, keys
+        inside a value."""
         parts = typing.get_args(annotation)
         if value is None and annotation is not Any and type(None) not in parts:
             raise UsageError(_misfit(name, value, annotation))
@@ -311,7 +312,7 @@ class CommandReader:
                 self._check_value(f"{name}.{key}", each, hints[key])
 
     def _unknown(self, name: str, known: Iterable[str]) -> str:
-        """The message about a key that does not exist: it names ours for another project's key, or else the nearest one."""
+        """The message about an unknown key: it names our key for another project's, or else the nearest key."""
         nearest = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, [*known, *self.renamed])
         nearest = self.renamed.get(nearest, nearest)
         return f"unknown key {name!r}; " + (f"the nearest valid one is {nearest!r}" if nearest else "--help lists all")
@@ -321,7 +322,7 @@ class CommandReader:
         return any(key == given for given, _, _ in self.given)
 
     def explain(self, error: Exception) -> str:
-        """The message about the value that does not have its type; if all values do, jsonargparse's own words in one line."""
+        """The message about the value of the wrong type; if all types are right, jsonargparse's own message in one line."""
         for key, value, annotation in self.given:
             if value is not NOTHING and not _fits(value, annotation):
                 return _misfit(key, value, annotation)

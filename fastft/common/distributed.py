@@ -1,9 +1,10 @@
-"""Connects the processes of a run: they join, act on some ranks for all, share errors, and notice when one of them is gone.
+"""Connects the processes of a run: they join, run actions on chosen ranks, share errors, and notice when one of them is
+gone.
 
-A machine that disappears closes no connection, so that the others only notice its silence. In the training loop no rank is
-ever late, and every collective fails after 110 s. Elsewhere one process may tokenize for hours, upload or export while the
-others wait. So a thread of each process signals every 5 s that it is alive, and ends its own process if another one has been
-silent for 110 s.
+A machine that disappears does not close its connections, so the others can only notice its silence. In the training loop no
+rank is ever late, and every collective fails after 110 s. Elsewhere one process may tokenise, upload or export for hours
+while the others wait. So a thread of each process signals every 5 s that it is alive, and ends its own process if another
+one has been silent for 110 s.
 """
 
 import logging
@@ -23,7 +24,7 @@ from fastft.errors import PeerError, UserError
 
 logger = logging.getLogger(__name__)
 
-SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenize for hours while the others wait
+SET_UP_LIMIT = timedelta(hours=12)  # one machine may tokenise for hours while the others wait
 STEP_LIMIT = timedelta(seconds=110)  # in the loop, no rank that is alive is later than that
 SILENCE_LIMIT = timedelta(seconds=110)  # with BEAT_S, a run ends within two minutes after one of its processes is gone
 BEAT_S = 5.0  # seconds between two signs of life
@@ -130,7 +131,7 @@ def _watch_peers(group: dist.ProcessGroup) -> None:
             group.monitored_barrier(SILENCE_LIMIT)
         except RuntimeError as error:
             # A process that ended with an error has closed its connections. Then the collectives of the main thread fail, too,
-            # with a message that says more than this thread knows: leave them the time.
+            # with a message that says more than this thread knows, so give them time to print it.
             time.sleep(max(0.0, began + SILENCE_LIMIT.total_seconds() - time.monotonic()))
             if dist.is_initialized():
                 logger.error("a process of the run is gone: %s", str(error).splitlines()[0])
@@ -208,7 +209,7 @@ def on_first(action: Callable[[], Result]) -> Result:
 
 
 def is_loss_of_peer(error: BaseException) -> bool:
-    """Whether `error` means that a collective failed because another process is gone, so that the cause lies there."""
+    """Whether `error` means that a collective failed because another process is gone, which then has the cause."""
     network = dist.DistNetworkError, dist.DistStoreError
     return isinstance(error, network) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 

@@ -2,7 +2,7 @@
 
     write_page(Path("out/report.html"), Path(__file__).with_name("cleaning.html.jinja"), title="A page", …)
 
-A page's template lies beside the module that fills it. All of them extend page.html.jinja (layout, style, scripts) and may use
+A page's template is beside the module that fills it. All of them extend page.html.jinja (layout, style, scripts) and may use
 the macros of pieces.html.jinja. A page loads nothing from elsewhere, and its security policy forbids that. The values on it
 come from other people, so all of them pass through `visible` and jinja's autoescape.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import jinja2
 
 
-LONGEST_TEXT = 20_000  # characters of a text that are shown: an answer that does not end must not fill the page
+LONGEST_TEXT = 20_000  # characters of a text that are shown, so that an endless answer does not fill the page
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
@@ -101,7 +101,7 @@ def ticks(low: float, high: float, whole: bool = False) -> list[float]:
 
 # --- Texts and numbers ------------------------------------------------------------------------------------------------
 
-# Characters that show nothing themselves, or change how their neighbours look: control characters except tab and newline, line
+# Characters that are invisible, or change how their neighbours look: control characters except tab and newline, line
 # separators, directional marks, zero-width characters except the joiners of scripts and emoji, tags, lone surrogates.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff"

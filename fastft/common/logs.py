@@ -29,7 +29,10 @@ def show(level: int = logging.INFO) -> None:
 
 
 def show_live(line: str | None) -> None:
-    """Replace the live line at the bottom of the terminal; None leaves it there for good. Without a terminal, do nothing."""
+    """Replace the live line at the bottom of the terminal; None leaves the present one as ordinary output.
+
+    Without a terminal, do nothing.
+    """
     global _live
     if line is None:
         if _live:
@@ -57,7 +60,7 @@ def clear_live() -> None:
 
 
 def write(text: str) -> None:
-    """Write to stderr. Errors are ignored, because a run goes on when its terminal is closed."""
+    """Write to stderr. Errors are ignored, because a run continues when its terminal is closed."""
     with suppress(OSError):
         print(text, end="", file=sys.stderr, flush=True)
 

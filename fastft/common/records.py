@@ -28,11 +28,11 @@ TOO_LONG_A_NUMBER = "a number of more than 4,300 digits"  # Python's limit: long
 
 @dataclass(slots=True)
 class Record:
-    """A record of a file. A broken one has `error`, the reason, and `raw`, at most the first MiB of its text."""
+    """A record of a file. A broken one has the reason in `error`, and at most the first MiB of its text in `raw`."""
 
     where: str  # "dump.json: record 12", "dump.jsonl: line 7"
     value: Any
-    end: int  # bytes of the uncompressed file that have been read, to show progress
+    end: int  # bytes of the uncompressed file that were read so far, for progress bars
     error: str | None = None
     raw: str | None = None
 
@@ -41,7 +41,7 @@ class Record:
 class RawRecord:
     """A record that is not parsed yet. With an `error`, `text` is at most its first MiB.
 
-    An error without any text is about the file, which was cut short between two records.
+    An error with an empty text is about the file, which was cut short between two records.
     """
 
     where: str
@@ -105,7 +105,7 @@ def read_raw(path: str | os.PathLike) -> Iterator[RawRecord]:
 
 def repair_text(text: str) -> str:
     """Join surrogate pairs, and replace lone surrogates by U+FFFD, because neither UTF-8 nor a tokenizer can represent them."""
-    if text.isascii():  # costs nothing: Python keeps it as a flag of the string
+    if text.isascii():  # free: Python stores this as a flag of the string
         return text
     try:
         text.encode()
@@ -260,11 +260,12 @@ class _Buffer:
                 return ""
 
     def stop(self) -> tuple[int, str | None]:
-        """Return (the end of the record at `at`, None), or (where to go on after it, what is wrong) if it is broken."""
+        """Return (the end of the record at `at`, None), or (the position to continue at, the error) if the record is
+        broken."""
         while True:
             try:
                 _, stop = _raw_decode(self.text, self.at)  # 280 MB/s; no other way of finding the end was faster
-                if stop < len(self.text) or not self.grow():  # a number may go on in the next chunk
+                if stop < len(self.text) or not self.grow():  # a number may continue in the next chunk
                     return stop, None
             except RecursionError:
                 return self.resume(), "nested too deeply"

@@ -1,4 +1,4 @@
-"""Finds the cause of an error of object storage: what to tell the user, and whether to try again.
+"""Finds the cause of an object storage error, what to tell the user, and whether to retry.
 
     diagnose(error) is EXPIRED        # ExpiredToken of S3, google's RefreshError, HTTP status 401, …
 
@@ -15,14 +15,14 @@ from fastft.errors import UserError
 
 @dataclass(frozen=True)
 class Fault:
-    """A cause, and what may be done about it."""
+    """A cause, and what can be done about it."""
 
     words: str
     """The cause, to follow "s3://bucket/run: "."""
     advice: str
     """What the user can do."""
     tries: int | None
-    """How often to try again; None for a cause that may pass by itself: then for minutes."""
+    """How often to retry; None for a temporary cause, which is retried for minutes."""
     renews: bool = False
     """Whether to read the credentials anew before the next try."""
 
@@ -66,7 +66,7 @@ CODES = {
     ),
     MISSING: ("NoSuchKey", "BlobNotFound", "404"),
 }  # fmt: skip
-# Words in messages that come without a code.
+# Words in messages of errors that have no code.
 TEXTS = {
     "clock with skew": CLOCK,
     "Token must be a short-lived token": CLOCK,
@@ -121,7 +121,7 @@ def diagnose(error: BaseException) -> Fault:
     for words, fault in TEXTS.items():
         if any(words in str(each) for each in chain):
             return fault
-    # Before the codes, because aiohttp gives some errors of the network a status of its own making.
+    # Checked before the codes, because aiohttp invents a status for some errors of the network.
     if any(CLASSES.get(cls.__name__) is NETWORK for cls in type(error).__mro__):
         return NETWORK
     faults = [fault for each in chain for code in _codes(each) for fault, known in CODES.items() if code in known]
@@ -131,7 +131,7 @@ def diagnose(error: BaseException) -> Fault:
 
 def reason_of(error: BaseException) -> str:
     """The first line of the library's message."""
-    words = str(getattr(error, "strerror", None) or error).strip()  # without an "[Errno 16]" that s3fs has made up
+    words = str(getattr(error, "strerror", None) or error).strip()  # without the "[Errno 16]" that s3fs invents
     return words.splitlines()[0].rstrip(".") if words else type(error).__name__
 
 

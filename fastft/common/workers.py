@@ -15,7 +15,7 @@ from concurrent.futures import BrokenExecutor, Future, ThreadPoolExecutor
 from multiprocessing import parent_process
 from typing import Any, Protocol
 
-EARLY = 32  # batches that this process works on at most while a worker is loading: 10 s of work
+EARLY = 32  # the most batches that this process works on while a worker is loading: 10 s of work
 
 
 class Pool(Protocol):
@@ -30,7 +30,7 @@ class Pool(Protocol):
 def begin_worker() -> None:
     """Prepare a worker: it ignores Ctrl-C, which its parent handles, and ends with its parent, even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()  # without this, a tenth of the time is spent searching the imported modules for garbage
+    gc.freeze()  # otherwise a tenth of the time is spent on garbage collection of the imported modules
 
     def end_with_parent() -> None:
         parent_process().join()
@@ -67,7 +67,7 @@ def ordered_map(function: Callable, batches: Iterable, pool: Pool | None, loadin
         try:
             waiting.append(pool.submit(function, batch))
         except BrokenExecutor:
-            for earlier in waiting:  # one of them has broken the pool, and its error, unlike this one, has the cause
+            for earlier in waiting:  # one of these broke the pool; its error has the cause, unlike this one
                 earlier.result()
             raise
         if len(waiting) > pool.ahead:

@@ -1,4 +1,5 @@
-"""Judging: models answer questions, a stronger model compares the answers, and figures say how sure the result is.
+"""Judging: models answer questions, a stronger model compares the answers, and statistics give the result with its
+uncertainty.
 
     fastft answer --model DIR -o mine.jsonl
     fastft judge --answers mine.jsonl theirs.jsonl --judge URL#name -o judged

@@ -45,7 +45,7 @@ class Judgment:
     score_a: float | None
     score_b: float | None
     parsed: bool
-    text: str  # the judge's words, whole
+    text: str  # the judge's whole reply
     turn: int = 1
     referenced: bool = False  # whether the judge was shown a reference answer
     flags: tuple[str, ...] = field(default=())

@@ -1,7 +1,7 @@
-"""Ask judges about answers: which answers, in which order and with which prompt, and how a reply becomes a judgment.
+"""Ask judges about answers: choose the pairs, their order and the prompt, and turn each reply into a judgment.
 
-`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. In a prompt, the texts to be judged stand between marks
-that contain a hash of all these texts. So no answer can contain its own closing mark.
+`fastft.judge.command` and `fastft.judge.api` call `plan` and `judge_all`. In a prompt, the texts to be judged are enclosed
+in marks that contain a hash of all these texts, so no answer can contain its own closing mark.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _INJECTION = re.compile(
 
 @dataclass(frozen=True)
 class JudgeTask:
-    """What a judge is asked once: about one answer (`second` is None), or about two in one order."""
+    """One request to a judge: about one answer (`second` is None), or about two in one order."""
 
     question: Question
     turn: int
@@ -162,7 +162,10 @@ def write_prompt(task: JudgeTask, prompts: dict[str, str]) -> str:
 
 
 def _shown(turns: tuple[str, ...], what: str) -> str:
-    """Return a single turn as it is. Of several, the last is labelled as to be judged, and the others as its context."""
+    """Return a single turn unchanged.
+
+    If there are several, the last is labelled as the one to be judged, the others as context.
+    """
     if len(turns) == 1:
         return turns[0]
     before = "\n\n".join(f"[{what} {number}, for context]\n{turn}" for number, turn in enumerate(turns[:-1], 1))

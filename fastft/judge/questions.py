@@ -15,7 +15,7 @@ from fastft.errors import UserError
 from fastft.judge.rows import Values, is_count, is_number, is_string, is_text, or_null, read_objects, require_values
 
 OWN = Path(__file__).with_name("questions.jsonl")
-# What may stand under the keys that a question or an answer need not have.
+# Types of the optional keys of a question or an answer.
 QUESTION_VALUES: Values = {"category": (or_null(is_string), "a text or null")}
 ANSWER_VALUES: Values = {
     "parameters": (or_null(lambda value: isinstance(value, dict)), "an object or null"),
@@ -111,7 +111,7 @@ def read_answers(path: str | Path) -> list[Answer]:
 
 
 def _turns(row: dict[str, Any]) -> Any:
-    """Return the turns of an answer in whichever format it is; what is none of them is left to `_texts` to refuse."""
+    """Return the turns of an answer in any of the formats. `_texts` refuses everything else."""
     if row.get("turns") is not None:
         return row["turns"]
     if not row.get("choices"):

@@ -76,7 +76,8 @@ def write_judge_page(
     path: Path, figures: Figures, judgments: list[Judgment], questions: list[Question], answers: list[Answer]
 ) -> None:
     """Write report.html: the tables, plots, and every question with its answers and judgments."""
-    # A pair has one name, whoever was shown first. The template sorts nothing, because jinja's order is not Python's.
+    # A pair has one name, whichever model was shown first. The template must not sort, because jinja's order differs from
+    # Python's.
     pair_names = {frozenset((pair.first, pair.second)): f"{pair.first} : {pair.second}" for pair in figures.pairs}
     write_page(
         path,
@@ -158,7 +159,7 @@ def _rating_lines(figures: Figures) -> list[dict[str, Any]]:
 def _browser(
     judgments: list[Judgment], questions: list[Question], answers: list[Answer], pair_names: dict[frozenset, str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield each judged question with its answers and judgments, and the words by which the page filters them."""
+    """Yield each judged question with its answers and judgments, and the keywords for the page's filter."""
     texts = {question.id: question for question in questions}
     given = {(answer.question_id, answer.model): answer for answer in answers}
     by_question: dict[str, list[Judgment]] = defaultdict(list)
@@ -195,7 +196,7 @@ def _look(judgment: Judgment) -> tuple:
 
 
 def _kinds(judgment: Judgment, flipped: set[tuple]) -> str:
-    """Return the words that the page's filter finds a judgment by."""
+    """Return the keywords of a judgment for the page's filter."""
     kinds = ["flip"] * (_look(judgment) in flipped) + ["tie"] * (judgment.winner == "tie")
     kinds += ["unparsed"] * (not judgment.parsed) + ["flagged"] * bool(judgment.flags)
     return " ".join(kinds)

@@ -1,9 +1,9 @@
-"""Files of JSON objects, one a line, whose values are what they should be: questions, answers and judgments.
+"""Read files of JSON objects, one a line, and check the types of their values: questions, answers and judgments.
 
     for record in read_objects(path):
         require_values(record.value, {"seconds": (or_null(is_number), "a number or null")}, f"{record.where}: is no answer")
 
-Other people's tools write these files, too. What is wrong in one is said with its line, before anything is computed from it.
+Other tools write these files, too, so an error is reported with its line before anything is computed.
 """
 
 import json
@@ -18,11 +18,11 @@ from fastft.errors import UserError
 
 Check = Callable[[Any], bool]
 Values = Mapping[str, tuple[Check, str]]
-"""key -> (whether a value is right, what is right)."""
+"""key -> (check of a value, description of valid values)."""
 
 
 def require_values(row: dict[str, Any], values: Values, wrong: str) -> None:
-    """Raise UserError, whose message begins with `wrong`, where a value under one of the keys `values` is not right."""
+    """Raise UserError, whose message begins with `wrong`, if a value under one of the keys `values` fails its check."""
     for key in values.keys() & row.keys():
         is_right, what = values[key]
         if not is_right(row[key]):
@@ -40,7 +40,8 @@ def read_objects(path: str | Path) -> Iterator[Record]:
 
 
 def _repaired(value: Any) -> Any:
-    """Return the value with `repair_text` applied to every text in it: lone surrogates fit into no request and no file."""
+    """Return the value with `repair_text` applied to every text in it, because requests and files cannot hold lone
+    surrogates."""
     if isinstance(value, dict):
         return {_repaired(key): _repaired(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -54,7 +55,7 @@ def is_string(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Return whether `value` is a text that says something."""
+    """Return whether `value` is a text that is not blank."""
     return isinstance(value, str) and bool(value.strip())
 
 

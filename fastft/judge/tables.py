@@ -46,7 +46,7 @@ class FigureTable(NamedTuple):
 
 
 def tables(figures: Figures) -> list[FigureTable]:
-    """Return every table that has something to show."""
+    """Return all tables that are not empty."""
     made = [
         FigureTable("Pairs", PAIR_HEADS, [pair_row(pair) for pair in figures.pairs]),
         _pairs_by_judge(figures),
@@ -81,7 +81,7 @@ def _pairs_by_judge(figures: Figures) -> FigureTable:
 
 
 def _ratings(figures: Figures) -> FigureTable:
-    """Ratings of three models or more: two are better compared by their win rate."""
+    """The table of ratings, for three models or more; two are better compared by their win rate."""
     ratings = figures.ratings if len(figures.ratings) > 2 else {}
     rows = [[name, number(interval, 0)] for name, interval in ratings.items()]
     return FigureTable("Bradley-Terry ratings (Elo scale, mean 1000)", ("model", "rating"), rows)

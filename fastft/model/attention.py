@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastft.errors import UserError
 
-# Arguments of some architectures that the functions below do not implement. To ignore them would silently give wrong results.
+# Arguments of some architectures that the functions below do not implement. Ignoring them would silently give wrong results.
 _UNKNOWN = ("s_aux", "position_bias", "alibi", "head_mask")
 
 
@@ -90,7 +90,7 @@ def _installed(module: str) -> bool:
 
 
 def _refusing_unknown(function: Callable) -> Callable:
-    """Wrap `function`, so that an argument that it would ignore raises UserError."""
+    """Wrap `function`, so that an argument that it does not implement raises UserError."""
 
     def attention(module, query, key, value, attention_mask, **kwargs):
         for name in _UNKNOWN:

@@ -1,4 +1,5 @@
-"""Builds the model for training: on the meta device, with gradient checkpointing, compiled, sharded, and then with its weights.
+"""Builds the model for training: on the meta device, then with gradient checkpointing, compiled, sharded, and last filled
+with weights.
 
 `TrainedModel` wraps a causal LM of transformers, so that one forward pass maps a packed micro-batch to its summed loss. The
 head runs on the trained positions only, and inside the forward pass of the root FSDP unit: outside of it, the gradient of its
@@ -113,7 +114,8 @@ def prepare_model(
     """Build the sharded model with its weights, in training mode; trained weights are in fp32. Collective.
 
     `model_config` is what `fit_config` returned, `attention` the backend's name in transformers. If the run is `resumed`,
-    trained weights get no values here, but from the checkpoint. Raises UserError if the model cannot be built or read.
+    trained weights get no values here, because they are read from the checkpoint. Raises UserError if the model cannot be
+    built or read.
     """
     mesh = make_mesh(device, config.replicas)
     low = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -133,7 +135,9 @@ def prepare_model(
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
-            block.compile(dynamic=False)  # the shapes of training batches never change, and fixed ones are the fastest
+            block.compile(
+                dynamic=False
+            )  # the shapes of training batches never change, and static shapes are the fastest
     shard(model, mesh, config.offload, quantized)
     home = torch.device("cpu") if config.offload else device
     dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731
@@ -147,7 +151,7 @@ def assemble(config: TrainConfig, model_config, attention: str, low: torch.dtype
     if config.extend != "none":
         require_scaled(causal_lm, load_config(config.model))
     model = TrainedModel(causal_lm)
-    blocks = model.blocks  # before the weights are opened, because a model without blocks has a better message
+    blocks = model.blocks  # before the weights are opened, because the error about a model without blocks says more
     source = weights.open_weights(config.model, causal_lm)
 
     def read(name: str) -> weights.Rows:
@@ -215,13 +219,14 @@ def shard(model: TrainedModel, mesh: DeviceMesh, offload: bool, whole: set[nn.Pa
     register_fsdp_forward_method(model, "likeliest")
     for module in (model, *model.blocks):
         module.set_gradient_divide_factor(1.0)
-        # NCCL's other way, a pre-multiplied sum, gives zeros in bf16, up to torch 2.13.
+        # NCCL's alternative, a pre-multiplied sum, gives zeros in bf16 up to torch 2.13.
         module.set_force_sum_reduction_for_comms(True)
 
 
 def uncompiled():
     """A context in which compiled blocks run without their compiled code, for inputs of other shapes than training batches.
 
-    Otherwise every block would be compiled again for each shape, and 8 times at most (torch._dynamo.config.recompile_limit).
+    Otherwise every block would be compiled again for each shape, up to the limit of 8
+    (torch._dynamo.config.recompile_limit).
     """
     return torch.compiler.set_stance("force_eager")

@@ -1,10 +1,10 @@
 """Matrix products in 8-bit floats for the blocks' linear layers: torchao's float8 training with a scale for each row.
 
 A row is a token's activations, or a row of the weights or of the gradients. torchao's other recipe, one scale for a whole
-tensor, is faster. But that scale would be computed over all tokens of a packed row, so that a conversation's results would
-depend on the others in its row, which must not be (fastft.model.isolation proves it before the first step). The head, the
-embeddings and the norms stay in bf16, the weights and the optimizer's state in fp32. Checkpoints and the exported model
-have the same format with and without float8.
+tensor, is faster. But that scale is computed over all tokens of a packed row, so a conversation's results would depend on
+the others in its row. fastft.model.isolation proves before the first step that they do not. The head, the embeddings and the
+norms stay in bf16, the weights and the optimizer's state in fp32. Checkpoints and the exported model have the same format
+with and without float8.
 """
 
 from dataclasses import replace

@@ -18,7 +18,7 @@ from fastft.model.pretrained import locate
 logger = logging.getLogger(__name__)
 
 NAME = "generation_config.json"
-# Whether the other values are valid depends on these, whose types transformers does not check.
+# transformers does not check the types of these, on which the validity of the other values depends.
 MODES = {"do_sample": bool, "num_beams": int, "return_dict_in_generate": bool, "use_cache": bool}
 # Set from the tokenizer; further eos ids of the file are kept.
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")

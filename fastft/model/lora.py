@@ -28,7 +28,7 @@ def add_adapters(
     peft = _peft()
     if config.quantize == "nf4":
         _make_quantized(blocks, dtype)
-        causal_lm.is_loaded_in_4bit = True  # where peft looks for it
+        causal_lm.is_loaded_in_4bit = True  # peft looks for this attribute
     settings = adapter_settings(blocks, config, model)
     peft.inject_adapter_in_model(settings, causal_lm, low_cpu_mem_usage=True)
     for name, parameter in causal_lm.named_parameters():

@@ -1,10 +1,10 @@
 """Cross entropy summed over the trained positions, without the logits of all positions in memory at once.
 
-The logits, their softmax and the gradients of both are computed in the forward pass, for some positions at a time, after which
-the logits are dropped. To compute them again in the backward pass would cost a fourth matrix product besides the three that are
-needed. On a CPU this takes two thirds of the time of checkpointed chunks, with equal errors (benchmarks/loss.py). The weight's
-gradient is summed over the chunks in the model's data type: in bf16 its error grows from 1.7e-3 for one chunk to 5.0e-3 for 16
-and 1.0e-2 for 64. A sum in fp32 would take another GiB for an 8B model, and twice the memory traffic.
+The logits, their softmax and the gradients of both are computed in the forward pass, for some positions at a time, after
+which the logits are dropped. Computing them again in the backward pass would cost a fourth matrix product, besides the three
+that are needed. On a CPU this takes two thirds of the time of checkpointed chunks, with equal errors (benchmarks/loss.py).
+The weight's gradient is summed over the chunks in the model's data type: in bf16 its error grows from 1.7e-3 for one chunk
+to 5.0e-3 for 16 and 1.0e-2 for 64. A sum in fp32 would take another GiB for an 8B model, and twice the memory traffic.
 
 Why not a library's loss: `torch.nn.functional.linear_cross_entropy` (torch 2.13) works in the same way, but sums the loss of a
 bf16 model in bf16 (wrong by 1 % in that benchmark), and has neither logit soft-capping nor the z-loss; the tests compare ours
@@ -77,7 +77,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
             if d_bias_V is not None:
                 d_bias_V += d_logits_nV.sum(0)
         ctx.gradients = (d_hidden_ND, d_weight_VD, d_bias_V)
-        # Not views, on which in-place operations would lose FSDP's hooks.
+        # Copies, because in-place operations on views would lose FSDP's hooks.
         loss, z_loss = sums[0].clone(), sums[1].clone()
         ctx.mark_non_differentiable(z_loss)
         return loss, z_loss

@@ -11,7 +11,7 @@ from fastft.errors import UserError, first_line, is_ours
 from fastft.model.rope_scaling import fit_seq_len
 
 HUB_LIMIT_S = 5.0
-"""Usually the Hub answers within a second."""
+"""Seconds to wait for the Hub, which usually answers within one."""
 
 
 def load_config(model: str):
@@ -38,7 +38,7 @@ def load_config(model: str):
 def require_hub(model: str) -> None:
     """Raise UserError unless the config of the Hub's `model` is in the local cache, or the Hub answers within HUB_LIMIT_S.
 
-    huggingface_hub itself tries for 23 s and more, which is too long for a command that only answers a question.
+    huggingface_hub itself tries for at least 23 s, which is too long for a command that only answers a question.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -65,7 +65,7 @@ def _ask_hub(model: str, reasons: list[str]) -> None:
 
     try:
         get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=HUB_LIMIT_S)
-    except HfHubHTTPError:  # an answer, too, which load_config explains
+    except HfHubHTTPError:  # also an answer; load_config explains it
         pass
     except Exception as error:  # from an HTTP library that depends on huggingface_hub's version
         reasons.append(first_line(error))
@@ -74,7 +74,10 @@ def _ask_hub(model: str, reasons: list[str]) -> None:
 
 
 def locate(model: str, name: str) -> Path:
-    """The path of the model's file `name`, which is downloaded if necessary. The path does not exist if the file does not."""
+    """The path of the model's file `name`, which is downloaded if necessary.
+
+    If the model has no such file, the returned path does not exist.
+    """
     from transformers.utils import cached_file
 
     if Path(model).is_dir():

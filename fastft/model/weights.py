@@ -108,7 +108,7 @@ class SafetensorsFiles:
     def require(self, causal_lm: nn.Module, model: str) -> None:
         """Raise UserError unless every tensor of `causal_lm` is here with its shape, and tied ones are equal.
 
-        Only warn of tensors that the model does not have.
+        Tensors that the model does not have only cause a warning.
         """
         surplus = {name: path for name, path in self.files.items() if not name.endswith("rotary_emb.inv_freq")}
         growing = _embedding_names(causal_lm)
@@ -177,13 +177,13 @@ def _load_whole(model: str) -> dict[str, Tensor]:
         if is_ours(error):
             raise
         raise UserError(f"{model}: the model cannot be loaded ({first_line(error)})") from None
-    if missing := sorted(info["missing_keys"]):  # transformers would train them from random numbers
+    if missing := sorted(info["missing_keys"]):  # transformers would initialise them with random numbers
         raise UserError(f"{model}: {len(missing)} weights are missing from its files, the first {missing[0]}")
     return causal_lm.state_dict(keep_vars=True)
 
 
 def fill_buffers(model: nn.Module, read: Read) -> None:
-    """Read the buffers that are in files, to the CPU, from where sharding moves them to the device; collective."""
+    """Read the buffers that are in files to the CPU; sharding moves them to the device later. Collective."""
     for name, empty in list(model.named_buffers()):
         if empty.is_meta:
             setattr(*_owner(model, name), read(name)[...].to(empty.dtype))
@@ -275,7 +275,7 @@ def _renamed(causal_lm: nn.Module, names) -> bool:
     """Whether transformers renames or converts any of these tensors when it loads them."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError:  # it has moved, and only transformers itself can know
+    except ImportError:  # the function has moved; only transformers itself can tell then
         return True
     for conversion in get_model_conversion_mapping(causal_lm):
         for name in names:

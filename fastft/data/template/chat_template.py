@@ -181,9 +181,8 @@ class ChatTemplate:
     # Counting --------------------------------------------------------------------------------------------------------
 
     def count(self, messages: Sequence[Message]) -> int:
-        """Return how many ids `encode` gives. They are counted by words where that is proven to give the same number.
-
-        Whether the template leaves the texts as they are is for `check` to find out. Raises TemplateError.
+        """Return how many ids `encode` gives. They are counted by words if that is proven to give the same number. Call
+        `check` to find out whether the template leaves the texts unchanged. Raises TemplateError.
         """
         messages = _repaired(messages)
         counted = self._counted(messages) if self._counter else None
@@ -216,7 +215,7 @@ class ChatTemplate:
 
         `encode` cuts the text at control tokens (one token each) and at the answers' boundaries, and tokenises every piece
         once. A byte of a piece gives at most `tokens_per_byte` tokens. Some tokenizers put something before a piece, which
-        gives one more. Whether the template leaves the texts as they are is for `check` to find out. Raises TemplateError.
+        gives one more. Call `check` to find out whether the template leaves the texts unchanged. Raises TemplateError.
         """
         if (most := self._tokens_per_byte) is None:
             return None

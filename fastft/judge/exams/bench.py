@@ -39,7 +39,7 @@ class BenchConfig(ModelConfig):
     tasks: str = "bbh,agieval"
     """Suites and tasks, separated by commas."""
     limit: int | None = None
-    """Ask only so many items of each task, from the first on: a trial run, not a result."""
+    """Ask only the first N items of each task: for a trial run, not for a result."""
     max_tokens: int = 256
     """The longest answer, in tokens."""
     output: Path = option(Path("bench"), short="-o")
@@ -182,7 +182,7 @@ def average(results: list[TaskResult]) -> SuiteResult:
     """Return the mean of a suite's tasks. Its interval treats the tasks as fixed and their items as drawn at random.
 
     So the variances of the tasks' accuracies, p (1 - p) / n each, add up. p and n are Agresti and Coull's, with one right and
-    one wrong answer added, because 0 of n right does not mean that the accuracy is certainly 0.
+    one wrong answer added, because 0 right answers of n do not prove that the accuracy is 0.
     """
     mean = lambda values: sum(values) / len(results)  # noqa: E731
     accuracy = mean([each.accuracy for each in results])

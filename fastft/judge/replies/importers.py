@@ -2,8 +2,8 @@
 
 A review has the judge's words (`text`) and a pair of scores (`score`), which people entered if the original parser failed.
 "field" takes these scores, "text" reads the words, and both name every review in which the two differ. The files are called
-review_FIRST_SECOND.jsonl. The first model was shown first, unless the ids of the answers in a review say otherwise: then the ids
-are believed, and the file is named.
+review_FIRST_SECOND.jsonl. The first model was shown first, unless the ids of the answers in a review say otherwise. Then the
+ids decide, and the file is reported.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,8 +22,8 @@ def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str
     """Return the judgments of all review files in `directory`, contradictions, questions and answers.
 
     Contradictions are lines: a field that differs from its text, or a file's name that differs from its rows. Questions and
-    answers are read where they lie as in the original: TABLE/question.jsonl and TABLE/answer/answer_NAME.jsonl beside
-    TABLE/review/. Raises UserError for a directory without reviews, and for a record that is no review.
+    answers are read from the places that they have in the original: TABLE/question.jsonl and TABLE/answer/answer_NAME.jsonl
+    beside TABLE/review/. Raises UserError for a directory without reviews, and for a record that is no review.
     """
     paths = sorted(directory.glob("review_*.jsonl")) if directory.is_dir() else []
     if not paths:
@@ -101,7 +101,10 @@ def _shown_order(row: dict[str, Any], named: tuple[str, str], models_of_ids: dic
 
 
 def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
-    """Return the two models in a file's name. If a name has underscores itself, the answers tell where it ends."""
+    """Return the two models in a file's name.
+
+    If a model's name contains underscores, the names in the answers decide where it ends.
+    """
     parts = path.stem.removeprefix("review_").split("_")
     pairs = [("_".join(parts[:i]), "_".join(parts[i:])) for i in range(1, len(parts))]
     if not pairs or not all(pairs[0]):

@@ -1,10 +1,10 @@
 """Read scores from a judge's words. Nothing is guessed: what cannot be read, or can be read in two ways, is None.
 
-Our prompts ask for a JSON object. It is the judge's own if the reply begins or ends with it; elsewhere it may be quoted from an
-answer that plays the judge. In plain words, scores are read in the forms in which judges have been seen to write them: alone on
-the first line, as Vicuna's reviewers did; as a pair; as a tuple after a word such as "scores" or "output"; and with the
-assistants' names ("Assistant 1: 8/10"). A tuple without such a word counts only on a line of its own, because "the endpoints
-(10, 4)" is geometry. "Assistant 1: 5 examples" is no score.
+Our prompts ask for a JSON object. It counts as the judge's own if the reply begins or ends with it. Elsewhere it may be a
+quote from an answer that imitates a judge. In plain words, scores are read in the forms in which judges have been seen to
+write them: alone on the first line, as Vicuna's reviewers did; as a pair; as a tuple after a word such as "scores" or
+"output"; and with the assistants' names ("Assistant 1: 8/10"). A tuple without such a word counts only on a line of its own,
+because "the endpoints (10, 4)" is geometry. "Assistant 1: 5 examples" is no score.
 """
 
 import json
@@ -78,7 +78,7 @@ def is_refusal(text: str) -> bool:
 
 
 def spoken(text: str) -> str:
-    """Return what the judge says itself: its words and its object's values, without the keys that it was told to use."""
+    """Return the judge's own words: its text and the values of its object, without the keys that our prompt prescribes."""
     objects, rest = _own_objects(text)
     return "\n".join([rest, *(str(value) for found in objects for value in found.values())])
 
@@ -197,7 +197,8 @@ def _named(lines: list[str]) -> Iterator[tuple[int, tuple[float, ...]]]:
 def _singles(lines: list[str]) -> set[tuple[float, ...]]:
     """Return the scores of the surest form that occurs.
 
-    These are double brackets, a score alone on the first or last line, a line that says "final" or "overall", and any other.
+    The forms, surest first: double brackets, a score alone on the first or last line, a line with "final" or "overall", any
+    other.
     """
     text = "\n".join(lines)
     rated = [(line, found) for line in lines for found in _RATED.finditer(line)]

@@ -1,1 +1,1 @@
-"""From single judgments to figures with intervals: win rates, ratings, agreement."""
+"""Statistics over judgments: win rates, ratings and agreement, with intervals."""

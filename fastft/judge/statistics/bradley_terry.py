@@ -1,13 +1,14 @@
-"""Bradley-Terry ratings from few and scattered battles, such as people's votes, with intervals that say how few they are.
+"""Bradley-Terry ratings from few and scattered battles, such as people's votes, with intervals that are wide if votes are
+few.
 
     bradley_terry([Game("a", "b", 1.0, "q1"), ...])      # {"a": Interval(1120, 890, 1350), ...}
 
 fastft.judge.statistics.stats.ratings is for a judge's evaluation, where every pair has met on every question. There,
-resampling questions is right. Where a pair has met three times and one model won all three, every resample is the same, and
-the interval would have no width; and a tie added to each of many pairs pulls ratings together. Here, ratings have a weak
-prior, a normal one around the mean with a standard deviation of 400 points, and intervals come from the curvature of the
-posterior, or from the spread of questions' scores (the clustered sandwich) where that is wider. benchmarks/votes.py shows
-the coverage of both.
+resampling questions is right. Here it is not: if a pair has met three times and one model won all three, every resample is
+the same, and the interval would have no width. Adding a tie to each of many pairs would pull ratings together. Here, ratings
+have a weak prior, a normal one around the mean with a standard deviation of 400 points, and intervals come from the
+curvature of the posterior, or from the spread of questions' scores (the clustered sandwich) where that is wider.
+benchmarks/votes.py shows the coverage of both.
 """
 
 import math
@@ -19,7 +20,7 @@ import numpy as np
 from fastft.judge.statistics.intervals import Interval
 
 POINTS = 400 / math.log(10)
-"""Of the Elo scale in one unit of log odds."""
+"""Points of the Elo scale in one unit of log odds."""
 PRIOR_POINTS = 400.0
 Z = 1.96
 
@@ -37,7 +38,7 @@ class Game:
 def bradley_terry(battles: Sequence[Game]) -> dict[str, Interval]:
     """Return ratings on the Elo scale with mean 1000 and 95 % intervals, the best first.
 
-    The models must be connected by battles: between two groups that never met, the prior alone would decide.
+    Battles must connect all models, because between two groups that never met, the prior alone would decide.
     """
     if not battles:
         return {}
@@ -69,7 +70,7 @@ def _fit(design_GM: np.ndarray, scores_G: np.ndarray, question_G: np.ndarray) ->
         values_M += step_M
         if abs(step_M).max() < 1e-9:
             break
-    # The mean of all is fixed, so what is uncertain is each one's distance from it.
+    # The mean of all ratings is fixed, so the errors are those of the distances from the mean.
     centre_MM = np.eye(models) - 1 / models
     bread_MM = centre_MM @ np.linalg.inv(hessian_MM)
     gradients_QM = np.zeros((question_G.max() + 1, models))

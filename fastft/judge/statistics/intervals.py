@@ -1,9 +1,10 @@
-"""How sure a figure is: confidence intervals over questions, a paired test, and how many questions a difference needs.
+"""Uncertainty: confidence intervals over questions, a paired test, and the number of questions needed to see a difference.
 
-Questions are what was sampled, not judgments. The judgments of one question (both orders, all turns, all judges) depend on each
-other, so intervals resample whole questions (a cluster bootstrap; 95 %, by percentiles). Resampling single judgments, as is
-common, makes intervals too narrow: 80 questions in both orders are not 160 independent ones. To shares, one question won and one
-lost are added, because intervals near 100 % would be too narrow otherwise (benchmarks/judge.py shows the coverage of all three).
+The sampling unit is the question, not the judgment. The judgments of one question (both orders, all turns, all judges)
+depend on each other, so intervals resample whole questions (a cluster bootstrap; 95 %, by percentiles). Resampling single
+judgments, as is common, makes intervals too narrow: 80 questions in both orders are not 160 independent ones. For shares,
+one won and one lost question are added, because intervals near 100 % would otherwise be too narrow (benchmarks/judge.py
+shows the coverage of all three).
 """
 
 import math

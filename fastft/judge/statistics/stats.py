@@ -73,10 +73,12 @@ class Pair:
     questions: int
     better_or_equal: int  # questions on which the second model has won at least half
     win_rate: Interval
-    per_game: Interval  # the same as if judgments were independent, so too narrow
+    per_game: Interval  # computed as if judgments were independent, so too narrow
     p_value: float  # of the hypothesis that both are equally good, by flipping signs of questions
     controlled: LengthControl | None
-    questions_needed: int  # to tell a win rate of 50 % plus `Figures.to_see` points from 50 %, with a power of 80 %
+    questions_needed: (
+        int  # to distinguish a win rate of 50 % plus `Figures.to_see` points from 50 %, with a power of 80 %
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Position:
     both_orders: int  # pairs of answers that were judged in both
     consistent: int  # of those, with the same verdict in both orders
     half_flips: int  # with a win in one order and a tie in the other
-    flips: int  # with another winner in each order
+    flips: int  # with a different winner in each order
     flip_rate: Interval | None  # share of `both_orders`
     first_wins: Interval | None  # share of decisive judgments won by the answer shown first
 
@@ -108,7 +110,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class ScoreAgreement:
-    """How far two judges agree on answers judged alone: Pearson's correlation, and how much more the second gives on average."""
+    """Agreement of two judges on answers judged alone: Pearson's correlation, and how much higher the second scores on
+    average."""
 
     judges: tuple[str, str]
     looks: int

@@ -111,7 +111,7 @@ class StopFlag:
         now = time.monotonic()
         step_s = (now - self._agreed_at) / max(1, step - self._agreed_step)
         stop, save = self.reason is not None, save or self.save_soon
-        self.save_soon = False  # before this waits for the others, because advice that comes meanwhile must not be lost
+        self.save_soon = False  # before waiting, so that a recommendation that arrives meanwhile is kept
         wishes = torch.tensor([stop, save, step_s, now - self.deadline], dtype=torch.float64)
         dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.group)
         stop, save, slowest_s, past_deadline_s = wishes.tolist()
