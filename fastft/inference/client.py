@@ -70,9 +70,7 @@ class Client:
         options = {"base_url": self.url, "max_retries": 0, "timeout": limits.timeout_s}
         try:
             self.api = AsyncOpenAI(api_key=self.secret or "none", **options)
-        except (
-            Exception
-        ) as error:  # a wrong proxy address, reported by an HTTP library that depends on openai's version
+        except Exception as error:  # a wrong proxy address; its HTTP library depends on openai's version
             if is_ours(error):
                 raise
             raise UserError(

@@ -135,9 +135,7 @@ def prepare_model(
     for block in blocks:
         recompute(block, config.gradient_checkpointing)
         if config.compile:
-            block.compile(
-                dynamic=False
-            )  # the shapes of training batches never change, and static shapes are the fastest
+            block.compile(dynamic=False)  # training batches have constant shapes, and static shapes are the fastest
     shard(model, mesh, config.offload, quantized)
     home = torch.device("cpu") if config.offload else device
     dtype = lambda parameter: torch.float32 if parameter.requires_grad else low  # noqa: E731

@@ -230,9 +230,7 @@ class Loop:
             for number, (step, its_batches) in enumerate(ahead(steps, batches), self.start_step + 1):
                 self.take(number, step, its_batches)
                 self.after(number)
-                if (
-                    number == self.start_step + 1
-                ):  # the first step also compiled; a rank that is late from now on is dead
+                if number == self.start_step + 1:  # it also compiled; a rank that is late from now on is dead
                     self.startup.done("step")
                     logger.info(str(self.startup))
                     limit_waiting(STEP_LIMIT, self.writer.patient_groups)

@@ -73,9 +73,7 @@ class Pretokenizer:
     spelled: Callable[[str], str]  # spells a word as the vocabulary does
     # Returns what the tokenizer puts before a text. The second argument says whether the text begins the conversation.
     prefix: Callable[[str, bool], str] = lambda text, begins: ""
-    apart: Callable[[str, int], bool] = lambda text, position: (
-        False
-    )  # returns whether a word certainly ends at a position
+    apart: Callable[[str, int], bool] = lambda text, position: False  # whether a word surely ends at a position
     joins: str = ""  # white space that may be in one word with a space after it
     stable: re.Pattern | None = None  # matches the texts for which `cut` is proven; None: all texts
 
