@@ -51,7 +51,7 @@ class Split:
     rounds_in: int
     rounds_kept: int
     unfinished: int = 0  # parts whose last answer continues in the next part
-    refused: str = ""  # why the chat template cannot render the conversation; "" where it can
+    refused: str = ""  # why the chat template cannot render the conversation; "" if it can
 
 
 # The fields of the report that this pass counts. A run that continues an interrupted one restores them.

@@ -41,7 +41,7 @@ FIELDS = ("question", "prompt", "turns", "text", "instruction", "input")
 NAMES = ("question_id", "task_id", "id", "uid")
 LONGEST_ITEM = 1 << 16  # characters of an item's text that are indexed
 
-# The numbers of the rules above. "Wide" stands for scripts without spaces, in which each character counts as a word.
+# The numbers of the rules above. "Wide" means scripts without spaces, in which each character counts as a word.
 WORDS, WIDE_WORDS = 13, 20
 CHARACTERS = 50
 WHOLE_ITEM, WIDE_WHOLE_ITEM = 6, 10

@@ -54,7 +54,7 @@ SHINGLE = 5  # words
 # A conversation with fewer words has no sketch, and is a duplicate only of the same text, because there a small
 # difference matters ("2 + 2", "2 - 2").
 MIN_WORDS = 20
-MAX_WORDS = 1 << 20  # of a longer conversation, only the first so many words are sketched
+MAX_WORDS = 1 << 20  # of a longer conversation, only the first MAX_WORDS are sketched
 
 # Values of a sketch. Of the 32 bits of each value 8 are kept, so that two different values agree once in 256 times;
 # `_similarity` corrects for that.

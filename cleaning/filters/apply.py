@@ -1,7 +1,7 @@
 """Apply the chosen filters and repairs to a conversation, in the order of the table: what is changed, dropped or rejected.
 
 verdict = apply_steps(conversation, settings)    # repairs `conversation` in place
-verdict.reason                                   # the filter that rejects it, or "" where it is kept
+verdict.reason                                   # the filter that rejects it, or "" if it is kept
 """
 
 import collections
@@ -32,7 +32,7 @@ class DroppedRound:
 class Verdict:
     """What the steps decided about a conversation."""
 
-    reason: str = ""  # the filter that rejects it; "" where it is kept
+    reason: str = ""  # the filter that rejects it; "" if it is kept
     detail: str = ""
     repairs: collections.Counter = field(default_factory=collections.Counter)  # turns changed, rounds dropped, by name
     dropped: list[DroppedRound] = field(default_factory=list)

@@ -54,7 +54,7 @@ def check(settings: FilterSettings) -> None:
 
 @functools.cache
 def _own_filter(spec: str) -> Filter:
-    """Load a user's filter, given as `my.py:too_polite`. This runs the file. Raises UserError where it fails."""
+    """Load a user's filter, given as `my.py:too_polite`. This runs the file. Raises UserError if it fails."""
     path, _, name = spec.rpartition(":")
     if not path or not name.isidentifier():
         raise UserError(f"--filters {spec}: expected FILE.py:FUNCTION")
@@ -76,7 +76,7 @@ def _own_filter(spec: str) -> Filter:
 
 
 def _ask_own(spec: str, function: Callable, conversation: Conversation, settings: FilterSettings) -> str | None:
-    """Return the complaint of a user's filter. Raises UserError where the filter fails, which says nothing about the data."""
+    """Return the complaint of a user's filter. Raises UserError if the filter fails, which says nothing about the data."""
     try:
         answer = function(conversation)
     except Exception as error:  # noqa: BLE001  it is the user's code

@@ -290,7 +290,7 @@ _NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff，、]")  # Chinese and Jap
 
 
 def joined(first: str, second: str) -> str | None:
-    """Return the two halves of an answer joined, or None where it is not certain how they belong together.
+    """Return the two halves of an answer joined, or None if it is not certain how they belong together.
 
     The page does not say whether an answer was cut inside a word, after a word, or at the end of a line. So only certain
     cases are joined: code at the end of a line, the next number of a list, and a sentence that continues in lower case where

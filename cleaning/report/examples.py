@@ -18,7 +18,7 @@ from cleaning.sources.turns import Rejection
 from fastft.common.records import parse_json
 
 LONGEST = 2_000  # characters of a text that are kept
-AMONG = 20_000  # after so many answers from HTML, no better examples are searched for
+AMONG = 20_000  # answers from HTML among which examples are searched for
 
 # What the HTML of an answer must contain to be an example of its kind.
 _HOLDS = {"code": "<pre", "table": "<table", "formula": "application/x-tex", "list": "<li"}

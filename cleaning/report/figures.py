@@ -63,7 +63,7 @@ class Sizes:
         y_ticks = ticks(0, max(columns.values(), default=0), whole=True)
         tops = [100 - 100 * columns[i] / y_ticks[-1] for i in shown]
         single = edges is ROUND_EDGES
-        every = 1 + len(shown) // 8  # about eight labels fit, so only every so many columns get one
+        every = 1 + len(shown) // 8  # about eight labels fit, so not every column gets one
         names = [_between(edges, i, single) for i in shown]
         return Plot(
             f"{title}, median {self.median():,}",
@@ -148,7 +148,7 @@ class Kept:
         self.beginnings.update(piece.beginnings)
 
     def plots(self) -> list[tuple[Plot, str]]:
-        """Return (histogram, unit of its x axis) for each kind of length; nothing where nothing is kept."""
+        """Return (histogram, unit of its x axis) for each kind of length; nothing if nothing is kept."""
         if not self.lengths["conversations"].counts:
             return []
         named = [

@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 
 
 def read_ledger(directory: Path) -> dict[str, Any]:
-    """Return the report.json of a finished run. Raises UserError where there is none, or one of another cleaner's version."""
+    """Return the report.json of a finished run. Raises UserError if there is none, or one of another cleaner's version."""
     path = directory / "report.json"
     try:
         ledger = orjson.loads(path.read_bytes())
@@ -105,7 +105,7 @@ def output_console() -> Console:
 
 
 def print_ledger(report: Report, console: Console) -> None:
-    """Print the ledger as a table: what came in, what was rejected for which reason, what is kept."""
+    """Print the ledger as a table: what was read, what was rejected and why, and what was kept."""
     table = Table(title="Cleaning", title_justify="left", show_header=False, title_style="bold")
     table.add_column()
     table.add_column(justify="right")

@@ -24,7 +24,7 @@ def write_report(directory: Path, ledger: dict[str, Any] | None = None, pool: Po
     """Write `directory`/report.html from the other outputs there, and return its path.
 
     `ledger` is what report.json will hold, if it is not written yet. With `pool`, its processes count what is kept, which
-    does not change the page. Raises UserError where the directory does not hold the outputs of a finished run.
+    does not change the page. Raises UserError if the directory does not hold the outputs of a finished run.
     """
     ledger = read_ledger(directory) if ledger is None else ledger
     largest = ledger["duplicates"].get("largest", [])

@@ -29,7 +29,7 @@ def worker_pool(
 ) -> Iterator[Pool | None]:
     """Start the workers for `sources`: processes, or the cores of the Ray cluster at `ray`.
 
-    Gives None where this process alone is as fast. `preloaded` names the modules that the work needs: processes begin with
+    Gives None if this process alone is as fast. `preloaded` names the modules that the work needs: processes begin with
     these imported. Raises UserError if a worker is killed or memory runs out. Anything else that a worker raises is raised
     here, with the worker's traceback as its cause.
     """

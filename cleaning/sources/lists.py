@@ -208,7 +208,7 @@ _SYSTEM = ("system", "system_prompt", "system_message", "instructions")
 
 
 def _add_system(conversation: RawConversation, record: dict) -> None:
-    """Make a system prompt that stands beside the list of turns the first turn, unless the list has one of its own."""
+    """Insert the record's separate system prompt as the first turn, unless the turns have one already."""
     prompt = next((record[key] for key in _SYSTEM if record.get(key)), None)
     if prompt is None:
         return

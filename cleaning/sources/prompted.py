@@ -121,7 +121,7 @@ def _said(value: Any, role: str, number: int, notes: Counter[str]) -> list[Turn]
 
 
 def _whole(asked: list[Turn], answer: list[Turn]) -> list[Turn]:
-    """Return question and answer as one dialogue. Raises Rejection where there is no question.
+    """Return question and answer as one dialogue. Raises Rejection if there is no question.
 
     An answer that includes its question is a whole dialogue already. An answer at the end of `asked` is replaced.
     """

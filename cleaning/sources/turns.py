@@ -43,7 +43,7 @@ class Turn:
 
 @dataclass(slots=True)
 class RawConversation:
-    """A conversation as a reader found it. `id`, `model` and `lang` are "" where the dump does not name them."""
+    """A conversation as a reader found it. `id`, `model` and `lang` are "" if the dump does not name them."""
 
     id: str
     model: str
@@ -54,7 +54,7 @@ class RawConversation:
     source: str = ""
     part: int = 0
     parts: int = 1
-    time: float = 0.0  # when it was last changed, in unix seconds; 0 where the dump does not say
+    time: float = 0.0  # when it was last changed, in unix seconds; 0 if the dump does not say
     tree: bytes = b""  # where a tree gave several conversations: a value that all of them share
     # Signs that plugins or tools took part, as {name of the filter that looks for them: its complaint}.
     sessions: dict[str, str] = field(default_factory=dict)

@@ -76,7 +76,7 @@ def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: Tru
 def _stdout_is_closed() -> bool:
     """Whether the program that read our standard output has ended, such as `head`; False if another pipe has broken.
 
-    If it has, what is still to be written there goes to /dev/null, so that Python does not fail once more at the end.
+    If it has, all further output is sent to /dev/null, so that Python does not fail again at the end.
     """
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)  # poll reports errors even with an empty mask

@@ -122,7 +122,7 @@ class CommandReader:
     def read(self, argv: Sequence[str]) -> list[str]:
         """Return the command in the form that argparse cannot misread: the files as one, then every value as `--key=value`.
 
-        So a value may begin with a dash, and words without a name may stand between options. Raises UsageError.
+        So a value may begin with a dash, and positional values may come between options. Raises UsageError.
         """
         words = deque(argv)
         while words:
@@ -275,7 +275,7 @@ class CommandReader:
             self._check_value(key, value, option.annotation)
             if option.several and not _fits(value, option.annotation):
                 raise UsageError(_misfit(key, value, option.annotation))
-            # The values go on as JSON, which cannot write infinity and NaN; jsonargparse reads YAML's words for them.
+            # The values are passed on as JSON, which has no infinity and NaN; jsonargparse reads YAML's words for them.
             no_json = isinstance(value, float) and not math.isfinite(value)
             self.in_files[key] = f".{value}".replace(".-", "-.") if no_json else value
 

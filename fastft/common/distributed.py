@@ -193,7 +193,7 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
 
 
 def raise_anywhere(error: BaseException | None) -> None:
-    """Raise the error that a thread of some rank has met before, on all ranks as `everywhere` does; collective."""
+    """Raise, on all ranks as `everywhere` does, an error that a thread of some rank met before; collective."""
 
     def fail() -> None:
         raise error

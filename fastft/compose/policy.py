@@ -59,7 +59,7 @@ class FixedPolicy:
 
 def draw(seed: str, policy: str, conversation: str, turn: int) -> float:
     """A number from [0, 1), uniform over conversations and turns, and always the same for the same four arguments."""
-    # The length of each part goes before it: "a" and "bc" are not "ab" and "c".
+    # Each part is preceded by its length, so that ("a", "bc") differs from ("ab", "c").
     parts = (part.encode() for part in (seed, policy, conversation, str(turn)))
     digest = hashlib.blake2b(b"".join(b"%d:%b" % (len(part), part) for part in parts), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / (1 << 53)

@@ -45,7 +45,10 @@ def training_flops(
 
 
 def attention_windows(model_config) -> list[int | None]:
-    """The sliding window of each layer in tokens, None for a layer without one. One entry stands for layers that are alike."""
+    """The sliding window of each layer in tokens, None for a layer without one.
+
+    One entry represents all layers that are alike.
+    """
     window = getattr(model_config, "sliding_window", None)
     kinds = getattr(model_config, "layer_types", None) or ["sliding_attention"]
     return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# What dumps and datasets call the four roles.
+# The names of the four roles in dumps and datasets.
 ROLE_NAMES = {
     "system": "system",
     "developer": "system",  # OpenAI's newer name; most templates know only the older one, the others take either
@@ -178,7 +178,7 @@ def parse_conversation(record: Any, where: str = "record") -> Conversation:
 def read_conversations(path: str | os.PathLike) -> Iterator[Conversation]:
     """Yield the conversations of a file, in any container that `read_records` knows.
 
-    Raises UserError at the first record that is no conversation or has what cannot be read, naming file and record. A
+    Raises UserError, with file and record, at the first record that is no conversation or has unreadable contents. A
     missing id is replaced by the file's name and the record's number.
     """
     for number, record in enumerate(read_records(path)):
@@ -262,7 +262,7 @@ def _text_of_part(part: Any, where: str) -> str:
 
 
 def _turns(record: dict[str, Any]) -> Any:
-    """Return the value that should be the list of messages; None where the record has none."""
+    """Return the value that should be the list of messages; None if the record has none."""
     return next((record[k] for k in ("messages", "conversations", "items") if record.get(k) is not None), None)
 
 

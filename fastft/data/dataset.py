@@ -41,9 +41,9 @@ class TokenizedData:
     positions: np.ndarray  # [C] int64: which record of its file each one is
     kept_boundaries: int  # answers whose first characters the tokenizer would have merged with the prompt
     lost_rounds: int  # rounds that no part could hold, where conversations were split
-    digests: dict[str, str]  # digests of what the tokens depend on besides the file: "tokenizer", "template"
+    digests: dict[str, str]  # digests of the other inputs of the tokens: "tokenizer", "template"
     sources: list["Source"]
-    untrained_answers: int = 0  # answers that the file marks as not to be learned, or as cut
+    untrained_answers: int = 0  # answers that the file marks as cut or not to be learned
     cut_answers: int = 0  # of these, those that it marks as cut
 
     @property
@@ -217,7 +217,7 @@ def _digest(text: str) -> str:
 
 
 def _contents(path: str) -> str:
-    """Return the digest of a file's bytes. Raises UserError where it cannot be read."""
+    """Return the digest of a file's bytes. Raises UserError if it cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with open(path, "rb") as file:

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def show_file(path: str, template: ChatTemplate, count: int) -> None:
-    """Print the first `count` conversations in colour. Raises UserError where there is none, or one cannot be encoded."""
+    """Print the first `count` conversations in colour. Raises UserError if there is none, or one cannot be encoded."""
     from rich.console import Console
     from rich.text import Text
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 from fastft.errors import UserError
 
-# The keys by which datasets say whether an answer is learned: True where a value of true (or 1) means that it is learned,
-# False where it means that it is not.
+# The keys by which datasets say whether an answer is learned: True if a value of true (or 1) means that it is learned,
+# False if it means that it is not.
 LOSS_FLAGS = {
     "train": True,  # our own, and one of axolotl's
     "training": True,
@@ -63,7 +63,7 @@ MARKS_OF_RECORD = frozenset((*LOSS_FLAGS, *LABELS, *ENDINGS))
 def loss_weight(message: dict[str, Any]) -> float | None:
     """Return how much a message counts in the loss, by its loss flags and labels: 0 is not at all, 1 is fully.
 
-    Returns None where it has none, or only nulls. A fraction is returned as it is, and the caller decides whether it can be
+    Returns None if it has none, or only nulls. A fraction is returned as it is, and the caller decides whether it can be
     obeyed. A label counts as 0 if the answer is unwanted, and does not count if it is wanted. Raises UserError, which does
     not say where, for a flag that is neither a truth value nor a number of 0 or more, for an unclear `kto_tag`, and for two
     marks that contradict each other.

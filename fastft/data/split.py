@@ -91,7 +91,7 @@ def token_counter(model: str, template: str | None) -> tuple[CountTokens, BoundT
     """Return (count, bound, check) for the tokenizer of `model` and its chat template, or the template `template`.
 
     `count` gives the number of tokens of messages. `bound` gives that number or a larger one, without looking at words, or
-    None where it can prove nothing. `check` raises UserError for a part that the trainer would refuse. This is the only
+    None if it can prove nothing. `check` raises UserError for a part that the trainer would refuse. This is the only
     place where the cleaner needs the tokenizer, and so the only one that imports it. Raises UserError as `load_template`
     does.
     """
@@ -192,7 +192,7 @@ class _Splitter:
         return tokens <= limit
 
     def _characters_of(self, tokens: float) -> int:
-        """Return about how many characters of this conversation give so many tokens."""
+        """Return about how many characters of this conversation correspond to a number of tokens."""
         return int(self.characters_per_token * tokens)
 
     # Context ---------------------------------------------------------------------------------------------------------

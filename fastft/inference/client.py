@@ -30,7 +30,7 @@ from fastft.inference.endpoint import KEY, USUAL_LIMITS, Limits, is_openai, key_
 
 BYTES_PER_TOKEN = 4  # before the endpoint has counted: English text has four to five, other scripts fewer
 PAID_TRIES = 3  # of time-outs, cut and malformed replies, because the endpoint may bill each of them
-IN_A_ROW = 8  # when so many requests in a row fail for good, the endpoint is taken to be down
+IN_A_ROW = 8  # after so many requests in a row fail for good, the endpoint counts as down
 LONGEST_BACKOFF_S = 8.0
 LONGEST_PAUSE_S = 300.0  # limit on Retry-After, because some endpoints name the end of the day
 NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")  # codes of a 429 for which waiting does not help
@@ -206,7 +206,7 @@ class Client:
         response = getattr(error, "response", None)
         try:
             asked = float(response.headers.get("retry-after", "")) if response is not None else 0.0
-        except ValueError:  # there is none, or it is a date
+        except ValueError:  # no Retry-After, or a date
             asked = 0.0
         if asked > 0:
             self.next_at = max(self.next_at, time.monotonic() + min(asked, LONGEST_PAUSE_S))

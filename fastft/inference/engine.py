@@ -133,7 +133,7 @@ class _Decoder:
         return self._without_separator(text)
 
     def rest(self) -> str:
-        """Return what is left at the end, which may be an incomplete character."""
+        """Return the remaining text at the end, which may be an incomplete character."""
         return self._without_separator(self._new_text()) if self.ids else ""
 
     def _new_text(self) -> str:

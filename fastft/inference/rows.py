@@ -364,7 +364,7 @@ class _PaddedCache:
         return sum(layer.bytes_of_a_token for layer in self.cache.layers)
 
     def join(self, read: Cache, copies: int) -> None:
-        """Add the state of a prompt that was read alone, as so many rows."""
+        """Add the state of a prompt that was read alone, once for each of its answers."""
         length = read.get_seq_length()
         if self.cache is None:
             self.cache = Cache(layers=[_PaddedLayer() for _ in read.layers])

@@ -79,7 +79,7 @@ def _answer(model: ChatModel, system: list[Message], history: list[Message], lin
 
 
 def printable(text: str) -> str:
-    """Return the text without what could command a terminal, because a model can say anything, escape sequences included.
+    """Return the text without characters that could control a terminal, because a model may write escape sequences.
 
     Control characters, surrogates and changes of the writing direction are replaced; joiners (in emoji and Persian) stay.
     """

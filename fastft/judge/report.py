@@ -64,7 +64,7 @@ def answer_lengths(answers: list[Answer]) -> Lengths:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with null for what is not finite, because JSON has no NaN."""
+    """Return the value with null in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

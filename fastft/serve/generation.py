@@ -47,7 +47,7 @@ class AnswerJob:
         return sum(len(answering.tokens) for answering in self.answers)
 
     async def next(self, wait_s: float | None = None) -> Delta | None:
-        """The next piece of an answer; None if none comes within `wait_s`. Raises ApiError where the job has failed."""
+        """The next piece of an answer; None if none comes within `wait_s`. Raises ApiError if the job has failed."""
         if self._deltas.empty():
             try:
                 delta = await asyncio.wait_for(self._deltas.get(), wait_s)

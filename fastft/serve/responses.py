@@ -256,7 +256,7 @@ class AnswerResponse(Response):
         await self._send_body(body, more=False)
 
     async def _send_body(self, content: bytes, more: bool) -> None:
-        """Raises TimeoutError where the client does not read."""
+        """Raises TimeoutError if the client does not read."""
         message = {"type": "http.response.body", "body": content, "more_body": more}
         await asyncio.wait_for(self.send(message), self.patience.slow_client_s)
 

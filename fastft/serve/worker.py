@@ -60,7 +60,7 @@ class WorkerConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on GPUs and on CPUs that compute in it, else float32."""
     repeatable: bool = False
-    """Compute in float32: the same seed gives the same answer alone and in company."""
+    """Compute in float32: the same seed gives the same answer alone and in a batch."""
     max_batch: int = 16
     """Answers that are generated at once."""
     max_queue: int = 64
@@ -76,8 +76,8 @@ class WorkerConfig:
     slow_client_s: float = 60.0
     """Seconds after which a client that reads nothing is dropped."""
     announce: str | None = None
-    """A gateway's address, such as http://10.0.0.1:8000: the worker says there that it is here, and takes its leave before
-    it ends, on SIGTERM as on the notice of a cloud that takes its spot machine away."""
+    """A gateway's address, such as http://10.0.0.1:8000. The worker announces itself there, and signs off before it ends,
+    on SIGTERM or on the cloud's notice that it will take the spot machine away."""
     announce_key_env: str | None = None
     """Environment variable with the gateway's admin key, for --announce."""
     outlive_parent: bool = False
@@ -114,7 +114,7 @@ class ServedModel:
         self.created = int(time.time())
 
     def chat_prompt(self, request: Any) -> list[list[int]]:
-        """Token ids of a ChatRequest's messages. Raises ApiError where the template refuses them."""
+        """Token ids of a ChatRequest's messages. Raises ApiError if the template refuses them."""
         from fastft.data.template.skeleton import TemplateError
         from fastft.serve.protocol import ApiError
 

@@ -325,7 +325,7 @@ def give_up(last: int, count: int, inputs: RunInputs) -> None:
 
 
 def leave_early(step: int, stop_flag: StopFlag, writer: local.Writer) -> None:
-    """Finish what is saved, upload it as far as the time allows, and raise Preempted; collective."""
+    """Finish the current save, upload it as far as the time allows, and raise Preempted; collective."""
     limit_waiting(SET_UP_LIMIT)
     writer.wait()
     where = "saved"

@@ -33,7 +33,7 @@ on AWS)."""
 NOTICE_S = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
 """Seconds between the warning and the preemption, as these clouds document them (best effort). Other clouds do not warn."""
 SHORTEST_INTERVAL_S = 1.0
-"""Least seconds between two saves: an interval below the time of a step makes no sense."""
+"""The least seconds between two saves, because an interval shorter than a step makes no sense."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class SpotConfig:
     provision_minutes: float = 4.0
     """Minutes from free capacity to a machine that runs commands."""
     setup_minutes: float = 2.0
-    """Minutes from there to the first step: environment, weights, checkpoint."""
+    """Minutes from running commands to the first step: environment, weights, checkpoint."""
     checkpoint_every: str = "auto"
     """Minutes of work between two saves; auto: Young's interval."""
     blocking_seconds: float | None = None

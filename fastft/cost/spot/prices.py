@@ -66,7 +66,7 @@ DISCOUNT = 0.95
 
 @dataclass(frozen=True)
 class Offer:
-    """A machine with GPUs in a region. Prices are dollars per hour for the whole machine, None where it is not offered."""
+    """A machine with GPUs in a region. Prices are dollars per hour for the whole machine, None if it is not offered."""
 
     cloud: str
     gpu: str
@@ -276,4 +276,4 @@ def _number(text: str, path: Path, row: int) -> float | None:
         value = math.nan
     if not 0 <= value < math.inf:
         raise UserError(f"prices: {path}, row {row}: {text!r} is no price or number")
-    return value or None  # SkyPilot's catalog writes 0 where there is no price
+    return value or None  # SkyPilot's catalog writes 0 if there is no price

@@ -133,7 +133,8 @@ def survival(before: int, after: int, nodes: int) -> float:
 class _Reading:
     """A trace, repeated without end, that is read from `start_s` on.
 
-    Its entries are numbered; numbers beyond the last go on with the next repetition. Entry i lasts from at(i) to at(i + 1).
+    Its entries are numbered; numbers beyond the last continue with the next repetition. Entry i lasts from at(i) to at(i +
+    1).
     """
 
     times: list[float]

@@ -189,7 +189,7 @@ class ChatTemplate:
         return len(self.encode(messages).ids) if counted is None else counted
 
     def _counted(self, messages: list[Message]) -> int | None:
-        """Return the number of tokens, counted by words, stretch by stretch; None where that is not proven to be right.
+        """Return the number of tokens, counted by words, stretch by stretch; None if that is not proven to be right.
 
         A control token is one token, and cuts the text into stretches. A boundary cuts a stretch if the tokenizer would cut
         there anyway.
@@ -211,7 +211,7 @@ class ChatTemplate:
         return count
 
     def token_bound(self, messages: Sequence[Message]) -> int | None:
-        """Return a number of tokens that `encode` never exceeds, without looking at words; None where none is proven.
+        """Return a number of tokens that `encode` never exceeds, without looking at words; None if none is proven.
 
         `encode` cuts the text at control tokens (one token each) and at the answers' boundaries, and tokenises every piece
         once. A byte of a piece gives at most `tokens_per_byte` tokens. Some tokenizers put something before a piece, which
@@ -228,10 +228,9 @@ class ChatTemplate:
     # The mask --------------------------------------------------------------------------------------------------------
 
     def _mask(self, text: str, boundaries: list[Boundary], encoding: tokenizers.Encoding) -> Encoded:
-        """Put the boundaries into the tokens of the whole text, and mark what lies between boundary and end of turn.
-
-        Control tokens cut the text: what stands between two of them is tokenised independently of all else. So only the
-        tokens from the last control token before a boundary up to the boundary are made anew, as those of the prompt alone.
+        """Put the boundaries into the tokens of the whole text, and mark the tokens from each boundary to the end of turn.
+        Control tokens cut the text: the text between two of them is tokenised independently of the rest. So only the tokens
+        from the last control token before a boundary up to the boundary are made anew, as those of the prompt alone.
         """
         # Taken once, because the tokenizer makes new lists for each access.
         ids, offsets = encoding.ids, encoding.offsets
@@ -342,7 +341,7 @@ def load_template(model: str, template: str | None = None) -> ChatTemplate:
 def template_for(tokenizer, template: str | None = None, model: str = "tokenizer") -> ChatTemplate:
     """Return the chat template to use with a tokenizer: the tokenizer's own, a built-in by name, or a `.jinja` file.
 
-    Errors call the tokenizer `model`. Raises UserError where there is no such template, and TemplateError, a kind of it,
+    Errors call the tokenizer `model`. Raises UserError if there is no such template, and TemplateError, a kind of it,
     where the loss mask cannot be derived.
     """
     if template is None:

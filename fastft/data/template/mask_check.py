@@ -19,8 +19,9 @@ def check(
 ) -> Iterator[tuple[str, str]]:
     """Yield (kind of fault, detail) for everything that is wrong with a conversation's tokens.
 
-    Comparing the prompt of every answer takes time in the square of the number of rounds. With `most` (2 or more), only so
-    many answers are compared, evenly spread, among them the first and the last. The whole conversation is always compared.
+    Comparing the prompt of every answer takes time in the square of the number of rounds. With `most` (2 or more), only that
+    number of answers is compared, evenly spread and including the first and the last. The whole conversation is always
+    compared.
     """
     messages = conversation.messages
     spans = _spans(encoded.trained)

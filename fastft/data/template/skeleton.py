@@ -83,7 +83,7 @@ def learn_tokens(render: Render, name: str, added: Mapping[str, AddedToken]) -> 
     """Find the end of turn and the control tokens in a rendering of two rounds; `added` are the tokenizer's added tokens.
 
     Control tokens are the added tokens that are flagged special, the end of turn, and other turn markers among the added
-    tokens that the template writes into a prompt. Raises TemplateError where a model could not learn to stop.
+    tokens that the template writes into a prompt. Raises TemplateError if a model could not learn to stop.
     """
     probe = [Message("user", "a"), Message("assistant", "b", True), Message("user", "c"), Message("assistant", "d")]
     prompt, whole = render(_with_placeholders(probe[:1]), True), render(_with_placeholders(probe), False)
@@ -130,7 +130,7 @@ class Boundary:
 
 @dataclass(slots=True)
 class Stretch:
-    """What stands between two control tokens: literals, and the numbers of texts between them, in order."""
+    """The text between two control tokens: literals, and the numbers of texts between them, in order."""
 
     before: list[str | int]  # what precedes the boundary; everything, if there is no boundary
     after: list[str | int] | None  # what follows the boundary; None, if there is no boundary
@@ -144,7 +144,7 @@ class Skeleton:
     renamed: list[str]  # the same with control tokens renamed
     slots: list[int]  # for each text, the number of its message
     answers: list[AnswerPlace]  # of the trained answers, in order
-    stretches: list[Stretch] | None  # None where two boundaries have no control token between them
+    stretches: list[Stretch] | None  # None if two boundaries have no control token between them
     literal_bytes: int  # bytes of the literals in UTF-8, without control tokens
     # The most tokens that do not come from text: the control tokens, and one for each piece into which these and the
     # boundaries cut the text, because some tokenizers put a token before each piece.
@@ -205,7 +205,7 @@ class Skeletons:
         self._derived: dict[tuple, Skeleton] = {}
 
     def of(self, messages: Sequence[Message]) -> Skeleton:
-        """Return the skeleton for a conversation's structure. Raises TemplateError where it cannot be derived."""
+        """Return the skeleton for a conversation's structure. Raises TemplateError if it cannot be derived."""
         key = tuple((m.role, m.train, *_margins(m.content)) for m in messages)
         if key not in self._derived:
             if len(self._derived) >= MOST_SKELETONS:
@@ -312,7 +312,7 @@ def _core(text: str) -> str:
 
 
 def _margins(text: str) -> tuple[str, str] | tuple[str]:
-    """Return the white space before and after a text, as two strings; as one where the text is nothing else."""
+    """Return the white space before and after a text, as two strings; if the text is only white space, as one."""
     core = _core(text)
     if core is text and text:
         return "", ""  # the case of most texts, made fast

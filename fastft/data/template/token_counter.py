@@ -28,7 +28,7 @@ import tokenizers
 from fastft.data.template.tokenizer_json import LLAMA_NORMALIZER
 
 CHECKED = 64  # texts that are counted both ways
-REMEMBERED = 1 << 19  # so many chunks, and as many words: about 150 MB in all. When there are more, all are forgotten
+REMEMBERED = 1 << 19  # of chunks, and of words: about 150 MB in all; beyond that all are dropped
 LONGEST = 64  # characters; longer chunks and words are not remembered, because they hardly ever come again
 HELD = "\0"  # written for a space at which the text must not be cut into chunks
 
@@ -94,7 +94,7 @@ class TokenCounter:
         self._sum_again = lru_cache(maxsize=256)(self._sum)
 
     def count(self, text: str, first: bool = True, boundary: int | None = None) -> int | None:
-        """Return the number of tokens of `text`, or None where it is not proven.
+        """Return the number of tokens of `text`, or None if it is not proven.
 
         `first` says that the text begins the conversation; otherwise a control token precedes it. `boundary` is a position
         in the text. With it, the number is returned only if a token ends there, and the tokens before it are those of

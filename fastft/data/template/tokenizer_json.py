@@ -1,4 +1,5 @@
-"""Change a tokenizer by way of its specification: tokenizer.json is read as a dict, changed, and made a tokenizer again.
+"""Change a tokenizer through its specification: tokenizer.json is read as a dict, changed, and turned into a tokenizer
+again.
 
     specification = specification_of(tokenizer)
     rename_tokens(specification, {"</s>": "end"})

@@ -113,7 +113,7 @@ def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
-    """Return a field's scores, or None if nobody has entered any, which the original marks with -1."""
+    """Return a field's scores, or None if none were entered, which the original marks with -1."""
     if isinstance(value, list) and len(value) == 2 and all(isinstance(v, (int, float)) and v >= 0 for v in value):
         return float(value[0]), float(value[1])
     return None

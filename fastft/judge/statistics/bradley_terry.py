@@ -30,7 +30,7 @@ class Game:
     first: str
     second: str
     score: float
-    """1 where the first won, 0 where it lost, 0.5 for a tie."""
+    """1 if the first won, 0 if it lost, 0.5 for a tie."""
     question: str
     """Battles on the same question depend on each other."""
 

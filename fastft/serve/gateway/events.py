@@ -69,7 +69,7 @@ class ServedTurn:
     """header, messages (a hash of the key's name and the first messages), battle, background, or none (a plain completion)."""
     turn: int
     policy: str | None
-    """Kind of the policy; None where the client named the model itself."""
+    """Kind of the policy; None if the client named the model itself."""
     chosen: str
     probabilities: dict[str, float]
     why: str
@@ -188,7 +188,7 @@ class EventLog:
     """Writes events to DIR/events.sqlite in a thread of its own."""
 
     def __init__(self, directory: Path, texts: bool = True):
-        """Raises UserError where the directory cannot be written to."""
+        """Raises UserError if the directory cannot be written to."""
         self.directory, self.texts = directory, texts
         self.lost = 0
         self.queue: queue.SimpleQueue[ServedTurn | tuple[dict[str, Any], Future] | None] = queue.SimpleQueue()
@@ -271,7 +271,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def read_events(directory: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a record, oldest first; it may be written to meanwhile. Raises UserError where there is none."""
+    """Yield the events of a record, oldest first; it may be written to meanwhile. Raises UserError if there is none."""
     return _read(directory, "SELECT event FROM events ORDER BY number")
 
 

@@ -52,7 +52,7 @@ class PoolWorker:
     """What it is called here."""
     key: str | None = field(default=None, repr=False)
     lease_until: float | None = None
-    """On time.monotonic's clock; None: for good."""
+    """End of the lease on time.monotonic's clock; None if the worker stays until it is removed."""
     in_flight: int = 0
     healthy: bool = True
     failures: int = 0
@@ -118,7 +118,7 @@ class WorkerPool:
     # Who answers -----------------------------------------------------------------------------------------------------
 
     def pick(self, name: str, tried: Collection[PoolWorker] = ()) -> PoolWorker | None:
-        """The worker for the next request for the model `name`, none of `tried`; None if there is none."""
+        """The worker for the next request to the model `name`, except those in `tried`; None if there is none."""
         now = time.monotonic()
         able = [w for w in self.workers.values() if w.name == name and w not in tried and w.can_answer(now)]
         if not able:
@@ -153,8 +153,8 @@ class WorkerPool:
         """Send a request to a worker; return the response, with its body unread. Raises WorkerFailed for a 5xx, a 429, or no
         response.
 
-        `path` is what follows the base URL. A kept connection that the worker had closed meanwhile is no failure: the
-        request goes over a fresh one, once. The worker has not read it.
+        `path` is what follows the base URL. If the worker had closed a kept connection meanwhile, this is no failure,
+        because it has not read the request, which is sent once more over a new connection.
         """
         reused: list[bool] = []
         try:
@@ -222,7 +222,7 @@ class WorkerPool:
             return r.status
 
     async def models_at(self, worker: PoolWorker) -> list[str] | None:
-        """Names of the models at a URL; None if what is there does not speak OpenAI's API, or nothing is."""
+        """Names of the models at a URL; None if nothing there speaks OpenAI's API."""
         url, headers = f"{worker.url}/models", worker.headers()
         try:
             async with self.fresh.get(

@@ -1,7 +1,8 @@
 """Compute the identity of a run: the values, by name, that must be equal for a checkpoint to belong to it.
 
 The identity is saved with every checkpoint. Everything else may change between two starts: the number of processes, the
-micro-batches, paths. A difference is an error that says what was and what is, unless --allow_change says that it is intended.
+micro-batches, paths. A difference is an error that names the old and the new value, unless --allow_change says that it is
+intended.
 """
 
 from collections.abc import Iterator

@@ -108,7 +108,7 @@ def download(store: Store, name: str, files: dict[str, dict[str, Any]], target: 
 
 
 def require_room(directory: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Raise UserError if the disk has no room for `files` in `directory`, where some may lie already."""
+    """Raise UserError if the disk has no room for `files` in `directory`, where some may be already."""
     there = sum(path.stat().st_blocks * 512 for file in files if (path := directory / file).exists())
     if _bytes(files) > shutil.disk_usage(directory).free + there:
         raise UserError(_no_room(directory, files))
@@ -163,7 +163,7 @@ class Uploader:
         self.tried = self.committed = self.current = -1
         self.failed = 0  # uploads that failed in a row
         self.seconds = 0.0  # how long the last upload took
-        self.own_bug: Exception | None = None  # was met in the thread
+        self.own_bug: Exception | None = None  # raised in the thread
         self.thread: threading.Thread | None = None
         if dist.get_rank() in leaders:
             self.thread = threading.Thread(target=self._run, name="upload", daemon=True)

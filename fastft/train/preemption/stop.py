@@ -88,7 +88,8 @@ class StopFlag:
 
     @contextmanager
     def deferred(self, start_step: int) -> Iterator[None]:
-        """A context in which a signal only sets the flag, so that the run goes on until the ranks agree to stop; collective.
+        """A context in which a signal only sets the flag, so that the run continues until the ranks agree to stop;
+        collective.
 
         Outside of it, a signal raises Preempted at once. `start_step` is the number of steps that are done already.
         """

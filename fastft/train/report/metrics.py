@@ -172,7 +172,7 @@ def cut_after(path: Path, step: int) -> None:
 
 
 def progress_line(row: dict[str, Any], total: int, remaining: float) -> str:
-    """Describe a step in one line for people, without what is not known. `remaining` is in seconds."""
+    """Describe a step in one line for people, leaving out unknown values. `remaining` is in seconds."""
     processes = row.get("processes", 1)
     known = row.get("mfu") is not None
     each = " per GPU" if known else " per process" if processes > 1 else ""
