@@ -4,6 +4,7 @@ write_whole(path, "text or bytes")                # written beside `path`, then 
 write_whole(path, content, durable=True)          # and on the disk before this returns
 with written_whole(path) as partial: ...          # for files that another library writes
 with room_for(path, needed=4096): ...             # for files that are appended to, or written in some other way
+make_directory(path), require_place(path)         # for a directory, or a file, that the user has named
 publish_directory(partial, path)                  # for a directory that was filled beside its place
 """
 
@@ -12,6 +13,7 @@ import math
 import os
 import re
 import resource
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +23,9 @@ from fastft.errors import UserError
 
 REPLACED = ".old.tmp"  # ends the name of a directory that is being replaced
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Errors of the machine, which only its user can mend. Others, such as a file that is missing, may be a bug.
+# Errors of the machine, which only its user can repair. Others, such as a missing file, may be a bug.
 MACHINE = {*FULL, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-# Errors of a place that the user has chosen. Without a path, they are about something else.
+# Errors of a path that the user has chosen. Without a path, they are about something else.
 PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN,
     errno.EOPNOTSUPP,
@@ -31,7 +33,7 @@ PLACE = {
 
 
 class FullDiskError(UserError):
-    """A disk is too full for what has to be written to it."""
+    """A disk does not have enough room for what is to be written."""
 
     def __init__(self, line: str, number: int):
         super().__init__(line)
@@ -51,10 +53,10 @@ def written_whole(
 ) -> Iterator[Path]:
     """Give a path beside `path` to write to, which is renamed to `path` at the end, or removed after an error.
 
-    With `several_writers`, several processes may write the same file at the same time. Raises FullDiskError as `room_for`
-    does; `needed` is for its message.
+    With `several_writers`, several processes, of several machines too, may write the same file at the same time. Raises
+    FullDiskError as `room_for` does; `needed` is for its message.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp" if several_writers else f"{path.name}.tmp")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp" if several_writers else f"{path.name}.tmp")
     try:
         with room_for(path, needed, partial):
             yield partial
@@ -83,10 +85,37 @@ def room_for(path: Path, needed: int | None = None, written: Path | None = None)
         raise FullDiskError(f"{path}: {lack}; make room there and start the same command again", number) from None
 
 
-def machine_error(error: OSError) -> UserError | None:
-    """What `error` is for the user, in one line with the system's words and the path; None if it may be a bug.
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, unless it is there. Raises UserError, whatever the reason is that it cannot be made.
 
-    Of a full disk it says how much room there is.
+    For places that the user has chosen. Elsewhere, that something exists or is missing is a bug.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if full_disk(error):
+            raise machine_error(error) from None
+        reason = "a file is in the way" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
+        raise UserError(f"{path}: cannot be made a directory ({reason})") from None
+
+
+def require_place(path: Path) -> None:
+    """Make the directory of the file `path`, which the user has chosen, and prove that files can be made there.
+
+    Raises UserError. No file is left.
+    """
+    make_directory(path.parent)
+    probe = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written to ({error.strerror})") from None
+
+
+def machine_error(error: OSError) -> UserError | None:
+    """The message about `error` for the user: one line with the system's words and the path; None if it may be a bug. For a
+    full disk it says how much room there is.
     """
     path = error.filename2 or error.filename
     if error.errno not in MACHINE and not (path and error.errno in PLACE):
@@ -98,7 +127,7 @@ def machine_error(error: OSError) -> UserError | None:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the machine, or a place on it that is known to whoever asks, refused to read or write."""
+    """Whether the machine, or a path on it that the error names, refused to read or write."""
     return system_number(error) in MACHINE | PLACE
 
 
@@ -128,8 +157,8 @@ def system_number(error: BaseException) -> int | None:
 def lack_of_room(number: int, path: Path, needed: int | None = None, written: Path | None = None) -> str:
     """What is needed for `path` and what is free there, in the words of error `number`; the rest as in `room_for`.
 
-    `needed` is the size of the contents. On a disk they take whole blocks, one more for the directory, and some for the file
-    system's own lists: what is refused although it seems to fit needs more than what is free. If far more is free, something
+    `needed` is the size of the contents. On a disk they take whole blocks, another for the directory, and some for the file
+    system's own lists. So contents that seem to fit can still need more than what is free. If far more is free, something
     else is used up.
     """
     words, done = os.strerror(number), _bytes_under(written or path)
@@ -185,7 +214,7 @@ def publish_directory(partial: Path, path: Path) -> None:
     old = path.with_name(f"{path.name}{REPLACED}")
     shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
     if path.is_dir() and not path.is_symlink():
-        os.rename(path, old)  # one act, where removing its files one by one would leave a part of it after a kill
+        os.rename(path, old)  # one atomic step; removing its files one by one could leave a part of it after a kill
     os.rename(partial, path)
     sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -13,7 +13,6 @@ import difflib
 import logging
 import os
 import re
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fastft.common.files import FullDiskError, written_whole
 from fastft.common.storage_faults import NO_BUCKET, StorageError, diagnose, reason_of
 from fastft.errors import UserError, is_ours
 
@@ -31,7 +31,13 @@ DELAYS_S = (1, 2, 4, 8, 16)  # between tries; the last one is repeated
 PATIENCE_S = 300  # most outages are over by then; 8 GPUs on spot cost a dollar in that time
 SAID_AFTER_S, SAID_EVERY_S = 5, 60
 SCHEMES = ("s3", "gs", "az", "hf", "file")  # suggested for an unknown one that is similar
-NO_STORES = ("memory", "http", "https", "data")  # fsspec knows them, but they keep nothing
+# fsspec knows them, but they keep nothing, or files of which others may find a half, or they are views of other file systems.
+NO_STORES = (
+    "memory", "http", "https", "data", "github", "git", "gist", "jupyter", "jlab", "pyscript", "dvc", "wandb", "root",
+    "ftp", "sftp", "ssh", "smb", "webdav", "box", "dropbox", "gdrive",
+    "dask", "dir", "zip", "tar", "libarchive", "reference", "generic", "cached", "blockcache", "filecache", "simplecache",
+    "async_wrapper", "asyncwrapper", "asynclocal",
+)  # fmt: skip
 EXAMPLES = "s3://bucket/run, gs://bucket/run, az://container/run, hf://buckets/owner/name or file:///directory"
 EXTRA = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 # They log what they raise, too, gcsfs with a traceback each time. Python prints that where nobody has asked for logs.
@@ -75,7 +81,7 @@ class Store:
     """The objects under one address. All methods raise StorageError if a request fails."""
 
     def __init__(self, url: str):
-        """Raises UserError if `url` is no address, or if the package for its scheme is not installed."""
+        """Raises UserError if `url` is no address, if the package for its scheme is not installed, or if that cannot open it."""
         check_address(url)
         self.url = url.rstrip("/")
         self.lock = threading.Lock()
@@ -101,6 +107,10 @@ class Store:
             raise UserError(
                 f'{self.url}: {scheme}:// needs {EXTRA.get(scheme, "a package for it")}: pip install "fastft[cloud]"'
             ) from None
+        except Exception as error:  # as in `_try`
+            if _is_bug(error):
+                raise
+            raise StorageError(self.url, diagnose(error), reason_of(error)) from None
         if hasattr(fs, "retries"):
             fs.retries = 1
         if loop := getattr(fs, "loop", None):
@@ -128,11 +138,12 @@ class Store:
 
     def write(self, name: str, content: str) -> None:
         """Put an object with this text. A reader finds the old or the new content, whole, on a disk (file://) as well."""
-        path, beside = f"{self.root}/{name}", f"{self.root}/{name}.{secrets.token_hex(4)}.tmp"
+        path = f"{self.root}/{name}"
 
-        def replace(fs: Any) -> None:  # fsspec would write a file in place, so that it is empty for a moment
-            fs.pipe_file(beside, content.encode())
-            os.replace(beside, path)
+        def replace(_: Any) -> None:  # fsspec would write a file in place, so that it is empty for a moment
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(Path(path), several_writers=True) as partial:
+                partial.write_text(content)
 
         local = "file" in self.fs.protocol
         self._try(replace if local else lambda fs: fs.pipe_file(path, content.encode()), name)
@@ -180,16 +191,14 @@ class Store:
         self._try(delete, name)
 
     def _try(self, action: Callable[[Any], Result], name: str) -> Result:
-        """Call `action` with the file system, and again as often as its fault allows. Raises StorageError."""
+        """Call `action` with the file system, and retry as often as the kind of fault allows. Raises StorageError."""
         began, tries = time.monotonic(), 0
         while True:
             fs = self.fs
             try:
                 result = action(fs)
-            except BUGS:
-                raise
             except Exception as error:  # each storage's library has a family of errors of its own
-                if is_ours(error) and not isinstance(error, OSError):  # the system's errors have no frame of their own
+                if isinstance(error, BUGS) or _is_bug(error):
                     raise
                 fault, reason = diagnose(error), reason_of(error)
             else:
@@ -208,7 +217,8 @@ class Store:
                 self._renew(fs)
 
     def _renew(self, used: Any) -> None:
-        """Replace the file system `used` by one that reads the credentials anew, unless another thread has done so already."""
+        """Replace the file system `used` by one that reads the credentials again, unless another thread has done so
+        already."""
         with self.lock:
             if self.fs is used:
                 self.fs = self._open()[0]
@@ -232,8 +242,13 @@ class Store:
         logger.info("%s: answers again", self.url)
 
 
+def _is_bug(error: Exception) -> bool:
+    """Whether our own code has raised `error`. The system's errors have no frame of their own, a full disk's is ours."""
+    return is_ours(error) and not isinstance(error, (OSError, FullDiskError))
+
+
 def _nothing(error: FileNotFoundError, empty: Result) -> Result:
-    """Return `empty`, because there is no such object. If it is the bucket that does not exist, raise `error` instead."""
+    """Return `empty`, because the object does not exist. If the bucket does not exist either, raise `error` instead."""
     if diagnose(error) is NO_BUCKET:
         raise error
     return empty

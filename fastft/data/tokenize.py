@@ -1,9 +1,8 @@
 """Tokenise a file of conversations into an Arrow file, in parallel, and prove every loss mask before it is written.
 
-`write_tokens` is the slow part of fastft.data.dataset.tokenized. What it writes has passed
-fastft.data.template.mask_check: the ids are those that transformers gives, and exactly the answers are trained. (Of a
-conversation with many answers, the prompts of eight are compared.) So no mask is used that has not been compared with the
-tokenizer's own rendering.
+`write_tokens` is the slow part of fastft.data.dataset.tokenized. What it writes has passed fastft.data.template.mask_check:
+the ids are those that transformers gives, and exactly the answers are trained. (In a conversation with many answers, the
+prompts of eight are compared.) So every mask that is used has been compared with the tokenizer's own rendering.
 """
 
 import io
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from fastft.common.files import written_whole
+from fastft.common.files import make_directory, written_whole
 from fastft.common.workers import begin_worker, ordered_map
 from fastft.data.conversation import Conversation, read_conversations
 from fastft.data.split import split_conversation
@@ -41,7 +40,7 @@ SCHEMA = pa.schema(
         ("trained", pa.list_(pa.bool_())),
         ("kept_boundaries", pa.int32()),
         ("position", pa.int64()),
-        # Of these three only the sums over the file are read: a batch has its own in its first row.
+        # Only the sums of these three over the file are read. A batch stores its own sums in its first row.
         ("lost_rounds", pa.int32()),
         ("untrained_answers", pa.int32()),
         ("cut_answers", pa.int32()),
@@ -55,7 +54,7 @@ def write_tokens(path: str, template: ChatTemplate, split_to: int | None, cached
     Conversations longer than `split_to` tokens are split. Raises UserError naming the first conversation whose mask cannot
     be derived, or does not pass the proof.
     """
-    cached.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(cached.parent)
     conversations, done = read_conversations(path), 0
     first = list(islice(conversations, PARALLEL_FROM))
     # Encoding one conversation here tells this process's template, too, what it writes before answers
@@ -89,7 +88,7 @@ _template: ChatTemplate | None = None  # the template with which this process en
 
 @contextmanager
 def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor | None]:
-    """Give a pool with one process per core, or None where this process alone is as fast."""
+    """Give a pool with one process per core, or None if this process alone is as fast."""
     cores = len(os.sched_getaffinity(0))
     if not many or cores == 1:
         _use(template)
@@ -118,7 +117,7 @@ def _use(template: ChatTemplate) -> None:
 
 
 def _encode_batch(numbered: tuple[int, list[Conversation]], path: str, split_to: int | None) -> tuple[int, bytes]:
-    """Return (number of conversations, their tokens as an Arrow stream of one record batch, empty where no part is left)."""
+    """Return (number of conversations, their tokens as an Arrow stream of one record batch, empty if no part is left)."""
     start, conversations = numbered
     split = [_split(c, split_to) if split_to else ([c], 0) for c in conversations]
     parts = [part for parts, _ in split for part in parts]

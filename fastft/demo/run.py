@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastft.common.command_line import parse, run_module
+from fastft.common.files import make_directory
 from fastft.data.conversation import Conversation, Message, read_conversations
 from fastft.errors import UserError
 
@@ -92,7 +93,7 @@ def run(output_dir: Path) -> None:
     # Two threads are a third faster on an idle machine, but five times slower on a busy one, where they spin while waiting.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     shutil.rmtree(output_dir, ignore_errors=True)
-    output_dir.mkdir(parents=True)
+    make_directory(output_dir)
     (output_dir / MADE_BY_DEMO).touch()
     os.environ.setdefault("FASTFT_CACHE", str(output_dir / "cache"))
     questions = json.loads((HERE / "questions.json").read_text())

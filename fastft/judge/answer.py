@@ -1,4 +1,4 @@
-"""Have a model answer questions: `fastft answer [QUESTIONS] --model DIR|URL#name -o answers.jsonl`.
+"""Let a model answer questions: `fastft answer [QUESTIONS] --model DIR|URL#name -o answers.jsonl`.
 
     fastft answer --model runs/first/model -o first.jsonl                       # a Hugging Face directory, on GPU or CPU
     OPENAI_API_KEY=… fastft answer --model https://api.openai.com/v1#gpt-4.1 -o gpt.jsonl
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.command_line import option, parse, run_module
+from fastft.common.files import require_place
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money
 from fastft.inference.client import Client, Unanswered, estimate_tokens, make_clients, run_all
@@ -138,7 +139,7 @@ def _answer_missing(
 
     Returns why an endpoint's run stopped early, or None.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    require_place(path)
     with open(path, "ab", buffering=0) as file:
 
         def keep(index: int, answer: Answer) -> None:
@@ -165,7 +166,7 @@ def _check_complete(questions: list[Question], done: dict[str, Answer], stopped:
 def fingerprint(directory: Path) -> str:
     """Return a digest of a model's weights, from 64 pieces of each file.
 
-    It tells models apart that have the same name: the directory of most trained models is called `model`.
+    It distinguishes models of the same name, because the directory of most trained models is called `model`.
     """
     digest = hashlib.sha256()
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.bin")]):
@@ -254,7 +255,7 @@ def _batches(questions: list[Question], size: int) -> list[list[Question]]:
 
 
 def _answer_batch(chat: Any, batch: list[Question], config: ModelConfig) -> Iterator[Answer]:
-    """Answer all turns of a batch with a `ChatModel`. The seconds of the batch are shared out evenly."""
+    """Answer all turns of a batch with a `ChatModel`. The seconds of the batch are divided evenly among its questions."""
     from fastft.data.conversation import Message
 
     began = time.monotonic()

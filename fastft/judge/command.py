@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from fastft.common.command_line import option, parse, run_module
+from fastft.common.files import make_directory
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money
 from fastft.inference.client import make_clients
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class JudgeConfig:
-    """What is judged, by whom, and how."""
+    """What is judged, by which judge, and how."""
 
     answers: list[str] = option(several=True)
     """Files of answers as JSON Lines; all answers of a model are in one file."""
@@ -46,7 +47,7 @@ class JudgeConfig:
     baseline: str | None = None
     """Compare every model with this one alone; by default every pair is compared."""
     one_order: bool = False
-    """Judge each pair in one order: half the calls, but an advantage of being shown first stays unknown."""
+    """Judge each pair in one order: half the calls, but the bias for the answer shown first stays unknown."""
     prompts: Path | None = None
     """A directory with prompts of your own, named like ours."""
     allow_missing: bool = False
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def show_reviews(directory: Path, config: JudgeConfig) -> None:
-    """Show the figures of reviews that others have made, and write files only if --output is given."""
+    """Show the figures of existing reviews, and write files only if --output is given."""
     from rich.console import Console
 
     from fastft.judge.replies.importers import read_reviews
@@ -113,7 +114,10 @@ def show_reviews(directory: Path, config: JudgeConfig) -> None:
 
 
 def judge(config: JudgeConfig, endpoint: EndpointConfig) -> None:
-    """Plan, ask, write. Raises UserError for the user's mistakes before anything is asked, and at the end for what failed."""
+    """Plan, ask, write.
+
+    Raises UserError for the user's mistakes before anything is asked, and at the end for failed calls.
+    """
     from rich.console import Console
 
     from fastft.judge.report import write_judge_page
@@ -171,10 +175,13 @@ def check_readable(judgments: list[Judgment]) -> None:
 def write_results(
     directory: Path, judgments: list[Judgment], questions: list[Question], answers: list[Answer], to_see: float | None
 ) -> Figures:
-    """Write all files of a judged directory but the cache and the page, first those that were paid for. Returns the figures."""
+    """Write all files of a judged directory except the cache and the page, beginning with those that cost money.
+
+    Returns the figures.
+    """
     from fastft.judge.report import ANSWERS, JUDGMENTS, QUESTIONS, write_figures
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     write_rows(directory / JUDGMENTS, judgments)
     for name, rows in ((QUESTIONS, questions), (ANSWERS, answers)):
         if rows:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from fastft.common.distributed import everywhere, on_first
-from fastft.common.files import full_disk, is_refusal, lack_of_room, machine_error, publish_directory
+from fastft.common.files import full_disk, is_refusal, lack_of_room, machine_error, make_directory, publish_directory
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import ChatTemplate
 from fastft.errors import PeerError, UserError, first_line, is_ours
@@ -74,7 +74,7 @@ class ModelFiles:
             self.template.tokenizer.save_pretrained(path)
 
     def read_back(self, path: Path) -> None:
-        """Raise UserError where transformers does not read back what `write` has written."""
+        """Raise UserError if transformers does not read back what `write` has written."""
         from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
         with self._saving("config"):
@@ -94,7 +94,7 @@ class ModelFiles:
 
     @contextmanager
     def _saving(self, what: str) -> Iterator[None]:
-        """Turn what transformers and tokenizers raise inside into a UserError about `what`, but not what the disk refuses.
+        """Turn errors of transformers and tokenizers into a UserError about `what`, except errors of the disk.
 
         Inside are calls of theirs alone, so that an error of ours, whatever its class, stays the bug that it is.
         """
@@ -113,7 +113,7 @@ class ModelFiles:
             )
 
     def _require_json(self, what: str, path: Path) -> None:
-        """Raise UserError for what Python writes into JSON and other readers refuse: NaN and Infinity."""
+        """Raise UserError for NaN and Infinity, which Python writes into JSON but other readers refuse."""
         names: list[str] = []
         json.loads(path.read_bytes(), parse_constant=names.append)
         self._require(what, not names, f"{path.name} would hold {' and '.join(set(names))}, which JSON cannot")
@@ -226,7 +226,7 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn what the disk refuses into a UserError of one line. `needed` are the bytes of a model that is written there."""
+    """Turn errors of the disk into a UserError of one line. `needed` is the size in bytes of the model that is written."""
     try:
         yield
     except Exception as error:  # safetensors and tokenizers have classes of their own
@@ -242,6 +242,8 @@ def _partial(path: Path) -> Iterator[Path]:
     """Give a path beside `path`, at which nothing exists yet. After an error, what was written there is removed."""
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    make_directory(partial)  # a place that refuses is not called a model that cannot be saved
+    partial.rmdir()
     try:
         yield partial
     except BaseException:

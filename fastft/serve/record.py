@@ -16,7 +16,7 @@ from typing import Any, Literal
 import orjson
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import written_whole
+from fastft.common.files import require_place, written_whole
 from fastft.data.conversation import ROLE_NAMES, Conversation, Message
 from fastft.errors import UsageError, UserError
 from fastft.serve.arena.votes import counted, judgment_of, outcomes
@@ -29,7 +29,7 @@ WHOLE = ("answered",)
 @dataclass
 class RecordConfig:
     directory: str = option(positional=True)
-    """What --record of fastft serve named."""
+    """The directory that --record of fastft serve named."""
     output: str = option(short="-o")
     """The file to write, JSON Lines."""
     form: Literal["events", "conversations", "battles", "outcomes", "votes"] = option("events", name="as")
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     else:
         rows = _voted(Path(config.directory), config.form, events)
     output, count = Path(config.output), 0
-    output.parent.mkdir(parents=True, exist_ok=True)
+    require_place(output)
     with written_whole(output) as partial, partial.open("wb") as file:
         for row in rows:
             file.write(row + b"\n")

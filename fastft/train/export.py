@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from fastft.common.command_line import option, parse, run_module
+from fastft.common.files import make_directory
 from fastft.config import TrainConfig
 from fastft.data.template.chat_template import load_template
 from fastft.errors import UserError, first_line, is_ours
@@ -74,7 +75,7 @@ def export_checkpoint(place: Path, directory: Path, hub_name: str | None = None)
         )
     template = load_template(config.model, config.template)
     model_config = fit_config(source_config, config, len(template.tokenizer))
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(directory.parent)
     with single_process():
         files = huggingface.prepare(config, model_config, template, directory)
         model = load_model(config, model_config, step_directory)

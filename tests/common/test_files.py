@@ -1,24 +1,25 @@
 """Files are whole or not there, whatever happens while they are written."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from fastft.common.files import (
     FullDiskError,
     bytes_text,
+    make_directory,
     publish_directory,
+    require_place,
     room_for,
     short_name,
     sync,
     write_whole,
     written_whole,
 )
+from fastft.errors import UserError
 
 
 def names(path):
@@ -32,6 +33,29 @@ def test_text_and_bytes_replace_what_is_there(tmp_path):
         write_whole(tmp_path / "a", b"\xff", durable)
         assert (tmp_path / "a").read_bytes() == b"\xff"
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("place", ["file/z", "file/y/z", "file", "/proc/z", "/proc/y/z", "long" * 100])
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made a directory \(") as error:
+        make_directory(tmp_path / place)
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_that_is_there_may_be_made_again(tmp_path):
+    for _ in range(2):
+        make_directory(tmp_path / "a" / "b")
+    assert names(tmp_path / "a") == ["b"]
+
+
+@pytest.mark.parametrize("place", ["file/z", "/proc/z", "/proc/y/z", "long" * 100])
+def test_a_file_that_cannot_be_made_is_one_line(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be (written to|made a directory) \("):
+        require_place(tmp_path / place)
+    require_place(tmp_path / "new" / "a")
+    assert names(tmp_path) == ["file", "new"] and names(tmp_path / "new") == []
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -111,17 +135,14 @@ def test_nobody_sees_half_a_file(tmp_path):
 
 
 def test_several_writers_do_each_other_no_harm(tmp_path):
-    def write(pid_of_another: str) -> None:
-        with written_whole(tmp_path / "a", several_writers=True) as partial:
-            assert str(os.getpid()) in partial.name
-            other = partial.with_name(partial.name.replace(str(os.getpid()), pid_of_another))
-            other.write_text("another's")
-            partial.write_text("mine")
+    def writing():
+        return written_whole(tmp_path / "a", several_writers=True)
 
-    thread = threading.Thread(target=write, args=("0",))
-    thread.start()
-    thread.join()
-    assert (tmp_path / "a").read_text() == "mine" and (tmp_path / "a.0.tmp").read_text() == "another's"
+    with writing() as partial, writing() as other:
+        partial.write_text("mine")
+        other.write_text("another's")
+        assert partial.read_text() == "mine"
+    assert (tmp_path / "a").read_text() == "mine" and names(tmp_path) == ["a"]
 
 
 def test_directories_are_made_durable_too(tmp_path):

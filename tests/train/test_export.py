@@ -191,6 +191,15 @@ def test_nothing_is_written_over(run, tmp_path, capsys):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("place", ["file/z", "file/y/z", "/proc/z", "/proc/y/z"])
+def test_a_place_where_nothing_can_be_made_is_blamed_and_not_the_model(run, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("")
+    assert main(["export", str(run), str(tmp_path / place)]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"^error: .*/(file|y|proc|z\.partial): cannot be made a directory \(", said, re.MULTILINE), said
+    assert "config" not in said and "Traceback" not in said
+
+
 FULL_DISK = """
 import resource, signal, sys
 from fastft.cli import main

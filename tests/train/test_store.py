@@ -13,6 +13,7 @@ import time
 import traceback
 from types import FunctionType
 
+import fsspec
 import pytest
 import torch.distributed as dist
 from helpers import storage, training
@@ -247,9 +248,9 @@ def test_a_bug_is_no_fault_of_storage(tmp_path, monkeypatch, error):
         raise error
 
     bug = FunctionType(bug.__code__, bug.__globals__ | {"__name__": "fastft.planted"}, None, None, bug.__closure__)
-    monkeypatch.setattr(store.fs, "pipe_file", bug)
+    monkeypatch.setattr(store.fs, "cat_file", bug)
     with pytest.raises(type(error), match="planted"):
-        store.write("x", "y")
+        store.read("x")
 
 
 def test_a_file_of_this_machine_that_is_missing_is_not_called_an_object(tmp_path):
@@ -383,6 +384,10 @@ def test_who_lost_the_lease_knows_it_and_leaves_it_to_the_other(store, short_lea
     ("nonsense://bucket/run", "'nonsense' is no kind of storage; an address is s3://bucket/run"),
     ("https://bucket.s3.amazonaws.com/run", "'https' is no kind of storage"),
     ("memory://run", "'memory' is no kind of storage"),
+    ("ftp://127.0.0.1:9/x", "'ftp' is no kind of storage"),
+    ("ftp://x/y", "'ftp' is no kind of storage"),
+    ("sftp://127.0.0.1:9/x", "'sftp' is no kind of storage"),
+    ("github://owner:name@main/x", "'github' is no kind of storage"),
     ("file://bucket/run", "the full path of a directory"),
     ("file:///", "the full path of a directory"),
 ])  # fmt: skip
@@ -399,6 +404,28 @@ def test_an_address_is_an_address(url, says):
 )
 def test_addresses_of_every_kind_are_accepted(url):
     check_address(url)
+
+
+@pytest.mark.parametrize("scheme", sorted({*fsspec.available_protocols()} - {"file", "local"}))
+def test_whatever_fsspec_knows_opens_or_is_one_line(scheme):
+    """Some need a package, some arguments that an address does not hold."""
+    try:
+        Store(f"{scheme}://container/run")
+    except UserError as error:
+        assert scheme in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError(111, "Connection refused"), TypeError("missing argument"), ValueError("no account")],
+)
+def test_a_library_that_cannot_open_an_address_is_one_line(monkeypatch, error):
+    def url_to_fs(*_, **__):
+        raise error
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    with pytest.raises(StorageError, match="s3://bucket/run"):
+        Store("s3://bucket/run")
 
 
 def test_the_trainer_refuses_a_bucket_without_a_scheme_before_it_reads_anything():

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fastft.common.files import write_whole
+from fastft.common.files import make_directory, write_whole
 from fastft.common.records import read_records, repair_text
 from fastft.errors import UserError
 
@@ -202,7 +202,7 @@ def write_task(directory: Path, exam: Published, items: list[Item]) -> None:
     """Write a task and its data, two files. The harness needs fastft to be installed for the task's `!function`."""
     import yaml
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     data = directory / f"{exam.name}.jsonl"
     write_whole(data, repair_text("".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)))
     task = {

@@ -29,7 +29,15 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.utils._pytree import tree_leaves
 
 from fastft.common.distributed import everywhere, is_loss_of_peer, local_rank, machine, on_first, raise_anywhere
-from fastft.common.files import REPLACED, full_disk, is_refusal, lack_of_room, publish_directory, write_whole
+from fastft.common.files import (
+    REPLACED,
+    full_disk,
+    is_refusal,
+    lack_of_room,
+    make_directory,
+    publish_directory,
+    write_whole,
+)
 from fastft.errors import UserError, first_line, is_ours
 from fastft.model.build import TrainedModel
 from fastft.train.checkpoint import manifest
@@ -37,7 +45,7 @@ from fastft.train.checkpoint.remote import Uploader
 
 logger = logging.getLogger(__name__)
 
-RUN_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")  # with these a run goes on as the same run on an empty disk
+RUN_FILES = ("run.json", "metrics.jsonl", "samples.jsonl")  # enough to continue as the same run on an empty disk
 WRITE_LIMIT = timedelta(hours=2)
 
 
@@ -53,7 +61,7 @@ class Disk:
         token = on_first(lambda: secrets.token_hex(4))
         probe = directory / f".shared-{token}"
         first_here = local_rank() == 0
-        everywhere(self._make if first_here else None)
+        everywhere((lambda: make_directory(self.directory)) if first_here else None)
         on_first(probe.touch)
         seen: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(seen, (first_here, probe.exists()))
@@ -61,13 +69,6 @@ class Disk:
         self.shared = all(there for _, there in seen)
         self.leaders = [0] if self.shared else [rank for rank, (first, _) in enumerate(seen) if first]
         self.is_leader = dist.get_rank() in self.leaders
-
-    def _make(self) -> None:
-        """Make the directory. Raises UserError if that is not possible."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.directory}: cannot be made a directory ({error.strerror})") from None
 
     @property
     def machine(self) -> int:
@@ -88,7 +89,7 @@ class Writer:
             use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
         )
         self.stager = DefaultStager(options)
-        self.bug: BaseException | None = None  # was met while writing; `wait` raises it with its traceback
+        self.bug: BaseException | None = None  # raised while writing; `wait` raises it again with its traceback
         self.under_way: tuple[Path, Future[str | None]] | None = None
         self.last_blocking_s: float | None = None  # how long training waited for the last `save`
         self.saves, self.total_blocking_s = 0, 0.0
@@ -141,7 +142,7 @@ class Writer:
 
     @property
     def patient_groups(self) -> list[dist.ProcessGroup]:
-        """The process groups in which messages wait for disks and storage, and so may take long."""
+        """The process groups whose messages may take long, because they wait for disks and storage."""
         return [self.group, *([self.uploader.group] if self.uploader else [])]
 
     def _run_files(self) -> dict[str, bytes]:
@@ -166,7 +167,7 @@ class Writer:
             own = self._describe_own(partial, run_files)
             failure = None
         except (Exception, CheckpointException) as error:  # the latter derives from BaseException
-            # Whatever went wrong, the other ranks must hear of it, because they wait for this rank.
+            # Whatever went wrong, the other ranks must be told, because they wait for this rank.
             own, failure = {}, self._failure(error, state, run_files, partial)
             self.bug = error if _is_bug(error) else None
         everyone: list[Any] = [None] * dist.get_world_size()
@@ -210,7 +211,7 @@ class Writer:
 
 
 def _is_bug(error: BaseException) -> bool:
-    """Whether writing failed for a reason of ours, and not because the disk refuses or another process is gone."""
+    """Whether writing failed because of a bug, and not because the disk refused or another process is gone."""
     root = root_error(error)
     by_torchs_writer = "inline_container.cc" in str(root)
     return not (isinstance(root, UserError) or is_refusal(root) or is_loss_of_peer(root) or by_torchs_writer)
@@ -294,7 +295,10 @@ def _newest_first(directory: Path) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether `path` is a directory that the trainer named; `step-bestever`, and links, are somebody else's."""
+    """Whether `path` is a directory with a name that the trainer gives.
+
+    Links, and names such as `step-bestever`, are the user's.
+    """
     return manifest.step_of(path.name) is not None and path.is_dir() and not path.is_symlink()
 
 
@@ -307,11 +311,10 @@ def fault_of(path: Path) -> str | None:
 
 
 def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: set[int] = frozenset()) -> None:
-    """Remove what need not be kept once step `newest` is published.
-
-    Removed are the remains of interrupted writes, and checkpoints that are damaged or of a later step. Of the others, the
-    newest `keep` stay, those whose step is a multiple of `keep_every` (0: none), and the steps `in_use`. A directory that has
-    no manifest stays, and so does everything whose name is not exactly one that the trainer gives.
+    """Remove what need not be kept once step `newest` is published. This removes the remains of interrupted writes, and
+    checkpoints that are damaged or of a later step. Of the other checkpoints it keeps the newest `keep`, those whose step is
+    a multiple of `keep_every` (0: none), and the steps `in_use`. It never removes a directory without a manifest, or one
+    whose name the trainer does not give.
     """
     found = {path: _step_if_whole(path) for path in _newest_first(directory) if (path / manifest.NAME).exists()}
     kept = manifest.kept((step for step in found.values() if step is not None), newest, keep, keep_every) | in_use
