@@ -115,7 +115,7 @@ class SourceConfig:
     """How often each conversation is used in an epoch. With 2.3, every conversation is used twice, and three in ten a third
     time, different ones in each epoch. Fractions of a conversation add up over the epochs and are rounded up."""
     epochs: int | None = None
-    """Use the file only in the first so many epochs; by default in all of them."""
+    """Use the file only in this many epochs, counted from the first; by default in all of them."""
 
 
 @dataclass

@@ -10,10 +10,10 @@ OURS = ("fastft", "cleaning", "__main__")  # the last is the module that `python
 
 
 class UserError(Exception):
-    """Something that the user can mend: the message says what is wrong, where, and what to do, in one line.
+    """A mistake that the user can correct: the message says what is wrong, where, and what to do, in one line.
 
     A file that does not exist, a value out of range, an endpoint that refuses, a package that is not installed. Raise it
-    where the mistake is known, with the words of the person who made it; never for what only a programmer could cause.
+    where the mistake is known, in the user's words; never for errors that only a programmer could cause.
     """
 
     exit_code = 1
@@ -30,7 +30,7 @@ class UsageError(UserError):
 
 
 class PeerError(Exception):
-    """Another process of the run met an error, and says so itself: this one has nothing to add."""
+    """Another process of the run met an error and reports it, so this process prints nothing."""
 
 
 def is_ours(error: BaseException) -> bool:

@@ -91,7 +91,7 @@ class Cache:
         return replace(reply, cached=True) if reply else None
 
     def open(self) -> None:
-        """Create the file. Raises UserError if that is impossible, so that it is known before anything is paid for."""
+        """Create the file. Raises UserError if that is impossible, so that the failure shows before anything is paid for."""
         if self.file:
             return
         try:

@@ -185,7 +185,7 @@ async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], ma
         words = reply.text
         usd += client.usd(reply.prompt_tokens, reply.completion_tokens)
         scores = _read_scores(words, task.mode)
-        # A judge that has used up its tokens by thinking would do so again.
+        # A judge that used up its tokens by thinking would use them up again.
         only_thought = not words.strip() and reply.finish_reason == "length"
         if scores or only_thought:
             break

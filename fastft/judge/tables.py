@@ -195,7 +195,7 @@ def _needed(questions: int) -> str:
 
 
 def remarks(figures: Figures) -> list[str]:
-    """Return what a reader of the tables must know."""
+    """Return the notes that a reader of the tables needs."""
     by = ", ".join(figures.judges)
     lines = [
         f"{figures.judgments:,} judgments by {by}; {figures.unparsed} could not be read and are left out of every mean."

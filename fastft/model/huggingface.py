@@ -28,7 +28,7 @@ from fastft.model.generation_config import read_generation_config
 
 logger = logging.getLogger(__name__)
 
-# What transformers raises for values that cannot be saved.
+# Errors that transformers raises for values that cannot be saved.
 LIBRARY_ERRORS = (OSError, ValueError, TypeError, RuntimeError)
 OTHER_VALUES = "transformers reads other values than it wrote"
 PROBE = "Hello  World!\n\n\t1234 é 日本 🙂 <b>x</b>"
@@ -96,7 +96,7 @@ class ModelFiles:
     def _saving(self, what: str) -> Iterator[None]:
         """Turn errors of transformers and tokenizers into a UserError about `what`, except errors of the disk.
 
-        Inside are calls of theirs alone, so that an error of ours, whatever its class, stays the bug that it is.
+        It encloses only calls of theirs, so that an error of our own code, whatever its class, still counts as a bug.
         """
         try:
             yield

@@ -40,7 +40,7 @@ class RunInputs:
     sampler: Sampler
     trackers: list[str]
     identity: dict[str, Any]
-    """What a checkpoint must agree with to belong to this run."""
+    """The values that a checkpoint must have to belong to this run."""
 
     @property
     def output_dir(self) -> Path:
@@ -56,7 +56,7 @@ def read_inputs(config: TrainConfig, model_dir: Path) -> RunInputs:
     """Read and check the settings and the data; collective. Raises UserError for the user's mistakes.
 
     The trained model will be written to `model_dir`. To prove that this will work, its files other than the weights are
-    written beside `model_dir` and removed again: nothing is trained that could not be exported.
+    written beside `model_dir` and removed again: a model that could not be exported is not trained.
     """
     at_a_time = dist.get_world_size() * config.micro_batch_size
     if config.global_batch_size % at_a_time:

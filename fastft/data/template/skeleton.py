@@ -122,7 +122,7 @@ class AnswerPlace:
 
 @dataclass(slots=True)
 class Boundary:
-    """Where a trained answer begins in a conversation's text, and up to where it is trained."""
+    """The position in a conversation's text at which a trained answer begins, and the end of its trained text."""
 
     at: int
     trained_to: int | None  # None: up to the end of turn, which is trained as well

@@ -236,7 +236,7 @@ def _published(accuracy: dict[str, float | None]) -> list[str]:
 
 
 def remarks(results: list[TaskResult], limit: int | None) -> list[str]:
-    """Return what a reader of the table must know."""
+    """Return the notes that a reader of the table needs."""
     lines = [
         "Percent right. The first capital letter that is an option counts as the answer (Orca's rule). Lone letter: the accuracy "
         "if the first such letter that stands alone counts. No letter: answers without any. Intervals: 95 %, Wilson's; those of "

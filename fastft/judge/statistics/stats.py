@@ -87,9 +87,9 @@ class Position:
 
     one_order: bool  # whether no pair of models was shown in both orders
     both_orders: int  # pairs of answers that were judged in both
-    consistent: int  # of those, with the same verdict in both orders
-    half_flips: int  # with a win in one order and a tie in the other
-    flips: int  # with a different winner in each order
+    consistent: int  # pairs of answers with the same verdict in both orders
+    half_flips: int  # pairs of answers with a win in one order and a tie in the other
+    flips: int  # pairs of answers with a different winner in each order
     flip_rate: Interval | None  # share of `both_orders`
     first_wins: Interval | None  # share of decisive judgments won by the answer shown first
 

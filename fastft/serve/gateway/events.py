@@ -236,7 +236,7 @@ class EventLog:
             with database:
                 row = (vote["battle"], orjson.dumps(vote).decode())
                 database.execute("INSERT INTO votes (battle, vote) VALUES (?, ?)", row)
-        except sqlite3.Error as error:  # whoever voted is told
+        except sqlite3.Error as error:  # reported to the voter
             logger.error("record: a vote is not written: %s: %s", self.directory / FILE, error)
             written.set_exception(error)
         else:

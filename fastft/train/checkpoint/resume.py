@@ -185,7 +185,7 @@ def resume(
 ) -> dict[str, Any]:
     """Load the newest of `candidates` that can be read, and return its manifest; collective.
 
-    Without `candidates` this returns what a manifest would say before the first step. Raises UserError if none can be read.
+    Without `candidates` this returns the manifest of a run before its first step. Raises UserError if none can be read.
     """
     damaged = []
     for candidate in candidates:
