@@ -62,7 +62,7 @@ class CleanConfig:
     ray: str | None = option(None, alone="")
     """Work on the Ray cluster at this address, `auto` or ray://HOST:PORT; without an address, on one started here."""
     explain: str = ""
-    """Tell what the finished run in output_dir did to the conversation with this id."""
+    """Explain what the finished run in output_dir did to the conversation with this id."""
     list_filters: bool = False
     """List the filters with their defaults, and stop."""
 

@@ -93,7 +93,7 @@ class Benchmarks:
             self.benchmarks[benchmark].common += number not in left
 
     def hits(self, conversation: Conversation) -> list[Hit]:
-        """Return one hit for each item that the conversation shares text with, the first that was found."""
+        """Return, for each item with which the conversation shares text, the first hit that was found."""
         found: dict[int, Hit] = {}
         turns = [turn for turn, m in enumerate(conversation.messages) if m.role in ("user", "assistant")]
         # All turns are joined into one text, because most turns are short, and each call of numpy costs about the same.

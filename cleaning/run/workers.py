@@ -70,7 +70,7 @@ def _process_pool(sources: list[Input], workers: int, preloaded: Sequence[str]) 
 
 
 def _done(task: Task) -> str:
-    """Return how far a pass is: "1,204 conversations, 502/s, 3.1 MB/s"."""
+    """Describe the progress of a pass: "1,204 conversations, 502/s, 3.1 MB/s"."""
     count, seconds = task.fields["conversations"], task.elapsed
     if not seconds:
         return ""

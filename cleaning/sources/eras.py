@@ -35,7 +35,7 @@ SAMPLE_BYTES = 16 << 20  # of the uncompressed file, about 1 s of reading
 _WRAPPER = r'<div[^>]{0,500}?\sclass="[^"]{0,500}?\bmarkdown\b[^"]{0,500}?\b(?:prose|break-words)\b'
 _PAGE_WRAPPER = re.compile(rf"\s*(?:<div[^>]{{0,500}}>\s*){{0,4}}?{_WRAPPER}")
 _WRAPPER_ANYWHERE = re.compile(_WRAPPER)
-# What the sanitiser leaves of the wrapper: a bare <div>, directly followed by a block. People put a line end in between.
+# The sanitised wrapper: a bare <div>, directly followed by a block. People would put a line end in between.
 _BARE_WRAPPER = re.compile(r"<div><(?:p|pre|ol|ul|h[1-6]|table|blockquote|hr)\b(?s:.*)</div>\s*\Z")
 _FRAGMENT = re.compile(r"\s*<(?:div|p|pre|ol|ul|h[1-6]|table|blockquote)\b[^<>]*>(?s:.*)>\s*\Z")
 # The content of a wrapper: it begins and ends with a block that markdown has, and the first one has no styling.

@@ -117,9 +117,8 @@ def _fits(memory: Memory, gpu: Gpu) -> str:
 
 
 def choose(found: Sequence[Estimate]) -> Estimate | None:
-    """The cheapest estimate that fits, or the cheapest tight one if none does; None if there is neither.
-
-    They are compared in dollars if all have a price, else in energy; of equals the one with the fewest GPUs is chosen.
+    """The cheapest estimate that fits, or the cheapest tight one if none does; None if there is neither. They are compared
+    in dollars if all have a price, else in energy; if equal, the one with fewer GPUs is chosen.
     """
     fitting = [e for e in found if e.fits == "yes"] or [e for e in found if e.fits == "tight"]
     priced = all(e.dollars is not None for e in fitting)

@@ -130,7 +130,7 @@ def ending_of_last(record: dict[str, Any]) -> str:
 
 
 def _cut_by(values: dict[str, Any], keys: tuple[str, ...]) -> str:
-    """Return the value of CUT that the first of `keys` with such a value has, or ""."""
+    """Return the first value under `keys` that is in CUT, which means that the answer was cut; "" if there is none."""
     for key in keys:
         value = values.get(key)
         if isinstance(value, dict):  # {"type": "max_tokens", …}, {"reason": "max_output_tokens"}

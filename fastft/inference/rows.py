@@ -261,7 +261,7 @@ class StepLoop:
         return self._tokens(answers, logits_1V.expand(len(answers), -1).clone())
 
     def _next_tokens(self) -> list[Delta]:
-        """One step of all rows that were there before this one and are not done."""
+        """Compute the next token of all unfinished rows that existed before this step."""
         self._make_room()
         self._keep([i for i, row in enumerate(self.rows) if not row.done])
         if not self.rows:
@@ -332,7 +332,7 @@ def _rope_types(config: Any) -> set[str]:
 
 
 class _LoneCache:
-    """The state of the only row of a model that answers one request at a time: transformers' own."""
+    """The cache of a model that answers one request at a time, which is transformers' own."""
 
     is_full = False
 

@@ -1,4 +1,4 @@
-"""The thread that generates, and the queue before it; the event loop hands requests in and gets pieces of answers back.
+"""The thread that generates, with its queue. The event loop hands requests in and gets pieces of answers back.
 
     generation = Generation(step_loop, max_queue=64)     # within the event loop that uses it
     job = AnswerJob([answers to one prompt])

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RunInputs:
-    """What follows from the settings and the data of a run."""
+    """The checked settings of a run, and everything that is derived from them and the data."""
 
     config: TrainConfig
     stages: list[TrainConfig]

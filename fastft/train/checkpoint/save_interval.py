@@ -42,7 +42,7 @@ class SaveInterval:
     def saved(self) -> None:
         """Begin the next interval, because a checkpoint has just been started.
 
-        The interval is logged the first time, and whenever it has halved or doubled since it was logged.
+        The interval is logged the first time, and whenever it has halved or doubled since the last log.
         """
         self.last = time.monotonic()
         if self.every != "auto":
