@@ -22,6 +22,7 @@ from contextlib import closing
 
 from cleaning.settings import FilterSettings
 from fastft.common.moderation_api import NoVerdictsError, moderation_request, read_verdicts
+from fastft.common.urls import parse_http
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 
@@ -139,12 +140,8 @@ def _seconds(value: str | None) -> float:
 
 def check_url(url: str) -> None:
     """Raise UserError for a URL that is not an endpoint's address, or that holds a key."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number or too large, or a bracket is missing
-        valid = False
-    if not valid:
+    parts = parse_http(url)
+    if not parts:
         raise UserError(f"--moderation {re.sub('//[^/]*@', '//', url).partition('?')[0]}: is not an http(s) URL")
     if parts.username or parts.password or parts.query:
         raise UserError(f"--moderation {shown(url)}: a key goes into FASTFT_MODERATION_KEY, not into the URL")

@@ -1,4 +1,4 @@
-"""Describe an endpoint: its address, the key that is sent to it, its limits, and the options for all this on a command line.
+"""Describe an endpoint: its address, its key, its limits, and the command-line options for them.
 
     url, name = split_address("https://api.openai.com/v1#gpt-4.1")
     [model, endpoint] = parse(argv, "fastft answer", "…", AnswerConfig, EndpointConfig)
@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from fastft.common.command_line import option
+from fastft.common.urls import parse_http
 from fastft.errors import UserError
 from fastft.inference.budget import Price, read_prices
 
@@ -23,7 +24,7 @@ OPENAI = "https://api.openai.com/v1"
 
 @dataclass(frozen=True)
 class Limits:
-    """What an endpoint allows, and how patient we are with it."""
+    """The limits of an endpoint, and our time-out for it."""
 
     concurrency: int = 16
     """Requests in flight at a time."""
@@ -82,22 +83,12 @@ def is_address(model: str) -> bool:
 def split_address(address: str) -> tuple[str, str]:
     """Return (URL, name) of URL#name. Raises UserError."""
     url, _, name = address.partition("#")
-    parts = _parse(url)
+    parts = parse_http(url)
     if not (parts and name):
         raise UserError(f"{_without_user(address)}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
     if parts.username or parts.password:
         raise UserError(f"{_without_user(address)}: a key does not belong in an address; put it into {KEY}")
     return url.rstrip("/"), name
-
-
-def _parse(url: str) -> SplitResult | None:
-    """Return the parts of a URL to which requests can be sent, None for any other text."""
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number or too large, or a bracket is missing
-        return None
-    return parts if valid else None
 
 
 def _without_user(address: str) -> str:
@@ -107,7 +98,7 @@ def _without_user(address: str) -> str:
 def key_variables(names: Sequence[str], addresses: Sequence[str]) -> list[str]:
     """Return the name of the variable with the key for each address, "" if none is given. Raises UserError.
 
-    One name for several addresses is valid if all of them are on one host: no key goes to a host that nobody meant.
+    One name for several addresses is valid only if they are on one host, so that no key is sent to a host by mistake.
     """
     if not all(re.fullmatch(r"(?:[A-Za-z_]\w*)?", name) for name in names):
         raise UserError("a key is given by the name of the environment variable that holds it")
@@ -143,7 +134,7 @@ def key_for(url: str, key_env: str = "") -> str:
 def is_openai(url: str) -> bool:
     """Return whether `url` is OpenAI's, or where OPENAI_BASE_URL points to. Raises UserError if that is no URL."""
     own = os.environ.get("OPENAI_BASE_URL", "").strip()
-    if own and not _parse(own):
+    if own and not parse_http(own):
         raise UserError(
             f"OPENAI_BASE_URL is {_without_user(own)!r}, which is no URL such as {OPENAI}; correct or unset it"
         )

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from fastft.common.urls import parse_http
 from fastft.errors import UserError
 from fastft.serve.address import written
 
@@ -31,7 +32,7 @@ WAIT_S = 5.0
 
 @dataclass(frozen=True)
 class GatewayAddress:
-    """Where to announce."""
+    """The gateway's address and the keys for an announcement."""
 
     url: str
     """http://HOST:PORT of `fastft serve`."""
@@ -39,9 +40,13 @@ class GatewayAddress:
     worker_key_env: str | None
     """Name, on the gateway's machine, of the environment variable with this worker's key (worker_key_envs there)."""
 
+    def __post_init__(self) -> None:
+        if not parse_http(self.url):
+            raise UserError(f"--announce {self.url}: must be the gateway's address, such as http://10.0.0.1:8000")
+
 
 def reachable_url(host: str, port: int, gateway: str) -> str:
-    """Base URL of a worker that listens on `host`, as the gateway sees it. Raises UserError where that cannot be known.
+    """Base URL of a worker that listens on `host`, as the gateway sees it. Raises UserError if that cannot be known.
 
     A worker that listens on all addresses is reached by the one from which this machine reaches the gateway.
     """

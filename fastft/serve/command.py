@@ -24,9 +24,11 @@ from typing import Any, Literal
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import short_name
+from fastft.common.urls import parse_http
 from fastft.compose.blend import BlendPolicy
 from fastft.compose.policy import FixedPolicy, Policy
 from fastft.errors import UserError
+from fastft.serve.address import check_port
 from fastft.serve.local import (
     Engine,
     LocalWorker,
@@ -77,13 +79,13 @@ class VirtualModel:
     model: str | None = None
     """fixed: the model that answers."""
     models: dict[str, float] = field(default_factory=dict)
-    """blend: models with their weights; the same weight for all is the paper's."""
+    """blend: models with their weights; the paper uses equal weights."""
     seed: str = "0"
-    """blend: another seed draws other models."""
+    """blend: the seed of the draws."""
     min_run: int = 1
     """blend: turns in a row that a drawn model answers."""
     schedule: list[BlendStage] = field(default_factory=list)
-    """blend: from a turn on, other weights."""
+    """blend: new weights from some turn on."""
 
 
 @dataclass
@@ -101,13 +103,14 @@ class KeyConfig:
 @dataclass
 class ModerationConfig:
     url: str | None = None
-    """An OpenAI-compatible moderation endpoint, such as https://api.openai.com/v1/moderations; without, nobody is asked."""
+    """An OpenAI-compatible moderation endpoint, such as https://api.openai.com/v1/moderations. Without it, nothing is
+    checked."""
     model: str | None = None
     """The model to name there."""
     key_env: str | None = None
     """Environment variable with the key for it."""
     fail: Literal["open", "closed"] = "open"
-    """While it cannot be reached: open, questions are answered, and the record says that nobody has looked; closed, none is."""
+    """While it cannot be reached: open answers questions and records that they were not checked; closed refuses them."""
 
 
 @dataclass
@@ -119,12 +122,12 @@ class ServeConfig:
     port: int = 8000
     """Port to listen on; 0 takes a free one, which the ready line names."""
     engine: str = "fastft"
-    """What runs the directories: fastft, llama.cpp (GGUF files, which it gets anyway), or a command with {model}, {name}
+    """The engine for model directories: fastft, llama.cpp (always used for GGUF files), or a command with {model}, {name}
     and {port}, such as "vllm serve {model} --served-model-name {name} --port {port}"."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of our engine's weights; auto: bfloat16 on GPUs and on CPUs that compute in it, else float32."""
     repeatable: bool = False
-    """Let our engine compute in float32: the same seed gives the same answer alone and in company."""
+    """Let our engine compute in float32: the same seed gives the same answer alone and in a batch."""
     max_batch: int = 16
     """Answers that a worker of ours generates at once."""
     max_queue: int = 64
@@ -148,9 +151,9 @@ class ServeConfig:
     worker_key_envs: list[str] = field(default_factory=list)
     """Environment variables with keys of workers that announce themselves."""
     moderation: ModerationConfig = field(default_factory=ModerationConfig)
-    """Who is asked about what users write, before a model reads it."""
+    """The moderation endpoint that checks what users write before a model reads it."""
     origins: list[str] = field(default_factory=list)
-    """Other sites whose pages may ask, such as https://chat.example.org."""
+    """Other sites whose pages may send requests, such as https://chat.example.org."""
     grace_s: float = 25.0
     """Seconds that running answers have to finish after SIGTERM."""
     comment_s: float = 10.0
@@ -177,6 +180,7 @@ class _Plan:
 def main(argv: list[str]) -> int:
     description = "Serve models behind one address that speaks OpenAI's API."
     [config] = parse(argv, "fastft serve", description, ServeConfig)
+    check_port(config.port)
     plan = _plan(config)
     try:
         import prometheus_client  # noqa: F401
@@ -285,7 +289,7 @@ def _name_of(worker: RemoteWorker) -> str:
 
 def _check_remote(worker: RemoteWorker, local: Collection[str]) -> None:
     url, _, model = worker.url.partition("#")
-    if not url.startswith(("http://", "https://")) or not model:
+    if not parse_http(url) or not model:
         raise UserError(f"workers: {worker.url}: must be URL#MODEL, such as http://10.0.0.5:8000/v1#qwen")
     if _name_of(worker) in local:
         raise UserError(f"workers: {worker.url}: a directory is called {_name_of(worker)!r}, too; give it another name")
@@ -322,7 +326,7 @@ def _policy(virtual: VirtualModel) -> Policy:
 
 
 def _settings(config: ServeConfig) -> Any:
-    """The gateway's settings, with the keys. Raises UserError where one is missing."""
+    """The gateway's settings, with the keys. Raises UserError if one is missing."""
     import hashlib
 
     from fastft.serve.address import is_loopback
@@ -359,7 +363,7 @@ def _moderation(config: ModerationConfig) -> Any:
 
     if config.url is None:
         return None
-    if not config.url.startswith(("http://", "https://")):
+    if not parse_http(config.url):
         raise UserError(f"moderation.url {config.url}: must be an http(s) address")
     key = _from_environment("moderation.key_env", config.key_env) if config.key_env else None
     return ModerationSettings(config.url, config.model, key, closed=config.fail == "closed")

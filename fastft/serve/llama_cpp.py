@@ -19,6 +19,7 @@ from fastft.common import logs
 from fastft.common.command_line import leave, parse, run
 from fastft.common.files import short_name
 from fastft.errors import UserError
+from fastft.serve.address import check_port
 
 PARALLEL = 8
 """Answers that are generated at once."""
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
     parent = os.getppid()
     [config] = parse(argv, "python -m fastft.serve.llama_cpp", "Serve a GGUF file, by llama.cpp.", LlamaConfig)
     _check_file(config.model)
+    check_port(config.port)
     key = os.environ.get(config.api_key_env) if config.api_key_env else None
     if config.api_key_env and not key:
         raise UserError(f"--api_key_env {config.api_key_env}: there is no such environment variable, or it is empty")
@@ -71,7 +73,7 @@ def _parameters(xllamacpp, config: LlamaConfig, name: str, key: str | None):
     found.model_alias = {name}
     found.hostnames, found.port = ["127.0.0.1"], config.port
     found.cors_origins, found.cors_credentials = "", False  # its default accepts requests from the pages of all sites
-    found.ui = found.endpoint_slots = False  # /slots shows what others ask
+    found.ui = found.endpoint_slots = False  # /slots would show other users' requests
     found.verbosity = 1
     found.n_parallel = PARALLEL
     found.kv_unified = True  # otherwise each parallel answer gets only an eighth of the context

@@ -28,6 +28,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from fastft import __version__
+from fastft.common.urls import parse_http
 from fastft.compose.policy import Choice, Policy
 from fastft.data.conversation import Conversation, Message
 from fastft.serve import moderation, protocol
@@ -83,7 +84,7 @@ class _Allowance:
         self.per_minute, self.left, self.at = per_minute, float(per_minute), time.monotonic()
 
     def take(self) -> None:
-        """Raises ApiError where nothing is left."""
+        """Raises ApiError if nothing is left."""
         now = time.monotonic()
         self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
         self.at = now
@@ -218,7 +219,7 @@ class Gateway:
         }
 
     def _authorize(self, scope: Scope) -> ApiKey | None:
-        """The key of a request; None where none is asked for. Raises ApiError."""
+        """The key of a request; None if none is asked for. Raises ApiError."""
         if not self.keys:
             return None
         key = self.keys.get(hashlib.sha256(_bearer(scope)).hexdigest())
@@ -387,7 +388,7 @@ class Gateway:
         turn = self._turn(scope, request, orjson.dumps(request), model, key)
         turn.conversation_from = "battle"
         turn.battle = self.arena.begin_answer(battle, name, request)
-        # An error that is raised here is answered by whoever called, past the names that are hidden.
+        # Errors are answered here, through `hidden`, because the caller would answer them with the model's name.
         hidden = HiddenAnswer(send) if battle.anonymous else send
         try:
             await self._exchange(turn, request, scope, receive, hidden, headers)
@@ -424,12 +425,12 @@ class Gateway:
         )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The body of a request. Raises ApiError where it is too large or too slow."""
+        """The body of a request. Raises ApiError if it is too large or too slow."""
         limit = self.settings.largest_body
         if (length := _header(scope, b"content-length")) and int(length) > limit:
             raise protocol.body_too_large(limit)
         late: list[bool] = []
-        # Not asyncio.wait_for, which makes a task: most bodies are there already.
+        # Not asyncio.wait_for, which makes a task: most bodies have arrived already.
         timer = asyncio.get_running_loop().call_later(self.settings.upload_s, _interrupt, asyncio.current_task(), late)
         body, more = b"", True
         try:
@@ -553,7 +554,7 @@ def _bearer(scope: Scope) -> bytes:
 def _entry_of(request: dict[str, Any]) -> tuple[str, str]:
     """(base URL, model) of {"url": "URL#MODEL"}. Raises ApiError."""
     entry = request.get("url")
-    if not isinstance(entry, str) or not entry.startswith(("http://", "https://")):
+    if not isinstance(entry, str) or not parse_http(entry):
         raise ApiError(400, "url must be http(s)://HOST:PORT/v1#MODEL", "url", "invalid_value")
     url, _, model = entry.partition("#")
     return url.rstrip("/"), model
@@ -575,7 +576,7 @@ def _conversation_id(scope: Scope, messages: list[Any], key: str | None) -> tupl
 
 
 def _require_shallow(request: dict[str, Any]) -> None:
-    """Raises ApiError for what can be read, but not written again (orjson reads 1024 levels and writes 254)."""
+    """Raises ApiError for JSON that is too deep to be written again (orjson reads 1024 levels and writes 254)."""
     try:
         orjson.dumps(request)
     except TypeError:
@@ -622,7 +623,7 @@ async def serve(
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            # Cancelled as soon as it has done its work: until then it keeps all of an ended connection in memory.
+            # Cancelled as soon as it is no longer needed, because it keeps an ended connection in memory.
             self.patience = self.loop.call_later(first_request_s, self._require_request)
             if len(self.connections) > most_connections:
                 transport.abort()
