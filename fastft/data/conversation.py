@@ -162,7 +162,7 @@ def parse_conversation(record: Any, where: str = "record") -> Conversation:
     _refuse_unread(record, UNREAD_OF_RECORD, where)
     if _at(where, flag_weight, record) not in (None, 1):
         raise UserError(f"{where}: {_flags(record)} of a record is not obeyed; put it at its messages, or remove it")
-    messages = [_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns)]
+    messages = [_parse_message(turn, f"{where}, message {i}") for i, turn in enumerate(turns, 1)]
     _obey_marks_of_record(record, messages, where)
     return Conversation(
         id=_text(record.get("id"), ""),
@@ -242,7 +242,7 @@ def _content(turn: dict[str, Any], where: str) -> str:
         raise UserError(f"{where}: its 'content' and its 'value' differ; keep one of them")
     content = value if content is None else content
     if isinstance(content, list) and content:
-        content = "".join(_text_of_part(part, f"{where}, part {i}") for i, part in enumerate(content))
+        content = "".join(_text_of_part(part, f"{where}, part {i}") for i, part in enumerate(content, 1))
     if not isinstance(content, str):
         raise UserError(f"{where}: its content is {'an empty list' if content == [] else kind_of(content)}, not text")
     return repair_text(content)
@@ -296,7 +296,7 @@ def _is_empty(value: Any) -> bool:
 
 def _unknown_keys(record: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """Yield (number of the message, key) for every key of a parsed record's messages whose meaning is not known."""
-    for i, turn in enumerate(_turns(record)):
+    for i, turn in enumerate(_turns(record), 1):
         for key in turn:
             is_value = isinstance(turn[key], (bool, int, float))  # false and 0 are values, too
             if key not in _READ and key not in ABOUT and (is_value or not _is_empty(turn[key])):

@@ -59,15 +59,15 @@ def show_file(path: str, template: ChatTemplate, count: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    conversations = list(islice(read_conversations(path), count))
+    if not conversations:
+        raise UserError(f"{path}: holds no conversation")
+    shown = [(conversation, template.encode(conversation.messages)) for conversation in conversations]
     console = Console(highlight=False)
     console.print(
         Text.assemble(("trained", TRAINED), "  ", ("not trained", UNTRAINED), "  ", ("control token", "bold"))
     )
-    conversations = list(islice(read_conversations(path), count))
-    if not conversations:
-        raise UserError(f"{path}: holds no conversation")
-    for conversation in conversations:
-        encoded = template.encode(conversation.messages)
+    for conversation, encoded in shown:
         title = f"{conversation.id}  {len(encoded.ids)} tokens, {sum(encoded.trained)} trained"
         if encoded.kept_boundaries:
             title += f", {encoded.kept_boundaries} boundaries where the answer's own tokens won"
@@ -106,12 +106,12 @@ def check_file(path: str, template: ChatTemplate) -> int:
             faults[kind] += 1
             if sum(faults.values()) <= SHOWN_FAULTS:
                 logger.error("%s: %s: %s", conversation.id, kind, detail)
+    if not counts["conversations"]:
+        raise UserError(f"{path}: holds no conversation")
     table = Table(title=f"{path} under {template.name}", title_justify="left", show_header=False)
     for name, number in [*counts.items(), *((f"FAULT: {kind}", number) for kind, number in faults.items())]:
         table.add_row(name, f"{number:,}")
     Console().print(table)
-    if not counts["conversations"]:
-        raise UserError(f"{path}: holds no conversation")
     print("the mask is off" if faults else "the mask is proven: every check passed")
     return 1 if faults else 0
 

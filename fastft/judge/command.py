@@ -158,7 +158,7 @@ def check_complete(judgments: list[Judgment], calls: int, stopped: str | None) -
     failed = [judgment for judgment in judgments if "failed" in judgment.flags]
     missing = calls - len(judgments) + len(failed)
     if missing:
-        why = stopped or failed[0].text
+        why = stopped or f"no reply: {failed[0].failure}"
         raise UserError(f"{missing} of {calls} are not judged ({why}); the same command goes on with them")
 
 

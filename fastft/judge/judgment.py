@@ -25,6 +25,7 @@ from fastft.judge.rows import (
 )
 
 Mode = Literal["pairwise", "single"]
+NO_REPLY = "[no reply: "
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,17 @@ class Judgment:
     score_a: float | None
     score_b: float | None
     parsed: bool
-    text: str  # the judge's whole reply
+    text: str  # the judge's whole reply; if it is flagged as failed, with `no_reply` at the end
     turn: int = 1
     referenced: bool = False  # whether the judge was shown a reference answer
     flags: tuple[str, ...] = field(default=())
     usd: float | None = None
+
+    @property
+    def failure(self) -> str:
+        """The reason, in the endpoint's words, for which there was no reply; "" if there was one."""
+        said = self.text.rpartition(NO_REPLY)[2] if "failed" in self.flags and NO_REPLY in self.text else ""
+        return said.removesuffix("]")
 
     @property
     def winner(self) -> str | None:
@@ -59,6 +66,11 @@ class Judgment:
         if self.score_a == self.score_b:
             return "tie"
         return self.model_a if self.score_a > self.score_b else self.model_b
+
+
+def no_reply(reason: str) -> str:
+    """What stands in the text of a judgment in place of a reply."""
+    return f"{NO_REPLY}{reason}]"
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:

@@ -16,7 +16,7 @@ from fastft.errors import UserError
 from fastft.inference.budget import Money
 from fastft.inference.client import Client, Unanswered, estimate_tokens, run_all
 from fastft.inference.completion import Reply
-from fastft.judge.judgment import Judgment, Mode
+from fastft.judge.judgment import Judgment, Mode, no_reply
 from fastft.judge.questions import Answer, Question
 from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single, spoken
 
@@ -180,7 +180,7 @@ async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], ma
         try:
             reply = await client.ask(messages, attempt, **options)
         except Unanswered as error:
-            words, failed = words or f"[no reply: {error}]", True
+            words, failed = "\n\n".join(filter(None, [words, no_reply(str(error))])), True
             break
         words = reply.text
         usd += client.usd(reply.prompt_tokens, reply.completion_tokens)

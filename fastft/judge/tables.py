@@ -13,7 +13,7 @@ from fastft.judge.statistics.stats import Figures, Pair
 
 WIDTH = 150  # characters: a narrower terminal would wrap the numbers of the widest table
 FLAGS = {
-    "failed": "no reply, after all retries",
+    "failed": "no reply",
     "refusal": "the judge refused",
     "cut": "the judge's words were cut at --max_tokens",
     "empty": "the judge said nothing",
@@ -201,6 +201,7 @@ def remarks(figures: Figures) -> list[str]:
         f"{figures.judgments:,} judgments by {by}; {figures.unparsed} could not be read and are left out of every mean."
     ]
     lines += [f"{count} flagged {flag}: {FLAGS.get(flag, flag)}." for flag, count in sorted(figures.flags.items())]
+    lines += [f"{count} without a reply, because {why}" for why, count in figures.failures.items()]
     lines.append("Intervals: 95 %, by resampling questions. p: by flipping signs of questions.")
     if figures.pairs:
         lines.append(

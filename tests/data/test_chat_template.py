@@ -285,7 +285,7 @@ def test_a_template_that_rewrites_text_is_refused_for_that_text():
     )
     template = ChatTemplate(tiny.KINDS["gpt2"](), source, "template thinker")
     template.encode([Message("user", "a"), Message("assistant", "b", True)])
-    with pytest.raises(TemplateError, match="template thinker: the template changes the text of message 1"):
+    with pytest.raises(TemplateError, match="template thinker: the template changes the text of message 2"):
         template.encode([Message("user", "a"), Message("assistant", "<think>x</think>b", True)])
 
 

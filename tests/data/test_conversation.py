@@ -170,7 +170,7 @@ def test_an_unclear_label_of_a_record_is_named():
     ],
 )
 def test_what_cannot_be_obeyed_is_refused_where_it_stands(keys, said):
-    assert refusal(answered(**keys)).startswith("data.jsonl: line 3, message 1: ")
+    assert refusal(answered(**keys)).startswith("data.jsonl: line 3, message 2: ")
     assert said in refusal(answered(**keys))
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_obeyed_is_refused_where_it_stands(keys, said):
 def test_what_a_template_would_show_beside_the_content_is_refused_with_the_remedy(key):
     for content in ("", "Hello.", None):
         said = refusal(answered(content=content, **{key: CALL}))
-        assert said.startswith(f"data.jsonl: line 3, message 1: {key!r} cannot be read") and UNREAD[key] in said
+        assert said.startswith(f"data.jsonl: line 3, message 2: {key!r} cannot be read") and UNREAD[key] in said
     assert repr(key) in refusal(answered(**{key: "Two and two."}))
 
 
@@ -214,16 +214,16 @@ def test_text_parts_are_joined_as_the_api_means_them():
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"type": "image_url", "image_url": {"url": "data:x"}}, 'part 1: is of type "image_url", not text'),
-        ({"type": "thinking", "thinking": "Hm.", "text": "Hm."}, 'part 1: is of type "thinking", not text'),
-        ({"type": "refusal", "refusal": "No."}, 'part 1: is of type "refusal", not text'),
-        ({"type": "text", "text": None}, "part 1: its text is nothing, not text"),
-        ({"type": "text"}, "part 1: its text is nothing, not text"),
-        (7, "part 1: expected an object with a text, found a number"),
+        ({"type": "image_url", "image_url": {"url": "data:x"}}, 'part 2: is of type "image_url", not text'),
+        ({"type": "thinking", "thinking": "Hm.", "text": "Hm."}, 'part 2: is of type "thinking", not text'),
+        ({"type": "refusal", "refusal": "No."}, 'part 2: is of type "refusal", not text'),
+        ({"type": "text", "text": None}, "part 2: its text is nothing, not text"),
+        ({"type": "text"}, "part 2: its text is nothing, not text"),
+        (7, "part 2: expected an object with a text, found a number"),
     ],
 )
 def test_a_part_that_is_no_text_is_refused_by_name(part, said):
-    assert f"line 3, message 1, {said}" in refusal(answered(content=[{"type": "text", "text": "See:"}, part]))
+    assert f"line 3, message 2, {said}" in refusal(answered(content=[{"type": "text", "text": "See:"}, part]))
 
 
 def test_developer_is_the_newer_name_of_system():
@@ -246,7 +246,7 @@ def test_unknown_keys_are_named_once_per_file_and_known_notes_never(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         assert len(list(read_conversations(path))) == len(list(read_conversations(path))) == 3
     (line,) = caplog.messages
-    assert "data.jsonl: line 2, message 1: the key 'mood' is not read" in line
+    assert "data.jsonl: line 2, message 2: the key 'mood' is not read" in line
 
 
 def test_our_own_files_are_read_as_they_were_written(tmp_path, caplog):

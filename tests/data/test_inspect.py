@@ -70,3 +70,19 @@ def test_faults_are_described_up_to_ten_and_all_are_counted(model, tmp_path, cap
     lines = captured.err.splitlines()
     assert len(lines) == 10 and lines[0].startswith("error: c0: cannot be encoded: ")
     assert "FAULT: cannot be encoded" in captured.out and " 14 " in captured.out and "the mask is off" in captured.out
+
+
+@pytest.mark.parametrize("more", [[], ["--check"]])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty"),
+        ('{"messages": [{"role": "user", "content": 7}]}\n', "line 1, message 1: its content is a number, not text"),
+        ("no JSON\n", "line 1"),
+    ],
+)
+def test_of_a_bad_file_nothing_is_shown_but_the_error(model, tmp_path, capsys, text, says, more):
+    (tmp_path / "bad.jsonl").write_text(text)
+    assert main(["inspect", str(tmp_path / "bad.jsonl"), "--model", str(model), *more]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and says in err and err.startswith("error: ") and err.count("\n") == 1

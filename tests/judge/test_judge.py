@@ -301,9 +301,17 @@ def test_one_pair_that_fails_for_good_is_counted_and_tried_again(tmp_path, capsy
         return Failure(400, f"content policy {SECRET}") if fails else longer_wins(body)
 
     with openai_server.endpoint(reply) as server:
-        assert "2 of 6 are not judged" in error_of(capsys, [*ground, "--judge", f"{server.url}#judge"])
+        assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 1
+        said = "".join(capsys.readouterr())
+        assert re.search(
+            r"^error: 2 of 6 are not judged \(no reply: .*content policy \*\*\*.*\); the same", said, re.MULTILINE
+        )
         judgments = judged(tmp_path)
         assert [j.question_id for j in judgments if "failed" in j.flags] == ["q1", "q1"] and len(judgments) == 6
+        assert all("content policy ***" in j.failure for j in judgments if j.failure)
+        told = [line for line in said.splitlines() if line.startswith("2 without a reply")]
+        assert len(told) == 1 and "content policy ***" in told[0] and "2 flagged failed: no reply." in said
+        assert "retries" not in said
         broken[0] = False
         assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
         assert server.paid == 6

@@ -127,7 +127,7 @@ def test_answers_are_thinned_out_evenly_and_the_last_is_kept():
     [
         (b"", "holds no prompt"),
         (b"\xff\xfe", "cannot be read"),
-        (b'fine\n{"prompt": 7}', "line 2, message 0: its content is a number, not text"),
+        (b'fine\n{"prompt": 7}', "line 2, message 1: its content is a number, not text"),
         (b'{"messages": []}', "line 1: its messages do not end"),
         (b'{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: its messages do not end"),
         (b'{"question": "x"}', "line 1: is no JSON object with prompt or messages"),

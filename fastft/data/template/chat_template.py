@@ -175,7 +175,7 @@ class ChatTemplate:
         changed = skeleton.changed_message(messages, self.render(messages))
         if changed is not None:
             raise TemplateError(
-                f"{self.name}: the template changes the text of message {changed}; its tokens cannot be placed"
+                f"{self.name}: the template changes the text of message {changed + 1}; its tokens cannot be placed"
             )
 
     # Counting --------------------------------------------------------------------------------------------------------

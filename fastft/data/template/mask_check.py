@@ -34,15 +34,15 @@ def check(
         chosen = [chosen[round(n * (len(chosen) - 1) / (most - 1))] for n in range(most)]
     for i, span in chosen:
         if messages[i].ends and encoded.ids[span[1] - 1] != template.end_of_turn_id:
-            yield "end of turn", f"message {i} does not end with {template.end_of_turn}"
+            yield "end of turn", f"message {i + 1} does not end with {template.end_of_turn}"
         if not messages[i].ends and template.end_of_turn_id in encoded.ids[span[0] : span[1]]:
-            yield "end of turn", f"message {i} continues elsewhere, but {template.end_of_turn} is trained"
+            yield "end of turn", f"message {i + 1} continues elsewhere, but {template.end_of_turn} is trained"
         text, expected = (
             _decoded(encoded.ids, span, template),
             _read_back(_trained_text(messages, i, template), template),
         )
         if text not in (expected, " " + expected):  # SentencePiece puts a space after a control token
-            yield "answer", f"message {i}: trained {text[:60]!r}, expected {expected[:60]!r}"
+            yield "answer", f"message {i + 1}: trained {text[:60]!r}, expected {expected[:60]!r}"
     typed = any(control in m.content for m in messages for control in template.control_tokens)
     if typed:  # transformers would make control tokens of such text, so only the decoded text can be compared
         yield from _check_text(messages, encoded, template)
@@ -99,7 +99,7 @@ def _check_ids(
             yield "whole", "the ids are not the tokenizer's rendering of the conversation"
         for i, span in answers_and_spans:
             if encoded.ids[: span[0]] != _library_ids(messages[:i], template, generation_prompt=True):
-                yield "prompt", f"the ids before message {i} are not what a server would feed"
+                yield "prompt", f"the ids before message {i + 1} are not what a server would feed"
         return
     yield from _check_text(messages, encoded, template)
     for i, _ in answers_and_spans:
@@ -107,7 +107,7 @@ def _check_ids(
         alone = template.encode([replace(m, train=m.train and j == i) for j, m in enumerate(messages)])
         prompt = _library_ids(messages[:i], template, generation_prompt=True)
         if alone.ids[: alone.trained.index(True)] != prompt:
-            yield "prompt", f"the ids before message {i} are not what a server would feed"
+            yield "prompt", f"the ids before message {i + 1} are not what a server would feed"
 
 
 def _check_controls(messages: list[Message], encoded: Encoded, template: ChatTemplate) -> Iterator[tuple[str, str]]:

@@ -199,7 +199,7 @@ class Skeletons:
     def __init__(self, render: Render, name: str, end_of_turn: str, controls: ControlNames):
         """`name` says in messages which template it is."""
         self.render, self.name, self.end_of_turn, self.controls = render, name, end_of_turn, controls
-        # Texts that the template has put between the generation prompt and an answer, white space aside. They are trained
+        # Texts, except white space, that the template has put between the generation prompt and an answer. They are trained
         # with the answer, and the user is told so. Qwen3, for example, writes an empty thought before the last answer only.
         self.written_before_answers: set[str] = set()
         self._derived: dict[tuple, Skeleton] = {}
@@ -241,14 +241,14 @@ class Skeletons:
             if not message.train:
                 continue
             if i == 0:
-                raise TemplateError(f"{self.name}: message 0 is an answer to no question")
+                raise TemplateError(f"{self.name}: message 1 is an answer to no question")
             has_text = _core(message.content) != ""
             before = self._texts_before(i, slots, has_text)
             literal = literals[before]
             if len(found) < PROVE_EACH or literal not in proven:
                 prompt = self.render(bare[:i], True)
                 if not whole.startswith(prompt):
-                    raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i})")
+                    raise TemplateError(f"{self.name}: {_not_a_prefix(prompt, whole)} (message {i + 1})")
                 prompt_pieces = PLACEHOLDER.split(prompt)
                 before, proven[literal] = len(prompt_pieces) // 2, len(prompt_pieces[-1])
             begin = proven[literal]
@@ -265,14 +265,14 @@ class Skeletons:
         if slots[:before] != earlier:
             raise TemplateError(f"{self.name}: the template puts the texts in another order than the messages")
         if has_text and slots[before : before + 1] != [i]:
-            raise TemplateError(f"{self.name}: the template leaves out the answer in message {i}")
+            raise TemplateError(f"{self.name}: the template leaves out the answer in message {i + 1}")
         return before
 
     def _require_end_of_turn(self, i: int, following: str, has_text: bool) -> None:
         """Raise TemplateError unless the end of turn is the first control token after the answer, with only space before it."""
         found = self.controls.token.search(following)
         if found is None or found.group() != self.end_of_turn or (has_text and following[: found.start()].strip()):
-            raise TemplateError(f"{self.name}: {self.end_of_turn!r} does not follow the answer in message {i}")
+            raise TemplateError(f"{self.name}: {self.end_of_turn!r} does not follow the answer in message {i + 1}")
 
     def _stretches(self, renamed: list[str], answers: list[AnswerPlace]) -> list[Stretch] | None:
         """Return the skeleton cut at its control tokens, and each stretch between them cut at its boundary."""

@@ -76,9 +76,7 @@ class Pair:
     per_game: Interval  # computed as if judgments were independent, so too narrow
     p_value: float  # of the hypothesis that both are equally good, by flipping signs of questions
     controlled: LengthControl | None
-    questions_needed: (
-        int  # to distinguish a win rate of 50 % plus `Figures.to_see` points from 50 %, with a power of 80 %
-    )
+    questions_needed: int  # to tell 50 % plus `Figures.to_see` points from 50 %, with a power of 80 %
 
 
 @dataclass(frozen=True)
@@ -162,6 +160,8 @@ class Figures:
     singles: list[Single] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
     by_judge: dict[str, "Figures"] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    """How often each reason was given for which there is no reply, in the endpoint's words; the most frequent first."""
 
 
 def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_see: float | None = None) -> Figures:
@@ -181,6 +181,7 @@ def compute(judgments: Sequence[Judgment], lengths: Lengths | None = None, to_se
         judgments=len(judgments),
         unparsed=sum(not j.parsed for j in judgments),
         flags=dict(Counter(flag for judgment in judgments for flag in judgment.flags)),
+        failures=dict(Counter(judgment.failure for judgment in judgments if judgment.failure).most_common()),
         to_see=to_see,
         pairs=[compare_pair(pairwise, first, second, lengths, to_see) for first, second in pairs],
         position={judge: position([j for j in pairwise if j.judge == judge]) for judge in judges} if pairwise else {},
