@@ -28,11 +28,9 @@ from typing import Any, NoReturn
 from fastft.common import logs
 from fastft.common.command_reader import CommandReader, Option, expected, group_of, key_of, options_of, valid_keys
 from fastft.common.files import machine_error
-from fastft.errors import PeerError, UsageError, UserError
+from fastft.errors import BUG, PeerError, UsageError, UserError
 
-__all__ = ["leave", "option", "parse", "run", "run_module", "valid_keys"]
-
-BUG = "this is a bug in fastft and not your mistake: please report it with the lines above"
+__all__ = ["BUG", "leave", "option", "parse", "run", "run_module", "valid_keys"]
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:

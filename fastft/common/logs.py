@@ -14,6 +14,8 @@ import shutil
 import sys
 from contextlib import suppress
 
+from fastft.errors import BUG
+
 OURS = ("fastft", "cleaning")  # the loggers that are shown; those of other libraries stay as they are
 _notice: str | None = None  # the words before every live line, if any
 _live = False  # whether a live line is on the terminal now
@@ -26,6 +28,12 @@ def show(level: int = logging.INFO) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(level)
+
+
+def log_bug(logger: logging.Logger, bug: BaseException, message: str, *values: object) -> None:
+    """Log a bug after which a server goes on: a message, the traceback, and a line that asks for a report."""
+    logger.error(message, *values, exc_info=bug)
+    logger.error(BUG)
 
 
 def show_live(line: str | None) -> None:

@@ -17,7 +17,6 @@ Not implemented: a prefix cache, paged memory (rows are padded to the longest), 
 """
 
 import inspect
-import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,8 +28,6 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from fastft.inference.detokenize import AnswerText
 from fastft.inference.sampling import Sampling, penalize, sample
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 512
 """The most prompt tokens that are read between two steps of the running rows."""
@@ -210,7 +207,6 @@ class StepLoop:
             try:
                 logits_1V = self._forward(piece, reading)
             except Exception as error:
-                logger.exception("a prompt of %d tokens failed", len(reading.ids))
                 deltas += [Delta(answering, error=error) for answering in reading.answers]
                 self._reading = None
                 continue

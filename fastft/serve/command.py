@@ -398,7 +398,7 @@ async def _serve(
     policies: dict[str, Policy],
 ) -> None:
     from fastft.serve.address import written
-    from fastft.serve.gateway.app import Gateway, serve
+    from fastft.serve.gateway.app import Gateway, in_background, serve
     from fastft.serve.gateway.events import EventLog
     from fastft.serve.gateway.pool import PoolWorker, WorkerPool
 
@@ -421,7 +421,7 @@ async def _serve(
         address = f"http://{written(*listener.getsockname()[:2])}"
         print(f"ready {address}/v1 models: {names}; page: {address}/", flush=True)
 
-    watch = asyncio.create_task(keep_running(local, pool, add))
+    watch = in_background(keep_running(local, pool, add))
     try:
         await serve(gateway, listener, ready, stop, config.grace_s)
     finally:

@@ -17,6 +17,8 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+from fastft.common import logs
+from fastft.errors import first_line
 from fastft.inference.rows import Answering, Delta, StepLoop
 from fastft.serve import protocol
 
@@ -160,22 +162,49 @@ class Generation:
     # In the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            self._obey()
-            try:
-                deltas = self._loop.step()
-            except Exception as error:
-                logger.exception("a step of %d answers failed; they end here", len(self._loop.rows))
-                deltas = [Delta(answering, error=error) for answering in self._loop.clear()]
-            self.steps += 1
-            if deltas:
-                try:
-                    self._events.call_soon_threadsafe(self._hand_over, deltas)
-                except RuntimeError:  # the event loop is closed: the process ends
-                    return
+        try:
+            while True:
+                self._obey()
+                self._tell(self._step())
+                self.steps += 1
+        except _LoopClosedError:
+            return
+
+    def _step(self) -> list[Delta]:
+        try:
+            return self._loop.step()
+        except Exception as error:
+            return [Delta(answering, error=error) for answering in self._loop.clear()]
 
     def _obey(self) -> None:
         """Add and remove jobs as the event loop has asked; when idle, wait for its next request."""
         while not self._loop.busy or not self._commands.empty():
             act, answers = self._commands.get()
-            act(answers)
+            try:
+                act(answers)
+            except Exception as error:
+                self._tell([Delta(answering, error=error) for answering in answers])
+
+    def _tell(self, deltas: list[Delta]) -> None:
+        """Hand pieces of answers over to the event loop, and log what has ended some of them."""
+        failed = [delta for delta in deltas if delta.error]
+        for error in {id(delta.error): delta.error for delta in failed}.values():
+            _log(error, sum(delta.error is error for delta in failed))
+        if deltas:
+            try:
+                self._events.call_soon_threadsafe(self._hand_over, deltas)
+            except RuntimeError:
+                raise _LoopClosedError from None
+
+
+class _LoopClosedError(Exception):
+    """The event loop is closed: the process ends."""
+
+
+def _log(error: Exception, answers: int) -> None:
+    """Log what has ended so many answers: too little memory in one line, anything else as the bug that it is."""
+    number = f"{answers} answer{'s' * (answers > 1)} failed"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        logger.error("%s: %s", number, first_line(error))
+    else:
+        logs.log_bug(logger, error, number)

@@ -1,15 +1,25 @@
-"""A bug of ours in a service that the gateway asks is a bug, and not the fault of that service."""
+"""A bug of ours in a server is told as such: in its log with a request for a report, to clients in OpenAI's shape."""
 
 import asyncio
+import json
 import sqlite3
 from concurrent.futures import Future
 
 import pytest
+from helpers import gateways, models, tiny
 from helpers.bugs import bug
+from transformers import AutoModelForCausalLM
 
+from fastft.errors import BUG
+from fastft.inference import rows
+from fastft.inference.detokenize import AnswerText, TokenBytes
+from fastft.inference.rows import StepLoop
+from fastft.inference.sampling import Sampling
 from fastft.serve import moderation
 from fastft.serve.arena import battles
-from fastft.serve.gateway import pool
+from fastft.serve.gateway import app, events, exchange, pool
+from fastft.serve.gateway.app import Gateway, GatewaySettings
+from fastft.serve.generation import AnswerJob, Generation
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
 
@@ -71,3 +81,150 @@ def test_a_vote_that_a_bug_has_lost_is_no_fault_of_the_disk(error, told):
     with pytest.raises(told):
         asyncio.run(vote())
     assert battle.vote is None and battle.written is None
+
+
+def asks_for_a_report(caplog, bugs: int = 1) -> list[str]:
+    """What is logged beside the bugs; each must come with its traceback and a request for a report."""
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [bool(record.exc_info) for record in errors] == [True, False] * bugs
+    assert [record.getMessage() for record in errors[1::2]] == [BUG] * bugs
+    return [record.getMessage() for record in errors[::2]]
+
+
+async def ask(gateway: Gateway, method: str, path: str, request: dict | None = None) -> tuple[int, str, bytes]:
+    """(status, content type, body) of the gateway's response, in this process."""
+    sent: list[dict] = []
+    asked = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
+
+    async def receive() -> dict:
+        if asked:
+            return asked.pop()
+        await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    await gateway({"type": "http", "method": method, "path": path, "headers": [], "scheme": "http"}, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], dict(sent[0]["headers"])[b"content-type"].decode(), body
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with gateways.scripted("m") as process:
+        yield process
+
+
+async def chat(worker, streamed: bool) -> tuple[int, str, bytes]:
+    workers = pool.WorkerPool()
+    await workers.open()
+    workers.add(pool.PoolWorker(worker.url, "m", name="m"))
+    request = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": streamed}
+    try:
+        return await ask(Gateway(workers, GatewaySettings(), {}), "POST", "/v1/chat/completions", request)
+    finally:
+        await workers.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("method", ["_begin", "_pick", "_ask", "_send_piece", "_send_whole"])
+def test_a_bug_in_an_exchange_is_answered_in_openais_shape(worker, monkeypatch, caplog, method, streamed):
+    if method == ("_send_whole" if streamed else "_send_piece"):
+        pytest.skip("is not on this way")
+    monkeypatch.setattr(exchange.Exchange, method, bug(exchange, "None.injected"))
+    status, kind, body = asyncio.run(chat(worker, streamed))
+    assert (status, kind) == (500, "application/json") and json.loads(body)["error"]["code"] == "internal_error"
+    asks_for_a_report(caplog, bugs=2 if method == "_send_whole" else 1)
+
+
+def test_a_bug_in_the_middle_of_a_stream_ends_it_with_an_error(worker, monkeypatch, caplog):
+    monkeypatch.setattr(pool.WorkerPool, "succeeded", bug(pool, "None.injected"))
+    status, kind, body = asyncio.run(chat(worker, True))
+    assert status == 200 and kind.startswith("text/event-stream")
+    *_, error, done = body.decode().strip().split("\n\n")
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "internal_error" and done == "data: [DONE]"
+    asks_for_a_report(caplog)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/about"])
+def test_a_bug_on_any_other_way_is_answered_in_openais_shape(monkeypatch, caplog, path):
+    for name in ("able", "_served"):
+        monkeypatch.setattr(Gateway, name, bug(app))
+    status, kind, body = asyncio.run(ask(Gateway(pool.WorkerPool(), GatewaySettings(), {}), "GET", path))
+    assert (status, kind) == (500, "application/json") and json.loads(body)["error"]["code"] == "internal_error"
+    assert asks_for_a_report(caplog) == [f"GET {path} failed"]
+
+
+def test_a_bug_that_ends_what_runs_beside_the_server_is_logged_at_once(monkeypatch, caplog):
+    monkeypatch.setattr(pool.WorkerPool, "check_all", bug(pool))
+
+    async def run() -> None:
+        task = app.in_background(pool.WorkerPool().check_forever())
+        await asyncio.wait([task])
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert asks_for_a_report(caplog) == ["WorkerPool.check_forever has ended"]
+
+
+def test_a_vote_that_cannot_be_made_ends_neither_the_record_nor_later_votes(tmp_path):
+    log = events.EventLog(tmp_path)
+    with pytest.raises(TypeError):
+        log.add_vote({"battle": "1", "winner": object()}).result(30)
+    assert log.add_vote({"battle": "2", "winner": "a"}).result(30) is None
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    models.make_model(path)
+    return AutoModelForCausalLM.from_pretrained(path).eval()
+
+
+@pytest.mark.parametrize("method", ["step", "_read", "_forward", "_next_tokens", "add"])
+def test_a_bug_in_the_step_loop_asks_for_a_report_and_the_next_request_is_answered(
+    tiny_model, monkeypatch, caplog, method
+):
+    token_bytes = TokenBytes(tiny.byte_level())
+
+    def job() -> AnswerJob:
+        return AnswerJob([[rows.Answering([5, 6, 7], Sampling(temperature=0), 3, AnswerText(token_bytes, ()))]])
+
+    async def run() -> None:
+        with monkeypatch.context() as planted:
+            planted.setattr(StepLoop, method, bug(rows, "None.injected"))
+            generation = Generation(StepLoop(tiny_model, [], 512, max_rows=1), 8)
+            asked = [job() for _ in range(2)]
+            for each in asked:
+                generation.submit(each)
+            for each in asked:
+                with pytest.raises(ApiError) as error:
+                    await each.next(30)
+                assert error.value.code == "internal_error"
+        after = job()
+        generation.submit(after)
+        while not after.done:
+            assert await after.next(30)
+
+    asyncio.run(run())
+    said = asks_for_a_report(caplog, bugs=sum(record.exc_info is not None for record in caplog.records))
+    assert said and sum(int(line.split()[0]) for line in said) == 2, said
+
+
+def test_too_little_memory_is_no_bug(tiny_model, monkeypatch, caplog):
+    import torch
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    async def run() -> None:
+        generation = Generation(StepLoop(tiny_model, [], 512), 8)
+        job = AnswerJob([[rows.Answering([5], Sampling(), 3, AnswerText(TokenBytes(tiny.byte_level()), ()))]])
+        generation.submit(job)
+        with pytest.raises(ApiError):
+            await job.next(30)
+
+    monkeypatch.setattr(StepLoop, "_forward", full)
+    asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == ["1 answer failed: CUDA out of memory."]

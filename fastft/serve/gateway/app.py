@@ -19,7 +19,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from fastft import __version__
+from fastft.common import logs
 from fastft.common.urls import parse_http
 from fastft.compose.policy import Choice, Policy
 from fastft.data.conversation import Conversation, Message
@@ -154,12 +155,24 @@ class Gateway:
         if scope["type"] != "http":
             return
         headers: dict[str, str] = {}
+        sent: list[bool] = []  # for each message of the response, whether it is the last one
+
+        async def noted(message: Any) -> None:
+            sent.append(message["type"] == "http.response.body" and not message.get("more_body"))
+            await send(message)
+
         try:
             headers = self._cross_origin(scope)
-            await self._route(scope, receive, send, headers)
+            await self._route(scope, receive, noted, headers)
         except ApiError as error:
             self.figures.refused.labels(error.code or error.kind).inc()
             await _answer_json(send, error.status, error.content(), headers | error.headers)
+        except Exception as bug:
+            logs.log_bug(logger, bug, "%s %s failed", scope["method"], scope["path"])
+            if not sent:
+                await _answer_json(send, 500, protocol.internal_error().content(), headers)
+            elif not sent[-1]:
+                scope.get("fastft.abort", lambda: None)()  # half a response must not look whole
 
     async def _route(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
         method, path = scope["method"], scope["path"]
@@ -609,6 +622,18 @@ async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str])
 # The server ----------------------------------------------------------------------------------------------------------------
 
 
+def in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task:
+    """A task that runs beside the server. If a bug ends it, that is logged at once; else nobody would hear of it."""
+
+    def tell(task: asyncio.Task) -> None:
+        if not task.cancelled() and (bug := task.exception()):
+            logs.log_bug(logger, bug, "%s has ended", work.__qualname__)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(tell)
+    return task
+
+
 async def serve(
     gateway: Gateway, listener: Any, ready: Callable[[], None], stop: asyncio.Event, grace_s: float
 ) -> None:
@@ -667,14 +692,14 @@ async def serve(
             timeout_graceful_shutdown=5,
         )
     )
-    tasks = [asyncio.create_task(gateway.watch_forever()), asyncio.create_task(gateway.pool.check_forever())]
+    tasks = [in_background(gateway.watch_forever()), in_background(gateway.pool.check_forever())]
 
     async def end() -> None:
         await stop.wait()
         await gateway.drain(grace_s)
         server.should_exit = True
 
-    tasks.append(asyncio.create_task(end()))
+    tasks.append(in_background(end()))
     try:
         await server.serve(sockets=[listener])
     finally:

@@ -30,6 +30,7 @@ from typing import Any
 
 import orjson
 
+from fastft.common import logs
 from fastft.errors import UserError
 from fastft.serve.protocol import USAGE_COMMENT
 
@@ -239,6 +240,8 @@ class EventLog:
         except sqlite3.Error as error:  # reported to the voter
             logger.error("record: a vote is not written: %s: %s", self.directory / FILE, error)
             written.set_exception(error)
+        except Exception as error:  # a bug, which whoever voted meets; it must not end the record
+            written.set_exception(error)
         else:
             written.set_result(None)
 
@@ -247,9 +250,9 @@ class EventLog:
         for turn in turns:
             try:
                 rows.append((turn.id, orjson.dumps(event_of(turn, self.texts)).decode()))
-            except Exception:  # one event that cannot be made must not end the record
+            except Exception as bug:  # one event that cannot be made must not end the record
                 self.lost += 1
-                logger.exception("record: the event of turn %s could not be made", turn.id)
+                logs.log_bug(logger, bug, "record: the event of turn %s could not be made", turn.id)
         try:
             with database:
                 for start in range(0, len(rows), ROWS):

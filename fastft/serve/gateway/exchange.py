@@ -7,6 +7,7 @@ event and `[DONE]`. Only whole lines are passed on, so a worker that dies never 
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,12 @@ import aiohttp
 import orjson
 from starlette.types import Receive, Send
 
+from fastft.common import logs
 from fastft.serve.gateway.events import ServedTurn
 from fastft.serve.gateway.pool import PoolWorker, WorkerFailed, WorkerPool, outcome_of
-from fastft.serve.protocol import IGNORED_HEADER, ApiError, shutting_down
+from fastft.serve.protocol import IGNORED_HEADER, ApiError, internal_error, shutting_down
+
+logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 LONGEST_LINE = 8 << 20
@@ -78,6 +82,12 @@ class Exchange:
             elif self.cut == "slow_client":
                 self.abort()
                 await asyncio.sleep(0)  # the server hears of it
+        except Exception as bug:
+            logs.log_bug(logger, bug, "turn %s failed", self.turn.id)
+            if self.ended:
+                self.turn.outcome = "failed"
+            else:
+                await self._end_with(internal_error(), "failed")
         finally:
             watch.cancel()
             self.turn.total_s = time.perf_counter() - self.clock
