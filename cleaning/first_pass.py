@@ -201,7 +201,7 @@ def _moderate(outcomes: list[Outcome], settings: FilterSettings) -> None:
 
 
 @dataclass(slots=True)
-class _Work:
+class _Pending:
     """A conversation while its outcome is being determined."""
 
     outcome: Outcome
@@ -232,7 +232,7 @@ def outcomes_of(named: list[tuple[RawRecord, str]], shard: Shard, conversion: Co
     return [work.outcome for work in works]
 
 
-def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) -> list[_Work]:
+def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) -> list[_Pending]:
     read = parsed(record)
     line, found = b"null", []
     try:
@@ -246,7 +246,7 @@ def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) ->
         reason, detail = "broken_record", "nested too deeply"
     if not found:
         id = id_in(read.value) or name
-        return [_Work(Outcome(id, record.where, shard.source, line, reason, detail))]
+        return [_Pending(Outcome(id, record.where, shard.source, line, reason, detail))]
     works = []
     for branch, raw in enumerate(found, start=1):
         id, where = (name, record.where) if branch == 1 else (f"{name}-{branch}", f"{record.where}, branch {branch}")
@@ -254,7 +254,7 @@ def _read(record: RawRecord, name: str, shard: Shard, conversion: Conversion) ->
         # quadratic space.
         own = line if len(found) == 1 else _as_messages(raw)
         outcome = Outcome(raw.id or id, where, shard.source, own, format=raw.format, notes=dict(raw.notes))
-        works.append(_Work(outcome, raw, file=shard.file))
+        works.append(_Pending(outcome, raw, file=shard.file))
     return works
 
 
@@ -263,11 +263,11 @@ def _as_messages(raw: RawConversation) -> bytes:
     return orjson.dumps({"id": raw.id, "model": raw.model, "lang": raw.lang, "messages": messages})
 
 
-def _convert(work: _Work, conversion: Conversion) -> None:
+def _convert(work: _Pending, conversion: Conversion) -> None:
     work.conversation = to_conversation(work.raw, work.outcome.id, work.file)
 
 
-def _filter(work: _Work, conversion: Conversion) -> None:
+def _filter(work: _Pending, conversion: Conversion) -> None:
     verdict = apply_steps(work.conversation, conversion.settings, work.raw.sessions)
     if verdict.reason:
         raise Rejection(verdict.reason, verdict.detail)
@@ -275,7 +275,7 @@ def _filter(work: _Work, conversion: Conversion) -> None:
     work.outcome.dropped = [(d.number, d.reason, d.detail, messages_json(d.messages)) for d in verdict.dropped]
 
 
-def _compare_with_benchmarks(work: _Work, conversion: Conversion) -> None:
+def _compare_with_benchmarks(work: _Pending, conversion: Conversion) -> None:
     if not conversion.run_settings.against:
         return
     work.outcome.hits = load_benchmarks(tuple(conversion.run_settings.against)).hits(work.conversation)
@@ -283,7 +283,7 @@ def _compare_with_benchmarks(work: _Work, conversion: Conversion) -> None:
         raise Rejection("contaminated", _about_hit(work.outcome.hits))
 
 
-def _describe(work: _Work, conversion: Conversion) -> None:
+def _describe(work: _Pending, conversion: Conversion) -> None:
     """Count what the ledger says about a conversation that has been kept so far."""
     outcome, turns = work.outcome, work.raw.turns
     outcome.conversation = work.conversation.to_json()
@@ -297,7 +297,7 @@ def _describe(work: _Work, conversion: Conversion) -> None:
     outcome.part = work.conversation.part
 
 
-def _take_fingerprint(work: _Work, conversion: Conversion) -> None:
+def _take_fingerprint(work: _Pending, conversion: Conversion) -> None:
     sketched = conversion.run_settings.near > 0 or conversion.run_settings.holdout > 0
     work.outcome.fingerprint = fingerprint(work.conversation, sketched, time=work.raw.time, tree=work.raw.tree)
 

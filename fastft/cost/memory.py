@@ -239,7 +239,7 @@ def _phases(shape: Shape, setup: Setup) -> Iterator[Memory]:
     From block to block of the backward pass, activations are freed and gradients are added, by the same amounts each time. So
     only its first two blocks and its last one can be the peak.
     """
-    step, layers = _Step(shape, setup), shape.layers
+    step, layers = _StepPhases(shape, setup), shape.layers
     yield from step.forward_pass()
     for blocks_done in sorted({0, min(1, layers - 1), layers - 1}):
         yield from step.backward_pass(blocks_done)
@@ -248,7 +248,7 @@ def _phases(shape: Shape, setup: Setup) -> Iterator[Memory]:
     yield step.memory("optimizer", gradients=FP32 * step.sharded)
 
 
-class _Step:
+class _StepPhases:
     """The phases of a step under FSDP2 (torch 2.13), and the sizes that they share.
 
     The unit around the blocks, with the embeddings and the head, stays gathered from its forward to its backward pass. The

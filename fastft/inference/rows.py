@@ -117,7 +117,7 @@ class Delta:
 
 
 @dataclass(eq=False)
-class _Reading:
+class _PromptPass:
     """A prompt that is being read, with the answers to it."""
 
     answers: list[Answering]
@@ -142,7 +142,7 @@ class StepLoop:
         """Why this model answers one request at a time; "" if it does not have to."""
         self.max_rows = 1 if self.why_alone else max_rows
         self.waiting: deque[list[Answering]] = deque()
-        self._reading: _Reading | None = None
+        self._reading: _PromptPass | None = None
         self.rows: list[Answering] = []
         self._cache: Any = None  # of `rows`
 
@@ -216,11 +216,11 @@ class StepLoop:
                 deltas += self._join(reading, logits_1V)
         return deltas
 
-    def _next_reading(self) -> _Reading | None:
+    def _next_reading(self) -> _PromptPass | None:
         if self._reading is None and self.waiting and self._has_room(self.waiting[0]):
             answers = self.waiting.popleft()
             cache = DynamicCache(config=self.model.config)
-            self._reading = _Reading(answers, answers[0].ids, cache)
+            self._reading = _PromptPass(answers, answers[0].ids, cache)
         return self._reading
 
     def _has_room(self, answers: list[Answering]) -> bool:
@@ -233,7 +233,7 @@ class StepLoop:
             return True
         return rows * (max(length, self._cache.end) + SPARE) * self._cache.bytes_of_a_token <= self.memory
 
-    def _forward(self, piece: list[int], reading: _Reading) -> torch.Tensor:
+    def _forward(self, piece: list[int], reading: _PromptPass) -> torch.Tensor:
         """Logits after a piece of a prompt, [1, V]."""
         ids_1T = torch.tensor([piece], device=self.device)
         positions = {}
@@ -245,7 +245,7 @@ class StepLoop:
         inputs |= {self._cache_name: cache, "use_cache": True}
         return self.model(input_ids=ids_BT, **inputs, **self._last_logits).logits[:, -1]
 
-    def _join(self, reading: _Reading, logits_1V: torch.Tensor) -> list[Delta]:
+    def _join(self, reading: _PromptPass, logits_1V: torch.Tensor) -> list[Delta]:
         """Add the answers to a prompt to the batch as rows, and give each its first token."""
         self._reading, answers = None, reading.answers
         if self.why_alone:

@@ -28,6 +28,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from fastft.common import logs
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,8 @@ class LocalWorker:
             if not self.url:
                 self.said = [*self.said[-LAST_LINES:], line]
             if self.url or not line.startswith("error: "):
-                print(f"[{self.name}] {line}", file=sys.stderr, flush=True)
+                # Written as it is, because a line of the worker's log begins with its own level already.
+                logs.write(f"[{self.name}] {line}\n")
 
     def terminate(self) -> None:
         """Ask the worker, and the processes that it started, to end."""

@@ -16,7 +16,6 @@ named in the header x-fastft-ignored.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import select
@@ -25,7 +24,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,9 +39,6 @@ logger = logging.getLogger("fastft.serve.worker")  # __name__ is "__main__" in t
 
 MOST_ANSWERS = 256
 """The most answers to one request: its prompts times n."""
-KEEP_ALIVE_S = 75.0
-"""Longer than clients keep idle connections (aiohttp 15 s, openai 5 s), because closing one that a client is about to use
-causes an error."""
 COMPLETION_TOKENS = 16
 """OpenAI's default for max_tokens of /v1/completions."""
 
@@ -292,34 +288,14 @@ def _check(config: WorkerConfig) -> None:
 async def _serve(
     config: WorkerConfig, served: ServedModel, listener: socket.socket, parent: int | None, gateway: Any
 ) -> None:
-    import uvicorn
+    from fastft.serve.ready_server import ReadyServer
 
     generation = _generation(config, served)
     host, port = listener.getsockname()[:2]
     url = f"http://{written(host, port)}/v1#{served.name}"
 
-    class Server(uvicorn.Server):
-        """uvicorn's server, which says when it listens, and leaves the signals to us."""
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            print(f"ready {url}", flush=True)
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    settings = uvicorn.Config(
-        _app(config, served, generation),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=5,
-    )
-    server = Server(settings)
+    application = _app(config, served, generation)
+    server = ReadyServer(application, lambda: print(f"ready {url}", flush=True))
     loop = asyncio.get_running_loop()
     presence = _Presence(gateway, config, port, served.name) if gateway else None
     ending: list[asyncio.Task] = []

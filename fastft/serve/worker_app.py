@@ -51,7 +51,7 @@ class _Handlers:
 
     def __init__(self, served: Any, generation: Generation, patience: Patience, key: bytes | None):
         self.served, self.generation, self.patience, self.key = served, generation, patience, key
-        self.figures = _Figures(generation)
+        self.figures = _WorkerFigures(generation)
         # A long prompt takes seconds to tokenise; in a thread of its own it does not hold up other requests.
         self.tokenising = ThreadPoolExecutor(1, "tokenising")
         self.fingerprint = f"fastft-{__version__}-{served.dtype}"
@@ -164,7 +164,7 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-class _Figures:
+class _WorkerFigures:
     """What /metrics shows."""
 
     def __init__(self, generation: Any):

@@ -130,7 +130,7 @@ def survival(before: int, after: int, nodes: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Replay:
     """A trace, repeated without end, that is read from `start_s` on.
 
     Its entries are numbered; numbers beyond the last continue with the next repetition. Entry i lasts from at(i) to at(i +
@@ -159,13 +159,13 @@ class _Reading:
         return self.counts[i % len(self.counts)]
 
 
-def _readings(trace: Trace, nodes: int, random: Random) -> Iterator[_Reading]:
+def _readings(trace: Trace, nodes: int, random: Random) -> Iterator[_Replay]:
     """Readings that begin at random times, without end. Copies of the trace are added up if it has fewer than `nodes`."""
     if trace.most >= nodes:
         times, counts = trace.times.tolist(), trace.counts.tolist()
         kept = _kept(counts, nodes)
         while True:
-            yield _Reading(times, counts, kept, trace.end_s, random.uniform(0, trace.end_s))
+            yield _Replay(times, counts, kept, trace.end_s, random.uniform(0, trace.end_s))
     while True:
         shifts = [random.uniform(0, trace.end_s) for _ in range(-(-nodes // trace.most))]
         times = np.unique(np.concatenate([[0.0], *((trace.times + shift) % trace.end_s for shift in shifts)]))
@@ -173,11 +173,11 @@ def _readings(trace: Trace, nodes: int, random: Random) -> Iterator[_Reading]:
             np.searchsorted(trace.times, (times - shift + 1e-6) % trace.end_s, side="right") - 1 for shift in shifts
         )
         counts = sum(trace.counts[entry] for entry in entries).tolist()
-        yield _Reading(times.tolist(), counts, _kept(counts, nodes), trace.end_s, random.uniform(0, trace.end_s))
+        yield _Replay(times.tolist(), counts, _kept(counts, nodes), trace.end_s, random.uniform(0, trace.end_s))
 
 
 def _kept(counts: list[int], nodes: int) -> list[float]:
-    """The probabilities `_Reading.kept` for these numbers of instances."""
+    """The probabilities `_Replay.kept` for these numbers of instances."""
     changes = zip(counts, counts[1:])
     return [
         float(counts[0] >= nodes),
@@ -185,7 +185,7 @@ def _kept(counts: list[int], nodes: int) -> list[float]:
     ]
 
 
-def _run(job: Job, trace: _Reading, random: Random) -> tuple[float, float, float, int]:
+def _run(job: Job, trace: _Replay, random: Random) -> tuple[float, float, float, int]:
     """Simulate one run; return its (hours, paid hours, seconds of lost work, preemptions)."""
     i, clock, paid, done, lost, preemptions = trace.first, 0.0, 0.0, 0.0, 0.0, 0
     give_up = GIVE_UP * (job.work_s + job.recovery_s) + 2 * trace.end_s

@@ -131,7 +131,7 @@ def run_harness(exams: list[Published], config: BenchConfig, endpoint: EndpointC
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
-    class Answering(LM):
+    class AnsweringLM(LM):
         """`fastft answer` as the harness knows models: all questions at once, and none that was answered before."""
 
         def generate_until(self, requests, disable_tqdm=False) -> list[str]:
@@ -151,7 +151,7 @@ def run_harness(exams: list[Published], config: BenchConfig, endpoint: EndpointC
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     logging.getLogger("lm-eval").setLevel(logging.ERROR)
     found = simple_evaluate(
-        model=Answering(),
+        model=AnsweringLM(),
         tasks=[exam.name for exam in exams],
         task_manager=TaskManager(include_path=str(config.output / "tasks"), include_defaults=False),
         bootstrap_iters=0,  # intervals are computed here

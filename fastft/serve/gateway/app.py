@@ -12,7 +12,6 @@ configuration names.
 """
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import logging
@@ -638,8 +637,9 @@ async def serve(
     gateway: Gateway, listener: Any, ready: Callable[[], None], stop: asyncio.Event, grace_s: float
 ) -> None:
     """Serve until `stop` is set, then drain."""
-    import uvicorn
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    from fastft.serve.ready_server import ReadyServer
 
     most_connections, first_request_s = 2 * gateway.settings.most_requests, gateway.settings.upload_s
 
@@ -669,29 +669,7 @@ async def serve(
             super().on_message_begin()
             self.scope["fastft.abort"] = self.transport.abort
 
-    class Server(uvicorn.Server):
-        """uvicorn's server, which says when it listens, and leaves the signals to us."""
-
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            ready()
-
-        def capture_signals(self) -> Any:
-            return contextlib.nullcontext()
-
-    server = Server(
-        uvicorn.Config(
-            gateway,
-            http=Protocol,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=5,
-        )
-    )
+    server = ReadyServer(gateway, ready, http=Protocol)
     tasks = [in_background(gateway.watch_forever()), in_background(gateway.pool.check_forever())]
 
     async def end() -> None:
