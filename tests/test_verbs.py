@@ -102,7 +102,7 @@ class Finder:
         def exec_module(module):
             execute(module)
             assert hasattr(module, NAME)
-            setattr(module, NAME, lambda *_, **__: int("not a number"))
+            setattr(module, NAME, eval("lambda *_, **__: int('not a number')", vars(module)))
 
         spec.loader.exec_module = exec_module
         return spec
@@ -117,6 +117,10 @@ sys.meta_path.insert(0, Finder())
     [
         ("fastft.common.records:open_unpacked", "clean dump.json -o out --workers 1"),
         ("fastft.common.records:open_unpacked", "train --model {model} --data {data} --output_dir out --seq_len 64"),
+        (
+            "fastft.train.report.trackers:_TensorBoard",
+            "train --model {model} --data {data} --output_dir out --seq_len 512 --trackers tensorboard",
+        ),
         ("fastft.judge.questions:read_answers", "judge --judge http://127.0.0.1:9/v1#x {judge}"),
         ("fastft.common.records:open_unpacked", "estimate --model {model} --data {data} --seq_len 64"),
     ],

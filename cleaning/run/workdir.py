@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import orjson
 from xxhash import xxh3_128_digest
 
-from fastft.common.files import publish_file, room_for, sync, write_whole
+from fastft.common.files import room_for, sync, write_whole
 from fastft.errors import UserError
 
 # In the order in which they are published: report.json, which says that the others are complete, is the last.
@@ -163,5 +163,7 @@ def publish(work: Path, output_dir: Path, empty: set[str]) -> None:
         if name in empty:
             (output_dir / name).unlink(missing_ok=True)
         elif (work / name).exists():  # false if it was renamed before an interruption
-            publish_file(work / name, output_dir / name)
+            # Not `written_whole`, because outputs are appended to for hours, over interruptions, before they are whole.
+            sync(work / name)
+            os.replace(work / name, output_dir / name)
     sync(output_dir)

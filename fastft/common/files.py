@@ -5,7 +5,6 @@ write_whole(path, content, durable=True)          # and on the disk before this 
 with written_whole(path) as partial: ...          # for files that another library writes
 with room_for(path, needed=4096): ...             # for files that are appended to, or written in some other way
 make_directory(path), require_place(path)         # for a directory, or a file, that the user has named
-publish_file(partial, path)                       # for a file that was written over hours, and is whole now
 publish_directory(partial, path)                  # for a directory that was filled beside its place
 """
 
@@ -68,12 +67,6 @@ def written_whole(
             sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def publish_file(partial: Path, path: Path) -> None:
-    """Make a file that is whole durable, and rename it to `path`. The directory's own change is the caller's to `sync`."""
-    sync(partial)
-    os.replace(partial, path)
 
 
 @contextmanager

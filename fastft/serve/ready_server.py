@@ -1,25 +1,43 @@
 """The HTTP server of the gateway and of our worker: uvicorn's, with the settings that both share."""
 
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastft.common import logs
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections (aiohttp 15 s, openai 5 s), because closing one that a client is about to use
 causes an error."""
 
 
+def reporting(application: ASGIApp) -> ASGIApp:
+    """The same application, whose bugs are logged with a line that asks for a report. uvicorn then ends the response."""
+
+    async def reported(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await application(scope, receive, send)
+        except Exception as bug:
+            logs.log_bug(logger, bug, "%s %s failed", scope.get("method"), scope.get("path"))
+
+    return reported
+
+
 class ReadyServer(uvicorn.Server):
     """Serves an ASGI application, calls `ready` once it listens, and leaves the signals of the process to whoever runs it."""
 
-    def __init__(self, application: Any, ready: Callable[[], None], **settings: Any):
+    def __init__(self, application: ASGIApp, ready: Callable[[], None], **settings: Any):
         """`settings` are further ones of uvicorn's."""
         super().__init__(
             uvicorn.Config(
-                application,
+                reporting(application),
                 log_config=None,
                 access_log=False,
                 lifespan="off",

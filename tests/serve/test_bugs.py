@@ -4,10 +4,12 @@ import asyncio
 import json
 import sqlite3
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 from helpers import gateways, models, tiny
 from helpers.bugs import bug
+from starlette.types import ASGIApp
 from transformers import AutoModelForCausalLM
 
 from fastft.errors import BUG
@@ -15,13 +17,14 @@ from fastft.inference import rows
 from fastft.inference.detokenize import AnswerText, TokenBytes
 from fastft.inference.rows import StepLoop
 from fastft.inference.sampling import Sampling
-from fastft.serve import moderation
+from fastft.serve import moderation, worker_app
 from fastft.serve.arena import battles
 from fastft.serve.gateway import app, events, exchange, pool
 from fastft.serve.gateway.app import Gateway, GatewaySettings
 from fastft.serve.generation import AnswerJob, Generation
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
+from fastft.serve.ready_server import reporting
 
 NOWHERE = "http://127.0.0.1:9/v1"
 
@@ -91,7 +94,7 @@ def asks_for_a_report(caplog, bugs: int = 1) -> list[str]:
     return [record.getMessage() for record in errors[::2]]
 
 
-async def ask(gateway: Gateway, method: str, path: str, request: dict | None = None) -> tuple[int, str, bytes]:
+async def ask(gateway: ASGIApp, method: str, path: str, request: dict | None = None) -> tuple[int, str, bytes]:
     """(status, content type, body) of the gateway's response, in this process."""
     sent: list[dict] = []
     asked = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
@@ -151,6 +154,20 @@ def test_a_bug_on_any_other_way_is_answered_in_openais_shape(monkeypatch, caplog
     for name in ("able", "_served"):
         monkeypatch.setattr(Gateway, name, bug(app))
     status, kind, body = asyncio.run(ask(Gateway(pool.WorkerPool(), GatewaySettings(), {}), "GET", path))
+    assert (status, kind) == (500, "application/json") and json.loads(body)["error"]["code"] == "internal_error"
+    assert asks_for_a_report(caplog) == [f"GET {path} failed"]
+
+
+@pytest.mark.parametrize(("path", "method"), [("/health", "health"), ("/v1/models", "models")])
+def test_a_bug_of_the_worker_is_answered_and_logged_in_the_same_way(tiny_model, monkeypatch, caplog, path, method):
+    monkeypatch.setattr(worker_app._Handlers, method, bug(worker_app))
+
+    async def asked() -> tuple[int, str, bytes]:
+        generation = Generation(StepLoop(tiny_model, [], 512), 8)
+        application = worker_app.build_app(SimpleNamespace(dtype="float32"), generation, None, None)
+        return await ask(reporting(application), "GET", path)
+
+    status, kind, body = asyncio.run(asked())
     assert (status, kind) == (500, "application/json") and json.loads(body)["error"]["code"] == "internal_error"
     assert asks_for_a_report(caplog) == [f"GET {path} failed"]
 
