@@ -2,10 +2,12 @@
 
 import pytest
 from helpers import tiny
+from helpers.bugs import bug
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.data.conversation import Message
+from fastft.data.template import jinja_proof
 from fastft.data.template.chat_template import BUILT_IN, ChatTemplate, built_in_templates
 from fastft.data.template.jinja_proof import leaves_texts_alone
 
@@ -106,3 +108,9 @@ def test_what_is_proven_writes_other_texts_into_the_same_places(source, said, ot
     for mark, core in zip(marks, cores):
         rendered = rendered.replace(mark, core) if mark else rendered
     assert rendered == again
+
+
+def test_a_bug_of_ours_is_not_a_template_that_is_not_proven(monkeypatch):
+    monkeypatch.setattr(jinja_proof._Reader, "read", bug(jinja_proof))
+    with pytest.raises(ValueError, match="not a number"):
+        jinja_proof.leaves_texts_alone("{{ messages }}")

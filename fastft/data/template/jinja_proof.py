@@ -44,14 +44,16 @@ def leaves_texts_alone(source: str) -> bool:
     """Return True if it is proven; False if it is not, or if Jinja cannot parse the template."""
     try:
         body = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(source).body  # noqa: S701  nothing is rendered
-        reader = _Reader()
+    except (TemplateSyntaxError, RecursionError, ValueError):
+        # A tag that only transformers knows, an expression that is too deep, and a number that is too long for Python to read.
+        return False
+    reader = _Reader()
+    try:
         # Read again until nothing new is learned, because a loop may use a name before the line that assigns it.
         while reader.learned:
             reader.learned = False
             reader.read(body)
-    except (_Unproven, TemplateSyntaxError, RecursionError, ValueError):
-        # The errors stand for a tag that only transformers knows, an expression that is too deep to follow, and a number that
-        # is too long for Python to read.
+    except (_Unproven, RecursionError):  # the latter for an expression that is too deep to follow
         return False
     return True
 
