@@ -4,17 +4,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cleaning.sources.inputs import Input
-from fastft.common.workers import Pool, begin_worker
+from fastft.common.workers import Pool, process_pool
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -57,16 +55,8 @@ def _process_pool(sources: list[Input], workers: int, preloaded: Sequence[str]) 
     if workers == 1 or (all(source.path for source in sources) and sum(s.size for s in sources) < POOL_FROM):
         yield None
         return
-    # With "fork", the child of a process with threads (torch, tokenizers, the progress bar) can hang. The fork server has no
-    # threads, and imports what the workers need once for all of them (transformers takes 2 s).
-    context = get_context("forkserver")
-    context.set_forkserver_preload([*preloaded])
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker)
-    pool.ahead = 2 * workers
-    try:
+    with process_pool(workers, preloaded) as pool:
         yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _done(task: Task) -> str:

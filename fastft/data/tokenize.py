@@ -13,13 +13,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
 
 from fastft.common.files import make_directory, written_whole
-from fastft.common.workers import begin_worker, ordered_map
+from fastft.common.workers import begin_worker, ordered_map, process_pool
 from fastft.data.conversation import Conversation, read_conversations
 from fastft.data.split import split_conversation
 from fastft.data.template.chat_template import ChatTemplate, Encoded
@@ -94,15 +93,10 @@ def _workers(template: ChatTemplate, many: bool) -> Iterator[ProcessPoolExecutor
         _use(template)
         yield None
         return
-    context = get_context("forkserver")  # a forked child of a process with torch's threads can hang
-    context.set_forkserver_preload([__name__, "transformers.models.auto.tokenization_auto"])
     made_from = (template.tokenizer, template.source, template.name)
-    pool = ProcessPoolExecutor(cores, mp_context=context, initializer=_begin_worker, initargs=made_from)
-    pool.ahead = 2 * cores
-    try:
+    preloaded = (__name__, "transformers.models.auto.tokenization_auto")
+    with process_pool(cores, preloaded, _begin_worker, made_from) as pool:
         yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _begin_worker(tokenizer, source: str, name: str) -> None:

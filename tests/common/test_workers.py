@@ -1,14 +1,15 @@
 """Batches in worker processes: results in order, and errors with their cause."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
 import pytest
 
-from fastft.common.workers import ordered_map
+from fastft.common.workers import ordered_map, process_pool
 
 
 class Odd(Exception):
@@ -28,9 +29,38 @@ def fail(number: int) -> int:
 
 @pytest.fixture
 def pool():
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as made:
-        made.ahead = 4
+    with process_pool(2, ["fastft.common.workers"]) as made:
         yield made
+
+
+class StartsOneMore:
+    """The end of a queue that Python closes when it has ended the workers of a broken pool; a worker is started just then."""
+
+    def __init__(self, pool):
+        self.pool, self.queue, self.reader, self.started = (
+            pool,
+            pool._call_queue,
+            pool._call_queue._reader,
+            threading.Event(),
+        )
+        self.queue._reader = self
+
+    def close(self) -> None:
+        self.queue._reader = self.reader
+        self.pool._spawn_process()
+        self.started.set()
+        self.reader.close()
+
+
+def test_a_worker_that_is_started_just_when_the_pool_breaks_is_ended():
+    """Python waits for it for ever, while it waits for the queue's lock, which the killed worker had."""
+    with pytest.raises(BrokenProcessPool), process_pool(2, ["fastft.common.workers"]) as pool:
+        assert pool.submit(abs, -1).result() == 1
+        late = StartsOneMore(pool)
+        time.sleep(0.5)  # until the worker waits for more, with the lock
+        os.kill(next(iter(pool._processes)), signal.SIGKILL)
+        assert late.started.wait(60)
+        pool.submit(abs, -1)
 
 
 def test_results_come_in_order(pool):
