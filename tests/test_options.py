@@ -12,7 +12,7 @@ import yaml
 
 import cleaning.report.__main__
 from fastft.cli import VERBS, main
-from fastft.serve import worker
+from fastft.serve.worker import service as worker
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     **{verb: (lambda argv, verb=verb: main([*verb.split(), *argv])) for verb in VERBS if verb != "record"},

@@ -66,9 +66,10 @@ def our_engine(*options: str) -> Engine:
 
 
 def llama_cpp_engine() -> Engine:
-    """llama.cpp, for a GGUF file: fastft.serve.llama_cpp."""
+    """llama.cpp, for a GGUF file: fastft.serve.worker.llama_cpp."""
     return Engine(
-        (sys.executable, "-m", "fastft.serve.llama_cpp", "--model", "{model}", "--name", "{name}"), says_ready=True
+        (sys.executable, "-m", "fastft.serve.worker.llama_cpp", "--model", "{model}", "--name", "{name}"),
+        says_ready=True,
     )
 
 

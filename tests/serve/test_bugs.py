@@ -21,10 +21,10 @@ from fastft.serve import moderation, worker_app
 from fastft.serve.arena import battles
 from fastft.serve.gateway import app, events, exchange, pool
 from fastft.serve.gateway.app import Gateway, GatewaySettings
-from fastft.serve.generation import AnswerJob, Generation
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
 from fastft.serve.ready_server import reporting
+from fastft.serve.worker.generation import AnswerJob, Generation
 
 NOWHERE = "http://127.0.0.1:9/v1"
 

@@ -24,7 +24,7 @@ from helpers.serving import ANSWERS, Stream, WorkerProcess, read_stream, teach, 
 from fastft.common.command_line import run
 from fastft.data.conversation import Message
 from fastft.data.template.chat_template import load_template
-from fastft.serve.worker import main
+from fastft.serve.worker.service import main
 
 LONG = {"ignore_eos": True, "max_tokens": 6000}  # more than a test waits for
 ROWS, QUEUE = 2, 8

@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from fastft import __version__
 from fastft.serve import protocol
-from fastft.serve.generation import AnswerJob, Generation
-from fastft.serve.responses import AnswerResponse, ChatForm, CompletionForm, Patience
+from fastft.serve.worker.generation import AnswerJob, Generation
+from fastft.serve.worker.responses import AnswerResponse, ChatForm, CompletionForm, Patience
 
 LARGEST_BODY = 16 << 20
 """Bytes. A context of a million tokens is about 4 MB of text."""

@@ -7,9 +7,9 @@ When it can answer, it prints one line, "ready http://127.0.0.1:PORT/v1#NAME", o
 nothing new (503), lets running answers finish for `--grace_s` seconds, ends the others with an error and exits; a second
 signal does so at once. It ends in the same way when the process that started it is gone, even by kill -9.
 
-Generation has a thread of its own (fastft.serve.generation); the event loop reads, checks and writes. Prompts of chats are
-tokenised as in training, so that control strings in a message stay text. Prompts of /v1/completions are the model's raw
-input: control strings in them are control tokens.
+Generation has a thread of its own (fastft.serve.worker.generation); the event loop reads, checks and writes. Prompts of
+chats are tokenised as in training, so that control strings in a message stay text. Prompts of /v1/completions are the
+model's raw input: control strings in them are control tokens.
 
 It has no prefix cache, no constrained JSON and no tool calls. A request for these is refused, or the field is ignored and
 named in the header x-fastft-ignored.
@@ -29,13 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from fastft.common import logs
-from fastft.common.command_line import leave, parse, run
+from fastft.common.command_line import parse
 from fastft.common.files import short_name
 from fastft.errors import UserError
 from fastft.serve.address import bound, is_loopback, written
 
-logger = logging.getLogger("fastft.serve.worker")  # __name__ is "__main__" in the process of a worker
+logger = logging.getLogger(__name__)
 
 MOST_ANSWERS = 256
 """The most answers to one request: its prompts times n."""
@@ -207,15 +206,15 @@ def application(config: WorkerConfig) -> Any:
 
 
 def _app(config: WorkerConfig, served: ServedModel, generation: Any) -> Any:
-    from fastft.serve.responses import Patience
-    from fastft.serve.worker_app import build_app
+    from fastft.serve.worker.app import build_app
+    from fastft.serve.worker.responses import Patience
 
     return build_app(served, generation, Patience(config.comment_s, config.slow_client_s), _key(config))
 
 
 def _generation(config: WorkerConfig, served: ServedModel) -> Any:
     from fastft.inference.rows import StepLoop
-    from fastft.serve.generation import Generation
+    from fastft.serve.worker.generation import Generation
 
     steps = StepLoop(served.model, served.stop_ids, served.context_length, config.max_batch, served.cache_memory())
     if steps.why_alone:
@@ -385,9 +384,3 @@ def _watch_parent(parent: int, end: Callable[[], None], grace_s: float) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
-if __name__ == "__main__":
-    logs.show()
-    # Do not wait for the generating thread: one step may take seconds.
-    leave(run(lambda: main(sys.argv[1:])))

@@ -1,4 +1,4 @@
-"""Serve a GGUF file over OpenAI's API with llama.cpp, in a process of its own: `python -m fastft.serve.llama_cpp --model
+"""Serve a GGUF file over OpenAI's API with llama.cpp, in a process of its own: `python -m fastft.serve.worker.llama_cpp --model
 FILE.gguf`.
 
 When it can answer, it prints one line, "ready http://127.0.0.1:PORT/v1#NAME", on stdout. It ends with the process that
@@ -42,7 +42,7 @@ class LlamaConfig:
 
 def main(argv: list[str]) -> int:
     parent = os.getppid()
-    [config] = parse(argv, "python -m fastft.serve.llama_cpp", "Serve a GGUF file, by llama.cpp.", LlamaConfig)
+    [config] = parse(argv, "python -m fastft.serve.worker.llama_cpp", "Serve a GGUF file, by llama.cpp.", LlamaConfig)
     _check_file(config.model)
     check_port(config.port)
     key = os.environ.get(config.api_key_env) if config.api_key_env else None

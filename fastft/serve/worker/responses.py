@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from fastft.inference.detokenize import TokenBytes
 from fastft.inference.rows import Answering, Delta, TokenLogprob
-from fastft.serve.generation import AnswerJob, Generation
 from fastft.serve.protocol import IGNORED_HEADER, USAGE_COMMENT, ApiError, GenerationRequest
+from fastft.serve.worker.generation import AnswerJob, Generation
 
 logger = logging.getLogger(__name__)
 
