@@ -4,8 +4,10 @@ import pytest
 
 from fastft.cli import main
 from fastft.errors import UserError
-from fastft.serve import address, llama_cpp, worker
+from fastft.serve import address
 from fastft.serve.announce import GatewayAddress
+from fastft.serve.worker import llama_cpp
+from fastft.serve.worker import service as worker
 
 
 @pytest.mark.parametrize("port", [-5, -1, 65536, 70000, 1 << 40])

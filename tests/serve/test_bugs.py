@@ -17,13 +17,14 @@ from fastft.inference import rows
 from fastft.inference.detokenize import AnswerText, TokenBytes
 from fastft.inference.rows import StepLoop
 from fastft.inference.sampling import Sampling
-from fastft.serve import moderation, worker_app
+from fastft.serve import moderation
 from fastft.serve.arena import battles
 from fastft.serve.gateway import app, events, exchange, pool
 from fastft.serve.gateway.app import Gateway, GatewaySettings
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
 from fastft.serve.ready_server import reporting
+from fastft.serve.worker import app as worker_app
 from fastft.serve.worker.generation import AnswerJob, Generation
 
 NOWHERE = "http://127.0.0.1:9/v1"
