@@ -50,6 +50,8 @@ def test_a_second_start_is_refused_by_name_and_touches_nothing(ground, running):
     assert (out / "preempted").read_text() == "of the first"
     os.killpg(process.pid, signal.SIGKILL)  # death releases it
     process.wait()
+    with (out / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the ranks are dead, too, which nobody waits for
     done = train_here(ground, out, "--max_steps", "2", "--trackers", "none")
     assert done.returncode == 0, done.stderr
 
