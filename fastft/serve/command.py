@@ -330,7 +330,8 @@ def _settings(config: ServeConfig) -> Any:
     import hashlib
 
     from fastft.serve.address import is_loopback
-    from fastft.serve.gateway.app import ApiKey, GatewaySettings
+    from fastft.serve.gateway.app import GatewaySettings
+    from fastft.serve.gateway.keys import ApiKey
 
     keys = [ApiKey(key.name, key.sha256, key.per_minute) for key in config.keys]
     for key in keys:
@@ -398,9 +399,10 @@ async def _serve(
     policies: dict[str, Policy],
 ) -> None:
     from fastft.serve.address import written
-    from fastft.serve.gateway.app import Gateway, in_background, serve
+    from fastft.serve.gateway.app import Gateway
     from fastft.serve.gateway.events import EventLog
     from fastft.serve.gateway.pool import PoolWorker, WorkerPool
+    from fastft.serve.gateway.server import in_background, serve
 
     pool = WorkerPool(silence_s=config.silence_s, check_s=config.check_s)
     await pool.open()

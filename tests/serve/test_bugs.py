@@ -19,7 +19,7 @@ from fastft.inference.rows import StepLoop
 from fastft.inference.sampling import Sampling
 from fastft.serve import moderation
 from fastft.serve.arena import battles
-from fastft.serve.gateway import app, events, exchange, pool
+from fastft.serve.gateway import app, events, exchange, pool, server
 from fastft.serve.gateway.app import Gateway, GatewaySettings
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
@@ -177,7 +177,7 @@ def test_a_bug_that_ends_what_runs_beside_the_server_is_logged_at_once(monkeypat
     monkeypatch.setattr(pool.WorkerPool, "check_all", bug(pool))
 
     async def run() -> None:
-        task = app.in_background(pool.WorkerPool().check_forever())
+        task = server.in_background(pool.WorkerPool().check_forever())
         await asyncio.wait([task])
         await asyncio.sleep(0)
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from helpers import gateways
-from helpers.browser import browser, visit
+from helpers.browser import visit
 from helpers.pages import CHROMIUM, HOSTILE
 from helpers.serving import ANSWERS, teach, wait_until
 
@@ -18,12 +18,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="the
 
 QUICK = ["--check_s", "0.3", "--silence_s", "30"]
 NAUGHTY_NAME = "<img src=x onerror=alert(1)>&amp;\"'"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from helpers import gateways
-from helpers.browser import browser, visit
+from helpers.browser import visit
 from helpers.pages import CHROMIUM
 from helpers.serving import wait_until
 
@@ -17,12 +17,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="the
 
 NAMES = ("osprey-instruct", "kestrel-instruct")
 QUICK = ["--check_s", "0.3", "--silence_s", "30"]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,9 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import math
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,6 +35,7 @@ from fastft.serve.address import is_loopback
 from fastft.serve.arena.battles import Arena, Battle, HiddenAnswer
 from fastft.serve.gateway.events import EventLog, ServedTurn
 from fastft.serve.gateway.exchange import Exchange
+from fastft.serve.gateway.keys import Allowance, ApiKey
 from fastft.serve.gateway.pool import PoolWorker, WorkerPool
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
@@ -48,16 +48,6 @@ LONGEST_ID = 200
 BACKGROUND_HEADER = "x-fastft-background"
 BACKGROUND_PROMPT = "### Task:\n"
 """How Open WebUI's own requests begin (for titles, tags, follow-up questions), which no person wrote."""
-
-
-@dataclass(frozen=True)
-class ApiKey:
-    name: str
-    """For the record and the metrics."""
-    sha256: str = field(repr=False)
-    """The key's SHA-256, in hexadecimal."""
-    per_minute: int | None = None
-    """Requests a minute; no limit without."""
 
 
 @dataclass(frozen=True)
@@ -75,24 +65,6 @@ class GatewaySettings:
     comment_s: float = 10.0
     slow_client_s: float = 60.0
     moderation: ModerationSettings | None = None
-
-
-class _Allowance:
-    """Requests that a key has left: a bucket that fills up again within a minute."""
-
-    def __init__(self, per_minute: int):
-        self.per_minute, self.left, self.at = per_minute, float(per_minute), time.monotonic()
-
-    def take(self) -> None:
-        """Raises ApiError if nothing is left."""
-        now = time.monotonic()
-        self.left = min(self.per_minute, self.left + (now - self.at) * self.per_minute / 60)
-        self.at = now
-        if self.left < 1:
-            wait = math.ceil((1 - self.left) * 60 / self.per_minute)
-            message = f"this key may send {self.per_minute} requests a minute; try again in {wait} s"
-            raise ApiError(429, message, code="rate_limit_exceeded", kind="rate_limit_error", retry_after=wait)
-        self.left -= 1
 
 
 class _GatewayFigures:
@@ -134,7 +106,7 @@ class Gateway:
         """`virtual`: policies by the names of their virtual models."""
         self.pool, self.settings, self.virtual, self.record = pool, settings, virtual, record
         self.keys = {key.sha256.lower(): key for key in settings.keys}
-        self.allowances = {key.name: _Allowance(key.per_minute) for key in settings.keys if key.per_minute}
+        self.allowances = {key.name: Allowance(key.per_minute) for key in settings.keys if key.per_minute}
         self.running: set[Exchange] = set()
         self.draining = False
         self.created = int(time.time())
@@ -616,71 +588,3 @@ async def _answer(send: Send, status: int, body: bytes, headers: dict[str, str])
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-# The server ----------------------------------------------------------------------------------------------------------------
-
-
-def in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task:
-    """A task that runs beside the server. If a bug ends it, that is logged at once; else nobody would hear of it."""
-
-    def tell(task: asyncio.Task) -> None:
-        if not task.cancelled() and (bug := task.exception()):
-            logs.log_bug(logger, bug, "%s has ended", work.__qualname__)
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(tell)
-    return task
-
-
-async def serve(
-    gateway: Gateway, listener: Any, ready: Callable[[], None], stop: asyncio.Event, grace_s: float
-) -> None:
-    """Serve until `stop` is set, then drain."""
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-    from fastft.serve.ready_server import ReadyServer
-
-    most_connections, first_request_s = 2 * gateway.settings.most_requests, gateway.settings.upload_s
-
-    class Protocol(HttpToolsProtocol):
-        """uvicorn's protocol with a limit on connections, and on the time that a client takes for its first headers."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            # Cancelled as soon as it is no longer needed, because it keeps an ended connection in memory.
-            self.patience = self.loop.call_later(first_request_s, self._require_request)
-            if len(self.connections) > most_connections:
-                transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.patience.cancel()
-            super().connection_lost(exc)
-
-        def _require_request(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
-                self.transport.abort()
-
-        def on_headers_complete(self) -> None:
-            self.patience.cancel()
-            super().on_headers_complete()
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self.scope["fastft.abort"] = self.transport.abort
-
-    server = ReadyServer(gateway, ready, http=Protocol)
-    tasks = [in_background(gateway.watch_forever()), in_background(gateway.pool.check_forever())]
-
-    async def end() -> None:
-        await stop.wait()
-        await gateway.drain(grace_s)
-        server.should_exit = True
-
-    tasks.append(in_background(end()))
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        for task in tasks:
-            task.cancel()
-        await gateway.pool.close()
