@@ -192,7 +192,7 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
     return result
 
 
-def raise_anywhere(error: BaseException | None) -> None:
+def raise_anywhere(error: Exception | None) -> None:
     """Raise, on all ranks as `everywhere` does, an error that a thread of some rank met before; collective."""
 
     def fail() -> None:

@@ -6,10 +6,10 @@ The libraries of S3, GCS and Azure each have their own classes of errors, and fs
 their chain of causes there is always the service's code, an HTTP status, or a class whose name tells the cause.
 """
 
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fastft.common.files import FULL
 from fastft.errors import UserError
 
 
@@ -116,7 +116,7 @@ class StorageError(UserError):
 def diagnose(error: BaseException) -> Fault:
     """The cause of an error that a library of storage, or this machine's disk, has raised; OTHER if it is unknown."""
     chain = list(_chain(error))
-    if any(getattr(each, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) for each in chain):
+    if any(getattr(each, "errno", None) in FULL for each in chain):
         return DISK_FULL
     for words, fault in TEXTS.items():
         if any(words in str(each) for each in chain):

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -46,12 +47,12 @@ class TokenizedData:
     untrained_answers: int = 0  # answers that the file marks as cut or not to be learned
     cut_answers: int = 0  # of these, those that it marks as cut
 
-    @property
+    @cached_property  # 0.3 s for 100,000 conversations
     def lengths(self) -> np.ndarray:
         """[C] int64: tokens of each conversation."""
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
-    @property
+    @cached_property
     def trained_counts(self) -> np.ndarray:
         """[C] int64: tokens of each conversation that the loss counts. A first token is never one: nothing predicts it."""
         return np.array([int(t[1:].sum()) for t in self.trained], dtype=np.int64)

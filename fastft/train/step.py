@@ -6,7 +6,6 @@ micro-batches or the packing.
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -36,13 +35,13 @@ def train_step(
     """
     # Every rank knows every row, so the global number of trained tokens needs no communication.
     conversations = [c for row in step.rows for c in row]
-    trained = sum(int(step.data.trained[c][1:].sum()) for c in conversations)
+    trained = int(step.data.trained_counts[conversations].sum())
     torch.manual_seed(step_seed(config.seed, number, dist.get_rank()))  # so that dropout, if any, survives a resume
     losses = accumulate_gradients(model, batches, trained, device)
     dist.all_reduce(losses)
     measured = torch.cat([losses, clip_gradients(model, config.max_grad_norm).to(device)[None]])
     update(optimizer, lr, measured.isfinite().all())
-    lengths = np.array([len(step.data.ids[c]) for c in conversations])
+    lengths = step.data.lengths[conversations]
     tokens = int(lengths.sum())
     return {
         "measured": measured,

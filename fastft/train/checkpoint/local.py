@@ -89,7 +89,7 @@ class Writer:
             use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=pinned
         )
         self.stager = DefaultStager(options)
-        self.bug: BaseException | None = None  # raised while writing; `wait` raises it again with its traceback
+        self.bug: Exception | None = None  # raised while writing; `wait` raises it again with its traceback
         self.under_way: tuple[Path, Future[str | None]] | None = None
         self.last_blocking_s: float | None = None  # how long training waited for the last `save`
         self.saves, self.total_blocking_s = 0, 0.0
@@ -169,7 +169,7 @@ class Writer:
         except (Exception, CheckpointException) as error:  # the latter derives from BaseException
             # Whatever went wrong, the other ranks must be told, because they wait for this rank.
             own, failure = {}, self._failure(error, state, run_files, partial)
-            self.bug = error if _is_bug(error) else None
+            self.bug = _catchable(error) if _is_bug(error) else None
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
         if failure := next((failure for _, _, failure in everyone if failure), None):
@@ -346,6 +346,14 @@ def _step_if_whole(path: Path) -> int | None:
     if meta["machines"] > 1:
         faults = {name: fault for name, fault in faults.items() if (path / name).exists()}
     return None if faults else meta["step"]
+
+
+def _catchable(error: BaseException) -> Exception:
+    """The error itself, or an Exception with the text of a CheckpointException, which has the tracebacks of all ranks.
+
+    CheckpointException derives from BaseException, so that whoever reports bugs would not catch it.
+    """
+    return error if isinstance(error, Exception) else RuntimeError(str(error))
 
 
 def root_error(error: BaseException) -> BaseException:
