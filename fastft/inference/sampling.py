@@ -97,7 +97,7 @@ def _thresholds_among(probs_BV: torch.Tensor, rows: Sequence[Sampling], candidat
     return lowest.maximum(min_p * top_BC[:, :1]).float()
 
 
-def penalize(logits_V: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
-    """Apply the repetition penalty to the tokens `seen`, in place."""
-    scores = logits_V[seen]
-    logits_V[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+def penalize(logits_V: torch.Tensor, seen_V: torch.Tensor, penalty: float) -> None:
+    """Apply the repetition penalty to the tokens `seen_V` (bool), in place."""
+    scores = logits_V[seen_V]
+    logits_V[seen_V] = torch.where(scores < 0, scores * penalty, scores / penalty)

@@ -19,7 +19,7 @@ import orjson
 
 from fastft.common.urls import parse_http
 from fastft.errors import UserError
-from fastft.serve.address import written
+from fastft.serve.address import is_loopback, written
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ def reachable_url(host: str, port: int, gateway: str) -> str:
 
     A worker that listens on all addresses is reached by the one from which this machine reaches the gateway.
     """
+    if is_loopback(host) and not is_loopback(urlsplit(gateway).hostname or ""):
+        raise UserError(
+            f"--announce {gateway}: it cannot reach this worker at {host}; give --host 0.0.0.0 and --api_key_env NAME"
+        )
     try:
         if not ipaddress.ip_address(host).is_unspecified:
             return f"http://{written(host, port)}/v1"

@@ -240,6 +240,8 @@ def _plan(config: ServeConfig) -> _Plan:
         local[name] = (model, llama_cpp_engine() if is_gguf(model) and config.engine == "fastft" else engine)
     for worker in remote:
         _check_remote(worker, local)
+    if local and (unused := _for_our_engine(config)) and not any(each == engine for _, each in local.values()):
+        raise UserError(f"--{unused[0]} is for our own engine; GGUF files run in llama.cpp, which does not know it")
     if not local and not remote and not config.admin_key_env:
         raise UserError("there is nothing to serve: name a directory with --model DIR, or workers in --config FILE")
     policies = _policies(config, [*local, *(_name_of(worker) for worker in remote)])
@@ -249,10 +251,15 @@ def _plan(config: ServeConfig) -> _Plan:
     return _Plan(local, remote, policies)
 
 
+def _for_our_engine(config: ServeConfig) -> list[str]:
+    """Names of the options that were given for our own engine."""
+    defaults = ServeConfig()
+    return [name for name in FOR_OUR_ENGINE if getattr(config, name) != getattr(defaults, name)]
+
+
 def _engine(config: ServeConfig) -> Engine:
     """The engine that runs the model directories. Raises UserError for an option that does not fit it."""
-    defaults = ServeConfig()
-    for_ours = [name for name in FOR_OUR_ENGINE if getattr(config, name) != getattr(defaults, name)]
+    for_ours = _for_our_engine(config)
     if config.engine != "fastft":
         if for_ours:
             raise UserError(f"--{for_ours[0]} is for our own engine; --engine {config.engine} does not know it")
@@ -402,7 +409,8 @@ async def _serve(
     from fastft.serve.gateway.app import Gateway
     from fastft.serve.gateway.events import EventLog
     from fastft.serve.gateway.pool import PoolWorker, WorkerPool
-    from fastft.serve.gateway.server import in_background, serve
+    from fastft.serve.gateway.server import serve
+    from fastft.serve.ready_server import in_background
 
     pool = WorkerPool(silence_s=config.silence_s, check_s=config.check_s)
     await pool.open()

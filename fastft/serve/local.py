@@ -10,6 +10,7 @@ answers are finished.
 """
 
 import asyncio
+import collections
 import json
 import logging
 import os
@@ -144,6 +145,8 @@ class LocalWorker:
     def _ready_line(self) -> str | None:
         for line in self.process.stdout:
             if line.startswith("ready "):
+                # What follows is for nobody, but a pipe that is full would stop the worker.
+                threading.Thread(target=collections.deque, args=(self.process.stdout, 0), daemon=True).start()
                 return line.split()[1].partition("#")[0]
         return None
 
@@ -154,13 +157,11 @@ class LocalWorker:
         """
         url = f"http://127.0.0.1:{self.port}/v1"
         while self.process.poll() is None:
-            if (served := _models_at(url)) is not None:
+            if served := _models_at(url):  # an engine that lists nothing is still loading
                 if self.name not in served:
-                    self.terminate()
+                    self._signal(signal.SIGTERM)
                     hint = "" if "{name}" in " ".join(self.engine.command) else "; give the command {name}"
-                    raise UserError(
-                        f"the worker of {self.name} serves {', '.join(served) or 'nothing'}, not {self.name}{hint}"
-                    )
+                    raise UserError(f"the worker of {self.name} serves {', '.join(served)}, not {self.name}{hint}")
                 return url
             time.sleep(0.25)
         return None

@@ -39,6 +39,11 @@ def content_flagged(categories: list[str]) -> ApiError:
     return ApiError(400, f"the moderation service refuses this message{why}", "messages", "content_flagged")
 
 
+def unreadable() -> ApiError:
+    message = "the prompt is token ids, which the moderation service cannot read; send it as text"
+    return ApiError(400, message, "prompt", "content_unreadable")
+
+
 def moderation_unavailable() -> ApiError:
     message = "the moderation service cannot be reached, and nothing is answered without it; try again soon"
     return ApiError(503, message, code="moderation_unavailable", kind="server_error", retry_after=5)
@@ -52,20 +57,20 @@ class Moderation:
 
     async def check(self, session: aiohttp.ClientSession, request: dict[str, Any]) -> dict[str, Any]:
         """The verdict on a request, as it is recorded. `session` must keep no cookies and follow no redirects."""
-        texts = texts_of(request)
-        new = [text for text in texts if _digest(text) not in self.verdicts]
-        if new:
+        texts = {_digest(text): text for text in texts_of(request)}
+        verdicts = {digest: self.verdicts[digest] for digest in texts if digest in self.verdicts}
+        if new := {digest: text for digest, text in texts.items() if digest not in verdicts}:
             try:
-                found = await self._ask(session, new)
+                found = await self._ask(session, [*new.values()])
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, NoVerdictsError) as error:
                 logger.warning("moderation: %s: %s", self.settings.url, error or type(error).__name__)
                 return {"unreachable": True}
-            for text, verdict in zip(new, found):
-                self.verdicts[_digest(text)] = verdict
-        flagged = [found for text in texts if (found := self.verdicts.get(_digest(text)))]
+            verdicts |= zip(new, found)
+        self.verdicts |= verdicts
         while len(self.verdicts) > KEPT_VERDICTS:
             self.verdicts.popitem(last=False)
-        return {"flagged": bool(flagged), "categories": sorted({name for names in flagged for name in names})}
+        categories = {name for names in verdicts.values() for name in names}
+        return {"flagged": bool(categories), "categories": sorted(categories)}
 
     async def _ask(self, session: aiohttp.ClientSession, texts: list[str]) -> list[list[str]]:
         """The categories of each text. Raises what `check` catches."""
@@ -78,6 +83,12 @@ class Moderation:
             if response.status != 200:
                 raise NoVerdictsError(f"status {response.status}")
             return read_verdicts(await response.read(), len(texts))
+
+
+def has_token_ids(request: dict[str, Any]) -> bool:
+    """Whether a prompt is given as token ids, which nobody can read here."""
+    prompt = request.get("prompt")
+    return isinstance(prompt, list) and any(isinstance(each, (int, list)) for each in prompt)
 
 
 def texts_of(request: dict[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """The HTTP server of the gateway and of our worker: uvicorn's, with the settings that both share."""
 
+import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvicorn
@@ -28,6 +29,18 @@ def reporting(application: ASGIApp) -> ASGIApp:
             logs.log_bug(logger, bug, "%s %s failed", scope.get("method"), scope.get("path"))
 
     return reported
+
+
+def in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task:
+    """A task that runs beside the server. If a bug ends it, that is logged at once; else nobody would hear of it."""
+
+    def tell(task: asyncio.Task) -> None:
+        if not task.cancelled() and (bug := task.exception()):
+            logs.log_bug(logger, bug, "%s has ended", work.__qualname__)
+
+    task = asyncio.create_task(work)
+    task.add_done_callback(tell)
+    return task
 
 
 class ReadyServer(uvicorn.Server):

@@ -3,7 +3,7 @@
 events           every event, as it was recorded
 conversations    what was said, in the form that `fastft clean` and `fastft train` read
 battles          votes of people on two answers, as judgments that `fastft report` reads
-outcomes the same votes by question, for training a router
+outcomes         the same votes by question, for training a router
 votes            every vote, those that do not count included
 """
 

@@ -1,11 +1,13 @@
 """Gateways in processes of their own, `fastft serve`, and the scripted workers behind them."""
 
+import asyncio
 import contextlib
 import json
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from helpers.serving import ROOT, WorkerProcess, started, wait_until
 
@@ -55,3 +57,21 @@ def event_of(directory: Path, reply_id: str) -> dict:
     """The event with an id, as soon as it is written."""
     wait_until(lambda: any(each["id"] == reply_id for each in events(directory)), f"event {reply_id} is written")
     return next(each for each in events(directory) if each["id"] == reply_id)
+
+
+async def ask(gateway: Any, method: str, path: str, request: dict | None = None) -> tuple[int, str, bytes]:
+    """(status, content type, body) of the gateway's response, in this process."""
+    sent: list[dict] = []
+    asked = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
+
+    async def receive() -> dict:
+        if asked:
+            return asked.pop()
+        await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    await gateway({"type": "http", "method": method, "path": path, "headers": [], "scheme": "http"}, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    return sent[0]["status"], dict(sent[0]["headers"])[b"content-type"].decode(), body

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import gateways, models, tiny
 from helpers.bugs import bug
-from starlette.types import ASGIApp
+from helpers.gateways import ask
 from transformers import AutoModelForCausalLM
 
 from fastft.errors import BUG
@@ -19,11 +19,11 @@ from fastft.inference.rows import StepLoop
 from fastft.inference.sampling import Sampling
 from fastft.serve import moderation
 from fastft.serve.arena import battles
-from fastft.serve.gateway import app, events, exchange, pool, server
+from fastft.serve.gateway import app, events, exchange, pool
 from fastft.serve.gateway.app import Gateway, GatewaySettings
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
-from fastft.serve.ready_server import reporting
+from fastft.serve.ready_server import in_background, reporting
 from fastft.serve.worker import app as worker_app
 from fastft.serve.worker.generation import AnswerJob, Generation
 
@@ -95,24 +95,6 @@ def asks_for_a_report(caplog, bugs: int = 1) -> list[str]:
     return [record.getMessage() for record in errors[::2]]
 
 
-async def ask(gateway: ASGIApp, method: str, path: str, request: dict | None = None) -> tuple[int, str, bytes]:
-    """(status, content type, body) of the gateway's response, in this process."""
-    sent: list[dict] = []
-    asked = [{"type": "http.request", "body": json.dumps(request).encode(), "more_body": False}]
-
-    async def receive() -> dict:
-        if asked:
-            return asked.pop()
-        await asyncio.Event().wait()
-
-    async def send(message: dict) -> None:
-        sent.append(message)
-
-    await gateway({"type": "http", "method": method, "path": path, "headers": [], "scheme": "http"}, receive, send)
-    body = b"".join(message.get("body", b"") for message in sent[1:])
-    return sent[0]["status"], dict(sent[0]["headers"])[b"content-type"].decode(), body
-
-
 @pytest.fixture(scope="module")
 def worker():
     with gateways.scripted("m") as process:
@@ -130,11 +112,12 @@ async def chat(worker, streamed: bool) -> tuple[int, str, bytes]:
         await workers.close()
 
 
-@pytest.mark.parametrize("streamed", [False, True])
-@pytest.mark.parametrize("method", ["_begin", "_pick", "_ask", "_send_piece", "_send_whole"])
+@pytest.mark.parametrize(
+    "method, streamed",
+    [*((method, streamed) for method in ("_begin", "_pick", "_ask") for streamed in (False, True)),
+     ("_send_piece", True), ("_send_whole", False)],
+)  # fmt: skip
 def test_a_bug_in_an_exchange_is_answered_in_openais_shape(worker, monkeypatch, caplog, method, streamed):
-    if method == ("_send_whole" if streamed else "_send_piece"):
-        pytest.skip("is not on this way")
     monkeypatch.setattr(exchange.Exchange, method, bug(exchange, "None.injected"))
     status, kind, body = asyncio.run(chat(worker, streamed))
     assert (status, kind) == (500, "application/json") and json.loads(body)["error"]["code"] == "internal_error"
@@ -177,7 +160,7 @@ def test_a_bug_that_ends_what_runs_beside_the_server_is_logged_at_once(monkeypat
     monkeypatch.setattr(pool.WorkerPool, "check_all", bug(pool))
 
     async def run() -> None:
-        task = server.in_background(pool.WorkerPool().check_forever())
+        task = in_background(pool.WorkerPool().check_forever())
         await asyncio.wait([task])
         await asyncio.sleep(0)
 

@@ -119,6 +119,12 @@ def test_an_option_that_does_not_fit_the_engine_is_refused(tiny, flags, words):
     assert words in refused("--model", str(tiny), *flags)
 
 
+def test_an_option_of_our_engine_is_not_dropped_for_a_gguf_file(tmp_path):
+    (tmp_path / "small.gguf").write_bytes(b"GGUF")
+    said = refused("--model", str(tmp_path / "small.gguf"), "--max_queue", "4")
+    assert "--max_queue is for our own engine; GGUF files run in llama.cpp" in said
+
+
 def test_what_is_no_gguf_file_is_refused(tmp_path):
     (tmp_path / "web.gguf").write_text("<html>404</html>")
     assert "is no GGUF file" in refused("--model", str(tmp_path / "web.gguf"))

@@ -158,8 +158,8 @@ class Arena:
         told = {"id": battle.id, "side": name, "anonymous": battle.anonymous}
         return told | ({"drawn_from": battle.drawn_from} if battle.anonymous else {})
 
-    def refused(self, battle: Battle, name: str) -> None:
-        """Note that a side's request was refused before a turn began."""
+    def release(self, battle: Battle, name: str) -> None:
+        """Note that a side's request is over, also if it was refused before a turn began."""
         battle.sides[name].running = False
 
     def ended(self, turn: ServedTurn) -> None:

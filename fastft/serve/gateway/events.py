@@ -79,6 +79,8 @@ class ServedTurn:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: float = field(default_factory=time.time)
     """When the request had arrived, in seconds since 1970."""
+    clock: float = field(default_factory=time.perf_counter)
+    """The same moment, on the clock of `first_s` and `total_s`, which include the moderation."""
     answered: str | None = None
     """The model that answered, at least in part; None if none did."""
     tries: list[dict[str, Any]] = field(default_factory=list)

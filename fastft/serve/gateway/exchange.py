@@ -60,7 +60,6 @@ class Exchange:
         sent bytes are recorded, and `abort` drops the client's connection."""
         self.turn, self.body_for, self.pool, self.send, self.headers = turn, body_for, pool, send, headers
         self.keep, self.abort, self.on_end = keep, abort, on_end
-        self.clock = time.perf_counter()
         self.started = False  # the client has a status
         self.answering = False  # the client has a part of an answer
         self.ended = False
@@ -90,7 +89,7 @@ class Exchange:
                 await self._end_with(internal_error(), "failed")
         finally:
             watch.cancel()
-            self.turn.total_s = time.perf_counter() - self.clock
+            self.turn.total_s = time.perf_counter() - self.turn.clock
             self.on_end(self)
 
     def cancel(self, why: str) -> None:
@@ -163,7 +162,7 @@ class Exchange:
     def _begin(self, worker: PoolWorker) -> None:
         self.answering = True
         self.turn.answered = worker.name
-        self.turn.first_s = time.perf_counter() - self.clock
+        self.turn.first_s = time.perf_counter() - self.turn.clock
         self.headers[MODEL_HEADER] = worker.name
 
     async def _pass_stream(self, worker: PoolWorker, response: aiohttp.ClientResponse) -> None:

@@ -132,7 +132,8 @@ class WorkerPool:
     def give_back(self, worker: PoolWorker) -> None:
         """Note that a request for which `pick` chose this worker has ended."""
         worker.in_flight -= 1
-        worker.on_trial = False
+        # Requests from before the pause may still run, and say nothing about the one that is the trial.
+        worker.on_trial = worker.on_trial and worker.in_flight > 0
 
     def succeeded(self, worker: PoolWorker) -> None:
         worker.failures, worker.pause_s, worker.on_trial = 0, PAUSE_S, False
@@ -190,7 +191,7 @@ class WorkerPool:
             await asyncio.sleep(self.check_s)
 
     async def check_all(self) -> None:
-        """Check every worker's health, and forget those whose lease ran out a while ago."""
+        """Check every worker's health, and forget those whose lease has run out."""
         now = time.monotonic()
         for key, worker in list(self.workers.items()):
             if worker.lease_until is not None and now > worker.lease_until:

@@ -2,25 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
-from fastft.common import logs
 from fastft.serve.gateway.app import Gateway
 
 logger = logging.getLogger(__name__)
-
-
-def in_background(work: Coroutine[Any, Any, None]) -> asyncio.Task:
-    """A task that runs beside the server. If a bug ends it, that is logged at once; else nobody would hear of it."""
-
-    def tell(task: asyncio.Task) -> None:
-        if not task.cancelled() and (bug := task.exception()):
-            logs.log_bug(logger, bug, "%s has ended", work.__qualname__)
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(tell)
-    return task
 
 
 async def serve(
@@ -29,7 +16,7 @@ async def serve(
     """Serve until `stop` is set, then drain."""
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    from fastft.serve.ready_server import ReadyServer
+    from fastft.serve.ready_server import ReadyServer, in_background
 
     most_connections, first_request_s = 2 * gateway.settings.most_requests, gateway.settings.upload_s
 

@@ -16,6 +16,7 @@ named in the header x-fastft-ignored.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import select
@@ -171,7 +172,21 @@ class ServedModel:
 
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0] * 0.8)
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return available_memory() // 2
+
+
+def available_memory() -> int:
+    """Bytes that this process may still use: the machine's, or fewer where a container has a limit.
+
+    The pages of files count as available, because the system gives them up; mapped weights have just filled many.
+    """
+    left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # where the system tells nothing better
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        left = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        left = min(left, max(limit - used, 0))
+    return left
 
 
 def _dtype(config: WorkerConfig, device: Any) -> str:
@@ -287,7 +302,7 @@ def _check(config: WorkerConfig) -> None:
 async def _serve(
     config: WorkerConfig, served: ServedModel, listener: socket.socket, parent: int | None, gateway: Any
 ) -> None:
-    from fastft.serve.ready_server import ReadyServer
+    from fastft.serve.ready_server import ReadyServer, in_background
 
     generation = _generation(config, served)
     host, port = listener.getsockname()[:2]
@@ -298,16 +313,22 @@ async def _serve(
     loop = asyncio.get_running_loop()
     presence = _Presence(gateway, config, port, served.name) if gateway else None
     ending: list[asyncio.Task] = []
+    signals: list[None] = []
 
     def end(within_s: float = config.grace_s) -> None:
-        if ending:
+        if not ending:
+            ending.append(in_background(_drain(generation, server, min(within_s, config.grace_s), presence)))
+
+    def on_signal() -> None:
+        """The first one begins the end, as a cloud's notice may have done before; the second one does not wait."""
+        end()
+        if signals:
             generation.finish_at_once()
             server.should_exit = True
-        else:
-            ending.append(loop.create_task(_drain(generation, server, min(within_s, config.grace_s), presence)))
+        signals.append(None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+        loop.add_signal_handler(number, on_signal)
     if parent is not None:
         _watch_parent(parent, lambda: loop.call_soon_threadsafe(end), config.grace_s)
     if presence:
@@ -330,10 +351,11 @@ class _Presence:
     def begin(self, end: Callable[[float], None]) -> None:
         """Announce the worker from now on; on a cloud's notice call `end` with the seconds that are left."""
         from fastft.serve.announce import announce
+        from fastft.serve.ready_server import in_background
         from fastft.train.preemption import notices
 
         self.end = end
-        self.task = asyncio.get_running_loop().create_task(announce(self.gateway, self.url))
+        self.task = in_background(announce(self.gateway, self.url))
         notices.watch(self)
 
     def set(self, reason: str, seconds: float) -> None:
@@ -351,15 +373,17 @@ class _Presence:
 
 async def _drain(generation: Any, server: Any, grace_s: float, presence: _Presence | None) -> None:
     """Accept no more requests, wait up to `grace_s` for running answers, and end the rest with an error."""
-    if presence:
-        await presence.leave()  # first, so that new requests go to other workers instead of being refused here
-    generation.draining = True
-    logger.info("shutting down: %d requests have %g s to finish", len(generation.jobs), grace_s)
     deadline = time.monotonic() + grace_s
-    while generation.jobs and time.monotonic() < deadline:
-        await asyncio.sleep(0.05)
-    generation.finish_at_once()
-    server.should_exit = True
+    try:
+        if presence:
+            await presence.leave()  # first, so that new requests go to other workers instead of being refused here
+        generation.draining = True
+        logger.info("shutting down: %d requests have %g s to finish", len(generation.jobs), grace_s)
+        while generation.jobs and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+    finally:
+        generation.finish_at_once()
+        server.should_exit = True
 
 
 def _mute_unread() -> None:
