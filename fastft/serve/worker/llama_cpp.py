@@ -24,8 +24,8 @@ from fastft.serve.address import check_port
 PARALLEL = 8
 """Answers that are generated at once."""
 LARGEST_PROMPT_PIECE = 256
-"""Prompt tokens in one step. With llama.cpp's default of 2,048, the first tokens of 8 requests all came after 7 s; with
-256 they came one after the other."""
+"""Prompt tokens in one step. llama.cpp's default of 2,048 puts the prompts of all requests into one step, so that all first
+tokens come at its end; with 256 they come one after the other."""
 
 
 @dataclass
