@@ -26,6 +26,7 @@ VERBS = {
     "export": ("fastft.train.export", "write a checkpoint as a Hugging Face model with its card"),
     "chat": ("fastft.inference.terminal", "talk to a model in the terminal"),
     "serve": ("fastft.serve.command", "serve models behind one address that speaks OpenAI's API"),
+    "router": ("fastft.compose.router.command", "send each question to the model that will answer it best"),
     "record": ("fastft.serve.record", "export what was served: events, or conversations to clean and train on"),
 }
 

@@ -16,6 +16,8 @@ one line that names the key and the nearest valid one.
 """
 
 import argparse
+import difflib
+import importlib
 import os
 import select
 import sys
@@ -30,7 +32,7 @@ from fastft.common.command_reader import CommandReader, Option, expected, group_
 from fastft.common.files import machine_error
 from fastft.errors import BUG, PeerError, UsageError, UserError
 
-__all__ = ["BUG", "leave", "option", "parse", "run", "run_module", "valid_keys"]
+__all__ = ["BUG", "leave", "option", "parse", "run", "run_module", "subcommands", "valid_keys"]
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
@@ -90,6 +92,23 @@ def _bug(speaks: Callable[[], bool]) -> int:
         traceback.print_exc()
         print(f"error: {BUG}", file=sys.stderr, flush=True)
     return 1
+
+
+def subcommands(argv: Sequence[str], prog: str, description: str, table: dict[str, tuple[str, str]]) -> int | None:
+    """Call the `main` of the module that the first word names with the words after it, and return what it returns.
+
+    `table`: word -> (module, what it does). The module is imported only when its word is given. `--help`, or no word at all,
+    prints the table and exits. Raises UsageError for a word that is not in it.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, table))
+        words = "\n".join(f"  {word:<{width}} {what}" for word, (_, what) in table.items())
+        print(f"usage: {prog} WORD ...\n\n{description}\n\n{words}\n\n{prog} WORD --help lists its options.")
+        raise SystemExit(0)  # as argparse does
+    if argv[0] not in table:
+        nearest = difflib.get_close_matches(argv[0], table, n=1, cutoff=0.0)[0]
+        raise UsageError(f"{prog}: unknown word {argv[0]!r}; did you mean {nearest!r}? ({prog} --help lists all)")
+    return importlib.import_module(table[argv[0]][0]).main(list(argv[1:]))
 
 
 def run_module(main: Callable[[list[str]], int | None], speaks: Callable[[], bool] = lambda: True) -> NoReturn:
