@@ -9,10 +9,29 @@ questions a blend scores the mean of its models. Only over several turns can it 
 
 import bisect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fastft.compose.policy import Choice, draw
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
+
+
+@dataclass
+class BlendStage:
+    """New weights of a blend from some turn on, as a configuration file gives them."""
+
+    from_turn: int
+    """The first turn with these weights; a conversation's first question is turn 1."""
+    models: dict[str, float]
+    """Models with their weights."""
+
+
+def stages_of(schedule: Sequence[BlendStage], where: str) -> dict[int, dict[str, float]]:
+    """The weights by the turn from which they hold. Raises UserError, which begins with `where`, if two begin at one turn."""
+    stages = {each.from_turn: each.models for each in schedule}
+    if len(stages) < len(schedule):
+        raise UserError(f"{where}: two parts of the schedule begin at the same turn")
+    return stages
 
 
 class BlendPolicy:

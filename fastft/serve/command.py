@@ -25,7 +25,7 @@ from typing import Any, Literal
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import short_name
 from fastft.common.urls import parse_http
-from fastft.compose.blend import BlendPolicy
+from fastft.compose.blend import BlendPolicy, BlendStage, stages_of
 from fastft.compose.policy import FixedPolicy, Policy
 from fastft.errors import UserError
 from fastft.serve.address import check_port
@@ -57,16 +57,6 @@ class RemoteWorker:
     """The name under which it is served (default: MODEL)."""
     key_env: str | None = None
     """Environment variable with the key for that address."""
-
-
-@dataclass
-class BlendStage:
-    """New weights of a blend from some turn on."""
-
-    from_turn: int
-    """The first turn with these weights; a conversation's first question is turn 1."""
-    models: dict[str, float]
-    """Models with their weights."""
 
 
 @dataclass
@@ -323,9 +313,7 @@ def _policy(virtual: VirtualModel) -> Policy:
     if virtual.policy == "blend":
         if virtual.model or not virtual.models:
             raise UserError(f"virtual: {virtual.name}: a blend needs models with their weights: models: {{a: 1, b: 1}}")
-        stages = {each.from_turn: each.models for each in virtual.schedule}
-        if len(stages) < len(virtual.schedule):
-            raise UserError(f"virtual: {virtual.name}: two parts of the schedule begin at the same turn")
+        stages = stages_of(virtual.schedule, f"virtual: {virtual.name}")
         return BlendPolicy(virtual.name, virtual.models, virtual.seed, virtual.min_run, stages)
     if virtual.models or virtual.schedule or not virtual.model:
         raise UserError(f"virtual: {virtual.name}: the policy fixed needs one model: model: NAME")
