@@ -25,7 +25,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cleaning.dedup.duplicates import (
+from cleaning.sources.formats import read_conversation
+from fastft.common.command_line import option, parse, run
+from fastft.common.records import read_records
+from fastft.data.conversation import Conversation, Message
+from fastft.data.dedup.duplicates import (
     ANSWERS_BELOW,
     SHINGLE,
     VALUES,
@@ -34,10 +38,6 @@ from cleaning.dedup.duplicates import (
     fingerprint,
     rows_per_band,
 )
-from cleaning.sources.formats import read_conversation
-from fastft.common.command_line import option, parse, run
-from fastft.common.records import read_records
-from fastft.data.conversation import Conversation, Message
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "chats"
 WORD = re.compile(r"\w+")

@@ -16,8 +16,6 @@ from typing import Any
 
 import orjson
 
-from cleaning.dedup.contamination import Account, Hit, load_benchmarks
-from cleaning.dedup.duplicates import Fingerprint, Fingerprints, fingerprint
 from cleaning.filters.apply import apply_steps
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.report.ledger import Report
@@ -31,6 +29,8 @@ from cleaning.sources.turns import RawConversation, Rejection, Turn, id_in
 from fastft.common.records import RawRecord, parsed, to_json
 from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, Message, parse_conversation
+from fastft.data.dedup.contamination import Account, Hit, load_benchmarks
+from fastft.data.dedup.duplicates import Fingerprint, Fingerprints, fingerprint
 
 # A worker gets one shard at a time, and that is the most that an interruption can lose for each worker. 1 MiB is about
 # 0.2 s of work.

@@ -31,8 +31,6 @@ from typing import Any
 
 import orjson
 
-from cleaning.dedup.contamination import load_benchmarks
-from cleaning.dedup.duplicates import SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
 from cleaning.filters.chosen import check
 from cleaning.first_pass import SHARD_BYTES, SHARD_RECORDS, Conversion, Found, first_pass
 from cleaning.report.ledger import CHANGED_IDS, Report, versions
@@ -47,6 +45,8 @@ from cleaning.sources.inputs import Input, open_inputs
 from fastft.common.files import write_whole
 from fastft.common.records import parsed
 from fastft.common.workers import Pool, in_background
+from fastft.data.dedup.contamination import load_benchmarks
+from fastft.data.dedup.duplicates import SKETCHER, Duplicate, Fingerprints, clusters, families, find_duplicates
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)

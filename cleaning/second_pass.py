@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from cleaning.dedup.duplicates import Duplicate
 from cleaning.first_pass import Outcome, messages_json, unpack
 from cleaning.report.examples import pick_examples
 from cleaning.report.ledger import Report
@@ -28,6 +27,7 @@ from cleaning.sources.formats import Reading
 from fastft.common.files import write_whole
 from fastft.common.workers import Pool, ordered_map
 from fastft.data.conversation import Conversation, parse_conversation, rounds_of
+from fastft.data.dedup.duplicates import Duplicate
 from fastft.data.split import CheckPart, Cut, OverLimit, Shortened, split_conversation, token_counter
 from fastft.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fastft.common.command_line import option
 from fastft.errors import UsageError, UserError
 
-# Default of `--near`: the Jaccard similarity from which two conversations are near duplicates. cleaning.dedup.duplicates
+# Default of `--near`: the Jaccard similarity from which two conversations are near duplicates. fastft.data.dedup.duplicates
 # explains it and the effect of other values.
 NEAR = 0.8
 

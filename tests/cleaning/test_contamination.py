@@ -7,9 +7,9 @@ from helpers.cleaning_runs import clean_command
 from hypothesis import given
 from hypothesis import strategies as st
 
-import cleaning.dedup.shingles
-from cleaning.dedup.contamination import COMMON, Account, Benchmarks, load_benchmarks
+import fastft.data.dedup.shingles
 from fastft.data.conversation import Conversation, Message
+from fastft.data.dedup.contamination import COMMON, Account, Benchmarks, load_benchmarks
 from fastft.errors import UserError
 
 LONG = (
@@ -93,7 +93,7 @@ def test_the_size_of_slices_changes_no_hit(turns, size):
     turns = [*turns, "word " * 300 + SHORT + " word" * 300, LONG]
     whole = [(h.item, h.turn) for h in BENCHMARKS.hits(talk(*turns))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cleaning.dedup.shingles, "SLICE", 1 << size)
+        patch.setattr(fastft.data.dedup.shingles, "SLICE", 1 << size)
         assert {(h.item, h.turn) for h in BENCHMARKS.hits(talk(*turns))} == set(whole)
 
 

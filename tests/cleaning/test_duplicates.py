@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 
 import cleaning.first_pass
 import cleaning.run.workers
-from cleaning.dedup import duplicates
-from cleaning.dedup.duplicates import (
+from cleaning.pipeline import clean
+from cleaning.settings import RunSettings
+from fastft.data.conversation import Conversation, Message, read_conversations
+from fastft.data.dedup import duplicates
+from fastft.data.dedup.duplicates import (
     Fingerprint,
     Fingerprints,
     clusters,
@@ -25,10 +28,7 @@ from cleaning.dedup.duplicates import (
     fingerprint,
     rows_per_band,
 )
-from cleaning.dedup.shingles import SLICE, Shingles, Words, slices
-from cleaning.pipeline import clean
-from cleaning.settings import RunSettings
-from fastft.data.conversation import Conversation, Message, read_conversations
+from fastft.data.dedup.shingles import SLICE, Shingles, Words, slices
 from fastft.errors import UserError
 
 HELLO = 6884409850674639192  # the hash of "hello", which must be the same on every machine

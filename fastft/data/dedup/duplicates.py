@@ -46,9 +46,8 @@ from dataclasses import dataclass
 import numpy as np
 from rensa import RMinHash
 
-from cleaning.dedup.shingles import Shingles, Words, fold, slices
-from cleaning.settings import NEAR
 from fastft.data.conversation import Conversation, Message, rounds_of
+from fastft.data.dedup.shingles import Shingles, Words, fold, slices
 
 SHINGLE = 5  # words
 # A conversation with fewer words has no sketch, and is a duplicate only of the same text, because there a small
@@ -163,7 +162,7 @@ def _without_white_space(text: str) -> str:
     return "".join(text.split())
 
 
-def find_duplicates(fingerprints: Fingerprints, near: float = NEAR, keep: str = "longest") -> dict[int, Duplicate]:
+def find_duplicates(fingerprints: Fingerprints, near: float = 0.8, keep: str = "longest") -> dict[int, Duplicate]:
     """Return {position: why it is removed} for all duplicates.
 
     `near` is the similarity from which conversations are near duplicates; 0 turns those off. `keep` says which of several is

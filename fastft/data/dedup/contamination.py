@@ -32,9 +32,9 @@ from typing import Any
 
 import numpy as np
 
-from cleaning.dedup.shingles import SEPARATOR, Shingles, Words, slices
 from fastft.common.records import read_records, repair_text
 from fastft.data.conversation import Conversation
+from fastft.data.dedup.shingles import SEPARATOR, Shingles, Words, slices
 from fastft.errors import UserError
 
 FIELDS = ("question", "prompt", "turns", "text", "instruction", "input")
