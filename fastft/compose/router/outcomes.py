@@ -115,7 +115,9 @@ def _checked(record: Any) -> dict[str, Any]:
     if record.error:
         raise UserError(f"{where}: {record.error}")
     if not isinstance(row, dict) or not isinstance(row.get("query"), str):
-        raise UserError(f'{where}: an outcome is {{"id", "query", "tags", "rewards": {{model: score}}}}; "query" is a text')
+        raise UserError(
+            f'{where}: an outcome is {{"id", "query", "tags", "rewards": {{model: score}}}}; "query" is a text'
+        )
     if not isinstance(row.get("rewards"), dict) or not row["rewards"]:
         raise UserError(f'{where}: "rewards" must be {{model: score}} with at least one model')
     tags = row.get("tags") or []
@@ -136,7 +138,9 @@ def _numbers(scores: Any, name: str, where: str) -> dict[str, float]:
     numbers = {}
     for model, score in scores.items():
         if score is not None and not isinstance(score, (int, float)):
-            raise UserError(f'{where}: "{name}" of {model!r} is {score!r}; it must be a number, or null if there is none')
+            raise UserError(
+                f'{where}: "{name}" of {model!r} is {score!r}; it must be a number, or null if there is none'
+            )
         numbers[model] = math.nan if score is None else float(score)
         if math.isinf(numbers[model]):
             raise UserError(f'{where}: "{name}" of {model!r} is infinite')
