@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -22,12 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import environments
 from helpers import gateways, serving
+from helpers.ports import free_port
 from helpers.serving import ANSWERS, ROOT, teach, wait_until
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def answers(url: str) -> bool:

@@ -14,9 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import environments
-from fleet import answers, ended_with_its_group, free_port
+from fleet import answers, ended_with_its_group
 from helpers import gateways, models
 from helpers.pages import CHROMIUM
+from helpers.ports import free_port
 from helpers.serving import teach, wait_until
 
 pytestmark = pytest.mark.skipif(

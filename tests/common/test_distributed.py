@@ -3,11 +3,11 @@
 import contextlib
 import os
 import pickle
-import socket
 import subprocess
 import sys
 
 import pytest
+from helpers.ports import free_port
 from helpers.training import HERE, fails, flags, run
 
 from fastft.common.files import FullDiskError
@@ -96,9 +96,7 @@ def torchrun(*arguments: str) -> list[str]:
 
 def test_the_second_machine_says_what_is_wrong_with_its_command(ground, tmp_path):
     """torchrun on two machines, of which the second was given another file: it has not joined when it finds out."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     (tmp_path / "right.yaml").write_text("seed: 1\n")
     (tmp_path / "wrong.yaml").write_text("sed: 1\n")
     nodes = []
@@ -165,9 +163,7 @@ command_line.leave(command_line.run(distributed.join_ranks, distributed.first_to
 def test_a_rank_alone_names_those_that_are_missing(tmp_path, rank, size, each, says):
     """PyTorch's own rendezvous waits for them in silence, for as long as its collectives may take: twelve hours here."""
     (tmp_path / "script.py").write_text(JOINS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(size)}
     place |= {"LOCAL_WORLD_SIZE": str(each)} if each else {}
     done = run([sys.executable, str(tmp_path / "script.py"), "none"], env={**os.environ, **place})
@@ -179,9 +175,7 @@ def test_a_rank_alone_names_those_that_are_missing(tmp_path, rank, size, each, s
 def test_a_machine_whose_process_hangs_is_named_by_the_other(tmp_path, absent):
     """torchrun on two machines: all four processes have started, and those of one never join."""
     (tmp_path / "script.py").write_text(JOINS)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     hangs = ",".join(str(2 * absent + each) for each in range(2))
     nodes = []
     for number in range(2):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.ports import free_port
 from helpers.serving import ROOT, WorkerProcess, started, wait_until
 
 
@@ -31,14 +32,15 @@ class Scripted(WorkerProcess):
         self.process.wait()
 
 
-def scripted(name: str = "m", port: int = 0) -> contextlib.AbstractContextManager[Scripted]:
-    return started(Scripted, [sys.executable, str(ROOT / "tests/helpers/scripted_worker.py"), name, str(port)])
+def scripted(name: str = "m", port: int | None = None) -> contextlib.AbstractContextManager[Scripted]:
+    command = [sys.executable, str(ROOT / "tests/helpers/scripted_worker.py"), name, str(port or free_port())]
+    return started(Scripted, command)
 
 
 @contextlib.contextmanager
 def gateway(*flags: str, config: dict | None = None, directory: Path | None = None, **environment: str) -> Iterator:
-    """`fastft serve` on a free port, with `config` as its file in `directory`."""
-    command = [sys.executable, "-m", "fastft", "serve", "--port", "0", *flags]
+    """`fastft serve` on a free port, where a later one can take its place, with `config` as its file in `directory`."""
+    command = [sys.executable, "-m", "fastft", "serve", "--port", str(free_port()), *flags]
     if config:
         (directory / "serve.yaml").write_text(json.dumps(config))  # JSON is YAML
         command += ["--config", str(directory / "serve.yaml")]

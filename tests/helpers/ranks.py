@@ -8,22 +8,20 @@ What torchrun itself does (its signals, its exit code) is tested with torchrun.
 import importlib
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # where a script of tests/helpers finds the others
 
 from helpers.forks import PRELOADED, become_main  # noqa: E402
+from helpers.ports import free_port  # noqa: E402
 
 
 def main(processes: int, target: list[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in PRELOADED:
         importlib.import_module(name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     ranks = [start(rank, target) for rank in range(processes)]

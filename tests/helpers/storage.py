@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.ports import free_port
+
 
 @dataclass
 class Refusal:
@@ -64,7 +66,7 @@ class Line:
         self.lock = threading.Lock()
         self.open: set[socket.socket] = set()
         self.server: _Server | None = None
-        self.port = 0
+        self.port = free_port()  # known, because it listens there again after an outage
         self.restore()
 
     @property

@@ -1,27 +1,26 @@
 """A run on two machines: two torchrun agents on loopback, each with an output directory of its own, and one storage."""
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers import storage
+from helpers.ports import free_port
 from helpers.training import flags, losses, train, weights
 
 from fastft.common.object_store import Store
 from fastft.train.checkpoint.remote import checkpoints
 
-STEPS = ["--max_steps", "6", "--checkpoint.every", "2", "--trackers", "none"]
+# The upload of step 4 begins at once and is waited for; one that waits itself is dropped for a newer one.
+STEPS = ["--max_steps", "6", "--checkpoint.every", "4", "--trackers", "none"]
 
 
 def train_on_two(ground, outs, remote: str) -> list[str]:
     """One process on each machine, with its own output directory of `outs`; what each of them said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free.getsockname()[1])]
+    place = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     nodes = []
     for number, out in enumerate(outs):
         agent = [
@@ -36,14 +35,20 @@ def train_on_two(ground, outs, remote: str) -> list[str]:
         ]
         command = [*agent, *flags(ground, out, *STEPS, "--checkpoint.keep", "3", "--checkpoint.remote", remote)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        nodes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    try:
-        said = [node.communicate(timeout=240)[1] for node in nodes]
-    finally:
-        for node in nodes:
-            with contextlib.suppress(ProcessLookupError):
-                node.terminate()
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
+        with (out.parent / f"{out.name}.log").open("w") as log:
+            nodes.append(subprocess.Popen(command, stderr=log, env=environment))
+    codes: list[int | None] = [None, None]
+    end = time.monotonic() + 240
+    while (
+        None in codes and not any(codes) and time.monotonic() < end
+    ):  # a node that has lost the other one may wait for long
+        time.sleep(0.2)
+        codes = [node.poll() for node in nodes]
+    for node in nodes:
+        node.terminate()
+        node.wait()
+    said = [(out.parent / f"{out.name}.log").read_text() for out in outs]
+    assert codes == [0, 0], "\n".join(said)
     return said
 
 

@@ -12,6 +12,7 @@ import time
 
 import pytest
 from helpers import forks
+from helpers.ports import free_port
 from helpers.training import HERE, command, fails, flags, run, train_here
 
 from fastft.train.report.metrics import read_metrics
@@ -83,9 +84,7 @@ print("free again")
 
 @pytest.mark.parametrize("place", ["shared", "machineN"])
 def test_several_machines_of_one_run_may_share_a_directory_or_not(tmp_path, place):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = []
     for machine, local in ((0, 0), (0, 1), (1, 0), (1, 1)):
         where = {"RANK": 2 * machine + local, "LOCAL_RANK": local, "GROUP_RANK": machine, "WORLD_SIZE": 4}

@@ -4,7 +4,6 @@ import os
 import pty
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import forks
+from helpers.ports import free_port
 from helpers.training import HERE
 
 from fastft.common.object_store import Store
@@ -153,9 +153,7 @@ def test_two_runs_in_the_same_place_the_second_refuses(ground, tmp_path, monkeyp
 def test_a_peer_that_stops_answering_ends_the_run(ground, tmp_path):
     """After SIGSTOP no connection is closed, as when a machine is gone. The limit is 3 s here, and 110 s otherwise."""
     run = Run(ground, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     both = []
     for rank in (0, 1):
