@@ -179,11 +179,24 @@ class Client:
             response = await self.api.chat.completions.with_raw_response.create(
                 model=self.name, messages=messages, extra_headers=self._headers(), **sent
             )
-            text, finish_reason, usage = read_completion(response.content)
+            completion = read_completion(response.content)
+            text, usage = completion.text, completion.usage
             prompt_tokens = usage[0] if usage else estimate_tokens(messages)
             completion_tokens = usage[1] if usage else len(text.encode()) // BYTES_PER_TOKEN + 1
             spent = self.usd(prompt_tokens, completion_tokens) if usage else reserved
-            return Reply(text, finish_reason, prompt_tokens, completion_tokens, 0.0)
+            return Reply(
+                text,
+                completion.finish_reason,
+                prompt_tokens,
+                completion_tokens,
+                seconds=0.0,
+                reasoning=completion.reasoning,
+                refused=completion.refused,
+                model=completion.model,
+                endpoint=f"{self.url}#{self.name}",
+                request_id=response.headers.get("x-request-id") or completion.id,
+                usd=spent,
+            )
         except Exception as error:
             spent = reserved if _may_be_billed(error) else 0.0
             raise

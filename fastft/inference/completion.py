@@ -5,21 +5,53 @@ Endpoints differ: content may be a list of parts, counts may be missing, an erro
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastft.common.records import parse_json, repair_text
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's reply to one request. `cached` is true if an earlier run has paid for it."""
+    """A model's reply to one request, and where it came from.
+
+    `cached` is true for a reply that this request has not paid for: an earlier run has, or an equal request of this run that it
+    shares the reply with. So the `usd` of all replies that are not cached are what the answers of this run have cost.
+    """
 
     text: str
     finish_reason: str | None
+    """"stop", "length" (cut at max_tokens), "content_filter", or whatever the endpoint says."""
     prompt_tokens: int
     completion_tokens: int
     seconds: float
+    """From the first try to the answer, waits between tries included; 0 for a batch."""
     cached: bool = False
+    reasoning: str = ""
+    """The model's thoughts, where the endpoint sends them apart from its answer."""
+    refused: bool = False
+    """Whether the endpoint itself marks the text as a refusal (`refusal` in OpenAI's message)."""
+    model: str = ""
+    """The name that the endpoint gives to the model that answered, such as gpt-4.1-2025-04-14 for gpt-4.1."""
+    endpoint: str = ""
+    """URL#name of the endpoint that was asked."""
+    request_id: str = ""
+    """The endpoint's id of the request (x-request-id), or else of the completion."""
+    batch: str = ""
+    """The id of the batch that it came in, if any."""
+    usd: float = 0.0
+    """What it cost, without the tries before it that failed."""
+
+
+class Completion(NamedTuple):
+    """What the body of a chat completion holds. `usage` is (prompt tokens, completion tokens), None if they were not counted."""
+
+    text: str
+    finish_reason: str | None
+    usage: tuple[int, int] | None
+    reasoning: str
+    refused: bool
+    model: str
+    id: str
 
 
 class Malformed(Exception):
@@ -40,8 +72,8 @@ class ErrorInBody(Exception):
         self.body, self.param = error, error.get("param")
 
 
-def read_completion(body: bytes) -> tuple[str, str | None, tuple[int, int] | None]:
-    """Return (text, finish reason, (prompt tokens, completion tokens) or None if they were not counted).
+def read_completion(body: bytes) -> Completion:
+    """Read the body of a chat completion.
 
     Raises ErrorInBody for an error that was sent with status 200, and Malformed for a body that is no completion.
     """
@@ -50,6 +82,11 @@ def read_completion(body: bytes) -> tuple[str, str | None, tuple[int, int] | Non
     except ValueError:
         start = " ".join(body[:200].decode(errors="replace").split())[:60]
         raise Malformed(f"the reply is not JSON but {start!r}: is the URL right (most end in /v1)?", True) from None
+    return read_parsed(completion)
+
+
+def read_parsed(completion: Any) -> Completion:
+    """Read a chat completion whose JSON is parsed already. Raises ErrorInBody and Malformed as `read_completion` does."""
     completion = completion if isinstance(completion, dict) else {}
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -59,9 +96,33 @@ def read_completion(body: bytes) -> tuple[str, str | None, tuple[int, int] | Non
     message = choice.get("message")
     if not isinstance(message, dict):
         raise Malformed("the reply has no choice with a message")
-    reason = choice.get("finish_reason")
-    text = text_of(message.get("content")) or text_of(message.get("refusal"))
-    return text, repair_text(reason) if isinstance(reason, str) else None, _token_counts(completion.get("usage"))
+    text, refusal = text_of(message.get("content")), text_of(message.get("refusal"))
+    return Completion(
+        text=text or refusal,
+        finish_reason=_name(choice.get("finish_reason")) or None,
+        usage=_token_counts(completion.get("usage")),
+        reasoning=_thoughts(message),
+        refused=bool(refusal and not text),
+        model=_name(completion.get("model")),
+        id=_name(completion.get("id")),
+    )
+
+
+def _name(value: Any) -> str:
+    return repair_text(value) if isinstance(value, str) else ""
+
+
+def _thoughts(message: dict[str, Any]) -> str:
+    """Return the reasoning of a message: vLLM, SGLang and DeepSeek send `reasoning_content`, OpenRouter and newer vLLM
+    `reasoning`, Mistral parts of the type "thinking".
+    """
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(message.get(name), str) and message[name]:
+            return repair_text(message[name])
+    content = message.get("content")
+    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    thoughts = [part.get("thinking") for part in parts if part.get("type") == "thinking"]
+    return "".join(text_of(each) for each in thoughts if isinstance(each, (str, list)))
 
 
 def _token_counts(usage: Any) -> tuple[int, int] | None:
