@@ -59,6 +59,8 @@ class Router:
     """The mean dollars of one answer, by candidate, if the outcomes had them."""
     report: dict[str, Any] = field(default_factory=dict)
     """What training found: settings, data, figures on held-out queries."""
+    runs: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Hashes of words in a row in the training queries, uint64[G], for the leak check of `fastft router evaluate`."""
 
     def scores(self, queries: list[str]) -> Scores:
         matrix, heads = self.features.transform(queries), self.heads
@@ -115,6 +117,7 @@ class Router:
         make_directory(directory.parent)
         partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".tmp", dir=directory.parent))
         tensors = {"features.idf": self.features.idf, **{f"heads.{k}": v for k, v in vars(self.heads).items()}}
+        tensors["training.runs"] = self.runs
         save_file(tensors, partial / WEIGHTS)
         names = ("candidates", "default", "margin", "rule", "usd", "report")
         (partial / SETTINGS).write_text(json.dumps({name: getattr(self, name) for name in names}, indent=1))
@@ -132,4 +135,5 @@ class Router:
         settings = json.loads((directory / SETTINGS).read_text())
         tensors = load_file(directory / WEIGHTS)
         heads = Heads(**{k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")})
-        return cls(features=HashedFeatures(tensors["features.idf"]), heads=heads, **settings)
+        features = HashedFeatures(tensors["features.idf"])
+        return cls(features=features, heads=heads, runs=tensors["training.runs"], **settings)

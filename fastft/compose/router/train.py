@@ -8,6 +8,7 @@ import numpy as np
 from fastft.common.command_line import option, parse, run_module
 from fastft.compose.router.features import HashedFeatures
 from fastft.compose.router.fit import fit_heads, soft_labels
+from fastft.compose.router.leaks import fingerprints
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router
 from fastft.compose.router.tags import enhance
@@ -57,7 +58,8 @@ def train_router(outcomes: Outcomes, settings: TrainSettings) -> Router:
     heads = fit_heads(features.transform(outcomes.queries), labels, success, settings.c)
     mean = np.nanmean(outcomes.measure, 0)
     usd = None if outcomes.usd is None else dict(zip(outcomes.models, np.nanmean(outcomes.usd, 0).tolist()))
-    return Router(outcomes.models, features, heads, outcomes.models[int(mean.argmax())], usd=usd)
+    default = outcomes.models[int(mean.argmax())]
+    return Router(outcomes.models, features, heads, default, usd=usd, runs=fingerprints(outcomes.queries))
 
 
 if __name__ == "__main__":
