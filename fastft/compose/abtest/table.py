@@ -1,0 +1,182 @@
+"""Reads a CSV file or JSON Lines as columns, and knows the line of each row, so that an error can name it.
+
+    table = read_table(Path("visits.csv.gz"), {"user": None, "arm": "version", "amount": None})
+    table.columns["user"], table.line(3)
+
+A column is found by the name that an option gives for it, or else by one of its usual names.
+"""
+
+import csv
+import difflib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastft.common.records import CHUNK, open_unpacked, read_records, read_unpacked
+from fastft.errors import UserError
+
+NAMES = {
+    "user": ("user", "userid", "user_id", "unit"),
+    "arm": ("arm", "version", "group", "variant", "variation"),
+    "time": ("time", "timestamp", "at", "date", "datetime"),
+    "day": ("day",),
+    "amount": ("amount", "seconds", "turns", "rounds", "sum_gamerounds", "messages", "minutes"),
+    "followed": ("followed",),
+    "experiment": ("experiment",),
+    "exposed": ("exposed",),
+    "share": ("share",),
+    "id": ("id",),
+}
+"""The usual names of each column."""
+RETENTION = re.compile(r"retention_(\d{1,4})", re.ASCII)
+"""Columns of a file with one row a user: whether the user was active on this day after joining."""
+
+
+@dataclass
+class Table:
+    """Rows of a file as columns. R rows."""
+
+    path: Path
+    columns: dict[str, list[Any]]
+    """By our name (a key of NAMES) or, for retention columns, by the file's. Values are texts in CSV."""
+    named: dict[str, str]
+    """Our name of a column -> the file's."""
+    lines: list[int]
+    header: list[str]
+    """All columns of the file."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.lines)
+
+    def need(self, name: str, what: str) -> None:
+        """Raise UserError if the file has no such column; `what` says what it is for."""
+        if name not in self.columns:
+            usual = ", ".join(NAMES[name])
+            raise UserError(
+                f"{self.path}: no column names {what} (usual names: {usual}); its columns are {', '.join(self.header)}: "
+                f"give --{name} COLUMN"
+            )
+
+    def wrong(self, row: int, what: str) -> UserError:
+        """The error about a row, which names the file and the line."""
+        return UserError(f"{self.path}: line {self.lines[row]}: {what}")
+
+    def keep(self, chosen_R: np.ndarray) -> "Table":
+        """The table with these rows only, in this order."""
+        columns = {name: [values[i] for i in chosen_R] for name, values in self.columns.items()}
+        return Table(self.path, columns, self.named, [self.lines[i] for i in chosen_R], self.header)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A column as float64 [R]. Raises UserError for a value that is no finite number."""
+        values = self.columns[name]
+        try:
+            numbers_R = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            numbers_R = np.array([_number(value) for value in values])
+        if (bad := ~np.isfinite(numbers_R)).any():
+            row = int(bad.argmax())
+            said = "is empty" if values[row] in ("", None) else f"{values[row]!r} is not a number"
+            raise self.wrong(row, f"{self.named[name]} {said}")
+        return numbers_R
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def read_table(path: Path, asked: Mapping[str, str | None]) -> Table:
+    """Read the columns that `asked` names (our name -> the file's name, None for the usual ones), if the file has them.
+
+    Raises UserError for a file that does not exist, is empty or cannot be parsed, and for a column that was asked for by a
+    name which the file does not have.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open_unpacked(path) as stream:
+        head = read_unpacked(stream, 64, path).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not head:
+        raise UserError(f"{path}: the file is empty")
+    table = _read_json(path, asked) if head[:1] in b"{[" else _read_csv(path, asked)
+    if not table.rows:
+        raise UserError(f"{path}: the file has no rows")
+    return table
+
+
+def _columns(path: Path, header: list[str], asked: Mapping[str, str | None]) -> dict[str, str]:
+    """Our name of each column that is wanted and there -> the file's name."""
+    lower = {name.strip().lower(): name for name in reversed(header)}
+    named = {}
+    for ours, name in asked.items():
+        if name is not None and name not in header:
+            raise UserError(f"{path}: there is no column {name!r}{nearest(name, header)}")
+        found = name or next((lower[usual] for usual in NAMES[ours] if usual in lower), None)
+        if found is not None:
+            named[ours] = found
+    return named | {lower[name]: lower[name] for name in lower if RETENTION.fullmatch(name)}
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """ "; did you mean NAME?" with the nearest of `names`."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _read_csv(path: Path, asked: Mapping[str, str | None]) -> Table:
+    try:
+        text = io.StringIO(_content(path).decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: the file is not UTF-8 text") from None
+    first = text.readline()
+    separator = max(",;\t", key=first.count)
+    header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+    if repeated := {name for name in header if header.count(name) > 1}:
+        raise UserError(f"{path}: line 1: two columns are named {min(repeated)!r}")
+    named = _columns(path, header, asked)
+    reader, rows, lines = csv.reader(text, delimiter=separator, strict=True), [], []
+    try:
+        for row in reader:
+            if len(row) == len(header):
+                rows.append(row)
+                lines.append(reader.line_num + 1)
+            elif row:
+                line = reader.line_num + 1
+                raise UserError(f"{path}: line {line}: {len(row)} values, but the header has {len(header)} columns")
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num + 1}: {error}") from None
+    places = {ours: header.index(name) for ours, name in named.items()}
+    columns = {ours: [row[place].strip() for row in rows] for ours, place in places.items()}
+    return Table(path, columns, named, lines, list(header))
+
+
+def _content(path: Path) -> bytes:
+    with open_unpacked(path) as stream:
+        return b"".join(iter(lambda: read_unpacked(stream, CHUNK, path), b""))
+
+
+def _read_json(path: Path, asked: Mapping[str, str | None]) -> Table:
+    usual = {*(name for names in NAMES.values() for name in names), *filter(None, asked.values())}
+
+    def wanted(key: str) -> bool:
+        return key in usual or key.lower() in usual or RETENTION.fullmatch(key.lower()) is not None
+
+    records, lines, header = [], [], {}
+    for record in read_records(path):
+        line = int(record.where.rsplit(" ", 1)[-1])
+        if record.error or not isinstance(record.value, dict):
+            raise UserError(f"{path}: line {line}: {record.error or 'not a JSON object'}")
+        header |= dict.fromkeys(record.value)
+        # The events of a record hold whole conversations; only what may be a column is kept.
+        records.append({key: value for key, value in record.value.items() if wanted(key)})
+        lines.append(line)
+    named = _columns(path, list(header), asked)
+    columns = {ours: [record.get(name) for record in records] for ours, name in named.items()}
+    return Table(path, columns, named, lines, list(header))
