@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from cleaning.filters import language, structure
+from cleaning.filters import structure
 from cleaning.filters.base import Repair, TurnFilter
 from cleaning.filters.chosen import chosen_steps
 from cleaning.settings import FilterSettings
 from fastft.data.continue_requests import is_continue
 from fastft.data.conversation import Conversation, Message, rounds_of
+from fastft.data.language import detect_language
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ def apply_steps(
         detail = None
         if step.name == "other_language":
             # What the dump says about the language has priority.
-            conversation.lang = conversation.lang or language.detect_language(conversation)
+            conversation.lang = conversation.lang or detect_language(conversation)
         if isinstance(step, Repair):
             verdict.repairs[step.name] += step.apply(conversation.messages, settings)
         elif isinstance(step, TurnFilter):

@@ -5,11 +5,11 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from cleaning.filters import language
 from cleaning.filters.base import Filter, Step
 from cleaning.filters.steps import ALWAYS, MASKS, STEPS
 from cleaning.settings import FilterSettings
 from fastft.data.conversation import Conversation
+from fastft.data.language import available, check_codes
 from fastft.errors import UserError
 
 
@@ -39,9 +39,9 @@ def check(settings: FilterSettings) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{option} is {value}; it must be at least 1")
     needs_language = settings.languages or "unknown_language" in settings.with_filters
-    if needs_language and not language.available():
+    if needs_language and not available():
         raise UserError("--languages needs pycld2, which has no wheel for this platform: pip install pycld2")
-    language.check_codes(settings.languages)
+    check_codes(settings.languages)
     if settings.moderation:
         from cleaning.filters import moderation
 

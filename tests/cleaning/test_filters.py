@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from cleaning.filters import moderation, structure
 from cleaning.filters.apply import apply_steps
 from cleaning.filters.chosen import check
-from cleaning.filters.language import detect_language
 from cleaning.filters.privacy import mask_text
 from cleaning.filters.steps import FILTERS, MASKS, REPAIRS, STEPS
 from cleaning.pipeline import clean
 from cleaning.settings import FilterSettings
 from fastft.common.records import parse_json
 from fastft.data.conversation import Conversation, Message, read_conversations
+from fastft.data.language import detect_language
 
 ALL_ON = FilterSettings(with_filters=tuple(step.name for step in STEPS if not step.default))
 
