@@ -19,7 +19,10 @@ VERBS = {
         "say what a run would take: memory, time, energy and money, on different GPUs",
     ),
     "train": ("fastft.train.loop", "fine-tune a chat model (several processes: torchrun -m fastft.train)"),
-    "answer": ("fastft.judge.answer", "have a model answer questions: a directory or any OpenAI-compatible endpoint"),
+    "answer": (
+        "fastft.compose.answer",
+        "have a model answer questions: a directory, any OpenAI-compatible endpoint, or a blend of them",
+    ),
     "judge": ("fastft.judge.command", "have a stronger model compare answers, and say how sure the result is"),
     "bench": ("fastft.judge.exams.bench", "take multiple-choice exams (BBH, AGIEval), beside Orca's published figures"),
     "report": ("fastft.cli", "write the page of a run, or of a judged directory"),

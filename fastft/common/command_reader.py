@@ -313,7 +313,9 @@ class CommandReader:
 
     def _unknown(self, name: str, known: Iterable[str]) -> str:
         """The message about an unknown key: it names our key for another project's, or else the nearest key."""
-        nearest = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, [*known, *self.renamed])
+        known = [*known, *self.renamed]
+        nearest = self.synonyms.get(name.rpartition(".")[2]) or _nearest(name, known)
+        nearest = nearest or _nearest(name.partition(".")[0], known)  # of a mapping under an unknown key
         nearest = self.renamed.get(nearest, nearest)
         return f"unknown key {name!r}; " + (f"the nearest valid one is {nearest!r}" if nearest else "--help lists all")
 

@@ -1,10 +1,10 @@
-"""Let a model answer questions: `fastft answer [QUESTIONS] --model DIR|URL#name -o answers.jsonl`.
+"""Have a model answer questions, into a file that a later run continues; `fastft answer` is fastft.compose.answer.
 
-    fastft answer --model runs/first/model -o first.jsonl                       # a Hugging Face directory, on GPU or CPU
-    OPENAI_API_KEY=… fastft answer --model https://api.openai.com/v1#gpt-4.1 -o gpt.jsonl
+    answerer = answerer_for(config, endpoint, Path("first.jsonl"))       # of a Hugging Face directory, or of URL#name
+    answers, usd = answer_all(questions, Path("first.jsonl"), answerer)
 
 A second run with the same file asks only the questions that are missing or have failed. The later turns of a question follow
-the model's own answers to the earlier ones. An endpoint's replies are kept in answers.cache.jsonl, too, so that none is paid for
+the model's own answers to the earlier ones. An endpoint's replies are kept in first.cache.jsonl, too, so that none is paid for
 twice. Each row records the model's address or a digest of its weights, the parameters, seconds, tokens, and why the answer ended.
 """
 
@@ -12,20 +12,20 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from fastft.common.command_line import option, parse, run_module
+from fastft.common.command_line import option
 from fastft.common.files import require_place
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money
 from fastft.inference.client import Client, Unanswered, estimate_tokens, make_clients, run_all
 from fastft.inference.endpoint import EndpointConfig, is_address
 from fastft.judge.judgment import write_rows
-from fastft.judge.questions import OWN, Answer, Question, load_questions, read_answers
+from fastft.judge.questions import Answer, Question, read_answers
 
 logger = logging.getLogger(__name__)
 
@@ -66,75 +66,107 @@ class ModelConfig:
         return {"temperature": self.temperature, "max_tokens": self.max_tokens}
 
 
-@dataclass(kw_only=True)
-class AnswerConfig(ModelConfig):
-    """What is asked, and where the answers are kept."""
+class Answerer(Protocol):
+    """A model, or several that take turns, ready to answer questions."""
 
-    questions: Path = option(OWN, positional=True)
-    """Questions as JSON Lines; by default our own 80."""
-    output: Path = option(short="-o")
-    """The file for the answers, as JSON Lines; answers that it holds already are kept."""
+    name: str
+    """What tables call it."""
+    made_with: dict[str, Any]
+    """How its answers are made, for the `parameters` of each. Answers that were made in another way are not continued."""
+    money: Money
+    """What endpoints have cost."""
+
+    def would_ask(self, questions: Sequence[Question]) -> str:
+        """Say in one line what answering would take."""
+        ...
+
+    def answer(self, questions: Sequence[Question], keep: Callable[[Answer], None]) -> str | None:
+        """Answer the questions, and call `keep` for each answer at once. Returns why this stopped early, or None."""
+        ...
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run `fastft answer`. Raises UserError if questions are still unanswered at the end."""
-    config, endpoint = parse(argv, "fastft answer", "Have a model answer questions.", AnswerConfig, EndpointConfig)
-    questions = load_questions(config.questions)
-    answers, usd = answer_all(questions, config.output, config, endpoint)
-    if not config.dry_run:
-        name = next(iter(answers.values())).model
-        print(f"{config.output}: {len(answers)} answers of {name}{f', ${usd:.2f}' if usd else ''}")
-    return 0
+def answerer_for(config: ModelConfig, endpoint: EndpointConfig, path: Path) -> Answerer:
+    """The answerer for a directory or an endpoint, whose answers will be in `path`. Raises UserError."""
+    return EndpointAnswerer(config, endpoint, path) if is_address(config.model) else DirectoryAnswerer(config)
+
+
+class EndpointAnswerer:
+    """A model behind an OpenAI-compatible endpoint, which is asked many questions at a time."""
+
+    def __init__(self, config: ModelConfig, endpoint: EndpointConfig, path: Path):
+        self.name, self.parameters, self.money = config.shown_name, config.parameters, Money(endpoint.max_usd)
+        cache, prices = Cache(cache_beside(path)), endpoint.prices(1)
+        [self.client] = make_clients([config.model], config.model_key_env, endpoint.limits, prices, cache, self.money)
+        self.has_price = bool(endpoint.usd_per_million)
+        self.made_with = {"model": f"{self.client.url}#{self.client.name}", **config.parameters}
+
+    def would_ask(self, questions: Sequence[Question]) -> str:
+        turns, most = [turn for question in questions for turn in question.turns], self.parameters["max_tokens"]
+        usd = self.client.usd(estimate_prompt(turns), most * len(turns)) if self.has_price else None
+        return what_it_takes(turns, most, usd)
+
+    def answer(self, questions: Sequence[Question], keep: Callable[[Answer], None]) -> str | None:
+        works = [partial(ask, self.client, self.name, each, self.parameters) for each in questions]
+        return run_all(works, "answering", self.money, lambda _, answer: keep(answer))
+
+
+class DirectoryAnswerer:
+    """A model's directory, which answers a batch of questions at a time on this machine."""
+
+    def __init__(self, config: ModelConfig):
+        self.config, self.name, self.money = config, config.shown_name, Money()
+        self.made_with = {"model": fingerprint(Path(config.model)), **config.parameters}
+
+    def would_ask(self, questions: Sequence[Question]) -> str:
+        return what_it_takes([turn for question in questions for turn in question.turns], self.config.max_tokens)
+
+    def answer(self, questions: Sequence[Question], keep: Callable[[Answer], None]) -> str | None:
+        for answer in generate(questions, self.config):
+            keep(answer)
+        return None
+
+
+def cache_beside(path: Path) -> Path:
+    """The file in which the replies of endpoints are kept, beside the answers."""
+    return path.with_suffix(".cache.jsonl")
+
+
+def estimate_prompt(turns: Sequence[str]) -> int:
+    """About how many tokens the prompts of these turns have, without what was said before them."""
+    return sum(estimate_tokens([{"content": turn}]) for turn in turns)
+
+
+def what_it_takes(turns: Sequence[str], max_tokens: int, usd: float | None = None) -> str:
+    """Say what answering `turns` would take; `usd` is the most that it can cost, None if nothing has a price."""
+    cost = f", at most ${usd:.2f}" if usd is not None else ""
+    most = max_tokens * len(turns)
+    return (
+        f"would ask {len(turns)} turns: {estimate_prompt(turns):,} prompt tokens, at most {most:,} reply tokens{cost}"
+    )
 
 
 def answer_all(
-    questions: list[Question], path: Path, config: ModelConfig, endpoint: EndpointConfig
+    questions: list[Question], path: Path, answerer: Answerer, dry_run: bool = False
 ) -> tuple[dict[str, Answer], float]:
     """Answer the questions that `path` holds no answer to, into `path`. Returns all answers by question, and the dollars spent.
 
     A dry run asks nothing and returns no answers. Raises UserError for the user's mistakes, and if questions are left
     unanswered: the answers so far are in `path`, and the next call continues with the others.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a directory; -o names the file for the answers")
-    client, money = None, Money(endpoint.max_usd)
-    if is_address(config.model):
-        cache = Cache(path.with_suffix(".cache.jsonl"))
-        [client] = make_clients([config.model], config.model_key_env, endpoint.limits, endpoint.prices(1), cache, money)
-    made_with = {
-        "model": f"{client.url}#{client.name}" if client else fingerprint(Path(config.model)),
-        **config.parameters,
-    }
-    done = answered_before(path, config.shown_name, made_with, questions)
+    done = answered_before(path, answerer.name, answerer.made_with, questions)
     missing = [question for question in questions if question.id not in done]
-    logger.info("%s: %d of %d questions to answer", config.shown_name, len(missing), len(questions))
-    if config.dry_run:
-        _show_dry_run(missing, config, client if endpoint.usd_per_million else None)
+    logger.info("%s: %d of %d questions to answer", answerer.name, len(missing), len(questions))
+    if dry_run:
+        print(answerer.would_ask(missing))
         return {}, 0.0
-    stopped = _answer_missing(missing, path, config, client, money, made_with, done) if missing else None
+    stopped = _answer_missing(missing, path, answerer, done) if missing else None
     if done:  # in the questions' order, each once
         write_rows(path, [done[question.id] for question in questions if question.id in done])
     _check_complete(questions, done, stopped)
-    return done, money.spent
+    return done, answerer.money.spent
 
 
-def _show_dry_run(missing: list[Question], config: ModelConfig, priced: Client | None) -> None:
-    turns = [turn for question in missing for turn in question.turns]
-    prompt = sum(estimate_tokens([{"content": turn}]) for turn in turns)
-    most = config.max_tokens * len(turns)
-    usd = f", at most ${priced.usd(prompt, most):.2f}" if priced else ""
-    print(f"would ask {len(turns)} turns: {prompt:,} prompt tokens, at most {most:,} reply tokens{usd}")
-
-
-def _answer_missing(
-    missing: list[Question],
-    path: Path,
-    config: ModelConfig,
-    client: Client | None,
-    money: Money,
-    made_with: dict[str, Any],
-    done: dict[str, Answer],
-) -> str | None:
+def _answer_missing(missing: list[Question], path: Path, answerer: Answerer, done: dict[str, Answer]) -> str | None:
     """Answer the questions `missing`. Each answer is added to `done` and to the file at once, so that a killed run loses none.
 
     Returns why an endpoint's run stopped early, or None.
@@ -142,16 +174,11 @@ def _answer_missing(
     require_place(path)
     with open(path, "ab", buffering=0) as file:
 
-        def keep(index: int, answer: Answer) -> None:
-            done[answer.question_id] = answer = replace(answer, parameters=made_with)
+        def keep(answer: Answer) -> None:
+            done[answer.question_id] = answer = replace(answer, parameters=answerer.made_with)
             file.write((json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode())
 
-        if client:
-            works = [partial(ask, client, config.shown_name, each, config.parameters) for each in missing]
-            return run_all(works, "answering", money, keep)
-        for answer in generate(missing, config):
-            keep(0, answer)
-    return None
+        return answerer.answer(missing, keep)
 
 
 def _check_complete(questions: list[Question], done: dict[str, Answer], stopped: str | None) -> None:
@@ -218,21 +245,25 @@ async def ask(client: Client, name: str, question: Question, parameters: dict[st
             replies.append(await client.ask(messages, **parameters))
             messages.append({"role": "assistant", "content": replies[-1].text})
     except Unanswered as error:
-        return Answer(question.id, name, (), parameters, error=str(error))
+        return Answer(question.id, name, (), error=str(error))
+    return whole_answer(question.id, name, replies, sum(reply.seconds for reply in replies))
+
+
+def whole_answer(question_id: str, name: str, replies: Sequence[Any], seconds: float) -> Answer:
+    """The answer that consists of the replies to all turns, each with a text, tokens and a finish_reason."""
     empty = [number for number, reply in enumerate(replies, 1) if not reply.text.strip()]
     return Answer(
-        question_id=question.id,
+        question_id=question_id,
         model=name,
         turns=tuple(reply.text for reply in replies),
-        parameters=parameters,
-        seconds=round(sum(reply.seconds for reply in replies), 3),
+        seconds=round(seconds, 3),
         prompt_tokens=sum(reply.prompt_tokens for reply in replies),
         completion_tokens=sum(reply.completion_tokens for reply in replies),
         finish_reason=replies[-1].finish_reason if not empty else f"empty answer to turn {empty[0]}",
     )
 
 
-def generate(questions: list[Question], config: ModelConfig) -> Iterator[Answer]:
+def generate(questions: Sequence[Question], config: ModelConfig) -> Iterator[Answer]:
     """Answer with a local model, a batch of questions at a time."""
     from rich.console import Console
     from rich.progress import track
@@ -244,7 +275,7 @@ def generate(questions: list[Question], config: ModelConfig) -> Iterator[Answer]
         yield from _answer_batch(chat, batch, config)
 
 
-def _batches(questions: list[Question], size: int) -> list[list[Question]]:
+def _batches(questions: Sequence[Question], size: int) -> list[list[Question]]:
     """Group questions of similar length. All questions of a batch have the same number of turns."""
     batches: list[list[Question]] = []
     for question in sorted(questions, key=lambda each: (len(each.turns), sum(map(len, each.turns)))):
@@ -267,19 +298,6 @@ def _answer_batch(chat: Any, batch: list[Question], config: ModelConfig) -> Iter
         rounds.append(chat.answer_batch(dialogues, config.max_tokens, config.temperature))
         for dialogue, reply in zip(dialogues, rounds[-1]):
             dialogue.append(Message("assistant", reply.text))
-    seconds = round((time.monotonic() - began) / len(batch), 3)
+    seconds = (time.monotonic() - began) / len(batch)
     for question, replies in zip(batch, zip(*rounds)):
-        yield Answer(
-            question_id=question.id,
-            model=config.shown_name,
-            turns=tuple(reply.text for reply in replies),
-            parameters=config.parameters,
-            seconds=seconds,
-            prompt_tokens=sum(reply.prompt_tokens for reply in replies),
-            completion_tokens=sum(reply.completion_tokens for reply in replies),
-            finish_reason=replies[-1].finish_reason,
-        )
-
-
-if __name__ == "__main__":
-    run_module(main)
+        yield whole_answer(question.id, config.shown_name, replies, seconds)

@@ -24,6 +24,10 @@ ANSWER_VALUES: Values = {
     "completion_tokens": (or_null(is_count), "a whole number or null"),
     "finish_reason": (or_null(is_string), "a text or null"),
     "error": (or_null(is_string), "a text or null"),
+    "answered_by": (
+        or_null(lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value)),
+        "a list of objects, one a turn, or null",
+    ),
 }
 
 
@@ -50,6 +54,8 @@ class Answer:
     completion_tokens: int | None = None
     finish_reason: str | None = None
     error: str | None = None
+    answered_by: tuple[dict[str, Any], ...] | None = None
+    """Where the model is a blend, for each turn: {"model", "probabilities", "why"}."""
 
 
 def load_questions(path: str | Path = OWN, references: str | Path | None = None) -> list[Question]:
@@ -98,8 +104,15 @@ def read_answers(path: str | Path) -> list[Answer]:
         require_values(row, ANSWER_VALUES, f"{record.where}: is not an answer")
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
         turns = tuple(turns) if _texts(turns) else ()
+        by = row.get("answered_by")
         answer = Answer(
-            str(row["question_id"]), model, turns, row.get("parameters") or {}, **known, error=error or None
+            question_id=str(row["question_id"]),
+            model=model,
+            turns=turns,
+            parameters=row.get("parameters") or {},
+            error=error or None,
+            answered_by=tuple(by) if by is not None else None,
+            **known,
         )
         key = answer.question_id, answer.model
         if key in found and not found[key].error:

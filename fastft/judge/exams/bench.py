@@ -21,7 +21,7 @@ from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import write_whole
 from fastft.errors import UserError
 from fastft.inference.endpoint import EndpointConfig
-from fastft.judge.answer import ModelConfig, answer_all
+from fastft.judge.answer import ModelConfig, answer_all, answerer_for
 from fastft.judge.exams.items import METRICS, MODELS, Published, chosen, load_items, write_task
 from fastft.judge.questions import Question
 
@@ -139,7 +139,8 @@ def run_harness(exams: list[Published], config: BenchConfig, endpoint: EndpointC
                 Question(f"{request.task_name}:{request.doc_id}", request.task_name, (request.args[0],))
                 for request in requests
             ]
-            answers, _ = answer_all(questions, config.output / "answers.jsonl", config, endpoint)
+            path = config.output / "answers.jsonl"
+            answers, _ = answer_all(questions, path, answerer_for(config, endpoint, path), config.dry_run)
             return [answers[question.id].turns[0] if answers else "" for question in questions]
 
         def loglikelihood(self, requests, disable_tqdm=False):
