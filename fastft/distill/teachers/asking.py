@@ -1,0 +1,249 @@
+"""Ask the teachers what the plan says, all of them at once, each within its limits and its money.
+
+    failures = ask_all(config, Path("runs/orca/plan.jsonl"), answers)
+
+Every address of a teacher has as many requests in flight as its limits allow, and takes the next row of the plan when one ends.
+A row that failed for good does not stop the others. A teacher stops when its money is used up, when no address of it can ever
+answer, when its model's name changes, or when the disk is full; what is in flight then is paid for, so it ends and is kept.
+"""
+
+import asyncio
+import logging
+import math
+import signal
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastft.distill.plan import read_plan
+from fastft.distill.settings import DistillConfig, TeacherConfig
+from fastft.distill.teachers.answers import Answers, key_of, messages_of
+from fastft.errors import UserError
+from fastft.inference.budget import Money, OverBudget
+from fastft.inference.client import Client, Unanswered
+from fastft.inference.completion import Reply
+
+logger = logging.getLogger(__name__)
+
+IN_A_BATCH = 50_000  # requests that wait for a batch at a time: OpenAI's limit for one file
+
+
+class Purse(Money):
+    """A teacher's money inside the run's: a request is reserved in both."""
+
+    def __init__(self, limit: float | None, whole: Money):
+        super().__init__(limit)
+        self.whole = whole
+
+    async def reserve(self, usd: float) -> None:
+        await super().reserve(usd)
+        try:
+            await self.whole.reserve(usd)
+        except BaseException:
+            super().settle(usd, 0.0)
+            raise
+
+    def settle(self, reserved: float, usd: float) -> None:
+        super().settle(reserved, usd)
+        self.whole.settle(reserved, usd)
+
+    @property
+    def narrower(self) -> str:
+        """The limit that is reached first, for a message."""
+        left, left_of_all = (
+            math.inf if money.limit is None else money.limit - money.spent for money in (self, self.whole)
+        )
+        return f"its max_usd of ${self.limit:,.2f}" if left <= left_of_all else f"max_usd of ${self.whole.limit:,.2f}"
+
+
+@dataclass
+class Failures:
+    """Why rows have no answer: by key, and for the rows that were not asked by teacher."""
+
+    by_key: dict[str, str] = field(default_factory=dict)
+    over_budget: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, str] = field(default_factory=dict)
+
+    def of(self, teacher: str, key: str) -> tuple[str, str]:
+        """The (status, reason) of a row that has no answer."""
+        if key in self.by_key:
+            return "failed", self.by_key[key]
+        if teacher in self.over_budget:
+            return "over budget", self.over_budget[teacher]
+        return "failed", f"not asked: {self.stopped.get(teacher, 'the run was interrupted')}"
+
+
+class _Asking:
+    """One teacher at work."""
+
+    def __init__(self, teacher: TeacherConfig, plan: Path, answers: Answers, money: Purse, failures: Failures):
+        self.teacher, self.answers, self.money, self.failures = teacher, answers, money, failures
+        self.rows = unanswered(teacher, plan, answers)
+        self.again: deque[tuple[str, dict[str, Any]]] = deque()  # rows whose address has proved useless
+        self.clients = make_teacher_clients(teacher, money, answers.path.parent)
+        self.useless: dict[str, str] = {}  # by address
+        self.ended = False
+
+    async def run(self, advance: Any) -> None:
+        """Ask until no row is left or the teacher has stopped."""
+        at_once = IN_A_BATCH if self.teacher.mode == "batch" else self.teacher.concurrency
+        await asyncio.gather(*(self._work(client, advance) for client in self.clients for _ in range(at_once)))
+        if len(self.useless) == len(self.clients):
+            self._stop("; ".join(dict.fromkeys(self.useless.values())))
+
+    async def _work(self, client: Client, advance: Any) -> None:
+        while not self.ended and client.url not in self.useless:
+            key, row = self.again.popleft() if self.again else next(self.rows, (None, None))
+            if key is None:
+                return
+            try:
+                reply = await client.ask(messages_of(row), **self.teacher.sent)
+            except Unanswered as error:
+                self.failures.by_key[key] = str(error)
+            except OverBudget:
+                self.failures.over_budget[self.teacher.name] = f"stopped before {self.money.narrower} would be exceeded"
+                self.ended = True
+            except UserError as error:
+                self.again.append((key, row))
+                if client.url not in self.useless:
+                    logger.warning("%s: %s", self.teacher.name, error)
+                self.useless[client.url] = str(error)
+            else:
+                self._keep(key, row, reply)
+            advance(self.money.spent)
+
+    def _keep(self, key: str, row: dict[str, Any], reply: Reply) -> None:
+        """Write an answer down at once; then see whether the teacher may go on."""
+        known = self.answers.versions.get(self.teacher.name, [])
+        is_new = bool(reply.model and known and reply.model not in known)
+        try:
+            self.answers.add(key, row, self.teacher, reply)
+        except UserError as error:  # the disk is full, and this answer was the first in the reserve
+            self._stop(str(error))
+        if is_new and not self.teacher.any_version:
+            self._stop(
+                f"{self.teacher.name}: the endpoint answered as {known[-1]!r} and now as {reply.model!r}; set any_version: true "
+                "to go on with both"
+            )
+
+    def _stop(self, why: str) -> None:
+        self.ended = True
+        self.failures.stopped.setdefault(self.teacher.name, why)
+
+
+def ask_all(config: DistillConfig, plan: Path, answers: Answers, elsewhere: dict[str, float]) -> Failures:
+    """Ask every row of the plan that has no answer yet. Returns why the others have none.
+
+    `elsewhere` is what each teacher has cost before, beside its answers; it counts against the limits.
+    """
+    failures, whole = Failures(), Money(config.max_usd)
+    spent = {each.name: answers.usd.get(each.name, 0.0) + elsewhere.get(each.name, 0.0) for each in config.teachers}
+    whole.spent = sum(spent.values())
+    missing = {each.name: sum(1 for _ in unanswered(each, plan, answers)) for each in config.teachers}
+    if not any(missing.values()):
+        return failures
+    answers.open()
+    purses = {each.name: Purse(each.max_usd, whole) for each in config.teachers if missing[each.name]}
+    for name, purse in purses.items():
+        purse.spent = spent[name]
+    try:
+        asyncio.run(_ask_all(config, plan, answers, failures, missing, purses))
+    finally:
+        for name, purse in purses.items():
+            lost = purse.spent - answers.usd.get(name, 0.0) - elsewhere.get(name, 0.0)
+            if lost > 1e-9:
+                answers.add_failed_cost(name, lost)
+        answers.close()
+    return failures
+
+
+async def _ask_all(
+    config: DistillConfig,
+    plan: Path,
+    answers: Answers,
+    failures: Failures,
+    missing: dict[str, int],
+    purses: dict[str, Purse],
+) -> None:
+    asking: list[_Asking] = []
+    works = []
+    with _progress_bar() as bar, _stopped_by_signals(asking):
+        for teacher in (each for each in config.teachers if missing[each.name]):
+            task = bar.add_task(teacher.name, total=missing[teacher.name], usd="")
+
+            def advance(spent: float, task: Any = task) -> None:
+                bar.update(task, advance=1, usd=f"${spent:,.2f}" if spent else "")
+
+            asking.append(_Asking(teacher, plan, answers, purses[teacher.name], failures))
+            works.append(asking[-1].run(advance))
+        await asyncio.gather(*works)
+
+
+@contextmanager
+def _stopped_by_signals(asking: list[_Asking]) -> Iterator[None]:
+    """At Ctrl-C or SIGTERM, send nothing more and let what is in flight end, because it is paid for; then KeyboardInterrupt.
+
+    The second signal ends everything at once. A batch is not waited for: its file is found again by the next start.
+    """
+    loop, task, signals = asyncio.get_running_loop(), asyncio.current_task(), (signal.SIGINT, signal.SIGTERM)
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        for each in asking:
+            each.ended = True
+        if stopped or any(each.teacher.mode == "batch" for each in asking):
+            task.cancel()
+        elif not stopped:
+            logger.warning("stopping: waiting for the answers in flight, which are paid for; once more ends at once")
+        stopped = True
+
+    for each in signals:
+        loop.add_signal_handler(each, stop)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    finally:
+        for each in signals:
+            loop.remove_signal_handler(each)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def unanswered(teacher: TeacherConfig, plan: Path, answers: Answers) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (key, row) of the rows that this teacher is to be asked, each request once."""
+    begun: set[bytes] = set()
+    for row in read_plan(plan):
+        if teacher.name in row["teachers"]:
+            key = key_of(teacher, row)
+            if key not in answers and (short := bytes.fromhex(key)) not in begun:
+                begun.add(short)
+                yield key, row
+
+
+def make_teacher_clients(teacher: TeacherConfig, money: Money, directory: Path) -> list[Client]:
+    """A client for each address of a teacher."""
+    return [
+        Client(address, teacher.limits, None, teacher.price, money, teacher.key_env) for address in teacher.addresses
+    ]
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns += (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[usd]}"))
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=2)
