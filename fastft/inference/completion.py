@@ -63,13 +63,29 @@ class Malformed(Exception):
 
 
 class ErrorInBody(Exception):
-    """The endpoint sent status 200 with an error as its body, as gateways do for the endpoints that they forward to."""
+    """The endpoint sent an error: with its status, or with status 200, as gateways do for the endpoints that they forward to.
 
-    def __init__(self, error: dict[str, Any]):
-        code = error.get("code")
+    `status_code` is the status, or else the code in the body; `pause_s` how long the endpoint asks to wait, 0 if it does not.
+    """
+
+    def __init__(self, error: dict[str, Any], status: int | None = None, pause_s: float = 0.0):
+        code = status or error.get("code")
         super().__init__(f"Error code: {code} - {error.get('message') or error}")
         self.status_code = int(code) if str(code).isdigit() else 502
-        self.body, self.param = error, error.get("param")
+        self.body, self.param, self.pause_s = error, error.get("param"), pause_s
+
+
+def error_of(status: int, content: bytes, pause_s: float = 0.0) -> ErrorInBody:
+    """Return the error that a response with a status of 300 or more stands for."""
+    try:
+        body = parse_json(content)
+    except ValueError:
+        body = " ".join(content[:1000].decode(errors="replace").split())
+    if isinstance(body, dict) and "error" in body:
+        body = body["error"]
+    if isinstance(body, dict) and not body.get("message") and body.get("detail"):  # FastAPI's servers
+        body = {**body, "message": body["detail"]}
+    return ErrorInBody(body if isinstance(body, dict) else {"message": str(body)}, status, pause_s)
 
 
 def read_completion(body: bytes) -> Completion:

@@ -75,7 +75,8 @@ def test_a_cache_with_a_list_of_parts_is_read(tmp_path):
     ]
     (tmp_path / "cache.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     cache = Cache(tmp_path / "cache.jsonl")
-    assert {key: reply.text for key, reply in cache.replies.items()} == {"list": "8 9", "half": "\ufffd"}
+    texts = {key: cache.get(key).text for key in ("list", "half", "number") if key in cache}
+    assert texts == {"list": "8 9", "half": "\ufffd"}
 
 
 def test_a_cache_survives_a_line_that_was_cut(tmp_path):
@@ -86,7 +87,8 @@ def test_a_cache_survives_a_line_that_was_cut(tmp_path):
     cache = Cache(path)
     assert (cache.get("one"), cache.get("two")) == (Reply("8 9", "stop", 1, 1, 0.1, cached=True), None)
     cache.put("three", REPLY)
-    assert set(Cache(path).replies) == {"one", "three"}
+    cache = Cache(path)
+    assert [key for key in ("one", "two", "three") if key in cache] == ["one", "three"]
 
 
 def test_a_finish_reason_of_half_a_character_costs_no_reply(tmp_path):
