@@ -174,8 +174,8 @@ def evaluate(
     router: Router, outcomes: Outcomes, sets: Sequence[str], usd_weight: float = 0.0, margin: float | None = None
 ) -> Evaluation:
     """Compute all figures. Raises UserError if the outcomes lack a candidate, or every query lacks a score."""
-    outcomes, remarks = _of_candidates(outcomes, router.candidates)
-    outcomes, sets, more = _whole_rows(outcomes, sets)
+    outcomes, remarks = of_candidates(outcomes, router.candidates)
+    outcomes, sets, more = whole_rows(outcomes, sets)
     remarks += more
     values = router.scores(outcomes.queries)
     chosen_N = router.choose(values, usd_weight, margin)
@@ -191,7 +191,7 @@ def evaluate(
     for name, says, choice_N in _baselines(router, outcomes, sets):
         columns.add_choice(name, says, choice_N)
     for number, name in enumerate(router.candidates):
-        columns.add_choice(alone(name), "always this one", np.full(len(sets), number))
+        columns.add_choice(alone(name), "", np.full(len(sets), number))
     columns.add_choice("oracle", "the best model of each query, which nobody knows before", _oracle(columns))
     extra = _Extra(columns, weights_N)
     curve_columns = _curve_columns(router, values, columns, margin, extra)
@@ -236,7 +236,7 @@ def evaluate(
 # --- What is evaluated ------------------------------------------------------------------------------------------------
 
 
-def _of_candidates(outcomes: Outcomes, candidates: Sequence[str]) -> tuple[Outcomes, list[str]]:
+def of_candidates(outcomes: Outcomes, candidates: Sequence[str]) -> tuple[Outcomes, list[str]]:
     """The outcomes of the router's candidates, in its order. Raises UserError if one is missing."""
     if missing := [name for name in candidates if name not in outcomes.models]:
         raise UserError(
@@ -253,7 +253,7 @@ def _of_candidates(outcomes: Outcomes, candidates: Sequence[str]) -> tuple[Outco
     return replace(outcomes, models=list(candidates), **kept), remarks
 
 
-def _whole_rows(outcomes: Outcomes, sets: Sequence[str]) -> tuple[Outcomes, list[str], list[str]]:
+def whole_rows(outcomes: Outcomes, sets: Sequence[str]) -> tuple[Outcomes, list[str], list[str]]:
     """The queries that have a score of every model; what is left out is named. Raises UserError if nothing is left."""
     lacking_NM = np.isnan(outcomes.measure)
     if not lacking_NM.any():
@@ -575,9 +575,9 @@ def leave_one_out(router: Router, outcomes: Outcomes, sets: Sequence[str], paths
     from fastft.compose.router.train import TrainSettings, train_router
 
     training, training_sets = read_with_sets(paths)
-    training, _ = _of_candidates(training, router.candidates)
-    outcomes, _ = _of_candidates(outcomes, router.candidates)
-    outcomes, sets, _ = _whole_rows(outcomes, sets)
+    training, _ = of_candidates(training, router.candidates)
+    outcomes, _ = of_candidates(outcomes, router.candidates)
+    outcomes, sets, _ = whole_rows(outcomes, sets)
     known = list(dict.fromkeys(training_sets))
     names = [name for name in dict.fromkeys(sets) if name in known]
     if not names:
@@ -596,7 +596,7 @@ def leave_one_out(router: Router, outcomes: Outcomes, sets: Sequence[str], paths
         rest = training.select([row for row, each in enumerate(training_sets) if each != name])
         without = train_router(rest, settings)
         test = outcomes.select([row for row, each in enumerate(sets) if each == name])
-        test, _ = _of_candidates(test, without.candidates)
+        test, _ = of_candidates(test, without.candidates)
         default = without.candidates.index(without.default)
         chosen_N = without.choose(without.scores(test.queries))
         tag = _tag(name, [True] * len(test), test, chosen_N, points * test.measure, default)

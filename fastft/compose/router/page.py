@@ -75,23 +75,25 @@ def _left_out_row(each: LeftOut) -> list[str]:
 
 
 def _systems_table(made: Evaluation) -> FigureTable:
-    heads = ["", "what it is", "mean [95 %]", "router minus it", "of the oracle's gap", "MTR", "uplift"]
+    heads = ["", "mean [95 %]", "router minus it", "of the oracle's gap", "MTR", "uplift"]
     priced = made.router.usd is not None
     rows = [_system_row(system, priced) for system in made.systems]
-    return FigureTable(f"Systems ({made.measure}, {made.unit})", (*heads, *["$ per 1,000"] * priced), rows)
+    return FigureTable(
+        f"Systems ({made.measure}, {made.unit})", (*heads, *["$ per 1,000"] * priced, "what it is"), rows
+    )
 
 
 def _system_row(system: System, priced: bool) -> list[str]:
     gap = system.share_of_gap
     return [
         system.name,
-        system.says,
         number(system.mean),
         number(system.router_minus_it),
         percent(gap.value) if gap else "–",
         f"{system.mean_task_rank:.2f}",
         percent(system.uplift),
         *([f"{system.usd:.4g}"] if priced and system.usd is not None else []),
+        system.says,
     ]
 
 
@@ -180,7 +182,7 @@ def show(made: Evaluation, console: Any) -> None:
     console.width = max(console.width, WIDTH)
     for title, heads, rows in tables(made):
         table = Table(*heads, title=title, show_edge=False, title_justify="left")
-        for column in table.columns[2:]:
+        for column in table.columns[1:-1]:
             column.no_wrap = True
         for row in rows:
             table.add_row(*row)
