@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cleaning.html.markdown import html_to_markdown
-from cleaning.sources.formats import read_conversation
+from cleaning.sources.formats import conversations_in
 from cleaning.sources.turns import Turn
 from fastft.common.command_line import parse, run
 from fastft.errors import UserError
@@ -80,7 +80,7 @@ def turns(path: Path) -> Iterator[tuple[Turn, str]]:
     for line in path.open(encoding="utf-8"):
         record = json.loads(line)
         truths = iter(record.get("truth") or record["truth_gpt"])
-        for turn, shared in zip(read_conversation(record).turns, record["conversations"]):
+        for turn, shared in zip(conversations_in(record)[0].turns, record["conversations"]):
             is_human = turn.role == "user"
             assert turn.html != is_human, f"{record['id']}: what is HTML was not recognised"
             yield turn, shared["value"] if is_human and "truth" not in record else next(truths)

@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cleaning.sources.formats import read_conversation
+from cleaning.sources.formats import conversations_in
 from fastft.common.command_line import option, parse, run
 from fastft.common.records import read_records
 from fastft.data.conversation import Conversation, Message
@@ -48,7 +48,7 @@ def load(path: Path) -> list[Conversation]:
     """Read the first conversation of each record, without any cleaning."""
     conversations = []
     for number, record in enumerate(read_records(path)):
-        turns = read_conversation(record.value).turns
+        turns = conversations_in(record.value)[0].turns
         conversations.append(Conversation(str(number), [Message(t.role, t.text) for t in turns]))
     return conversations
 

@@ -369,9 +369,9 @@ def _require(holds: bool, key: str, value, wanted: str) -> None:
         raise UserError(f"{key}: {value} is not {wanted}")
 
 
-def parse_config(argv: list[str], prog: str = "fastft train") -> TrainConfig:
+def parse_config(argv: list[str]) -> TrainConfig:
     """Read the command line (and the YAML file it names). Raises UsageError with one line; `--help` exits."""
-    return parse(argv, prog, "Fine-tune a chat model.", TrainConfig, renamed=RENAMED, synonyms=SYNONYMS)[0]
+    return parse(argv, "fastft train", "Fine-tune a chat model.", TrainConfig, renamed=RENAMED, synonyms=SYNONYMS)[0]
 
 
 def read_config(path: Path) -> TrainConfig:

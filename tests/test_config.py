@@ -4,8 +4,8 @@ import re
 
 import pytest
 import yaml
+from helpers.options import valid_keys
 
-from fastft.common.command_line import valid_keys
 from fastft.config import TrainConfig, parse_config, save_config, stages_of
 from fastft.errors import UserError
 

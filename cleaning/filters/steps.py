@@ -103,5 +103,3 @@ STEPS: Sequence[Step] = (
     ),
     Repair("masked_phones", privacy.mask_phones, "telephone numbers are masked", default=False, option="--mask_pii"),
 )
-FILTERS = tuple(step for step in STEPS if not isinstance(step, Repair))
-REPAIRS = tuple(step for step in STEPS if isinstance(step, Repair))

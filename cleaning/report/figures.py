@@ -106,11 +106,11 @@ class Names:
                 self.more += count
 
 
-def bars(counts: dict[str, int], more: int = 0, unnamed: str = "not named") -> list[dict[str, Any]]:
+def bars(counts: dict[str, int], more: int = 0) -> list[dict[str, Any]]:
     """Return a row (`label`, `count`, `share`, `bar` in percent of the largest) for each frequent name, and one for the rest."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ordered[SHOWN_NAMES:]) + more
-    rows = [(excerpt(name) or unnamed, count) for name, count in ordered[:SHOWN_NAMES]]
+    rows = [(excerpt(name) or "not named", count) for name, count in ordered[:SHOWN_NAMES]]
     rows += [(f"{len(ordered) - SHOWN_NAMES + bool(more):,} others", rest)] if rest else []
     total, largest = sum(counts.values()) + more, max((count for _, count in rows), default=1)
     return [

@@ -30,11 +30,12 @@ from fastft.common.records import Record
 class Format:
     """A format of dumps and its reader."""
 
-    read: Callable[[Any, bool], list[RawConversation]]  # takes the record, and whether to read every branch of a tree
-    description: str  # for --help
-    of_sharegpt: bool = (
-        False  # whether the texts passed through sharegpt.com: then answers may be HTML, and eras matter
-    )
+    read: Callable[[Any, bool], list[RawConversation]]
+    """Takes the record, and whether to read every branch of a tree."""
+    description: str
+    """For --help."""
+    of_sharegpt: bool = False
+    """Whether the texts passed through sharegpt.com: then answers may be HTML, and eras matter."""
 
 
 def _one(read: Callable[[dict], RawConversation]) -> Callable[[Any, bool], list[RawConversation]]:
@@ -85,11 +86,6 @@ def conversations_in(record: Any, reading: Reading | None = None) -> list[RawCon
         for conversation in conversations:
             conversation.tree = tree
     return conversations
-
-
-def read_conversation(record: Any) -> RawConversation:
-    """Return the first conversation of a record. Raises Rejection as `conversations_in` does."""
-    return conversations_in(record)[0]
 
 
 def survey_dump(records: Iterable[Record], reading: Reading, era: str = "auto") -> EraDecision:

@@ -28,11 +28,11 @@ from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, NoReturn
 
 from fastft.common import logs
-from fastft.common.command_reader import CommandReader, Option, expected, group_of, key_of, options_of, valid_keys
+from fastft.common.command_reader import CommandReader, Option, expected, group_of, key_of, options_of
 from fastft.common.files import machine_error
 from fastft.errors import BUG, PeerError, UsageError, UserError
 
-__all__ = ["BUG", "leave", "option", "parse", "run", "run_module", "subcommands", "valid_keys"]
+__all__ = ["BUG", "leave", "option", "parse", "run", "run_module", "subcommands"]
 
 
 def run(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:

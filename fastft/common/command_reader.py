@@ -99,11 +99,6 @@ def entry_of(annotation: Any) -> type | None:
     return None
 
 
-def valid_keys(cls: type, prefix: str = "") -> list[str]:
-    """The dotted names of all keys of a dataclass, with those of the groups inside it."""
-    return [option.key for option in options_of(cls, prefix) if not group_of(option.annotation)]
-
-
 class CommandReader:
     """Reads one command. It remembers every value with the type that it must have, so that `explain` can find the wrong one."""
 

@@ -366,7 +366,7 @@ def relief(shape: Shape, setup: Setup) -> list[Relief]:
     return sorted((r for r in found if r.peak.total < 0.99 * now), key=lambda r: r.peak.total)
 
 
-def out_of_memory_line(config: TrainConfig, gpus: int, on_gpu: bool = True) -> str:
+def out_of_memory_line(config: TrainConfig, gpus: int) -> str:
     """The error of a run that is out of memory, in one line: what a step needs, and the three settings that help most."""
     from fastft.model.pretrained import fit_config, load_config
 
@@ -374,7 +374,7 @@ def out_of_memory_line(config: TrainConfig, gpus: int, on_gpu: bool = True) -> s
         shape = load_shape(fit_config(load_config(config.model), config, vocabulary=0), config.model)
     except UserError as error:
         return f"out of memory; what helps cannot be estimated ({error})"
-    setup = setup_of(config, gpus, on_gpu)
+    setup = setup_of(config, gpus)
     helps = [f"{r.setting} ({r.peak.total / GIB:.1f} GiB)" for r in relief(shape, setup)[:3]]
     what = f"what helps, with its estimate: {', '.join(helps)}" if helps else "no setting of fastft lowers that"
     return f"out of memory: a step is estimated at {peak_memory(shape, setup).total / GIB:.1f} GiB on each GPU; {what}"

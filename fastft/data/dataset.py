@@ -74,11 +74,12 @@ class Source:
 
     path: str
     count: int
-    weight: float = (
-        1.0  # times that each is trained on in an epoch; 2.3 means twice, and three in ten of them a third time
-    )
-    epochs: int | None = None  # the number of epochs, counted from the first, in which they are trained on; None: all
-    contents: str = ""  # the file's digest
+    weight: float = 1.0
+    """Times that each is trained on in an epoch; 2.3 means twice, and three in ten of them a third time."""
+    epochs: int | None = None
+    """The number of epochs, counted from the first, in which they are trained on; None: all."""
+    contents: str = ""
+    """The file's digest."""
 
 
 def tokenized(path: str, template: ChatTemplate, split_to: int | None = None) -> TokenizedData:

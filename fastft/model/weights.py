@@ -27,6 +27,9 @@ from fastft.model.pretrained import locate
 
 logger = logging.getLogger(__name__)
 
+ROWS_AT_ONCE = 4096
+"""Rows of a weight that are in memory at a time where all of it is looked at."""
+
 
 class Rows(Protocol):
     """A tensor, in memory or still in its file, from which rows can be taken."""
@@ -240,9 +243,9 @@ def _take(rows: Rows, begin: int, end: int) -> Tensor:
     return torch.cat([rows[begin:held].float(), new]) if begin < held else new
 
 
-def _in_parts(rows: Rows, size: int = 4096) -> Iterator[Tensor]:
+def _in_parts(rows: Rows) -> Iterator[Tensor]:
     length = _length(rows)
-    return (rows[begin : min(begin + size, length)] for begin in range(0, length, size))
+    return (rows[begin : min(begin + ROWS_AT_ONCE, length)] for begin in range(0, length, ROWS_AT_ONCE))
 
 
 def _length(rows: Rows) -> int:

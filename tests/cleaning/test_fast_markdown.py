@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cleaning.html import fast_markdown
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown, parse, tidy
-from cleaning.sources.formats import read_conversation
+from cleaning.sources.formats import conversations_in
 from cleaning.sources.turns import Rejection
 from fastft.demo.make_dump import DUMP
 
@@ -61,7 +61,7 @@ def test_the_demos_answers_are_fast_and_equal_the_reference():
     answers = []
     for record in json.loads(DUMP.read_text(encoding="utf-8")):
         try:
-            answers += [turn.text for turn in read_conversation(record).turns if turn.html]
+            answers += [turn.text for turn in conversations_in(record)[0].turns if turn.html]
         except Rejection:
             continue  # a faulty record that the demo puts into its dump on purpose
     assert len(answers) > 100 and all(map(is_fast, answers))

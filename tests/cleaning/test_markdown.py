@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 from cleaning.html.markdown import UnreadableHtml, html_to_markdown
 from cleaning.sources.eras import looks_like_html
-from cleaning.sources.formats import read_conversation
+from cleaning.sources.formats import conversations_in
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -98,7 +98,7 @@ def test_long_inputs_take_linear_time():
 
 
 def turns(*pairs, key="conversations"):
-    return read_conversation({"id": "a", key: [{"from": role, "value": text} for role, text in pairs]}).turns
+    return conversations_in({"id": "a", key: [{"from": role, "value": text} for role, text in pairs]})[0].turns
 
 
 def test_html_is_recognised_by_role_and_by_the_pages_wrapper():

@@ -20,6 +20,7 @@ from lxml import html as lxml_html
 
 import cleaning.pipeline
 import cleaning.report.figures
+import fastft.data.dedup
 import cleaning.second_pass
 from cleaning.first_pass import Outcome
 from cleaning.pipeline import clean
@@ -490,7 +491,8 @@ def test_the_page_does_not_depend_on_pieces_or_who_counts_them(tmp_path, monkeyp
 
 def test_every_reason_that_the_cleaner_gives_is_explained_on_the_page():
     """A reason without a description would be called a filter of the user's own."""
-    sources = [path.read_text() for path in Path(cleaning.__file__).parent.rglob("*.py")]
+    rooms = Path(cleaning.__file__).parent, Path(fastft.data.dedup.__file__).parent  # duplicates are found in the latter
+    sources = [path.read_text() for room in rooms for path in room.rglob("*.py")]
     reasons = {reason for text in sources for reason in re.findall(r'Rejection\(\s*"(\w+)"', text)}
     reasons |= {reason for text in sources for reason in re.findall(r'Duplicate\("(\w+)"', text)}
     reasons |= {reason for text in sources for reason in re.findall(r'outcome\.reason, \S+ = "(\w+)"', text)}

@@ -83,7 +83,8 @@ def test_the_demo_says_what_to_do_next(demo):
     for command in ("fastft clean", "fastft estimate", "torchrun"):
         assert command in last
     options = set(re.findall(r"--([a-z_]+) ", last)) - {"model", "max_tokens"}
-    from fastft.common.command_line import valid_keys
+    from helpers.options import valid_keys
+
     from fastft.config import TrainConfig
 
     assert options <= {*valid_keys(TrainConfig), "nproc"}

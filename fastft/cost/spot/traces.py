@@ -126,7 +126,7 @@ def fit(trace: Trace) -> tuple[float, float]:
     return lost / node_hours, lost / bursts
 
 
-def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0, fleet: int = FLEET) -> Trace:
+def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int = 0) -> Trace:
     """Make up the trace of a fleet whose nodes are each preempted `rate` times an hour on average, and then replaced.
 
     Bursts are a Poisson process, and their sizes are geometric with mean `burst`. Raises UserError for a rate that is
@@ -136,19 +136,19 @@ def synthetic(rate: float, burst: float = 1.0, hours: float = 24 * 7, seed: int 
         raise UserError(
             f"preemption_rate: {rate} is not between 0 and {MOST_AN_HOUR:g} a node and hour; no machine is set up faster"
         )
-    if not 1 <= burst <= fleet:
-        raise UserError(f"burst: {burst} is not between 1 and {fleet} nodes")
+    if not 1 <= burst <= FLEET:
+        raise UserError(f"burst: {burst} is not between 1 and {FLEET} nodes")
     random = np.random.default_rng(seed)
     end_s = 3600 * hours
-    number = random.poisson(rate * fleet / burst * hours)
+    number = random.poisson(rate * FLEET / burst * hours)
     falls = np.sort(random.uniform(0, end_s, number))
-    sizes = np.minimum(random.geometric(1 / burst, number), fleet)
-    times, counts, up = [0.0], [fleet], fleet
+    sizes = np.minimum(random.geometric(1 / burst, number), FLEET)
+    times, counts, up = [0.0], [FLEET], FLEET
     events = [(float(at), -int(size)) for at, size in zip(falls, sizes)]
     heapq.heapify(events)
     while events and events[0][0] < end_s:
         at, change = heapq.heappop(events)
-        if change < 0 and random.random() * fleet >= up:  # with fewer nodes up, bursts are rarer in proportion
+        if change < 0 and random.random() * FLEET >= up:  # with fewer nodes up, bursts are rarer in proportion
             continue
         change = max(change, -up)
         for _ in range(-change):

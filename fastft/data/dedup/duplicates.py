@@ -63,6 +63,7 @@ SKETCHER = f"rensa R-MinHash, algorithm {RMinHash.ALGORITHM_VERSION}"  # another
 # By how much the similarity of the answers may be below the threshold: about three standard errors of the estimate. With
 # one threshold for both, the noise of the second estimate alone lost a fifth of the copies at the threshold.
 ANSWERS_BELOW = 0.1
+RELATED = 0.5  # the similarity from which conversations are of one family
 MISSED = 1e-3  # the share of the pairs at the threshold that may agree in no band
 
 KEY = 16  # bytes of a BLAKE2b key
@@ -199,10 +200,10 @@ def clusters(duplicates: dict[int, Duplicate]) -> dict[int, list[int]]:
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def families(fingerprints: Fingerprints, positions: Sequence[int], near: float = 0.5) -> list[int]:
+def families(fingerprints: Fingerprints, positions: Sequence[int]) -> list[int]:
     """Return, for each of `positions`, the first of them in its family, as an index into `positions`.
 
-    Two conversations are related if they have the same first round or a similarity of at least `near`. A family is a
+    Two conversations are related if they have the same first round or a similarity of at least RELATED. A family is a
     conversation with all that are related to it in any number of steps. Held-out and training data must not share one.
     """
     parent = list(range(len(positions)))
@@ -224,10 +225,10 @@ def families(fingerprints: Fingerprints, positions: Sequence[int], near: float =
     sketched, sketches = fingerprints.sketches_of()
     _, rows, of = np.intersect1d(sketched, at, assume_unique=True, return_indices=True)
     of = of.tolist()
-    for band in _band_keys(sketches[:, 0], near):
+    for band in _band_keys(sketches[:, 0], RELATED):
         # Each is compared only with the first that has the same key, so that the time grows with the number of rows.
         for a, b in _same(band[rows]):
-            if root(of[a]) != root(of[b]) and _similarity(sketches[rows[a]], sketches[rows[b]]) >= near:
+            if root(of[a]) != root(of[b]) and _similarity(sketches[rows[a]], sketches[rows[b]]) >= RELATED:
                 join(of[a], of[b])
     return [root(i) for i in range(len(positions))]
 
