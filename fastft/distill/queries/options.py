@@ -29,6 +29,8 @@ MOST = 26  # options
 
 def options_in(query: str) -> list[str]:
     """The options that a query lists, as they stand there with their labels; empty if it lists none."""
+    if ":" not in query:  # most queries end here, in a hundredth of the time
+        return []
     for header in reversed(list(_HEADER.finditer(query))):
         found = []
         for line in query[header.end() :].splitlines():

@@ -83,16 +83,23 @@ class _Asking:
         self.teacher, self.answers, self.money, self.failures = teacher, answers, money, failures
         self.rows = unanswered(teacher, plan, answers)
         self.again: deque[tuple[str, dict[str, Any]]] = deque()  # rows whose address has proved useless
-        self.clients = make_teacher_clients(teacher, money, answers.path.parent)
+        # Each address has a purse of its own inside the teacher's, because a client closes its purse when it is useless.
+        self.clients = [
+            _client(teacher, address, Purse(None, money), answers.path.parent) for address in teacher.addresses
+        ]
         self.useless: dict[str, str] = {}  # by address
         self.ended = False
 
     async def run(self, advance: Any) -> None:
         """Ask until no row is left or the teacher has stopped."""
         at_once = IN_A_BATCH if self.teacher.mode == "batch" else self.teacher.concurrency
-        await asyncio.gather(*(self._work(client, advance) for client in self.clients for _ in range(at_once)))
-        if len(self.useless) == len(self.clients):
-            self._stop("; ".join(dict.fromkeys(self.useless.values())))
+        while True:
+            good = [client for client in self.clients if client.url not in self.useless]
+            await asyncio.gather(*(self._work(client, advance) for _ in range(at_once) for client in good))
+            if self.ended or not self.again:
+                return
+            if len(self.useless) == len(self.clients):
+                return self._stop("; ".join(dict.fromkeys(self.useless.values())))
 
     async def _work(self, client: Client, advance: Any) -> None:
         while not self.ended and client.url not in self.useless:
@@ -104,6 +111,9 @@ class _Asking:
             except Unanswered as error:
                 self.failures.by_key[key] = str(error)
             except OverBudget:
+                if client.url in self.useless:  # it has closed its purse
+                    self.again.append((key, row))
+                    continue
                 self.failures.over_budget[self.teacher.name] = f"stopped before {self.money.narrower} would be exceeded"
                 self.ended = True
             except UserError as error:
@@ -111,13 +121,14 @@ class _Asking:
                 if client.url not in self.useless:
                     logger.warning("%s: %s", self.teacher.name, error)
                 self.useless[client.url] = str(error)
+                continue
             else:
                 self._keep(key, row, reply)
             advance(self.money.spent)
 
     def _keep(self, key: str, row: dict[str, Any], reply: Reply) -> None:
         """Write an answer down at once; then see whether the teacher may go on."""
-        known = self.answers.versions.get(self.teacher.name, [])
+        known = list(self.answers.versions.get(self.teacher.name, []))
         is_new = bool(reply.model and known and reply.model not in known)
         try:
             self.answers.add(key, row, self.teacher, reply)
@@ -226,11 +237,8 @@ def unanswered(teacher: TeacherConfig, plan: Path, answers: Answers) -> Iterator
                 yield key, row
 
 
-def make_teacher_clients(teacher: TeacherConfig, money: Money, directory: Path) -> list[Client]:
-    """A client for each address of a teacher."""
-    return [
-        Client(address, teacher.limits, None, teacher.price, money, teacher.key_env) for address in teacher.addresses
-    ]
+def _client(teacher: TeacherConfig, address: str, money: Money, directory: Path) -> Client:
+    return Client(address, teacher.limits, None, teacher.price, money, teacher.key_env)
 
 
 def _progress_bar() -> Any:
