@@ -49,22 +49,22 @@ class SetMeans:
 
     def ratio(self, first: int, second: int) -> Interval | None:
         """The mean of the first over that of the second; None if the second's is not clearly above 0."""
-        low = np.percentile(self.mean_BK[:, second], 2.5)
-        if self.mean_K[second] <= 0 or low <= 0:
-            return None
-        return _interval(self.mean_K[first] / self.mean_K[second], self.mean_BK[:, first] / self.mean_BK[:, second])
+        return _ratio(self.mean_K[first], self.mean_BK[:, first], self.mean_K[second], self.mean_BK[:, second])
 
     def share(self, system: int, low: int, high: int) -> Interval | None:
         """How much of the way from the system `low` to `high` a system goes: 0 is `low`, 1 is `high`, below 0 is worse.
 
         None if `high` is not clearly better than `low`.
         """
-        way_B = self.mean_BK[:, high] - self.mean_BK[:, low]
-        way = self.mean_K[high] - self.mean_K[low]
-        if way <= 0 or np.percentile(way_B, 2.5) <= 0:
-            return None
-        done_B = self.mean_BK[:, system] - self.mean_BK[:, low]
-        return _interval((self.mean_K[system] - self.mean_K[low]) / way, done_B / way_B)
+        (done, way), drawn = self.mean_K[[system, high]] - self.mean_K[low], self.mean_BK - self.mean_BK[:, [low]]
+        return _ratio(done, drawn[:, system], way, drawn[:, high])
+
+
+def _ratio(value: float, value_B: np.ndarray, of: float, of_B: np.ndarray) -> Interval | None:
+    above = of_B > 0
+    if of <= 0 or above.mean() < 0.975:
+        return None
+    return _interval(value / of, value_B[above] / of_B[above])
 
 
 def _groups(labels: Sequence[str]) -> list[np.ndarray]:

@@ -115,7 +115,7 @@ def _tags_table(title: str, kind: str, tags: Sequence[Tag], made: Evaluation | N
 
 def _most(tag: Tag) -> str:
     model, count = next(iter(tag.chosen.items()))
-    return f"{model} {percent(count / tag.queries)}"
+    return f"{model} {percent(count / tag.queries)}".replace(" %", "\u00a0%")
 
 
 def remarks(made: Evaluation) -> list[str]:
