@@ -22,10 +22,12 @@ from typing import Any, TypeVar
 from fastft.common.files import FullDiskError
 from fastft.common.records import repair_text
 from fastft.errors import UserError
+from fastft.inference.batch import Batches
 from fastft.inference.budget import FREE, Cache, Money, OverBudget, Price
 from fastft.inference.completion import ErrorInBody, Malformed, Reply
 from fastft.inference.connection import (
     Connection,
+    Tries,
     Unanswered,
     estimate_tokens,
     may_be_billed,
@@ -37,7 +39,6 @@ from fastft.inference.transport import Lost, Unreached
 
 __all__ = ["Client", "Pool", "Unanswered", "estimate_tokens", "make_clients", "run_all"]
 
-PAID_TRIES = 3  # of time-outs, cut and malformed replies, because the endpoint may bill each of them
 LONGEST_BACKOFF_S = 8.0
 LONGEST_PAUSE_S = 300.0  # a longer Retry-After ends the run, because some endpoints name the end of the day
 DISK_PATIENCE_S = 300  # how long replies wait in memory for room on the disk before the run ends
@@ -70,8 +71,6 @@ class Client:
         self._begin([connection], cache, money or Money(), batch)
 
     def _begin(self, connections: list[Connection], cache: Cache | None, money: Money, batch: bool) -> None:
-        from fastft.inference.batch import Batches
-
         self.connections, self.cache, self.money = connections, cache, money
         self.url, self.name, self.price = connections[0].url, connections[0].name, connections[0].price
         self.label = self.name  # what tables call it
@@ -168,7 +167,7 @@ class Client:
         self, messages: list[dict[str, str]], parameters: dict[str, Any]
     ) -> tuple[Connection, Reply]:
         """Send a request, again and again if that may help. Raises as `ask` does."""
-        began, order, failures, paid_failures = time.monotonic(), next(self.order), 0, 0
+        began, order, tries = time.monotonic(), next(self.order), Tries()
         tokens = estimate_tokens(messages) + most_reply_tokens(parameters)
         most = max(connection.most_usd(messages, parameters) for connection in self.connections)
         while True:
@@ -179,17 +178,11 @@ class Client:
                 if isinstance(last, Reply):
                     connection.failed_in_a_row = 0
                     return connection, replace(last, seconds=time.monotonic() - began)
-                if connection.leave_out(last, parameters, sent):
-                    continue
-                if self._is_one_requests(connection, last):
-                    raise Unanswered(connection.said(last)) from None
-                failures, paid_failures = failures + 1, paid_failures + may_be_billed(last)
-                if failures > connection.limits.retries or paid_failures == PAID_TRIES:
-                    raise connection.failure(last) from None
-                if not getattr(
-                    last, "pause_s", 0.0
-                ):  # the endpoint names no time, so this request keeps its place meanwhile
-                    await asyncio.sleep(min(0.5 * 2 ** (failures - 1), LONGEST_BACKOFF_S) * random.uniform(0.75, 1))
+                wait = connection.count(last, tries, parameters, sent)
+                self._check_pauses(last)
+                if wait and not getattr(last, "pause_s", 0.0):  # no time is named, so this request keeps its place
+                    backoff_s = min(0.5 * 2 ** (tries.failed - 1), LONGEST_BACKOFF_S)
+                    await asyncio.sleep(backoff_s * random.uniform(0.75, 1))
             except UserError:
                 self.money.close()  # before another request has its turn
                 raise
@@ -231,15 +224,7 @@ class Client:
         finally:
             self.money.settle(reserved, spent)
 
-    def _is_one_requests(self, connection: Connection, error: Exception) -> bool:
-        """Return whether this request alone is refused, and always would be. Raises UserError if every request would be."""
-        if not isinstance(error, ErrorInBody):
-            return False
-        connection.end_the_run_at(error)
-        self._check_pauses(error)
-        return error.status_code not in (408, 409, 429) and error.status_code < 500
-
-    def _check_pauses(self, error: ErrorInBody) -> None:
+    def _check_pauses(self, error: Exception) -> None:
         """Raise UserError if every endpoint asks for so long a pause that the run should rather go on another time."""
         left = min(connection.pace.paused_until for connection in self.connections) - time.monotonic()
         if left > LONGEST_PAUSE_S:

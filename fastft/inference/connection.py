@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 4  # before the endpoint has counted: English text has four to five, other scripts fewer
 BATCH_PRICE = 0.5  # of the usual one, at every vendor that has OpenAI's batches
 IN_A_ROW = 8  # after so many requests in a row fail for good, the endpoint counts as down
+PAID_TRIES = 3  # of time-outs, cut and malformed replies, because the endpoint may bill each of them
 USUAL_REPLY = 1024  # tokens of a reply whose length nobody has limited, for budget and limits
 NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")  # codes of a 429 for which waiting does not help
 # A 400 about the prompt's length may name parameters that the endpoint does support.
@@ -44,6 +46,14 @@ _MODERATED = re.compile(r"flagged|moderat|content.?(?:filter|policy)|safety", re
 
 class Unanswered(Exception):
     """One request failed for good; the others may go on."""
+
+
+@dataclass
+class Tries:
+    """How often a request has failed, and how often it may have been billed."""
+
+    failed: int = 0
+    billed: int = 0
 
 
 class Connection:
@@ -212,6 +222,22 @@ class Connection:
         if self.one_model:
             raise UserError(f"{changed}, so it may be another model; every answer so far is kept")
         logger.warning("%s", changed)
+
+    def count(self, error: Exception, tries: Tries, parameters: dict[str, Any], sent: dict[str, Any]) -> bool:
+        """Count a failed try. Returns whether the next should wait: not if it leaves out what has been refused.
+
+        Raises Unanswered if this request should not be tried again, and UserError if none should.
+        """
+        if self.leave_out(error, parameters, sent):
+            return False
+        if isinstance(error, ErrorInBody):
+            self.end_the_run_at(error)
+            if error.status_code not in (408, 409, 429) and error.status_code < 500:
+                raise Unanswered(self.said(error)) from None
+        tries.failed, tries.billed = tries.failed + 1, tries.billed + may_be_billed(error)
+        if tries.failed > self.limits.retries or tries.billed == PAID_TRIES:
+            raise self.failure(error) from None
+        return True
 
     def failure(self, error: Exception) -> Exception:
         """Return Unanswered, or UserError after IN_A_ROW failures that speak of an endpoint that is down.

@@ -1,17 +1,22 @@
 """Run an OpenAI-compatible endpoint on loopback that answers by script and fails on purpose, for tests over real HTTP.
 
     with endpoint(reply) as server: …  server.url, server.requests
+    with endpoint(FaultyTeacher(), batches=BatchStore()) as server: …       # with /v1/files and /v1/batches, too
 
 `reply(body, number)` returns the text of the answer to the `number`-th request (from 0 on), a `Failure`, or a whole body (bytes).
 """
 
 import contextlib
+import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from helpers.openai_batches import BatchStore
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Failure:
     code: str | None = None
     location: str | None = None
 
+    def body(self) -> bytes:
+        return json.dumps({"error": {"message": self.message, "code": self.code}}).encode()
+
 
 @dataclass
 class Server:
@@ -37,25 +45,60 @@ class Server:
     requests: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
     paid: int = 0  # answers by `reply` that were sent whole
+    paid_for: Counter = field(default_factory=Counter)  # whole completions by their request (`digest_of`)
+    in_flight: int = 0
+    pauses: list["Pause"] = field(default_factory=list)  # one for each Retry-After
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+@dataclass
+class Pause:
+    """A time for which the endpoint has asked not to be asked: seconds of the monotonic clock."""
+
+    began: float
+    ended: float
+    in_flight: int  # requests that were being answered when it began, without the one that was refused
+    started: int = 0  # requests that came in meanwhile
+
+
+def digest_of(body: dict) -> str:
+    """Return what tells one request from another."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
 @contextlib.contextmanager
-def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Server]:
+def endpoint(
+    reply: Callable[[dict, int], str | bytes | Failure], batches: BatchStore | None = None
+) -> Iterator[Server]:
     """Serve until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def do_GET(self) -> None:
+            self.do_POST()
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if batches and "/chat/" not in self.path:
+                with contextlib.suppress(OSError):
+                    self.send(*batches.handle(self.command, self.path, self.headers, content, answer_row))
+                return
+            body = json.loads(content)
             with server.lock:
                 number = len(server.requests)
                 server.requests.append(body)
                 server.headers.append({name.lower(): value for name, value in self.headers.items()})
+                server.in_flight += 1
+                for pause in server.pauses:
+                    pause.started += pause.began < time.monotonic() < pause.ended
             answer = reply(body, number)
-            with contextlib.suppress(OSError):
-                self.answer(answer, body)
+            try:
+                with contextlib.suppress(OSError):
+                    self.answer(answer, body)
+            finally:
+                with server.lock:
+                    server.in_flight -= 1
 
         def answer(self, answer: str | bytes | Failure, body: dict) -> None:
             if isinstance(answer, Failure):
@@ -64,14 +107,17 @@ def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Se
                     self.send(200, b'{"id": "x", "choices": [{"ind', length=500)
                     self.close_connection = True
                     return
-                error = {"message": answer.message, "code": answer.code}
                 headers = {"Retry-After": answer.retry_after, "Location": answer.location}
-                self.send(answer.status, json.dumps({"error": error}).encode(), headers)
+                if answer.retry_after:
+                    with server.lock:
+                        now = time.monotonic()
+                        server.pauses.append(Pause(now, now + float(answer.retry_after), server.in_flight - 1))
+                self.send(answer.status, answer.body(), headers)
                 return
-            content = answer if isinstance(answer, bytes) else completion(answer, body)
-            self.send(200, content)
+            self.send(200, answer if isinstance(answer, bytes) else completion(answer, body))
             with server.lock:
                 server.paid += not isinstance(answer, bytes)
+                server.paid_for[digest_of(body)] += not isinstance(answer, bytes) or b'"choices": [{' in answer
 
         def send(self, status: int, content: bytes, headers: dict | None = None, length: int | None = None) -> None:
             self.send_response(status)
@@ -86,6 +132,16 @@ def endpoint(reply: Callable[[dict, int], str | bytes | Failure]) -> Iterator[Se
 
         def log_message(self, *arguments) -> None:
             pass
+
+    def answer_row(body: dict) -> tuple[int, bytes]:
+        """Return (status, body) for a row of a batch."""
+        with server.lock:
+            number = len(server.requests)
+            server.requests.append(body)
+        answer = reply(body, number)
+        if isinstance(answer, Failure):
+            return answer.status or 500, answer.body()
+        return 200, answer if isinstance(answer, bytes) else completion(answer, body)
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server = Server(f"http://127.0.0.1:{http.server_port}/v1")

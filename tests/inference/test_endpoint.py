@@ -51,7 +51,10 @@ def test_a_bad_address_with_a_key_is_one_line(tmp_path, capsys, monkeypatch):
 def test_a_proxy_whose_address_is_none_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:notaport")
     says = error_of(capsys, [*write_ground(tmp_path, 1), "--judge", "https://api.openai.com/v1#j"])
-    assert "the proxy that the environment names cannot be used (Port could not be cast to integer value as 'notaport')" in says
+    assert (
+        "the proxy that the environment names cannot be used (Port could not be cast to integer value as 'notaport')"
+        in says
+    )
 
 
 def sent(server) -> set:
