@@ -214,7 +214,7 @@ class CommandReader:
         value = None
         if group_of(option.annotation) or entry_of(option.annotation):
             with contextlib.suppress(yaml.YAMLError):
-                value = yaml.safe_load(text)
+                value = _load_yaml(text)
         if group_of(option.annotation) and not isinstance(value, dict):
             raise UsageError(_misfit(option.key, text, option.annotation))
         if isinstance(value, (list, dict)):
@@ -252,7 +252,7 @@ class CommandReader:
         import yaml
 
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = _load_yaml(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UsageError(f"config: {path}: no such file") from None
         except yaml.MarkedYAMLError as error:
@@ -292,13 +292,13 @@ class CommandReader:
             raise UsageError(_misfit(name, value, annotation))
         if group_of(annotation) and not isinstance(value, dict):
             raise UsageError(_misfit(name, value, annotation))
-        entry = entry_of(annotation)
+        entry, by_name = entry_of(annotation), typing.get_origin(annotation) is dict and group_of(parts[1])
         group = next(filter(None, map(group_of, (annotation, *parts))), None)
-        if entry and isinstance(value, list):
-            for number, each in enumerate(value):
-                self._check_value(f"{name}.{number}", each, entry)
-                if absent := [f.name for f in fields(entry) if _required(f) and f.name not in each]:
-                    raise UsageError(f"{name}.{number}.{absent[0]}: missing")
+        if (entry and isinstance(value, list)) or (by_name and isinstance(value, dict)):
+            for place, each in value.items() if isinstance(value, dict) else enumerate(value):
+                self._check_value(f"{name}.{place}", each, entry or by_name)
+                if absent := [f.name for f in fields(entry or by_name) if _required(f) and f.name not in each]:
+                    raise UsageError(f"{name}.{place}.{absent[0]}: missing")
         elif group and isinstance(value, dict):
             hints = typing.get_type_hints(group)
             for key, each in value.items():
@@ -322,8 +322,22 @@ class CommandReader:
         """The message about the value of the wrong type; if all types are right, jsonargparse's own message in one line."""
         for key, value, annotation in self.given:
             if value is not NOTHING and not _fits(value, annotation):
-                return _misfit(key, value, annotation)
+                return _misfit(*_innermost(key, value, annotation))
         return " ".join(str(error).split())
+
+
+def _load_yaml(text: str) -> Any:
+    """The value of a YAML text. Dates are texts: no option has YAML's own type for them."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in those if tag != "tag:yaml.org,2002:timestamp"]
+        for first, those in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return yaml.load(text, Loader)  # noqa: S506  it is a SafeLoader
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:
@@ -341,6 +355,21 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 def _misfit(key: str, value: Any, annotation: Any) -> str:
     """The message about a value of the wrong type."""
     return f"{key}: expected {expected(annotation)}, got {'null' if value is None else repr(value)}"
+
+
+def _innermost(key: str, value: Any, annotation: Any) -> tuple[str, Any, Any]:
+    """The part of a value of the wrong type that is wrong: (its key, the part, the type that it must have)."""
+    entry, parts = entry_of(annotation), typing.get_args(annotation)
+    inside: list[tuple[str, Any, Any]] = []
+    if entry and isinstance(value, list):
+        inside = [(f"{key}.{number}", each, entry) for number, each in enumerate(value)]
+    elif isinstance(value, dict) and typing.get_origin(annotation) is dict:
+        inside = [(f"{key}.{name}", each, parts[1]) for name, each in value.items()]
+    elif isinstance(value, dict) and (group := next(filter(None, map(group_of, (annotation, *parts))), None)):
+        hints = typing.get_type_hints(group)
+        inside = [(f"{key}.{name}", each, hints[name]) for name, each in value.items()]
+    wrong = next((each for each in inside if not _fits(*each[1:])), None)
+    return _innermost(*wrong) if wrong else (key, value, annotation)
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -8,7 +8,7 @@ both.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +24,8 @@ class Choice:
     """The reason for the choice in a few words, for the record."""
     next: tuple[str, ...] = ()
     """Models that are asked, in this order, if no worker of the chosen model can answer."""
+    scores: Mapping[str, float] | None = None
+    """What the policy compared, by model, such as a router's probabilities of a good answer; None if it compares nothing."""
 
 
 class Policy(Protocol):
@@ -54,7 +56,7 @@ class FixedPolicy:
         self.model, self.models = model, [model]
 
     def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
-        return Choice(self.model, {name: float(name == self.model) for name in candidates}, "fixed")
+        return Choice(self.model, {**dict.fromkeys(candidates, 0.0), self.model: 1.0}, "fixed")
 
 
 def draw(seed: str, policy: str, conversation: str, turn: int) -> float:

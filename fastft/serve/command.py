@@ -11,22 +11,25 @@ for `--grace_s` seconds, ends the others with an error, and ends its workers; a 
 """
 
 import asyncio
-import difflib
+import hashlib
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import short_name
+from fastft.common.command_line import parse, run_module
+from fastft.common.environment import from_environment
+from fastft.common.files import make_directory, short_name
 from fastft.common.urls import parse_http
-from fastft.compose.blend import BlendPolicy, BlendStage, stages_of
-from fastft.compose.policy import FixedPolicy, Policy
+from fastft.compose.abtest.policy import Experiment
+from fastft.compose.router.policy import RoutePolicy
+from fastft.compose.virtual import VirtualModels
 from fastft.errors import UserError
 from fastft.serve.address import check_port
 from fastft.serve.local import (
@@ -38,122 +41,17 @@ from fastft.serve.local import (
     llama_cpp_engine,
     our_engine,
 )
+from fastft.serve.settings import ModerationConfig, RemoteWorker, ServeConfig
+from fastft.serve.virtual_models import virtual_models
 
 logger = logging.getLogger(__name__)
 
 FOR_OUR_ENGINE = ("dtype", "repeatable", "max_batch", "max_queue", "template")
 """Options of `fastft serve` that are passed to our own engine."""
+UNIT_KEY = "unit.key"
+"""The file beside the record with the key of the hash that stands for users."""
 _NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-
-
-@dataclass
-class RemoteWorker:
-    """A model at another address."""
-
-    url: str
-    """URL#MODEL, such as http://10.0.0.5:8000/v1#qwen."""
-    name: str | None = None
-    """The name under which it is served (default: MODEL)."""
-    key_env: str | None = None
-    """Environment variable with the key for that address."""
-
-
-@dataclass
-class VirtualModel:
-    """A name that is served by a policy, which chooses among models."""
-
-    name: str
-    policy: Literal["fixed", "blend"] = "fixed"
-    """How the model is chosen: fixed: always the same one; blend: each turn draws one."""
-    model: str | None = None
-    """fixed: the model that answers."""
-    models: dict[str, float] = field(default_factory=dict)
-    """blend: models with their weights; the paper uses equal weights."""
-    seed: str = "0"
-    """blend: the seed of the draws."""
-    min_run: int = 1
-    """blend: turns in a row that a drawn model answers."""
-    schedule: list[BlendStage] = field(default_factory=list)
-    """blend: new weights from some turn on."""
-
-
-@dataclass
-class KeyConfig:
-    """An API key."""
-
-    name: str
-    """For the record and the metrics."""
-    sha256: str
-    """The key's SHA-256: printf %s "$KEY" | sha256sum"""
-    per_minute: int | None = None
-    """Requests a minute; no limit without."""
-
-
-@dataclass
-class ModerationConfig:
-    url: str | None = None
-    """An OpenAI-compatible moderation endpoint, such as https://api.openai.com/v1/moderations. Without it, nothing is
-    checked."""
-    model: str | None = None
-    """The model to name there."""
-    key_env: str | None = None
-    """Environment variable with the key for it."""
-    fail: Literal["open", "closed"] = "open"
-    """While it cannot be reached: open answers questions and records that they were not checked; closed refuses them."""
-
-
-@dataclass
-class ServeConfig:
-    model: list[str] = option(several=True)
-    """Models' directories or GGUF files, each DIR or name=DIR, or models elsewhere, URL#name; the option can be repeated."""
-    host: str = "127.0.0.1"
-    """Address to listen on. Others than this machine's own need a key."""
-    port: int = 8000
-    """Port to listen on; 0 takes a free one, which the ready line names."""
-    engine: str = "fastft"
-    """The engine for model directories: fastft, llama.cpp (always used for GGUF files), or a command with {model}, {name}
-    and {port}, such as "vllm serve {model} --served-model-name {name} --port {port}"."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of our engine's weights; auto: bfloat16 on GPUs and on CPUs that compute in it, else float32."""
-    repeatable: bool = False
-    """Let our engine compute in float32: the same seed gives the same answer alone and in a batch."""
-    max_batch: int = 16
-    """Answers that a worker of ours generates at once."""
-    max_queue: int = 64
-    """Answers that may wait for a worker of ours; beyond that, requests get 429 with Retry-After."""
-    template: str | None = None
-    """Built-in chat template or .jinja file for our engine (default: each tokenizer's own)."""
-    record: str | None = None
-    """Directory for the record of served turns; without, nothing is recorded."""
-    record_texts: bool = True
-    """Record messages and answers; false: their hashes only."""
-    workers: list[RemoteWorker] = field(default_factory=list)
-    """Models at other addresses."""
-    virtual: list[VirtualModel] = field(default_factory=list)
-    """Names with a policy that chooses the model."""
-    keys: list[KeyConfig] = field(default_factory=list)
-    """API keys, as hashes."""
-    api_key_env: str | None = None
-    """Environment variable with an API key; for more than one, use keys."""
-    admin_key_env: str | None = None
-    """Environment variable with the key for /admin/workers."""
-    worker_key_envs: list[str] = field(default_factory=list)
-    """Environment variables with keys of workers that announce themselves."""
-    moderation: ModerationConfig = field(default_factory=ModerationConfig)
-    """The moderation endpoint that checks what users write before a model reads it."""
-    origins: list[str] = field(default_factory=list)
-    """Other sites whose pages may send requests, such as https://chat.example.org."""
-    grace_s: float = 25.0
-    """Seconds that running answers have to finish after SIGTERM."""
-    comment_s: float = 10.0
-    """Seconds between the comment lines of a stream that waits, which keep proxies from giving up."""
-    slow_client_s: float = 60.0
-    """Seconds after which a client that reads nothing is dropped."""
-    silence_s: float = 600.0
-    """Seconds after which a worker that sends nothing is given up."""
-    check_s: float = 5.0
-    """Seconds between two health checks of a worker."""
 
 
 @dataclass
@@ -163,8 +61,7 @@ class _Plan:
     local: dict[str, tuple[str, Engine]]
     """Local models by name: the directory or file, and the engine that runs it."""
     remote: list[RemoteWorker]
-    policies: dict[str, Policy]
-    """Policies of the virtual models, by name."""
+    virtual: VirtualModels
 
 
 def main(argv: list[str]) -> int:
@@ -180,7 +77,12 @@ def main(argv: list[str]) -> int:
         raise UserError(f"fastft serve needs {error.name}: pip install 'fastft[serve]'") from None
     from fastft.serve.address import bound
 
-    settings = _settings(config)
+    settings = _settings(config, plan.virtual)
+    if config.check:
+        from fastft.serve.check import show
+
+        show(config, plan.local, plan.remote, plan.virtual)
+        return 0
     remote = _remote_workers(plan)
     with bound(config.host, config.port) as listener:
         local: list[LocalWorker] = []
@@ -189,7 +91,7 @@ def main(argv: list[str]) -> int:
                 local.append(LocalWorker(name, model, engine))
             for worker in local:
                 worker.wait_until_ready()
-            _run(_serve(config, settings, listener, local, remote, plan.policies))
+            _run(_serve(config, settings, listener, local, remote, plan.virtual))
         finally:
             for worker in local:
                 worker.terminate()
@@ -234,11 +136,11 @@ def _plan(config: ServeConfig) -> _Plan:
         raise UserError(f"--{unused[0]} is for our own engine; GGUF files run in llama.cpp, which does not know it")
     if not local and not remote and not config.admin_key_env:
         raise UserError("there is nothing to serve: name a directory with --model DIR, or workers in --config FILE")
-    policies = _policies(config, [*local, *(_name_of(worker) for worker in remote)])
+    served = [*local, *dict.fromkeys(worker.served_name for worker in remote)]
     for name in ("grace_s", "comment_s", "slow_client_s", "silence_s", "check_s"):
         if not getattr(config, name) > 0:
             raise UserError(f"--{name} {getattr(config, name)}: must be more than 0")
-    return _Plan(local, remote, policies)
+    return _Plan(local, remote, virtual_models(config.virtual, served))
 
 
 def _for_our_engine(config: ServeConfig) -> list[str]:
@@ -280,50 +182,20 @@ def _check_model(directory: str, engine: str) -> None:
         raise UserError(f"--model {directory}: holds no model (there is no config.json){hint}")
 
 
-def _name_of(worker: RemoteWorker) -> str:
-    return worker.name or worker.url.partition("#")[2]
-
-
 def _check_remote(worker: RemoteWorker, local: Collection[str]) -> None:
     url, _, model = worker.url.partition("#")
     if not parse_http(url) or not model:
         raise UserError(f"workers: {worker.url}: must be URL#MODEL, such as http://10.0.0.5:8000/v1#qwen")
-    if _name_of(worker) in local:
-        raise UserError(f"workers: {worker.url}: a directory is called {_name_of(worker)!r}, too; give it another name")
-    if worker.key_env and not os.environ.get(worker.key_env):
-        raise UserError(f"workers: {worker.url}: the environment variable {worker.key_env} is not set, or it is empty")
+    if worker.served_name in local:
+        raise UserError(
+            f"workers: {worker.url}: a directory is called {worker.served_name!r}, too; give it another name"
+        )
+    if worker.key_env:
+        from_environment(f"workers: {worker.url}: key_env", worker.key_env)
 
 
-def _policies(config: ServeConfig, served: list[str]) -> dict[str, Policy]:
-    """The policies by the names of their virtual models. Raises UserError for a policy that cannot be served."""
-    found: dict[str, Policy] = {}
-    for virtual in config.virtual:
-        if virtual.name in (*served, *found):
-            raise UserError(f"virtual: two models are called {virtual.name!r}; give one another name")
-        found[virtual.name] = _policy(virtual)
-        of = found[virtual.name].models
-        if missing := [model for model in of if model not in served]:
-            near = difflib.get_close_matches(missing[0], served, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"served: {', '.join(served)}"
-            raise UserError(f"virtual: {virtual.name}: there is no model {missing[0]!r}; {hint}")
-    return found
-
-
-def _policy(virtual: VirtualModel) -> Policy:
-    if virtual.policy == "blend":
-        if virtual.model or not virtual.models:
-            raise UserError(f"virtual: {virtual.name}: a blend needs models with their weights: models: {{a: 1, b: 1}}")
-        stages = stages_of(virtual.schedule, f"virtual: {virtual.name}")
-        return BlendPolicy(virtual.name, virtual.models, virtual.seed, virtual.min_run, stages)
-    if virtual.models or virtual.schedule or not virtual.model:
-        raise UserError(f"virtual: {virtual.name}: the policy fixed needs one model: model: NAME")
-    return FixedPolicy(virtual.model)
-
-
-def _settings(config: ServeConfig) -> Any:
+def _settings(config: ServeConfig, virtual: VirtualModels) -> Any:
     """The gateway's settings, with the keys. Raises UserError if one is missing."""
-    import hashlib
-
     from fastft.serve.address import is_loopback
     from fastft.serve.gateway.app import GatewaySettings
     from fastft.serve.gateway.keys import ApiKey
@@ -338,20 +210,39 @@ def _settings(config: ServeConfig) -> Any:
     if len({key.name for key in keys}) < len(keys):
         raise UserError("keys: two of them have the same name")
     if config.api_key_env:
-        digest = hashlib.sha256(_from_environment("api_key_env", config.api_key_env).encode()).hexdigest()
+        digest = hashlib.sha256(from_environment("--api_key_env", config.api_key_env).encode()).hexdigest()
         keys.append(ApiKey(config.api_key_env, digest))
     if not keys and not is_loopback(config.host):
         raise UserError(f"--host {config.host}: others can reach this address; give a key with --api_key_env NAME")
     return GatewaySettings(
         host=config.host,
         keys=keys,
-        admin_key=_from_environment("admin_key_env", config.admin_key_env) if config.admin_key_env else None,
+        admin_key=from_environment("--admin_key_env", config.admin_key_env) if config.admin_key_env else None,
         origins=config.origins,
         key_envs=[*(worker.key_env for worker in config.workers if worker.key_env), *config.worker_key_envs],
         comment_s=config.comment_s,
         slow_client_s=config.slow_client_s,
         moderation=_moderation(config.moderation),
+        unit_key=_unit_key(config, virtual),
     )
+
+
+def _unit_key(config: ServeConfig, virtual: VirtualModels) -> bytes | None:
+    """The key of the hash that stands for users in the record; None if no experiment is recorded."""
+    if config.unit_key_env:
+        return hashlib.sha256(from_environment("--unit_key_env", config.unit_key_env).encode()).digest()
+    if config.record is None or config.check or not any(isinstance(each, Experiment) for each in virtual.values()):
+        return None
+    path = Path(config.record) / UNIT_KEY
+    make_directory(path.parent)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:  # units must stay the same over restarts
+        pass
+    if not re.fullmatch("[0-9a-f]{64}", key := path.read_text(encoding="ascii", errors="replace")):
+        raise UserError(f"{path}: is not a key; remove it, and users get other units in the record from now on")
+    return bytes.fromhex(key)
 
 
 def _moderation(config: ModerationConfig) -> Any:
@@ -361,14 +252,8 @@ def _moderation(config: ModerationConfig) -> Any:
         return None
     if not parse_http(config.url):
         raise UserError(f"moderation.url {config.url}: must be an http(s) address")
-    key = _from_environment("moderation.key_env", config.key_env) if config.key_env else None
+    key = from_environment("moderation.key_env", config.key_env) if config.key_env else None
     return ModerationSettings(config.url, config.model, key, closed=config.fail == "closed")
-
-
-def _from_environment(flag: str, name: str) -> str:
-    if not (value := os.environ.get(name)):
-        raise UserError(f"--{flag} {name}: there is no such environment variable, or it is empty")
-    return value
 
 
 def _remote_workers(plan: _Plan) -> list[Any]:
@@ -378,7 +263,7 @@ def _remote_workers(plan: _Plan) -> list[Any]:
     for worker in plan.remote:
         url, _, model = worker.url.partition("#")
         key = os.environ[worker.key_env] if worker.key_env else None
-        found.append(PoolWorker(url.rstrip("/"), model, _name_of(worker), key))
+        found.append(PoolWorker(url.rstrip("/"), model, worker.served_name, key))
     return found
 
 
@@ -391,7 +276,7 @@ async def _serve(
     listener: socket.socket,
     local: list[LocalWorker],
     remote: list[Any],
-    policies: dict[str, Policy],
+    virtual: VirtualModels,
 ) -> None:
     from fastft.serve.address import written
     from fastft.serve.gateway.app import Gateway
@@ -400,6 +285,9 @@ async def _serve(
     from fastft.serve.gateway.server import serve
     from fastft.serve.ready_server import in_background
 
+    for each in virtual.values():
+        if isinstance(each, RoutePolicy):
+            await asyncio.to_thread(each.load)
     pool = WorkerPool(silence_s=config.silence_s, check_s=config.check_s)
     await pool.open()
 
@@ -411,11 +299,11 @@ async def _serve(
     for worker in remote:
         pool.add(worker)
     record = EventLog(Path(config.record), config.record_texts) if config.record else None
-    gateway = Gateway(pool, settings, policies, record)
+    gateway = Gateway(pool, settings, virtual, record)
     stop = _stop_on_signals(gateway)
 
     def ready() -> None:
-        names = ", ".join([*policies, *pool.names()])
+        names = ", ".join([*virtual, *pool.names()])
         address = f"http://{written(*listener.getsockname()[:2])}"
         print(f"ready {address}/v1 models: {names}; page: {address}/", flush=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 
 from fastft.common.moderation_api import NoVerdictsError, moderation_request, read_verdicts
-from fastft.serve.protocol import ApiError
+from fastft.serve.protocol import ApiError, text_parts
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +98,7 @@ def texts_of(request: dict[str, Any]) -> list[str]:
     messages = request.get("messages")
     for message in messages if isinstance(messages, list) else []:
         if isinstance(message, dict) and message.get("role") != "assistant":
-            content = message.get("content")
-            found += (
-                [part.get("text") for part in content if isinstance(part, dict)]
-                if isinstance(content, list)
-                else [content]
-            )
+            found += text_parts(message.get("content"))
     return [text for text in found if isinstance(text, str) and text.strip()]
 
 

@@ -349,6 +349,19 @@ def _part(part: Any, i: int, fields: _Fields) -> str:
     raise ApiError(400, f"{where} is {what[:60]}; the model reads text parts only", where, "unsupported_content")
 
 
+def text_parts(content: Any) -> list[str]:
+    """The texts in a message's content, which is a text or a list of parts; pictures and the like are left out."""
+    if isinstance(content, list):
+        return [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    return [content] if isinstance(content, str) else []
+
+
+def text_of(content: Any) -> str | None:
+    """A message's content as one text; None if it is more than text, or none at all."""
+    parts = text_parts(content)
+    return "\n".join(parts) if len(parts) == (len(content) if isinstance(content, list) else 1) else None
+
+
 def _prompts(fields: _Fields) -> tuple[str | tuple[int, ...], ...]:
     prompt = fields.take("prompt")
     if isinstance(prompt, str) or _is_ids(prompt):

@@ -8,7 +8,7 @@ votes            every vote, those that do not count included
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from fastft.data.conversation import ROLE_NAMES, Conversation, Message
 from fastft.errors import UsageError, UserError
 from fastft.serve.arena.votes import counted, judgment_of, outcomes
 from fastft.serve.gateway.events import read_events, read_votes
+from fastft.serve.protocol import text_of
 
 WHOLE = ("answered",)
 """Outcomes of turns with a complete answer, unless the length limit cut it."""
@@ -48,7 +49,8 @@ def main(argv: list[str]) -> int:
     if config.form == "events":
         rows: Iterable[bytes] = map(orjson.dumps, events)
     elif config.form == "conversations":
-        rows = (conversation.to_json() for conversation in conversations(events))
+        found = conversations(lambda: read_events(Path(config.directory)))
+        rows = (conversation.to_json() for conversation in found)
     else:
         rows = _voted(Path(config.directory), config.form, events)
     output, count = Path(config.output), 0
@@ -76,31 +78,29 @@ def _voted(directory: Path, form: str, events: Iterable[dict[str, Any]]) -> Iter
     return map(orjson.dumps, outcomes(those, events))
 
 
-def conversations(events: Iterable[dict[str, Any]]) -> Iterator[Conversation]:
+def conversations(read: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[Conversation]:
     """The conversations that were served, each once, with its last answer.
 
     A turn belongs to a later one that repeats its messages and its answer. A question that was asked again or edited starts
     a conversation of its own. Only answers that the record contains are marked to be trained, not assistant messages that a
-    client made up. Turns without an answer, background calls and tool calls are left out. Raises UserError for a record
-    without texts.
+    client made up. Turns without an answer, background calls and tool calls are left out. `read` is called twice, so that no
+    texts are kept in memory: first for hashes, then for the conversations. Raises UserError for a record without texts.
     """
     said: dict[str, tuple[str, bool]] = {}  # by the hash of a dialogue that ends with an answer: (model, whole)
     continued: set[str] = set()
-    leaves: list[tuple[str, dict[str, Any]]] = []
-    seen = 0
-    for event in events:
-        seen += 1
+    ends_with: dict[str, str] = {}  # the same hashes: the id of the first event
+    for event in read():
         if "messages_sha256" in event:
             raise UserError("the record keeps hashes only (--record_texts false): there are no texts to export")
         if not _is_dialogue(event):
             continue
         *prefixes, whole = _prefix_hashes([*event["messages"], _answer(event)])
         continued.update(prefixes)
-        if whole not in said:
-            leaves.append((whole, event))
+        ends_with.setdefault(whole, event["id"])
         said[whole] = (event["model"], event["outcome"] in WHOLE and event["answers"][0]["finish_reason"] != "length")
-    for whole, event in leaves:
-        if whole not in continued:
+    last = {name for whole, name in ends_with.items() if whole not in continued}
+    for event in read():
+        if event["id"] in last:
             yield _conversation(event, said)
 
 
@@ -119,11 +119,7 @@ def _answer(event: dict[str, Any]) -> dict[str, Any]:
 
 def _text(message: dict[str, Any]) -> str | None:
     """The text of a message; None if its content is not text or its role is unknown."""
-    content = message.get("content")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        content = "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
-    return content if isinstance(content, str) and message.get("role") in ROLE_NAMES else None
+    return text_of(message.get("content")) if message.get("role") in ROLE_NAMES else None
 
 
 def _prefix_hashes(messages: list[dict[str, Any]]) -> list[str]:

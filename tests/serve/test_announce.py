@@ -99,7 +99,7 @@ def test_a_clouds_notice_drains_it(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--announce", "10.0.0.1:8000"], "must be the gateway's address"),
+        (["--announce", "10.0.0.1:8000", "--announce_key_env", "HOME"], "must be the gateway's address"),
         (["--announce", "http://127.0.0.1:1"], "--announce needs --announce_key_env"),
         (
             ["--announce", "http://127.0.0.1:1", "--announce_key_env", "NO_SUCH"],

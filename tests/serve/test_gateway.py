@@ -693,7 +693,7 @@ def test_a_mistake_is_one_line_before_anything_is_started(directory, flags, said
     [
         ({"worker": []}, "unknown key 'worker'; the nearest valid one is 'workers'"),
         ({"workers": [{"url": "http://h/v1#a", "key": "sk-x"}]}, "unknown key 'workers.key'"),
-        ({"workers": [{"url": "http://h/v1#a", "key_env": "NO_SUCH"}]}, "NO_SUCH is not set"),
+        ({"workers": [{"url": "http://h/v1#a", "key_env": "NO_SUCH"}]}, "key_env NO_SUCH: there is no such"),
         ({"virtual": [{"name": "v", "policy": "fixed", "model": "b"}]}, "there is no model 'b'"),
         ({"virtual": [{"name": "v", "policy": "blend", "model": "a"}]}, "v: a blend needs models"),
         ({"keys": [{"name": "k", "sha256": "sk-plain"}]}, "must be 64 hexadecimal digits"),

@@ -33,7 +33,7 @@ from starlette.types import Message, Send
 
 from fastft.serve.gateway.events import EventLog, ServedTurn, read_answers
 from fastft.serve.gateway.pool import WorkerPool
-from fastft.serve.protocol import ApiError, model_not_found
+from fastft.serve.protocol import ApiError, model_not_found, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -290,8 +290,8 @@ def _questions(messages: Any) -> list[str]:
     found = []
     for each in messages if isinstance(messages, list) else []:
         if isinstance(each, dict) and each.get("role") == "user":
-            content = each.get("content")
-            found.append(content if isinstance(content, str) else orjson.dumps(content).decode())
+            text = text_of(content := each.get("content"))
+            found.append(orjson.dumps(content).decode() if text is None else text)
     return found
 
 
@@ -346,7 +346,8 @@ class HiddenAnswer:
 
 
 def _tells(header: bytes) -> bool:
-    return header.lower() in (b"x-fastft-model", b"x-fastft-asked", b"x-fastft-ignored", b"content-length")
+    name = header.lower()
+    return name == b"content-length" or (name.startswith(b"x-fastft-") and name != b"x-fastft-event")
 
 
 def _hidden(content: bytes) -> bytes:

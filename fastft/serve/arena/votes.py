@@ -10,6 +10,7 @@ from typing import Any
 
 from fastft.errors import UserError
 from fastft.judge.judgment import Judgment
+from fastft.serve.protocol import text_of
 
 SCORES = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 0.0)}
 """Scores of model A and model B. "Both bad" is a tie for ratings; a flag distinguishes the two."""
@@ -50,17 +51,17 @@ def outcomes(votes: Iterable[dict[str, Any]], events: Iterable[dict[str, Any]]) 
     """
     votes = [vote for vote in votes if len(vote["turns"]["a"]) == 1]
     wanted = {vote["turns"]["a"][0] for vote in votes}
-    texts: dict[str, str] = {}
+    texts: dict[str, str | None] = {}
     for event in events:
         if event["id"] in wanted:
             if "messages_sha256" in event:
                 raise UserError("the record keeps hashes only (--record_texts false): there are no questions to export")
-            texts[event["id"]] = event["messages"][-1]["content"]
+            texts[event["id"]] = text_of(event["messages"][-1]["content"])
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     queries: dict[str, str] = {}
     for vote in votes:
         query = texts.get(vote["turns"]["a"][0])
-        if not isinstance(query, str):
+        if query is None:
             continue
         queries[vote["question"]] = query
         for side, score in zip("ab", SCORES[vote["winner"]]):

@@ -17,7 +17,8 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +29,9 @@ from starlette.types import Receive, Scope, Send
 from fastft import __version__
 from fastft.common import logs
 from fastft.common.urls import parse_http
+from fastft.compose.abtest.policy import LONGEST_USER, Experiment
 from fastft.compose.policy import Choice, Policy
+from fastft.compose.virtual import Asked, Resolved, VirtualModels
 from fastft.data.conversation import Conversation, Message
 from fastft.serve import moderation, protocol
 from fastft.serve.address import is_loopback
@@ -43,6 +46,7 @@ from fastft.serve.site import Site
 
 logger = logging.getLogger(__name__)
 
+USER_HEADER = b"x-user-id"
 CONVERSATION_HEADERS = ("x-fastft-conversation", "x-openwebui-chat-id")
 LONGEST_ID = 200
 NO_FAILURES = ("answered", "refused", "error", "cancelled")
@@ -67,6 +71,8 @@ class GatewaySettings:
     comment_s: float = 10.0
     slow_client_s: float = 60.0
     moderation: ModerationSettings | None = None
+    unit_key: bytes | None = field(default=None, repr=False)
+    """The key of the hash that stands for a user in the record; None records no users."""
 
 
 class _GatewayFigures:
@@ -85,6 +91,14 @@ class _GatewayFigures:
         self.seconds = Histogram(
             prefix + "seconds", "From the request to the end of its answer.", buckets=buckets, registry=registry
         )
+        buckets = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
+        self.decisions = Histogram(
+            prefix + "decision_seconds",
+            "Time that a policy took to choose a model.",
+            ["policy"],
+            buckets=buckets,
+            registry=registry,
+        )
         for name, text, value in (
             ("in_flight", "Requests being answered.", lambda: len(gateway.running)),
             ("workers", "Workers that can answer.", gateway.able),
@@ -95,6 +109,8 @@ class _GatewayFigures:
     def ended(self, turn: ServedTurn) -> None:
         self.requests.labels(turn.chosen, turn.outcome).inc()
         self.seconds.observe(turn.total_s)
+        if turn.decision_s is not None:
+            self.decisions.labels(turn.policy).observe(turn.decision_s)
         for each in turn.tries:
             if each["outcome"] not in NO_FAILURES:
                 self.tries.labels(each["outcome"]).inc()
@@ -104,10 +120,18 @@ class Gateway:
     """The ASGI application."""
 
     def __init__(
-        self, pool: WorkerPool, settings: GatewaySettings, virtual: dict[str, Policy], record: EventLog | None = None
+        self,
+        pool: WorkerPool,
+        settings: GatewaySettings,
+        virtual: Mapping[str, Policy | Experiment],
+        record: EventLog | None = None,
     ):
-        """`virtual`: policies by the names of their virtual models."""
-        self.pool, self.settings, self.virtual, self.record = pool, settings, virtual, record
+        """`virtual`: policies and experiments by the names of their virtual models; routers are loaded."""
+        self.pool, self.settings, self.virtual, self.record = pool, settings, VirtualModels(virtual), record
+        # A router computes for milliseconds: in a thread, where it holds up no stream. One thread decides hundreds a second.
+        self.routed = {n for n in virtual if any(each.kind == "route" for each in self.virtual.reached(n))}
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decisions")
+        self.deciding = 0
         self.keys = {key.sha256.lower(): key for key in settings.keys}
         self.allowances = {key.name: Allowance(key.per_minute) for key in settings.keys if key.per_minute}
         self.running: set[Exchange] = set()
@@ -199,8 +223,10 @@ class Gateway:
         return {
             "access-control-allow-origin": origin,
             "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
-            "access-control-allow-headers": "authorization, content-type, x-fastft-conversation, x-fastft-background",
-            "access-control-expose-headers": "x-fastft-model, x-fastft-asked, x-fastft-event, x-fastft-ignored, retry-after",
+            "access-control-allow-headers": "authorization, content-type, x-user-id, x-fastft-conversation, "
+            "x-fastft-background",
+            "access-control-expose-headers": "x-fastft-model, x-fastft-asked, x-fastft-chosen, x-fastft-why, "
+            "x-fastft-event, x-fastft-ignored, retry-after",
             "access-control-max-age": "600",
             "vary": "origin",
         }
@@ -234,10 +260,11 @@ class Gateway:
         return {"id": name, "object": "model", "created": self.created, "owned_by": "fastft"}
 
     def _contestants(self) -> list[str]:
-        """Names that a battle may draw: all that can answer now, except aliases of another of them."""
+        """Names that a battle may draw: all that can answer now, except aliases of others, and experiments, which know users."""
         now = time.monotonic()
         able = [worker.name for worker in self.pool.workers.values() if worker.can_answer(now)]
-        return list(dict.fromkeys([*able, *(name for name, policy in self.virtual.items() if policy.kind != "fixed")]))
+        choosing = (name for name, policy in self.virtual.items() if policy.kind not in ("fixed", "ab"))
+        return list(dict.fromkeys([*able, *choosing]))
 
     def _about(self) -> dict[str, Any]:
         """Facts about this server for the page."""
@@ -270,7 +297,7 @@ class Gateway:
             raise ApiError(400, message, "model", "invalid_value")
         self._require(name)
         _require_shallow(request)
-        turn = self._turn(scope, request, body, name, key.name if key else None)
+        turn = await self._turn(scope, request, body, name, key.name if key else None)
         await self._exchange(turn, request, scope, receive, send, headers)
 
     def _admit(self, key: ApiKey | None) -> None:
@@ -279,8 +306,8 @@ class Gateway:
             raise protocol.shutting_down()
         if key and (allowance := self.allowances.get(key.name)):
             allowance.take()
-        if len(self.running) >= self.settings.most_requests:
-            raise protocol.queue_full(len(self.running), 2)
+        if (requests := len(self.running) + self.deciding) >= self.settings.most_requests:
+            raise protocol.queue_full(requests, 2)
 
     async def _exchange(
         self,
@@ -293,6 +320,8 @@ class Gateway:
     ) -> None:
         name, body = turn.asked, turn.body
         headers |= {"x-fastft-asked": _in_header(name), "x-fastft-event": turn.id}
+        if turn.policy:
+            headers |= {"x-fastft-chosen": _in_header(turn.chosen), "x-fastft-why": _in_header(turn.why)}
         abort = scope.get("fastft.abort", lambda: None)
         if self.moderation:
             await self._moderate(self.moderation, turn, request)
@@ -374,29 +403,34 @@ class Gateway:
         # A policy draws by the conversation, which each side of each battle has of its own.
         conversation = (CONVERSATION_HEADERS[0].encode(), f"battle-{battle.id}-{name}".encode())
         scope = {**scope, "path": "/v1/chat/completions", "headers": [conversation, *scope["headers"]]}
-        turn = self._turn(scope, request, orjson.dumps(request), model, key)
-        turn.conversation_from = "battle"
+        turn = await self._turn(scope, request, orjson.dumps(request), model, key, battle=True)
         turn.battle = self.arena.begin_answer(battle, name, request)
         # Errors are answered here, through `hidden`, because the caller would answer them with the model's name.
         hidden = HiddenAnswer(send) if battle.anonymous else send
         try:
             await self._exchange(turn, request, scope, receive, hidden, headers)
         except ApiError as error:
-            headers.pop("x-fastft-asked", None)
             await _answer_json(hidden, error.status, error.content(), headers | error.headers)
         finally:
             self.arena.release(battle, name)
 
-    def _turn(self, scope: Scope, request: dict[str, Any], body: bytes, name: str, key: str | None) -> ServedTurn:
+    async def _turn(
+        self, scope: Scope, request: dict[str, Any], body: bytes, name: str, key: str | None, battle: bool = False
+    ) -> ServedTurn:
+        """The turn that a request asks for, with the model that is to answer it."""
+        at, clock = time.time(), time.perf_counter()
         messages = request.get("messages")
         messages = messages if isinstance(messages, list) else []
         number = sum(1 for each in messages if isinstance(each, dict) and each.get("role") == "user")
         conversation, source = _conversation_id(scope, messages, key)
-        policy = self.virtual.get(name)
-        choice = Choice(name, {name: 1.0}, "asked by name")
-        if policy:
-            spoken = Conversation(conversation or "", _as_messages(messages))
-            choice = policy.choose(spoken, number, self.pool.names())
+        # What no person wrote, or is written in a battle, exposes nobody to an experiment.
+        user = None if battle or source == "background" else _user(scope, request)
+        found = Resolved(Choice(name, {name: 1.0}, "asked by name"))
+        if policy := self.virtual.get(name):
+            read = _as_messages(messages, request.get("prompt")) if name in self.routed else []
+            asked = Asked(Conversation(conversation or "", read), number, user, at, self.pool.names())
+            found = await self._found(name, asked)
+        choice = found.choice
         return ServedTurn(
             path=scope["path"],
             asked=name,
@@ -404,14 +438,38 @@ class Gateway:
             streamed=request.get("stream") is True,
             key=key,
             conversation=conversation,
-            conversation_from=source,
+            conversation_from="battle" if battle else source,
             turn=number,
             policy=policy.kind if policy else None,
             chosen=choice.model,
             probabilities=choice.probabilities,
             why=choice.why,
             next=choice.next,
+            through=found.through,
+            scores=choice.scores,
+            decision_s=time.perf_counter() - clock if policy else None,
+            assignment=found.assignment,
+            unit=self._unit(user) if found.assignment else None,
+            at=at,
+            clock=clock,
         )
+
+    async def _found(self, name: str, asked: Asked) -> Resolved:
+        """The model that a virtual model stands for."""
+        if name not in self.routed:
+            return self.virtual.resolve(name, asked)
+        self.deciding += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, self.virtual.resolve, name, asked)
+        finally:
+            self.deciding -= 1
+
+    def _unit(self, user: str | None) -> str | None:
+        """What stands for a user in the record."""
+        if user is None or self.settings.unit_key is None:
+            return None
+        content = user.encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(content, key=self.settings.unit_key, digest_size=16).hexdigest()
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The body of a request. Raises ApiError if it is too large or too slow."""
@@ -464,7 +522,7 @@ class Gateway:
         """
         self.draining = True
         deadline = time.monotonic() + grace_s
-        while self.running and time.monotonic() < deadline:
+        while (self.running or self.deciding) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         for exchange in list(self.running):
             exchange.cancel("shut_down")
@@ -572,16 +630,19 @@ def _require_shallow(request: dict[str, Any]) -> None:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
-def _as_messages(messages: list[Any]) -> list[Message]:
-    """Messages for a policy to read. They are not checked here: the worker refuses wrong ones."""
-    read = []
-    for each in messages:
-        if isinstance(each, dict):
-            content = each.get("content")
-            if isinstance(content, list):
-                content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-            read.append(Message(str(each.get("role")), content if isinstance(content, str) else ""))
-    return read
+def _as_messages(messages: list[Any], prompt: Any) -> list[Message]:
+    """Messages for a policy to read, or the prompt of a plain completion. The worker is who refuses wrong ones."""
+    if isinstance(prompt, str) and not messages:
+        return [Message("user", prompt)]
+    dialogue = (each for each in messages if isinstance(each, dict))
+    return [Message(str(each.get("role")), "\n".join(protocol.text_parts(each.get("content")))) for each in dialogue]
+
+
+def _user(scope: Scope, request: dict[str, Any]) -> str | None:
+    """The user's name: the request's `user`, else the header X-User-Id; None if there is none."""
+    named = request.get("user")
+    user = named if isinstance(named, str) and named else _header(scope, USER_HEADER)
+    return user if 0 < len(user) <= LONGEST_USER else None
 
 
 async def _answer_json(send: Send, status: int, content: Any, headers: dict[str, str]) -> None:

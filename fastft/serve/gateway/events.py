@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Any
 import orjson
 
 from fastft.common import logs
+from fastft.compose.abtest.policy import Assignment
 from fastft.errors import UserError
 from fastft.serve.protocol import USAGE_COMMENT
 
@@ -76,6 +77,16 @@ class ServedTurn:
     why: str
     next: tuple[str, ...] = ()
     """Models that are asked if the chosen one cannot answer."""
+    through: tuple[str, ...] = ()
+    """Virtual models between the name asked for and the model, such as an experiment's arm that is a blend."""
+    scores: Mapping[str, float] | None = None
+    """What the policy compared, by model: a router's probabilities of a good answer."""
+    decision_s: float | None = None
+    """How long the choice took, as the client felt it; None if the client named the model itself."""
+    assignment: Assignment | None = None
+    """The user's arm, if an experiment decided."""
+    unit: str | None = None
+    """The user of the experiment as a keyed hash, never the name; None if no user is known."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     at: float = field(default_factory=time.time)
     """When the request had arrived, in seconds since 1970."""
@@ -117,7 +128,7 @@ def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
         "probabilities": turn.probabilities,
         "why": turn.why,
         "model": turn.answered,
-        "failover": len({(each["worker"], each["model"]) for each in turn.tries}) > 1,
+        "failover": _is_failover(turn),
         "tries": turn.tries,
         "stream": turn.streamed,
         "status": turn.status,
@@ -127,7 +138,10 @@ def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
         "first_s": turn.first_s,
         "total_s": turn.total_s,
     }
-    event |= {name: value for name in ("battle", "moderation") if (value := getattr(turn, name)) is not None}
+    known = ("through", "scores", "decision_s", "battle", "moderation")
+    event |= {name: value for name in known if (value := getattr(turn, name)) not in (None, ())}
+    if turn.assignment:
+        event |= _exposure(turn.assignment, turn.unit)
     request = orjson.loads(turn.body)
     prompt = {name: request[name] for name in ("messages", "prompt") if name in request}
     if texts:
@@ -139,6 +153,25 @@ def event_of(turn: ServedTurn, texts: bool) -> dict[str, Any]:
     return (
         event | {f"{name}_sha256": _hash(orjson.dumps(value)) for name, value in prompt.items()} | {"answers": hashed}
     )
+
+
+def _is_failover(turn: ServedTurn) -> bool:
+    """Whether another worker was asked than the first one, or another model than the chosen one, which may be known as down."""
+    return len({(each["worker"], each["model"]) for each in turn.tries}) > 1 or any(
+        each["model"] != turn.chosen for each in turn.tries
+    )
+
+
+def _exposure(assignment: Assignment, unit: str | None) -> dict[str, Any]:
+    """An event's fields of an experiment. A unit's first event with `exposed` is its exposure."""
+    return {
+        "experiment": assignment.experiment,
+        "arm": assignment.arm,
+        "share": assignment.share,
+        "unit": unit,
+        "counted": assignment.counted,
+        "exposed": assignment.counted,
+    }
 
 
 def _hash(content: bytes) -> str:

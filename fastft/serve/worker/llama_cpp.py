@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fastft.common import logs
 from fastft.common.command_line import leave, parse, run
+from fastft.common.environment import from_environment
 from fastft.common.files import short_name
 from fastft.errors import UserError
 from fastft.serve.address import check_port
@@ -45,9 +46,7 @@ def main(argv: list[str]) -> int:
     [config] = parse(argv, "python -m fastft.serve.worker.llama_cpp", "Serve a GGUF file, by llama.cpp.", LlamaConfig)
     _check_file(config.model)
     check_port(config.port)
-    key = os.environ.get(config.api_key_env) if config.api_key_env else None
-    if config.api_key_env and not key:
-        raise UserError(f"--api_key_env {config.api_key_env}: there is no such environment variable, or it is empty")
+    key = from_environment("--api_key_env", config.api_key_env) if config.api_key_env else None
     try:
         import xllamacpp
     except ModuleNotFoundError:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastft.common.command_line import parse
+from fastft.common.environment import from_environment
 from fastft.common.files import short_name
 from fastft.errors import UserError
 from fastft.serve.address import bound, is_loopback, written
@@ -241,11 +242,7 @@ def _generation(config: WorkerConfig, served: ServedModel) -> Any:
 def _key(config: WorkerConfig) -> bytes | None:
     """The key that requests must send; None if none is required. Raises UserError if it is required but not set."""
     if config.api_key_env:
-        if not (key := os.environ.get(config.api_key_env)):
-            raise UserError(
-                f"--api_key_env {config.api_key_env}: there is no such environment variable, or it is empty"
-            )
-        return key.encode()
+        return from_environment("--api_key_env", config.api_key_env).encode()
     if not is_loopback(config.host):
         raise UserError(f"--host {config.host}: others can reach this address; give a key with --api_key_env NAME")
     return None
@@ -277,21 +274,16 @@ def _gateway(config: WorkerConfig) -> Any:
         return None
     from fastft.serve.announce import GatewayAddress
 
-    if not config.announce.startswith(("http://", "https://")):
-        raise UserError(f"--announce {config.announce}: must be the gateway's address, such as http://10.0.0.1:8000")
     if not config.announce_key_env:
         raise UserError(
             "--announce needs --announce_key_env NAME, the environment variable with the gateway's admin key"
         )
-    if not (key := os.environ.get(config.announce_key_env)):
-        raise UserError(
-            f"--announce_key_env {config.announce_key_env}: there is no such environment variable, or it is empty"
-        )
+    key = from_environment("--announce_key_env", config.announce_key_env)
     return GatewayAddress(config.announce, key, config.api_key_env)
 
 
 def _check(config: WorkerConfig) -> None:
-    for name, least in (("max_batch", 1), ("max_queue", 0), ("grace_s", 0), ("port", 0)):
+    for name, least in (("max_batch", 1), ("max_queue", 0), ("grace_s", 0)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)}: must be {least} or more")
     for name in ("comment_s", "slow_client_s"):
