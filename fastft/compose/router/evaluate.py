@@ -12,8 +12,9 @@ from pathlib import Path
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, write_whole
-from fastft.compose.router.evaluation import evaluate, leave_one_out, read_with_sets, to_json
-from fastft.compose.router.page import show, verdict, write_evaluation_page
+from fastft.compose.router.figures.evaluation import evaluate, read_with_sets, to_json
+from fastft.compose.router.figures.page import show, verdict, write_evaluation_page
+from fastft.compose.router.leave_out import leave_one_out
 from fastft.compose.router.router import Router
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     [config] = parse(argv, "fastft router evaluate", what, EvaluateConfig)
     from rich.console import Console
 
-    router = Router.load(config.router)
+    router = Router.load(config.router, with_baselines=True)
     outcomes, sets = read_with_sets(config.outcomes)
     made = evaluate(router, outcomes, sets, config.usd_weight, config.margin)
     if config.leave_one_out:

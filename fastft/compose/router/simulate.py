@@ -28,7 +28,7 @@ from fastft.common.files import make_directory, write_whole
 from fastft.common.records import read_records, repair_text
 from fastft.compose.blend import BlendPolicy
 from fastft.compose.policy import FixedPolicy, Policy, draw
-from fastft.compose.router.evaluation import whole_rows
+from fastft.compose.router.figures.evaluation import whole_rows
 from fastft.compose.router.outcomes import read_outcomes
 from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.router.propensity import (

@@ -1,7 +1,7 @@
 """Compute all figures of a router on outcomes that it has not seen.
 
     outcomes, sets = read_with_sets(["test.jsonl"])
-    made = evaluate(Router.load("routers/expert"), outcomes, sets)
+    made = evaluate(Router.load("routers/expert", with_baselines=True), outcomes, sets)
     made.gain                                                   # Interval: the router minus the best single model
 
 What counts is `correct` where the outcomes have it, else the rewards; between 0 and 1 it is written in points of 100. A set is
@@ -21,19 +21,18 @@ import numpy as np
 
 from fastft.common.records import repair_text
 from fastft.compose.blend import BlendPolicy
-from fastft.compose.router.leaks import shared_runs
-from fastft.compose.router.measures import (
-    Curve,
+from fastft.compose.router.baselines import SAYS
+from fastft.compose.router.figures.columns import Columns, Extra, alone
+from fastft.compose.router.figures.curves import Curve, Pair, curve_columns, curve_of, pair_columns, pair_of
+from fastft.compose.router.figures.measures import (
     SetMeans,
-    area_under,
     calibration_error,
-    calls_for_half,
     confusion,
     rank_and_uplift,
     rank_and_uplift_of_model,
-    strong_calls,
     weights_of,
 )
+from fastft.compose.router.leaks import shared_runs
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, Scores
 from fastft.data.conversation import Conversation
@@ -42,8 +41,6 @@ from fastft.judge.statistics.intervals import Interval
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = 40
-"""Settings of usd_weight or margin that a curve tries; those that choose the same are drawn once."""
 TAG_QUERIES, TAGS_SHOWN = 20, 50
 """A tag gets a row of its own from so many queries; the most frequent ones are shown."""
 NAMED = 5
@@ -82,20 +79,6 @@ class Tag:
     """The model that is best on these queries, in hindsight, and its score."""
     best_score: float
     chosen: dict[str, int]
-
-
-@dataclass
-class Pair:
-    """RouteLLM's figures: queries are sent to a strong model instead of a weak one, in the order of the router's preference.
-
-    APGR is the share of the gap between the two that is recovered, as the mean over all shares of calls to the strong model
-    (arXiv 2406.18665); a random order has 0.5. `calls_for_half` is the smallest share of calls that recovers half.
-    """
-
-    weak: str
-    strong: str
-    apgr: Interval
-    calls_for_half: float | None
 
 
 @dataclass
@@ -184,18 +167,18 @@ def evaluate(
     scores_NM, default = points * measure_NM, router.candidates.index(router.default)
     weights_N = weights_of(sets)
 
-    columns = _Columns(scores_NM, _usd_table(router, outcomes), router.candidates)
+    columns = Columns(scores_NM, _usd_table(router, outcomes), router.candidates)
     columns.add_choice("router", f"by its {router.rule}", chosen_N)
     columns.add_choice("best single", f"{router.default}, chosen in training", np.full(len(sets), default))
     columns.add("uniform blend", "one of the models, drawn: the mean of all", scores_NM.mean(1), columns.mean_usd())
-    for name, says, choice_N in _baselines(router, outcomes, sets):
+    for name, says, choice_N in _baselines(router, outcomes):
         columns.add_choice(name, says, choice_N)
     for number, name in enumerate(router.candidates):
         columns.add_choice(alone(name), "", np.full(len(sets), number))
     columns.add_choice("oracle", "the best model of each query, which nobody knows before", _oracle(columns))
-    extra = _Extra(columns, weights_N)
-    curve_columns = _curve_columns(router, values, columns, margin, extra)
-    pair_columns = _pair_columns(router, values, columns, extra)
+    extra = Extra(columns, weights_N)
+    curve = curve_columns(router, values, columns, margin, extra)
+    pair = pair_columns(router, values, columns, extra)
     usd_columns = [extra.add(usd_N) for usd_N in columns.usd.values()] if columns.usd_NM is not None else []
 
     means = SetMeans(np.column_stack([*columns.scores.values(), *extra.columns]), sets, outcomes.queries)
@@ -203,9 +186,11 @@ def evaluate(
     leaks, without = _leaks(router, outcomes, sets, chosen_N, scores_NM, default)
     single = list(columns.scores).index("best single")
     drawn = _drawn_blend(outcomes, scores_NM, weights_N)
+    if "best per tag" not in columns.scores:
+        remarks.append("There is no best per tag: no tag of these queries was seen in training.")
     if short := [name for name, count in zip(means.sets, means.counts) if count < TAG_QUERIES]:
         remarks.append(
-            f"{len(short)} of {len(means.sets)} sets have fewer than {TAG_QUERIES} queries ({_some(short)}), and count as much "
+            f"{len(short)} of {len(means.sets)} sets have fewer than {TAG_QUERIES} queries ({some(short)}), and count as much "
             "in the mean as the others."
         )
     return Evaluation(
@@ -217,10 +202,12 @@ def evaluate(
         sets=dict(zip(means.sets, means.counts.tolist())),
         systems=systems,
         gain=means.difference(0, single),
-        by_set=[_tag(name, [s == name for s in sets], outcomes, chosen_N, scores_NM, default) for name in means.sets],
+        by_set=[
+            tag_row(name, [s == name for s in sets], outcomes, chosen_N, scores_NM, default) for name in means.sets
+        ],
         by_tag=_tags(outcomes, chosen_N, scores_NM, default),
-        curve=_curve(curve_columns, means, columns),
-        pair=_pair(pair_columns, means),
+        curve=curve_of(curve, means),
+        pair=pair_of(pair, means),
         confusion=confusion(chosen_N, scores_NM).round(3).tolist(),
         drawn_blend=drawn,
         left_to_default=float(weights_N @ (chosen_N == default)),
@@ -240,8 +227,8 @@ def of_candidates(outcomes: Outcomes, candidates: Sequence[str]) -> tuple[Outcom
     """The outcomes of the router's candidates, in its order. Raises UserError if one is missing."""
     if missing := [name for name in candidates if name not in outcomes.models]:
         raise UserError(
-            f"this router chooses among {_some(candidates, 10)}; the outcomes have no scores of {_some(missing)} (they have "
-            f"{_some(outcomes.models, 10)}): score its candidates, or train a router for these models"
+            f"this router chooses among {some(candidates, 10)}; the outcomes have no scores of {some(missing)} (they have "
+            f"{some(outcomes.models, 10)}): score its candidates, or train a router for these models"
         )
     others = [name for name in outcomes.models if name not in candidates]
     places = [outcomes.models.index(name) for name in candidates]
@@ -249,7 +236,7 @@ def of_candidates(outcomes: Outcomes, candidates: Sequence[str]) -> tuple[Outcom
         name: None if (table := getattr(outcomes, name)) is None else table[:, places]
         for name in ("rewards", "correct", "usd")
     }
-    remarks = [f"Left out, because the router cannot choose them: {_some(others, 10)}."] if others else []
+    remarks = [f"Left out, because the router cannot choose them: {some(others, 10)}."] if others else []
     return replace(outcomes, models=list(candidates), **kept), remarks
 
 
@@ -268,7 +255,7 @@ def whole_rows(outcomes: Outcomes, sets: Sequence[str]) -> tuple[Outcomes, list[
         )
     remark = (
         f"{len(rows):,} of {len(outcomes):,} queries are left out, because {name} of a model are missing there ({models}): "
-        f"{_some([outcomes.ids[row] for row in rows])}."
+        f"{some([outcomes.ids[row] for row in rows])}."
     )
     logger.warning("%s", remark)
     keep = np.flatnonzero(~lacking_NM.any(1))
@@ -287,7 +274,7 @@ def _usd_table(router: Router, outcomes: Outcomes) -> np.ndarray | None:
     return np.where(np.isnan(known), means_M, known)
 
 
-def _some(names: Sequence[str], count: int = NAMED) -> str:
+def some(names: Sequence[str], count: int = NAMED) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - count:,} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
@@ -296,58 +283,23 @@ def _some(names: Sequence[str], count: int = NAMED) -> str:
 # --- Systems ----------------------------------------------------------------------------------------------------------
 
 
-def alone(model: str) -> str:
-    """The name of a system that always chooses this model; no model's name is a baseline's."""
-    return f"{model} alone"
-
-
-class _Columns:
-    """Collects what every system scored on each query, and what it cost."""
-
-    def __init__(self, scores_NM: np.ndarray, usd_NM: np.ndarray | None, models: list[str]):
-        self.scores_NM, self.usd_NM, self.models = scores_NM, usd_NM, models
-        self.rows = np.arange(len(scores_NM))
-        self.says: dict[str, str] = {}
-        self.scores: dict[str, np.ndarray] = {}
-        self.usd: dict[str, np.ndarray] = {}
-
-    def add_choice(self, name: str, says: str, chosen_N: np.ndarray) -> None:
-        usd_N = None if self.usd_NM is None else self.usd_NM[self.rows, chosen_N]
-        self.add(name, says, self.scores_NM[self.rows, chosen_N], usd_N)
-
-    def add(self, name: str, says: str, scores_N: np.ndarray, usd_N: np.ndarray | None) -> None:
-        self.says[name], self.scores[name] = says, scores_N
-        if usd_N is not None:
-            self.usd[name] = 1000 * usd_N
-
-    def mean_usd(self) -> np.ndarray | None:
-        return None if self.usd_NM is None else self.usd_NM.mean(1)
-
-
-class _Extra:
-    """Columns beside the systems' that are resampled with them; `add` returns their place."""
-
-    def __init__(self, systems: _Columns, weights_N: np.ndarray):
-        self.first, self.columns, self.weights_N = len(systems.scores), [], weights_N
-
-    def add(self, column_N: np.ndarray) -> int:
-        self.columns.append(column_N)
-        return self.first + len(self.columns) - 1
-
-
-def _oracle(columns: _Columns) -> np.ndarray:
+def _oracle(columns: Columns) -> np.ndarray:
     """The best model of each query; of several the cheapest."""
     best_NM = columns.scores_NM >= columns.scores_NM.max(1, keepdims=True) - 1e-9
     usd_NM = np.zeros_like(columns.scores_NM) if columns.usd_NM is None else columns.usd_NM
     return np.where(best_NM, usd_NM, np.inf).argmin(1)
 
 
-def _baselines(router: Router, outcomes: Outcomes, sets: Sequence[str]) -> list[tuple[str, str, np.ndarray]]:
+def _baselines(router: Router, outcomes: Outcomes) -> list[tuple[str, str, np.ndarray]]:
     """(name, what it is, chosen model of each query) of what was trained beside the router."""
-    return []
+    if router.baselines is None:
+        return []
+    matrix = router.features.transform(outcomes.queries)
+    found = router.baselines.choose(matrix, router.features.dense(matrix), outcomes.tags)
+    return [(name, SAYS[name], chosen_N) for name, chosen_N in found.items()]
 
 
-def _systems(columns: _Columns, means: SetMeans, usd_columns: list[int]) -> list[System]:
+def _systems(columns: Columns, means: SetMeans, usd_columns: list[int]) -> list[System]:
     names = list(columns.scores)
     single, oracle = names.index("best single"), names.index("oracle")
     first = names.index(alone(columns.models[0]))
@@ -391,7 +343,7 @@ def _drawn_blend(outcomes: Outcomes, scores_NM: np.ndarray, weights_N: np.ndarra
     }
 
 
-def _tag(
+def tag_row(
     name: str,
     has_it: Sequence[bool],
     outcomes: Outcomes,
@@ -423,120 +375,12 @@ def _tags(outcomes: Outcomes, chosen_N: np.ndarray, scores_NM: np.ndarray, defau
         return []
     counts = Counter(tag for tags in outcomes.tags for tag in tags)
     shown = [tag for tag, count in counts.most_common(TAGS_SHOWN) if count >= TAG_QUERIES]
-    return [_tag(tag, [tag in tags for tags in outcomes.tags], outcomes, chosen_N, scores_NM, default) for tag in shown]
+    return [
+        tag_row(tag, [tag in tags for tags in outcomes.tags], outcomes, chosen_N, scores_NM, default) for tag in shown
+    ]
 
 
-# --- Curves -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _CurveColumns:
-    by: str
-    settings: list[float]
-    x: list[float]
-    columns: list[int]
-    area: tuple[int, int] | None
-    """Places of the area's numerator and denominator."""
-    area_says: str
-
-
-def _curve_columns(
-    router: Router, values: Scores, columns: _Columns, margin: float | None, extra: _Extra
-) -> _CurveColumns:
-    """Add what the router scores at each setting to the columns: by usd_weight if it knows prices, else by margin."""
-    value_NM = getattr(values, router.rule)
-    default = router.candidates.index(router.default)
-    if router.usd is not None:
-        usd_M = np.array([router.usd[name] for name in router.candidates])
-        scale = (value_NM.max() - value_NM.min()) / max(usd_M.max() - usd_M.min(), 1e-12)
-        settings = [0.0, *(scale * np.geomspace(1e-3, 1e3, SETTINGS)).tolist()]
-        choices = [router.choose(values, weight, margin) for weight in settings]
-    else:
-        lead_N = (value_NM - value_NM[:, [default]]).max(1)
-        settings = sorted(
-            {0.0, *np.quantile(lead_N, np.linspace(0, 1, SETTINGS)).tolist(), np.nextafter(lead_N.max(), 9)}
-        )
-        choices = [router.choose(values, 0.0, each) for each in settings]
-    different = [0] + [i for i in range(1, len(choices)) if (choices[i] != choices[i - 1]).any()]
-    points = []
-    for i in different:
-        score_N = columns.scores_NM[columns.rows, choices[i]]
-        x_N = 1000 * columns.usd_NM[columns.rows, choices[i]] if router.usd is not None else choices[i] != default
-        points.append((float(extra.weights_N @ x_N), settings[i], score_N))
-    points.sort(key=lambda point: point[0])
-    x, scores = [point[0] for point in points], [point[2] for point in points]
-    area, says = _area(router, columns, x, scores, extra)
-    by = "usd_weight" if router.usd is not None else "margin"
-    return _CurveColumns(
-        by, [float(point[1]) for point in points], x, [extra.add(score) for score in scores], area, says
-    )
-
-
-def _area(
-    router: Router, columns: _Columns, x: list[float], scores: list[np.ndarray], extra: _Extra
-) -> tuple[tuple[int, int] | None, str]:
-    """Places of the two columns whose ratio is the area under the curve, and what the area means."""
-    single_N = columns.scores["best single"]
-    if router.usd is None:
-        area_N = np.tensordot(area_under(x), np.array(scores), 1) - single_N
-        says = (
-            "the share of the oracle's gap that the router closes, as the mean over all shares of queries that may leave the "
-            "best single model"
-        )
-        return (extra.add(area_N), extra.add(columns.scores["oracle"] - single_N)), says
-    costs = {name: float(extra.weights_N @ columns.usd[alone(name)]) for name in router.candidates}
-    cheapest = min(costs, key=costs.__getitem__)
-    low, high = costs[cheapest], costs[router.default]
-    if high <= low:
-        return None, f"not defined: the best single model, {router.default}, is the cheapest"
-    cheap_N = columns.scores[alone(cheapest)]
-    area_N = np.tensordot(area_under([(each - low) / (high - low) for each in x]), np.array(scores), 1) - cheap_N
-    says = (
-        f"the share of the gap between {cheapest}, the cheapest, and {router.default}, the best single, that the router closes, "
-        "as the mean over all budgets between the costs of the two; drawing one of the two at random has 0.5"
-    )
-    return (extra.add(area_N), extra.add(single_N - cheap_N)), says
-
-
-def _curve(drawn: _CurveColumns, means: SetMeans, columns: _Columns) -> Curve:
-    area = means.ratio(*drawn.area) if drawn.area else None
-    says = drawn.area_says
-    if drawn.area and area is None:
-        says = "not defined: on these queries the better end of the curve is not clearly better"
-    return Curve(drawn.by, drawn.settings, drawn.x, [means.mean(column) for column in drawn.columns], area, says)
-
-
-def _pair_columns(
-    router: Router, values: Scores, columns: _Columns, extra: _Extra
-) -> tuple[str, str, int, int, float | None] | None:
-    """(weak, strong, places of APGR's numerator and denominator, calls for half) for the best single model and a weak one.
-
-    The weak one is the cheapest, or the one with the lowest score here if there are no prices. None if there is no gap.
-    """
-    scores = {name: float(extra.weights_N @ columns.scores[alone(name)]) for name in router.candidates}
-    costs = (
-        {name: float(extra.weights_N @ columns.usd[alone(name)]) for name in router.candidates}
-        if columns.usd
-        else scores
-    )
-    weak, strong = min(costs, key=costs.__getitem__), router.default
-    if scores[strong] <= scores[weak]:
-        return None
-    value_NM = getattr(values, router.rule)
-    preference_N = value_NM[:, router.candidates.index(strong)] - value_NM[:, router.candidates.index(weak)]
-    gain_N = columns.scores[alone(strong)] - columns.scores[alone(weak)]
-    half = calls_for_half(preference_N, gain_N, extra.weights_N)
-    share_N = strong_calls(preference_N, extra.weights_N)
-    return weak, strong, extra.add(share_N * gain_N), extra.add(gain_N), half
-
-
-def _pair(found: tuple[str, str, int, int, float | None] | None, means: SetMeans) -> Pair | None:
-    if found is None or (apgr := means.ratio(found[2], found[3])) is None:
-        return None
-    return Pair(found[0], found[1], apgr, found[4])
-
-
-# --- Leaks and leaving sets out ---------------------------------------------------------------------------------------
+# --- Leaks ------------------------------------------------------------------------------------------------------------
 
 
 def _leaks(
@@ -565,43 +409,6 @@ def _leaks(
         "best_single": float(means.mean_K[1]),
         "gain_over_best_single": _three(means.difference(0, 1)),
     }
-
-
-def leave_one_out(router: Router, outcomes: Outcomes, sets: Sequence[str], paths: Sequence[str]) -> list[LeftOut]:
-    """Train a router without each set, by this router's settings, and evaluate it on that set.
-
-    Raises UserError if the training outcomes have none of the sets.
-    """
-    from fastft.compose.router.train import TrainSettings, train_router
-
-    training, training_sets = read_with_sets(paths)
-    training, _ = of_candidates(training, router.candidates)
-    outcomes, _ = of_candidates(outcomes, router.candidates)
-    outcomes, sets, _ = whole_rows(outcomes, sets)
-    known = list(dict.fromkeys(training_sets))
-    names = [name for name in dict.fromkeys(sets) if name in known]
-    if not names:
-        raise UserError(
-            f"--leave_one_out: the training outcomes have none of the sets {_some(list(dict.fromkeys(sets)))}; theirs are "
-            f"{_some(known)}"
-        )
-    if len(known) < 2:
-        raise UserError(f"--leave_one_out: the training outcomes have one set, {known[0]}; nothing is left to train on")
-    own = router.report.get("settings", {})
-    settings = TrainSettings(**{key: value for key, value in own.items() if key in TrainSettings.__dataclass_fields__})
-    points = 100.0 if outcomes.measure.min() >= 0 and outcomes.measure.max() <= 1 else 1.0
-    made = []
-    for name in names:
-        logger.info("training without %s", name)
-        rest = training.select([row for row, each in enumerate(training_sets) if each != name])
-        without = train_router(rest, settings)
-        test = outcomes.select([row for row, each in enumerate(sets) if each == name])
-        test, _ = of_candidates(test, without.candidates)
-        default = without.candidates.index(without.default)
-        chosen_N = without.choose(without.scores(test.queries))
-        tag = _tag(name, [True] * len(test), test, chosen_N, points * test.measure, default)
-        made.append(LeftOut(name, len(rest), len(test), tag.router, without.default, tag.best_single, tag.gain))
-    return made
 
 
 # --- Examples and JSON ------------------------------------------------------------------------------------------------

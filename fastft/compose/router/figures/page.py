@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.html import Plot, compact, percent, precise, ticks, write_page
-from fastft.compose.router.evaluation import Evaluation, LeftOut, System, Tag
+from fastft.compose.router.figures.evaluation import Evaluation, LeftOut, System, Tag
 from fastft.judge.statistics.intervals import Interval
 from fastft.judge.tables import FigureTable, number
 
@@ -198,7 +198,7 @@ def write_evaluation_page(path: Path, made: Evaluation) -> None:
     """Write the page: the verdict, tables, the curve, who was chosen and who was best, and examples."""
     write_page(
         path,
-        Path(__file__).with_name("router.html.jinja"),
+        Path(__file__).with_name("evaluation.html.jinja"),
         title=f"A router for {len(made.candidates)} models",
         lede=verdict(made),
         made=made,

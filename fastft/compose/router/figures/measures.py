@@ -1,4 +1,4 @@
-"""The measures of a router, from arrays alone: means over sets with intervals, ranks, curves, and who was chosen.
+"""The measures of a router, from arrays alone: means over sets with intervals, ranks, areas, and who was chosen.
 
     means = SetMeans(scores_NK, sets, queries)      # K systems on N queries
     means.difference(0, 1)                          # Interval of system 0 minus system 1
@@ -9,7 +9,6 @@ has, as in the tables of ZOOTER (arXiv 2311.08692) and RouterDC (arXiv 2409.1988
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -127,34 +126,15 @@ def rank_and_uplift_of_model(model: int, models_SM: np.ndarray) -> tuple[float, 
 # --- Curves -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What a router scores at different settings of one number, and what it costs there."""
-
-    by: str
-    """usd_weight, or margin."""
-    settings: list[float]
-    x: list[float]
-    """Dollars per 1,000 queries, or the share of queries that are not left with the default."""
-    score: list[Interval]
-    area: Interval | None
-    area_says: str
-
-
 def area_under(x: Sequence[float]) -> np.ndarray:
-    """The weights with which values at rising places `x` from [0, 1] sum to the area under them from 0 to 1.
+    """The weights with which values at rising places `x` sum to the area under them from 0 to 1.
 
     Between two places, the line between their values counts: who draws one of two settings at random gets there. Before the
     first place and after the last, their values count.
     """
-    places = np.concatenate([[0.0], np.clip(x, 0, 1), [1.0]])
-    widths = np.diff(places)
-    weights = np.zeros(len(x))
-    weights[0] += widths[0]
-    weights[-1] += widths[-1]
-    weights[:-1] += widths[1:-1] / 2
-    weights[1:] += widths[1:-1] / 2
-    return weights
+    grid = np.linspace(0, 1, 4001)
+    shares = np.array([np.interp(grid, x, each) for each in np.eye(len(x))])
+    return (shares[:, 1:] + shares[:, :-1]).mean(1) / 2
 
 
 def strong_calls(preference_N: np.ndarray, weights_N: np.ndarray) -> np.ndarray:

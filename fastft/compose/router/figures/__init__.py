@@ -1,0 +1,1 @@
+"""The figures of an evaluated router, and how they are shown."""
