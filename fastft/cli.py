@@ -30,6 +30,8 @@ VERBS = {
     "chat": ("fastft.inference.terminal", "talk to a model in the terminal"),
     "serve": ("fastft.serve.command", "serve models behind one address that speaks OpenAI's API"),
     "router": ("fastft.compose.router.command", "send each question to the model that will answer it best"),
+    "abtest": ("fastft.compose.abtest.command", "say whether users come back more often, and use more, under one arm"),
+    "distill": ("fastft.distill.command", "make training data by asking teachers, from queries to a ready train.yaml"),
     "record": ("fastft.serve.record", "export what was served: events, or conversations to clean and train on"),
 }
 

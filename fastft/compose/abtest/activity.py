@@ -48,7 +48,7 @@ class ColumnsConfig:
     day: str | None = None
     """The column of days after joining, in place of times. Default: day."""
     amount: str | None = None
-    """The column that says how much was used. Default: amount, seconds, turns, rounds, sum_gamerounds, messages or minutes;
+    """The column that says how much was used. Default: amount, seconds, turns, rounds, sum_gamerounds or minutes;
     without any, each row counts 1."""
     followed: str | None = None
     """Beside days: the column that says how many days have passed since the user joined. Default: followed."""

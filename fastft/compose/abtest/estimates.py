@@ -95,7 +95,7 @@ class Days:
 
 
 @dataclass
-class Comparison:
+class ArmComparison:
     """An arm beside the control."""
 
     arm: str
@@ -208,9 +208,9 @@ def _line(
     return {name: Effect(float(value), float(error)) for name, value, error in zip(names, value_F, error_F)}
 
 
-def compare_days(name: str, arm: Days, control: Days, days: np.ndarray, by_day: bool) -> Comparison:
+def compare_days(name: str, arm: Days, control: Days, days: np.ndarray, by_day: bool) -> ArmComparison:
     """Compare an arm with the control on each day, and by lines over the days."""
-    found = Comparison(name, {}, {}, {}, {})
+    found = ArmComparison(name, {}, {}, {}, {})
     with np.errstate(divide="ignore", invalid="ignore"):
         log_q_K = np.log(arm.retention_K) - np.log(control.retention_K)
         log_r_K = np.log(arm.engagement_K) - np.log(control.engagement_K)
@@ -266,11 +266,15 @@ class Capped:
 
 
 def winsorise(values: np.ndarray, quantile: float) -> Capped:
-    """Set values above the quantile to it; zeros and NaN are no part of the sample. A quantile of 1 changes nothing."""
+    """Set values above the quantile to it; zeros and NaN are no part of the sample. A quantile of 1 changes nothing.
+
+    The quantile is a value of the sample, rounded down. So among fewer than 1,000 values the largest is set to the next one;
+    between the two, a cap would still be the largest one's doing.
+    """
     sample = values[values > 0]
     if quantile >= 1 or not len(sample):
         return Capped(math.inf, values, np.array([], int))
-    cap = float(np.quantile(sample, quantile))
+    cap = float(np.quantile(sample, quantile, method="lower"))
     above = np.flatnonzero(values > cap)
     return Capped(cap, np.minimum(values, cap), above[np.argsort(-values[above], kind="stable")])
 
@@ -286,10 +290,16 @@ def holm(effects: Mapping[tuple[str, str], Effect]) -> dict[tuple[str, str], Eff
 
 
 def sample_ratio_p(counts: Iterable[int], shares: Iterable[float]) -> float:
-    """The p value of the chi-square test that users fell into the arms by these shares."""
+    """The p value of the chi-square test that users fell into the arms by these shares.
+
+    For two arms it has the correction for continuity, with which it is the binomial test's to two digits.
+    """
     counts, shares = np.array(list(counts), float), np.array(list(shares), float)
     expected = counts.sum() * shares / shares.sum()
-    return chi_square_tail(float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1)
+    apart = np.abs(counts - expected)
+    if len(counts) == 2:
+        apart = np.maximum(apart - 0.5, 0)
+    return chi_square_tail(float((apart**2 / expected).sum()), len(counts) - 1)
 
 
 def chi_square_tail(value: float, freedom: int) -> float:
@@ -306,7 +316,9 @@ def chi_square_tail(value: float, freedom: int) -> float:
     return 1.0 if x == 0 else tail
 
 
-def compare(activity: Activity, control: int, horizon: int, quantile: float) -> tuple[list[Comparison], Capped, Capped]:
+def compare(
+    activity: Activity, control: int, horizon: int, quantile: float
+) -> tuple[list[ArmComparison], Capped, Capped]:
     """Compare every arm with the control over the days up to `horizon`.
 
     Returns the comparisons, with Holm's p values, and the winsorised amounts by entry and by user's total.
@@ -328,7 +340,7 @@ def winsorised(activity: Activity, horizon: int, quantile: float) -> tuple[Cappe
 
 def compare_arms(
     activity: Activity, control: int, horizon: int, amount_E: np.ndarray, total_U: np.ndarray
-) -> list[Comparison]:
+) -> list[ArmComparison]:
     """Compare every arm with the control, with these amounts and totals in place of the activity's own."""
     days = activity.days[activity.days <= horizon]
     counts = [count_days(activity, arm, days, amount_E) for arm in range(len(activity.arms))]

@@ -4,40 +4,17 @@ Writes DIR/figures.json and DIR/report.html, and prints the verdict, warnings be
 """
 
 import json
-import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, write_whole
 from fastft.common.records import repair_text
-from fastft.compose.abtest.activity import Activity, ColumnsConfig, read_activity
-from fastft.compose.abtest.estimates import (
-    Capped,
-    Comparison,
-    Days,
-    Effect,
-    PowerLaw,
-    compare,
-    count_days,
-    power_law,
-    require_users,
-    sample_ratio_p,
-)
-from fastft.compose.abtest.table import nearest
+from fastft.compose.abtest.activity import ColumnsConfig, read_activity
+from fastft.compose.abtest.report import show, write_abtest_page
+from fastft.compose.abtest.results import compute
+from fastft.compose.abtest.verdict import verdict
 from fastft.errors import UsageError, UserError
-
-STOP, WARN = 0.001, 0.01
-"""p values of the sample-ratio check: below the first nothing is read, below the second a warning comes first."""
-PLANNED = 30
-"""Days of an experiment, as in Blended."""
-FEW = 100
-"""Users in an arm below which intervals are less exact: A/A splits of 30 users an arm (benchmarks/abtest.py)."""
-NAMED = 10
-"""Outliers that are named."""
 
 
 @dataclass
@@ -59,110 +36,18 @@ class FiguresConfig:
     """Only users for whom all days of the horizon have passed: the same ones on every day."""
 
 
-@dataclass
-class SampleRatio:
-    """Whether users fell into the arms as planned."""
-
-    users: dict[str, int]
-    expected: dict[str, float]
-    p: float
-
-    @property
-    def verdict(self) -> str:
-        return "stop" if self.p < STOP else "warning" if self.p < WARN else "ok"
-
-
-@dataclass
-class Curve:
-    """An arm's own retention and engagement by day, of days with users."""
-
-    users: int
-    complete: int
-    """Users for whom all days up to the horizon have passed."""
-    retention: dict[int, float]
-    engagement: dict[int, float]
-    retention_law: PowerLaw | None
-    engagement_law: PowerLaw | None
-
-
-@dataclass
-class Results:
-    """All that is known of an experiment."""
-
-    source: str
-    control: str
-    unit: str
-    planned: int
-    reached: int
-    """The last day, up to the planned one, that has passed for users of every arm."""
-    sample_ratio: SampleRatio
-    comparisons: list[Comparison] = field(default_factory=list)
-    curves: dict[str, Curve] = field(default_factory=dict)
-    outliers: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    verdict: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of figures.json. An effect is [value, low, high], a 95 % interval; NaN is null."""
-        return _plain(
-            {
-                "verdict": self.verdict,
-                "warnings": self.warnings,
-                "source": self.source,
-                "control": self.control,
-                "unit": self.unit,
-                "horizon": {"planned": self.planned, "reached": self.reached},
-                "sample_ratio": asdict(self.sample_ratio) | {"verdict": self.sample_ratio.verdict},
-                "arms": {each.arm: _comparison_json(each) for each in self.comparisons},
-                "curves": {arm: asdict(curve) for arm, curve in self.curves.items()},
-                "outliers": self.outliers,
-                "remarks": self.remarks,
-            }
-        )
-
-
-def _comparison_json(found: Comparison) -> dict[str, Any]:
-    figures: dict[str, Any] = dict.fromkeys(("engagement_ratio", "dzeta", "dbeta", "dalpha", "dgamma"))
-    figures |= {name: _shown(name, effect) for name, effect in found.figures.items()}
-    return {
-        "retention_ratio": {day: effect.ratio[0] for day, effect in found.retention.items()},
-        "retention_ratio_interval": {day: effect.ratio[1:] for day, effect in found.retention.items()},
-        "engagement_ratio_by_day": {day: effect.ratio[0] for day, effect in found.engagement.items()},
-        "engagement_ratio_by_day_interval": {day: effect.ratio[1:] for day, effect in found.engagement.items()},
-        **figures,
-        "raw": {name: _shown(name, effect) for name, effect in found.raw.items()},
-        "p": {name: effect.p for name, effect in found.figures.items()},
-        "p_holm": {name: effect.p_holm for name, effect in found.figures.items()},
-        "days_left_out": found.left_out,
-    }
-
-
-def _shown(name: str, effect: Effect) -> tuple[float, float, float]:
-    return effect.ratio if name.endswith("ratio") else (effect.value, effect.low, effect.high)
-
-
-def _plain(value: Any) -> Any:
-    """The value with null in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def main(argv: list[str]) -> int:
     """`fastft abtest figures`."""
+    from rich.console import Console
+
     description = "Compare the arms of an experiment with its control: retention, engagement, and how sure it is."
     config, columns = parse(argv, "fastft abtest figures", description, FiguresConfig, ColumnsConfig)
     _check(config)
     activity = read_activity(Path(config.file), columns)
-    results = compute(activity, config)
+    results = compute(activity, config.control, config.days, config.shares, config.winsor, config.complete)
+    if results.comparisons:
+        results.verdict = verdict(results)
     make_directory(directory := Path(config.output))
-    from rich.console import Console
-
-    from fastft.compose.abtest.report import show, write_abtest_page
-
     text = json.dumps(results.as_json(), indent=1, ensure_ascii=False)
     write_whole(directory / "figures.json", repair_text(text) + "\n")
     write_abtest_page(directory / "report.html", results)
@@ -178,179 +63,6 @@ def _check(config: FiguresConfig) -> None:
         raise UsageError(f"--days is {config.days}; it must be 1 or more")
     if not 0.5 <= config.winsor <= 1:
         raise UsageError(f"--winsor is {config.winsor:g}; it must be from 0.5 to 1, which changes no amount")
-
-
-def compute(activity: Activity, config: FiguresConfig) -> Results:
-    """Compute everything of an experiment. Raises UserError for arms that cannot be compared.
-
-    If users did not fall into the arms as planned (the sample-ratio check), nothing else is computed.
-    """
-    shares = _shares(config.shares, activity)
-    if config.control not in activity.arms:
-        raise UserError(
-            f"{activity.source}: there is no arm {config.control!r}{nearest(config.control, activity.arms)}"
-        )
-    control = activity.arms.index(config.control)
-    require_users(activity, control)
-    users = np.bincount(activity.arm_U, minlength=len(activity.arms))
-    ratio = SampleRatio(
-        dict(zip(activity.arms, users.tolist())),
-        {arm: float(users.sum() * share / sum(shares.values())) for arm, share in shares.items()},
-        sample_ratio_p(users, (shares[arm] for arm in activity.arms)),
-    )
-    planned = config.days or (PLANNED if activity.by_day else int(activity.days[-1]))
-    results = Results(activity.source, config.control, activity.unit, planned, 0, ratio)
-    results.remarks = [f"{count:,} {what} left out." for what, count in activity.left_out.items()] + activity.remarks
-    if ratio.verdict == "stop":
-        results.verdict = _stopped(ratio)
-        return results
-    if ratio.verdict == "warning":
-        results.warnings.append(_uneven(ratio) + ", so something may assign or lose users by arm: look for it first.")
-    results.reached = _reached(activity, planned)
-    if results.reached < planned:
-        results.warnings.append(_too_early(results, activity))
-    if config.complete:
-        activity = activity.of(np.flatnonzero(activity.followed_U >= results.reached))
-        require_users(activity, control)
-    _fill(results, activity, control, config.winsor)
-    from fastft.compose.abtest.verdict import verdict
-
-    results.verdict = verdict(results)
-    return results
-
-
-def _shares(words: list[str], activity: Activity) -> dict[str, float]:
-    """The planned share of each arm. Raises UserError for an arm without users, or one without a share."""
-    if not words and activity.shares == {}:
-        raise UserError(
-            f"{activity.source}: the shares of the arms changed during the experiment, so the arms hold users of different "
-            "times, who differ by more than the arm (Simpson's paradox): read each period alone, or give --shares"
-        )
-    if not words:
-        return activity.shares or dict.fromkeys(activity.arms, 1.0)
-    shares = {}
-    for word in words:
-        arm, _, share = word.rpartition("=")
-        try:
-            shares[arm] = float(share)
-        except ValueError:
-            shares[arm] = 0.0
-        if not arm or not 0 < shares[arm] < math.inf:
-            raise UsageError(f"--shares {word!r}: write ARM=SHARE, such as control=0.5, with a share above 0")
-        if arm not in activity.arms:
-            raise UserError(f"{activity.source}: the arm {arm!r} has no users{nearest(arm, activity.arms)}")
-    if missing := [arm for arm in activity.arms if arm not in shares]:
-        raise UsageError(f"--shares: the arm {missing[0]!r} is in the file, but has no share; name every arm")
-    return shares
-
-
-def _uneven(ratio: SampleRatio) -> str:
-    found = ", ".join(f"{arm} {count:,}" for arm, count in ratio.users.items())
-    planned = ", ".join(f"{arm} {count:,.0f}" for arm, count in ratio.expected.items())
-    return f"The arms have {found} users where the plan gives {planned} (sample-ratio check, p = {ratio.p:.2g})"
-
-
-def _stopped(ratio: SampleRatio) -> str:
-    return (
-        f"{_uneven(ratio)}: no figure of this experiment can be trusted, and none is computed. Find out what assigns or "
-        "loses users by arm; if they were not meant to be equal, say so with --shares ARM=SHARE …"
-    )
-
-
-def _reached(activity: Activity, planned: int) -> int:
-    """The last day, up to the planned one, that has passed for at least two users of every arm. Raises UserError for none."""
-    last = [np.sort(activity.followed_U[activity.arm_U == arm])[-2] for arm in range(len(activity.arms))]
-    days = activity.days[(activity.days <= planned) & (activity.days <= min(last))]
-    if not len(days):
-        first = int(activity.days[0]) if len(activity.days) else 1
-        least = activity.arms[int(np.argmin(last))]
-        why = (
-            f"day {first} has not passed for two users of {least!r}"
-            if first <= planned
-            else f"its first day is {first}"
-        )
-        raise UserError(f"{activity.source}: no day up to day {planned} can be compared: {why}")
-    return int(days[-1])
-
-
-def _too_early(results: Results, activity: Activity) -> str:
-    has = f"the file has {results.reached} of the {results.planned} days that were planned"
-    if activity.planned_only or not activity.by_day:
-        return f"{has[0].upper()}{has[1:]} (--days): the figures are over these only."
-    return (
-        f"{has[0].upper()}{has[1:]} (--days). Reading an experiment before its end, and again later, finds differences "
-        "that are none more often than 5 % of the time."
-    )
-
-
-def _fill(results: Results, activity: Activity, control: int, quantile: float) -> None:
-    """Compute comparisons, curves and outliers, and what is to be said about them."""
-    results.comparisons, by_entry, by_user = compare(activity, control, results.reached, quantile)
-    days = activity.days[activity.days <= results.reached]
-    for arm, name in enumerate(activity.arms):
-        counted = count_days(activity, arm, days, by_entry.values)
-        complete = int(((activity.arm_U == arm) & (activity.followed_U >= results.reached)).sum())
-        results.curves[name] = _curve(counted, days, activity.by_day, complete)
-    results.outliers = _outliers(activity, quantile, by_entry, by_user)
-    results.warnings += _poor_fits(results)
-    if min(curve.users for curve in results.curves.values()) < FEW:
-        results.remarks.append(
-            f"An arm has fewer than {FEW} users: intervals hold the truth in 91 to 98 % instead of 95 %."
-        )
-
-
-def _curve(counted: Days, days: np.ndarray, by_day: bool, complete: int) -> Curve:
-    with_users, active = counted.observed_K > 0, counted.active_K > 0
-    return Curve(
-        counted.users,
-        complete,
-        dict(zip(days[with_users].tolist(), counted.retention_K[with_users].tolist())),
-        dict(zip(days[active].tolist(), counted.engagement_K[active].tolist())) if by_day else {},
-        power_law(days, counted.retention_K),
-        power_law(days, counted.engagement_K) if by_day else None,
-    )
-
-
-def _outliers(activity: Activity, quantile: float, by_entry: Capped, by_user: Capped) -> dict[str, Any]:
-    """The caps, how many amounts are above them, and the largest ones by name."""
-    if not activity.unit:
-        return {}
-    if activity.by_day:
-        named = [
-            (int(activity.user_E[e]), int(activity.day_E[e]), float(activity.amount_E[e]))
-            for e in by_entry.above[:NAMED]
-        ]
-    else:
-        assert activity.total_U is not None
-        named = [(int(user), None, float(activity.total_U[user])) for user in by_user.above[:NAMED]]
-    return {
-        "quantile": quantile,
-        "cap_by_day": by_entry.cap if activity.by_day else None,
-        "above_by_day": len(by_entry.above) if activity.by_day else None,
-        "cap_by_user": by_user.cap,
-        "above_by_user": len(by_user.above),
-        "largest": [
-            {"user": activity.users[user], "arm": activity.arms[activity.arm_U[user]], "day": day, "amount": amount}
-            for user, day, amount in named
-        ],
-    }
-
-
-def _poor_fits(results: Results) -> list[str]:
-    """A warning if a power law explains less than 80 % of an arm's curve: the lines over days then say little."""
-    warnings = []
-    for what, names, law in (
-        ("Retention", "dzeta and dbeta", "retention_law"),
-        ("Engagement", "dalpha and dgamma", "engagement_law"),
-    ):
-        laws = {arm: getattr(curve, law) for arm, curve in results.curves.items()}
-        poor = [f"{arm} {each.r2:.2f}" for arm, each in laws.items() if each and each.days > 2 and each.r2 < 0.8]
-        if poor:
-            warnings.append(
-                f"{what} does not follow a power law (R2 {', '.join(poor)}; below .8): read its ratios by day rather than "
-                f"{names}."
-            )
-    return warnings
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastft.common.html import Plot, percent, precise, ticks, write_page
-from fastft.compose.abtest.estimates import FIGURES, Comparison, Effect, line_weights
-from fastft.compose.abtest.figures import Curve, Results
+from fastft.compose.abtest.estimates import FIGURES, ArmComparison, Effect, line_weights
+from fastft.compose.abtest.results import ArmCurve, Results
 from fastft.compose.abtest.verdict import number
 
 WIDTH = 135
@@ -88,8 +88,8 @@ def _value(name: str, effect: Effect) -> str:
 
 
 def _ratio(effect: Effect) -> str:
-    value, low, high = effect.ratio
-    return f"{value:.4f} [{low:.4f}, {high:.4f}]"
+    value, low, high = (f"{each:.4f}" if each < 100 else precise(each) for each in effect.ratio)
+    return f"{value} [{low}, {high}]"
 
 
 def _p(p: float) -> str:
@@ -139,19 +139,23 @@ def _outlier_notes(results: Results) -> list[str]:
         return ["Amounts are taken as they are (--winsor 1)."] if out else []
     caps = []
     if out["above_by_day"]:
-        caps.append(f"{out['above_by_day']:,} of users' days above {precise(out['cap_by_day'])} {results.unit}")
+        caps.append(f"{out['above_by_day']:,} of users' days above {_amount(out['cap_by_day'])} {results.unit}")
     if out["above_by_user"]:
-        caps.append(f"{out['above_by_user']:,} users' totals above {precise(out['cap_by_user'])} {results.unit}")
+        caps.append(f"{out['above_by_user']:,} users' totals above {_amount(out['cap_by_user'])} {results.unit}")
     if not caps:
         return []
     largest = ", ".join(
-        f"{each['user']} ({each['arm']}{'' if each['day'] is None else ', day ' + str(each['day'])}): {each['amount']:,.6g}"
+        f"{each['user']} ({each['arm']}{'' if each['day'] is None else ', day ' + str(each['day'])}): {_amount(each['amount'])}"
         for each in out["largest"][:3]
     )
     return [
         f"Outliers: {' and '.join(caps)} (the {100 * out['quantile']:g} % points) are set to these (--winsor); the largest: "
         f"{largest}. The last column of the figures has them as they are."
     ]
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else precise(value)
 
 
 def show(results: Results, console: Any) -> None:
@@ -249,7 +253,7 @@ class _Frame:
 
 def _curve_plots(results: Results, colours: dict[str, str]) -> list[Plot]:
     """Retention and, if known by day, engagement of every arm over days."""
-    shown: list[tuple[str, Callable[[Curve], dict[int, float]], Callable[[float], str]]] = [
+    shown: list[tuple[str, Callable[[ArmCurve], dict[int, float]], Callable[[float], str]]] = [
         ("Retention: users who come back", lambda curve: curve.retention, _percent),
         (f"Engagement: {results.unit} per visitor", lambda curve: curve.engagement, precise),
     ]
@@ -280,7 +284,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _fit_plots(found: Comparison, colour: str) -> list[Plot]:
+def _fit_plots(found: ArmComparison, colour: str) -> list[Plot]:
     """log q and log r with their lines and intervals, and the residuals of each."""
     plots = []
     for name, effects in (("q", found.retention), ("r", found.engagement)):

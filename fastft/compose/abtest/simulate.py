@@ -30,7 +30,7 @@ CONTROL, TEST = 0, 1
 
 
 @dataclass
-class SimulateConfig:
+class TrialsConfig:
     file: str = option(positional=True)
     """Real activity, CSV or JSON Lines: who was active when. A column of arms is ignored."""
     users: int | None = None
@@ -68,7 +68,7 @@ class Trials:
 def main(argv: list[str]) -> int:
     """`fastft abtest simulate`."""
     description = "Try an experiment many times on real activity: how often would it show what?"
-    config, columns = parse(argv, "fastft abtest simulate", description, SimulateConfig, ColumnsConfig)
+    config, columns = parse(argv, "fastft abtest simulate", description, TrialsConfig, ColumnsConfig)
     if config.users is not None and config.users < 2:
         raise UsageError(f"--users is {config.users}; it must be 2 or more")
     if config.experiments < 1:
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _horizon(activity: Activity, config: SimulateConfig) -> int:
+def _horizon(activity: Activity, config: TrialsConfig) -> int:
     if len(activity.users) < 4:
         raise UserError(f"{activity.source}: two arms of two users need four, and the file has {len(activity.users)}")
     if (config.dalpha or config.dgamma) and not activity.by_day:
@@ -94,7 +94,7 @@ def _horizon(activity: Activity, config: SimulateConfig) -> int:
     return int(days[-1])
 
 
-def simulate(activity: Activity, horizon: int, config: SimulateConfig) -> tuple[dict[str, Trials], float]:
+def simulate(activity: Activity, horizon: int, config: TrialsConfig) -> tuple[dict[str, Trials], float]:
     """Try the experiment. Returns each figure's trials, and the share of experiments with any figure sure after Holm."""
     rng = np.random.default_rng(config.seed)
     effect = Effects(activity, horizon, config)
@@ -123,7 +123,7 @@ def _two_arms(activity: Activity, users: int | None, rng: np.random.Generator) -
 class Effects:
     """Puts an effect into the test arm of an experiment. K days up to the horizon."""
 
-    def __init__(self, activity: Activity, horizon: int, config: SimulateConfig):
+    def __init__(self, activity: Activity, horizon: int, config: TrialsConfig):
         self.days = activity.days[activity.days <= horizon]
         log_day_K = np.log(self.days)
         self.q_K = np.exp(config.dzeta + config.dbeta * log_day_K)
@@ -174,7 +174,7 @@ class Effects:
         return drawn
 
 
-def _show(trials: dict[str, Trials], any_sure: float, horizon: int, users: int, config: SimulateConfig) -> None:
+def _show(trials: dict[str, Trials], any_sure: float, horizon: int, users: int, config: TrialsConfig) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -199,7 +199,7 @@ def _show(trials: dict[str, Trials], any_sure: float, horizon: int, users: int, 
     )  # fmt: skip
 
 
-def sentence(trials: dict[str, Trials], any_sure: float, horizon: int, users: int, config: SimulateConfig) -> str:
+def sentence(trials: dict[str, Trials], any_sure: float, horizon: int, users: int, config: TrialsConfig) -> str:
     """What the experiments showed, in one sentence."""
     size = f"two arms of {config.users:,} users" if config.users else f"the file's {users:,} users in two halves"
     covered = [100 * each.covered_T.mean() for each in trials.values()]

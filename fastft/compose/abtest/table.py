@@ -25,7 +25,7 @@ NAMES = {
     "arm": ("arm", "version", "group", "variant", "variation"),
     "time": ("time", "timestamp", "at", "date", "datetime"),
     "day": ("day",),
-    "amount": ("amount", "seconds", "turns", "rounds", "sum_gamerounds", "messages", "minutes"),
+    "amount": ("amount", "seconds", "turns", "rounds", "sum_gamerounds", "minutes"),
     "followed": ("followed",),
     "experiment": ("experiment",),
     "exposed": ("exposed",),

@@ -2,8 +2,8 @@
 
 import math
 
-from fastft.compose.abtest.estimates import Comparison, Effect
-from fastft.compose.abtest.figures import Results
+from fastft.compose.abtest.estimates import ArmComparison, Effect
+from fastft.compose.abtest.results import Results
 
 ALPHA = 0.05
 SEEN = 2.8
@@ -30,16 +30,16 @@ def verdict(results: Results) -> str:
     return text if begins_with_a_name else text[0].upper() + text[1:]
 
 
-def _sure(found: Comparison) -> dict[str, Effect]:
+def _sure(found: ArmComparison) -> dict[str, Effect]:
     return {name: effect for name, effect in found.figures.items() if effect.p_holm < ALPHA}
 
 
-def _differs(found: Comparison, results: Results) -> str:
+def _differs(found: ArmComparison, results: Results) -> str:
     phrases = [_phrase(name, effect, results) for name, effect in _sure(found).items()]
     return f"{found.arm} differs from {results.control}: {_and(phrases)}"
 
 
-def _alike(found: list[Comparison], results: Results) -> list[str]:
+def _alike(found: list[ArmComparison], results: Results) -> list[str]:
     """What is said of the arms without a difference, and how large one would have to be; nothing if there are none."""
     if not found:
         return []
@@ -77,7 +77,11 @@ def _and(phrases: list[str]) -> str:
 def percent_change(effect: Effect) -> str:
     """A ratio as a change with its interval: -1.7 % [-3.8, +0.3]."""
     value, low, high = (100 * (each - 1) for each in effect.ratio)
-    return f"{value:+.1f} % [{low:+.1f}, {high:+.1f}]"
+    return f"{_change(value)} % [{_change(low)}, {_change(high)}]"
+
+
+def _change(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) < 1000 else f"{value:+.2g}"
 
 
 def number(effect: Effect) -> str:
