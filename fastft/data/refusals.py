@@ -36,7 +36,8 @@ def _words(words: str) -> Callable[[str], list]:
 
 # In English, "I" must follow closely: "As an AI language model, ChatGPT can …" speaks about the product.
 _AS_AN_AI = _any(
-    r"(?<![\"“'«])\bas an? (?:ai\b|artificial intelligence|(?:large )?language model|(?:text|machine|virtual|digital)"
+    r"(?<![\"“'«])\bas an? (?:(?:responsible|ethical|respectful|helpful|honest|friendly),? (?:and )?)*"
+    r"(?:ai\b|artificial intelligence|(?:large )?language model|(?:text|machine|virtual|digital)"
     r"[\w -]{0,20}(?:model|assistant|ai)\b)[^.\n]{0,60}?\b(?:i|i'm|i've|my|me)\b",
     r"\bi(?:'m| am) (?:just |only |merely )?an? (?:ai|artificial intelligence|(?:large )?language model)\b",
     r"(?<![„\"»])\bals (?:ein(?:e|em)? )?(?:ki\b|künstliche intelligenz|(?:großes )?sprachmodell)",

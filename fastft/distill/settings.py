@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from fastft.common.command_line import option
 from fastft.errors import UserError
-from fastft.inference.budget import FREE, Price
 from fastft.inference.endpoint import Limits, split_address
 
 GENERIC = "You are a careful assistant. Follow the instructions, think before you answer, and say it plainly."
@@ -69,9 +68,7 @@ class TeacherConfig:
     mode: Literal["chat", "batch"] = "chat"
     """batch sends files of requests to /v1/batches, which costs less and may take a day."""
     usd_per_million: tuple[float, float] | None = None
-    """Dollars for a million prompt tokens, and for a million reply tokens."""
-    batch_price: float = 0.5
-    """What a batch costs, as a share of usd_per_million."""
+    """Dollars for a million prompt tokens, and for a million reply tokens; batches cost half."""
     max_usd: float | None = None
     """Stop asking this teacher before more is spent, all starts together."""
     reply_tokens: int | None = None
@@ -100,12 +97,6 @@ class TeacherConfig:
     @property
     def limits(self) -> Limits:
         return Limits(self.concurrency, self.rpm, self.tpm, self.retries, self.timeout)
-
-    @property
-    def price(self) -> Price:
-        """Dollars for a million tokens of prompt and reply, in the mode that is used."""
-        usd, share = self.usd_per_million or FREE, self.batch_price if self.mode == "batch" else 1.0
-        return usd[0] * share, usd[1] * share
 
     @property
     def sent(self) -> dict[str, Any]:
@@ -262,7 +253,6 @@ def _check_teachers(config: DistillConfig) -> None:
             _require(getattr(teacher, name) >= 0, f"{at}: {name}", getattr(teacher, name), "0 or more")
         _require(teacher.timeout > 0, f"{at}: timeout", teacher.timeout, "above 0")
         _require(teacher.retries >= 0, f"{at}: retries", teacher.retries, "0 or more")
-        _require(0 <= teacher.batch_price <= 1, f"{at}: batch_price", teacher.batch_price, "between 0 and 1")
         _check_money(at, teacher.usd_per_million, teacher.max_usd)
     free = [teacher.name for teacher in config.teachers if not teacher.usd_per_million]
     if config.max_usd is not None:

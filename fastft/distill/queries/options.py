@@ -25,6 +25,7 @@ _CONCLUDES = re.compile(
     re.IGNORECASE,
 )
 MOST = 26  # options
+WORDS = "AI"  # letters that are words of their own: "A fish swims" does not choose (A)
 
 
 def options_in(query: str) -> list[str]:
@@ -102,9 +103,8 @@ def chosen_option(answer: str, options: Sequence[str]) -> int | None:
         if len(set(named)) == 1:
             return named[0]
     letters = "".join(label for label, _ in map(label_and_text, options) if re.fullmatch("[A-Z]", label))
-    if len(letters) == len(options) and (letter := lone_letter(lines[0], letters)):
-        return letters.index(letter)
-    return None
+    letter = lone_letter(lines[0], letters) if len(letters) == len(options) and not named else None
+    return letters.index(letter) if letter and letter not in WORDS else None
 
 
 def _mentions(text: str, options: tuple[str, ...]) -> Iterator[int]:

@@ -2,9 +2,10 @@
 
     failures = ask_all(config, Path("runs/orca/plan.jsonl"), answers)
 
-Every address of a teacher has as many requests in flight as its limits allow, and takes the next row of the plan when one ends.
-A row that failed for good does not stop the others. A teacher stops when its money is used up, when no address of it can ever
-answer, when its model's name changes, or when the disk is full; what is in flight then is paid for, so it ends and is kept.
+Every address of a teacher has as many requests in flight as its limits allow, and takes the next row of the plan when one ends;
+in batch mode, all rows wait for their batches. A row that failed for good does not stop the others. A teacher stops when its
+money is used up, when no address of it can ever answer, when its model's name changes, or when the disk is full; what is in
+flight then is paid for, so it ends and is kept.
 """
 
 import asyncio
@@ -22,39 +23,56 @@ from fastft.distill.plan import read_plan
 from fastft.distill.settings import DistillConfig, TeacherConfig
 from fastft.distill.teachers.answers import Answers, key_of, messages_of
 from fastft.errors import UserError
-from fastft.inference.budget import Money, OverBudget
+from fastft.inference.budget import FREE, Cache, Money, OverBudget
 from fastft.inference.client import Client, Unanswered
 from fastft.inference.completion import Reply
 
 logger = logging.getLogger(__name__)
 
-IN_A_BATCH = 50_000  # requests that wait for a batch at a time: OpenAI's limit for one file
 
+class Purse:
+    """Money inside other money: the teacher's inside the run's, an address's inside the teacher's. A `Money` to its user.
 
-class Purse(Money):
-    """A teacher's money inside the run's: a request is reserved in both."""
+    A request is reserved in all of them. Closing a purse closes none around it.
+    """
 
-    def __init__(self, limit: float | None, whole: Money):
-        super().__init__(limit)
-        self.whole = whole
+    def __init__(self, limit: float | None, whole: "Money | Purse"):
+        self.own, self.whole = Money(limit), whole
+        self.when_closed, self.close = self.own.when_closed, self.own.close
+
+    @property
+    def spent(self) -> float:
+        return self.own.spent
+
+    @property
+    def limit(self) -> float | None:
+        return self.own.limit
+
+    @property
+    def closed(self) -> bool:
+        return self.own.closed or self.whole.closed
 
     async def reserve(self, usd: float) -> None:
-        await super().reserve(usd)
+        await self.own.reserve(usd)
         try:
             await self.whole.reserve(usd)
         except BaseException:
-            super().settle(usd, 0.0)
+            self.own.settle(usd, 0.0)
             raise
 
+    def commit(self, usd: float) -> None:
+        self.own.commit(usd)
+        self.whole.commit(usd)
+
     def settle(self, reserved: float, usd: float) -> None:
-        super().settle(reserved, usd)
+        self.own.settle(reserved, usd)
         self.whole.settle(reserved, usd)
 
     @property
     def narrower(self) -> str:
         """The limit that is reached first, for a message."""
         left, left_of_all = (
-            math.inf if money.limit is None else money.limit - money.spent for money in (self, self.whole)
+            math.inf if money.limit is None else money.limit - money.spent for money in (self.own, self.whole)
         )
         return f"its max_usd of ${self.limit:,.2f}" if left <= left_of_all else f"max_usd of ${self.whole.limit:,.2f}"
 
@@ -79,22 +97,24 @@ class Failures:
 class _Asking:
     """One teacher at work."""
 
-    def __init__(self, teacher: TeacherConfig, plan: Path, answers: Answers, money: Purse, failures: Failures):
+    def __init__(
+        self, teacher: TeacherConfig, plan: Path, missing: int, answers: Answers, money: Purse, failures: Failures
+    ):
+        self.left = missing
         self.teacher, self.answers, self.money, self.failures = teacher, answers, money, failures
         self.rows = unanswered(teacher, plan, answers)
         self.again: deque[tuple[str, dict[str, Any]]] = deque()  # rows whose address has proved useless
         # Each address has a purse of its own inside the teacher's, because a client closes its purse when it is useless.
-        self.clients = [
-            _client(teacher, address, Purse(None, money), answers.path.parent) for address in teacher.addresses
-        ]
+        numbers = range(len(teacher.addresses))
+        self.clients = [_client(teacher, number, Purse(None, money), answers) for number in numbers]
         self.useless: dict[str, str] = {}  # by address
         self.ended = False
 
     async def run(self, advance: Any) -> None:
         """Ask until no row is left or the teacher has stopped."""
-        at_once = IN_A_BATCH if self.teacher.mode == "batch" else self.teacher.concurrency
         while True:
             good = [client for client in self.clients if client.url not in self.useless]
+            at_once = min(self.left, good[0].at_once) if self.teacher.mode == "batch" else self.teacher.concurrency
             await asyncio.gather(*(self._work(client, advance) for _ in range(at_once) for client in good))
             if self.ended or not self.again:
                 return
@@ -159,7 +179,7 @@ def ask_all(config: DistillConfig, plan: Path, answers: Answers, elsewhere: dict
     answers.open()
     purses = {each.name: Purse(each.max_usd, whole) for each in config.teachers if missing[each.name]}
     for name, purse in purses.items():
-        purse.spent = spent[name]
+        purse.own.spent = spent[name]
     try:
         asyncio.run(_ask_all(config, plan, answers, failures, missing, purses))
     finally:
@@ -188,7 +208,7 @@ async def _ask_all(
             def advance(spent: float, task: Any = task) -> None:
                 bar.update(task, advance=1, usd=f"${spent:,.2f}" if spent else "")
 
-            asking.append(_Asking(teacher, plan, answers, purses[teacher.name], failures))
+            asking.append(_Asking(teacher, plan, missing[teacher.name], answers, purses[teacher.name], failures))
             works.append(asking[-1].run(advance))
         await asyncio.gather(*works)
 
@@ -237,8 +257,13 @@ def unanswered(teacher: TeacherConfig, plan: Path, answers: Answers) -> Iterator
                 yield key, row
 
 
-def _client(teacher: TeacherConfig, address: str, money: Money, directory: Path) -> Client:
-    return Client(address, teacher.limits, None, teacher.price, money, teacher.key_env)
+def _client(teacher: TeacherConfig, number: int, money: Purse, answers: Answers) -> Client:
+    """The client for an address of a teacher. Answers are kept here and not in its cache, except those of batches."""
+    cache = None
+    if teacher.mode == "batch":
+        cache = Cache(answers.path.parent / "batches" / f"{teacher.name}-{number + 1}.jsonl")
+    address, batch = teacher.addresses[number], teacher.mode == "batch"
+    return Client(address, teacher.limits, cache, teacher.usd_per_million or FREE, money, teacher.key_env, batch=batch)
 
 
 def _progress_bar() -> Any:

@@ -8,7 +8,7 @@ from fastft.distill.settings import TeacherConfig
 from fastft.distill.teachers.answers import Answers, key_of, messages_of
 from fastft.distill.teachers.asking import unanswered
 from fastft.inference.budget import FREE
-from fastft.inference.client import estimate_tokens
+from fastft.inference.connection import BATCH_PRICE, estimate_tokens
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def estimate(teacher: TeacherConfig, plan: Path, answers: Answers) -> TeacherEst
     most = calls * teacher.max_tokens
     usd_in, usd_out = teacher.usd_per_million or FREE
     usd, most_usd = ((usd_in * prompt + usd_out * reply) / 1e6 for reply in (calls * mean, most))
-    now = teacher.batch_price if teacher.mode == "batch" else 1.0
+    now = BATCH_PRICE if teacher.mode == "batch" else 1.0
     minutes = {
         "rpm": calls / teacher.rpm if teacher.rpm else 0.0,
         "tpm": (prompt + most) / teacher.tpm if teacher.tpm else 0.0,
@@ -62,7 +62,7 @@ def estimate(teacher: TeacherConfig, plan: Path, answers: Answers) -> TeacherEst
         most_reply_tokens=most,
         usd=usd * now,
         most_usd=most_usd * now,
-        batch_usd=usd * teacher.batch_price,
+        batch_usd=usd * BATCH_PRICE,
         days=days if limited else None,
         limited_by=limited_by if limited else "",
     )
