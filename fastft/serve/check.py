@@ -9,17 +9,24 @@ What is wrong has raised an error before: whoever calls `show` has made the plan
 
 import logging
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastft.compose.abtest.policy import Experiment
 from fastft.compose.blend import BlendPolicy
 from fastft.compose.policy import Policy
 from fastft.compose.router.policy import RoutePolicy
+from fastft.compose.style import compare_styles
 from fastft.compose.virtual import VirtualModels
+from fastft.serve.gateway.events import FILE, read_events
 from fastft.serve.settings import RemoteWorker, ServeConfig
 
 logger = logging.getLogger(__name__)
+
+COMPARED = 500
+"""Answers of a model, the newest ones, whose style is compared."""
 
 
 def show(
@@ -34,7 +41,7 @@ def show(
         print(f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {does}")
     for line in _rest(config, virtual):
         print(line)
-    for line in doubts(config, virtual):
+    for line in (*doubts(config, virtual), *_styles(config, virtual)):
         logger.warning("%s", line)
 
 
@@ -149,6 +156,10 @@ def doubts(config: ServeConfig, virtual: VirtualModels) -> Iterator[str]:
                     yield f"{name}: no blend: only {alone[0]} has a weight"
         if isinstance(policy, RoutePolicy) and len(policy.models) == 1:
             yield f"{name}: nothing to choose: all candidates of the router are {policy.models[0]} here"
+        if isinstance(policy, RoutePolicy) and policy.gain and policy.gain[1] <= 0:
+            gain, low, high = policy.gain
+            points = f"{gain:+.2f} [{low:.2f}, {high:.2f}] points"
+            yield f"{name}: not worth it: on held-out queries {points} over its best model alone"
         if isinstance(policy, Experiment):
             if policy.over(time.time()):
                 yield f"{name}: the experiment was over on {policy.until}: everybody gets {policy.control}"
@@ -156,3 +167,17 @@ def doubts(config: ServeConfig, virtual: VirtualModels) -> Iterator[str]:
                 yield f"{name}: an experiment without a record cannot be read: record: DIRECTORY"
             if len(policy.models) == 1:
                 yield f"{name}: all arms are {policy.models[0]}: an A/A test"
+
+
+def _styles(config: ServeConfig, virtual: VirtualModels) -> Iterator[str]:
+    """What a record that is there already says about blends whose models write differently."""
+    blends = {name: policy for name, policy in virtual.items() if isinstance(policy, BlendPolicy)}
+    if not blends or not config.record or not (Path(config.record) / FILE).is_file():
+        return
+    answers: dict[str, deque[str]] = defaultdict(lambda: deque(maxlen=COMPARED))
+    for event in read_events(Path(config.record)):
+        if event["outcome"] == "answered" and "messages" in event:
+            answers[event["model"]].extend(answer["content"] for answer in event["answers"])
+    for name, policy in blends.items():
+        for warning in compare_styles({model: answers[model] for model in policy.models if model in answers}):
+            yield f"{name}: {warning}"

@@ -27,7 +27,7 @@ def train(path: Path, sums: str = "a", poems: str = "b", usd: dict[str, float] |
         rewards=np.array(rewards),
         usd=None if usd is None else np.array([[usd[name] for name in models]] * len(queries)),
     )
-    router = train_router(outcomes, TrainSettings())
+    router = train_router(outcomes, TrainSettings(), with_baselines=False)
     router.default = sums
     router.save(path)
     return path

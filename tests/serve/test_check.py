@@ -118,3 +118,35 @@ def test_a_day_is_written_as_yaml_has_it_and_a_day_that_does_not_exist_is_named(
 def test_a_key_that_is_not_set_is_an_error(tmp_path):
     done = check(tmp_path, unit_key_env="NO_SUCH_KEY")
     assert done.returncode == 1 and "--unit_key_env NO_SUCH_KEY: there is no such environment variable" in done.stderr
+
+
+def test_a_record_in_which_a_blends_models_write_differently_is_a_warning(tmp_path):
+    from fastft.serve.gateway.events import EventLog, ServedTurn
+
+    record = EventLog(tmp_path / "record")
+    for n in range(40):
+        for model, text in (
+            ("a", f"Yes, {n}."),
+            ("b", f"Well, {n} is a number of which much can be said, and I shall. " * 4),
+        ):
+            answer = {"choices": [{"index": 0, "message": {"content": text}, "finish_reason": "stop"}]}
+            turn = ServedTurn(
+                path="/v1/chat/completions", asked=model, body=b'{"messages": []}', streamed=False, key=None,
+                conversation="c", conversation_from="header", turn=1, policy=None, chosen=model, probabilities={model: 1.0},
+                why="asked by name", answered=model, outcome="answered", sent=[json.dumps(answer).encode()],
+            )  # fmt: skip
+            record.add(turn)
+    record.close()
+    done = check(tmp_path, CHAI, record=str(tmp_path / "record"))
+    assert done.returncode == 0 and "chai: length: b's answers are" in done.stderr
+
+
+def test_a_router_that_gains_nothing_over_its_best_model_is_a_warning(tmp_path):
+    path = routers.train(tmp_path / "expert", sums="a", poems="b") / "router.json"
+    settings = json.loads(path.read_text())
+    settings["report"]["held_out"]["gain_over_best_single"] = [0.4, -0.2, 1.0]
+    path.write_text(json.dumps(settings))
+    done = check(tmp_path, {"name": "expert", "policy": "route", "router": str(tmp_path / "expert")})
+    assert (
+        done.returncode == 0 and "expert: not worth it: on held-out queries +0.40 [-0.20, 1.00] points" in done.stderr
+    )

@@ -75,6 +75,9 @@ class RoutePolicy:
             raise UserError(f"{where}: usd_weight: the router {directory} knows no prices; its outcomes had no usd")
         usd = settings.get("usd") or {}
         self.costs = [usd_weight * usd.get(candidate, 0.0) for candidate in self.candidates]
+        held_out = (settings.get("report") or {}).get("held_out") or {}
+        self.gain: list[float] | None = held_out.get("gain_over_best_single")
+        """Points over the best single model on queries that training held out, with its interval; None if none were."""
         self.usd_weight, self.decide_on, self.switch_margin = usd_weight, decide_on, switch_margin
         self.router: Router | None = None
         self.remembered: OrderedDict[bytes, tuple[list[float], bool]] = OrderedDict()
