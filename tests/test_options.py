@@ -1,5 +1,6 @@
 """Every option of every command has one name: the key that --print_config prints is the flag, and the key of a file."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -14,8 +15,18 @@ import cleaning.report.__main__
 from fastft.cli import VERBS, main
 from fastft.serve.worker import service as worker
 
+
+def words() -> list[str]:
+    """Every verb; of one with words of its own, such as `fastft router`, every word."""
+    found = []
+    for verb, (module, _) in VERBS.items():
+        has_words = module.startswith("fastft.compose.") and module.endswith(".command")
+        found += [f"{verb} {word}" for word in importlib.import_module(module).TABLE] if has_words else [verb]
+    return found
+
+
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
-    **{verb: (lambda argv, verb=verb: main([*verb.split(), *argv])) for verb in VERBS if verb != "record"},
+    **{word: (lambda argv, word=word: main([*word.split(), *argv])) for word in words() if word != "record"},
     "record export": lambda argv: main(["record", "export", *argv]),
     "python -m cleaning.report": cleaning.report.__main__.main,
     "python -m fastft.serve.worker": worker.main,
