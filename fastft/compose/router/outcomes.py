@@ -144,9 +144,7 @@ def _numbers(scores: Any, name: str, where: str) -> dict[str, float]:
         numbers[model] = math.nan if score is None else float(score)
         if math.isinf(numbers[model]):
             raise UserError(f'{where}: "{name}" of {model!r} is infinite')
-        if (name == "correct" and not 0 <= numbers[model] <= 1 or name == "usd" and numbers[model] < 0) and (
-            not math.isnan(numbers[model])
-        ):
+        if (numbers[model] < 0 and name != "rewards") or (numbers[model] > 1 and name == "correct"):
             right = "between 0 and 1" if name == "correct" else "at least 0"
             raise UserError(f'{where}: "{name}" of {model!r} is {score}; it must be {right}')
     return numbers

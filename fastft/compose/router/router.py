@@ -7,6 +7,7 @@ chosen = router.choose(scores)                                 # an index into r
 """
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastft.common.files import make_directory, publish_directory
-from fastft.compose.router.features import HashedFeatures
-from fastft.compose.router.fit import Heads, sigmoid, softmax
+from fastft.common.files import make_directory, publish_directory, room_for
+from fastft.compose.router.baselines import Baselines
+from fastft.compose.router.embeddings import EncoderFeatures, StaticFeatures
+from fastft.compose.router.features import Features, HashedFeatures
+from fastft.compose.router.fit import Head, sigmoid, softmax
+from fastft.compose.router.neighbours import Neighbours
 from fastft.errors import UserError
 
 Rule = Literal["distribution", "success"]
-WEIGHTS, SETTINGS = "router.safetensors", "router.json"
+WEIGHTS, SETTINGS, BASELINES = "router.safetensors", "router.json", "baselines.safetensors"
+AGAIN = "train it again with fastft router train"
 
 
 @dataclass(frozen=True)
@@ -47,27 +52,32 @@ class Decision:
 @dataclass
 class Router:
     candidates: list[str]
-    features: HashedFeatures
-    heads: Heads
+    features: Features
+    distribution: Head
+    success: Head
     default: str
     """The best single model."""
     margin: float = 0.0
     """The default is left only for a model that is better by at least this much, in the units of the rule."""
-    rule: Rule = "distribution"
-    """What decides: the distribution, as in the paper, or the success."""
+    rule: Rule = "success"
+    """What decides: the success, or the distribution, as in the paper."""
     usd: dict[str, float] | None = None
     """The mean dollars of one answer, by candidate, if the outcomes had them."""
     report: dict[str, Any] = field(default_factory=dict)
     """What training found: settings, data, figures on held-out queries."""
+    neighbours: Neighbours | None = None
+    """A sample of the training queries' vectors; without it, no query is unlike them."""
     runs: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
     """Hashes of words in a row in the training queries, uint64[G], for the leak check of `fastft router evaluate`."""
+    baselines: Baselines | None = None
+    """Simpler ways to choose, trained on the same outcomes. `load` reads them only if asked to."""
 
     def scores(self, queries: list[str]) -> Scores:
-        matrix, heads = self.features.transform(queries), self.heads
+        matrix = self.features.transform(queries)
         return Scores(
-            softmax(matrix @ heads.distribution + heads.distribution_bias),
-            sigmoid(matrix @ heads.success + heads.success_bias),
-            np.zeros(len(queries), dtype=bool),
+            softmax(self.distribution.logits(matrix)),
+            sigmoid(self.success.logits(matrix)),
+            self.neighbours.unlike(self.features.dense(matrix)) if self.neighbours else np.zeros(len(queries), bool),
         )
 
     def choose(
@@ -76,13 +86,11 @@ class Router:
         """Return the index of the chosen candidate for each query.
 
         It is the one with the highest value - usd_weight x dollars, where value is the success or the distribution (`rule`),
-        unless its lead over the default is smaller than `margin`. None takes the router's own margin or rule.
+        unless its lead over the default is smaller than `margin`. None takes the router's own margin or rule. Raises UserError
+        for a weight without prices.
         """
         utility = self._utility(scores, usd_weight, rule or self.rule)
-        rows, default = np.arange(len(utility)), self.candidates.index(self.default)
-        best = utility.argmax(1)
-        lead = utility[rows, best] - utility[:, default]
-        return np.where((lead > 0) & (lead >= (self.margin if margin is None else margin)), best, default)
+        return choose_by(utility, self.candidates.index(self.default), self.margin if margin is None else margin)
 
     def decide(self, query: str, usd_weight: float = 0.0, margin: float | None = None) -> Decision:
         """Choose a model for one query."""
@@ -110,30 +118,109 @@ class Router:
         return values - usd_weight * np.array([self.usd[name] for name in self.candidates])
 
     def save(self, directory: str | Path) -> None:
-        """Write the directory whole; one that is there is replaced."""
+        """Write the directory whole; a router that is there is replaced. Raises UserError as `require_router_place`."""
         from safetensors.numpy import save_file
 
         directory = Path(directory)
-        make_directory(directory.parent)
-        partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".tmp", dir=directory.parent))
-        tensors = {"features.idf": self.features.idf, **{f"heads.{k}": v for k, v in vars(self.heads).items()}}
-        tensors["training.runs"] = self.runs
-        save_file(tensors, partial / WEIGHTS)
+        require_router_place(directory)
+        settings, tensors = self.features.state()
+        held = {f"features.{name}": tensor for name, tensor in tensors.items()}
+        for name in ("distribution", "success"):
+            head: Head = getattr(self, name)
+            held |= {f"{name}.weights": head.weights, f"{name}.bias": head.bias}
+        held["training.runs"] = self.runs
+        if near := self.neighbours:
+            held |= {
+                "near.vectors": near.vectors.astype(np.float16),
+                "near.mean": near.mean,
+                "near.places": near.places,
+            }
         names = ("candidates", "default", "margin", "rule", "usd", "report")
-        (partial / SETTINGS).write_text(json.dumps({name: getattr(self, name) for name in names}, indent=1))
-        partial.chmod(0o755)
-        publish_directory(partial, directory)
+        content = {name: getattr(self, name) for name in names} | {"features": settings}
+        content |= {"unlike_below": near.threshold if near else None}
+        partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".tmp", dir=directory.absolute().parent))
+        try:
+            with room_for(directory, written=partial):
+                save_file(held, partial / WEIGHTS)
+                if self.baselines:
+                    save_file(self.baselines.tensors(), partial / BASELINES)
+                (partial / SETTINGS).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+                for path in (*partial.iterdir(), partial):
+                    path.chmod(0o755 if path.is_dir() else 0o644)
+            publish_directory(partial, directory)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Router":
-        """Raises UserError if the directory is not a router's."""
-        from safetensors.numpy import load_file
-
+    def load(cls, directory: str | Path, with_baselines: bool = False) -> "Router":
+        """Raises UserError if the directory is not a router's, or its encoder is not where it was."""
         directory = Path(directory)
-        if not (directory / SETTINGS).is_file():
-            raise UserError(f"{directory}: holds no {SETTINGS}; fastft router train -o writes such a directory")
-        settings = json.loads((directory / SETTINGS).read_text())
-        tensors = load_file(directory / WEIGHTS)
-        heads = Heads(**{k.removeprefix("heads."): v for k, v in tensors.items() if k.startswith("heads.")})
-        features = HashedFeatures(tensors["features.idf"])
-        return cls(features=features, heads=heads, runs=tensors["training.runs"], **settings)
+        settings = _read_settings(directory)
+        tensors = _read_tensors(directory / WEIGHTS)
+        near = None
+        try:
+            features = _features(settings.pop("features"), tensors)
+            threshold = settings.pop("unlike_below")
+            if threshold is not None:
+                vectors = tensors["near.vectors"].astype(np.float32)
+                near = Neighbours(vectors, tensors["near.mean"], threshold, tensors["near.places"])
+            heads = {
+                name: Head(tensors[f"{name}.weights"], tensors[f"{name}.bias"]) for name in ("distribution", "success")
+            }
+            router = cls(features=features, **heads, neighbours=near, runs=tensors["training.runs"], **settings)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{directory}: is not whole ({error}); {AGAIN}") from None
+        if with_baselines and (directory / BASELINES).is_file():
+            router.baselines = Baselines.from_tensors(_read_tensors(directory / BASELINES))
+        return router
+
+
+def choose_by(utility: np.ndarray, default: int, margin: float) -> np.ndarray:
+    """The index of the highest value in each row, or `default` where that leads the default by less than `margin`: [N]."""
+    best = utility.argmax(1)
+    lead = utility[np.arange(len(utility)), best] - utility[:, default]
+    return np.where((lead > 0) & (lead >= margin), best, default)
+
+
+def require_router_place(directory: Path) -> None:
+    """Raise UserError if the directory holds something else than a router, or cannot be made."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; -o names a directory")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / SETTINGS).is_file():
+        raise UserError(f"{directory}: holds files that are no router's; name another directory")
+    make_directory(directory.absolute().parent)
+
+
+def _features(settings: dict[str, Any], tensors: dict[str, np.ndarray]) -> Features:
+    if settings["kind"] == "hashed":
+        return HashedFeatures(tensors["features.idf"])
+    kind = StaticFeatures if settings["kind"] == "static" else EncoderFeatures
+    return kind(settings["directory"], settings["digest"])
+
+
+def _read_settings(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; fastft router train -o writes one")
+    path = directory / SETTINGS
+    if not path.is_file():
+        raise UserError(f"{directory}: holds no {SETTINGS}; fastft router train -o writes such a directory")
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+        whole = settings["default"] in settings["candidates"]
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: is not a router's; {AGAIN}")
+    return settings
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; {AGAIN}") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be read ({error}); {AGAIN}") from None
