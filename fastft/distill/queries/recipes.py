@@ -47,7 +47,7 @@ class Rules:
     def against(self, text: str) -> str | None:
         """Why a text is eliminated, as far as the text alone tells; None if it is not."""
         words = re.findall(r"\w+", text.casefold())
-        if sum(word not in STOP_WORDS for word in words) < self.least_words:
+        if not words or sum(word not in STOP_WORDS for word in words) < self.least_words:
             return "says too little"
         if len(words) > self.most_words:
             return "too long"
