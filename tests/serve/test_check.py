@@ -1,13 +1,13 @@
 """`fastft serve --check`: says what each name would do, and what is wrong or doubtful, and starts nothing."""
 
 import json
-import os
-import subprocess
-import sys
+from dataclasses import dataclass
 
 import pytest
 import yaml
 from helpers import routers
+
+from fastft import cli
 
 WORKERS = [{"url": "http://127.0.0.1:9/v1#a"}, {"url": "http://127.0.0.1:9/v1#b", "key_env": "B_KEY"}]
 CHAI = {
@@ -23,23 +23,36 @@ SPRING = {
 }
 
 
-def check(directory, *virtual, text: str | None = None, **more):
-    """Run the check on a file; returns the process, with what it said."""
-    path = directory / "serve.yaml"
-    path.write_text(text or json.dumps({"workers": WORKERS, "virtual": virtual, **more}))
-    command = [sys.executable, "-m", "fastft", "serve", "--check", "--config", str(path)]
-    environment = {**os.environ, "B_KEY": "sk-secret", "COLUMNS": "80"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+@dataclass
+class Said:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def check(tmp_path, capsys, monkeypatch):
+    """Run the check on a file; returns what it said."""
+    monkeypatch.setenv("B_KEY", "sk-secret")
+
+    def run(*virtual, text: str | None = None, **more) -> Said:
+        path = tmp_path / "serve.yaml"
+        path.write_text(text or json.dumps({"workers": WORKERS, "virtual": virtual, **more}))
+        capsys.readouterr()
+        code = cli.main(["serve", "--check", "--config", str(path)])
+        return Said(code, *capsys.readouterr())
+
+    return run
 
 
 def lines(done) -> dict[str, str]:
     return {words[0]: words[1] for line in done.stdout.splitlines() if len(words := line.split(maxsplit=1)) == 2}
 
 
-def test_every_name_has_a_line_with_its_models_and_their_probabilities(tmp_path):
+def test_every_name_has_a_line_with_its_models_and_their_probabilities(check, tmp_path):
     routers.train(tmp_path / "expert", sums="math", poems="b")
     route = {"name": "expert", "policy": "route", "router": str(tmp_path / "expert"), "of": {"math": "a"}}
-    done = check(tmp_path, {"name": "best", "model": "spring"}, CHAI, SPRING, route, record=str(tmp_path / "record"))
+    done = check({"name": "best", "model": "spring"}, CHAI, SPRING, route, record=str(tmp_path / "record"))
     assert done.returncode == 0, done.stderr
     said = lines(done)
     assert said["a"] == "model  http://127.0.0.1:9/v1#a"
@@ -67,8 +80,8 @@ def test_every_name_has_a_line_with_its_models_and_their_probabilities(tmp_path)
         ([CHAI | {"models": {"a": 1, "b": 0}}], "chai: no blend: only a has a weight"),
     ],
 )
-def test_what_is_doubtful_is_said_and_is_no_error(tmp_path, virtual, warning):
-    done = check(tmp_path, *virtual)
+def test_what_is_doubtful_is_said_and_is_no_error(check, virtual, warning):
+    done = check(*virtual)
     assert done.returncode == 0 and warning in done.stderr and "Traceback" not in done.stderr
 
 
@@ -98,29 +111,29 @@ def test_what_is_doubtful_is_said_and_is_no_error(tmp_path, virtual, warning):
         ([SPRING | {"coverage": "half"}, CHAI], "virtual.0.coverage: expected a number, got 'half'"),
     ],
 )
-def test_what_is_wrong_is_one_line(tmp_path, virtual, words):
-    done = check(tmp_path, *virtual)
+def test_what_is_wrong_is_one_line(check, virtual, words):
+    done = check(*virtual)
     errors = done.stderr.splitlines()
     assert done.returncode in (1, 2) and len(errors) == 1 and words in errors[0], done.stderr
     assert not done.stdout
 
 
-def test_a_day_is_written_as_yaml_has_it_and_a_day_that_does_not_exist_is_named(tmp_path):
+def test_a_day_is_written_as_yaml_has_it_and_a_day_that_does_not_exist_is_named(check, tmp_path):
     text = yaml.safe_dump({"workers": WORKERS, "virtual": [SPRING, CHAI], "record": "r"}).replace(
         "virtual:\n- ", "virtual:\n- until: 2099-01-31\n  "
     )
-    done = check(tmp_path, text=text)
+    done = check(text=text)
     assert done.returncode == 0 and "until 2099-01-31" in done.stdout, done.stderr
-    done = check(tmp_path, text=text.replace("2099-01-31", "2099-02-31"))
+    done = check(text=text.replace("2099-01-31", "2099-02-31"))
     assert done.stderr == "error: virtual: spring: until: 2099-02-31 is no day; write 2027-01-31\n"
 
 
-def test_a_key_that_is_not_set_is_an_error(tmp_path):
-    done = check(tmp_path, unit_key_env="NO_SUCH_KEY")
+def test_a_key_that_is_not_set_is_an_error(check, tmp_path):
+    done = check(unit_key_env="NO_SUCH_KEY")
     assert done.returncode == 1 and "--unit_key_env NO_SUCH_KEY: there is no such environment variable" in done.stderr
 
 
-def test_a_record_in_which_a_blends_models_write_differently_is_a_warning(tmp_path):
+def test_a_record_in_which_a_blends_models_write_differently_is_a_warning(check, tmp_path):
     from fastft.serve.gateway.events import EventLog, ServedTurn
 
     record = EventLog(tmp_path / "record")
@@ -137,16 +150,16 @@ def test_a_record_in_which_a_blends_models_write_differently_is_a_warning(tmp_pa
             )  # fmt: skip
             record.add(turn)
     record.close()
-    done = check(tmp_path, CHAI, record=str(tmp_path / "record"))
+    done = check(CHAI, record=str(tmp_path / "record"))
     assert done.returncode == 0 and "chai: length: b's answers are" in done.stderr
 
 
-def test_a_router_that_gains_nothing_over_its_best_model_is_a_warning(tmp_path):
+def test_a_router_that_gains_nothing_over_its_best_model_is_a_warning(check, tmp_path):
     path = routers.train(tmp_path / "expert", sums="a", poems="b") / "router.json"
     settings = json.loads(path.read_text())
     settings["report"]["held_out"]["gain_over_best_single"] = [0.4, -0.2, 1.0]
     path.write_text(json.dumps(settings))
-    done = check(tmp_path, {"name": "expert", "policy": "route", "router": str(tmp_path / "expert")})
+    done = check({"name": "expert", "policy": "route", "router": str(tmp_path / "expert")})
     assert (
         done.returncode == 0 and "expert: not worth it: on held-out queries +0.40 [-0.20, 1.00] points" in done.stderr
     )

@@ -4,18 +4,19 @@ import contextlib
 import json
 import stat
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import gateways, models, routers
 from helpers.serving import wait_until
 
+from fastft import cli
+
 SUM, POEM = "What is 4 plus 9? Add the numbers.", "Write a merry poem about the sea."
-SPRING = {
-    "name": "spring",
-    "policy": "ab",
-    "arms": {"control": {"model": "a", "share": 0.5}, "blend": {"model": "chai", "share": 0.5}},
-    "until": "2099-12-31",
-}
+ARMS = {"control": {"model": "a", "share": 0.5}, "blend": {"model": "chai", "share": 0.5}}
+SPRING = {"name": "spring", "policy": "ab", "arms": ARMS, "until": "2099-12-31"}
+OVER = {"name": "over", "policy": "ab", "arms": ARMS, "until": "2026-01-31"}
 CHAI = {"name": "chai", "policy": "blend", "models": {"a": 1, "b": 1}}
 
 
@@ -27,135 +28,163 @@ def workers():
 
 @pytest.fixture(scope="module")
 def expert(tmp_path_factory):
-    return routers.train(tmp_path_factory.mktemp("router") / "expert", sums="math", poems="b")
+    directory = routers.train(tmp_path_factory.mktemp("router") / "expert", sums="math", poems="b")
+    return {"name": "expert", "policy": "route", "router": str(directory), "of": {"math": "a"}, "decide_on": "every"}
 
 
 @contextlib.contextmanager
-def served(workers, directory, *virtual, environment=None, **more):
-    config = {"workers": [{"url": each.entry} for each in workers], "virtual": [*virtual], **more}
-    config |= {"record": str(directory / "record")}
-    with gateways.gateway(config=config, directory=directory, **(environment or {})) as process:
+def served(workers, directory, *virtual):
+    config = {
+        "workers": [{"url": each.entry} for each in workers],
+        "virtual": virtual,
+        "record": str(directory / "record"),
+    }
+    with gateways.gateway(config=config, directory=directory) as process:
         yield process
 
 
-def ask(process, model: str, *questions: str, headers: dict | None = None, **more):
+@pytest.fixture(scope="module")
+def everything(workers, expert, tmp_path_factory):
+    """A gateway with all policies, and the directory in which its record is."""
+    directory = tmp_path_factory.mktemp("everything")
+    with served(workers, directory, expert, SPRING, OVER, CHAI) as process:
+        yield SimpleNamespace(process=process, directory=directory)
+
+
+def ask(process, model: str, *questions, headers: dict | None = None, **more):
     """Ask the last question; the ones before it have been answered somehow."""
     said = [{"role": role, "content": text} for q in questions for role, text in (("user", q), ("assistant", "Well."))]
     return process.post("/v1/chat/completions", {"model": model, "messages": said[:-1], **more}, **(headers or {}))
 
 
+def events(directory, replies) -> list[dict]:
+    """The events of replies, as soon as they are written."""
+    wanted = [reply.headers["x-fastft-event"] for reply in replies]
+
+    def found() -> dict[str, dict]:
+        return {each["id"]: each for each in gateways.events(directory / "record")}
+
+    wait_until(lambda: found().keys() >= {*wanted}, "the events are written")
+    return list(map(found().__getitem__, wanted))
+
+
 def event(directory, reply) -> dict:
-    return gateways.event_of(directory / "record", reply.headers["x-fastft-event"])
+    return events(directory, [reply])[0]
 
 
-def test_a_router_sends_each_question_to_its_model_and_every_witness_agrees(workers, expert, tmp_path):
-    route = {"name": "expert", "policy": "route", "router": str(expert), "of": {"math": "a"}, "decide_on": "every"}
-    with served(workers, tmp_path, route) as process:
-        for questions, model in (
-            ([SUM], "a"),
-            ([POEM], "b"),
-            ([SUM, POEM], "b"),
-            ([[{"type": "text", "text": POEM}]], "b"),
-        ):
-            reply = ask(process, "expert", *questions)
-            found = event(tmp_path, reply)
-            assert reply.json["model"] == reply.headers["x-fastft-model"] == reply.headers["x-fastft-chosen"] == model
-            assert found["model"] == found["chosen"] == model and found["policy"] == "route"
-            assert found["probabilities"] == {name: float(name == model) for name in "ab"}
-            assert found["scores"].keys() == {"a", "b"} and found["scores"][model] == max(found["scores"].values())
-            assert reply.headers["x-fastft-why"] == found["why"] and found["why"].startswith(f"{model} 0.")
-            assert 0 < found["decision_s"] < found["total_s"]
-        completion = process.post("/v1/completions", {"model": "expert", "prompt": POEM})
-        assert event(tmp_path, completion)["chosen"] == "b"
-        assert process.metric('fastft_gateway_decision_seconds_count{policy="route"}') == 5
-        assert process.metric('fastft_gateway_decision_seconds_bucket{le="+Inf",policy="route"}') == 5
+def test_a_router_sends_each_question_to_its_model_and_every_witness_agrees(everything):
+    process, directory = everything.process, everything.directory
+    parts = [{"type": "text", "text": POEM}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    for questions, model in (([SUM], "a"), ([POEM], "b"), ([SUM, POEM], "b"), ([parts], "b")):
+        reply = ask(process, "expert", *questions)
+        found = event(directory, reply)
+        assert reply.json["model"] == reply.headers["x-fastft-model"] == reply.headers["x-fastft-chosen"] == model
+        assert found["model"] == found["chosen"] == model and found["policy"] == "route"
+        assert found["probabilities"] == {name: float(name == model) for name in "ab"}
+        assert found["scores"].keys() == {"a", "b"} and found["scores"][model] == max(found["scores"].values())
+        assert reply.headers["x-fastft-why"] == found["why"] and found["why"].startswith(f"{model} 0.")
+        assert 0 < found["decision_s"] < found["total_s"]
+    completion = process.post("/v1/completions", {"model": "expert", "prompt": POEM})
+    assert event(directory, completion)["chosen"] == "b"
+    wait_until(lambda: process.metric('fastft_gateway_decision_seconds_count{policy="route"}') == 5, "all are counted")
 
 
 def test_where_the_routed_model_is_gone_the_other_one_answers(workers, expert, tmp_path):
-    route = {"name": "expert", "policy": "route", "router": str(expert), "of": {"math": "a"}}
-    with gateways.scripted("b") as b, served((workers[0], b), tmp_path, route) as process:
+    with gateways.scripted("b") as b, served((workers[0], b), tmp_path, expert) as process:
         b.kill()
         reply = ask(process, "expert", POEM)
         found = event(tmp_path, reply)
         assert reply.json["model"] == found["model"] == "a" and found["chosen"] == "b" and found["failover"]
 
 
-def test_a_router_for_other_models_than_those_served_is_one_line_at_the_start(workers, expert, tmp_path):
-    route = {"name": "expert", "policy": "route", "router": str(expert)}
-    with pytest.raises(AssertionError) as refusal, served(workers, tmp_path, route):
-        pass
-    lines = [line for line in str(refusal.value).splitlines() if "error: " in line]
-    assert (
-        len(lines) == 1 and "was trained for math, b, and nothing here is called 'math'; of: {math: NAME}" in lines[0]
-    )
-
-
-def test_a_router_without_its_weights_ends_the_start_with_one_line(workers, expert, tmp_path):
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            {"of": {}},
+            "was trained for math, b, and nothing here is called 'math'; of: {math: NAME} says which one it is",
+        ),
+        ({"router": "BROKEN"}, "router.safetensors: cannot be read"),
+    ],
+)
+def test_a_router_that_cannot_serve_is_one_line_at_the_start(expert, tmp_path, capsys, change, words):
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken/router.json").write_bytes((expert / "router.json").read_bytes())
+    (tmp_path / "broken/router.json").write_bytes((Path(expert["router"]) / "router.json").read_bytes())
     (tmp_path / "broken/router.safetensors").write_bytes(b"no weights")
-    route = {"name": "expert", "policy": "route", "router": str(tmp_path / "broken"), "of": {"math": "a"}}
-    with pytest.raises(AssertionError) as refusal, served(workers, tmp_path, route):
-        pass
-    assert "Traceback" not in str(refusal.value) and "broken" in str(refusal.value).splitlines()[-1]
+    route = expert | change | ({"router": str(tmp_path / "broken")} if change.get("router") else {})
+    config = {"port": 0, "workers": [{"url": f"http://127.0.0.1:9/v1#{name}"} for name in "ab"], "virtual": [route]}
+    (tmp_path / "serve.yaml").write_text(json.dumps(config))
+    assert cli.main(["serve", "--config", str(tmp_path / "serve.yaml")]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and words in said[0]
 
 
-def test_each_user_sees_one_arm_and_the_record_tells_who_without_the_name(workers, tmp_path):
-    users = [f"user-{n}" for n in range(40)]
-    with served(workers, tmp_path, SPRING, CHAI) as process:
-        arms = {}
-        for user in users * 2:
-            reply = ask(process, "spring", f"hello, I am not {user}", user=user)
-            found = event(tmp_path, reply)
-            assert found["policy"] == "ab" and found["experiment"] == "spring" and found["share"] == 0.5
-            assert found["counted"] and found["exposed"] and found["probabilities"] == {"a": 0.75, "b": 0.25}
-            assert reply.json["model"] == found["chosen"] and (found["arm"] == "blend" or found["chosen"] == "a")
-            assert found.get("through", []) == (["chai"] if found["arm"] == "blend" else [])
-            assert reply.headers["x-fastft-why"] == found["why"] and f"arm {found['arm']}" in found["why"]
-            assert arms.setdefault(user, (found["unit"], found["arm"])) == (found["unit"], found["arm"]), "for good"
-    assert len({unit for unit, _ in arms.values()}) == 40, "each user is one unit"
-    assert 8 < Counter(arm for _, arm in arms.values())["blend"] < 32
-    assert stat.S_IMODE((tmp_path / "record/unit.key").stat().st_mode) == 0o600
-    stored = [{k: v for k, v in each.items() if k != "messages"} for each in gateways.events(tmp_path / "record")]
-    assert "user-" not in str(stored)
-    with served(workers, tmp_path, SPRING, CHAI) as process:
-        found = event(tmp_path, ask(process, "spring", "hello", headers={"X-User-Id": "user-7"}))
+def test_each_user_sees_one_arm_for_good_and_the_record_tells_who_without_the_name(everything, workers):
+    process, directory = everything.process, everything.directory
+    users = [f"user-{n}" for n in range(24)]
+    replies = [ask(process, "spring", "hello", user=user) for user in users * 2]
+    arms = {}
+    for user, reply, found in zip(users * 2, replies, events(directory, replies)):
+        assert found["policy"] == "ab" and found["experiment"] == "spring" and found["share"] == 0.5
+        assert found["counted"] and found["exposed"] and found["probabilities"] == {"a": 0.75, "b": 0.25}
+        assert reply.json["model"] == found["chosen"] and (found["arm"] == "blend" or found["chosen"] == "a")
+        assert found.get("through", []) == (["chai"] if found["arm"] == "blend" else [])
+        assert reply.headers["x-fastft-why"] == found["why"] and f"arm {found['arm']}" in found["why"]
+        assert arms.setdefault(user, (found["unit"], found["arm"])) == (found["unit"], found["arm"]), "for good"
+    assert len({unit for unit, _ in arms.values()}) == 24, "each user is one unit"
+    assert 3 < Counter(arm for _, arm in arms.values())["blend"] < 21
+    assert "user-" not in str(gateways.events(directory / "record"))
+    assert stat.S_IMODE((directory / "record/unit.key").stat().st_mode) == 0o600
+    with served(workers, directory, SPRING, CHAI) as restarted:
+        found = event(directory, ask(restarted, "spring", "hello", headers={"X-User-Id": "user-7"}))
         assert (found["unit"], found["arm"]) == arms["user-7"], "after a restart, and by the header"
 
 
-def test_the_name_in_the_request_comes_before_the_header_and_nobody_gets_the_control(workers, tmp_path):
-    with served(workers, tmp_path, SPRING, CHAI, environment={"UNITS": "s3cret"}, unit_key_env="UNITS") as process:
-        named = event(tmp_path, ask(process, "spring", "hello", user="u1", headers={"X-User-Id": "u2"}))
-        other = event(tmp_path, ask(process, "spring", "hello", headers={"X-User-Id": "u1"}))
-        assert named["unit"] == other["unit"]
-        for more in ({}, {"user": ""}, {"user": 7}, {"user": "x" * 257}):
-            found = event(tmp_path, ask(process, "spring", "hello", **more))
-            assert (found["arm"], found["unit"], found["counted"], found["exposed"]) == ("control", None, False, False)
-        background = event(tmp_path, ask(process, "spring", "hello", user="u1", headers={"x-fastft-background": "1"}))
-        assert not background["exposed"], "no person has seen it"
-    assert not (tmp_path / "record/unit.key").exists()
+def test_the_name_in_the_request_comes_before_the_header_and_nobody_gets_the_control(everything):
+    process, directory = everything.process, everything.directory
+    utf8 = "Zoë".encode().decode("latin-1")  # as the header's bytes are read
+    pairs = [
+        ({"user": "u1"}, {"X-User-Id": "u2"}),
+        ({}, {"X-User-Id": "u1"}),
+        ({"user": "Zoë"}, {}),
+        ({}, {"X-User-Id": utf8}),
+    ]
+    named, other, zoe, same = events(directory, [ask(process, "spring", "hi", headers=h, **more) for more, h in pairs])
+    assert named["unit"] == other["unit"] != zoe["unit"] == same["unit"]
+    nobody = [ask(process, "spring", "hi", **more) for more in ({}, {"user": ""}, {"user": 7}, {"user": "x" * 257})]
+    nobody.append(ask(process, "spring", "hi", user="u1", headers={"x-fastft-background": "1"}))
+    for found in events(directory, nobody):
+        assert (found["arm"], found["unit"], found["counted"], found["exposed"]) == ("control", None, False, False)
+    after = events(directory, [ask(process, "over", "hi", user=f"u{n}") for n in range(6)])
+    assert {(each["arm"], each["counted"]) for each in after} == {("control", False)}, "its last day has passed"
 
 
-def test_after_its_last_day_an_experiment_serves_the_control(workers, tmp_path):
-    with served(workers, tmp_path, SPRING | {"until": "2026-01-31"}, CHAI) as process:
-        found = [event(tmp_path, ask(process, "spring", "hello", user=f"u{n}")) for n in range(6)]
-    assert {(each["arm"], each["counted"]) for each in found} == {("control", False)}
+def test_units_depend_on_the_key_and_on_nothing_else(monkeypatch, tmp_path):
+    from fastft.serve.command import _unit_key
+    from fastft.serve.settings import ServeConfig
+    from fastft.serve.virtual_models import VirtualModel, virtual_models
+
+    arms = {name: {"model": name, "share": 0.5} for name in ("control", "b")}
+    virtual = virtual_models(
+        [VirtualModel("spring", policy="ab", arms={n: SimpleNamespace(**arm) for n, arm in arms.items()})],
+        ["control", "b"],
+    )
+    monkeypatch.setenv("UNITS", "s3cret")
+    named = ServeConfig(record=str(tmp_path), unit_key_env="UNITS")
+    assert len(_unit_key(named, virtual)) == 32 and not (tmp_path / "unit.key").exists()
+    kept = ServeConfig(record=str(tmp_path))
+    assert _unit_key(kept, virtual) == _unit_key(kept, virtual) != _unit_key(named, virtual)
+    assert _unit_key(ServeConfig(), virtual) is None, "without a record there are no units"
 
 
-def test_an_anonymous_battle_hides_what_the_policy_chose(workers, expert, tmp_path):
-    route = {"name": "expert", "policy": "route", "router": str(expert), "of": {"math": "a"}}
-    with served(workers, tmp_path, route, SPRING, CHAI) as process:
-        battles = [process.post("/arena/battles", {}).json for _ in range(6)]
-        for battle in battles:
-            request = {"messages": [{"role": "user", "content": POEM}]}
-            reply = process.post(f"/arena/battles/{battle['id']}/a", request)
-            assert reply.status == 200 and not [
-                name for name in reply.headers if name in ("x-fastft-chosen", "x-fastft-why")
-            ]
-        wait_until(lambda: len(gateways.events(tmp_path / "record")) == 6, "all are recorded")
-        assert "spring" not in {
-            name for each in gateways.events(tmp_path / "record") for name in each["battle"]["drawn_from"]
-        }
+def test_an_anonymous_battle_hides_what_the_policy_chose_and_draws_no_experiment(everything):
+    process = everything.process
+    for _ in range(6):
+        battle = process.post("/arena/battles", {}).json
+        reply = process.post(f"/arena/battles/{battle['id']}/a", {"messages": [{"role": "user", "content": POEM}]})
+        assert reply.status == 200 and not {"x-fastft-chosen", "x-fastft-why", "x-fastft-model"} & reply.headers.keys()
+    battles = [each["battle"] for each in gateways.events(everything.directory / "record") if "battle" in each]
+    assert {name for each in battles for name in each["drawn_from"]} <= {"a", "b", "chai", "expert"}
 
 
 @pytest.mark.slow

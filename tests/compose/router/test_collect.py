@@ -123,6 +123,7 @@ def test_the_budget_holds_over_all_candidates_and_the_next_run_goes_on(tmp_path,
         assert len(server.requests) == 10
 
 
+@pytest.mark.slow
 def test_directories_answer_and_a_reward_model_scores(tmp_path, capsys):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
