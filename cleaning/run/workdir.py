@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import orjson
 from xxhash import xxh3_128_digest
 
-from fastft.common.files import room_for, sync, write_whole
+from fastft.common.files import make_directory, room_for, sync, write_whole
 from fastft.errors import UserError
 
 # In the order in which they are published: report.json, which says that the others are complete, is the last.
@@ -42,12 +42,7 @@ def working_directory(output_dir: Path, identity: dict[str, Any]) -> Iterator[tu
     it has done some work, the working directory stays. Raises UserError while another run holds the output directory, if
     the directory cannot be made, and if its disk is full.
     """
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f"-o {output_dir}: is a file; name a directory, which is made if it is missing") from None
-    except OSError as error:
-        raise UserError(f"-o {output_dir}: cannot be made ({error.strerror})") from None
+    make_directory(output_dir)
     descriptor = os.open(output_dir, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -180,8 +180,7 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
     except Exception as caught:  # noqa: BLE001  raised again below, once all ranks know
         error = (machine_error(caught) if isinstance(caught, OSError) else None) or caught
     is_bug = error is not None and not isinstance(error, UserError)
-    errors: list[tuple[bool, UserError | None]] = [(False, None)] * dist.get_world_size()
-    dist.all_gather_object(errors, (is_bug, None if is_bug else error))
+    errors = gather_from_all((is_bug, None if is_bug else error))
     if is_bug:
         raise error
     if any(bug for bug, _ in errors):
@@ -190,6 +189,13 @@ def everywhere(action: Callable[[], Result] | None) -> Result | None:
     if mistake := next((mistake for _, mistake in errors if mistake), None):
         raise error or mistake
     return result
+
+
+def gather_from_all(value: Result, group: dist.ProcessGroup | None = None) -> list[Result]:
+    """Return the values of all ranks of the group (default: of the run), in their order, on every rank; collective."""
+    found: list[Result] = [value] * dist.get_world_size(group)
+    dist.all_gather_object(found, value, group=group)
+    return found
 
 
 def raise_anywhere(error: Exception | None) -> None:

@@ -71,11 +71,16 @@ def _choose(requested: str, device: torch.device) -> tuple[str, str]:
     return "varlen", "PyTorch's own variable-length flash attention; no flash-attn package that loads"
 
 
+def torch_version() -> tuple[int, int]:
+    """The version of torch, (2, 13) for 2.13.1+cu130."""
+    major, minor, *_ = torch.__version__.split(".")
+    return int(major), int(minor)
+
+
 def _switch(major: int) -> str | None:
     """Switch PyTorch to the newer kernels for this GPU, if they are installed, and return their name, else None."""
-    version = tuple(map(int, torch.__version__.split(".")[:2]))
     for name, module, majors, first in _NEWER:
-        if major in majors and version >= first and _installed(module):
+        if major in majors and torch_version() >= first and _installed(module):
             torch.nn.attention.activate_flash_attention_impl(name)
             return name
     return None

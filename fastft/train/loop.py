@@ -65,7 +65,7 @@ from fastft.train.report.run_dir import describe, read_run, write_facts
 from fastft.train.report.startup import Startup
 from fastft.train.report.trackers import Trackers
 from fastft.train.run_lock import lock
-from fastft.train.step import build_batches, evaluate, train_step
+from fastft.train.step import build_batches, evaluate, plan_held_out, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,17 @@ def train(config: TrainConfig) -> Path | None:
 
         skipped = SkippedSteps(**resumed_from["skipped"])
         Loop(
-            inputs, device, model, optimizer, start_step, skipped, stop_flag, reporter, writer, interval, startup
+            inputs=inputs,
+            device=device,
+            model=model,
+            optimizer=optimizer,
+            start_step=start_step,
+            skipped=skipped,
+            stop_flag=stop_flag,
+            reporter=reporter,
+            writer=writer,
+            save_interval=interval,
+            startup=startup,
         ).run()
         export(inputs, model, disk, reporter, uploader)
         where = f"{inputs.output_dir / 'model'}{f' and {store.url}/model' if store else ''}"
@@ -195,7 +205,7 @@ def open_reporter(inputs: RunInputs, device: torch.device, start_step: int, star
     return everywhere(open_files if dist.get_rank() == 0 else None)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Loop:
     """Takes the optimizer steps of a run, and does what is due after each: reports, held-out losses, samples, checkpoints."""
 
@@ -221,6 +231,7 @@ class Loop:
         """
         inputs, total = self.inputs, self.inputs.total
         self.matrices = matrix_flops(self.model)
+        self.held_out = plan_held_out(inputs.eval_data, inputs.config) if inputs.eval_data else None
         # Numbers of steps that are still on the device, because reading them waits for it.
         self.pending: list[dict] = []
         self.timed_from = began = time.perf_counter()
@@ -261,13 +272,13 @@ class Loop:
         inputs, config, last = self.inputs, self.inputs.config, number == self.inputs.total
         stops, saves = self.stop_flag.agreed(number, dist.get_rank() == 0 and self.save_interval.wants_one())
         saves = saves or last or stops or self.save_interval.is_due(number)
-        evaluates = inputs.eval_data is not None and (number % config.eval_every == 0 or last) and not stops
+        evaluates = self.held_out is not None and (number % config.eval_every == 0 or last) and not stops
         asks = inputs.sampler.is_due(number, inputs.total) and not stops
         pauses = saves or evaluates or asks
         if pauses or number % config.log_every == 0:
             self.report()
         if evaluates:
-            loss = evaluate(self.model, inputs.eval_data, config, self.device)
+            loss = evaluate(self.model, self.held_out, config, self.device)
             if self.reporter:
                 self.reporter.evaluation({"step": number, "eval_loss": loss})
         if asks:
@@ -276,8 +287,8 @@ class Loop:
             self.reporter.flush()
             refresh_page(inputs.output_dir)
         if saves:
-            meta = {"identity": inputs.identity, "skipped": asdict(self.skipped)}
-            self.writer.save(number, self.model, self.optimizer, meta)
+            own = {"identity": inputs.identity, "skipped": asdict(self.skipped)}
+            self.writer.save(number, self.model, self.optimizer, own)
             self.save_interval.saved()
             # After the last step the model is written first. After the first one nothing is uploaded yet, and waits have
             # no limit yet by which a rank that is dead would be noticed.
@@ -362,8 +373,7 @@ def export(
     if uploader:
         uploader.finish()
         raise_anywhere(uploader.bug)
-        meta = {"step": inputs.total, "world_size": dist.get_world_size(), "machines": len(disk.leaders)}
-        meta["identity"] = inputs.identity
+        meta = disk.manifest_of(inputs.total, {"identity": inputs.identity})
         on_first(lambda: upload_model(uploader.store, output_dir / "model", meta))
 
 

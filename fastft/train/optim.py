@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from fastft.config import TrainConfig
 from fastft.errors import UserError, first_line, is_ours
+from fastft.model.attention import torch_version
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -129,8 +130,7 @@ def _keep_moments_in_bf16(optimizer: torch.optim.AdamW) -> None:
     until the next step.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    version = tuple(map(int, torch.__version__.split(".")[:2]))
-    if version < (2, 13) and any(p.device.type == "cuda" for p in parameters):
+    if torch_version() < (2, 13) and any(p.device.type == "cuda" for p in parameters):
         raise UserError(
             f"optimizer.state_dtype: bfloat16 needs torch 2.13 or newer on a GPU, this is {torch.__version__}; use float32"
         )

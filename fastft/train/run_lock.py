@@ -16,7 +16,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from fastft.common.distributed import everywhere, local_rank, on_first
-from fastft.common.files import room_for
+from fastft.common.files import make_directory, room_for
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,10 @@ def lock(directory: Path, at_exit: ExitStack) -> None:
 def _take(directory: Path, token: str, at_exit: ExitStack) -> None:
     """Take the lock for the run with this `token`, or find that another machine of the same run has it."""
     path = directory / NAME
+    make_directory(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with room_for(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"output_dir {directory}: cannot be written to ({error.strerror})") from None
     at_exit.callback(os.close, descriptor)

@@ -74,20 +74,24 @@ def build_batches(curriculum: Curriculum, config: TrainConfig, device: torch.dev
     return [batch.pinned() if device.type == "cuda" else batch for batch in batches]
 
 
-@torch.no_grad()
-def evaluate(model: TrainedModel, data: TokenizedData, config: TrainConfig, device: torch.device) -> float:
-    """Compute the mean loss per trained token of the held-out conversations; collective."""
+def plan_held_out(data: TokenizedData, config: TrainConfig) -> Curriculum:
+    """The rows of the held-out conversations, for `evaluate`: each step is one micro-batch of every rank."""
     rows = dist.get_world_size() * config.micro_batch_size
-    curriculum = Curriculum([StepPlan(data, config.seq_len, config.seed, 1, rows, None)])
+    return Curriculum([StepPlan(data, config.seq_len, config.seed, 1, rows, None)])
+
+
+@torch.no_grad()
+def evaluate(model: TrainedModel, held_out: Curriculum, config: TrainConfig, device: torch.device) -> float:
+    """Compute the mean loss per trained token of the held-out conversations; collective."""
     total = torch.zeros((), device=device, dtype=torch.float64)
     model.eval()
-    for number in range(1, curriculum.total + 1):
-        for batch in build_batches(curriculum, config, device, curriculum.step(number)):
+    for number in range(1, held_out.total + 1):
+        for batch in build_batches(held_out, config, device, held_out.step(number)):
             total += model(**batch.to(device))[0]
     model.train()
     model.reshard()
     dist.all_reduce(total)
-    return float(total) / int(data.trained_counts.sum())
+    return float(total) / sum(int(stage.data.trained_counts.sum()) for stage in held_out.stages)
 
 
 def step_seed(seed: int, number: int, rank: int) -> int:

@@ -16,6 +16,7 @@ import orjson
 import pytest
 import yaml
 from helpers.cleaning_runs import clean_command, contents, dump
+from helpers.disks import small_disk
 from helpers.dumps import LONG, share
 from rich.progress import Progress
 
@@ -176,14 +177,14 @@ def test_one_line_and_an_exit_code(tmp_path, capsys, monkeypatch, arguments, cod
 
 def test_output_directory_that_cannot_be(tmp_path, capsys):
     assert clean_command([dump_in(tmp_path), "-o", "/dev/null/out"]) == 1
-    assert capsys.readouterr().err == "error: -o /dev/null/out: cannot be made (Not a directory)\n"
+    assert capsys.readouterr().err == "error: /dev/null/out: cannot be made a directory (a file is in the way)\n"
 
 
 def test_the_output_is_a_directory(tmp_path, capsys):
     (tmp_path / "afile").write_text("x")
     assert clean_command([dump_in(tmp_path), "-o", str(tmp_path / "afile")]) == 1
     error = capsys.readouterr().err
-    assert error == f"error: -o {tmp_path / 'afile'}: is a file; name a directory, which is made if it is missing\n"
+    assert error == f"error: {tmp_path / 'afile'}: cannot be made a directory (a file is in the way)\n"
 
 
 def test_a_directory_that_has_the_name_of_an_output(tmp_path, capsys):
@@ -239,6 +240,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys, monkeypatc
     )
     assert line.endswith("and start the same command again\n") and line.count("\n") == 1
     assert list(out.iterdir()) == []
+
+
+def test_an_output_directory_that_a_full_disk_cannot_make_is_one_line_with_its_numbers(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", 64 << 10, inodes=1) as disk:
+        assert clean_command([dump_in(tmp_path), "-o", str(disk / "out")]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {disk / 'out'}: No space left on device: ") and " free; make room there" in line
+    assert line.count("\n") == 1
 
 
 def test_the_module_runs_without_torch(tmp_path):

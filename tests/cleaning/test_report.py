@@ -20,8 +20,8 @@ from lxml import html as lxml_html
 
 import cleaning.pipeline
 import cleaning.report.figures
-import fastft.data.dedup
 import cleaning.second_pass
+import fastft.data.dedup
 from cleaning.first_pass import Outcome
 from cleaning.pipeline import clean
 from cleaning.report.examples import AMONG, LONGEST, pick_examples

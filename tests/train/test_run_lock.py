@@ -12,6 +12,7 @@ import time
 
 import pytest
 from helpers import forks
+from helpers.disks import small_disk
 from helpers.ports import free_port
 from helpers.training import HERE, command, fails, flags, run, train_here
 
@@ -113,7 +114,9 @@ def test_a_file_system_without_locks_is_one_warning(ground, tmp_path, monkeypatc
 
 def test_a_file_in_its_place_or_a_lock_that_nobody_can_read_is_one_line(ground, tmp_path):
     (tmp_path / "out").write_text("")
-    fails(train_here(ground, tmp_path / "out"), f"output_dir {tmp_path / 'out'}: cannot be written to (")
+    fails(
+        train_here(ground, tmp_path / "out"), f"{tmp_path / 'out'}: cannot be made a directory (a file is in the way)"
+    )
     held = tmp_path / "held"
     held.mkdir()
     with (held / ".lock").open("w") as file:
@@ -122,6 +125,12 @@ def test_a_file_in_its_place_or_a_lock_that_nobody_can_read_is_one_line(ground, 
         file.flush()
         fails(train_here(ground, held), "another run is writing there (which has not said yet who it is)")
     assert sorted(path.name for path in held.iterdir()) == [".lock"]
+
+
+def test_a_directory_that_a_full_disk_cannot_make_is_one_line_with_its_numbers(ground, tmp_path):
+    with small_disk(tmp_path / "disk", 64 << 10, inodes=1) as disk:
+        done = train_here(ground, disk / "out")
+    fails(done, f"{disk / 'out'}: No space left on device: ", " free; make room there")
 
 
 @pytest.mark.slow

@@ -133,10 +133,35 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
     for directory, says in ((tmp_path / "gone", "no such directory"), (tmp_path, "is no run of fastft train")):
         assert main(["report", str(directory)]) == 1
         assert capsys.readouterr().err.startswith(f"error: {directory}: {says}")
+
+
+def without(key: str) -> dict:
+    """The facts of a run without one of them."""
+    return {name: value for name, value in facts().items() if name != key}
+
+
+FILE = facts()["data"][0][0]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        [],
+        *map(without, facts()),
+        facts(steps="200"),
+        facts(versions=["0.1.0"]),
+        facts(data=[FILE]),
+        facts(data=[[FILE, 5]]),
+        facts(eval_data=[{name: value for name, value in FILE.items() if name != "epochs"}]),
+        facts(eval_data=[FILE | {"tokens": None}]),
+    ],
+)
+def test_facts_that_are_not_whole_are_one_line(damaged, tmp_path, capsys):
+    """All of them, and not only those that were thought of first: the page and the model card need each."""
     run = make_run(tmp_path / "run")
-    (run / "run.json").write_text("[]")
+    (run / "run.json").write_text(json.dumps(damaged))
     assert main(["report", str(run)]) == 1
-    assert "run.json: is damaged" in capsys.readouterr().err
+    assert f"{run / 'run.json'}: is damaged; start the same training command again" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch):

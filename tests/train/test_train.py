@@ -25,6 +25,7 @@ from helpers.training import (
 )
 from safetensors.torch import load_file
 
+from fastft.data import step_plan
 from fastft.data.conversation import read_conversations
 from fastft.data.dataset import tokenized
 from fastft.data.step_plan import StepPlan
@@ -108,6 +109,17 @@ def whole_run(ground, tmp_path_factory):
     return out
 
 
+def test_held_out_data_is_packed_once_and_not_at_each_evaluation(ground, tmp_path, monkeypatch):
+    packed = []
+    original = step_plan.pack
+    monkeypatch.setattr(step_plan, "pack", lambda *given: packed.append(given) or original(*given))
+    more = ("--eval_data", str(ground / "data.jsonl"), "--eval_every", "1", "--epochs", "1", "--trackers", "none")
+    done = train_here(ground, tmp_path / "out", *more)
+    assert done.returncode == 0, done.stderr
+    assert len([row for row in read_metrics(tmp_path / "out/metrics.jsonl") if "eval_loss" in row]) == 3
+    assert len(packed) == 2, "the training data and the held-out data"
+
+
 def test_a_run_leaves_what_it_promises(ground, whole_run):
     rows = read_metrics(whole_run / "metrics.jsonl")
     steps = [r for r in rows if "loss" in r]
@@ -188,7 +200,7 @@ def manifest_of(step: int) -> str:
     return manifest.dumps({"step": step, "world_size": 1, "machines": 1, "identity": {}, "files": files})
 
 
-def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path):
+def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_ones(tmp_path, monkeypatch):
     for step in (4, 8, 12):
         path = tmp_path / f"step-{step:08d}"
         path.mkdir(parents=True)
@@ -197,7 +209,10 @@ def test_the_newest_complete_checkpoint_is_found_without_latest_and_past_torn_on
     (tmp_path / "step-00000012" / "shard").write_text("123")
     (tmp_path / "step-00000016.tmp").mkdir()
     (tmp_path / "latest").write_text("step-00000099")
+    read, reads = manifest.read, []
+    monkeypatch.setattr(manifest, "read", lambda path: reads.append(path.name) or read(path))
     found, passed_over = local.complete(tmp_path)
+    assert sorted(reads) == [f"step-{step:08d}" for step in (4, 8, 12)], "each manifest is read once"
     assert [(path.name, meta["step"]) for path, meta in found] == [("step-00000008", 8), ("step-00000004", 4)]
     assert passed_over == [f"{tmp_path}/step-00000012: passed over: shard holds 3 bytes instead of 5"]
     assert local.newest(tmp_path) == found[0]

@@ -28,7 +28,15 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
-from fastft.common.distributed import everywhere, is_loss_of_peer, local_rank, machine, on_first, raise_anywhere
+from fastft.common.distributed import (
+    everywhere,
+    gather_from_all,
+    is_loss_of_peer,
+    local_rank,
+    machine,
+    on_first,
+    raise_anywhere,
+)
 from fastft.common.files import (
     REPLACED,
     full_disk,
@@ -63,12 +71,15 @@ class Disk:
         first_here = local_rank() == 0
         everywhere((lambda: make_directory(self.directory)) if first_here else None)
         on_first(probe.touch)
-        seen: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(seen, (first_here, probe.exists()))
+        seen = gather_from_all((first_here, probe.exists()))
         on_first(probe.unlink)
         self.shared = all(there for _, there in seen)
         self.leaders = [0] if self.shared else [rank for rank, (first, _) in enumerate(seen) if first]
         self.is_leader = dist.get_rank() in self.leaders
+
+    def manifest_of(self, step: int, own: dict[str, Any]) -> dict[str, Any]:
+        """The manifest of what is saved at `step`, without its files: what the run says of itself (`own`), and who writes."""
+        return {**own, "step": step, "world_size": dist.get_world_size(), "machines": len(self.leaders)}
 
     @property
     def machine(self) -> int:
@@ -94,13 +105,16 @@ class Writer:
         self.last_blocking_s: float | None = None  # how long training waited for the last `save`
         self.saves, self.total_blocking_s = 0, 0.0
 
-    def save(self, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, meta: dict[str, Any]) -> None:
-        """Copy the state to the host's memory, and leave the writing to the thread; collective. Raises UserError as `wait`."""
+    def save(self, step: int, model: TrainedModel, optimizer: torch.optim.Optimizer, own: dict[str, Any]) -> None:
+        """Copy the state to the host's memory, and leave the writing to the thread; collective. Raises UserError as `wait`.
+
+        `own` is what the run says of itself in the manifest.
+        """
         began = time.perf_counter()
         self.wait()
         final = self.disk.directory / f"step-{step:08d}"
         staged = self.stager.stage(_state(model, optimizer))
-        meta = {**meta, "step": step, "world_size": dist.get_world_size(), "machines": len(self.disk.leaders)}
+        meta = self.disk.manifest_of(step, own)
         self.under_way = final, self.thread.submit(self._write, staged, final, meta, self._run_files())
         self.last_blocking_s = time.perf_counter() - began
         self.saves, self.total_blocking_s = self.saves + 1, self.total_blocking_s + self.last_blocking_s
@@ -114,9 +128,7 @@ class Writer:
         if self.under_way is None:
             return
         (final, written), self.under_way = self.under_way, None
-        failures: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(failures, written.result())
-        if failure := next(filter(None, failures), None):
+        if failure := next(filter(None, gather_from_all(written.result())), None):
             if self.disk.is_leader:
                 shutil.rmtree(_partial(final), ignore_errors=True)
             raise_anywhere(self.bug)
@@ -134,9 +146,7 @@ class Writer:
         """Raise the bug that an upload has met on any rank, once what was saved last is on the disk; collective."""
         if self.uploader is None:
             return
-        found = [False] * dist.get_world_size()
-        dist.all_gather_object(found, self.uploader.bug is not None)
-        if any(found):
+        if any(gather_from_all(self.uploader.bug is not None)):
             self.wait()
             raise_anywhere(self.uploader.bug)
 
@@ -170,8 +180,7 @@ class Writer:
             # Whatever went wrong, the other ranks must be told, because they wait for this rank.
             own, failure = {}, self._failure(error, state, run_files, partial)
             self.bug = _catchable(error) if _is_bug(error) else None
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, (self.disk.machine, own, failure), group=self.group)
+        everyone = gather_from_all((self.disk.machine, own, failure), self.group)
         if failure := next((failure for _, _, failure in everyone if failure), None):
             return failure
         if self.disk.is_leader:
@@ -276,12 +285,13 @@ def listing(directory: Path) -> manifest.Listing:
 
 def complete(directory: Path) -> manifest.Listing:
     """List the checkpoints under `directory` whose files are all there and have the right sizes."""
-    found, passed_over = [], []
-    for path in _newest_first(directory):
-        if fault := fault_of(path):
+    listed = listing(directory)
+    found, passed_over = [], listed.passed_over
+    for path, meta in listed.found:
+        if fault := _first_fault(path, meta):
             passed_over.append(f"{path}: passed over: {fault}")
         else:
-            found.append((path, manifest.read(path)))
+            found.append((path, meta))
     return manifest.Listing(found, passed_over)
 
 
@@ -305,9 +315,14 @@ def _is_checkpoint(path: Path) -> bool:
 def fault_of(path: Path) -> str | None:
     """Say what is wrong with a published checkpoint, judging by the sizes of its files; None if it is complete."""
     try:
-        return next(iter(manifest.faults(path, manifest.read(path)).values()), None)
+        return _first_fault(path, manifest.read(path))
     except manifest.DamagedError as error:
         return str(error)
+
+
+def _first_fault(path: Path, meta: dict[str, Any]) -> str | None:
+    """Say which file of a checkpoint is missing or of another size than its manifest says; None if there is none."""
+    return next(iter(manifest.faults(path, meta).values()), None)
 
 
 def prune(directory: Path, newest: int, keep: int, keep_every: int = 0, in_use: set[int] = frozenset()) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 import torch.distributed as dist
 
 from fastft.common import logs
-from fastft.common.distributed import is_loss_of_peer
+from fastft.common.distributed import gather_from_all, is_loss_of_peer
 from fastft.common.files import bytes_text, lack_of_room
 from fastft.common.object_store import Store
 from fastft.common.storage_faults import DISK_FULL, MISSING, StorageError
@@ -233,10 +233,9 @@ class Uploader:
             self.changed.wait_for(lambda: max(self.offers, default=-1) >= step)
             # None if a newer checkpoint replaced it here before rank 0's choice arrived.
             offer = self.offers.get(step)
-        began, failures = time.monotonic(), [None] * dist.get_world_size(self.group)
+        began = time.monotonic()
         failure = self._attempt(lambda: self._put(name, offer)) if offer else SUPERSEDED
-        dist.all_gather_object(failures, failure, group=self.group)
-        failure = next(filter(None, failures), None)
+        failure = next(filter(None, gather_from_all(failure, self.group)), None)
         if self.is_first and failure is None:
             failure = self._attempt(lambda: self._commit(name, offer[1]))
         self.seconds = time.monotonic() - began

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from fastft.common.distributed import everywhere, on_first
+from fastft.common.distributed import everywhere, gather_from_all, on_first
 from fastft.common.object_store import Store
 from fastft.config import TrainConfig
 from fastft.errors import UserError, is_ours
@@ -135,8 +135,7 @@ def list_checkpoints(disk: Disk, store: Store | None) -> list[Candidate]:
     its first step.
     """
     here = everywhere((lambda: local.listing(disk.directory)) if disk.is_leader else None)
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, here or manifest.Listing([], []))
+    everyone = gather_from_all(here or manifest.Listing([], []))
 
     def join() -> list[Candidate]:
         stored = remote.checkpoints(store) if store else manifest.Listing([], [])
@@ -229,9 +228,7 @@ def fetch(candidate: Candidate, disk: Disk, store: Store | None) -> str | None:
     """
     path = disk.directory / candidate.name
     fault = everywhere((lambda: complete_files(candidate, path, store)) if disk.is_leader else None)
-    everyone: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, fault)
-    return next(filter(None, everyone), None)
+    return next(filter(None, gather_from_all(fault)), None)
 
 
 def complete_files(candidate: Candidate, path: Path, store: Store | None) -> str | None:

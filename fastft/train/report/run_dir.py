@@ -58,7 +58,7 @@ def read_run(directory: Path) -> Run:
         facts = json.loads((directory / "run.json").read_text())
     except ValueError:  # JSONDecodeError, or text that is not UTF-8
         facts = None
-    if not isinstance(facts, dict) or not facts.keys() >= {"id", "model", "template", "steps", "data"}:
+    if not _is_whole(facts):
         raise UserError(
             f"{directory / 'run.json'}: is damaged; start the same training command again, which writes a new one"
         )
@@ -67,6 +67,33 @@ def read_run(directory: Path) -> Run:
         for path in (directory / "metrics.jsonl", directory / "samples.jsonl")
     )
     return Run(directory.resolve().name, config, facts, metrics, samples)
+
+
+_FACTS = {
+    **dict.fromkeys(("id", "model", "template", "end_of_turn", "devices"), str),
+    "steps": int,
+    **dict.fromkeys(("steps_of_stages", "data", "eval_data"), list),
+    "versions": dict,
+}
+_FACTS_OF_FILE = {
+    "file": str,
+    **dict.fromkeys(("conversations", "tokens", "trained_tokens"), int),
+    "weight": (int, float),
+    "epochs": (int, type(None)),
+}
+
+
+def _is_whole(facts: Any) -> bool:
+    """Whether what run.json holds has all that `describe` puts into it, of the right types."""
+
+    def has(values: Any, types: dict[str, Any]) -> bool:
+        return isinstance(values, dict) and all(
+            isinstance(values.get(key, _is_whole), kind) for key, kind in types.items()
+        )
+
+    if not has(facts, _FACTS) or not all(isinstance(files, list) for files in facts["data"]):
+        return False
+    return all(has(file, _FACTS_OF_FILE) for files in (*facts["data"], facts["eval_data"]) for file in files)
 
 
 def write_facts(directory: Path, facts: dict[str, Any]) -> tuple[str, float]:
