@@ -9,6 +9,7 @@ cache.put(key, reply); cache.get(key)
 """
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -33,6 +34,7 @@ from fastft.inference.completion import Malformed, Reply, text_of
 
 logger = logging.getLogger(__name__)
 ROOM = 1 << 18  # bytes of disk that the cache reserves at a time
+PAUSE = b'{"pause"'  # begins a row that is no reply
 KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of Linux: reserved room is not part of the file
 Price = tuple[float, float]
 """Dollars for a million tokens of the prompt, and for a million of the reply."""
@@ -145,6 +147,7 @@ class Cache:
         self.path = path
         self.usd = 0.0  # what all replies have cost, over all runs
         self.models: dict[str, str] = {}  # by endpoint: the name of the model that gave its first reply
+        self.pauses: dict[str, float] = {}  # by endpoint: until when it has asked to wait, in seconds since 1970
         self._places: dict[str, tuple[int, int]] = {}  # by key: where the row begins, and its length
         self._unwritten: dict[str, Reply] = {}  # for which the disk had no room
         self._file: FileIO | None = None
@@ -159,9 +162,18 @@ class Cache:
             for line in file:
                 if row := _read_row(line):
                     self._note(row[0], row[1], self._end, len(line))
+                elif line.startswith(PAUSE):
+                    self._read_pause(line)
                 self._end += len(line)
                 self._torn = not line.endswith(b"\n")
         self._file = FileIO(self.path)
+
+    def _read_pause(self, line: bytes) -> None:
+        try:
+            pause = parse_json(line)["pause"]
+            self.pauses[pause["endpoint"]] = float(pause["until"])
+        except (ValueError, KeyError, TypeError):  # cut by a kill
+            pass
 
     def _note(self, key: str, reply: Reply, start: int, length: int) -> None:
         if key not in self._places:
@@ -240,6 +252,17 @@ class Cache:
         self.open()
         self._unwritten[key] = reply
         self._write_unwritten()
+
+    def put_pause(self, endpoint: str, until: float) -> None:
+        """Remember that an endpoint has asked not to be asked before `until`, so that a run that is started again obeys, too."""
+        if (
+            until > self.pauses.get(endpoint, 0.0) + 0.1 and not self._torn
+        ):  # once for all requests that were on the way
+            self.pauses[endpoint] = until
+            with contextlib.suppress(OSError):  # a full disk, of which the next reply tells
+                line = orjson.dumps({"pause": {"endpoint": endpoint, "until": until}}) + b"\n"
+                written = self._file.write(line)
+                self._end, self._torn = self._end + written, written < len(line)
 
     def _write_unwritten(self) -> None:
         for key, reply in list(self._unwritten.items()):

@@ -74,8 +74,11 @@ class Client:
         self.connections, self.cache, self.money = connections, cache, money
         self.url, self.name, self.price = connections[0].url, connections[0].name, connections[0].price
         self.label = self.name  # what tables call it
-        for connection in connections:
-            connection.model = cache.models.get(connection.address, "") if cache else ""
+        for connection in connections if cache else ():
+            connection.model = cache.models.get(connection.address, "")
+            left = cache.pauses.get(connection.address, 0.0) - time.time()
+            if left > 0:  # an earlier run was told to wait
+                connection.pace.pause(min(left, LONGEST_PAUSE_S))
         self.line, self.order = Line([connection.pace for connection in connections]), itertools.count()
         money.when_closed.append(self.line.close)
         self.on_the_way: dict[str, asyncio.Task] = {}  # by key: the request that equal ones wait for
@@ -90,22 +93,22 @@ class Client:
         Raises Unanswered if this request failed for good, OverBudget, and UserError if every request would fail.
         """
         messages = [{**message, "content": repair_text(message["content"])} for message in messages]
-        if reply := self.cached(messages, attempt, parameters):
+        keys = [key_of(connection, messages, attempt, parameters) for connection in self.connections]
+        if reply := self._cached(keys):
             self._check_name(reply)
             return reply
-        key = self.key(messages, attempt, parameters)
-        if task := self.on_the_way.get(key):
+        if task := self.on_the_way.get(keys[0]):
             return replace(await asyncio.shield(task), cached=True)
-        task = self.on_the_way[key] = asyncio.ensure_future(self._pay(messages, attempt, parameters))
-        task.add_done_callback(lambda ended: self._forget(key, ended))
+        task = self.on_the_way[keys[0]] = asyncio.ensure_future(self._pay(keys, messages, parameters))
+        task.add_done_callback(lambda ended: self._forget(keys[0], ended))
         return await asyncio.shield(task)
 
     def cached(self, messages: list[dict[str, str]], attempt: int, parameters: dict[str, Any]) -> Reply | None:
         """Return the reply to this request that is paid for already, None if there is none."""
-        if not self.cache:
-            return None
-        keys = (key_of(connection, messages, attempt, parameters) for connection in self.connections)
-        return next(filter(None, map(self.cache.get, keys)), None)
+        return self._cached([key_of(connection, messages, attempt, parameters) for connection in self.connections])
+
+    def _cached(self, keys: list[str]) -> Reply | None:
+        return next(filter(None, map(self.cache.get, keys)), None) if self.cache else None
 
     def key(self, messages: list[dict[str, str]], attempt: int, parameters: dict[str, Any]) -> str:
         """Return the key of this request in the cache."""
@@ -120,20 +123,20 @@ class Client:
         if not ended.cancelled():
             ended.exception()  # taken note of, even if those who wait were cancelled meanwhile
 
-    async def _pay(self, messages: list[dict[str, str]], attempt: int, parameters: dict[str, Any]) -> Reply:
-        """Get a reply from an endpoint, and keep it before anything else can fail."""
+    async def _pay(self, keys: list[str], messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
+        """Get a reply from an endpoint, and keep it under that endpoint's key before anything else can fail."""
         if not self.connected:
             self.connected = asyncio.ensure_future(self._connect())
         await asyncio.shield(self.connected)
         if self.batches:
-            reply = await self.batches.ask(self.key(messages, attempt, parameters), messages, parameters)
+            reply = await self.batches.ask(keys[0], messages, parameters)
         else:
             size = BYTES_OF_A_TOKEN * most_reply_tokens(parameters)
             await self._make_room(size)
             try:
-                connection, reply = await self._until_answered(messages, parameters)
+                place, reply = await self._until_answered(messages, parameters)
                 if self.cache:
-                    self.cache.put(key_of(connection, messages, attempt, parameters), reply)
+                    self.cache.put(keys[place], reply)
             finally:
                 if self.cache:
                     self.cache.redeem(size)
@@ -163,10 +166,8 @@ class Client:
             if connection.address == reply.endpoint:
                 connection.check_name(reply)
 
-    async def _until_answered(
-        self, messages: list[dict[str, str]], parameters: dict[str, Any]
-    ) -> tuple[Connection, Reply]:
-        """Send a request, again and again if that may help. Raises as `ask` does."""
+    async def _until_answered(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> tuple[int, Reply]:
+        """Send a request, again and again if that may help. Returns which connection answered, and its reply."""
         began, order, tries = time.monotonic(), next(self.order), Tries()
         tokens = estimate_tokens(messages) + most_reply_tokens(parameters)
         most = max(connection.most_usd(messages, parameters) for connection in self.connections)
@@ -177,7 +178,7 @@ class Client:
                 sent, last = await self._try_once(connection, started, most, messages, parameters)
                 if isinstance(last, Reply):
                     connection.failed_in_a_row = 0
-                    return connection, replace(last, seconds=time.monotonic() - began)
+                    return place, replace(last, seconds=time.monotonic() - began)
                 wait = connection.count(last, tries, parameters, sent)
                 self._check_pauses(last)
                 if wait and not getattr(last, "pause_s", 0.0):  # no time is named, so this request keeps its place
@@ -220,6 +221,8 @@ class Client:
             spent = connection.most_usd(messages, sent) if may_be_billed(error) else 0.0
             if isinstance(error, ErrorInBody) and (error.status_code == 429 or error.pause_s > 0):
                 connection.pace.overloaded(started, error.pause_s)
+                if self.cache and error.pause_s > 0:
+                    self.cache.put_pause(connection.address, time.time() + error.pause_s)
             return sent, error
         finally:
             self.money.settle(reserved, spent)

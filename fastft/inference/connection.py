@@ -83,7 +83,7 @@ class Connection:
         self.unknown: set[str] = set()  # parameters that the endpoint has refused
         self.model = ""  # the name by which it calls the model that answers
         self.failed_in_a_row = 0
-        transport.proxy_for(self.url)
+        self.proxy = transport.proxy_for(self.url)
 
     def _own_headers(self) -> dict[str, str]:
         """Return the headers of every request. Those that the environment has for OpenAI are sent to OpenAI alone."""
@@ -108,7 +108,7 @@ class Connection:
     async def reach(self) -> None:
         """Raise UserError if nobody listens. A wrong port would show only after 35 s of retries."""
         parts = urlsplit(self.url)
-        if transport.proxy_for(self.url):
+        if self.proxy:
             return
         try:
             connection = asyncio.open_connection(parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme])
@@ -133,7 +133,7 @@ class Connection:
         """
         headers = {"Content-Type": "application/json", **options.pop("headers", {}), **self.headers}
         options.setdefault("timeout_s", self.limits.timeout_s)
-        response = await transport.send(method, self.url + path, headers, body, **options)
+        response = await transport.send(method, self.url + path, headers, body, proxy=self.proxy, **options)
         if response.status >= 300:
             raise error_of(response.status, response.content, transport.retry_after_s(response.headers))
         return response

@@ -32,8 +32,11 @@ class BatchAnswer:
 class ChatModel:
     """A model's directory, ready to answer: its weights are in bf16 on the GPU if there is one, else in fp32 on the CPU."""
 
-    def __init__(self, model: str, template: str | None = None):
-        """Load the model. Raises UserError with one line when the directory holds no chat model."""
+    def __init__(self, model: str, template: str | None = None, dtype: str | None = None):
+        """Load the model. `dtype` is the name of torch's type for the weights, if not the usual one.
+
+        Raises UserError with one line when the directory holds no chat model.
+        """
         import torch
 
         from fastft.model.pretrained import load_config
@@ -41,8 +44,8 @@ class ChatModel:
         self.context_length = getattr(load_config(model), "max_position_embeddings", None) or NO_LIMIT
         self.template = load_template(model, template)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.model = load_weights(model, dtype).to(self.device)
+        usual = "bfloat16" if self.device.type == "cuda" else "float32"
+        self.model = load_weights(model, getattr(torch, dtype or usual)).to(self.device)
 
     def stream(self, messages: list[Message], max_new_tokens: int = 512, temperature: float = 0.0) -> Iterator[str]:
         """Yield the answer to `messages` piece by piece, up to the end of turn or `max_new_tokens`.

@@ -62,7 +62,11 @@ class Pace:
             self.threshold = max(1.0, min(self.window, self.on_the_way) / 2)
             self.window, self.round = self.threshold, self.round + 1
         if pause_s > 0:
-            self.window, self.paused_until = 1.0, max(self.paused_until, time.monotonic() + pause_s)
+            self.pause(pause_s)
+
+    def pause(self, pause_s: float) -> None:
+        """Start nothing for `pause_s` seconds, and then one request."""
+        self.window, self.paused_until = 1.0, max(self.paused_until, time.monotonic() + pause_s)
 
 
 class Line:

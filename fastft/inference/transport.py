@@ -60,6 +60,7 @@ async def send(
     headers: Mapping[str, str],
     body: Any = None,
     timeout_s: float = 120.0,
+    proxy: str | None = None,
     to: Path | None = None,
 ) -> Response:
     """Send a request and return its response. With `to`, the content of a status below 300 goes to that file instead.
@@ -70,9 +71,7 @@ async def send(
 
     session, timeout = await _session(), aiohttp.ClientTimeout(total=timeout_s)
     try:
-        async with session.request(
-            method, url, headers=headers, data=body, timeout=timeout, proxy=proxy_for(url)
-        ) as response:
+        async with session.request(method, url, headers=headers, data=body, timeout=timeout, proxy=proxy) as response:
             if to and response.status < 300:
                 with open(to, "wb") as file:
                     async for piece in response.content.iter_chunked(PIECE):

@@ -46,6 +46,7 @@ class Server:
     headers: list[dict] = field(default_factory=list)
     paid: int = 0  # answers by `reply` that were sent whole
     paid_for: Counter = field(default_factory=Counter)  # whole completions by their request (`digest_of`)
+    touched: int = 0  # requests of any kind
     in_flight: int = 0
     pauses: list["Pause"] = field(default_factory=list)  # one for each Retry-After
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -58,7 +59,7 @@ class Pause:
     began: float
     ended: float
     in_flight: int  # requests that were being answered when it began, without the one that was refused
-    started: int = 0  # requests that came in meanwhile
+    started: list[float] = field(default_factory=list)  # seconds after `began` at which requests came in meanwhile
 
 
 def digest_of(body: dict) -> str:
@@ -80,6 +81,7 @@ def endpoint(
 
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            server.touched += 1
             if batches and "/chat/" not in self.path:
                 with contextlib.suppress(OSError):
                     self.send(*batches.handle(self.command, self.path, self.headers, content, answer_row))
@@ -90,8 +92,10 @@ def endpoint(
                 server.requests.append(body)
                 server.headers.append({name.lower(): value for name, value in self.headers.items()})
                 server.in_flight += 1
+                now = time.monotonic()
                 for pause in server.pauses:
-                    pause.started += pause.began < time.monotonic() < pause.ended
+                    if now < pause.ended:
+                        pause.started.append(now - pause.began)
             answer = reply(body, number)
             try:
                 with contextlib.suppress(OSError):
