@@ -336,15 +336,21 @@ def _times(table: Table, user_R: np.ndarray, users: list[str], one_arm_U: np.nda
     amount_R, unit = _amounts(table)
     joined_U = np.full(len(users), np.inf)
     np.minimum.at(joined_U, user_R, at_R)
-    # The file is complete up to its last row; a date stands for a whole day.
+    # The file is complete up to its last row; a date stands for a whole day. Rows that are left out do not count: a record
+    # may go on after the experiment, when nobody is exposed any more.
     end = float(at_R.max()) + (DAY_S if by_date else 0)
     followed_U = ((end - joined_U) // DAY_S).astype(np.int64) - 1
     day_R = ((at_R - joined_U[user_R]) // DAY_S).astype(np.int64)
     entries = _entries(user_R, day_R, amount_R)
     ended = datetime.datetime.fromtimestamp(end, datetime.timezone.utc)
+    remarks = [f"The file ends on {ended:%Y-%m-%d %H:%M} UTC; days that had not passed for a user do not count for it."]
+    if repeated := table.rows - len(set(zip(user_R.tolist(), at_R.tolist(), amount_R.tolist()))):
+        remarks.append(
+            f"{repeated:,} rows have the user, time and amount of another one; they count as use of their own."
+        )
     return Activity(
         str(table.path), users, [], user_R, followed_U, *entries, np.arange(1, max(1, followed_U.max() + 1)), unit,
-        remarks=[f"The file ends on {ended:%Y-%m-%d %H:%M} UTC; days that had not passed for a user do not count for it."],
+        remarks=remarks,
     )  # fmt: skip
 
 

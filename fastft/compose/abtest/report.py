@@ -103,7 +103,8 @@ def notes(results: Results) -> list[str]:
         return lines
     lines.append(
         f"Horizon: days 1 to {results.reached} after joining, fixed before the start (--days {results.planned}). Read the "
-        "figures once, at the end. A user counts for a day only if it has passed."
+        "figures once, at the end. A user counts for a day only if it has passed, and a day only if it has passed for a tenth of "
+        "each arm's users."
     )
     for found in results.comparisons:
         if days := found.left_out["retention"]:

@@ -68,7 +68,7 @@ class Results:
     unit: str
     planned: int
     reached: int
-    """The last day, up to the planned one, that has passed for users of every arm."""
+    """The last day, up to the planned one, that has passed for a tenth of every arm's users."""
     sample_ratio: SampleRatio
     comparisons: list[ArmComparison] = field(default_factory=list)
     curves: dict[str, ArmCurve] = field(default_factory=dict)
@@ -152,7 +152,7 @@ def compute(
     )
     planned = days or (PLANNED if activity.by_day else int(activity.days[-1]))
     results = Results(activity.source, control_name, activity.unit, planned, 0, ratio)
-    results.remarks = [f"{count:,} {what} left out." for what, count in activity.left_out.items()] + activity.remarks
+    results.remarks = [f"Left out: {what}: {count:,}." for what, count in activity.left_out.items()] + activity.remarks
     if ratio.verdict == "stop":
         results.verdict = _stopped(ratio)
         return results
@@ -207,14 +207,20 @@ def _stopped(ratio: SampleRatio) -> str:
 
 
 def _reached(activity: Activity, planned: int) -> int:
-    """The last day, up to the planned one, that has passed for at least two users of every arm. Raises UserError for none."""
-    last = [np.sort(activity.followed_U[activity.arm_U == arm])[-2] for arm in range(len(activity.arms))]
+    """The last day, up to the planned one, that has passed for a tenth of every arm's users, and for two.
+
+    On later days few users say little, and the lines weigh every day alike. Raises UserError if there is no such day.
+    """
+    last = []
+    for arm in range(len(activity.arms)):
+        followed_U = np.sort(activity.followed_U[activity.arm_U == arm])
+        last.append(followed_U[-max(2, math.ceil(len(followed_U) / 10))])
     days = activity.days[(activity.days <= planned) & (activity.days <= min(last))]
     if not len(days):
         first = int(activity.days[0]) if len(activity.days) else 1
         least = activity.arms[int(np.argmin(last))]
         why = (
-            f"day {first} has not passed for two users of {least!r}"
+            f"day {first} has not passed for two users, and a tenth, of {least!r}"
             if first <= planned
             else f"its first day is {first}"
         )
@@ -244,7 +250,7 @@ def _fill(results: Results, activity: Activity, control: int, quantile: float) -
     results.warnings += _poor_fits(results)
     if min(curve.users for curve in results.curves.values()) < FEW:
         results.remarks.append(
-            f"An arm has fewer than {FEW} users: intervals hold the truth in 91 to 98 % instead of 95 %."
+            f"An arm has fewer than {FEW} users: intervals hold the truth in 92 to 98 % instead of 95 %."
         )
 
 
@@ -264,14 +270,11 @@ def _outliers(activity: Activity, quantile: float, by_entry: Capped, by_user: Ca
     """The caps, how many amounts are above them, and the largest ones by name."""
     if not activity.unit:
         return {}
-    if activity.by_day:
-        named = [
-            (int(activity.user_E[e]), int(activity.day_E[e]), float(activity.amount_E[e]))
-            for e in by_entry.above[:NAMED]
-        ]
+    if len(by_entry.above) and activity.by_day:
+        user, day, amount = activity.user_E, activity.day_E, activity.amount_E
+        named = [(int(user[e]), int(day[e]), float(amount[e])) for e in by_entry.above[:NAMED]]
     else:
-        assert activity.total_U is not None
-        named = [(int(user), None, float(activity.total_U[user])) for user in by_user.above[:NAMED]]
+        named = [(int(user), None, float(by_user.raw[user])) for user in by_user.above[:NAMED]]
     return {
         "quantile": quantile,
         "cap_by_day": by_entry.cap if activity.by_day else None,

@@ -20,14 +20,23 @@ def verdict(results: Results) -> str:
     found = results.comparisons
     parts = [_differs(each, results) for each in found if _sure(each)]
     parts += _alike([each for each in found if each.figures and not _sure(each)], results)
-    parts += [
-        f"{each.arm} cannot be compared with {results.control}, because they have no two days with active users in both"
-        for each in found
-        if not each.figures
-    ]
+    parts += [_without_line(each, results) for each in found if not each.figures]
     text = f"{', '.join(doubts)}: {'; '.join(parts)}." if doubts else f"{'; '.join(parts)}."
     begins_with_a_name = not doubts and any(text.startswith(each.arm) for each in found)
     return text if begins_with_a_name else text[0].upper() + text[1:]
+
+
+def _without_line(found: ArmComparison, results: Results) -> str:
+    """What is said of an arm with fewer than two days, and without amounts."""
+    if not found.retention:
+        return f"{found.arm} cannot be compared with {results.control}: there is no day on which both have active users"
+    [(day, effect)] = found.retention.items()
+    differs = (
+        f"{found.arm} differs from"
+        if effect.p < ALPHA
+        else f"no difference can be told from chance between {found.arm} and"
+    )
+    return f"{differs} {results.control} in retention on day {day}, the only one: {percent_change(effect)}"
 
 
 def _sure(found: ArmComparison) -> dict[str, Effect]:

@@ -183,6 +183,7 @@ def test_the_sample_ratio_of_the_whole_cookie_cats_set_is_doubtful():
     assert sample_ratio_p([900, 100], [0.9, 0.1]) == 1
 
 
+@settings(max_examples=20)
 @given(st.integers(300, 700), st.integers(300, 700))
 def test_the_sample_ratio_of_two_arms_is_the_binomial_test(one, other):
     fewer = sum(math.comb(one + other, k) for k in range(min(one, other) + 1))
