@@ -11,9 +11,10 @@ import pytest
 from helpers import openai_server
 from helpers.distilling import distill, kept, ledger, query, rejected, right, rows, settings, write_lines
 
-from fastft.distill.queries.options import chosen_option, index_of, options_in
 from fastft.distill.settings import VerifyConfig
-from fastft.distill.verify.checks import compare_with_gold, extracted, kind_of_gold, look_at, number_in
+from fastft.distill.verify.checks import compare_with_gold, extracted, look_at
+from fastft.judge.exams.gold import kind_of_gold, number_in
+from fastft.judge.exams.options import chosen_option, index_of, options_in
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "orca"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="NOT CHECKED HERE: FASTFT_DATA has no orca/")
@@ -110,7 +111,7 @@ def row(gold: str, options: list[str] = (), collection: str = "mine") -> dict:
     ],
 )
 def test_a_gold_answer_is_compared_by_its_kind(gold, options, kind):
-    assert kind_of_gold(row(gold, options)) == kind
+    assert kind_of_gold(gold, options) == kind
 
 
 @pytest.mark.parametrize(

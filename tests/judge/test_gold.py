@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastft.judge.exams.gold import is_right, kind_of, number_of
+from fastft.judge.exams.gold import is_right, kind_of_gold
 
 LETTERS = "What is 2 + 2?\nOptions:\n(A) 3\n(B) 4\n(C) 22"
 BULLETS = "Which is this about?\n\nOPTIONS:\n- World\n- Sports\n- Business"
@@ -35,7 +35,9 @@ SENTENCES = 'Which makes no sense?\nOptions:\n- Sentence A: "I run in the air"\n
         ("It costs $-3", "-3", "How much?", True),
         ("many", "7", "How many?", False),
         ("The Eiffel tower!", "eiffel tower", "Where?", True),
+        ("It stands beside the Eiffel tower.", "eiffel tower", "Where?", True),
         ("Paris", "eiffel tower", "Where?", False),
+        ("a b c d e", "a b c d e", "Translate it.", False),  # too long to be compared, unless that is asked for
     ],
 )
 def test_answers_are_right_or_wrong(answer, gold, query, right):
@@ -43,16 +45,6 @@ def test_answers_are_right_or_wrong(answer, gold, query, right):
 
 
 def test_what_is_asked_for_can_be_named_instead_of_guessed():
-    assert kind_of("4", "How many?") == "number" and kind_of("four", "How many?") == "text"
-    assert not is_right("about 4 or so", "4", "How many?", "text") and is_right(
-        "4 of 5, so 4", "4", "How many?", "number"
-    )
-
-
-def test_a_number_is_the_last_one_or_the_one_after_the_mark():
-    assert (number_of("1 and 2.5"), number_of("a 3 #### 4"), number_of("none"), number_of("1,000,000")) == (
-        2.5,
-        4,
-        None,
-        1e6,
-    )
+    assert kind_of_gold("4", []) == "number" and kind_of_gold("four", []) == "text"
+    assert is_right("about 4 or so", "4", "How many?", "text") and not is_right("4 of 5", "4", "How many?", "number")
+    assert is_right("He said: a b c d e.", "a b c d e", "Translate it.", "text")

@@ -39,7 +39,8 @@ from fastft.judge.answer import (
     cut_torn_line,
     estimate_prompt,
 )
-from fastft.judge.exams.gold import Check, is_right
+from fastft.judge.exams.gold import Check, is_right, kind_of_gold
+from fastft.judge.exams.options import options_in
 from fastft.judge.pairwise import JudgeTask, estimate, judge_all, load_prompts
 from fastft.judge.questions import Answer, Question
 from fastft.judge.rows import is_text, read_objects
@@ -199,6 +200,13 @@ def _require_scores(config: CollectConfig, queries: list[QueryRow]) -> None:
             f"{config.queries}: {len(without):,} of {len(queries):,} queries have no gold answer, the first is {without[0].id}; "
             "give --reward_model DIR or --judge URL#name"
         )
+    if config.gold == "auto":
+        for query in queries:
+            if kind_of_gold(query.gold or "", options_in(query.text)) == "none":
+                raise UserError(
+                    f"{config.queries}: the gold answer of {query.id} is no option, number or short text; --gold text takes an "
+                    "answer that contains it as right"
+                )
 
 
 def _models(config: CollectConfig) -> list[ModelConfig]:
@@ -390,7 +398,8 @@ def outcomes_of(
 
 
 def _correct(query: QueryRow, answer: Answer | None, check: Check) -> float | None:
-    if answer is None or query.gold is None or check == "none":
+    kind = kind_of_gold(query.gold, options_in(query.text)) if query.gold and check == "auto" else check
+    if answer is None or query.gold is None or kind == "none":
         return None
     return float(is_right(answer.turns[0], query.gold, query.text, check))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.records import RawRecord, read_raw, repair_text, to_json
-from fastft.distill.queries.options import options_in
 from fastft.distill.settings import QuerySource
 from fastft.errors import UserError, first_line
+from fastft.judge.exams.options import options_in
 
 TEXTS = ("query", "question", "inputs", "prompt", "instruction", "text")
 GOLDS = ("gold", "targets", "target", "answer", "reference")

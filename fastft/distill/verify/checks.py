@@ -3,28 +3,21 @@
 In this order: no answer (failed, over budget), empty, cut, refused, unverified (against the gold answer, the other teachers, a
 judge), duplicate. The first that fails is the reason.
 
-A gold answer is compared by the kind that it has: an option of a multiple-choice question, yes or no, a number, or a short text
-that the answer must contain. Longer gold answers (translations, stories) cannot be compared like this, and are not.
+A gold answer is compared by the kind that it has (fastft.judge.exams.gold). Longer ones (translations, stories) have none.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from fastft.data import refusals
 from fastft.data.conversation import Conversation, Message
-from fastft.distill.queries.options import chosen_option, index_of
 from fastft.distill.settings import VerifyConfig
+from fastft.judge.exams.gold import compare, gold_number, kind_of_gold, number_in
+from fastft.judge.exams.options import chosen_option
 
 KEPT = "kept"
 STATUSES = (KEPT, "refused", "cut", "unverified", "failed", "over budget", "duplicate")
-WORD_PAIRS = (("yes", "no"), ("true", "false"))
-SHORT = 3  # words of a gold text that an answer must contain
-_NUMBER = re.compile(r"(?<![\w.])-?\$?\d[\d,]*(?:\.\d+)?(?![\w])|(?<![\w.])-?\$?\.\d+")
-_NUMBER_CONCLUDES = re.compile(
-    r"(?:####|\\boxed\{|\banswers?\b[^.\n]{0,40}?(?:\bis\b|[:=]))[^\d\n]{0,40}?(-?\$?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +71,15 @@ def refusal(text: str, answer: dict[str, Any]) -> tuple[str, str] | None:
 def compare_with_gold(row: dict[str, Any], text: str, check: str) -> Verdict:
     """Compare an answer with the row's gold answer, by the kind `check` (auto: whichever fits the gold answer)."""
     gold = row["gold"]
-    kind = "none" if not gold or check == "none" else kind_of_gold(row) if check == "auto" else check
+    kind = "none" if not gold or check == "none" else kind_of_gold(gold, row["options"]) if check == "auto" else check
     if kind == "none":
         return Verdict(KEPT)
-    right, found = _COMPARE[kind](row, text)
+    right, found = compare(text, gold, row["options"], kind)
     if right:
         return Verdict(KEPT, checked=True)
     if found is None:
         return Verdict("unverified", "no answer found", f"gold {gold[:80]!r}", True)
     return Verdict("unverified", "wrong answer", f"gold {gold[:80]!r}, answered {found[:80]!r}", True)
-
-
-def kind_of_gold(row: dict[str, Any]) -> str:
-    """How a row's gold answer can be compared: choice, number, text or none."""
-    gold = row["gold"].strip()
-    if row["options"]:
-        return "choice" if index_of(gold, row["options"]) is not None else "none"
-    if _word_pair(gold) or re.fullmatch(r"\(?[A-Z]\)?", gold):
-        return "choice"
-    if number(gold) is not None:
-        return "number"
-    return "text" if len(gold.split()) <= SHORT else "none"
 
 
 def extracted(row: dict[str, Any], text: str) -> str | None:
@@ -109,59 +90,10 @@ def extracted(row: dict[str, Any], text: str) -> str | None:
     if row["options"]:
         found = chosen_option(text, row["options"])
         return None if found is None else str(found)
-    if row["gold"] and number(row["gold"]) is not None:
+    if row["gold"] and gold_number(row["gold"]) is not None:
         value = number_in(text)
         return None if value is None else f"{value:g}"
     return None
-
-
-def _by_choice(row: dict[str, Any], text: str) -> tuple[bool, str | None]:
-    gold = row["gold"].strip()
-    options = row["options"] or list(_word_pair(gold) or (f"({letter})" for letter in "ABCDEFGHIJ"))
-    found, wanted = chosen_option(text, options), index_of(gold, options)
-    return found is not None and found == wanted, None if found is None else options[found]
-
-
-def _by_number(row: dict[str, Any], text: str) -> tuple[bool, str | None]:
-    found, wanted = number_in(text), number(row["gold"])
-    right = found is not None and wanted is not None and abs(found - wanted) <= 1e-6 * max(1, abs(wanted))
-    return right, None if found is None else f"{found:g}"
-
-
-def _by_text(row: dict[str, Any], text: str) -> tuple[bool, str | None]:
-    wanted, said = _bare(row["gold"]), _bare(text)
-    right = bool(wanted) and f" {wanted} " in f" {said} "
-    return right, None if right else text.strip().splitlines()[0]
-
-
-_COMPARE = {"choice": _by_choice, "number": _by_number, "text": _by_text}
-
-
-def _word_pair(gold: str) -> tuple[str, str] | None:
-    """The pair of which a gold answer is one, such as yes and no."""
-    return next((pair for pair in WORD_PAIRS if gold.strip(" .").casefold() in pair), None)
-
-
-def number(text: str) -> float | None:
-    """The number that a text is, with its dollar sign and commas; None for other texts."""
-    bare = text.strip().strip(".").replace(",", "").replace("$", "").removesuffix("%").strip()
-    return float(bare) if re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)", bare) else None
-
-
-def number_in(text: str) -> float | None:
-    """The number that an answer gives: after its last "the answer is" or "####", else a first line that is a number, else the
-    last number.
-    """
-    text = re.sub(r"[*_`]+", "", text).strip()
-    concluding = [found[1] for found in _NUMBER_CONCLUDES.finditer(text)][-1:]
-    first = [line for line in text.splitlines()[:1] if number(line) is not None]
-    found = concluding or first or [each[0] for each in _NUMBER.finditer(text)][-1:]
-    return number(found[0]) if found else None
-
-
-def _bare(text: str) -> str:
-    """A text as words in lower case, without punctuation."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 # --- Checks that compare answers with each other ----------------------------------------------------------------------
