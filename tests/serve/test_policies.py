@@ -1,8 +1,10 @@
 """Routers and experiments behind the real gateway: who answers, and what the headers, the record and the metrics say."""
 
+import asyncio
 import contextlib
 import json
 import stat
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from helpers import gateways, models, routers
 from helpers.serving import wait_until
 
 from fastft import cli
+from fastft.compose.policy import FixedPolicy
 
 SUM, POEM = "What is 4 plus 9? Add the numbers.", "Write a merry poem about the sea."
 ARMS = {"control": {"model": "a", "share": 0.5}, "blend": {"model": "chai", "share": 0.5}}
@@ -157,6 +160,28 @@ def test_the_name_in_the_request_comes_before_the_header_and_nobody_gets_the_con
         assert (found["arm"], found["unit"], found["counted"], found["exposed"]) == ("control", None, False, False)
     after = events(directory, [ask(process, "over", "hi", user=f"u{n}") for n in range(6)])
     assert {(each["arm"], each["counted"]) for each in after} == {("control", False)}, "its last day has passed"
+
+
+def test_a_long_decision_leaves_the_event_loop_and_a_short_one_does_not(expert):
+    from fastft.compose.router.policy import RoutePolicy
+    from fastft.serve.gateway.app import Gateway, GatewaySettings
+    from fastft.serve.gateway.pool import WorkerPool
+
+    policy = RoutePolicy("expert", Path(expert["router"]), of=expert["of"], decide_on="every")
+    policy.load()
+    threads, scores = [], policy.router.scores
+    policy.router.scores = lambda texts: threads.append(threading.current_thread().name) or scores(texts)
+    gateway = Gateway(WorkerPool(), GatewaySettings(), {"best": FixedPolicy("expert"), "expert": policy})
+
+    async def decide(*questions: str) -> str:
+        messages = [{"role": "user", "content": text} for text in questions]
+        scope = {"path": "/v1/chat/completions", "headers": []}
+        turn = await gateway._turn(scope, {"messages": messages}, b"{}", "best", None)
+        assert gateway.deciding == 0
+        return turn.chosen
+
+    assert asyncio.run(decide(POEM)) == "b" and asyncio.run(decide(*routers.SUMS)) == "a"
+    assert [name.partition("_")[0] for name in threads] == ["MainThread", "decisions"]
 
 
 def test_units_depend_on_the_key_and_on_nothing_else(monkeypatch, tmp_path):

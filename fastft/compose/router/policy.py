@@ -2,7 +2,7 @@
 
     policy = RoutePolicy("expert", Path("routers/expert"), of={"general": "vicuna"}, decide_on="every")
     policy.load()                                               # seconds; the constructor only reads router.json
-    choice = policy.choose(conversation, turn, candidates)      # milliseconds: call it off the event loop
+    choice = policy.choose(conversation, turn, candidates)      # in a thread, unless policy.is_quick(conversation)
 
 What is decided by (`decide_on`): the first question, which then decides for the whole conversation; every question; or all
 questions so far. In the last two, a conversation stays with the model that was chosen before, unless another one leads it by
@@ -12,6 +12,7 @@ request, so that any gateway decides the same, also after a restart. A small tab
 
 import hashlib
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ MOST_TURNS = 64
 """Questions that are looked back on."""
 REMEMBERED = 4096
 """Questions whose scores are kept."""
+AHEAD = REMEMBERED // MOST_TURNS
+QUICK = ("hashed", "static")
+"""Kinds of features that take about a millisecond a question; a sentence encoder takes 10 to 20."""
+MOST_QUICK = 3
+"""New questions that are scored within a few milliseconds."""
 
 
 class RoutePolicy:
@@ -79,8 +85,11 @@ class RoutePolicy:
         self.gain: list[float] | None = held_out.get("gain_over_best_single")
         """Points over the best single model on queries that training held out, with its interval; None if none were."""
         self.usd_weight, self.decide_on, self.switch_margin = usd_weight, decide_on, switch_margin
+        self.quick = (settings.get("features") or {}).get("kind") in QUICK
         self.router: Router | None = None
         self.remembered: OrderedDict[bytes, tuple[list[float], bool]] = OrderedDict()
+        self.lock = threading.Lock()
+        """Held while `remembered` is used, and never while something is computed."""
 
     @property
     def models(self) -> list[str]:
@@ -102,6 +111,13 @@ class RoutePolicy:
         from fastft.compose.router.router import Router
 
         self.router = Router.load(self.directory)
+        self.router.scores(["What the first question would wait for: imports, and memory."])
+
+    def is_quick(self, conversation: Conversation) -> bool:
+        """Whether a choice takes less time than a thread's switch (5 ms), so that it need not leave the event loop."""
+        keys = {_key(text) for text in self._texts(conversation)}
+        with self.lock:
+            return self.quick and len(keys - self.remembered.keys()) <= MOST_QUICK
 
     def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
         """Choose for the last question of a conversation."""
@@ -116,6 +132,10 @@ class RoutePolicy:
             chosen, why = self._decide([v - cost for v, cost in zip(values, self.costs)], values, chosen, number == 0)
         values, unlike = scored[-1]
         return self._choice(chosen, values, why + "; unlike the training queries" * unlike)
+
+    def look_ahead(self, conversations: Sequence[Conversation]) -> None:
+        """Score the questions of up to AHEAD conversations at once, so that `choose` finds them scored."""
+        self._scored([text for conversation in conversations for text in self._texts(conversation)])
 
     def _decide(self, utility: list[float], values: list[float], before: int, first: bool) -> tuple[int, str]:
         """Keep the model `before`, or leave it for a better one."""
@@ -148,18 +168,25 @@ class RoutePolicy:
 
     def _scored(self, texts: list[str]) -> list[tuple[list[float], bool]]:
         """(value of each candidate, whether the text is unlike the training queries) by the router's own rule."""
-        keys = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
-        if new := {key: text for key, text in zip(keys, texts) if key not in self.remembered}:
+        keys = list(map(_key, texts))
+        with self.lock:
+            known = {key: self.remembered[key] for key in keys if key in self.remembered}
+        if new := {key: text for key, text in zip(keys, texts) if key not in known}:
             assert self.router is not None, "load() comes first"
             scores = self.router.scores(list(new.values()))
             rows = getattr(scores, self.router.rule).tolist()
-            self.remembered.update(zip(new, zip(rows, map(bool, scores.unlike))))
-        for key in keys:
-            self.remembered.move_to_end(key)
-        found = [self.remembered[key] for key in keys]
-        while len(self.remembered) > REMEMBERED:
-            self.remembered.popitem(last=False)
-        return found
+            known |= zip(new, zip(rows, map(bool, scores.unlike)))
+        with self.lock:
+            for key in keys:
+                self.remembered[key] = known[key]
+                self.remembered.move_to_end(key)
+            while len(self.remembered) > REMEMBERED:
+                self.remembered.popitem(last=False)
+        return [known[key] for key in keys]
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _shortened(text: str) -> str:

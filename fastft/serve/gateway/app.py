@@ -31,6 +31,7 @@ from fastft.common import logs
 from fastft.common.urls import parse_http
 from fastft.compose.abtest.policy import LONGEST_USER, Experiment
 from fastft.compose.policy import Choice, Policy
+from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.virtual import Asked, Resolved, VirtualModels
 from fastft.data.conversation import Conversation, Message
 from fastft.serve import moderation, protocol
@@ -128,8 +129,12 @@ class Gateway:
     ):
         """`virtual`: policies and experiments by the names of their virtual models; routers are loaded."""
         self.pool, self.settings, self.virtual, self.record = pool, settings, VirtualModels(virtual), record
-        # A router computes for milliseconds: in a thread, where it holds up no stream. One thread decides hundreds a second.
-        self.routed = {n for n in virtual if any(each.kind == "route" for each in self.virtual.reached(n))}
+        self.routes = {
+            name: routes
+            for name in virtual
+            if (routes := [each for each in self.virtual.reached(name) if isinstance(each, RoutePolicy)])
+        }
+        # For decisions that take so long that a stream would notice. One thread, so that they do not slow each other down.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decisions")
         self.deciding = 0
         self.keys = {key.sha256.lower(): key for key in settings.keys}
@@ -427,7 +432,7 @@ class Gateway:
         user = None if battle or source == "background" else _user(scope, request)
         found = Resolved(Choice(name, {name: 1.0}, "asked by name"))
         if policy := self.virtual.get(name):
-            read = _as_messages(messages, request.get("prompt")) if name in self.routed else []
+            read = _as_messages(messages, request.get("prompt")) if name in self.routes else []
             asked = Asked(Conversation(conversation or "", read), number, user, at, self.pool.names())
             found = await self._found(name, asked)
         choice = found.choice
@@ -456,7 +461,7 @@ class Gateway:
 
     async def _found(self, name: str, asked: Asked) -> Resolved:
         """The model that a virtual model stands for."""
-        if name not in self.routed:
+        if all(route.is_quick(asked.conversation) for route in self.routes.get(name, ())):
             return self.virtual.resolve(name, asked)
         self.deciding += 1
         try:

@@ -102,6 +102,16 @@ def test_long_questions_and_conversations_cost_no_more_than_the_limits(directory
     assert len(policy.remembered) == len(asked[0])
 
 
+def test_one_question_is_quick_and_many_new_ones_or_an_encoder_are_not(directory, tmp_path):
+    policy = route(directory, decide_on="every")
+    assert policy.is_quick(conversation(SUM)) and not policy.is_quick(conversation(*routers.SUMS))
+    policy.choose(conversation(*routers.SUMS), len(routers.SUMS), ["a", "b"])
+    assert policy.is_quick(conversation(*routers.SUMS, POEM)), "only one of them is new"
+    settings = json.loads((directory / "router.json").read_text())
+    (tmp_path / "router.json").write_text(json.dumps(settings | {"features": {"kind": "encoder"}}))
+    assert not RoutePolicy("expert", tmp_path).is_quick(conversation(SUM))
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
