@@ -23,7 +23,7 @@ from fastft.compose.router.tags import known_mean
 NEIGHBOURS = 40
 HIDDEN = 64
 SAYS = {
-    "hard label": "a linear head on the best model as a class",
+    "hard label": "a linear head on the best model as a class, the first of equal ones",
     "kNN 40": "by the 40 nearest training queries",
     "MLP": f"a hidden layer of {HIDDEN} on ZOOTER's labels",
     "best per tag": "told the query's tags, which a router is not",

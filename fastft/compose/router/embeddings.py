@@ -85,7 +85,9 @@ class EncoderFeatures(_Embeddings):
     @cached_property
     def model(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
 
+        transformers_logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True, trust_remote_code=False)
             model = AutoModel.from_pretrained(
@@ -99,18 +101,17 @@ class EncoderFeatures(_Embeddings):
         import torch
 
         tokenizer, model = self.model
-        order = sorted(range(len(queries)), key=lambda i: len(queries[i]))  # little padding
-        found: dict[int, np.ndarray] = {}
+        ids = [tokenizer(query, truncation=True, max_length=TOKENS)["input_ids"] for query in queries]
+        order = sorted((i for i in range(len(ids)) if ids[i]), key=lambda i: len(ids[i]))  # little padding
+        rows = np.zeros((len(queries), model.config.hidden_size), dtype=np.float32)  # a query without a token stays 0
         for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            texts = [queries[i] or " " for i in rows]
-            inputs = tokenizer(texts, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+            batch = order[start : start + BATCH]
+            inputs = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
             with torch.inference_mode():
                 states_BTD = model(**inputs).last_hidden_state
             mask_BT1 = inputs["attention_mask"][..., None]
-            mean_BD = (states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
-            found.update(zip(rows, mean_BD.numpy()))
-        return _unit(np.array([found[i] for i in range(len(queries))], dtype=np.float32))
+            rows[batch] = ((states_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)).numpy()
+        return _unit(rows)
 
 
 def embeddings_of(directory: str) -> StaticFeatures | EncoderFeatures:

@@ -37,9 +37,10 @@ def soft_labels(rewards: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def hard_labels(rewards: np.ndarray) -> np.ndarray:
-    """Return 1 for the best model of each row and 0 for the others; the best ones share the 1. NaN stays NaN."""
-    best = rewards == np.nanmax(rewards, 1, keepdims=True)
-    return np.where(np.isnan(rewards), np.nan, best / best.sum(1, keepdims=True))
+    """Return 1 for the best model of each row, the first of equal ones, and 0 for the others. NaN stays NaN."""
+    known = ~np.isnan(rewards)
+    best = np.where(known, rewards, -np.inf).argmax(1)
+    return np.where(known, np.arange(rewards.shape[1]) == best[:, None], np.nan)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -68,8 +68,9 @@ def test_soft_labels_are_the_softmax_of_the_rewards_that_there_are():
     assert labels[0, :2] == pytest.approx(np.exp([2, 0]) / np.exp([2, 0]).sum()) and np.isnan(labels[0, 2])
 
 
-def test_hard_labels_share_a_tie():
-    assert hard_labels(np.array([[1.0, 1.0, 0.0]])).tolist() == [[0.5, 0.5, 0.0]]
+def test_a_hard_label_is_the_first_of_the_best_models():
+    labels = hard_labels(np.array([[0.5, 1.0, 1.0], [0.2, 0.1, np.nan]]))
+    assert labels[0].tolist() == [0, 1, 0] and labels[1, :2].tolist() == [1, 0] and np.isnan(labels[1, 2])
 
 
 def test_enhancement_mixes_a_label_with_the_mean_of_the_means_of_its_tags():
