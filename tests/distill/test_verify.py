@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import re
 from collections import Counter
 from pathlib import Path
@@ -55,6 +56,7 @@ LETTERS = ["(A) a stream", "(B) the sea", "(C) a pond", "(D) the sea bed"]
         ("It is the sea bed.", LETTERS, 3),
         ("Both (A) and (B) could be right.", LETTERS, None),
         ("A fish swims.", LETTERS, None),
+        ("I would take B here", LETTERS, 1),
         ("I don't know.", LETTERS, None),
         ("Because it is so.\nAnswer: no", ["yes", "no"], 1),
         ("Yes, it is. No doubt.", ["yes", "no"], None),
@@ -150,16 +152,12 @@ def test_each_check_can_be_switched_off():
 
 
 def test_near_duplicates_are_out_and_name_what_they_repeat(tmp_path):
-    words = (
-        "The old bridge over the river was built by three brothers from the town who had learned to build in the south"
-    )
-    write_lines(
-        tmp_path / "queries.jsonl", [{"id": f"q{n}", "query": f"Tell me about it, please {n}"} for n in range(3)]
-    )
-    tails = ["and came home rich.", "and came home very rich.", "; " + " ".join(reversed(words.split()))]
+    words = " ".join(f"{random.Random(n).choice(('river', 'bridge', 'town'))}{n}" for n in range(120))
+    tails = ["and came home rich", "and came home very rich", " ".join(reversed(words.split()))]
+    write_lines(tmp_path / "queries.jsonl", [{"id": f"q{n}", "query": f"Tell me of place {n}"} for n in range(3)])
 
     def reply(body, number):
-        return f"{words} {words[::-1]} {tails[int(body['messages'][-1]['content'][-1])]}"
+        return f"{words} {tails[int(body['messages'][-1]['content'][-1])]}"
 
     with openai_server.endpoint(reply) as server:
         given = settings(tmp_path, server.url)

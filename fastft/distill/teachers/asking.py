@@ -38,19 +38,10 @@ class Purse:
 
     def __init__(self, limit: float | None, whole: "Money | Purse"):
         self.own, self.whole = Money(limit), whole
-        self.when_closed, self.close = self.own.when_closed, self.own.close
 
-    @property
-    def spent(self) -> float:
-        return self.own.spent
-
-    @property
-    def limit(self) -> float | None:
-        return self.own.limit
-
-    @property
-    def closed(self) -> bool:
-        return self.own.closed or self.whole.closed
+    def __getattr__(self, name: str) -> Any:
+        """Everything but reserving and paying is the purse's own: its limit, what is spent, whether it is closed."""
+        return getattr(self.own, name)
 
     async def reserve(self, usd: float) -> None:
         await self.own.reserve(usd)
