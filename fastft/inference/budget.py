@@ -67,6 +67,7 @@ class Money:
     def __init__(self, limit: float | None = None):
         """`limit` in dollars, None for no limit."""
         self.limit, self.spent, self._closed = limit, 0.0, False
+        self.at_once = 0  # how many requests its clients want to see at a time; `run_all` prepares as many
         self.when_closed: list[Callable[[type[Exception]], None]] = []
         self._reserved, self._reserves = 0.0, 0
         self._waiting: deque[tuple[float, asyncio.Future]] = deque()

@@ -64,9 +64,10 @@ class Client:
     ):
         """`key_env` names the variable with the key; `key_for` says which key is sent if none is named.
 
-        With `one_model`, the run ends when the endpoint begins to answer under another model's name. With `batch`, requests go
-        into batches, at half the `price`; that needs a cache.
+        With `one_model`, the run ends when the endpoint begins to answer under another model's name. With `batch` (or that of
+        the limits), requests go into batches, at half the `price`; that needs a cache.
         """
+        batch = batch or limits.batch
         connection = Connection(address, limits, price, key_env, one_model, batch)
         self._begin([connection], cache, money or Money(), batch)
 
@@ -86,6 +87,7 @@ class Client:
         self.batches = Batches(connections[0], cache, money) if batch else None
         most = sum(connection.limits.concurrency for connection in connections)
         self.at_once = AT_ONCE_IN_BATCHES if batch else max(AT_ONCE, 2 * most)
+        money.at_once = max(money.at_once, self.at_once)
 
     async def ask(self, messages: list[dict[str, str]], attempt: int = 0, **parameters: Any) -> Reply:
         """Return a reply to `messages`. The same `attempt` at the same request is paid for once, in one run or in several.
@@ -124,7 +126,7 @@ class Client:
             ended.exception()  # taken note of, even if those who wait were cancelled meanwhile
 
     async def _pay(self, keys: list[str], messages: list[dict[str, str]], parameters: dict[str, Any]) -> Reply:
-        """Get a reply from an endpoint, and keep it under that endpoint's key before anything else can fail."""
+        """Get a reply from an endpoint, and keep it under that endpoint's key."""
         if not self.connected:
             self.connected = asyncio.ensure_future(self._connect())
         await asyncio.shield(self.connected)
@@ -134,9 +136,7 @@ class Client:
             size = BYTES_OF_A_TOKEN * most_reply_tokens(parameters)
             await self._make_room(size)
             try:
-                place, reply = await self._until_answered(messages, parameters)
-                if self.cache:
-                    self.cache.put(keys[place], reply)
+                return await self._until_answered(keys, messages, parameters)
             finally:
                 if self.cache:
                     self.cache.redeem(size)
@@ -166,8 +166,10 @@ class Client:
             if connection.address == reply.endpoint:
                 connection.check_name(reply)
 
-    async def _until_answered(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> tuple[int, Reply]:
-        """Send a request, again and again if that may help. Returns which connection answered, and its reply."""
+    async def _until_answered(
+        self, keys: list[str], messages: list[dict[str, str]], parameters: dict[str, Any]
+    ) -> Reply:
+        """Send a request, again and again if that may help, and keep its reply before another request has its turn."""
         began, order, tries = time.monotonic(), next(self.order), Tries()
         tokens = estimate_tokens(messages) + most_reply_tokens(parameters)
         most = max(connection.most_usd(messages, parameters) for connection in self.connections)
@@ -178,7 +180,11 @@ class Client:
                 sent, last = await self._try_once(connection, started, most, messages, parameters)
                 if isinstance(last, Reply):
                     connection.failed_in_a_row = 0
-                    return place, replace(last, seconds=time.monotonic() - began)
+                    reply = replace(last, seconds=time.monotonic() - began)
+                    if self.cache:
+                        self.cache.put(keys[place], reply)
+                    connection.check_name(reply)
+                    return reply
                 wait = connection.count(last, tries, parameters, sent)
                 self._check_pauses(last)
                 if wait and not getattr(last, "pause_s", 0.0):  # no time is named, so this request keeps its place
@@ -297,12 +303,11 @@ def run_all(
     money: Money,
     done: Callable[[int, Result], None],
     total: int | None = None,
-    at_once: int = AT_ONCE,
 ) -> str | None:
     """Do all of `works`, with a progress bar; `done(index, result)` is called for each as it ends.
 
-    `works` is read as it is needed, so that a million of them take no more memory than `at_once`, which is the number that is
-    worked on at a time (a client's `at_once`). `total` is their number, if `works` does not know it.
+    `works` is read as it is needed, so that a million of them take no more memory than those that are worked on: about a
+    thousand, or a hundred thousand for batches. `total` is their number, if `works` does not know it.
 
     Returns None, or why it stopped early: the money is used up, or an endpoint will never work. Requests that are in flight
     then are paid for, so they end on their own and are kept.
@@ -331,7 +336,7 @@ def run_all(
             workers = []
             try:
                 # A worker that has found nothing to wait for has done all there is to do.
-                while len(workers) < at_once and not (workers and workers[-1].done()):
+                while len(workers) < (money.at_once or AT_ONCE) and not (workers and workers[-1].done()):
                     workers.append(asyncio.ensure_future(worker()))
                     await asyncio.sleep(0)
                 await asyncio.gather(*workers)

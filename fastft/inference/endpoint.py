@@ -24,7 +24,7 @@ OPENAI = "https://api.openai.com/v1"
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of an endpoint, and our time-out for it."""
+    """How an endpoint is asked: its limits, our time-out for it, one by one or in batches."""
 
     concurrency: int = 16
     """Requests in flight at a time."""
@@ -35,6 +35,8 @@ class Limits:
     retries: int = 8
     timeout_s: float = 120.0
     """Seconds for one request."""
+    batch: bool = False
+    """Ask through batches instead of single requests."""
 
 
 USUAL_LIMITS = Limits()
@@ -57,6 +59,8 @@ class EndpointConfig:
     endpoint."""
     max_usd: float | None = None
     """Stop before more than this is spent; needs --usd_per_million."""
+    batch: bool = False
+    """Ask through the endpoint's batches (OpenAI's /v1/batches): half the price, and an answer within a day."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or not self.rpm >= 0 or not self.tpm >= 0 or not self.timeout > 0:
@@ -68,7 +72,7 @@ class EndpointConfig:
 
     @property
     def limits(self) -> Limits:
-        return Limits(self.concurrency, self.rpm, self.tpm, timeout_s=self.timeout)
+        return Limits(self.concurrency, self.rpm, self.tpm, timeout_s=self.timeout, batch=self.batch)
 
     def prices(self, number: int) -> list[Price]:
         """Return a price for each of `number` endpoints. Raises UserError."""

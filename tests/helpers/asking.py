@@ -42,7 +42,7 @@ def main() -> int:
 
     with open(options.rows) as file:
         works = (partial(ask, json.loads(line)) for line in file)
-        stopped = run_all(works, "asking", money, found.__setitem__, at_once=client.at_once)
+        stopped = run_all(works, "asking", money, found.__setitem__)
     write_whole(options.directory / "answers.jsonl", "".join(json.dumps(found[i]) + "\n" for i in sorted(found)))
     cache.close()
     if stopped:

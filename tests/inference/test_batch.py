@@ -34,9 +34,7 @@ def ask_all(server, tmp_path, texts, money=None, **options):
         except Unanswered as error:
             return error
 
-    stopped = run_all(
-        [partial(work, text) for text in texts], "asking", money, found.__setitem__, at_once=client.at_once
-    )
+    stopped = run_all([partial(work, text) for text in texts], "asking", money, found.__setitem__)
     cache.close()
     return [found.get(i) for i in range(len(texts))], stopped
 
