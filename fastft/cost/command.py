@@ -142,15 +142,14 @@ def _estimate(options: EstimateConfig, spot: SpotConfig, config: EstimatedRun) -
 
 
 def _load_config(model: str):
-    """The model's config, from a directory or the Hub. Raises UserError at once if the Hub cannot be reached."""
-    from fastft.model.pretrained import load_config, require_hub
+    """The model's config, from a directory or the Hub. Raises UserError, at once if the Hub cannot be reached."""
+    from fastft.model.pretrained import load_config
 
-    if Path(model).exists():
-        return load_config(model)
     try:
-        require_hub(model)
         return load_config(model)
     except UserError as error:
+        if Path(model).exists():
+            raise
         raise UserError(f"{error}; with --tokens, a directory that holds the model's config.json is enough") from None
 
 

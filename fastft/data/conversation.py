@@ -5,14 +5,15 @@
 
 The cleaner writes this file, and everything else reads it. `read_conversations` also takes plain `messages` (role,
 content) and ShareGPT `conversations` (from, value), so that a file from elsewhere can be trained on as it is. `train`
-marks the assistant messages to learn from. `ends` is false for an answer that continues elsewhere, because the cleaner cut
-it to fit: its text is learned, but not that it ends there.
+marks the assistant messages to learn from. `ends` is false for an answer that was cut or
+continues elsewhere: its text is learned, but not that it ends there.
 
 Nothing that changes what is trained is dropped silently. A key of a message is one of four kinds:
 
 - Read: role, content, `ends`, and the marks of fastft.data.marks, which say in many spellings whether an answer is to be
-  learned, and whether it was cut. An answer that was cut (by a limit, an error or a user) is not trained at all. The cleaner
-  still trains its text, because its filters have checked that text; here nothing has checked it.
+  learned, and whether it was cut. An answer with `ends` false is learned without its end, as the cleaner means it. An answer
+  that only another tool's mark calls cut (by a limit, an error or a user) is not trained at all: the cleaner turns such a mark
+  into `ends`, because its filters have checked the text; here nothing has checked it.
 - Refused unless it is empty: text or calls that a chat template would show, but this type cannot hold (UNREAD).
 - Ignored: what datasets note about a message, such as ids, names, times and ratings (ABOUT).
 - Any other key is probably such a note, too, but this is not certain, so a warning names it once per file.

@@ -3,15 +3,12 @@
 import copy
 import hashlib
 import json
-import threading
 from pathlib import Path
 
+from fastft.common.hub import require_found
 from fastft.config import TrainConfig
 from fastft.errors import UserError, first_line, is_ours
 from fastft.model.rope_scaling import fit_seq_len
-
-HUB_LIMIT_S = 5.0
-"""Seconds to wait for the Hub, which usually answers within one."""
 
 
 def load_config(model: str):
@@ -21,8 +18,7 @@ def load_config(model: str):
     path = Path(model)
     if path.is_dir() and not (path / "config.json").exists():
         raise UserError(f"{model}: the directory holds no model (config.json)")
-    if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise UserError(f"{model}: no such directory")
+    require_found(model)
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers and the Hub raise a dozen kinds here
@@ -33,44 +29,6 @@ def load_config(model: str):
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{model}: {config.model_type} is no causal language model")
     return config
-
-
-def require_hub(model: str) -> None:
-    """Raise UserError unless the config of the Hub's `model` is in the local cache, or the Hub answers within HUB_LIMIT_S.
-
-    huggingface_hub itself tries for at least 23 s, which is too long for a command that only answers a question.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if constants.HF_HUB_OFFLINE or Path(model).exists():
-        return
-    try:
-        if isinstance(try_to_load_from_cache(model, "config.json"), str):
-            return
-    except ValueError:  # not a valid name on the Hub, which load_config reports
-        return
-    reasons = ["no answer"]
-    # In a thread, because the time limit of a request does not include the look-up of the host's name.
-    thread = threading.Thread(target=_ask_hub, args=(model, reasons), daemon=True)
-    thread.start()
-    thread.join(HUB_LIMIT_S)
-    if reasons:
-        raise UserError(f"{model}: no such directory, and the Hugging Face Hub cannot be reached ({reasons[-1]})")
-
-
-def _ask_hub(model: str, reasons: list[str]) -> None:
-    """Ask the Hub for the config, once. Empty `reasons` if it answers anything at all, else add what went wrong."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        get_hf_file_metadata(hf_hub_url(model, "config.json"), timeout=HUB_LIMIT_S)
-    except HfHubHTTPError:  # also an answer; load_config explains it
-        pass
-    except Exception as error:  # from an HTTP library that depends on huggingface_hub's version
-        reasons.append(first_line(error))
-        return
-    reasons.clear()
 
 
 def locate(model: str, name: str) -> Path:

@@ -368,6 +368,24 @@ def test_an_export_that_was_cut(tmp_path):
     assert report.notes == {"answers cut before their end (max_tokens)": 1}
 
 
+@pytest.mark.parametrize(
+    ("marks", "trained"), [({"ends": False}, True), ({"finish_reason": "length"}, False), ({}, True)]
+)
+def test_ends_means_the_same_to_cleaner_and_trainer_and_other_tools_marks_need_the_cleaner(tmp_path, marks, trained):
+    """`ends` false: the text is learned, its end is not. Of another tool's mark the cleaner makes that; the trainer is strict."""
+    question = {"role": "user", "content": "What would one see from the train?"}
+    record = {
+        "id": "a",
+        "messages": [question, {"role": "assistant", "content": "Fields and a river, and then", **marks}],
+    }
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    clean([tmp_path / "in.jsonl"], tmp_path / "out", settings=EVERYTHING_OFF, near=0, workers=1)
+    [cleaned] = read_conversations(tmp_path / "out/conversations.jsonl")
+    [direct] = read_conversations(tmp_path / "in.jsonl")
+    assert (cleaned.messages[1].train, cleaned.messages[1].ends) == (True, not marks)
+    assert (direct.messages[1].train, direct.messages[1].ends) == (trained, not marks)
+
+
 def test_a_cut_answer_continues_in_the_next(tmp_path):
     stop = {"metadata": {"finish_details": {"type": "stop"}}}
     _, (conversation,) = written(tmp_path, export(("two and", LIMIT), (" two is four.", stop)))

@@ -34,6 +34,7 @@ from pathlib import Path
 import jinja2
 import tokenizers
 
+from fastft.common.hub import require_found
 from fastft.common.records import repair_text
 from fastft.data.conversation import Message
 from fastft.data.template.jinja_proof import leaves_texts_alone
@@ -323,8 +324,7 @@ def load_tokenizer(model: str):
         (path / f).exists() for f in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     ):
         raise UserError(f"{model}: the directory holds no tokenizer (tokenizer.json); save the model's tokenizer there")
-    if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise UserError(f"{model}: no such directory")
+    require_found(model)
     try:
         return AutoTokenizer.from_pretrained(model)
     except Exception as error:  # transformers raises a dozen kinds here, and tokenizers a bare Exception
