@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fastft.errors import UserError
+
 WORD = re.compile(r"\w\w+")
 BLOCK = 1 << 16  # columns for words, and as many for characters
 RUNS = (2, 3, 4)  # characters
@@ -38,6 +40,17 @@ class Features(Protocol):
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return what a router's directory keeps: settings for its JSON, and tensors."""
         ...
+
+
+def require_packages() -> None:
+    """Raise UserError if the packages are missing that a router computes with."""
+    try:
+        import scipy.sparse  # noqa: F401
+        import sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f'fastft router needs {error.name}, which is not installed: pip install "fastft[compose]"'
+        ) from None
 
 
 class HashedFeatures:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-TOLERANCE = 1e-5  # change of the mean loss of a query, in nats
-STEPS = 100  # at most; about 25 are enough
+TOLERANCE = 3e-6  # change of the mean loss of a query, in nats
+STEPS = 100  # at most; about 40 are enough
 MEMORY = 8  # steps that L-BFGS remembers
 
 

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fastft.common.files import make_directory, publish_directory, room_for
+from fastft.common.files import publish_directory, require_place, room_for
 from fastft.compose.router.baselines import Baselines
 from fastft.compose.router.embeddings import EncoderFeatures, StaticFeatures
-from fastft.compose.router.features import Features, HashedFeatures
+from fastft.compose.router.features import Features, HashedFeatures, require_packages
 from fastft.compose.router.fit import Head, sigmoid, softmax
 from fastft.compose.router.neighbours import Neighbours
 from fastft.errors import UserError
@@ -121,7 +121,7 @@ class Router:
         """Write the directory whole; a router that is there is replaced. Raises UserError as `require_router_place`."""
         from safetensors.numpy import save_file
 
-        directory = Path(directory)
+        directory = Path(directory).absolute()
         require_router_place(directory)
         settings, tensors = self.features.state()
         held = {f"features.{name}": tensor for name, tensor in tensors.items()}
@@ -138,7 +138,7 @@ class Router:
         names = ("candidates", "default", "margin", "rule", "usd", "report")
         content = {name: getattr(self, name) for name in names} | {"features": settings}
         content |= {"unlike_below": near.threshold if near else None}
-        partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".tmp", dir=directory.absolute().parent))
+        partial = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", suffix=".tmp", dir=directory.parent))
         try:
             with room_for(directory, written=partial):
                 save_file(held, partial / WEIGHTS)
@@ -153,7 +153,8 @@ class Router:
 
     @classmethod
     def load(cls, directory: str | Path, with_baselines: bool = False) -> "Router":
-        """Raises UserError if the directory is not a router's, or its encoder is not where it was."""
+        """Raises UserError if the directory is not a router's, its encoder is not where it was, or packages are missing."""
+        require_packages()
         directory = Path(directory)
         settings = _read_settings(directory)
         tensors = _read_tensors(directory / WEIGHTS)
@@ -188,7 +189,7 @@ def require_router_place(directory: Path) -> None:
         raise UserError(f"{directory}: is a file; -o names a directory")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / SETTINGS).is_file():
         raise UserError(f"{directory}: holds files that are no router's; name another directory")
-    make_directory(directory.absolute().parent)
+    require_place(directory.absolute())
 
 
 def _features(settings: dict[str, Any], tensors: dict[str, np.ndarray]) -> Features:

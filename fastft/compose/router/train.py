@@ -20,7 +20,7 @@ from fastft.common.command_line import option, parse, run_module
 from fastft.compose.router.baselines import SAYS, Baselines, fit_baselines
 from fastft.compose.router.calibration import brier, fit_scales
 from fastft.compose.router.embeddings import embeddings_of
-from fastft.compose.router.features import Features, HashedFeatures
+from fastft.compose.router.features import Features, HashedFeatures, require_packages
 from fastft.compose.router.figures.measures import SetMeans, calibration_error, weights_of
 from fastft.compose.router.fit import Head, fit_heads, hard_labels, sigmoid, soft_labels
 from fastft.compose.router.leaks import fingerprints
@@ -74,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     _require_sane(settings)
+    if not places.outcomes:
+        raise UsageError("outcomes: name at least one file of outcomes")
     require_router_place(Path(places.output))
     router = train_router(read_outcomes(places.outcomes), settings)
     router.save(places.output)
@@ -83,6 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train_router(outcomes: Outcomes, settings: TrainSettings, with_baselines: bool = True) -> Router:
     """Train a router. Raises UserError for outcomes from which nothing can be learned, UsageError for settings."""
+    require_packages()
     _require_sane(settings)
     outcomes = _usable(outcomes, settings)
     scaled, says = _scaled(outcomes.rewards if settings.reward == "rewards" else outcomes.correct, settings)

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -306,6 +307,12 @@ def test_settings_that_cannot_be_are_refused_in_one_line(changes, says):
     with pytest.raises((UserError, UsageError), match=re.escape(says)) as error:
         train_router(outcomes(), TrainSettings(**changes))
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r'needs sklearn, which is not installed: pip install "fastft\[compose\]"'):
+        train_router(outcomes(), TrainSettings())
 
 
 def test_equal_scores_and_a_model_without_scores_are_refused():
