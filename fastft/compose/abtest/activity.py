@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from fastft.common.html import visible
 from fastft.compose.abtest.table import RETENTION, Table, nearest, read_table
 from fastft.errors import UserError
 
@@ -38,6 +39,8 @@ TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "0.0": 0, "1.
 
 @dataclass
 class ColumnsConfig:
+    """The columns of the file."""
+
     user: str | None = None
     """The column of users. Default: user, userid, user_id or unit."""
     arm: str | None = None
@@ -198,14 +201,14 @@ def _shares(table: Table, arm_R: np.ndarray, arms: list[str]) -> dict[str, float
 
 
 def _indices(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
-    """(index of each row's value, values) of a column. Raises UserError for an empty value."""
+    """(index of each row's value, values) of a column, as texts of one line. Raises UserError for an empty value."""
     places: dict[Any, int] = {}
     index_R = np.array([places.setdefault(value, len(places)) for value in table.columns[name]])
     for empty in ("", None):
         if empty in places:
             row = int((index_R == places[empty]).argmax())
             raise table.wrong(row, f"{table.named[name]} is empty")
-    values = [str(value) for value in places]
+    values = [" ".join(visible(str(value)).split()) for value in places]
     if len(set(values)) < len(values):  # JSON Lines may hold a user as 7 and as "7"
         ours = {value: i for i, value in enumerate(dict.fromkeys(values))}
         return np.array([ours[values[i]] for i in index_R]), list(ours)

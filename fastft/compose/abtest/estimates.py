@@ -23,10 +23,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fastft.compose.abtest.activity import Activity
-from fastft.errors import UserError
+from fastft.errors import UsageError, UserError
 
 Z = 1.959963984540054
 """The normal distribution's 97.5 % point."""
+LARGEST_LOG = 700.0
+"""Of which exp is still a number."""
 FIGURES = ("engagement_ratio", "dzeta", "dbeta", "dalpha", "dgamma")
 """What is tested, with Holm's correction over all of them and all arms."""
 
@@ -57,7 +59,8 @@ class Effect:
     @property
     def ratio(self) -> tuple[float, float, float]:
         """(value, low, high) as ratios."""
-        return math.exp(self.value), math.exp(self.low), math.exp(self.high)
+        value, low, high = (math.exp(min(each, LARGEST_LOG)) for each in (self.value, self.low, self.high))
+        return value, low, high
 
 
 @dataclass(frozen=True)
@@ -357,6 +360,12 @@ def compare_arms(
     for each in found:
         each.figures = {key: adjusted[each.arm, key] for key in FIGURES if key in each.figures}
     return found
+
+
+def require_quantile(winsor: float) -> None:
+    """Raise UsageError for a --winsor that is no quantile of large amounts."""
+    if not 0.5 <= winsor <= 1:
+        raise UsageError(f"--winsor is {winsor:g}; it must be from 0.5 to 1, which changes no amount")
 
 
 def require_users(activity: Activity, control: int) -> None:

@@ -3,14 +3,15 @@
 Writes DIR/figures.json and DIR/report.html, and prints the verdict, warnings before it, and the tables.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, write_whole
-from fastft.common.records import repair_text
 from fastft.compose.abtest.activity import ColumnsConfig, read_activity
+from fastft.compose.abtest.estimates import require_quantile
 from fastft.compose.abtest.report import show, write_abtest_page
 from fastft.compose.abtest.results import compute
 from fastft.compose.abtest.verdict import verdict
@@ -19,6 +20,8 @@ from fastft.errors import UsageError, UserError
 
 @dataclass
 class FiguresConfig:
+    """What is compared."""
+
     file: str = option(positional=True)
     """Who used it when: CSV or JSON Lines, also packed, such as the output of fastft record export --as events."""
     control: str
@@ -48,8 +51,9 @@ def main(argv: list[str]) -> int:
     if results.comparisons:
         results.verdict = verdict(results)
     make_directory(directory := Path(config.output))
-    text = json.dumps(results.as_json(), indent=1, ensure_ascii=False)
-    write_whole(directory / "figures.json", repair_text(text) + "\n")
+    # orjson writes NaN and infinity, which JSON does not have, as null.
+    options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+    write_whole(directory / "figures.json", orjson.dumps(results.as_json(), option=options))
     write_abtest_page(directory / "report.html", results)
     show(results, Console())
     if results.sample_ratio.verdict == "stop":
@@ -61,8 +65,7 @@ def main(argv: list[str]) -> int:
 def _check(config: FiguresConfig) -> None:
     if config.days is not None and config.days < 1:
         raise UsageError(f"--days is {config.days}; it must be 1 or more")
-    if not 0.5 <= config.winsor <= 1:
-        raise UsageError(f"--winsor is {config.winsor:g}; it must be from 0.5 to 1, which changes no amount")
+    require_quantile(config.winsor)
 
 
 if __name__ == "__main__":

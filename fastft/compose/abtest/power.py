@@ -20,6 +20,8 @@ from fastft.compose.abtest.estimates import (
     engagement_variance,
     line_weights,
     mean_variance,
+    power_law,
+    require_quantile,
     retention_variance,
     winsorised,
 )
@@ -35,6 +37,8 @@ RATIOS = ("engagement_ratio", "dzeta", "dalpha")
 
 @dataclass
 class PowerConfig:
+    """The experiment to come."""
+
     file: str | None = option(None, positional=True)
     """Past activity, CSV or JSON Lines, for the baseline: who was active when."""
     retention: float | None = None
@@ -85,13 +89,16 @@ def main(argv: list[str]) -> int:
     description = "Say which effects an experiment would find, or how many users an effect needs."
     config, columns = parse(argv, "fastft abtest power", description, PowerConfig, ColumnsConfig)
     _check(config)
+    described = ""
     if config.file:
         activity = read_activity(Path(config.file), columns, arms=False)
         baselines = list(from_activity(activity, config))
+        if not baselines:
+            raise UserError(f"{config.file}: nobody comes back or uses anything, so there is no baseline")
+        described = describe(activity, baselines[-1].days or 1)
     else:
         baselines = list(from_options(config))
-    z = z_of(config.alpha, config.power)
-    _show(baselines, config, z)
+    _show(baselines, described, config, z_of(config.alpha, config.power))
     return 0
 
 
@@ -113,6 +120,7 @@ def _check(config: PowerConfig) -> None:
         raise UsageError("--alpha and --power must be between 0 and 1")
     if config.days is not None and config.days < 1:
         raise UsageError(f"--days is {config.days}; it must be 1 or more")
+    require_quantile(config.winsor)
 
 
 def z_of(alpha: float, power: float) -> float:
@@ -130,7 +138,10 @@ def from_options(config: PowerConfig) -> Iterable[Baseline]:
 
 
 def from_activity(activity: Activity, config: PowerConfig) -> Iterable[Baseline]:
-    """The variances of all figures in past activity, for each horizon. Raises UserError for a file that is too short."""
+    """The variances of all figures in past activity, for each horizon, over the users for whom all its days have passed.
+
+    Raises UserError for a file that is too short.
+    """
     last = int(np.sort(activity.followed_U)[-2]) if len(activity.users) > 1 else 0
     if len(activity.users) < 2 or last < 1:
         raise UserError(f"{activity.source}: a baseline needs two users for whom day 1 has passed")
@@ -141,13 +152,31 @@ def from_activity(activity: Activity, config: PowerConfig) -> Iterable[Baseline]
         days = activity.days[activity.days <= horizon]
         if not len(days):
             raise UserError(f"{activity.source}: its first day is {activity.days[0]}, after day {horizon}")
-        by_entry, by_user = winsorised(activity, horizon, config.winsor)
-        counted = count_days(activity, 0, days, by_entry.values)
+        complete = _complete(activity, horizon)
+        by_entry, by_user = winsorised(complete, horizon, config.winsor)
+        counted = count_days(complete, 0, days, by_entry.values)
         yield from _of_days(counted, days, activity.by_day, horizon)
         total_U = by_user.values[~np.isnan(by_user.values)]
         if len(total_U) > 1 and total_U.sum() > 0:
             name = MEANING["engagement_ratio"].removesuffix(", ratio")
             yield Baseline(name, "engagement_ratio", horizon, len(total_U) * mean_variance(total_U))
+
+
+def _complete(activity: Activity, horizon: int) -> Activity:
+    return activity.of(np.flatnonzero(activity.followed_U >= horizon))
+
+
+def describe(activity: Activity, horizon: int) -> str:
+    """The baseline in a sentence: users, retention and engagement, and their power laws."""
+    complete, days = _complete(activity, horizon), activity.days[activity.days <= horizon]
+    counted = count_days(complete, 0, days, complete.amount_E)
+    shown = [f"{100 * counted.retention_K[k]:.1f} % come back on day {days[k]}" for k in sorted({0, len(days) - 1})]
+    laws = [("R(k)", counted.retention_K)] + [("E(k)", counted.engagement_K)] * activity.by_day
+    for name, value_K in laws:
+        law = power_law(days, value_K)
+        if law and law.days > 2:
+            shown.append(f"{name} = {law.scale:.3g} k^{law.exponent:.3f} (R2 {law.r2:.2f})")
+    return f"Baseline: {counted.users:,} users for whom day {horizon} has passed; {', '.join(shown)}."
 
 
 def _of_days(counted: Days, days: np.ndarray, by_day: bool, horizon: int) -> Iterable[Baseline]:
@@ -172,7 +201,7 @@ def _change(baseline: Baseline, difference: float) -> str:
     return f"{100 * math.expm1(difference):.3g} %" if baseline.relative else f"{difference:.3g}"
 
 
-def _show(baselines: list[Baseline], config: PowerConfig, z: float) -> None:
+def _show(baselines: list[Baseline], described: str, config: PowerConfig, z: float) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -197,6 +226,8 @@ def _show(baselines: list[Baseline], config: PowerConfig, z: float) -> None:
             cells = [_change(each, each.detectable(users, z)) for users in sizes]
         table.add_row(str(each.days or "–"), each.figure.replace("_", " "), each.what, *cells)
     console.print(table)
+    if described:
+        console.print(described, markup=False, highlight=False)
     holm = z_of(config.alpha / 5, config.power) / z
     console.print(
         f"Effects are those that {100 * config.power:g} of 100 experiments find at {100 * config.alpha:g} %, with two arms of "

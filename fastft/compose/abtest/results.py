@@ -78,22 +78,20 @@ class Results:
     verdict: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The content of figures.json. An effect is [value, low, high], a 95 % interval; NaN is null."""
-        return _plain(
-            {
-                "verdict": self.verdict,
-                "warnings": self.warnings,
-                "source": self.source,
-                "control": self.control,
-                "unit": self.unit,
-                "horizon": {"planned": self.planned, "reached": self.reached},
-                "sample_ratio": asdict(self.sample_ratio) | {"verdict": self.sample_ratio.verdict},
-                "arms": {each.arm: _comparison_json(each) for each in self.comparisons},
-                "curves": {arm: asdict(curve) for arm, curve in self.curves.items()},
-                "outliers": self.outliers,
-                "remarks": self.remarks,
-            }
-        )
+        """The content of figures.json. An effect is [value, low, high], a 95 % interval."""
+        return {
+            "verdict": self.verdict,
+            "warnings": self.warnings,
+            "source": self.source,
+            "control": self.control,
+            "unit": self.unit,
+            "horizon": {"planned": self.planned, "reached": self.reached},
+            "sample_ratio": asdict(self.sample_ratio) | {"verdict": self.sample_ratio.verdict},
+            "arms": {each.arm: _comparison_json(each) for each in self.comparisons},
+            "curves": {arm: asdict(curve) for arm, curve in self.curves.items()},
+            "outliers": self.outliers,
+            "remarks": self.remarks,
+        }
 
 
 def _comparison_json(found: ArmComparison) -> dict[str, Any]:
@@ -116,15 +114,6 @@ def _shown(name: str, effect: Effect) -> tuple[float, float, float]:
     return effect.ratio if name.endswith("ratio") else (effect.value, effect.low, effect.high)
 
 
-def _plain(value: Any) -> Any:
-    """The value with null in place of NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def compute(
     activity: Activity,
     control_name: str,
@@ -133,11 +122,10 @@ def compute(
     winsor: float = 1.0,
     complete: bool = False,
 ) -> Results:
-    """Compute everything of an experiment but its verdict. Raises UserError for arms that cannot be compared.
+    """Compute everything of an experiment but its verdict; the arguments are those of `fastft abtest figures`.
 
-    The arguments are those of `fastft abtest figures`.
-
-    If users did not fall into the arms as planned (the sample-ratio check), nothing else is computed.
+    If users did not fall into the arms as planned (the sample-ratio check), nothing else is computed. Raises UserError for
+    arms that cannot be compared.
     """
     shares = _shares(share_words, activity)
     if control_name not in activity.arms:
@@ -292,14 +280,14 @@ def _poor_fits(results: Results) -> list[str]:
     """A warning if a power law explains less than 80 % of an arm's curve: the lines over days then say little."""
     warnings = []
     for what, names, law in (
-        ("Retention", "dzeta and dbeta", "retention_law"),
-        ("Engagement", "dalpha and dgamma", "engagement_law"),
+        ("retention", "dzeta and dbeta", "retention_law"),
+        ("engagement", "dalpha and dgamma", "engagement_law"),
     ):
         laws = {arm: getattr(curve, law) for arm, curve in results.curves.items()}
         poor = [f"{arm} {each.r2:.2f}" for arm, each in laws.items() if each and each.days > 2 and each.r2 < 0.8]
         if poor:
             warnings.append(
-                f"{what} does not follow a power law (R2 {', '.join(poor)}; below .8): read its ratios by day rather than "
-                f"{names}."
+                f"A power law explains little of how {what} runs over the days (R2 {', '.join(poor)}; below .8): read its ratios "
+                f"by day rather than {names}."
             )
     return warnings

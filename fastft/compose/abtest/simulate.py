@@ -20,7 +20,7 @@ import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.compose.abtest.activity import Activity, ColumnsConfig, read_activity
-from fastft.compose.abtest.estimates import FIGURES, compare_arms, winsorised
+from fastft.compose.abtest.estimates import FIGURES, compare_arms, require_quantile, winsorised
 from fastft.compose.abtest.report import MEANING
 from fastft.compose.abtest.verdict import ALPHA
 from fastft.errors import UsageError, UserError
@@ -31,6 +31,8 @@ CONTROL, TEST = 0, 1
 
 @dataclass
 class TrialsConfig:
+    """The experiment to try."""
+
     file: str = option(positional=True)
     """Real activity, CSV or JSON Lines: who was active when. A column of arms is ignored."""
     users: int | None = None
@@ -73,6 +75,9 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--users is {config.users}; it must be 2 or more")
     if config.experiments < 1:
         raise UsageError(f"--experiments is {config.experiments}; it must be 1 or more")
+    if config.days is not None and config.days < 1:
+        raise UsageError(f"--days is {config.days}; it must be 1 or more")
+    require_quantile(config.winsor)
     activity = read_activity(Path(config.file), columns, arms=False)
     horizon = _horizon(activity, config)
     trials, false_alarms = simulate(activity, horizon, config)

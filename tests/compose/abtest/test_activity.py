@@ -127,6 +127,12 @@ def test_events_of_the_gateway_count_from_the_first_exposed_turn(tmp_path):
     }
 
 
+def test_names_are_one_line_without_invisible_characters(tmp_path):
+    rows = [("a\nb", "\x1b[31mred", 0), (" c\u202e", "blue", 0)]
+    activity = read_rows(tmp_path / "f.csv", rows, "user,arm,day")
+    assert activity.arms == ["\\x1b[31mred", "blue"] and activity.users == ["a b", "c\\u202e"]
+
+
 def test_users_can_be_chosen_and_repeated(tmp_path):
     activity = read_rows(tmp_path / "f.csv", visits(0, users=9))
     chosen = activity.of(np.array([4, 4, 1]))

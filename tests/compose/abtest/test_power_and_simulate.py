@@ -36,6 +36,7 @@ def test_a_retention_needs_the_users_of_the_textbook(capsys):
 
 def test_power_needs_a_baseline(capsys, tmp_path):
     path = write_rows(tmp_path / "f.csv", "user,arm,day,amount", visits(0))
+    nobody = write_rows(tmp_path / "n.csv", "user,retention_1", [[1, 0], [2, 0]])
     for words, said in (
         ([], "give a FILE of past activity"),
         ([str(path), "--retention", "0.4"], "give a FILE of past activity"),
@@ -44,6 +45,8 @@ def test_power_needs_a_baseline(capsys, tmp_path):
         ([str(path), "--days", "20"], "--days 20 is more than the 8 days in the file"),
         ([str(path), "--users", "1"], "--users is 1"),
         ([str(path), "--effect", "0"], "--effect is 0"),
+        ([str(path), "--winsor", "0"], "--winsor is 0"),
+        ([str(nobody)], "nobody comes back"),
     ):
         assert main(["abtest", "power", *words]) in (1, 2)
         error = capsys.readouterr().err
@@ -136,6 +139,16 @@ def test_the_verbs_are_listed(capsys):
     assert all(word in said for word in ("figures", "power", "simulate"))
     assert main(["abtest", "figure"]) == 2
     assert "did you mean 'figures'?" in capsys.readouterr().err
+
+
+@real
+def test_the_baseline_of_college_messages(capsys):
+    assert main(["abtest", "power", str(DATA / "collegemsg.csv.gz"), "--days", "30"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Baseline: 1,328 users for whom day 30 has passed; 40.4 % come back on day 1, 10.5 % come back on day 30, "
+        "R(k) = 0.471 k^-0.371 (R2 0.89), E(k) = 5.94 k^-0.087 (R2 0.43)." in said
+    )
 
 
 @real
