@@ -188,7 +188,8 @@ def test_the_command_writes_figures_a_page_and_the_verdict(ground, tmp_path, cap
     assert found["worth_it"] is True and found["unit"] == "points of 100" and found["measure"] == "correct"
     assert found["baselines"]["uniform_blend"]["mean"] == pytest.approx(100 * outcomes.correct.mean())
     assert found["baselines"]["oracle"]["mean"] == pytest.approx(100 * outcomes.correct.max(1).mean())
-    assert {"best_single", "uniform_blend", "oracle"} <= found["baselines"].keys()
+    baselines = {"best_single", "uniform_blend", "hard_label", "kNN_40", "MLP", "best_per_tag", "oracle"}
+    assert baselines == {name for name in found["baselines"] if not name.endswith("_alone")}
     assert sum(map(sum, found["confusion"])) == pytest.approx(200)
     assert (tmp_path / "out/evaluation.html").is_file()
 
@@ -400,6 +401,7 @@ def test_the_page_in_a_browser(ground, tmp_path):
     assert len(texts(dom, "//figure//*[name()='rect']")) == len(made.curve.x)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     CHROMIUM is None, reason="needs a Chromium: none of chromium, chromium-browser, google-chrome found"
 )

@@ -128,6 +128,8 @@ class Evaluation:
     drawn_blend: dict[str, float]
     left_to_default: float
     """The share of queries that the default answers."""
+    unlike: float
+    """The share of queries that resemble none of the training."""
     calibration_error: float | None
     cost_of_best_single: Interval | None
     leaks: dict[str, Any] | None
@@ -211,6 +213,7 @@ def evaluate(
         confusion=confusion(chosen_N, scores_NM).round(3).tolist(),
         drawn_blend=drawn,
         left_to_default=float(weights_N @ (chosen_N == default)),
+        unlike=float(weights_N @ values.unlike),
         calibration_error=calibration_error(values.success.ravel(), measure_NM.ravel()) if points == 100 else None,
         cost_of_best_single=means.ratio(usd_columns[0], usd_columns[single]) if usd_columns else None,
         leaks=leaks,

@@ -126,7 +126,8 @@ def remarks(made: Evaluation) -> list[str]:
         f"{made.queries:,} queries of {len(made.sets)} sets. A set is a query's first tag, or its file if it has no tag; every "
         "set counts the same in a mean. Intervals: 95 %, by drawing queries anew in every set, the same for all systems.",
         *made.remarks,
-        f"Best single: {made.default}, which training chose; it answers {percent(made.left_to_default)} of the queries.",
+        f"Best single: {made.default}, which training chose; it answers {percent(made.left_to_default)} of the queries. "
+        f"{percent(made.unlike)} of the queries are unlike those of the training.",
         "Best per tag needs to know which set a question is from, and the oracle which answer will be best: neither can be "
         "served. Where the router is no better than best per tag, all it does is tell the sets apart.",
         "Of the oracle's gap: how far a system goes from the best single model (0 %) to the oracle (100 %).",
