@@ -31,6 +31,10 @@ VERBS = {
     "serve": ("fastft.serve.command", "serve models behind one address that speaks OpenAI's API"),
     "router": ("fastft.compose.router.command", "send each question to the model that will answer it best"),
     "abtest": ("fastft.compose.abtest.command", "say whether users come back more often, and use more, under one arm"),
+    "grimoire": (
+        "fastft.compose.grimoire.command",
+        "let a strong model write instructions for a weak one, and test whether they help",
+    ),
     "distill": ("fastft.distill.command", "make training data by asking teachers, from queries to a ready train.yaml"),
     "record": ("fastft.serve.record", "export what was served: events, or conversations to clean and train on"),
 }

@@ -14,7 +14,7 @@ TOLD = "A packing plan puts conversations into rows, and every row is full. "
 ANSWERS = ["yes", "no", "no idea at all", "The lazy dog"]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "gemma3_text", "qwen3"])
 def chat(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param) / "model"
     models.make_model(path, request.param)

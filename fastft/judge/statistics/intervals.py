@@ -29,13 +29,16 @@ class Interval:
     high: float
 
 
-def bootstrap_mean(values_N: np.ndarray) -> Interval:
-    """Return the mean with its percentile interval over resampled values: over questions, if there is one value for each."""
+def bootstrap_mean(values_N: np.ndarray, outside: float = 5.0, resamples: int = RESAMPLES) -> Interval:
+    """Return the mean with its percentile interval over resampled values: over questions, if there is one value for each.
+
+    `outside` is what the interval leaves out, in percent; far below 5 it needs more `resamples`, because its ends are rare.
+    """
     if not len(values_N):
         return Interval(math.nan, math.nan, math.nan)
     rng = np.random.default_rng(SEED)
-    means_B = values_N[rng.integers(0, len(values_N), (RESAMPLES, len(values_N)))].mean(1)
-    low, high = np.percentile(means_B, [2.5, 97.5])
+    means_B = values_N[rng.integers(0, len(values_N), (resamples, len(values_N)))].mean(1)
+    low, high = np.percentile(means_B, [outside / 2, 100 - outside / 2])
     return Interval(float(values_N.mean()), float(low), float(high))
 
 

@@ -1,0 +1,332 @@
+"""From a task to figures over real HTTP: what is chosen, what is read when, what is paid, and what is left after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import openai_server
+from helpers.grimoires import RULE, is_for_strong, rows, scripted, write_rows, write_task
+from helpers.openai_server import Failure
+
+from fastft import cli
+
+SAMPLERS = ["--samplers", "random", "hard", "none"]
+
+
+def command(server, path: Path, output: Path, *more: str) -> list[str]:
+    models = ["--weak", f"{server.url}#weak", "--strong", f"{server.url}#strong"]
+    return ["grimoire", "build", str(path), *models, *SAMPLERS, "-o", str(output), *more]
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A build and an evaluation: the directory, the task's file, and the endpoint's requests in order."""
+    directory = tmp_path_factory.mktemp("grimoire")
+    path, output = write_task(directory), directory / "made"
+    with openai_server.endpoint(scripted) as server:
+        assert cli.main(command(server, path, output)) == 0
+        built = len(server.requests)
+        assert cli.main(["grimoire", "evaluate", str(output)]) == 0
+        yield output, path, server, built
+
+
+def test_the_grimoire_that_holds_the_rule_is_chosen(made):
+    output, _, _, _ = made
+    choice = read(output / "choice.json")
+    assert choice["chosen"] == "none-profound"
+    assert RULE in (output / "prompt.txt").read_text()
+    evaluation = read(output / "evaluation.json")
+    gains = {row["setting"]: row for row in evaluation["gains"]}
+    assert gains["none-profound"]["accuracy"]["value"] == 1.0
+    assert gains["none-profound"]["gain"]["low"] > 0 and gains["none-profound"]["p_value"] < 0.01
+    assert gains["none-simple"]["gain"]["value"] == 0.0
+    assert gains["zero-shot"]["valid"] == 1.0 and gains["zero-shot"]["failed"] == 0
+    assert "none-profound (chosen)" in (output / "grimoire.md").read_text()
+
+
+def test_hard_samples_are_what_the_weak_model_got_wrong(made):
+    output, _, _, _ = made
+    rows_of = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    samples = {row["sampler"]: row["samples"] for row in rows_of}
+    odd = {row["id"] for row in rows(30) if row["label"] == "odd"}
+    assert sum(each in odd for each in samples["hard"]) == 4  # the weak model always says even
+    assert samples["none"] == []
+
+
+def test_every_question_is_asked_once_and_a_second_start_asks_nothing(made):
+    output, path, server, built = made
+    asked = Counter(json.dumps(body, sort_keys=True) for body in server.requests)
+    assert max(asked.values()) == 1
+    before = len(server.requests)
+    assert cli.main(command(server, path, output)) == 0
+    assert cli.main(["grimoire", "evaluate", str(output)]) == 0
+    assert len(server.requests) == before
+    test_texts = {row["text"] for row in rows(20, 2000)}
+    assert not any(body["messages"][-1]["content"] in test_texts for body in server.requests[:built])
+
+
+def test_another_seed_needs_another_directory(made, capsys):
+    output, path, server, _ = made
+    assert cli.main(command(server, path, output, "--seed", "23")) == 1
+    assert "was made with seed 22, and now it is 23" in capsys.readouterr().err
+
+
+def test_the_test_split_is_not_looked_at_twice(made, capsys, tmp_path):
+    output, _, _, _ = made
+    content = (output / "choice.json").read_text()
+    try:
+        (output / "choice.json").write_text(content.replace('"chosen": "none-profound"', '"chosen": "zero-shot"'))
+        assert cli.main(["grimoire", "evaluate", str(output)]) == 1
+        assert "read for another choice" in capsys.readouterr().err
+    finally:
+        (output / "choice.json").write_text(content)
+    assert cli.main(["grimoire", "evaluate", str(tmp_path)]) == 1
+    assert "choose first" in capsys.readouterr().err
+
+
+WATCHED = """
+import sys
+test, choice = sys.argv[1:3]
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(test):
+        import os
+        print("read", "after" if os.path.exists(choice) else "BEFORE", flush=True)
+sys.addaudithook(watch)
+from fastft import cli
+code = cli.main(sys.argv[3:])
+print("code", code, flush=True)
+"""
+
+
+def watched(test: str, choice: Path, arguments: list[str]) -> list[str]:
+    """Run a verb in a process that reports every opening of the test split."""
+    line = [sys.executable, "-c", WATCHED, test, str(choice), *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    return [each for each in done.stdout.splitlines() if each.startswith(("read ", "code "))]
+
+
+@pytest.mark.slow
+def test_no_test_question_is_read_before_the_choice(tmp_path):
+    """A hook of the interpreter sees every file that is opened, by whichever library."""
+    path, output = write_task(tmp_path), tmp_path / "made"
+    with openai_server.endpoint(scripted) as server:
+        assert watched("test.jsonl", output / "choice.json", command(server, path, output, "--dry_run")) == ["code 0"]
+        assert watched("test.jsonl", output / "choice.json", command(server, path, output)) == ["code 0"]
+        assert watched("test.jsonl", output / "choice.json", ["grimoire", "evaluate", str(output)]) == [
+            "read after",
+            "code 0",
+        ]
+        assert watched("test.jsonl", output / "choice.json", ["grimoire", "evaluate", str(output)]) == ["code 0"]
+
+
+@pytest.mark.slow
+def test_kill_9_anywhere_pays_nothing_twice_and_the_budget_holds(tmp_path):
+    """Killed after 5, 25, 60 and 130 replies. A reply that was on its way at a kill may be paid again, and is booked."""
+    path, output = write_task(tmp_path), tmp_path / "made"
+    prices = ["--usd_per_million", "1000,1000", "--concurrency", "2", "--max_usd"]
+    with openai_server.endpoint(scripted) as server:
+        for enough in (5, 25, 60, 130):
+            line = [sys.executable, "-m", "fastft", *command(server, path, output, *prices, "100")]
+            process = subprocess.Popen(
+                line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            while len(server.requests) < enough and process.poll() is None:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        assert cli.main(command(server, path, output, *prices, "100")) == 0
+        asked = Counter(json.dumps(body, sort_keys=True) for body in server.requests)
+        assert sum(asked.values()) - len(asked) <= 4 * 2  # those that were on their way at the four kills
+        booked = sum(
+            row.get("reserved", 0) + row.get("spent", 0)
+            for row in map(json.loads, filter(str.strip, (output / "spent.jsonl").read_text().splitlines()))
+        )
+        paid = sum(cost(body) for body in server.requests)
+        assert booked >= paid - 1e-9
+        assert read(output / "choice.json")["chosen"] == "none-profound"
+
+
+def cost(body: dict) -> float:
+    """What the scripted endpoint says that a reply costs, at 1000 dollars for a million tokens."""
+    usage = json.loads(openai_server.completion(scripted(body), body))["usage"]
+    return usage["total_tokens"] / 1000
+
+
+def test_the_budget_holds_over_several_starts(tmp_path, capsys):
+    path, output = write_task(tmp_path), tmp_path / "made"
+    more = ["--usd_per_million", "1000,1000", "--concurrency", "4", "--max_usd", "5"]
+    with openai_server.endpoint(scripted) as server:
+        for _ in range(3):
+            assert cli.main(command(server, path, output, *more)) == 1
+            assert "stopped before $5.00 would be exceeded" in capsys.readouterr().err
+            assert sum(map(cost, server.requests)) <= 5
+        assert sum(map(cost, server.requests)) > 1
+
+
+def test_a_dry_run_says_the_calls_and_the_cost_and_asks_nothing(tmp_path, capsys):
+    path, output = write_task(tmp_path), tmp_path / "made"
+    with openai_server.endpoint(scripted) as server:
+        assert cli.main(command(server, path, output, "--dry_run", "--usd_per_million", "1000,1000")) == 0
+        assert not server.requests and not output.exists()
+        said = capsys.readouterr().out
+        assert "strong model: 6 calls" in said and "weak model: 222 answers at most" in said  # 8 settings x 24 + 30
+        most = float(said.partition("at most $")[2].split()[0])
+        assert cli.main(command(server, path, output, "--usd_per_million", "1000,1000")) == 0
+        assert sum(map(cost, server.requests)) <= most
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "the strong model wrote nothing"),
+        ("I'm sorry, but I can't help with that.", "the strong model refuses"),
+        ("word " * 600, "it has 600 words, and 400 were asked for"),
+    ],
+)
+def test_a_strong_model_that_writes_nothing_usable_ends_the_run_in_one_line(tmp_path, capsys, caplog, text, said):
+    def reply(body, number):
+        return text if is_for_strong(body) else scripted(body)
+
+    path = write_task(tmp_path)
+    with openai_server.endpoint(reply) as server:
+        assert cli.main(command(server, path, tmp_path / "made")) == 1
+        assert sum(map(is_for_strong, server.requests)) == 3 * 3  # each profound one three times
+    assert said in caplog.text
+    [line] = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert "no grimoire can be used" in line and said in line
+
+
+def test_a_grimoire_that_quotes_is_asked_for_again(tmp_path):
+    quote = rows(1)[0]["text"]
+
+    def reply(body, number):
+        again = sum(map(is_for_strong, server.requests)) > 3
+        return f"Such as: {quote}. {'Fine' if again else ''}" if is_for_strong(body) and not again else scripted(body)
+
+    path, output = write_task(tmp_path), tmp_path / "made"
+    with openai_server.endpoint(reply) as server:
+        assert cli.main(command(server, path, output, "--no_copies", "--concurrency", "1")) == 0
+    written = [json.loads(line) for line in (output / "grimoires.jsonl").read_text().splitlines()]
+    assert not any(row["copies"] or row["wrong"] for row in written)
+
+
+def test_an_edited_grimoire_that_is_empty_is_left_out(tmp_path, caplog):
+    path, output = write_task(tmp_path), tmp_path / "made"
+    with openai_server.endpoint(scripted) as server:
+        arguments = command(server, path, output)
+        output.mkdir()
+        kept = {"name": "mine", "sampler": "none", "kind": "profound", "text": f"Remember: {RULE}."}
+        write_rows(output / "grimoires.jsonl", [kept, {**kept, "name": "blank", "text": " "}])
+        assert cli.main(arguments) == 0
+        assert not any(map(is_for_strong, server.requests))
+    assert "blank is left out: it is empty" in caplog.text
+    assert read(output / "choice.json")["chosen"] == "mine"
+
+
+def test_answers_in_another_language_are_said_in_a_line(tmp_path, caplog):
+    def reply(body, number):
+        return scripted(body) if is_for_strong(body) else "gerade"
+
+    with openai_server.endpoint(reply) as server:
+        assert cli.main(command(server, write_task(tmp_path), tmp_path / "made")) == 0
+    assert "answers name no label, such as 'gerade'" in caplog.text
+    assert read(tmp_path / "made/choice.json")["chosen"] == "zero-shot"
+
+
+def test_an_endpoint_without_constrained_choice_is_read_by_its_text(tmp_path):
+    def reply(body, number):
+        if "response_format" in body:
+            return Failure(400, "response_format is not supported")
+        return scripted(body)
+
+    with openai_server.endpoint(reply) as server:
+        assert cli.main(command(server, write_task(tmp_path), tmp_path / "made")) == 0
+    answers = [json.loads(line) for line in (tmp_path / "made/runs.jsonl").read_text().splitlines()]
+    assert {row["how"] for row in answers} == {"text"}
+    assert read(tmp_path / "made/choice.json")["chosen"] == "none-profound"
+
+
+def test_failed_calls_are_counted_apart(tmp_path, capsys):
+    def reply(body, number):
+        poisoned = body["messages"][-1]["content"] == "Box: 15"
+        return Failure(400, "this prompt is flagged") if poisoned and not is_for_strong(body) else scripted(body)
+
+    path, output = write_task(tmp_path), tmp_path / "made"
+    write_rows(tmp_path / "validation.jsonl", [*rows(24, 1000), {"text": "Box: 15", "label": "odd"}])
+    with openai_server.endpoint(reply) as server:
+        assert cli.main(command(server, path, output)) == 0
+    gains = {row["setting"]: row for row in read(output / "choice.json")["gains"]}
+    assert {row["failed"] for name, row in gains.items() if name not in ("similar", "ranked")} == {1}
+    assert {row["questions"] for row in gains.values()} == {24}
+
+
+def test_answers_become_training_data_without_the_grimoire(made, tmp_path):
+    output, _, _, _ = made
+    write_rows(tmp_path / "new.jsonl", [{"id": f"n{n}", "text": f"Something new: {n}"} for n in range(6)])
+    texts = str(tmp_path / "new.jsonl")
+    answers, chats = tmp_path / "answers.jsonl", tmp_path / "chats.jsonl"
+    assert cli.main(["grimoire", "apply", str(output), texts, "-o", str(answers)]) == 0
+    found = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row["answer"] for row in found] == ["even", "odd"] * 3 and found[0]["setting"] == "none-profound"
+    assert cli.main(["grimoire", "apply", str(output), texts, "-o", str(chats), "--as", "conversations"]) == 0
+    from fastft.data.conversation import read_conversations
+
+    conversations = list(read_conversations(chats))
+    assert [each.messages[-1].content for each in conversations] == ["even", "odd"] * 3
+    assert [each.messages[-1].train for each in conversations] == [True] * 6
+    assert RULE not in chats.read_text()
+
+
+def test_the_gateway_puts_the_chosen_instructions_before_a_conversation(made):
+    from fastft.compose.grimoire.policy import GrimoirePolicy
+    from fastft.data.conversation import Conversation, Message
+
+    output, _, _, _ = made
+    policy = GrimoirePolicy("parity", output, "small")
+    asked = Conversation("c", [Message("user", "Is 7 odd?")])
+    choice = policy.choose(asked, 1, ["small", "large"])
+    assert choice.model == "small" and choice.why == "grimoire none-profound"
+    assert choice.probabilities == {"small": 1.0, "large": 0.0} and policy.models == ["small"]
+    told = policy.instructed(asked.messages)
+    assert RULE in told[0].content and [each.role for each in told] == ["system", "user"]
+    own = policy.instructed([Message("system", "Be brief."), *asked.messages])
+    assert own[0].content.endswith("Be brief.") and RULE in own[0].content and len(own) == 2
+
+
+def test_a_policy_that_chooses_for_each_question_answers_the_same_one_alike(made, tmp_path):
+    import shutil
+
+    from fastft.compose.grimoire.policy import GrimoirePolicy
+    from fastft.data.conversation import Message
+
+    output, _, _, _ = made
+    for name in ("similar", "ranked"):
+        copy = tmp_path / name
+        shutil.copytree(output, copy)
+        choice = read(copy / "choice.json")
+        (copy / "choice.json").write_text(json.dumps({**choice, "chosen": name}))
+        policies = [GrimoirePolicy("parity", copy, "small") for _ in range(2)]
+        asked = [[Message("user", row["text"])] for row in rows(5)]
+        names = [[policy.setting_for(each).name for each in asked] for policy in policies]
+        assert names[0] == names[1] and "zero-shot" not in names[0]
+
+
+def test_the_page_escapes_what_models_wrote(made, tmp_path):
+    from fastft.compose.grimoire.page import write_results
+
+    output, _, _, _ = made
+    choice, evaluation = read(output / "choice.json"), read(output / "evaluation.json")
+    choice["settings"][2]["text"] = "<script>alert(1)</script>"
+    write_results(tmp_path, choice, evaluation)
+    page = (tmp_path / "grimoire.html").read_text()
+    assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
