@@ -646,9 +646,8 @@ def _as_messages(messages: list[Any], prompt: Any) -> list[Message]:
 def _user(scope: Scope, request: dict[str, Any]) -> str | None:
     """The user's name: the request's `user`, else the header X-User-Id; None if there is none."""
     named = request.get("user")
-    header = (
-        _header(scope, USER_HEADER).encode("latin-1").decode("utf-8", "replace")
-    )  # the same name gets the same hash
+    # As UTF-8, so that a name has the same hash in a header and in a request.
+    header = _header(scope, USER_HEADER).encode("latin-1").decode("utf-8", "replace")
     user = named if isinstance(named, str) and named else header
     return user if 0 < len(user) <= LONGEST_USER else None
 
