@@ -48,6 +48,7 @@ def pair(tmp_path_factory):
     return models.make_model(at / "one"), models.make_model(at / "two", "qwen2", template="llama3")
 
 
+@pytest.mark.slow
 def test_the_gateway_draws_the_same_models_for_the_same_conversations(tmp_path):
     with gateways.scripted("a") as a, gateways.scripted("b") as b:
         config = {
