@@ -48,7 +48,7 @@ from fastft.compose.grimoire.run import (
 from fastft.compose.grimoire.samplers import CLUSTERED, HARD_SHARE, SAMPLERS, draw_samples, strata
 from fastft.compose.grimoire.task import (
     LabelTask,
-    Split,
+    OpenSplits,
     TaskQuestion,
     divided,
     first_by_hash,
@@ -193,9 +193,9 @@ def _say_overlaps(task: LabelTask) -> None:
         logger.warning("labels: %s; answers are read as whole words, the longest label first", shown)
 
 
-def _limited(split: Split, config: BuildConfig) -> Split:
+def _limited(split: OpenSplits, config: BuildConfig) -> OpenSplits:
     train = first_by_hash(split.train, config.max_train)
-    return Split(train, first_by_hash(split.validation, config.max_validation), split.remarks)
+    return OpenSplits(train, first_by_hash(split.validation, config.max_validation), split.remarks)
 
 
 def _making(config: BuildConfig, task: LabelTask, weak: WeakModel) -> Making:
@@ -227,7 +227,7 @@ def _making(config: BuildConfig, task: LabelTask, weak: WeakModel) -> Making:
 
 def _zero_shot_on_train(
     config: BuildConfig,
-    split: Split,
+    split: OpenSplits,
     weak: WeakModel,
     zero_shot: Setting,
     task: LabelTask,
@@ -252,7 +252,7 @@ def _written(
     config: BuildConfig,
     task: LabelTask,
     prompts: Any,
-    split: Split,
+    split: OpenSplits,
     endpoints: Endpoints,
     embed: Embedder,
     right: dict[str, bool],
@@ -284,7 +284,7 @@ def _written(
 def _choose(
     config: BuildConfig,
     task: LabelTask,
-    split: Split,
+    split: OpenSplits,
     weak: WeakModel,
     settings: list[Setting],
     answers: list[WeakAnswer],

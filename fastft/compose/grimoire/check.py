@@ -21,7 +21,7 @@ from fastft.compose.grimoire.answers import ZERO_SHOT
 from fastft.compose.grimoire.choose import Gain, chosen, compare
 from fastft.compose.grimoire.copies import WORDS, CopyGuard
 from fastft.compose.grimoire.samplers import strata
-from fastft.compose.grimoire.task import LabelTask, Split, divided, overlapping_labels, read_questions, read_task
+from fastft.compose.grimoire.task import LabelTask, OpenSplits, divided, overlapping_labels, read_questions, read_task
 from fastft.errors import UserError
 from fastft.judge.rows import read_objects
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def task_lines(task: LabelTask, split: Split) -> list[str]:
+def task_lines(task: LabelTask, split: OpenSplits) -> list[str]:
     """Return what there is to say about a task: its splits, its labels, and who was right without help."""
     test = f"{task.test.name} (not opened)" if task.test else "set aside from train"
     counts = Counter(each.label for each in split.train)
@@ -89,7 +89,7 @@ def task_lines(task: LabelTask, split: Split) -> list[str]:
     return lines
 
 
-def copied_grimoires(path: Path, task: LabelTask, split: Split, words: int, by_task: bool) -> Counter[str]:
+def copied_grimoires(path: Path, task: LabelTask, split: OpenSplits, words: int, by_task: bool) -> Counter[str]:
     """Return how many grimoires there are of each kind, and under "copied KIND" how many hold a copy. Raises UserError."""
     guard = CopyGuard((each.text for each in [*split.train, *split.validation]), words)
     counts: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from fastft.compose.grimoire.choose import Gain
 from fastft.compose.grimoire.embed import embedder
 from fastft.compose.grimoire.rank import Ranker, nearest
 from fastft.compose.grimoire.run import RANKED, Endpoints, open_endpoints
-from fastft.compose.grimoire.task import LabelTask, Split, read_questions, read_task
+from fastft.compose.grimoire.task import LabelTask, OpenSplits, read_questions, read_task
 from fastft.compose.grimoire.weak import WeakModel
 from fastft.errors import UserError
 from fastft.inference.client import Client
@@ -79,7 +79,7 @@ class Chosen:
         weak, encoder = self.content["places"]["weak"], self.content["encoder"]
         return open_endpoints(self.directory, endpoint, key_envs, None, weak, encoder)
 
-    def split(self) -> Split:
+    def split(self) -> OpenSplits:
         """Return train and validation as the choice has used them."""
         parts = {name: set(self.content[name]) for name in ("train", "validation")}
         found = {
@@ -90,7 +90,7 @@ class Chosen:
             ]
             for name, ids in parts.items()
         }
-        return Split(found["train"], found["validation"])
+        return OpenSplits(found["train"], found["validation"])
 
     def chooser(self, name: str, client: Client | None = None) -> "QuestionChooser":
         """Return what chooses a grimoire for each question in the setting `name`: similar or ranked.

@@ -24,7 +24,7 @@ from fastft.compose.grimoire.answers import FEW_SHOT, ZERO_SHOT, Setting
 from fastft.compose.grimoire.money import KeptMoney
 from fastft.compose.grimoire.prompts import PromptTexts, few_shot_help, system_prompt
 from fastft.compose.grimoire.samplers import HARD_SHARE, draw_samples
-from fastft.compose.grimoire.task import LabelTask, Split, TaskQuestion
+from fastft.compose.grimoire.task import LabelTask, OpenSplits, TaskQuestion
 from fastft.compose.grimoire.write import KINDS, SIMPLE_WORDS, TOKENS_PER_WORD, Grimoire
 from fastft.errors import UserError
 from fastft.inference.budget import Cache
@@ -125,7 +125,7 @@ class BuildPlan:
 
 def plan_build(
     task: LabelTask,
-    split: Split,
+    split: OpenSplits,
     prompts: PromptTexts,
     samplers: Sequence[str],
     count: int,

@@ -1,7 +1,7 @@
 """Reads a task: what is to be decided, the labels, and the questions of its three splits, which never mix.
 
     task = read_task(Path("trec.yaml"))
-    parts = split_questions(task, Path("grimoires/trec/splits"))      # Split(train, validation)
+    parts = split_questions(task, Path("grimoires/trec/splits"))      # OpenSplits(train, validation)
     test, remarks = read_test(task, Path("grimoires/trec/splits"), earlier)      # only after the choice has been made
 
 A task is a YAML file:
@@ -60,7 +60,7 @@ class LabelTask:
 
 
 @dataclass(frozen=True)
-class Split:
+class OpenSplits:
     """The questions that may be looked at before the choice. The strings say what was left out, for the user."""
 
     train: list[TaskQuestion]
@@ -138,7 +138,7 @@ def normalized(text: str) -> str:
 # Splits --------------------------------------------------------------------------------------------------------------------
 
 
-def split_questions(task: LabelTask, directory: Path) -> Split:
+def split_questions(task: LabelTask, directory: Path) -> OpenSplits:
     """Return train and validation, and keep them in `directory`, where a later call finds them; a test split is kept unseen.
 
     Raises UserError for rows that are no questions, and for splits without questions.
@@ -154,14 +154,14 @@ def split_questions(task: LabelTask, directory: Path) -> Split:
         _write_questions(paths["train"], train)
         _write_questions(paths["validation"], validation)
     kept = json.loads((directory / "remarks.json").read_text("utf-8"))
-    return Split(*(read_questions(paths[name], task.labels) for name in ("train", "validation")), tuple(kept))
+    return OpenSplits(*(read_questions(paths[name], task.labels) for name in ("train", "validation")), tuple(kept))
 
 
-def divided(task: LabelTask) -> Split:
+def divided(task: LabelTask) -> OpenSplits:
     """Return train and validation without keeping anything. Raises UserError as `split_questions` does."""
     remarks: list[str] = []
     train, validation, _ = _divide(task, remarks)
-    return Split(train, validation, tuple(remarks))
+    return OpenSplits(train, validation, tuple(remarks))
 
 
 def _divide(
