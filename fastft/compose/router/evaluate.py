@@ -19,7 +19,7 @@ from fastft.compose.router.router import Router
 
 
 @dataclass
-class EvaluateConfig:
+class RouterEvaluateConfig:
     router: str = option(positional=True)
     """The directory that fastft router train wrote."""
     output: str = option(short="-o")
@@ -37,7 +37,7 @@ class EvaluateConfig:
 def main(argv: Sequence[str]) -> int:
     """`fastft router evaluate`."""
     what = "Measure a router on outcomes that it has not seen."
-    [config] = parse(argv, "fastft router evaluate", what, EvaluateConfig)
+    [config] = parse(argv, "fastft router evaluate", what, RouterEvaluateConfig)
     from rich.console import Console
 
     router = Router.load(config.router, with_baselines=True)

@@ -77,7 +77,7 @@ class SimulateConfig:
 
 
 @dataclass
-class Turn:
+class RewardedTurn:
     """A turn that can be judged: its conversation up to the question, and what the served policy did."""
 
     conversation: Conversation
@@ -157,7 +157,9 @@ def _of_events(config: SimulateConfig) -> Simulation:
     return made
 
 
-def _turns(path: Path, rewards: dict[str, float], config: SimulateConfig, left_out: Counter[str]) -> Iterator[Turn]:
+def _turns(
+    path: Path, rewards: dict[str, float], config: SimulateConfig, left_out: Counter[str]
+) -> Iterator[RewardedTurn]:
     """The events that can be judged; the others are counted by reason. Raises UserError."""
     needs_text = _is_router(config.policy)
     for record in read_records(path):
@@ -178,7 +180,7 @@ def _turns(path: Path, rewards: dict[str, float], config: SimulateConfig, left_o
             yield _turn(event, record.where, rewards[event["id"]], needs_text)
 
 
-def _turn(event: dict[str, Any], where: str, reward: float, needs_text: bool) -> Turn:
+def _turn(event: dict[str, Any], where: str, reward: float, needs_text: bool) -> RewardedTurn:
     probabilities = {name: float(p) for name, p in event["probabilities"].items()}
     if abs(sum(probabilities.values()) - 1) > 1e-3 or min(probabilities.values(), default=0) < 0:
         raise UserError(
@@ -198,7 +200,7 @@ def _turn(event: dict[str, Any], where: str, reward: float, needs_text: bool) ->
     ]
     identity = event.get("conversation") or event["id"]
     conversation = Conversation(identity, messages)
-    return Turn(conversation, int(event.get("turn") or 1), identity, event["chosen"], probabilities, reward)
+    return RewardedTurn(conversation, int(event.get("turn") or 1), identity, event["chosen"], probabilities, reward)
 
 
 def _text(content: Any) -> str:
@@ -210,7 +212,7 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _logged(turns: Sequence[Turn], models: Sequence[str], policy: Policy) -> LoggedTurns:
+def _logged(turns: Sequence[RewardedTurn], models: Sequence[str], policy: Policy) -> LoggedTurns:
     choices = []
     for start in range(0, len(turns), AHEAD):
         some = turns[start : start + AHEAD]
@@ -349,7 +351,7 @@ def _of_outcomes(config: SimulateConfig) -> Simulation:
     rewards_NM, rows = outcomes.measure, np.arange(len(outcomes))
     drawn_N = [int(draw(config.seed, "uniform", identity, 1) * len(candidates)) for identity in outcomes.ids]
     turns = [
-        Turn(Conversation(identity, [Message("user", query)]), 1, query, candidates[drawn], {}, 0.0)
+        RewardedTurn(Conversation(identity, [Message("user", query)]), 1, query, candidates[drawn], {}, 0.0)
         for identity, query, drawn in zip(outcomes.ids, outcomes.queries, drawn_N)
     ]
     wanted = _logged(turns, candidates, policy).wanted_NM

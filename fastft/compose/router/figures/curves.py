@@ -32,7 +32,7 @@ class Curve:
 
 
 @dataclass
-class Pair:
+class WeakAndStrong:
     """RouteLLM's figures: queries are sent to a strong model instead of a weak one, in the order of the router's preference.
 
     APGR is the share of the gap between the two that is recovered, as the mean over all shares of calls to the strong model
@@ -144,7 +144,7 @@ def pair_columns(
     return weak, strong, extra.add(share_N * gain_N), extra.add(gain_N), half
 
 
-def pair_of(found: tuple[str, str, int, int, float | None] | None, means: SetMeans) -> Pair | None:
+def pair_of(found: tuple[str, str, int, int, float | None] | None, means: SetMeans) -> WeakAndStrong | None:
     if found is None or (apgr := means.ratio(found[2], found[3])) is None:
         return None
-    return Pair(found[0], found[1], apgr, found[4])
+    return WeakAndStrong(found[0], found[1], apgr, found[4])

@@ -23,7 +23,7 @@ from fastft.common.records import repair_text
 from fastft.compose.blend import BlendPolicy
 from fastft.compose.router.baselines import SAYS
 from fastft.compose.router.figures.columns import Columns, Extra, alone
-from fastft.compose.router.figures.curves import Curve, Pair, curve_columns, curve_of, pair_columns, pair_of
+from fastft.compose.router.figures.curves import Curve, WeakAndStrong, curve_columns, curve_of, pair_columns, pair_of
 from fastft.compose.router.figures.measures import (
     SetMeans,
     calibration_error,
@@ -123,7 +123,7 @@ class Evaluation:
     by_set: list[Tag]
     by_tag: list[Tag]
     curve: Curve
-    pair: Pair | None
+    pair: WeakAndStrong | None
     confusion: list[list[float]]
     drawn_blend: dict[str, float]
     left_to_default: float

@@ -12,7 +12,7 @@ from typing import Any
 from fastft.common.html import Plot, compact, percent, precise, ticks, write_page
 from fastft.compose.router.figures.evaluation import Evaluation, LeftOut, System, Tag
 from fastft.judge.statistics.intervals import Interval
-from fastft.judge.tables import FigureTable, number
+from fastft.judge.tables import FigureTable, number, share
 
 WIDTH = 150
 """Characters of a terminal: a narrower one would wrap the numbers."""
@@ -23,10 +23,8 @@ QUERY_SHOWN = 1500
 def verdict(made: Evaluation) -> str:
     """Whether the router is worth it, in a sentence or two."""
     gain, single = number(made.gain), made.system("best single")
-    cost = ""
-    if made.cost_of_best_single:
-        ratio = made.cost_of_best_single
-        cost = f" It costs {number(ratio)} of that model's dollars."
+    ratio = made.cost_of_best_single
+    cost = f" It costs {share(ratio)} of what that model costs." if ratio else ""
     if made.gain.low > 0:
         return f"The router is worth it: it is {gain} {made.unit} above the best single model, {made.default}.{cost}"
     if made.gain.high < 0:
@@ -228,7 +226,7 @@ def _curve_says(made: Evaluation) -> str:
     if made.curve.by == "usd_weight":
         return (
             "Each point is the router at another usd_weight: the larger, the more a dollar counts against a good answer. "
-            "The lines around it are the 95 % interval; the dots are the models, each alone, and the oracle."
+            "The lines around it are the 95 % interval; the dots are the models, each alone."
         )
     return (
         "Each point is the router at another margin: the smaller, the more queries leave the best single model. Without "
