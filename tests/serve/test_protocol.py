@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastft.serve.protocol import ApiError, read_request
+from fastft.serve.arena.battles import _questions
+from fastft.serve.arena.votes import outcomes
+from fastft.serve.protocol import ApiError, read_request, text_of, text_parts
 
 USER = {"role": "user", "content": "hi"}
 CHAT = {"model": "m", "messages": [USER]}
@@ -241,3 +243,33 @@ def test_any_object_is_read_or_refused(content, chat):
         read_request(json.dumps(body).encode(), chat)
     except ApiError as error:
         assert 400 <= error.status < 500
+
+
+@pytest.mark.parametrize(
+    "content, text, parts",
+    [
+        ("hello", "hello", ["hello"]),
+        ("", "", [""]),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb", ["a", "b"]),
+        ([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}], None, ["a"]),
+        ([], "", []),
+        (None, None, []),
+        ({"text": "a"}, None, []),
+        (["a"], None, []),
+    ],
+)
+def test_a_content_is_one_text_or_has_texts_among_other_parts(content, text, parts):
+    assert text_of(content) == text and text_parts(content) == parts
+
+
+def test_a_question_in_parts_is_the_same_question_for_votes_and_a_routers_outcomes():
+
+    parts = [{"type": "text", "text": "Who?"}]
+    assert (
+        _questions([{"role": "user", "content": parts}])
+        == _questions([{"role": "user", "content": "Who?"}])
+        == ["Who?"]
+    )
+    vote = {"turns": {"a": ["1"], "b": ["2"]}, "question": "q", "models": {"a": "x", "b": "y"}, "winner": "a"}
+    [row] = outcomes([vote], [{"id": "1", "messages": [{"role": "user", "content": parts}]}])
+    assert row["query"] == "Who?" and row["rewards"] == {"x": 1.0, "y": 0.0}
