@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastft.common.html import visible
-from fastft.compose.abtest.table import RETENTION, Table, nearest, read_table
+from fastft.compose.abtest.table import RETENTION, ColumnTable, nearest, read_table
 from fastft.errors import UserError
 
 DAY_S = 86_400
@@ -150,7 +150,7 @@ def read_activity(path: Path, columns: ColumnsConfig, arms: bool = True) -> Acti
     return activity
 
 
-def _of_experiment(table: Table, name: str | None, left_out: Counter[str]) -> Table:
+def _of_experiment(table: ColumnTable, name: str | None, left_out: Counter[str]) -> ColumnTable:
     """The rows of one experiment, and of the gateway's events those that expose a known user to an arm."""
     events = "experiment" in table.columns and "user" in table.columns and "arm" in table.columns
     if not events and name is not None:
@@ -191,7 +191,7 @@ def _of_experiment(table: Table, name: str | None, left_out: Counter[str]) -> Ta
     return table
 
 
-def _shares(table: Table, arm_R: np.ndarray, arms: list[str]) -> dict[str, float]:
+def _shares(table: ColumnTable, arm_R: np.ndarray, arms: list[str]) -> dict[str, float]:
     """The share of each arm; none if one changed."""
     share_R = table.numbers("share")
     shares = {arm: np.unique(share_R[arm_R == i]) for i, arm in enumerate(arms)}
@@ -200,7 +200,7 @@ def _shares(table: Table, arm_R: np.ndarray, arms: list[str]) -> dict[str, float
     return {}
 
 
-def _indices(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
+def _indices(table: ColumnTable, name: str) -> tuple[np.ndarray, list[str]]:
     """(index of each row's value, values) of a column, as texts of one line. Raises UserError for an empty value."""
     places: dict[Any, int] = {}
     index_R = np.array([places.setdefault(value, len(places)) for value in table.columns[name]])
@@ -215,7 +215,7 @@ def _indices(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
     return index_R, values
 
 
-def _amounts(table: Table) -> tuple[np.ndarray, str]:
+def _amounts(table: ColumnTable) -> tuple[np.ndarray, str]:
     """(amount of each row, what it is). Raises UserError for a negative one."""
     if "amount" not in table.columns:
         return np.ones(table.rows), "turns" if "exposed" in table.columns else "events"
@@ -227,7 +227,7 @@ def _amounts(table: Table) -> tuple[np.ndarray, str]:
     return amount_R, "rounds" if name == "sum_gamerounds" else name
 
 
-def _whole(table: Table, name: str) -> np.ndarray:
+def _whole(table: ColumnTable, name: str) -> np.ndarray:
     """A column of days as integers. Raises UserError for anything else."""
     day_R = table.numbers(name)
     for bad_R, why in (
@@ -250,7 +250,7 @@ def _entries(user_R: np.ndarray, day_R: np.ndarray, amount_R: np.ndarray) -> tup
     return key_E[used] // width, key_E[used] % width, amount_E[used]
 
 
-def _retention(table: Table, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
+def _retention(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
     """A file with one row a user."""
     repeated_R = _repeated(user_R) & one_arm_U[user_R]
     if repeated_R.any():
@@ -289,7 +289,7 @@ def _repeated(user_R: np.ndarray) -> np.ndarray:
     return again_R
 
 
-def _truths(table: Table, name: str) -> np.ndarray:
+def _truths(table: ColumnTable, name: str) -> np.ndarray:
     """A retention column as 1, 0, or -1 where it is empty."""
     values = table.columns[name]
     read_R = np.array([-1 if value in ("", None) else TRUTH.get(str(value).lower(), -2) for value in values])
@@ -299,7 +299,7 @@ def _truths(table: Table, name: str) -> np.ndarray:
     return read_R
 
 
-def _days(table: Table, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
+def _days(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
     """A file with a row for each user and day."""
     day_R = _whole(table, "day")
     amount_R, unit = _amounts(table)
@@ -333,7 +333,7 @@ def _days(table: Table, user_R: np.ndarray, users: list[str], one_arm_U: np.ndar
     )  # fmt: skip
 
 
-def _times(table: Table, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
+def _times(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
     """A file with a row for each visit, at its time."""
     at_R, by_date = _seconds(table)
     amount_R, unit = _amounts(table)
@@ -357,7 +357,7 @@ def _times(table: Table, user_R: np.ndarray, users: list[str], one_arm_U: np.nda
     )  # fmt: skip
 
 
-def _seconds(table: Table) -> tuple[np.ndarray, bool]:
+def _seconds(table: ColumnTable) -> tuple[np.ndarray, bool]:
     """(seconds since 1970 of each row, whether all are dates without a time). A time without a zone is read as UTC."""
     values = table.columns["time"]
     try:

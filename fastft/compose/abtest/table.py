@@ -38,7 +38,7 @@ RETENTION = re.compile(r"retention_(\d{1,4})", re.ASCII)
 
 
 @dataclass
-class Table:
+class ColumnTable:
     """Rows of a file as columns. R rows."""
 
     path: Path
@@ -67,10 +67,10 @@ class Table:
         """The error about a row, which names the file and the line."""
         return UserError(f"{self.path}: line {self.lines[row]}: {what}")
 
-    def keep(self, chosen_R: np.ndarray) -> "Table":
+    def keep(self, chosen_R: np.ndarray) -> "ColumnTable":
         """The table with these rows only, in this order."""
         columns = {name: [values[i] for i in chosen_R] for name, values in self.columns.items()}
-        return Table(self.path, columns, self.named, [self.lines[i] for i in chosen_R], self.header)
+        return ColumnTable(self.path, columns, self.named, [self.lines[i] for i in chosen_R], self.header)
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as float64 [R]. Raises UserError for a value that is no finite number."""
@@ -93,7 +93,7 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
-def read_table(path: Path, asked: Mapping[str, str | None]) -> Table:
+def read_table(path: Path, asked: Mapping[str, str | None]) -> ColumnTable:
     """Read the columns that `asked` names (our name -> the file's name, None for the usual ones), if the file has them.
 
     Raises UserError for a file that does not exist, is empty or cannot be parsed, and for a column that was asked for by a
@@ -130,7 +130,7 @@ def nearest(name: str, names: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _read_csv(path: Path, asked: Mapping[str, str | None]) -> Table:
+def _read_csv(path: Path, asked: Mapping[str, str | None]) -> ColumnTable:
     try:
         text = io.StringIO(_content(path).decode("utf-8-sig"), newline="")
     except UnicodeDecodeError:
@@ -154,7 +154,7 @@ def _read_csv(path: Path, asked: Mapping[str, str | None]) -> Table:
         raise UserError(f"{path}: line {reader.line_num + 1}: {error}") from None
     places = {ours: header.index(name) for ours, name in named.items()}
     columns = {ours: [row[place].strip() for row in rows] for ours, place in places.items()}
-    return Table(path, columns, named, lines, list(header))
+    return ColumnTable(path, columns, named, lines, list(header))
 
 
 def _content(path: Path) -> bytes:
@@ -162,7 +162,7 @@ def _content(path: Path) -> bytes:
         return b"".join(iter(lambda: read_unpacked(stream, CHUNK, path), b""))
 
 
-def _read_json(path: Path, asked: Mapping[str, str | None]) -> Table:
+def _read_json(path: Path, asked: Mapping[str, str | None]) -> ColumnTable:
     usual = {*(name for names in NAMES.values() for name in names), *filter(None, asked.values())}
 
     def wanted(key: str) -> bool:
@@ -179,4 +179,4 @@ def _read_json(path: Path, asked: Mapping[str, str | None]) -> Table:
         lines.append(line)
     named = _columns(path, list(header), asked)
     columns = {ours: [record.get(name) for record in records] for ours, name in named.items()}
-    return Table(path, columns, named, lines, list(header))
+    return ColumnTable(path, columns, named, lines, list(header))
