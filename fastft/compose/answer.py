@@ -8,6 +8,7 @@
 A second run with the same file asks only what is missing or has failed (fastft.judge.answer, fastft.compose.blend_answers).
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from fastft.errors import UserError
 from fastft.inference.endpoint import EndpointConfig
 from fastft.judge.answer import Answerer, ModelConfig, answer_all, answerer_for
 from fastft.judge.questions import OWN, Answer, load_questions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -66,7 +69,7 @@ def _answerer(config: AnswerConfig, endpoint: EndpointConfig) -> Answerer:
 
 
 def _show_parts(answers: Iterable[Answer]) -> None:
-    """Print how many turns each model has answered, and a warning where their styles differ strongly."""
+    """Print how many turns each model has answered, and warn where their styles differ strongly."""
     texts: dict[str, list[str]] = {}
     for answer in answers:
         for by, text in zip(answer.answered_by or (), answer.turns):
@@ -74,7 +77,7 @@ def _show_parts(answers: Iterable[Answer]) -> None:
     counts = Counter({model: len(each) for model, each in texts.items()})
     print("turns: " + ", ".join(f"{model} {count}" for model, count in counts.most_common()))
     for warning in compare_styles(texts):
-        print(f"warning: {warning}")
+        logger.warning(warning)
 
 
 if __name__ == "__main__":

@@ -146,6 +146,18 @@ def test_a_directory_answers_in_a_blend_as_it_does_alone(pair, tmp_path):
         assert chat.answer_batch([said], 5)[0].text == answer.turns[1]
 
 
+def test_models_that_write_differently_are_a_warning_with_numbers(tmp_path, caplog):
+    def reply(body, number):
+        return "A short answer, as ever." if body["model"] == "a" else "1. Hello\n2. there\n\n" + "and more words " * 30
+
+    with openai_server.endpoint(reply) as server:
+        command = [ask_for(tmp_path, 40, 1), "--model", f"blend:{server.url}#a,{server.url}#b"]
+        assert run_answer([*command, "-o", str(tmp_path / "out.jsonl")]) == 0
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned[0].startswith("length: b's answers are 19.5 times as long as a's (typically ")
+    assert warned[1:] == ["lists: in 100 % of b's answers and in 0 % of a's"]
+
+
 def test_a_model_that_cannot_answer_costs_its_question_and_not_the_turns_before(tmp_path, capsys):
     broken = [True]
 
