@@ -114,7 +114,13 @@ def measure_kills(config: BenchmarkConfig, directory: Path, console: Console) ->
         whole = kill_runs.run_killed(rows, directory / f"whole{batch}", teacher, 0, batch=batch)
         console.print(f"{'batches' if batch else 'single requests'}: {whole.seconds:.0f} s without kills")
         killed = kill_runs.run_killed(
-            rows, directory / f"killed{batch}", teacher, config.kills, batch=batch, most_s=0.8 if batch else 2.0
+            rows,
+            directory / f"killed{batch}",
+            teacher,
+            config.kills,
+            batch=batch,
+            most_s=0.5 if batch else 2.0,
+            polls=40,
         )
         late = killed.started_in_pauses
         table.add_row(

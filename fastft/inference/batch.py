@@ -277,8 +277,7 @@ class Batches:
     def _answered(self, key: str, reply: Reply) -> None:
         if key not in self.cache:  # it may be: a run may be killed while it reads a file
             self.cache.put(key, reply)
-        if self.cache.waiting:
-            self.cache.promise(0)  # raises: the disk is full. The file is still at the endpoint
+        self.cache.check()  # if the disk is full, the answers are still at the endpoint
         self.connection.failed_in_a_row = 0
         if row := self.asked.get(key):
             self._settle(row, reply.usd)

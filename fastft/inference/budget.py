@@ -18,7 +18,7 @@ import logging
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache as once
 from io import FileIO
@@ -186,11 +186,6 @@ class Cache:
     def __contains__(self, key: str) -> bool:
         return key in self._places or key in self._unwritten
 
-    @property
-    def waiting(self) -> int:
-        """How many replies wait in memory for room on the disk."""
-        return len(self._unwritten)
-
     def get(self, key: str) -> Reply | None:
         """Return the reply to this request, None if nobody has paid for one."""
         if key in self._unwritten:
@@ -225,31 +220,34 @@ class Cache:
             self._file.close()
         self._file, self._writing, self._reserved = None, False, 0
 
-    def promise(self, size: int) -> None:
-        """Reserve room on the disk for a reply of at most `size` bytes, before it is paid for; `redeem` gives it back.
+    @contextlib.contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Reserve room on the disk for a reply of at most `size` bytes, as long as the block runs, before it is paid for.
 
-        Raises FullDiskError if there is none, or if replies could not be written yet.
+        Raises FullDiskError if there is none.
         """
         self.open()
-        self._write_unwritten()
-        if self._unwritten:
-            raise FullDiskError(self._lack(len(self._unwritten)), FULL[0])
         if self._end + self._promised + size > self._reserved:
             wanted = self._end + self._promised + size + ROOM
             number = _reserve(self._file.fileno(), self._end, wanted - self._end)
             if number in FULL:
-                raise FullDiskError(self._lack(0), number)
+                raise FullDiskError(self._lack(), number)
             self._reserved = wanted
         self._promised += size
+        try:
+            yield
+        finally:
+            self._promised -= size
 
-    def redeem(self, size: int) -> None:
-        """Give back what `promise` has reserved, once the reply is written or has failed."""
-        self._promised -= size
+    def check(self) -> None:
+        """Write what waits in memory. Raises FullDiskError if there is still no room for it."""
+        if self._unwritten:
+            self._write_unwritten()
+        if self._unwritten:
+            raise FullDiskError(self._lack(), FULL[0])
 
     def put(self, key: str, reply: Reply) -> None:
-        """Append a reply. Where the disk has no room it stays in memory, is written as soon as there is room, and `promise`
-        raises until then.
-        """
+        """Append a reply. Where the disk has no room it stays in memory, until `put` or `check` find room for it."""
         self.open()
         self._unwritten[key] = reply
         self._write_unwritten()
@@ -279,14 +277,14 @@ class Cache:
             self._torn = written < len(line) and (self._torn or written > 0)
             if written < len(line):  # the disk is full; the next try begins a line of its own
                 if not self._said:
-                    logger.error("%s", self._lack(len(self._unwritten)))
+                    logger.error("%s", self._lack())
                 self._said = True
                 return
             self._note(key, reply, start, self._end - start)
             del self._unwritten[key]
 
-    def _lack(self, waiting: int) -> str:
-        lack = lack_of_room(FULL[0], self.path)
+    def _lack(self) -> str:
+        lack, waiting = lack_of_room(FULL[0], self.path), len(self._unwritten)
         kept = f"{waiting} replies wait in memory" if waiting else "every reply is kept"
         return f"{self.path}: {lack}; {kept}; make room there and start the same command again"
 

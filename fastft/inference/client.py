@@ -10,6 +10,7 @@ alone.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
@@ -79,7 +80,7 @@ class Client:
             connection.model = cache.models.get(connection.address, "")
             left = cache.pauses.get(connection.address, 0.0) - time.time()
             if left > 0:  # an earlier run was told to wait
-                connection.pace.pause(min(left, LONGEST_PAUSE_S))
+                connection.pace.pause(left)
         self.line, self.order = Line([connection.pace for connection in connections]), itertools.count()
         money.when_closed.append(self.line.close)
         self.on_the_way: dict[str, asyncio.Task] = {}  # by key: the request that equal ones wait for
@@ -130,16 +131,9 @@ class Client:
         if not self.connected:
             self.connected = asyncio.ensure_future(self._connect())
         await asyncio.shield(self.connected)
-        if self.batches:
-            reply = await self.batches.ask(keys[0], messages, parameters)
-        else:
-            size = BYTES_OF_A_TOKEN * most_reply_tokens(parameters)
-            await self._make_room(size)
-            try:
-                return await self._until_answered(keys, messages, parameters)
-            finally:
-                if self.cache:
-                    self.cache.redeem(size)
+        if not self.batches:
+            return await self._until_answered(keys, messages, parameters)
+        reply = await self.batches.ask(keys[0], messages, parameters)
         self._check_name(reply)
         return reply
 
@@ -147,17 +141,18 @@ class Client:
         """Check once that somebody listens, and that replies can be kept."""
         if self.cache:
             self.cache.open()
+        self._check_pauses("it was said to an earlier run")
         for connection in self.connections:
             await connection.reach()
 
-    async def _make_room(self, size: int) -> None:
-        """Reserve room on the disk for a reply. While replies wait for room, nothing is asked. Raises FullDiskError."""
+    async def _wait_for_disk(self) -> None:
+        """Wait while replies wait in memory for room on the disk: nothing is asked then. Raises FullDiskError."""
         began = time.monotonic()
         while self.cache:
             try:
-                return self.cache.promise(size)
+                return self.cache.check()
             except FullDiskError:
-                if not self.cache.waiting or time.monotonic() - began > DISK_PATIENCE_S:
+                if time.monotonic() - began > DISK_PATIENCE_S:
                     raise
             await asyncio.sleep(1)
 
@@ -174,6 +169,7 @@ class Client:
         tokens = estimate_tokens(messages) + most_reply_tokens(parameters)
         most = max(connection.most_usd(messages, parameters) for connection in self.connections)
         while True:
+            await self._wait_for_disk()
             place, started = await self._turn(order, tokens, most)
             connection = self.connections[place]
             try:
@@ -186,7 +182,7 @@ class Client:
                     connection.check_name(reply)
                     return reply
                 wait = connection.count(last, tries, parameters, sent)
-                self._check_pauses(last)
+                self._check_pauses(connection.said(last))
                 if wait and not getattr(last, "pause_s", 0.0):  # no time is named, so this request keeps its place
                     backoff_s = min(0.5 * 2 ** (tries.failed - 1), LONGEST_BACKOFF_S)
                     await asyncio.sleep(backoff_s * random.uniform(0.75, 1))
@@ -217,9 +213,12 @@ class Client:
 
         What a failed try may have cost is booked as spent.
         """
-        sent, spent = connection.known(parameters), reserved
+        sent, spent = connection.known(parameters), 0.0
+        size = BYTES_OF_A_TOKEN * most_reply_tokens(parameters)
         try:
-            reply = await connection.send(messages, sent)
+            with self.cache.room(size) if self.cache else contextlib.nullcontext():
+                spent = reserved  # unless it ends in another way than by being cancelled
+                reply = await connection.send(messages, sent)
             spent = reply.usd
             connection.pace.answered()
             return sent, reply
@@ -233,14 +232,12 @@ class Client:
         finally:
             self.money.settle(reserved, spent)
 
-    def _check_pauses(self, error: Exception) -> None:
+    def _check_pauses(self, said: str) -> None:
         """Raise UserError if every endpoint asks for so long a pause that the run should rather go on another time."""
         left = min(connection.pace.paused_until for connection in self.connections) - time.monotonic()
         if left > LONGEST_PAUSE_S:
-            raise UserError(
-                f"{self.url}: asks to wait {left / 60:,.0f} minutes ({self.connections[0].said(error)}); start the same command "
-                "again then"
-            )
+            minutes = f"{left / 60:,.0f} minutes"
+            raise UserError(f"{self.url}: asks to wait {minutes} ({said}); start the same command again then")
 
 
 class Pool(Client):

@@ -14,6 +14,7 @@ from helpers.faulty_teacher import FaultyTeacher
 from helpers.openai_batches import BatchStore
 
 PROGRAM = Path(__file__).with_name("asking.py")
+UNREAD_S = 0.3  # how long a process on a busy machine may need to read what came in
 REPEATED = "What is asked again and again?"
 
 
@@ -29,7 +30,8 @@ class Killed:
     repeats_paid: int
     pauses: int
     started_in_pauses: list[float]
-    """Seconds after the endpoint's 429 at which other requests came in. Those that were on the way come in at once."""
+    """Seconds after the endpoint's 429 at which other requests came in, for every 429 that was read before a kill. Those that
+    were on the way come in at once."""
     seconds: float
 
 
@@ -51,10 +53,11 @@ def run_killed(
     seed: int = 0,
     batch: bool = False,
     most_s: float = 3.0,
+    polls: int = 3,
 ) -> Killed:
     """Start the run, kill it after up to `most_s` seconds from its first request on, and so on; then let it end."""
     rng, began, in_flight, killed = random.Random(seed), time.monotonic(), 0, 0
-    store = BatchStore(polls=3, end=lambda number: "expired" if number % 3 == 0 else "completed") if batch else None
+    store = BatchStore(polls=polls, end=lambda number: "expired" if number % 3 == 0 else "completed") if batch else None
     directory.mkdir()
     with openai_server.endpoint(replace(teacher), batches=store) as server:
         command = [sys.executable, str(PROGRAM), str(rows), f"{server.url}#teacher", str(directory), "--quick"]
@@ -70,6 +73,8 @@ def run_killed(
                     process.send_signal(signal.SIGKILL)
                     with server.lock:
                         in_flight += server.in_flight
+                        for pause in server.pauses:
+                            pause.unread = pause.unread or time.monotonic() - pause.began < UNREAD_S
                     process.wait()
                     killed += 1
                     continue
@@ -88,6 +93,6 @@ def run_killed(
             in_flight=in_flight,
             repeats_paid=server.paid_for[openai_server.digest_of(repeated[0])] if not batch else 1,
             pauses=len(server.pauses),
-            started_in_pauses=sorted(each for pause in server.pauses for each in pause.started),
+            started_in_pauses=sorted(each for pause in server.pauses if not pause.unread for each in pause.started),
             seconds=time.monotonic() - began,
         )

@@ -60,6 +60,7 @@ class Pause:
     ended: float
     in_flight: int  # requests that were being answered when it began, without the one that was refused
     started: list[float] = field(default_factory=list)  # seconds after `began` at which requests came in meanwhile
+    unread: bool = False  # whether the run that it was said to was killed before it can have read it
 
 
 def digest_of(body: dict) -> str:
