@@ -36,7 +36,7 @@ FOLDS = 5
 FEWEST = 40  # distinct queries of which some can be held out
 MARGINS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3)
 MARGIN_OF_FEW = 0.05  # where nothing can be held out
-CHEAPER = 0.005  # of the measure that a lower price may cost
+CHEAPER = 0.01  # of the measure that a lower price may cost
 OUTLYING = (0.005, 0.995)  # quantiles of rewards between which they are scaled to [0, 1]
 TAGS_KEPT = 200  # tags whose means are written into router.json
 

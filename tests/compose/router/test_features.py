@@ -121,7 +121,7 @@ def outcomes():
     return Outcomes([str(n) for n in range(60)], QUERIES, tags, ["sums", "poems"], rewards)
 
 
-@pytest.mark.parametrize("kind", ["static", "encoder"])
+@pytest.mark.parametrize("kind", ["static", pytest.param("encoder", marks=pytest.mark.slow)])
 def test_a_router_on_embeddings_learns_is_saved_without_them_and_finds_them_again(kind, request, tmp_path):
     directory = request.getfixturevalue(kind)
     router = train_router(outcomes(), TrainSettings(encoder=str(directory)))
@@ -133,6 +133,7 @@ def test_a_router_on_embeddings_learns_is_saved_without_them_and_finds_them_agai
     assert not loaded.features.state()[1], "the model's weights stay where they are"
 
 
+@pytest.mark.slow
 def test_padding_and_order_do_not_change_an_embedding(encoder):
     features = embeddings_of(str(encoder))
     together = features.transform(QUERIES)
@@ -162,6 +163,7 @@ def test_an_encoder_that_has_changed_or_gone_is_named(static, tmp_path):
         Router.load(tmp_path / "router")
 
 
+@pytest.mark.slow
 def test_what_is_no_encoder_is_one_line_and_pickles_are_not_read(static, encoder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"neither config\.json .* nor tokenizer\.json"):

@@ -130,8 +130,10 @@ def test_a_missing_score_teaches_nothing_about_its_model():
     """A model that is missing on every query of a topic keeps its mean there; read as 0, it would look bad at it."""
     made = outcomes(200)
     made.rewards[::2, 1] = np.where(np.arange(100) < 90, np.nan, made.rewards[::2, 1])  # `poems` on most sums
-    router = train_router(made, TrainSettings(tags="none"))
-    as_zero = train_router(outcomes(200, rewards=np.nan_to_num(made.rewards)), TrainSettings(tags="none"))
+    router = train_router(made, TrainSettings(tags="none"), with_baselines=False)
+    as_zero = train_router(
+        outcomes(200, rewards=np.nan_to_num(made.rewards)), TrainSettings(tags="none"), with_baselines=False
+    )
     sums = [made.queries[0], made.queries[2]]
     assert (router.scores(sums).success[:, 1] > as_zero.scores(sums).success[:, 1] + 0.05).all()
 
@@ -217,7 +219,7 @@ def test_prices_lower_the_costs_among_margins_that_are_as_good():
 
 def test_usd_weight_moves_questions_to_the_cheaper_model():
     usd = np.tile([0.01, 0.0], (120, 1))
-    router = train_router(outcomes(usd=usd), TrainSettings())
+    router = train_router(outcomes(usd=usd), TrainSettings(), with_baselines=False)
     scores = router.scores(["What is 3 plus 4?"])
     assert router.usd == {"sums": pytest.approx(0.01), "poems": 0.0}
     assert router.choose(scores)[0] == 0 and router.choose(scores, usd_weight=100)[0] == 1
@@ -244,7 +246,7 @@ def test_a_router_that_gains_nothing_says_so(tmp_path, capsys):
 
 
 def test_clusters_serve_as_tags():
-    router = train_router(outcomes(tags=False), TrainSettings(tags="clusters:4"))
+    router = train_router(outcomes(tags=False), TrainSettings(tags="clusters:4"), with_baselines=False)
     assert len(router.report["tags"]) == 4
     assert (router.choose(router.scores(outcomes(40, seed=4).queries)) == [0, 1] * 20).mean() > 0.9
 
@@ -328,7 +330,7 @@ def test_rewards_on_another_scale_are_scaled_and_one_outlier_does_not_flatten_th
     made = outcomes(rewards=20 * outcomes().rewards - 10)
     made.rewards[0, 0] = 1e6
     with caplog.at_level(logging.INFO, "fastft"):
-        router = train_router(made, TrainSettings())
+        router = train_router(made, TrainSettings(), with_baselines=False)
     assert (
         "rewards are scaled from [-10, 10] to [0, 1]; what lies outside, such as -10 and 1e+06, is cut" in caplog.text
     )
@@ -353,7 +355,10 @@ def test_few_queries_train_a_router_that_claims_nothing(count, caplog, tmp_path)
     router = (
         train_router(made, TrainSettings())
         if count > 1
-        else train_router(Outcomes(["1"], ["a question"], [["t"]], ["x", "y"], np.array([[1.0, 0.0]])), TrainSettings())
+        else train_router(
+            Outcomes(["1"], ["a question"], [["t"]], ["x", "y"], np.array([[1.0, 0.0]])),
+            TrainSettings(),
+        )
     )
     assert "held_out" not in router.report and router.margin > 0
     assert f"only {count} quer" in caplog.text
@@ -364,7 +369,7 @@ def test_few_queries_train_a_router_that_claims_nothing(count, caplog, tmp_path)
 def test_a_candidate_that_is_never_the_best_is_named(tmp_path, capsys):
     base = outcomes()
     made = outcomes(models=["sums", "poems", "idle"], rewards=np.column_stack([base.rewards, np.zeros(120)]))
-    router = train_router(made, TrainSettings())
+    router = train_router(made, TrainSettings(), with_baselines=False)
     assert router.report["held_out"]["never_best"] == ["idle"]
     assert (router.choose(router.scores(base.queries)) != 2).all()
 
@@ -374,7 +379,7 @@ def test_rows_that_lack_scores_are_used_where_they_can_be(caplog):
     made.rewards[0] = np.nan
     made.rewards[1:40:3, 0] = np.nan
     with caplog.at_level(logging.WARNING, "fastft"):
-        router = train_router(made, TrainSettings())
+        router = train_router(made, TrainSettings(), with_baselines=False)
     assert "1 queries without any score are left out" in caplog.text
     assert router.report["held_out"]["queries"] == 120 - 14
     assert known_mean(np.array([[np.nan, 1.0], [2.0, 3.0]])).tolist() == [2.0, 2.0]
