@@ -92,6 +92,7 @@ def test_a_router_sends_each_question_to_its_model_and_every_witness_agrees(ever
     wait_until(lambda: process.metric('fastft_gateway_decision_seconds_count{policy="route"}') == 5, "all are counted")
 
 
+@pytest.mark.slow
 def test_where_the_routed_model_is_gone_the_other_one_answers(workers, expert, tmp_path):
     with gateways.scripted("b") as b, served((workers[0], b), tmp_path, expert) as process:
         b.kill()
@@ -214,21 +215,21 @@ def test_an_anonymous_battle_hides_what_the_policy_chose_and_draws_no_experiment
 
 @pytest.mark.slow
 def test_draws_are_uniform_over_3000_turns_and_the_same_after_a_restart(workers, tmp_path):
-    def draws() -> list[str]:
+    def draws(turns: int) -> list[str]:
         with served(workers, tmp_path, CHAI) as process:
             connection = process.connect()
             found = []
-            for n in range(3000):
+            for n in range(turns):
                 said = [{"role": role, "content": "x"} for _ in range(n % 10) for role in ("user", "assistant")]
                 body = {"model": "chai", "messages": [*said, {"role": "user", "content": "x"}]}
                 found.append(_model(connection, body, f"c{n // 10}"))
             connection.close()
             return found
 
-    first = draws()
+    first = draws(3000)
     counts = Counter(first)
     assert sum((counts[name] - 1500) ** 2 / 1500 for name in "ab") < 10.8  # chi-square, 1 degree, p = .001
-    assert draws() == first
+    assert draws(600) == first[:600]
 
 
 def _model(connection, body: dict, conversation: str) -> str:
