@@ -193,8 +193,9 @@ class Cache:
         if key not in self._places:
             return None
         start, length = self._places[key]
-        row = _read_row(os.pread(self._file.fileno(), length, start))
-        return replace(row[1], cached=True) if row else None
+        row = parse_json(os.pread(self._file.fileno(), length, start))
+        reply = Reply(**{**row["reply"], "cached": True})
+        return reply if type(reply.text) is str and reply.text.isascii() else replace(reply, text=text_of(reply.text))
 
     def open(self) -> None:
         """Create the file. Raises UserError if that is impossible, so that the failure shows before anything is paid for, and
@@ -316,10 +317,10 @@ def _read_row(line: bytes) -> tuple[str, Reply] | None:
     """Return (key, reply) of a line of the cache; None for a line without a reply, such as one that was cut by a kill."""
     try:
         row = parse_json(line)
-        reply = Reply(**row["reply"])
+        reply = Reply(**{**row["reply"], "cached": True})
         key, text = row["key"], text_of(reply.text)
     except (ValueError, TypeError, KeyError, Malformed):
         return None
-    numbers = reply.prompt_tokens, reply.completion_tokens, reply.seconds, reply.usd
-    right = isinstance(key, str) and all(isinstance(number, (int, float)) for number in numbers)
+    numbers = (reply.prompt_tokens, reply.completion_tokens, reply.seconds, reply.usd)
+    right = isinstance(key, str) and {*map(type, numbers)} <= {int, float}
     return (key, reply if text is reply.text else replace(reply, text=text)) if right else None

@@ -43,7 +43,9 @@ __all__ = ["Client", "Pool", "Unanswered", "estimate_tokens", "make_clients", "r
 LONGEST_BACKOFF_S = 8.0
 LONGEST_PAUSE_S = 300.0  # a longer Retry-After ends the run, because some endpoints name the end of the day
 DISK_PATIENCE_S = 300  # how long replies wait in memory for room on the disk before the run ends
+BYTES_OF_A_ROW = 4096  # room on the disk for all of a reply but its text
 BYTES_OF_A_TOKEN = 16  # room on the disk that a token of a reply may need; few tokens of JSON are longer
+BAR_S = 0.1  # seconds between two updates of the progress bar
 AT_ONCE = 1024  # requests that are prepared at a time; in batch mode as many as two full batches hold
 AT_ONCE_IN_BATCHES = 100_000
 Result = TypeVar("Result")
@@ -214,7 +216,7 @@ class Client:
         What a failed try may have cost is booked as spent.
         """
         sent, spent = connection.known(parameters), 0.0
-        size = BYTES_OF_A_TOKEN * most_reply_tokens(parameters)
+        size = BYTES_OF_A_ROW + BYTES_OF_A_TOKEN * most_reply_tokens(parameters)
         try:
             with self.cache.room(size) if self.cache else contextlib.nullcontext():
                 spent = reserved  # unless it ends in another way than by being cancelled
@@ -312,6 +314,7 @@ def run_all(
     with _progress_bar(what) as bar:
         task = bar.add_task(what, total=total or (len(works) if isinstance(works, Sequence) else None), usd="")
         stopped: list[str] = []
+        ended = [0, 0.0]  # works, and when that was shown
         numbered = enumerate(works)
 
         async def one(index: int, work: Callable[[], Awaitable[Result]]) -> None:
@@ -323,7 +326,13 @@ def run_all(
             except UserError as error:
                 stopped.append(str(error))
                 money.close()
-            bar.update(task, advance=1, usd=f"${money.spent:.2f}" if money.spent else "")
+            ended[0] += 1
+            if time.monotonic() > ended[1] + BAR_S:  # an update takes as long as a cached reply
+                show()
+
+        def show() -> None:
+            bar.update(task, completed=ended[0], usd=f"${money.spent:.2f}" if money.spent else "")
+            ended[1] = time.monotonic()
 
         async def worker() -> None:
             for index, work in numbered:
@@ -343,6 +352,7 @@ def run_all(
                 await asyncio.gather(*workers, return_exceptions=True)
 
         asyncio.run(everything())
+        show()
     if not stopped:
         return None
     return f"{stopped[0]}; spent ${money.spent:.2f}" if money.spent else stopped[0]

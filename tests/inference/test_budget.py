@@ -68,7 +68,7 @@ def test_what_comes_back_too_late_counts_as_spent(tmp_path, capsys):
 
 def test_a_cache_with_a_list_of_parts_is_read(tmp_path):
     """Earlier versions kept the endpoint's own words, whatever they were."""
-    reply = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "seconds": 0.1}
+    reply = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "seconds": 0.1, "cached": False}
     rows = [
         {"key": key, "reply": {**reply, "text": text}}
         for key, text in (("list", [{"type": "text", "text": "8 9"}]), ("half", "\ud835"), ("number", 5))

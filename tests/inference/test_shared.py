@@ -26,7 +26,7 @@ def ask_all(client: Client, texts: list[str], **parameters) -> tuple[list, str |
 
     async def work(text: str) -> Reply | Unanswered:
         try:
-            return await client.ask([{"role": "user", "content": text}], max_tokens=50, **parameters)
+            return await client.ask([{"role": "user", "content": text}], **{"max_tokens": 50, **parameters})
         except Unanswered as error:
             return error
 
@@ -174,14 +174,14 @@ def test_a_full_disk_stops_the_run_before_the_next_paid_request(tmp_path):
         with openai_server.endpoint(reply) as server:
             cache = Cache(place / "cache.jsonl")
             client = Client(f"{server.url}#t", Limits(concurrency=8), cache)
-            _, stopped = ask_all(client, [f"{i}" for i in range(1000)], n=1)
+            _, stopped = ask_all(client, [f"{i}" for i in range(1000)], max_tokens=500)
             assert filled.is_set() and "cache.jsonl: No space left on device" in stopped
             assert "every reply is kept" in stopped and "\n" not in stopped
             cache.close()
             asked = [body["messages"][0]["content"] for body in server.requests]
             ballast.unlink()
             client = Client(f"{server.url}#t", Limits(concurrency=8), Cache(place / "cache.jsonl"))
-            again, stopped = ask_all(client, asked, n=1)
+            again, stopped = ask_all(client, asked, max_tokens=500)
             assert stopped is None and len(server.requests) == len(asked) and all(each.cached for each in again)
 
 
