@@ -189,6 +189,10 @@ def read_queries(path: Path) -> list[QueryRow]:
 
 def _require_scores(config: CollectConfig, queries: list[QueryRow]) -> None:
     """Raise UserError if nothing would score some answer."""
+    if config.reward_model:
+        from fastft.compose.router.reward_model import require_reward_model
+
+        require_reward_model(config.reward_model)
     if config.reward_model or config.judge:
         return
     if config.gold == "none":

@@ -21,16 +21,11 @@ class RewardModel:
         """Raises UserError, in one line, for a directory that holds no reward model."""
         import torch
 
-        from fastft.data.template.chat_template import load_template
         from fastft.judge.answer import fingerprint
 
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.template, self.batch_size = require_reward_model(directory), batch_size
         self.model = _load(directory, torch.bfloat16 if self.device.type == "cuda" else torch.float32).to(self.device)
-        if self.model.config.num_labels != 1:
-            raise UserError(
-                f"{directory}: has {self.model.config.num_labels} outputs; a reward model has one (num_labels: 1)"
-            )
-        self.template, self.batch_size = load_template(directory), batch_size
         self.digest = fingerprint(Path(directory))
         limit = getattr(self.model.config, "max_position_embeddings", None)
         self.longest = limit or 1 << 20
@@ -64,14 +59,31 @@ class RewardModel:
             return self.model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, 0].float().tolist()
 
 
+def require_reward_model(directory: str) -> Any:
+    """The chat template of a reward model. Raises UserError for what can be seen to be none without loading its weights."""
+    from transformers import AutoConfig
+
+    from fastft.data.template.chat_template import load_template
+
+    if not (Path(directory) / "config.json").is_file():
+        raise UserError(f"{directory}: the directory holds no model (config.json)")
+    try:
+        outputs = AutoConfig.from_pretrained(directory).num_labels
+    except (OSError, ValueError) as error:
+        if is_ours(error):
+            raise
+        raise UserError(f"{directory}: the model's config cannot be read ({first_line(error)})") from None
+    if outputs != 1:
+        raise UserError(f"{directory}: has {outputs} outputs; a reward model has one (num_labels: 1)")
+    return load_template(directory)
+
+
 def _load(directory: str, dtype: Any) -> Any:
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    if not (Path(directory) / "config.json").is_file():
-        raise UserError(f"{directory}: the directory holds no model (config.json)")
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -169,6 +169,9 @@ def test_what_is_no_reward_model_is_one_line(tmp_path):
     from fastft.compose.router.reward_model import RewardModel
     from fastft.errors import UserError
 
+    models.make_model(tmp_path / "classes", num_labels=3)
+    with pytest.raises(UserError, match="has 3 outputs; a reward model has one"):
+        RewardModel(str(tmp_path / "classes"))
     models.make_model(tmp_path / "chat", num_labels=1)
     with pytest.raises(UserError, match="is no reward model: its weights have no score"):
         RewardModel(str(tmp_path / "chat"))
@@ -186,6 +189,7 @@ def test_what_is_no_reward_model_is_one_line(tmp_path):
         ([{"query": "x"}], {}, "have no gold answer, the first is"),
         (QUERIES, {"gold": "none"}, "nothing scores the answers"),
         (QUERIES, {"reward_model": "a", "judge": "http://h/v1#j"}, "give one of them"),
+        (QUERIES, {"reward_model": "nowhere"}, "nowhere: the directory holds no model"),
         (QUERIES, {"candidates": ["http://h/v1#a"]}, "name two models or more"),
         (QUERIES, {"candidates": ["http://h/v1#a", "http://i/v1#a"]}, "two are called 'a'"),
         (QUERIES, {"candidates": ["http://h/v1#a", "nowhere"]}, "nowhere: holds no model"),
