@@ -1,7 +1,9 @@
-"""Turns logits into probabilities that mean what they say: a slope and a shift for each model (Platt, 1999).
+"""Turns logits into probabilities that mean what they say: a slope and a shift (Platt, 1999), the same for all models.
 
-scales = fit_scales(logits, happened)        # Scales of M models
-sigmoid(scales(logits))
+    scale = fit_scale(logits, happened)
+    sigmoid(scale(logits))
+
+One scale for all leaves the order of the models as it was learned.
 """
 
 from dataclasses import dataclass
@@ -12,31 +14,26 @@ from fastft.compose.router.fit import Head, sigmoid
 
 PRIOR = 4.0  # how strongly few observations are drawn to slope 1 and shift 0
 STEPS = 30
+LEAST_SLOPE = 0.05  # a slope of 0 or less would take away the order, or turn it around
 
 
 @dataclass(frozen=True)
-class Scales:
-    slope: np.ndarray
-    shift: np.ndarray
+class Scale:
+    slope: float
+    shift: float
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
         return logits * self.slope + self.shift
 
     def applied_to(self, head: Head) -> Head:
         """The head whose logits are the scaled ones."""
-        weights, bias = head.weights * self.slope, head.bias * self.slope + self.shift
-        return Head(weights.astype(np.float32), bias.astype(np.float32))
+        return Head((head.weights * self.slope).astype(np.float32), self(head.bias).astype(np.float32))
 
 
-def fit_scales(logits: np.ndarray, happened: np.ndarray) -> Scales:
+def fit_scale(logits: np.ndarray, happened: np.ndarray) -> Scale:
     """Fit by Newton's method. `logits`: [N, M]; `happened`: [N, M] in [0, 1], NaN where nothing is known."""
-    pairs = [_fit_one(logits[known, m], happened[known, m]) for m, known in enumerate(~np.isnan(happened.T))]
-    return Scales(*np.array(pairs).T)
-
-
-def _fit_one(logits: np.ndarray, happened: np.ndarray) -> np.ndarray:
-    """(slope, shift) of one model."""
-    inputs = np.column_stack([logits, np.ones(len(logits))])
+    known = ~np.isnan(happened)
+    inputs, happened = np.column_stack([logits[known], np.ones(known.sum())]), happened[known]
     at = start = np.array([1.0, 0.0])
     for _ in range(STEPS):
         expected = sigmoid(inputs @ at)
@@ -46,7 +43,7 @@ def _fit_one(logits: np.ndarray, happened: np.ndarray) -> np.ndarray:
         at = at - step
         if np.abs(step).max() < 1e-9:
             break
-    return np.array([max(at[0], 0.0), at[1]])  # a negative slope would turn the model's order around
+    return Scale(max(float(at[0]), LEAST_SLOPE), float(at[1]))
 
 
 def brier(expected: np.ndarray, happened: np.ndarray) -> float:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.compose.router.baselines import SAYS, Baselines, fit_baselines
-from fastft.compose.router.calibration import brier, fit_scales
+from fastft.compose.router.calibration import brier, fit_scale
 from fastft.compose.router.embeddings import embeddings_of
 from fastft.compose.router.features import Features, HashedFeatures, require_packages
 from fastft.compose.router.figures.measures import SetMeans, calibration_error, weights_of
@@ -124,7 +124,7 @@ def train_router(outcomes: Outcomes, settings: TrainSettings, with_baselines: bo
         )
         return router
     held = _hold_out(task, fold, with_baselines)
-    router.success = fit_scales(held.logits, task.measure).applied_to(router.success)
+    router.success = fit_scale(held.logits, task.measure).applied_to(router.success)
     router.margin = _best_margin(held.success, task.measure, default, sets, outcomes.usd, np.full(len(fold), True))
     router.report["held_out"] = _compared(outcomes, task, held, fold, default, sets)
     return router
@@ -291,7 +291,7 @@ def _hold_out(task: _Task, fold: np.ndarray, with_baselines: bool) -> _HeldOut:
     success = np.zeros_like(logits)
     for number in range(FOLDS):
         own, others = fold == number, fold != number
-        success[own] = sigmoid(fit_scales(logits[others], task.measure[others])(logits[own]))
+        success[own] = sigmoid(fit_scale(logits[others], task.measure[others])(logits[own]))
     return _HeldOut(logits, success, chosen)
 
 

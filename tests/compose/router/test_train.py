@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.compose.router.calibration import brier, fit_scales
+from fastft.compose.router.calibration import brier, fit_scale
 from fastft.compose.router.figures.measures import calibration_error
 from fastft.compose.router.fit import fit_heads, hard_labels, sigmoid, soft_labels, softmax
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
@@ -141,15 +141,15 @@ def test_a_missing_score_teaches_nothing_about_its_model():
 def test_calibration_recovers_the_slope_and_shift_that_made_the_outcomes():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (20_000, 2))
-    slope, shift = np.array([0.5, 1.5]), np.array([-0.7, 0.4])
+    slope, shift = 0.5, -0.7
     happened = (rng.random(logits.shape) < sigmoid(logits * slope + shift)).astype(float)
     happened[:100, 0] = np.nan
-    scales = fit_scales(logits, happened)
-    assert scales.slope == pytest.approx(slope, abs=0.06) and scales.shift == pytest.approx(shift, abs=0.06)
+    scale = fit_scale(logits, happened)
+    assert scale.slope == pytest.approx(slope, abs=0.03) and scale.shift == pytest.approx(shift, abs=0.03)
     known = ~np.isnan(happened)
-    assert calibration_error(sigmoid(scales(logits))[known], happened[known]) < 0.015
+    assert calibration_error(sigmoid(scale(logits))[known], happened[known]) < 0.015
     assert calibration_error(sigmoid(logits)[known], happened[known]) > 0.03
-    assert brier(sigmoid(scales(logits)), happened) < brier(sigmoid(logits), happened)
+    assert brier(sigmoid(scale(logits)), happened) < brier(sigmoid(logits), happened)
 
 
 # --- The router -------------------------------------------------------------------------------------------------------
