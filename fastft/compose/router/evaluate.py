@@ -16,6 +16,7 @@ from fastft.compose.router.figures.evaluation import evaluate, read_with_sets, t
 from fastft.compose.router.figures.page import show, verdict, write_evaluation_page
 from fastft.compose.router.leave_out import leave_one_out
 from fastft.compose.router.router import Router
+from fastft.errors import UserError
 
 
 @dataclass
@@ -40,12 +41,14 @@ def main(argv: Sequence[str]) -> int:
     [config] = parse(argv, "fastft router evaluate", what, RouterEvaluateConfig)
     from rich.console import Console
 
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output}: is a file; -o names a directory")
     router = Router.load(config.router, with_baselines=True)
     outcomes, sets = read_with_sets(config.outcomes)
     made = evaluate(router, outcomes, sets, config.usd_weight, config.margin)
     if config.leave_one_out:
         made.left_out = leave_one_out(router, outcomes, sets, config.leave_one_out)
-    output = Path(config.output)
     make_directory(output)
     write_whole(output / "evaluation.json", to_json(made))
     write_evaluation_page(output / "evaluation.html", made)

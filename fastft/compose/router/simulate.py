@@ -44,6 +44,7 @@ from fastft.compose.router.propensity import (
 )
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UsageError, UserError
+from fastft.judge.rows import is_number
 from fastft.judge.statistics.intervals import Interval
 from fastft.judge.tables import number
 
@@ -83,6 +84,7 @@ class RewardedTurn:
     conversation: Conversation
     number: int
     cluster: str
+    """Turns with the same one depend on each other: the conversation, the battle, or the user of an experiment."""
     chosen: str
     probabilities: dict[str, float]
     reward: float
@@ -164,8 +166,8 @@ def _turns(
     needs_text = _is_router(config.policy)
     for record in read_records(path):
         event = record.value
-        if record.error or not isinstance(event, dict) or not isinstance(event.get("probabilities"), dict):
-            raise UserError(f"{record.where}: {record.error or 'is no event: it has no probabilities'}")
+        if record.error or not _is_event(event):
+            raise UserError(f"{record.where}: {record.error or 'is no event of a record (fastft record export)'}")
         if config.name is not None and event.get("asked") != config.name:
             left_out[f"asked for {event.get('asked')}, not for {config.name}"] += 1
         elif event.get("conversation_from") in ("background", "none"):
@@ -180,8 +182,18 @@ def _turns(
             yield _turn(event, record.where, rewards[event["id"]], needs_text)
 
 
+def _is_event(event: Any) -> bool:
+    return (
+        isinstance(event, dict)
+        and isinstance(event.get("id"), str)
+        and isinstance(event.get("chosen"), str)
+        and isinstance(event.get("probabilities"), dict)
+        and all(map(is_number, event["probabilities"].values()))
+    )
+
+
 def _turn(event: dict[str, Any], where: str, reward: float, needs_text: bool) -> RewardedTurn:
-    probabilities = {name: float(p) for name, p in event["probabilities"].items()}
+    probabilities = _probabilities(event)
     if abs(sum(probabilities.values()) - 1) > 1e-3 or min(probabilities.values(), default=0) < 0:
         raise UserError(
             f"{where}: its probabilities sum to {sum(probabilities.values()):.3f}, not to 1: they do not say how likely each "
@@ -199,8 +211,18 @@ def _turn(event: dict[str, Any], where: str, reward: float, needs_text: bool) ->
         if isinstance(message, dict) and isinstance(message.get("role"), str)
     ]
     identity = event.get("conversation") or event["id"]
+    # In an experiment a user is drawn once for all conversations; `unit` is the hash of the user. A battle has one vote.
+    cluster = event.get("unit") or (event.get("battle") or {}).get("id") or identity
     conversation = Conversation(identity, messages)
-    return RewardedTurn(conversation, int(event.get("turn") or 1), identity, event["chosen"], probabilities, reward)
+    return RewardedTurn(conversation, event.get("turn") or 1, cluster, event["chosen"], probabilities, reward)
+
+
+def _probabilities(event: dict[str, Any]) -> dict[str, float]:
+    """How likely each model was to be chosen. In an anonymous battle, the arena draws each side from all models alike."""
+    drawn_from = (event.get("battle") or {}).get("drawn_from")
+    if drawn_from and event.get("policy") is None:
+        return {name: 1 / len(drawn_from) for name in drawn_from}
+    return {name: float(probability) for name, probability in event["probabilities"].items()}
 
 
 def _text(content: Any) -> str:
@@ -233,7 +255,7 @@ def read_rewards(path: Path) -> dict[str, float]:
     rewards: dict[str, float] = {}
     for where, row in _rows(path):
         if "battle" in row and "winner" in row:
-            rewards.update(_voted(row))
+            rewards |= _voted(row, where)
             continue
         try:
             identity, reward = row["id"], float(row["reward"])
@@ -260,12 +282,14 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield record.where, record.value
 
 
-def _voted(vote: dict[str, Any]) -> dict[str, float]:
+def _voted(vote: dict[str, Any], where: str) -> dict[str, float]:
     """The rewards of a vote; none if it does not count, because the voter knew the models or took it back."""
     if not vote.get("counted") or vote["winner"] not in VOTED:
         return {}
-    sides = zip("ab", VOTED[vote["winner"]])
-    return {event: reward for side, reward in sides for event in vote["turns"][side]}
+    try:
+        return {event: reward for side, reward in zip("ab", VOTED[vote["winner"]]) for event in vote["turns"][side]}
+    except (KeyError, TypeError):
+        raise UserError(f"{where}: is no vote of a record: it does not name the turns of both sides") from None
 
 
 # --- Policies ---------------------------------------------------------------------------------------------------------

@@ -200,6 +200,15 @@ def test_a_router_that_gains_nothing_is_not_worth_it(ground, tmp_path):
     assert verdict(made).startswith("This router is not worth it: ") and "holds 0" in verdict(made)
 
 
+def test_few_queries_are_no_proof(ground, tmp_path):
+    content = rows(12, 1, first=2000)
+    for row in content:
+        row["correct"] = dict.fromkeys(MODELS, 1.0) | {Router.load(ground / "router").default: 0.0}
+    made = evaluated(ground, content, tmp_path)
+    assert made.gain.low > 0 and not made.worth_it
+    assert verdict(made).startswith("Whether this router is worth it is not known: 12 queries are too few")
+
+
 def test_a_router_that_harms_is_called_worse(ground, tmp_path):
     content = rows(100, 1, first=2000)
     for row in content:
@@ -349,6 +358,8 @@ def test_bad_input_is_one_line(ground, tmp_path, capsys):
     said = one_line(capsys, router, str(ground / "test.jsonl"), *out, "--leave_one_out", str(unknown))
     assert "have none of the sets sums, poems; theirs are other" in said
     assert not (tmp_path / "out").exists(), "nothing half-written"
+    said = one_line(capsys, router, str(ground / "test.jsonl"), "-o", str(ground / "test.jsonl"))
+    assert "is a file; -o names a directory" in said
 
 
 def test_models_that_the_router_does_not_know_are_left_out_and_named(ground, tmp_path):

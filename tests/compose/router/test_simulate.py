@@ -238,7 +238,55 @@ def test_a_fixed_model_and_too_few_turns(record, tmp_path, capsys):
     assert "effective turns of 12: too few to trust the intervals" in " ".join(capsys.readouterr().out.split())
 
 
-def test_votes_are_rewards(tmp_path):
+def test_the_users_of_an_experiment_are_drawn_once(record, tmp_path):
+    """All conversations of a user have the same arm, so a user is one draw, however many conversations there are."""
+    events = [json.loads(line) for line in (record / "texts.jsonl").read_text().splitlines()]
+    wide = tmp_path / "units.jsonl"
+    lines = [json.dumps(event | {"unit": f"u{number // 24}"}) for number, event in enumerate(events)]
+    wide.write_text("\n".join(lines) + "\n")
+    command = ["router", "simulate", str(wide), "--rewards", str(record / "rewards.jsonl"), "--name", "chat"]
+    assert main([*command, "--policy", "a", "-o", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "simulation.json").read_text())["conversations"] == 10
+
+
+def test_votes_judge_a_model_by_the_battles_that_drew_it(record, tmp_path, capsys):
+    """The arena draws both sides from all models alike: a model's value is its share of wins against a drawn opponent."""
+    rng, turns, votes = np.random.default_rng(0), [], []
+    for number in range(200):
+        models = dict(zip("ab", rng.permutation(["x", "y", "z"])[:2].tolist()))
+        ids = {}
+        for side, model in models.items():
+            battle = {"id": str(number), "side": side, "anonymous": True, "drawn_from": ["x", "y", "z"]}
+            more = {"asked": model, "chosen": model, "answered": model, "probabilities": {model: 1.0}, "battle": battle}
+            made = turn(f"battle-{number}-{side}", 1, "?", None, conversation_from="battle", **more)
+            turns.append(made)
+            ids[side] = [made.id]
+        strength = {"x": 3, "y": 2, "z": 1}
+        winner = max("ab", key=lambda side: strength[models[side]])
+        votes.append({"battle": str(number), "winner": winner, "counted": True, "models": models, "turns": ids})
+    gone = {"counted": False, "why_not": "it was taken back", "turns": {"a": [turns[0].id], "b": []}}
+    votes.append({"battle": "gone", "winner": "b", **gone})
+    log = EventLog(tmp_path / "record")
+    for each in turns:
+        log.add(each)
+    for vote in votes:
+        log.add_vote(vote)
+    log.close()
+    for form in ("events", "votes"):
+        out = str(tmp_path / f"{form}.jsonl")
+        assert main(["record", "export", str(tmp_path / "record"), "--as", form, "-o", out]) == 0
+    command = ["router", "simulate", str(tmp_path / "events.jsonl"), "--rewards", str(tmp_path / "votes.jsonl")]
+    found = {}
+    for model in "xyz":
+        assert main([*command, "--policy", model, "-o", str(tmp_path)]) == 0
+        found[model] = json.loads((tmp_path / "simulation.json").read_text())
+    assert found["x"]["turns"] == 400 and found["x"]["conversations"] == 200
+    for model, wins in (("x", 1.0), ("y", 0.5), ("z", 0.0)):
+        value, low, high = found[model]["estimates"]["SNIPS"]
+        assert value == pytest.approx(wins, abs=0.1) and low <= wins <= high
+
+
+def test_a_vote_is_a_reward_for_the_turns_of_both_sides(tmp_path):
     votes = [
         {"battle": "1", "winner": "a", "counted": True, "turns": {"a": ["x1", "x2"], "b": ["y1"]}},
         {"battle": "2", "winner": "tie", "counted": True, "turns": {"a": ["x3"], "b": ["y3"]}},
@@ -314,6 +362,11 @@ def test_wrong_files_are_refused_in_one_line(record, tmp_path, capsys):
     assert "give no chance" in refused(capsys, never, "--rewards", good, "--policy", "z")
     assert "neither an event" in refused(capsys, written("x.jsonl", {"id": 1}), "--rewards", good, "--policy", "a")
     texts = str(record / "texts.jsonl")
+    for number, broken in enumerate(({"id": 3}, {"chosen": None}, {"probabilities": {"a": None}})):
+        broken = written(f"broken{number}.jsonl", event, event | broken)
+        assert "line 2: is no event of a record" in refused(capsys, broken, "--rewards", good, "--policy", "a")
+    vote = written("vote.jsonl", {"battle": "1", "winner": "a", "counted": True, "turns": {"a": ["x"]}})
+    assert "is no vote of a record" in refused(capsys, texts, "--rewards", vote, "--policy", "a")
     twice = written("twice.jsonl", {"id": "x", "reward": 1}, {"id": "x", "reward": 0})
     assert "second reward" in refused(capsys, texts, "--rewards", twice, "--policy", "a")
     infinite = written("infinite.jsonl", '{"id": "x", "reward": NaN}')

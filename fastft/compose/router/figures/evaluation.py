@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 TAG_QUERIES, TAGS_SHOWN = 20, 50
 """A tag gets a row of its own from so many queries; the most frequent ones are shown."""
+FEWEST = 30
+"""Queries from which on a difference is judged: resampling fewer gives intervals that are too narrow."""
 NAMED = 5
 """Missing scores, shared texts and unknown names that are named, at most."""
 
@@ -137,6 +139,11 @@ class Evaluation:
     remarks: list[str]
     examples: dict[str, list[Example]]
     left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether the router is surely better than the best single model."""
+        return self.queries >= FEWEST and self.gain.low > 0
 
     @property
     def router(self) -> System:
@@ -463,7 +470,7 @@ def to_json(made: Evaluation) -> str:
         "accuracy": router.by_set,
         "best_single": {"model": made.default, "mean": single.mean.value, "accuracy": single.by_set, "usd": single.usd},
         "gain_over_best_single": _three(made.gain),
-        "worth_it": made.gain.low > 0,
+        "worth_it": made.worth_it,
         "baselines": {each.name.replace(" ", "_"): _system_json(each) for each in made.systems[1:]},
         **{key: value for key, value in _system_json(router).items() if key not in ("mean", "accuracy")},
         "usd_of_best_single": _three(made.cost_of_best_single),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.html import Plot, compact, percent, precise, ticks, write_page
-from fastft.compose.router.figures.evaluation import Evaluation, LeftOut, System, Tag
+from fastft.compose.router.figures.evaluation import FEWEST, TAGS_SHOWN, Evaluation, LeftOut, System, Tag
 from fastft.judge.statistics.intervals import Interval
 from fastft.judge.tables import FigureTable, number, share
 
@@ -25,7 +25,12 @@ def verdict(made: Evaluation) -> str:
     gain, single = number(made.gain), made.system("best single")
     ratio = made.cost_of_best_single
     cost = f" It costs {share(ratio)} of what that model costs." if ratio else ""
-    if made.gain.low > 0:
+    if made.queries < FEWEST:
+        return (
+            f"Whether this router is worth it is not known: {made.queries:,} queries are too few (difference to the best single "
+            f"model, {made.default}: {gain} {made.unit}).{cost}"
+        )
+    if made.worth_it:
         return f"The router is worth it: it is {gain} {made.unit} above the best single model, {made.default}.{cost}"
     if made.gain.high < 0:
         return (
@@ -97,6 +102,9 @@ def _system_row(system: System, priced: bool) -> list[str]:
 
 def _tags_table(title: str, kind: str, tags: Sequence[Tag], made: Evaluation | None) -> FigureTable:
     """`made` adds the columns that are known for sets alone: what the baselines score."""
+    if len(tags) > TAGS_SHOWN:
+        title = f"{title} (the {TAGS_SHOWN} with the most queries, of {len(tags):,})"
+        tags = sorted(tags, key=lambda tag: -tag.queries)[:TAGS_SHOWN]
     others = [s for s in made.systems if s.name in ("uniform blend", "best per tag", "oracle")] if made else []
     heads = (
         kind, "queries", "router", "best single", "difference [95 %]", *(each.name for each in others), "best here",
