@@ -15,12 +15,17 @@ from helpers.openai_batches import BatchStore
 
 PROGRAM = Path(__file__).with_name("asking.py")
 UNREAD_S = 0.3  # how long a process on a busy machine may need to read what came in
+CONCURRENCY = 8
 REPEATED = "What is asked again and again?"
 
 
 @dataclass
 class Killed:
-    """What a run that was killed has cost. `in_flight` are the requests on the way, summed over the kills."""
+    """What a run that was killed has cost.
+
+    `in_flight` are the requests on the way, summed over the kills: those that the endpoint was working on, and those whose
+    answers the run may not have read yet.
+    """
 
     answers: list[dict]
     kills: int
@@ -60,7 +65,16 @@ def run_killed(
     store = BatchStore(polls=polls, end=lambda number: "expired" if number % 3 == 0 else "completed") if batch else None
     directory.mkdir()
     with openai_server.endpoint(replace(teacher), batches=store) as server:
-        command = [sys.executable, str(PROGRAM), str(rows), f"{server.url}#teacher", str(directory), "--quick"]
+        command = [
+            sys.executable,
+            str(PROGRAM),
+            str(rows),
+            f"{server.url}#teacher",
+            str(directory),
+            "--quick",
+            "--concurrency",
+            str(CONCURRENCY),
+        ]
         while True:
             before = server.touched
             process = subprocess.Popen([*command, *["--batch"] * batch], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -72,7 +86,8 @@ def run_killed(
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     with server.lock:
-                        in_flight += server.in_flight
+                        unread = sum(time.monotonic() - ended < UNREAD_S for ended in server.ended)
+                        in_flight += min(CONCURRENCY, server.in_flight + unread)
                         for pause in server.pauses:
                             pause.unread = pause.unread or time.monotonic() - pause.began < UNREAD_S
                     process.wait()
