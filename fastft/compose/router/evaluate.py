@@ -21,6 +21,8 @@ from fastft.errors import UserError
 
 @dataclass
 class RouterEvaluateConfig:
+    """Which router is evaluated on what."""
+
     router: str = option(positional=True)
     """The directory that fastft router train wrote."""
     output: str = option(short="-o")

@@ -57,6 +57,8 @@ VOTED = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 
 
 @dataclass
 class SimulateConfig:
+    """What is replayed, under which policy."""
+
     file: str = option(positional=True)
     """What fastft record export --as events wrote, or a file of outcomes."""
     policy: str

@@ -59,7 +59,7 @@ def write(path: Path, content: list[dict]) -> Path:
 def ground(tmp_path_factory):
     """A router with prices, its training outcomes and 200 test outcomes."""
     directory = tmp_path_factory.mktemp("evaluate")
-    write(directory / "train.jsonl", rows(120, 0, usd=True))
+    write(directory / "train.jsonl", rows(100, 0, usd=True))
     write(directory / "test.jsonl", rows(200, 1, first=1000, usd=True))
     assert main(["router", "train", str(directory / "train.jsonl"), "-o", str(directory / "router")]) == 0
     return directory
@@ -319,8 +319,8 @@ def test_a_set_is_left_out_of_the_training(ground, tmp_path, capsys):
     assert main([*command, "--leave_one_out", str(ground / "train.jsonl")]) == 0
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert [(each["set"], each["trained_on"], each["queries"]) for each in found["left_out"]] == [
-        ("sums", 60, 100),
-        ("poems", 60, 100),
+        ("sums", 50, 100),
+        ("poems", 50, 100),
     ]
     assert found["left_out"][0]["best_single"] == "poems", "nothing else was seen in training"
     assert found["left_out"][0]["router"] < found["accuracy"]["sums"], "in training the set had been learned"

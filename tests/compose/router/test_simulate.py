@@ -46,7 +46,7 @@ def logged(rng: np.random.Generator, rewards_NM: np.ndarray, wanted_NM: np.ndarr
 
 
 @pytest.mark.parametrize(
-    ("simulations", "low", "high"), [(100, 0.89, 0.99), pytest.param(1000, 0.93, 0.97, marks=pytest.mark.slow)]
+    ("simulations", "low", "high"), [(60, 0.86, 1.0), pytest.param(1000, 0.92, 0.97, marks=pytest.mark.slow)]
 )
 def test_the_estimates_agree_with_the_truth_within_their_intervals(simulations, low, high):
     """95 % of the intervals hold the truth, and the doubly robust one is right with a wrong model of rewards, too."""
