@@ -174,7 +174,7 @@ def kills(config: DistillBenchmark, place: Path) -> None:
                 process.wait()
             assert distill(at, **given) == 0
             twice = sum(each - 1 for each in server.paid_for.values())
-            early = sum(max(0, pause.started - pause.in_flight) for pause in server.pauses)
+            early = sum(max(0, len(pause.started) - pause.in_flight) for pause in server.pauses)
             print(
                 f"{name}: {len(kept(at))} kept, {len(rejected(at))} rejected, {len(server.requests)} requests, "
                 f"paid twice {twice} (in flight at the kills: {in_flight}), {len(server.pauses)} pauses, requests in them {early}"

@@ -23,7 +23,7 @@ from fastft.distill.queries.recipes import make_queries, recipe_usd
 from fastft.distill.settings import DistillConfig
 from fastft.distill.student import Stages, write_train_yaml
 from fastft.distill.teachers.answers import Answers
-from fastft.distill.teachers.asking import ask_all
+from fastft.distill.teachers.asking import ask_all, unanswered
 from fastft.distill.teachers.estimate import TeacherEstimate, estimate
 from fastft.distill.verify.checks import KEPT, STATUSES
 from fastft.distill.verify.decide import Verdicts, answered_rows, decide
@@ -164,8 +164,10 @@ def show_dry_run(config: DistillConfig) -> None:
             )
         for reason, count in account.left_out.items():
             print(f"left out: {count:,} {reason} ({account.examples[reason][0]}{' …' if count > 1 else ''})")
+        missing = unanswered(config, plan, answers)
         for teacher in config.teachers:
-            print(_estimate_line(estimate(teacher, plan, answers), bool(teacher.usd_per_million)))
+            found = estimate(teacher, plan, missing[teacher.name], answers)
+            print(_estimate_line(found, bool(teacher.usd_per_million)))
         answers.close()
 
 

@@ -74,8 +74,9 @@ def stage_paths(config: DistillConfig) -> dict[str, Path]:
 def conversation(row: dict[str, Any], answer: dict[str, Any], system: str, erased: bool = False) -> bytes:
     """A line of a stage's file."""
     messages = [Message("system", system)] if system else []
-    messages += [Message("user", row["query"]), Message("assistant", answer["text"], train=True)]
-    messages[-1].ends = answer["finish_reason"] != "length"
+    ends = answer["finish_reason"] != "length"
+    text = answer["text"] if ends else answer["text"].rstrip()  # what an answer is cut at says nothing
+    messages += [Message("user", row["query"]), Message("assistant", text, train=True, ends=ends)]
     made = Conversation(
         row["id"], messages, source=f"{row['collection']}/{row['task']}", model=answer["version"] or answer["model"]
     )

@@ -11,7 +11,11 @@ from helpers import disks, openai_server
 from helpers.distilling import distill, kept, ledger, query, rejected, right, rows, settings, start, write_lines
 from helpers.openai_server import Failure, completion
 
+from fastft.distill.settings import TeacherConfig
+from fastft.distill.teachers.answers import Answers
+from fastft.distill.teachers.asking import Purse, _client
 from fastft.errors import UserError
+from fastft.inference.budget import Money
 
 
 def test_every_query_ends_with_its_reason(tmp_path):
@@ -248,6 +252,20 @@ def test_kills_lose_nothing_and_pay_nothing_twice_but_what_was_in_flight(tmp_pat
     assert once <= paid <= once + in_flight
     answers = rows(tmp_path / "run/answers.jsonl")
     assert len({row["key"] for row in answers}) == len(answers) == 79
+
+
+def test_a_run_that_is_started_again_obeys_the_wait_of_the_one_before(tmp_path):
+    """What an endpoint asked for is kept over starts, and nothing else: its answers are in answers.jsonl."""
+    write_lines(tmp_path / "queries.jsonl", [query(1)])
+    with openai_server.endpoint(lambda body, n: right(body) if n else Failure(429, retry_after="0.3")) as server:
+        assert distill(tmp_path, **settings(tmp_path, server.url)) == 0
+    path = tmp_path / "run/endpoints/first-1.jsonl"
+    [pause] = rows(path)
+    assert list(pause) == ["pause"] and pause["pause"]["endpoint"] == f"{server.url}#small"
+    path.write_text(json.dumps({"pause": {**pause["pause"], "until": time.time() + 1000}}) + "\n")
+    teacher = TeacherConfig("first", server.url, "small")
+    client = _client(teacher, 0, Purse(None, Money()), Answers(tmp_path / "run/answers.jsonl"))
+    assert client.connections[0].pace.wait_s() > 200
 
 
 def test_a_line_that_a_kill_has_cut_is_asked_again(tmp_path):

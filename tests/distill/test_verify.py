@@ -151,6 +151,16 @@ def test_each_check_can_be_switched_off():
     assert look_at(row(""), answer("x", finish_reason="content_filter"), VerifyConfig()).status == "refused"
 
 
+def test_a_cut_answer_that_is_kept_is_learned_without_its_end(tmp_path):
+    write_lines(tmp_path / "queries.jsonl", [query(1)])
+    with openai_server.endpoint(
+        lambda body, n: openai_server.completion("It is 2, because\n\n", body, "length")
+    ) as server:
+        assert distill(tmp_path, **settings(tmp_path, server.url, verify={"cut": "keep", "gold": "none"})) == 0
+    [row] = kept(tmp_path)
+    assert row["messages"][-1] == {"role": "assistant", "content": "It is 2, because", "train": True, "ends": False}
+
+
 def test_near_duplicates_are_out_and_name_what_they_repeat(tmp_path):
     words = " ".join(f"{random.Random(n).choice(('river', 'bridge', 'town'))}{n}" for n in range(120))
     tails = ["and came home rich", "and came home very rich", " ".join(reversed(words.split()))]

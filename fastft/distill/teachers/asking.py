@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import signal
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastft.distill.plan import read_plan
+import orjson
+
 from fastft.distill.settings import DistillConfig, TeacherConfig
 from fastft.distill.teachers.answers import Answers, key_of, messages_of
 from fastft.errors import UserError
@@ -89,11 +91,11 @@ class _Asking:
     """One teacher at work."""
 
     def __init__(
-        self, teacher: TeacherConfig, plan: Path, missing: int, answers: Answers, money: Purse, failures: Failures
+        self, teacher: TeacherConfig, plan: Path, missing: array, answers: Answers, money: Purse, failures: Failures
     ):
-        self.left = missing
+        self.left = len(missing)
         self.teacher, self.answers, self.money, self.failures = teacher, answers, money, failures
-        self.rows = unanswered(teacher, plan, answers)
+        self.rows = ((key_of(teacher, row), row) for row in rows_at(plan, missing))
         self.again: deque[tuple[str, dict[str, Any]]] = deque()  # rows whose address has proved useless
         # Each address has a purse of its own inside the teacher's, because a client closes its purse when it is useless.
         numbers = range(len(teacher.addresses))
@@ -111,6 +113,11 @@ class _Asking:
                 return
             if len(self.useless) == len(self.clients):
                 return self._stop("; ".join(dict.fromkeys(self.useless.values())))
+
+    def close(self) -> None:
+        """Close the files of the clients."""
+        for client in self.clients:
+            client.cache.close()
 
     async def _work(self, client: Client, advance: Any) -> None:
         while not self.ended and client.url not in self.useless:
@@ -164,7 +171,7 @@ def ask_all(config: DistillConfig, plan: Path, answers: Answers, elsewhere: dict
     failures, whole = Failures(), Money(config.max_usd)
     spent = {each.name: answers.usd.get(each.name, 0.0) + elsewhere.get(each.name, 0.0) for each in config.teachers}
     whole.spent = sum(spent.values())
-    missing = {each.name: sum(1 for _ in unanswered(each, plan, answers)) for each in config.teachers}
+    missing = unanswered(config, plan, answers)
     if not any(missing.values()):
         return failures
     answers.open()
@@ -187,21 +194,25 @@ async def _ask_all(
     plan: Path,
     answers: Answers,
     failures: Failures,
-    missing: dict[str, int],
+    missing: dict[str, array],
     purses: dict[str, Purse],
 ) -> None:
     asking: list[_Asking] = []
     works = []
     with _progress_bar() as bar, _stopped_by_signals(asking):
         for teacher in (each for each in config.teachers if missing[each.name]):
-            task = bar.add_task(teacher.name, total=missing[teacher.name], usd="")
+            task = bar.add_task(teacher.name, total=len(missing[teacher.name]), usd="")
 
             def advance(spent: float, task: Any = task) -> None:
                 bar.update(task, advance=1, usd=f"${spent:,.2f}" if spent else "")
 
             asking.append(_Asking(teacher, plan, missing[teacher.name], answers, purses[teacher.name], failures))
             works.append(asking[-1].run(advance))
-        await asyncio.gather(*works)
+        try:
+            await asyncio.gather(*works)
+        finally:
+            for each in asking:
+                each.close()
 
 
 @contextmanager
@@ -237,24 +248,54 @@ def _stopped_by_signals(asking: list[_Asking]) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def unanswered(teacher: TeacherConfig, plan: Path, answers: Answers) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (key, row) of the rows that this teacher is to be asked, each request once."""
-    begun: set[bytes] = set()
-    for row in read_plan(plan):
-        if teacher.name in row["teachers"]:
-            key = key_of(teacher, row)
-            if key not in answers and (short := bytes.fromhex(key)) not in begun:
-                begun.add(short)
-                yield key, row
+def unanswered(config: DistillConfig, plan: Path, answers: Answers) -> dict[str, array]:
+    """Where in the plan the rows begin that each teacher is to be asked, by teacher, each request once: bytes, int64."""
+    found = {teacher.name: array("q") for teacher in config.teachers}
+    begun: dict[str, set[str]] = {teacher.name: set() for teacher in config.teachers}
+    place = 0
+    with plan.open("rb") as file:
+        for line in file:
+            row = orjson.loads(line)
+            for teacher in config.teachers:
+                key = key_of(teacher, row) if teacher.name in row["teachers"] else None
+                if key and key not in answers and key not in begun[teacher.name]:
+                    begun[teacher.name].add(key)
+                    found[teacher.name].append(place)
+            place += len(line)
+    return found
+
+
+def rows_at(plan: Path, places: array) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a plan that begin at `places`."""
+    with plan.open("rb") as file:
+        for place in places:
+            file.seek(place)
+            yield orjson.loads(file.readline())
+
+
+class PausesOnly(Cache):
+    """What a client remembers over all starts when its replies are kept elsewhere: until when its endpoint asked to wait."""
+
+    def get(self, key: str) -> None:
+        return None
+
+    def put(self, key: str, reply: Reply) -> None:
+        pass
+
+    def promise(self, size: int) -> None:
+        """Reserve nothing: `Answers` keeps room for the replies on the way."""
+
+    def redeem(self, size: int) -> None:
+        pass
 
 
 def _client(teacher: TeacherConfig, number: int, money: Purse, answers: Answers) -> Client:
     """The client for an address of a teacher. Answers are kept here and not in its cache, except those of batches."""
-    cache = None
-    if teacher.mode == "batch":
-        cache = Cache(answers.path.parent / "batches" / f"{teacher.name}-{number + 1}.jsonl")
-    address, batch = teacher.addresses[number], teacher.mode == "batch"
-    return Client(address, teacher.limits, cache, teacher.usd_per_million or FREE, money, teacher.key_env, batch=batch)
+    batch = teacher.mode == "batch"
+    kind = Cache if batch else PausesOnly
+    cache = kind(answers.path.parent / ("batches" if batch else "endpoints") / f"{teacher.name}-{number + 1}.jsonl")
+    prices = teacher.usd_per_million or FREE
+    return Client(teacher.addresses[number], teacher.limits, cache, prices, money, teacher.key_env, batch=batch)
 
 
 def _progress_bar() -> Any:

@@ -1,12 +1,13 @@
 """What a run would take before it begins: calls, tokens, dollars and days for each teacher, and what batch files would cost."""
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.distill.plan import read_plan
 from fastft.distill.settings import TeacherConfig
 from fastft.distill.teachers.answers import Answers, key_of, messages_of
-from fastft.distill.teachers.asking import unanswered
+from fastft.distill.teachers.asking import rows_at
 from fastft.inference.budget import FREE
 from fastft.inference.connection import BATCH_PRICE, estimate_tokens
 
@@ -30,12 +31,12 @@ class TeacherEstimate:
     limited_by: str
 
 
-def estimate(teacher: TeacherConfig, plan: Path, answers: Answers) -> TeacherEstimate:
-    """Estimate what the rows of a plan take that have no answer yet."""
+def estimate(teacher: TeacherConfig, plan: Path, missing: array, answers: Answers) -> TeacherEstimate:
+    """Estimate what the rows of a plan take that begin at `missing`, which have no answer yet."""
     calls = prompt = 0
     planned = [key_of(teacher, row) for row in read_plan(plan) if teacher.name in row["teachers"]]
     answered = sum(key in answers for key in planned)
-    for _, row in unanswered(teacher, plan, answers):
+    for row in rows_at(plan, missing):
         calls += 1
         prompt += estimate_tokens(messages_of(row))
     mean = teacher.reply_tokens or answers.mean_reply_tokens(teacher.name) or teacher.max_tokens
