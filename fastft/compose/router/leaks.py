@@ -3,16 +3,16 @@
     runs = fingerprints(training_queries)        # uint64[G], kept in the router's directory
     shared_runs(test_queries, runs)              # for each query the words that it shares, or None
 
-The rules are those of fastft.data.dedup.contamination: 13 words in a row, 20 characters in scripts without spaces, a shorter
-query as a whole from 6 words (10 characters). Words in a row that more than 10 training queries share are a template, such
-as "which of the following statements", and no evidence.
+The rules are those of fastft.data.dedup.contamination: 13 words in a row, or 20 characters in scripts without spaces. A
+shorter query must be the same as a whole. Words in a row that more than 10 training queries share are a template, such as
+"which of the following statements", and no evidence.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from fastft.data.dedup.contamination import COMMON, WHOLE_ITEM, WIDE_WHOLE_ITEM, WIDE_WORDS, WORDS
+from fastft.data.dedup.contamination import COMMON, WIDE_WORDS, WORDS
 from fastft.data.dedup.shingles import Shingles, Words
 
 
@@ -40,8 +40,7 @@ def _shared_run(words: Words, runs: np.ndarray) -> str | None:
 
 
 def _runs(words: Words) -> tuple[np.ndarray, int]:
-    """The hashes of all runs of words, and the length of a run. A short query has one run, itself, or none."""
+    """The hashes of all runs of words, and the length of a run. A short query has one run, itself."""
     wide = bool(len(words)) and words.wide.mean() >= 0.5
-    long, short = (WIDE_WORDS, WIDE_WHOLE_ITEM) if wide else (WORDS, WHOLE_ITEM)
-    length = min(len(words), long)
-    return Shingles(words.hashes).of(length) if length >= short else np.empty(0, np.uint64), length
+    length = min(len(words), WIDE_WORDS if wide else WORDS)
+    return Shingles(words.hashes).of(length) if length else np.empty(0, np.uint64), length

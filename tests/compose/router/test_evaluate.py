@@ -310,6 +310,7 @@ def test_runs_of_words_that_many_training_queries_share_are_a_template():
     assert shared_runs(["Short.", "", "问题" * 3], runs) == [None] * 3 and shared_runs([own], fingerprints([])) == [
         None
     ]
+    assert shared_runs(["What is two?", "What is two now?"], fingerprints(["what is TWO"])) == ["what is two", None]
     chinese = "下列关于中国古代历史的说法中正确的一项是哪一个请选择"
     assert shared_runs([f"问{chinese}吗"], fingerprints([chinese]))[0] == chinese[:20]
 

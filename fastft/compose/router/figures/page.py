@@ -167,12 +167,12 @@ def _about_leaks(made: Evaluation) -> list[str]:
             "Not checked whether test queries share text with training queries: this router keeps no hashes of them."
         ]
     if not made.leaks["queries"]:
-        return ["No test query shares 13 words in a row with a training query."]
+        return ["No test query shares 13 words in a row with a training query, or is a shorter one."]
     sets = ", ".join(f"{name} {count:,}" for name, count in made.leaks["by_set"].items())
     example = next(iter(made.leaks["runs"]))
     line = (
-        f"Leak check: {made.leaks['queries']:,} of {made.queries:,} test queries share 13 words in a row with a training query "
-        f"({sets}), most often “{' '.join(example.split())}”."
+        f"Leak check: {made.leaks['queries']:,} of {made.queries:,} test queries share 13 words in a row with a training query, "
+        f"or are a shorter one ({sets}), most often “{' '.join(example.split())}”."
     )
     if not (without := made.without_leaks):
         return [f"{line} That is all of them: these figures say nothing about new queries."]
