@@ -98,13 +98,14 @@ def pushes(router: Router, question: str) -> tuple[list[str], np.ndarray]:
 
 
 def strongest(router: Router, question: str, model: str) -> tuple[list[Push], list[Push]]:
-    """The n-grams that speak most for and most against a model."""
+    """The n-grams that speak most for and most against a model; a word counts together with equal characters."""
     grams, added = pushes(router, question)
-    own = added[:, router.candidates.index(model)]
-    order = np.argsort(-own, kind="stable")
-    speak_for = [Push(grams[i], float(own[i])) for i in order[:SHOWN] if own[i] > 0]
-    against = [Push(grams[i], float(own[i])) for i in order[::-1][:SHOWN] if own[i] < 0]
-    return speak_for, against
+    own: dict[str, float] = {}
+    for gram, weight in zip(grams, added[:, router.candidates.index(model)]):
+        own[gram] = own.get(gram, 0.0) + float(weight)
+    ordered = [Push(gram, own[gram]) for gram in sorted(own, key=lambda gram: -own[gram])]
+    speak_for = [push for push in ordered[:SHOWN] if push.weight > 0]
+    return speak_for, [push for push in ordered[::-1][:SHOWN] if push.weight < 0]
 
 
 def _show_pushes(router: Router, question: str, chosen: str) -> None:
