@@ -78,11 +78,13 @@ def main(argv: list[str]) -> int:
     from fastft.serve.address import bound
 
     settings = _settings(config, plan.virtual)
-    if config.check:
-        from fastft.serve.check import show
+    from fastft.serve.check import doubts, show
 
+    if config.check:
         show(config, plan.local, plan.remote, plan.virtual)
         return 0
+    for line in doubts(config, plan.virtual):
+        logger.warning("%s", line)
     remote = _remote_workers(plan)
     with bound(config.host, config.port) as listener:
         local: list[LocalWorker] = []

@@ -85,7 +85,9 @@ def test_a_router_sends_each_question_to_its_model_and_every_witness_agrees(ever
         assert found["model"] == found["chosen"] == model and found["policy"] == "route"
         assert found["probabilities"] == {name: float(name == model) for name in "ab"}
         assert found["scores"].keys() == {"a", "b"} and found["scores"][model] == max(found["scores"].values())
-        assert reply.headers["x-fastft-why"] == found["why"] and found["why"].startswith(f"{model} 0.")
+        assert reply.headers["x-fastft-why"] == found["why"] and found["why"].startswith(
+            f"{model} {found['scores'][model]:.2f}"
+        )
         assert 0 < found["decision_s"] < found["total_s"]
     completion = process.post("/v1/completions", {"model": "expert", "prompt": POEM})
     assert event(directory, completion)["chosen"] == "b"
@@ -159,6 +161,7 @@ def test_the_name_in_the_request_comes_before_the_header_and_nobody_gets_the_con
     nobody.append(ask(process, "spring", "hi", user="u1", headers={"x-fastft-background": "1"}))
     for found in events(directory, nobody):
         assert (found["arm"], found["unit"], found["counted"], found["exposed"]) == ("control", None, False, False)
+    assert any("over: the experiment was over on 2026-01-31" in line for line in process.said), "the start says so, too"
     after = events(directory, [ask(process, "over", "hi", user=f"u{n}") for n in range(6)])
     assert {(each["arm"], each["counted"]) for each in after} == {("control", False)}, "its last day has passed"
 
