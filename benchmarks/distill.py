@@ -174,10 +174,11 @@ def kills(config: DistillBenchmark, place: Path) -> None:
                 process.wait()
             assert distill(at, **given) == 0
             twice = sum(each - 1 for each in server.paid_for.values())
-            early = sum(max(0, len(pause.started) - pause.in_flight) for pause in server.pauses)
+            late = sorted(each for pause in server.pauses if not pause.unread for each in pause.started)
             print(
                 f"{name}: {len(kept(at))} kept, {len(rejected(at))} rejected, {len(server.requests)} requests, "
-                f"paid twice {twice} (in flight at the kills: {in_flight}), {len(server.pauses)} pauses, requests in them {early}"
+                f"paid twice {twice} (in flight at the kills: {in_flight}), {len(server.pauses)} pauses, "
+                f"{len(late)} requests in them, the latest {max(late, default=0):.2f} s after their begin"
             )
         found[name] = (
             [row["messages"] for row in kept(at)],

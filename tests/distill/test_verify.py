@@ -57,6 +57,8 @@ LETTERS = ["(A) a stream", "(B) the sea", "(C) a pond", "(D) the sea bed"]
         ("Both (A) and (B) could be right.", LETTERS, None),
         ("A fish swims.", LETTERS, None),
         ("I would take B here", LETTERS, 1),
+        ("- the sea\n- a pond\n- the sea\n- a pond", LETTERS, None),
+        ("the sea\n\nIt is the largest.\n(A) and (C) are small.", LETTERS, 1),
         ("I don't know.", LETTERS, None),
         ("Because it is so.\nAnswer: no", ["yes", "no"], 1),
         ("Yes, it is. No doubt.", ["yes", "no"], None),
@@ -322,3 +324,58 @@ def test_the_replay_of_two_real_teachers_comes_out_as_counted_by_hand(tmp_path):
     ]
     assert [id for id, a, b in agreed if a == b] == [14, 22, 26, 40, 88, 110, 240]
     assert [id for id, a, b in agreed if None not in (a, b) and a != b] == [132, 144, 216]
+
+
+@real
+@pytest.mark.slow
+def test_real_queries_from_a_teacher_that_fails_on_purpose_to_what_a_trainer_reads(tmp_path):
+    """429, 500, a prompt that is never taken, odd bodies, cut and empty answers, refusals: the ledger adds up to the query."""
+    from fastft.config import read_config
+    from fastft.data.conversation import read_conversations
+
+    (tmp_path / "queries.jsonl.gz").write_bytes((DATA / "queries.jsonl.gz").read_bytes())
+    with gzip.open(DATA / "queries.jsonl.gz") as file:
+        golds = {each["query"]: each["gold"] for each in map(json.loads, file)}
+
+    def reply(body, number):
+        asked = body["messages"][-1]["content"]
+        kind = sum(asked.encode()) % 12  # of the query alone, so that both teachers and all tries meet the same
+        if number % 29 == 7:
+            return openai_server.Failure(429, retry_after="0.05")
+        if number % 31 == 5:
+            return openai_server.Failure(500)
+        if kind == 0:
+            return openai_server.Failure(400, "this prompt is never taken")
+        if kind == 1:
+            return b'{"choices": "none"}' if seen.setdefault((asked, body["model"]), number) == number else golds[asked]
+        if kind == 2:
+            return openai_server.completion("Well, it is", body, "length")
+        if kind == 3:
+            return openai_server.completion(None, body, refusal="I'd rather not.")
+        return "" if kind == 4 else f"It follows from what is said.\nThe answer is {golds[asked]}."
+
+    seen: dict = {}
+    with openai_server.endpoint(reply) as server:
+        sample = {"cot": {"total": 60}, "niv2": {"per_task": 1, "total": 60}, "flan2021": {"total": 40}}
+        given = settings(
+            tmp_path, server.url, messages="orca", sample=sample, queries=str(tmp_path / "queries.jsonl.gz")
+        )
+        given |= {
+            "verify": {"near": 0},
+            "student": {"model": "m"},
+            "teachers": [{**given["teachers"][0], "retries": 9}],
+        }
+        given["teachers"].append({**given["teachers"][0], "name": "second", "model": "big", "share": 0.25})
+        assert distill(tmp_path, **given) == 0
+    plan = rows(tmp_path / "run/plan.jsonl")
+    expected = {0: "failed", 2: "cut", 3: "refused", 4: "cut"}
+    for teacher, count in (("first", 160), ("second", 40)):
+        ended = {id: why for (id, name), (why, _) in rejected(tmp_path).items() if name == teacher}
+        asked = [row for row in plan if teacher in row["teachers"]]
+        assert len(asked) == count
+        for row in asked:
+            assert ended.get(row["id"], "kept") == expected.get(sum(row["query"].encode()) % 12, "kept"), row["id"]
+    train = read_config(tmp_path / "run/train.yaml")
+    for stage, each in zip(train.stages, ledger(tmp_path)["teachers"], strict=True):
+        conversations = list(read_conversations(stage.data))
+        assert len(conversations) == each["kept"] > 10 and all(one.messages[-1].train for one in conversations)

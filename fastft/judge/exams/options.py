@@ -96,6 +96,8 @@ def chosen_option(answer: str, options: Sequence[str]) -> int | None:
         return None
     lines = [line for line in text.splitlines() if line.strip()]
     concluding = [text[found.end() : found.end() + 200].split("\n")[0] for found in _CONCLUDES.finditer(text)]
+    if not concluding and len(set(_listed(lines, tuple(options)))) > 1:
+        return None  # the question's options over and over, as small models write them
     for place in (*reversed(concluding), lines[0], lines[-1], text):
         named = list(_mentions(place, tuple(options)))
         if place in concluding and named:
@@ -105,6 +107,14 @@ def chosen_option(answer: str, options: Sequence[str]) -> int | None:
     letters = "".join(label for label, _ in map(label_and_text, options) if re.fullmatch("[A-Z]", label))
     letter = lone_letter(lines[0], letters) if len(letters) == len(options) and not named else None
     return letters.index(letter) if letter and letter not in WORDS else None
+
+
+def _listed(lines: list[str], options: tuple[str, ...]) -> Iterator[int]:
+    """Yield the options that stand alone in a line."""
+    pattern, meaning = _patterns(options)
+    for line in lines:
+        if found := pattern.fullmatch(_BULLET.sub("", line.strip(), count=1).rstrip(" .;")):
+            yield meaning[found.lastgroup]
 
 
 def _mentions(text: str, options: tuple[str, ...]) -> Iterator[int]:
