@@ -42,7 +42,7 @@ TOO_MUCH = "token_limit_exceeded"  # more tokens wait in batches than the accoun
 
 
 @dataclass
-class _Row:
+class _BatchRow:
     """A request that waits for its answer."""
 
     key: str
@@ -55,7 +55,7 @@ class _Row:
 
 
 @dataclass
-class _Job:
+class _BatchJob:
     """A batch, as its file in the directory says. Times are seconds since 1970."""
 
     name: str
@@ -77,9 +77,9 @@ class Batches:
             raise UserError(f"{connection.url}: batches need a file for their answers, and none is kept here")
         self.connection, self.cache, self.money = connection, cache, money
         self.directory = cache.path.with_suffix(".batches")
-        self.joining: list[_Row] = []
+        self.joining: list[_BatchRow] = []
         self.joined_at = 0.0
-        self.asked: dict[str, _Row] = {}  # by key: who waits
+        self.asked: dict[str, _BatchRow] = {}  # by key: who waits
         self.on_the_way: set[str] = set()  # keys in batches
         self.tasks: set[asyncio.Task] = set()
         self.found: asyncio.Task | None = None
@@ -95,7 +95,7 @@ class Batches:
         if reply := self.cache.get(key):  # from a batch of an earlier run
             return reply
         future, sent = asyncio.get_running_loop().create_future(), self.connection.known(parameters)
-        row = self.asked[key] = _Row(key, messages, parameters, sent, future)
+        row = self.asked[key] = _BatchRow(key, messages, parameters, sent, future)
         try:
             if key not in self.on_the_way:
                 await self._join(row)
@@ -105,7 +105,7 @@ class Batches:
 
     # From requests to batches ------------------------------------------------------------------------------------------------
 
-    async def _join(self, row: _Row) -> None:
+    async def _join(self, row: _BatchRow) -> None:
         row.sent = self.connection.known(row.parameters)
         row.reserved = self.connection.most_usd(row.messages, row.sent)
         await self.money.reserve(row.reserved)
@@ -127,7 +127,7 @@ class Batches:
                 self._fail([row.key for row in rows], error)
                 raise
 
-    def _send(self, rows: list[_Row]) -> None:
+    def _send(self, rows: list[_BatchRow]) -> None:
         """Write the rows to as few files as their sizes allow, and start a batch with each."""
         lines, size, taken = [], 0, []
         for row in rows:
@@ -141,9 +141,9 @@ class Batches:
             taken.append(row)
         self._begin(lines, taken)
 
-    def _begin(self, lines: list[bytes], rows: list[_Row]) -> None:
+    def _begin(self, lines: list[bytes], rows: list[_BatchRow]) -> None:
         self.number += 1
-        job = _Job(f"{self.number:06d}", sum(row.reserved for row in rows))
+        job = _BatchJob(f"{self.number:06d}", sum(row.reserved for row in rows))
         write_whole(self._file(job, ".requests.jsonl"), b"".join(lines), durable=True)
         self._save(job)
         self.on_the_way.update(row.key for row in rows)
@@ -151,7 +151,7 @@ class Batches:
 
     # From batches to answers -------------------------------------------------------------------------------------------------
 
-    async def _see_through(self, job: _Job, keys: list[str], committed: bool = False) -> None:
+    async def _see_through(self, job: _BatchJob, keys: list[str], committed: bool = False) -> None:
         """Create a batch unless it is there, wait for its end, and give its answers to those who wait.
 
         `committed` says that an earlier run has reserved its cost.
@@ -179,7 +179,7 @@ class Batches:
             if committed:
                 self.money.settle(job.usd, spent)
 
-    async def _create(self, job: _Job) -> None:
+    async def _create(self, job: _BatchJob) -> None:
         """Try to create a batch, after making sure that an earlier try has not done so."""
         if job.asked_at:
             job.id = (await self._listed()).get(job.name, "")
@@ -202,7 +202,7 @@ class Batches:
         if job.id:
             logger.info("batch %s: the endpoint works on it; a killed run finds it again", job.id)
 
-    async def _create_once(self, job: _Job, asked: bytes) -> str:
+    async def _create_once(self, job: _BatchJob, asked: bytes) -> str:
         """Return the id of a new batch, "" if there is none or it is not known whether there is one."""
         try:
             return str(_json(await self.connection.request("POST", "/batches", asked))["id"])
@@ -218,7 +218,7 @@ class Batches:
             await asyncio.sleep(max(getattr(error, "pause_s", 0.0), FIRST_POLL_S))
             return ""
 
-    async def _wait_for(self, job: _Job) -> dict[str, Any]:
+    async def _wait_for(self, job: _BatchJob) -> dict[str, Any]:
         """Return the batch once it has ended."""
         wait_s = FIRST_POLL_S
         while True:
@@ -228,7 +228,7 @@ class Batches:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 1.5, LAST_POLL_S)
 
-    async def _collect(self, job: _Job, place: str, file_id: str, failed: dict[str, Exception | None]) -> float:
+    async def _collect(self, job: _BatchJob, place: str, file_id: str, failed: dict[str, Exception | None]) -> float:
         """Take the rows of a batch's file: an answer's key is removed from `failed`, where every other gets its error.
 
         Returns the dollars that the answers cost.
@@ -252,7 +252,7 @@ class Batches:
                 failed[key] = outcome
         return spent
 
-    def _read(self, line: bytes, job: _Job) -> tuple[str, Reply | Exception]:
+    def _read(self, line: bytes, job: _BatchJob) -> tuple[str, Reply | Exception]:
         """Return the key of a row of a batch's file, and its reply or why there is none."""
         row = _dict(parse_json(line))
         key, response, began = (
@@ -300,19 +300,19 @@ class Batches:
             return
         self._start(self._rejoin(row))
 
-    async def _rejoin(self, row: _Row) -> None:
+    async def _rejoin(self, row: _BatchRow) -> None:
         try:
             await self._join(row)
         except BaseException as error:
             self._fail([row.key], error)
 
-    def _settle(self, row: _Row, usd: float) -> None:
+    def _settle(self, row: _BatchRow, usd: float) -> None:
         if row.reserved:
             self.money.settle(row.reserved, usd)
         row.reserved = 0.0
 
     def _read_errors(
-        self, job: _Job, ended: dict[str, Any], keys: list[str], failed: dict[str, Exception | None]
+        self, job: _BatchJob, ended: dict[str, Any], keys: list[str], failed: dict[str, Exception | None]
     ) -> bool:
         """Read why the endpoint did not accept a batch. Returns whether too many tokens wait there.
 
@@ -332,7 +332,7 @@ class Batches:
             failed[keys[error["line"] - 1]] = ErrorInBody({**error, "message": str(error.get("message"))}, 400)
         return False
 
-    async def _hand_on(self, job: _Job, failed: dict[str, Exception | None], too_much: bool) -> None:
+    async def _hand_on(self, job: _BatchJob, failed: dict[str, Exception | None], too_much: bool) -> None:
         """Put the requests that a batch has not answered into the next one, or give up on them."""
         if failed:
             logger.warning("batch %s has %s: %s requests are left", job.id, job.status, len(failed))
@@ -422,7 +422,7 @@ class Batches:
         if not identity.is_file():
             write_whole(identity, json.dumps({"digest": secrets.token_hex(16)}), durable=True)
         self.digest = json.loads(identity.read_text())["digest"]
-        jobs = [_Job(**json.loads(path.read_text())) for path in sorted(self.directory.glob("[0-9]*.json"))]
+        jobs = [_BatchJob(**json.loads(path.read_text())) for path in sorted(self.directory.glob("[0-9]*.json"))]
         self.number = max((int(job.name) for job in jobs), default=0)
         left = [job for job in jobs if job.status not in ENDED]
         listed = await self._listed()
@@ -441,13 +441,13 @@ class Batches:
             self.money.commit(job.usd)
             self._start(self._see_through(job, keys, committed=True))
 
-    def _file(self, job: _Job, suffix: str) -> Path:
+    def _file(self, job: _BatchJob, suffix: str) -> Path:
         return self.directory / f"{job.name}{suffix}"
 
-    def _save(self, job: _Job) -> None:
+    def _save(self, job: _BatchJob) -> None:
         write_whole(self._file(job, ".json"), orjson.dumps(asdict(job)), durable=True)
 
-    def _remove(self, job: _Job) -> None:
+    def _remove(self, job: _BatchJob) -> None:
         for kind in ("requests", "answers", "errors"):
             self._file(job, f".{kind}.jsonl").unlink(missing_ok=True)
 

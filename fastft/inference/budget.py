@@ -255,9 +255,8 @@ class Cache:
 
     def put_pause(self, endpoint: str, until: float) -> None:
         """Remember that an endpoint has asked not to be asked before `until`, so that a run that is started again obeys, too."""
-        if (
-            until > self.pauses.get(endpoint, 0.0) + 0.1 and not self._torn
-        ):  # once for all requests that were on the way
+        later = until > self.pauses.get(endpoint, 0.0) + 0.1  # once for all requests that were on the way
+        if later and not self._torn:
             self.pauses[endpoint] = until
             with contextlib.suppress(OSError):  # a full disk, of which the next reply tells
                 line = orjson.dumps({"pause": {"endpoint": endpoint, "until": until}}) + b"\n"

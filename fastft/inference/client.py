@@ -38,7 +38,7 @@ from fastft.inference.endpoint import USUAL_LIMITS, Limits, key_variables
 from fastft.inference.pace import Line
 from fastft.inference.transport import Lost, Unreached
 
-__all__ = ["Client", "Pool", "Unanswered", "estimate_tokens", "make_clients", "run_all"]
+__all__ = ["Client", "ClientPool", "Unanswered", "estimate_tokens", "make_clients", "run_all"]
 
 LONGEST_BACKOFF_S = 8.0
 LONGEST_PAUSE_S = 300.0  # a longer Retry-After ends the run, because some endpoints name the end of the day
@@ -242,7 +242,7 @@ class Client:
             raise UserError(f"{self.url}: asks to wait {minutes} ({said}); start the same command again then")
 
 
-class Pool(Client):
+class ClientPool(Client):
     """One model at several URLs: a request goes to the endpoint that is free, and is tried again wherever one is.
 
     What one of them has answered is not asked of another. Its cost before is estimated at the price of the first.

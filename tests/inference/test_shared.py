@@ -13,7 +13,7 @@ from helpers.openai_server import Failure, completion
 
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money, OverBudget
-from fastft.inference.client import Client, Pool, Unanswered, run_all
+from fastft.inference.client import Client, ClientPool, Unanswered, run_all
 from fastft.inference.completion import Reply
 from fastft.inference.endpoint import Limits
 
@@ -100,15 +100,15 @@ def test_a_pool_asks_whoever_is_free_and_pays_once(tmp_path):
     ):
         cache, money = Cache(tmp_path / "cache.jsonl"), Money()
         clients = [Client(f"{each.url}#t", Limits(concurrency=4), cache, money=money) for each in (one, two)]
-        replies, stopped = ask_all(Pool(clients), [f"{i}" for i in range(40)])
+        replies, stopped = ask_all(ClientPool(clients), [f"{i}" for i in range(40)])
         assert stopped is None and all(isinstance(reply, Reply) for reply in replies)
         assert {reply.endpoint for reply in replies} == {f"{one.url}#t", f"{two.url}#t"}
         before = len(one.requests) + len(two.requests)
-        again, _ = ask_all(Pool(clients[::-1]), [f"{i}" for i in range(40)])
+        again, _ = ask_all(ClientPool(clients[::-1]), [f"{i}" for i in range(40)])
         assert [reply.text for reply in again] == [reply.text for reply in replies]
         assert len(one.requests) + len(two.requests) == before
     with pytest.raises(UserError, match="given twice"):
-        Pool([clients[0], clients[0]])
+        ClientPool([clients[0], clients[0]])
 
 
 def test_a_pause_of_hours_ends_the_run_in_one_line(tmp_path):
