@@ -317,6 +317,7 @@ def _choose(
             "weak": config.weak if is_address(config.weak) else str(Path(config.weak).resolve()),
             "template": config.template,
             "dtype": config.dtype,
+            "identity": weak.identity,
         },
         "train": [each.id for each in split.train],
         "validation": [each.id for each in split.validation],

@@ -65,15 +65,12 @@ class Chosen:
         return task
 
     def weak(self, endpoints: Endpoints, batch_size: int) -> WeakModel:
-        places = self.content["places"]
-        return WeakModel(
-            places["weak"],
-            endpoints.weak,
-            self.content["answers"],
-            places["template"],
-            batch_size,
-            places["dtype"],
-        )
+        """Raises UserError if another model is there now."""
+        places, how = self.content["places"], self.content["answers"]
+        found = WeakModel(places["weak"], endpoints.weak, how, places["template"], batch_size, places["dtype"])
+        if found.identity != places["identity"]:
+            raise UserError(f"{places['weak']}: holds other weights than those that the choice was made for")
+        return found
 
     def endpoints(self, endpoint: EndpointConfig, key_envs: Sequence[str]) -> Endpoints:
         weak, encoder = self.content["places"]["weak"], self.content["encoder"]

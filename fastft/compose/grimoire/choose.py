@@ -19,7 +19,7 @@ from fastft.judge.statistics.intervals import Interval, bootstrap_mean, bootstra
 
 Outcomes = Mapping[str, Mapping[str, float]]
 """setting -> question -> 1 for a right answer, 0 for a wrong one. A question whose call failed has no entry."""
-RESAMPLES = 20_000  # the ends of the intervals are far out: with ten settings at the 0.25th percentile
+RESAMPLES = 10_000  # the ends of the intervals are far out: with ten settings at the 0.25th percentile
 
 
 @dataclass(frozen=True)

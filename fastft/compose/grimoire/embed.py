@@ -23,7 +23,6 @@ from fastft.inference.transport import Lost, Unreached
 Embedder = Callable[[Sequence[str]], Any]
 TFIDF = "tfidf"
 PER_REQUEST = 64  # texts
-LONGEST = 256  # tokens of a text that a sentence encoder reads
 
 
 def embedder(encoder: str, fit_on: Sequence[str], cache: Path | None = None, client: Client | None = None) -> Embedder:
@@ -32,9 +31,7 @@ def embedder(encoder: str, fit_on: Sequence[str], cache: Path | None = None, cli
     Raises UserError if there is no such encoder.
     """
     if encoder == TFIDF:
-        from fastft.compose.router.features import HashedFeatures
-
-        return HashedFeatures().fit(fit_on).transform
+        return _hashed(fit_on)
     if is_address(encoder):
         assert client is not None and cache is not None
         return lambda texts: _from_endpoint(client, texts, cache)
@@ -42,28 +39,20 @@ def embedder(encoder: str, fit_on: Sequence[str], cache: Path | None = None, cli
         raise UserError(
             f"--encoder {encoder}: must be tfidf, a sentence encoder's directory, or URL#name of an endpoint"
         )
-    return _sentence_encoder(encoder)
+    from fastft.compose.router.embeddings import embeddings_of
+
+    return embeddings_of(encoder).transform
 
 
-def _sentence_encoder(directory: str) -> Embedder:
-    """A model that was trained to embed sentences: the mean of its last hidden states. Raises UserError."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+def _hashed(fit_on: Sequence[str]) -> Embedder:
+    """The router's features. Each of their two blocks has length 1 there; here the whole row has."""
+    from fastft.compose.router.features import HashedFeatures, require_packages
 
-    try:
-        tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"--encoder {directory}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    require_packages()
+    from sklearn.preprocessing import normalize
 
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        rows = []
-        for text in texts:
-            tokens = tokenizer(text, return_tensors="pt", truncation=True, max_length=LONGEST)
-            with torch.inference_mode():
-                rows.append(model(**tokens).last_hidden_state[0].float().mean(0).numpy())
-        return _unit(np.stack(rows))
-
-    return embed
+    features = HashedFeatures().fit(fit_on)
+    return lambda texts: normalize(features.transform(texts)) if texts else features.transform(texts)
 
 
 def _from_endpoint(client: Client, texts: Sequence[str], cache: Path) -> np.ndarray:

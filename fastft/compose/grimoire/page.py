@@ -153,10 +153,10 @@ def show(choice: dict[str, Any], evaluation: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
-    console.width = max(console.width, 120)
+    console.width = max(console.width, 150)
     table = Table(show_edge=False)
     for index, head in enumerate(HEADS):
-        table.add_column(head, justify="right" if index else "left", no_wrap=index != 0)
+        table.add_column(head, justify="right" if index else "left", no_wrap=True)
     for row in setting_rows(choice, evaluation):
         table.add_row(*cells(row), style="bold" if row.chosen else None)
     console.print(table)

@@ -2,7 +2,7 @@
 
     policy = GrimoirePolicy("trec", Path("grimoires/trec"), model="smollm2")
     choice = policy.choose(conversation, turn, candidates)        # always the weak model; `why` names the setting
-    messages = policy.instructed(conversation.messages)           # what the worker is sent
+    messages = policy.instructed(request["messages"])             # what the worker is sent
 
 The prompt is the one that `fastft grimoire build` has chosen: for every question the same one, or where the choice was similar
 or ranked, a grimoire for each question. Nothing is asked of any other model.
@@ -11,6 +11,7 @@ or ranked, a grimoire for each question. Nothing is asked of any other model.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from fastft.compose.grimoire.answers import Setting
 from fastft.compose.grimoire.choice import Chosen, QuestionChooser
@@ -19,6 +20,7 @@ from fastft.compose.grimoire.run import RANKED, SIMILAR
 from fastft.compose.policy import Choice
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UserError
+from fastft.inference.completion import text_of
 from fastft.inference.endpoint import is_address
 
 KEPT = 4096  # questions whose grimoire is remembered
@@ -61,9 +63,13 @@ class GrimoirePolicy:
         question = next((each.content for each in reversed(messages) if each.role == "user"), "")
         return self.grimoires[self._place(question)]
 
-    def instructed(self, messages: Sequence[Message]) -> list[Message]:
-        """Return the messages with the instructions before them; a system message of the client's follows in the same one."""
-        told = self.setting_for(messages).prompt
-        if messages and messages[0].role == "system":
-            return [Message("system", f"{told}\n\n{messages[0].content}"), *messages[1:]]
-        return [Message("system", told), *messages]
+    def instructed(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a request's messages with the instructions before them, for the worker.
+
+        A system message of the client's follows the instructions in the same message, because some templates take only one.
+        """
+        read = [Message(str(each.get("role")), text_of(each.get("content"))) for each in messages]
+        told, own = self.setting_for(read).prompt, []
+        if read and read[0].role in ("system", "developer"):
+            own, messages = [read[0].content], messages[1:]
+        return [{"role": "system", "content": "\n\n".join([told, *own])}, *messages]

@@ -16,8 +16,9 @@ import numpy as np
 
 from fastft.errors import UserError
 
-WIDTH, HIDDEN, STEPS = 32, 64, 200
+WIDTH, HIDDEN, STEPS = 32, 64, 100
 FOLDS = 5
+MOST_ROWS = 2000  # questions that the basis is made from
 
 
 def nearest(question_rows: Any, grimoire_rows: Any) -> np.ndarray:
@@ -32,16 +33,23 @@ class Ranker:
         self.basis, self.towers, self.grimoires_GR = basis, towers, grimoires_GR
 
     @classmethod
-    def train(cls, question_rows: Any, grimoire_rows: Any, right_NG: np.ndarray, seed: int = 22) -> "Ranker":
+    def train(
+        cls,
+        question_rows: Any,
+        grimoire_rows: Any,
+        right_NG: np.ndarray,
+        seed: int = 22,
+        basis: np.ndarray | None = None,
+    ) -> "Ranker":
         """Fit to the outcomes of validation questions. Deterministic on one machine."""
         import torch
 
-        basis = _basis(question_rows, grimoire_rows)
+        basis = basis_of(question_rows, grimoire_rows) if basis is None else basis
         questions_NR, grimoires_GR = _dense(question_rows @ basis), _dense(grimoire_rows @ basis)
         towers = _towers(basis.shape[1], len(grimoires_GR), seed)
         known_NG = torch.from_numpy(~np.isnan(right_NG))
         wanted_NG = torch.from_numpy(np.nan_to_num(right_NG)).float()
-        optimizer = torch.optim.AdamW(towers.parameters(), lr=3e-3, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(towers.parameters(), lr=6e-3, weight_decay=0.1, fused=True)
         inputs = torch.from_numpy(questions_NR).float(), torch.from_numpy(grimoires_GR).float()
         for _ in range(STEPS):
             loss_NG = torch.nn.functional.binary_cross_entropy_with_logits(towers(*inputs), wanted_NG, reduction="none")
@@ -90,13 +98,16 @@ def _tensors(ranker: Ranker) -> dict[str, Any]:
 def cross_chosen(
     question_rows: Any, grimoire_rows: Any, right_NG: np.ndarray, folds_N: np.ndarray, seed: int
 ) -> np.ndarray:
-    """Return the place of the grimoire that a ranker chooses for each question, trained on the other folds [N]."""
-    places_N = np.zeros(len(folds_N), int)
+    """Return the place of the grimoire that a ranker chooses for each question, trained on the other folds [N].
+
+    All folds share the basis, which depends on texts alone and on no outcome.
+    """
+    places_N, basis = np.zeros(len(folds_N), int), basis_of(question_rows, grimoire_rows)
     for fold in np.unique(folds_N):
         own = np.flatnonzero(folds_N == fold)
         others = np.flatnonzero(folds_N != fold)
         if len(others):
-            ranker = Ranker.train(question_rows[others], grimoire_rows, right_NG[others], seed)
+            ranker = Ranker.train(question_rows[others], grimoire_rows, right_NG[others], seed, basis)
             places_N[own] = ranker.scores(question_rows[own]).argmax(1)
     return places_N
 
@@ -123,19 +134,20 @@ def _towers(size: int, grimoires: int, seed: int) -> Any:
         return Towers()
 
 
-def _basis(question_rows: Any, grimoire_rows: Any) -> np.ndarray:
-    """Return the main directions of questions and grimoires together [D, R], signs fixed, so that the towers have few inputs."""
+def basis_of(question_rows: Any, grimoire_rows: Any) -> np.ndarray:
+    """Return the main directions of questions and grimoires together [D, R], so that the towers have few inputs.
+
+    They are found from the products of the rows with each other, because hashed rows have 131,072 columns.
+    """
     from scipy.sparse import issparse, vstack
 
-    if issparse(question_rows):
-        from sklearn.decomposition import TruncatedSVD
-
-        rows = vstack([question_rows, grimoire_rows])
-        size = max(1, min(WIDTH, min(rows.shape) - 1))
-        return np.ascontiguousarray(TruncatedSVD(size, random_state=0).fit(rows).components_.T, dtype=np.float32)
-    rows = np.vstack([question_rows, grimoire_rows])
-    _, _, directions = np.linalg.svd(rows, full_matrices=False)
-    return np.ascontiguousarray(directions[:WIDTH].T, dtype=np.float32)
+    sparse = issparse(question_rows)
+    some = question_rows[:MOST_ROWS]
+    rows = vstack([some, grimoire_rows]).tocsr() if sparse else np.vstack([some, grimoire_rows])
+    values_R, vectors_NR = np.linalg.eigh(np.asarray(_dense(rows @ rows.T), dtype=np.float64))
+    kept = np.flatnonzero(values_R > 1e-6 * values_R[-1])[-WIDTH:]
+    basis = rows.T @ (vectors_NR[:, kept] / np.sqrt(values_R[kept]))
+    return np.ascontiguousarray(basis, dtype=np.float32)
 
 
 def _dense(rows: Any) -> np.ndarray:

@@ -170,6 +170,7 @@ def test_the_budget_holds_over_several_starts(tmp_path, capsys):
         assert sum(map(cost, server.requests)) > 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_the_calls_and_the_cost_and_asks_nothing(tmp_path, capsys):
     path, output = write_task(tmp_path), tmp_path / "made"
     with openai_server.endpoint(scripted) as server:
@@ -203,6 +204,7 @@ def test_a_strong_model_that_writes_nothing_usable_ends_the_run_in_one_line(tmp_
     assert "no grimoire can be used" in line and said in line
 
 
+@pytest.mark.slow
 def test_a_grimoire_that_quotes_is_asked_for_again(tmp_path):
     quote = rows(1)[0]["text"]
 
@@ -230,6 +232,7 @@ def test_an_edited_grimoire_that_is_empty_is_left_out(tmp_path, caplog):
     assert read(output / "choice.json")["chosen"] == "mine"
 
 
+@pytest.mark.slow
 def test_answers_in_another_language_are_said_in_a_line(tmp_path, caplog):
     def reply(body, number):
         return scripted(body) if is_for_strong(body) else "gerade"
@@ -240,6 +243,7 @@ def test_answers_in_another_language_are_said_in_a_line(tmp_path, caplog):
     assert read(tmp_path / "made/choice.json")["chosen"] == "zero-shot"
 
 
+@pytest.mark.slow
 def test_an_endpoint_without_constrained_choice_is_read_by_its_text(tmp_path):
     def reply(body, number):
         if "response_format" in body:
@@ -253,6 +257,7 @@ def test_an_endpoint_without_constrained_choice_is_read_by_its_text(tmp_path):
     assert read(tmp_path / "made/choice.json")["chosen"] == "none-profound"
 
 
+@pytest.mark.slow
 def test_failed_calls_are_counted_apart(tmp_path, capsys):
     def reply(body, number):
         poisoned = body["messages"][-1]["content"] == "Box: 15"
@@ -265,6 +270,93 @@ def test_failed_calls_are_counted_apart(tmp_path, capsys):
     gains = {row["setting"]: row for row in read(output / "choice.json")["gains"]}
     assert {row["failed"] for name, row in gains.items() if name not in ("similar", "ranked")} == {1}
     assert {row["questions"] for row in gains.values()} == {24}
+
+
+@pytest.mark.slow
+def test_a_directory_is_asked_for_likelihoods(tmp_path, model):
+    """A tiny random model: what it chooses means nothing, but every answer is a label with scores of all labels."""
+    path, output = write_task(tmp_path, (12, 6, 5)), tmp_path / "made"
+    with openai_server.endpoint(scripted) as server:
+        arguments = command(server, path, output, "--calibrate")
+        arguments[arguments.index("--weak") + 1] = str(model)
+        assert cli.main(arguments) == 0
+        assert all(map(is_for_strong, server.requests))
+    assert cli.main(["grimoire", "evaluate", str(output), "--max_test", "4"]) == 0
+    answers = [json.loads(line) for line in (output / "test_runs.jsonl").read_text().splitlines()]
+    assert len(answers) == 4 * len({row["prompt"] for row in answers})
+    assert all(row["how"] == "likelihood" and set(row["scores"]) == {"even", "odd"} for row in answers)
+    assert all(0 < row["valid"] < 1 and row["answer"] in ("even", "odd") for row in answers)
+    evaluation = read(output / "evaluation.json")
+    assert evaluation["questions"] == 4 and len(evaluation["gains"]) == 10
+
+
+@pytest.mark.slow
+def test_a_directory_can_be_asked_for_texts(tmp_path, model):
+    path, output = write_task(tmp_path, (8, 3, 3)), tmp_path / "made"
+    with openai_server.endpoint(scripted) as server:
+        arguments = command(server, path, output, "--answers", "text")
+        arguments[arguments.index("--weak") + 1] = str(model)
+        arguments[arguments.index("--samplers") + 1 : arguments.index("-o")] = ["none"]
+        assert cli.main(arguments) == 0
+    answers = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
+    assert {row["how"] for row in answers} == {"text"} and all(row["valid"] in (0, 1) for row in answers)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--weak", "nowhere"], "must be a model's directory, or URL#name"),
+        (["--strong", "gpt-4"], "must be URL#name of an endpoint"),
+        (["--answers", "likelihood"], "needs a model's directory"),
+        (["--samplers", "best"], "--samplers best: there are kmeans"),
+        (["--count", "0"], "--count must be at least 1"),
+        (["--prompts", "."], "holds none of profound.txt"),
+        (["--encoder", "nowhere"], "--encoder nowhere: must be tfidf"),
+        (["--max_usd", "1"], "needs --usd_per_million"),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line(tmp_path, capsys, options, said):
+    with openai_server.endpoint(scripted) as server:
+        code = cli.main([*command(server, write_task(tmp_path), tmp_path / "made"), *options])
+    assert code in (1, 2)
+    [line] = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error: ")]
+    assert said in line
+
+
+@pytest.mark.slow
+def test_questions_can_be_embedded_by_an_endpoint_which_is_asked_once(tmp_path):
+    """The embeddings of a text are its numbers of some letters; the second start has them all."""
+
+    def reply(body, number):
+        if "input" not in body:
+            return scripted(body)
+        data = [
+            {"index": place, "embedding": [1.0 + text.count(letter) for letter in "aeiou"]}
+            for place, text in enumerate(body["input"])
+        ]
+        return json.dumps({"data": data[::-1]}).encode()
+
+    path, output = write_task(tmp_path), tmp_path / "made"
+    with openai_server.endpoint(reply) as server:
+        line = command(server, path, output, "--encoder", f"{server.url}#embeddings")
+        line[line.index("--samplers") + 1 : line.index("-o")] = ["kmeans", "hierarchical"]
+        assert cli.main(line) == 0
+        asked = [text for body in server.requests for text in body.get("input", [])]
+        assert len(asked) == len(set(asked)) > 50
+        before = len(server.requests)
+        assert cli.main(["grimoire", "evaluate", str(output)]) == 0
+        assert sum(len(body.get("input", [])) for body in server.requests[before:]) == 20  # the test questions
+
+
+def test_an_endpoint_without_embeddings_ends_the_run_in_one_line(tmp_path, capsys):
+    def reply(body, number):
+        return Failure(404, "no such route") if "input" in body else scripted(body)
+
+    with openai_server.endpoint(reply) as server:
+        line = command(server, write_task(tmp_path), tmp_path / "made", "--encoder", f"{server.url}#embeddings")
+        line[line.index("--samplers") + 1 : line.index("-o")] = ["kmeans"]
+        assert cli.main(line) == 1
+    assert "gives no embeddings" in capsys.readouterr().err
 
 
 def test_answers_become_training_data_without_the_grimoire(made, tmp_path):
@@ -294,10 +386,11 @@ def test_the_gateway_puts_the_chosen_instructions_before_a_conversation(made):
     choice = policy.choose(asked, 1, ["small", "large"])
     assert choice.model == "small" and choice.why == "grimoire none-profound"
     assert choice.probabilities == {"small": 1.0, "large": 0.0} and policy.models == ["small"]
-    told = policy.instructed(asked.messages)
-    assert RULE in told[0].content and [each.role for each in told] == ["system", "user"]
-    own = policy.instructed([Message("system", "Be brief."), *asked.messages])
-    assert own[0].content.endswith("Be brief.") and RULE in own[0].content and len(own) == 2
+    question = {"role": "user", "content": [{"type": "text", "text": "Is 7 odd?"}]}
+    told = policy.instructed([question])
+    assert RULE in told[0]["content"] and told[1:] == [question]
+    own = policy.instructed([{"role": "developer", "content": "Be brief."}, question])
+    assert own[0]["content"].endswith("Be brief.") and RULE in own[0]["content"] and own[1:] == [question]
 
 
 def test_a_policy_that_chooses_for_each_question_answers_the_same_one_alike(made, tmp_path):

@@ -24,12 +24,13 @@ def test_what_is_surely_better_is_chosen():
 
 
 def test_luck_among_many_settings_is_not_chosen():
-    """Fifteen settings that are as good as zero-shot: one of 20 lists may choose one, not one of two."""
-    shares = {"zero-shot": 0.5, **{f"s{n}": 0.5 for n in range(15)}}
-    picked = [chosen(compare(outcomes(shares, 60, seed))) for seed in range(20)]
-    assert picked.count("zero-shot") >= 18
-    alone = [chosen(compare(outcomes(shares, 60, seed), together=False)) for seed in range(20)]
-    assert alone.count("zero-shot") < picked.count("zero-shot")
+    """Twelve settings that are as good as zero-shot. By intervals of their own, one is chosen again and again."""
+    shares = {"zero-shot": 0.5, **{f"s{n}": 0.5 for n in range(12)}}
+    lists = [outcomes(shares, 50, seed) for seed in range(6)]
+    together = [chosen(compare(each)) for each in lists]
+    alone = [chosen(compare(each, together=False)) for each in lists]
+    assert together.count("zero-shot") >= 5
+    assert alone.count("zero-shot") < together.count("zero-shot")
 
 
 def test_failed_calls_are_no_answers():
