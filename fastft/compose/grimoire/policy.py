@@ -34,7 +34,7 @@ class GrimoirePolicy:
     def __init__(self, name: str, directory: Path, model: str):
         """`model` is the served name of the weak model. Raises UserError if no choice has been made in `directory`."""
         choice = Chosen.load(directory)
-        self.name, self.models = name, [model]
+        self.name, self.directory, self.models = name, directory, [model]
         self.setting_name = choice.content["chosen"]
         self.settings = {each.name: each for each in choice.settings}
         self.grimoires = choice.grimoires
