@@ -162,16 +162,27 @@ def kills(config: DistillBenchmark, place: Path) -> None:
         at = place / name
         at.mkdir()
         write_lines(at / "queries.jsonl", queries)
-        teacher = FaultyTeacher(wait_s=0.25)
-        with openai_server.endpoint(teacher) as server:
-            given, in_flight = settings(at, server.url, **given_to), 0
+        teacher, failed = FaultyTeacher(wait_s=0.25), [0]
+
+        def reply(body: dict, number: int, teacher: FaultyTeacher = teacher, failed: list[int] = failed) -> object:
+            said = teacher(body, number)
+            failed[0] += isinstance(said, openai_server.Failure) or b'"choices": []' in (
+                said if isinstance(said, bytes) else b""
+            )
+            return said
+
+        with openai_server.endpoint(reply) as server:
+            given, in_flight, before = settings(at, server.url, **given_to), 0, 0
             for kill in range(1, count + 1):
                 process = start(at, **given)
                 while teacher.seen.total() < kill * 160 // (count + 1) and process.poll() is None:
                     time.sleep(0.01)
-                in_flight += server.in_flight
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                # What the run had asked and not yet written down: the endpoint may have sent some of it.
+                path = at / "run/answers.jsonl"
+                ended = failed[0] + (path.read_bytes().count(b"\n") if path.is_file() else 0)
+                in_flight, before = in_flight + len(server.requests) - ended - before, len(server.requests) - ended
             assert distill(at, **given) == 0
             twice = sum(each - 1 for each in server.paid_for.values())
             late = sorted(each for pause in server.pauses if not pause.unread for each in pause.started)

@@ -205,21 +205,24 @@ def test_a_second_run_in_the_same_place_is_kept_out(tmp_path):
     assert inside.is_set() and len(kept(tmp_path)) == 1
 
 
-def faults(body: dict, number: int):
-    """The endpoint that the engines of others were tried against: waits, errors, a prompt it never takes, odd bodies."""
-    said = body["messages"][-1]["content"]
-    if number % 9 == 8:
-        return Failure(429, retry_after="0.1")
-    if number % 31 == 30:
-        return Failure(500)
-    if "What is 50 " in said:
-        return Failure(400, "not this one")
-    if "What is 51 " in said and number < 70:
-        return b'{"choices": "none"}'
-    if "What is 52 " in said:
-        return completion("", body)
-    time.sleep(0.01)
-    return right(body)
+def faulty():
+    """The endpoint that the engines of others were tried against: waits, errors, a prompt it never takes, an odd body."""
+    malformed = iter([b'{"choices": "none"}'])
+
+    def reply(body: dict, number: int):
+        said = body["messages"][-1]["content"]
+        if number % 9 == 8:
+            return Failure(429, retry_after="0.1")
+        if number % 31 == 30:
+            return Failure(500)
+        if "What is 50 " in said:
+            return Failure(400, "not this one")
+        if "What is 52 " in said:
+            return completion("", body)
+        time.sleep(0.01)
+        return next(malformed, right(body)) if "What is 51 " in said else right(body)
+
+    return reply
 
 
 def killed_runs(tmp_path, kills: int, total: int = 80) -> tuple[int, int]:
@@ -227,7 +230,7 @@ def killed_runs(tmp_path, kills: int, total: int = 80) -> tuple[int, int]:
     write_lines(
         tmp_path / "queries.jsonl", [query(n) for n in range(total)] + [{**query(n), "id": f"r{n}"} for n in range(8)]
     )
-    with openai_server.endpoint(faults) as server:
+    with openai_server.endpoint(faulty()) as server:
         given = settings(
             tmp_path, server.url, teacher_concurrency=8, teacher_retries=20, verify={"near": 0, "repeats": "share"}
         )

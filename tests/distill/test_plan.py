@@ -167,6 +167,7 @@ def test_rows_of_usual_shapes_are_read(tmp_path, row, query, gold, options, syst
     assert made["collection"] == ("t0" if "_task_source" in row else "queries")
 
 
+@pytest.mark.slow
 def test_a_directory_of_parquet_is_a_dataset(tmp_path, monkeypatch):
     import pyarrow as pa
     import pyarrow.parquet as pq
