@@ -28,6 +28,8 @@ PREFIX = "process and methods step by step:\n\n"  # ends what the repository put
 
 @dataclass(kw_only=True)
 class GrimoireBenchmark:
+    """Which model tries which task, on how many questions."""
+
     data: Path
     """The folder with TASK_train.jsonl.gz, TASK_test.jsonl.gz, tasks.json and grimoires.jsonl."""
     task: str = "TREC"

@@ -72,6 +72,8 @@ print(json.dumps({"zero-shot": before, "infer-rules": score(made), "rules": made
 
 @dataclass(kw_only=True)
 class DspyBenchmark:
+    """What is compared, and how much of it."""
+
     dspy: Path
     """The Python of an environment with dspy."""
     made: Path

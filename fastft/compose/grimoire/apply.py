@@ -30,6 +30,8 @@ from fastft.judge.rows import read_objects
 
 @dataclass(kw_only=True)
 class ApplyConfig:
+    """Which texts are answered, and what becomes of the answers."""
+
     directory: Path = option(positional=True)
     """What `fastft grimoire build` has written (-o)."""
     texts: Path = option(positional=True)

@@ -76,6 +76,8 @@ FEW_VALID = 0.5  # a smaller share of answers that name a label is worth a line
 
 @dataclass(kw_only=True)
 class BuildConfig:
+    """What is made of which models, and where it is kept."""
+
     task: Path = option(positional=True)
     """The task, a YAML file: description, labels, train, and perhaps validation and test."""
     weak: str

@@ -30,7 +30,9 @@ KINDS_OF_TEXT = ("profound", "simple", "text")
 
 @dataclass(kw_only=True)
 class CheckConfig:
-    tasks: list[Path] = option(positional=True, several=True)
+    """What is looked at."""
+
+    tasks: list[str] = option(positional=True, several=True)
     """Tasks, YAML files."""
     grimoires: Path | None = None
     """Grimoires, JSON Lines: count those that share words with a training text."""
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     [config] = parse(argv, "fastft grimoire check", what, CheckConfig)
     total: Counter[str] = Counter()
     for path in config.tasks:
-        task = read_task(path)
+        task = read_task(Path(path))
         split = divided(task)
         print("\n".join(task_lines(task, split)))
         if config.grimoires is not None:

@@ -39,14 +39,14 @@ def embedder(encoder: str, fit_on: Sequence[str], cache: Path | None = None, cli
         raise UserError(
             f"--encoder {encoder}: must be tfidf, a sentence encoder's directory, or URL#name of an endpoint"
         )
-    from fastft.compose.router.embeddings import embeddings_of
+    from fastft.compose.router.vectors.embeddings import embeddings_of
 
     return embeddings_of(encoder).transform
 
 
 def _hashed(fit_on: Sequence[str]) -> Embedder:
     """The router's features. Each of their two blocks has length 1 there; here the whole row has."""
-    from fastft.compose.router.features import HashedFeatures, require_packages
+    from fastft.compose.router.vectors.features import HashedFeatures, require_packages
 
     require_packages()
     from sklearn.preprocessing import normalize

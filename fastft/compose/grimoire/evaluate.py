@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
+    """Which choice is measured, on how many questions."""
+
     directory: Path = option(positional=True)
     """What `fastft grimoire build` has written (-o)."""
     max_test: int | None = None
