@@ -5,12 +5,13 @@
 DIRECTORY/cache.jsonl is the client's; DIRECTORY/answers.jsonl is written at the end, in the order of the rows.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fastft.common.command_line import option, parse
 from fastft.common.files import write_whole
 from fastft.inference import batch
 from fastft.inference.budget import Cache, Money
@@ -18,15 +19,19 @@ from fastft.inference.client import Client, Unanswered, run_all
 from fastft.inference.endpoint import Limits
 
 
+@dataclass
+class AskingConfig:
+    rows: Path = option(positional=True)
+    address: str = option(positional=True)
+    directory: Path = option(positional=True)
+    batch: bool = False
+    quick: bool = False
+    """Wait less for batches."""
+    concurrency: int = 8
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("rows", type=Path)
-    parser.add_argument("address")
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--batch", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="wait less for batches")
-    parser.add_argument("--concurrency", type=int, default=8)
-    options = parser.parse_args()
+    [options] = parse(sys.argv[1:], "asking.py", "Ask a file of rows.", AskingConfig)
     if options.quick:
         batch.IDLE_S, batch.FIRST_POLL_S, batch.LAST_POLL_S, batch.GRACE_S = 0.1, 0.05, 0.1, 1.0
     money, found = Money(), {}

@@ -15,7 +15,7 @@ def train(path: Path, sums: str = "a", poems: str = "b", usd: dict[str, float] |
     import numpy as np
 
     from fastft.compose.router.outcomes import Outcomes
-    from fastft.compose.router.train import TrainSettings, train_router
+    from fastft.compose.router.training.train import TrainSettings, train_router
 
     rewards = [[1.0, 0.0]] * len(SUMS) + [[0.1, 1.0]] * len(POEMS)
     queries, models = SUMS + POEMS, [sums, poems]

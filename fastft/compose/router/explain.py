@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.compose.router.features import HashedFeatures, grams_of
-from fastft.compose.router.neighbours import NEAREST
 from fastft.compose.router.router import Router, Scores
+from fastft.compose.router.vectors.features import HashedFeatures, grams_of
+from fastft.compose.router.vectors.neighbours import NEAREST
 
 SHOWN = 6  # n-grams for and against a model
 

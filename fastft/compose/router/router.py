@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fastft.common.files import publish_directory, require_place, room_for
-from fastft.compose.router.baselines import Baselines
-from fastft.compose.router.embeddings import EncoderFeatures, StaticFeatures
-from fastft.compose.router.features import Features, HashedFeatures, require_packages
-from fastft.compose.router.fit import Head, sigmoid, softmax
-from fastft.compose.router.neighbours import Neighbours
+from fastft.compose.router.training.baselines import Baselines
+from fastft.compose.router.training.fit import Head, sigmoid, softmax
+from fastft.compose.router.vectors.embeddings import EncoderFeatures, StaticFeatures
+from fastft.compose.router.vectors.features import Features, HashedFeatures, require_packages
+from fastft.compose.router.vectors.neighbours import Neighbours
 from fastft.errors import UserError
 
 Rule = Literal["distribution", "success"]

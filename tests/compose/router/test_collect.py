@@ -152,7 +152,7 @@ def test_directories_answer_and_a_reward_model_scores(tmp_path, capsys):
 def test_a_reward_does_not_depend_on_its_batch(tmp_path, pad):
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from fastft.compose.router.reward_model import RewardModel
+    from fastft.compose.router.scoring.reward_model import RewardModel
 
     models.make_model(tmp_path / "reward")
     config = AutoConfig.from_pretrained(tmp_path / "reward", num_labels=1)
@@ -166,7 +166,7 @@ def test_a_reward_does_not_depend_on_its_batch(tmp_path, pad):
 
 
 def test_what_is_no_reward_model_is_one_line(tmp_path):
-    from fastft.compose.router.reward_model import RewardModel
+    from fastft.compose.router.scoring.reward_model import RewardModel
     from fastft.errors import UserError
 
     models.make_model(tmp_path / "classes", num_labels=3)

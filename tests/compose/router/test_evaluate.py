@@ -14,6 +14,7 @@ from helpers.pages import CHROMIUM, HOSTILE, browse, texts
 
 from fastft.cli import main
 from fastft.compose.router.figures.evaluation import evaluate, read_with_sets, to_json
+from fastft.compose.router.figures.leaks import fingerprints, shared_runs
 from fastft.compose.router.figures.measures import (
     SetMeans,
     area_under,
@@ -26,7 +27,6 @@ from fastft.compose.router.figures.measures import (
     weights_of,
 )
 from fastft.compose.router.figures.page import remarks, verdict, write_evaluation_page
-from fastft.compose.router.leaks import fingerprints, shared_runs
 from fastft.compose.router.router import Router
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "router"

@@ -7,12 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from fastft.compose.router.embeddings import embeddings_of
-from fastft.compose.router.features import BLOCK, HashedFeatures, columns_of, grams_of
-from fastft.compose.router.neighbours import Neighbours
 from fastft.compose.router.outcomes import Outcomes
 from fastft.compose.router.router import Router
-from fastft.compose.router.train import TrainSettings, train_router
+from fastft.compose.router.training.train import TrainSettings, train_router
+from fastft.compose.router.vectors.embeddings import embeddings_of
+from fastft.compose.router.vectors.features import BLOCK, HashedFeatures, columns_of, grams_of
+from fastft.compose.router.vectors.neighbours import Neighbours
 from fastft.errors import UserError
 
 QUERIES = [f"what is {a} plus {b}" for a in range(10) for b in range(3)] + [
@@ -41,7 +41,7 @@ def test_grams_are_words_pairs_of_words_and_characters_within_words(text):
 
 def test_columns_are_the_same_in_every_process():
     """Python's own hash of a text is not."""
-    code = "from fastft.compose.router.features import columns_of; print(columns_of('Wörter und 变压器')[0].tolist())"
+    code = "from fastft.compose.router.vectors.features import columns_of; print(columns_of('Wörter und 变压器')[0].tolist())"
     elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert elsewhere.strip() == str(columns_of("Wörter und 变压器")[0].tolist())
 

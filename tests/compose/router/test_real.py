@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastft.compose.router.features import HashedFeatures
 from fastft.compose.router.figures.measures import SetMeans
-from fastft.compose.router.fit import fit_heads, hard_labels, soft_labels
 from fastft.compose.router.outcomes import read_outcomes
-from fastft.compose.router.tags import enhance
+from fastft.compose.router.training.fit import fit_heads, hard_labels, soft_labels
+from fastft.compose.router.training.tags import enhance
+from fastft.compose.router.vectors.features import HashedFeatures
 
 DATA = Path(os.environ.get("FASTFT_DATA") or "nowhere") / "router"
 pytestmark = [

@@ -11,7 +11,7 @@ from helpers import routers
 
 from fastft.cli import main
 from fastft.compose.blend import BlendPolicy
-from fastft.compose.router.propensity import (
+from fastft.compose.router.replay.propensity import (
     LoggedTurns,
     clustered_mean,
     doubly_robust,
@@ -22,7 +22,7 @@ from fastft.compose.router.propensity import (
     robust_rewards,
     self_normalised,
 )
-from fastft.compose.router.simulate import read_rewards
+from fastft.compose.router.replay.simulate import read_rewards
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 from fastft.serve.gateway.events import EventLog, ServedTurn

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from fastft.cli import main
-from fastft.compose.router.calibration import brier, fit_scale
 from fastft.compose.router.figures.measures import calibration_error
-from fastft.compose.router.fit import fit_heads, hard_labels, sigmoid, soft_labels, softmax
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, choose_by
-from fastft.compose.router.tags import enhance, known_mean
-from fastft.compose.router.train import TrainSettings, train_router
+from fastft.compose.router.training.calibration import brier, fit_scale
+from fastft.compose.router.training.fit import fit_heads, hard_labels, sigmoid, soft_labels, softmax
+from fastft.compose.router.training.tags import enhance, known_mean
+from fastft.compose.router.training.train import TrainSettings, train_router
 from fastft.errors import UsageError, UserError
 
 TOPICS = {
@@ -207,7 +207,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 
 def test_prices_lower_the_costs_among_margins_that_are_as_good():
     """Both models are right about everything, so the cheap one can answer whatever it is as good at as the default."""
-    from fastft.compose.router.train import MARGINS, _best_margin
+    from fastft.compose.router.training.train import MARGINS, _best_margin
 
     rng = np.random.default_rng(0)
     success = np.column_stack([np.full(200, 0.8), 0.8 + rng.uniform(-0.1, 0.1, 200)])
@@ -338,7 +338,7 @@ def test_rewards_on_another_scale_are_scaled_and_one_outlier_does_not_flatten_th
 
 
 def test_equal_queries_are_held_out_together(caplog):
-    from fastft.compose.router.train import _folds
+    from fastft.compose.router.training.train import _folds
 
     fold = _folds([f"q{number % 50}" for number in range(100)], 0)
     assert (fold[:50] == fold[50:]).all() and np.bincount(fold).tolist() == [20] * 5

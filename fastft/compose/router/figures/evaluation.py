@@ -21,9 +21,9 @@ import numpy as np
 
 from fastft.common.records import repair_text
 from fastft.compose.blend import BlendPolicy
-from fastft.compose.router.baselines import SAYS
 from fastft.compose.router.figures.columns import Columns, Extra, alone
 from fastft.compose.router.figures.curves import Curve, WeakAndStrong, curve_columns, curve_of, pair_columns, pair_of
+from fastft.compose.router.figures.leaks import shared_runs
 from fastft.compose.router.figures.measures import (
     SetMeans,
     calibration_error,
@@ -32,9 +32,9 @@ from fastft.compose.router.figures.measures import (
     rank_and_uplift_of_model,
     weights_of,
 )
-from fastft.compose.router.leaks import shared_runs
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, Scores
+from fastft.compose.router.training.baselines import SAYS
 from fastft.data.conversation import Conversation
 from fastft.errors import UserError
 from fastft.judge.statistics.intervals import Interval

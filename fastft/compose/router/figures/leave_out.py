@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fastft.compose.router.figures.evaluation import LeftOut, of_candidates, read_with_sets, some, tag_row, whole_rows
 from fastft.compose.router.outcomes import Outcomes
 from fastft.compose.router.router import Router
-from fastft.compose.router.train import TrainSettings, train_router
+from fastft.compose.router.training.train import TrainSettings, train_router
 from fastft.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastft.compose.router.fit import Head, sigmoid
+from fastft.compose.router.training.fit import Head, sigmoid
 
 PRIOR = 4.0  # how strongly few observations are drawn to slope 1 and shift 0
 STEPS = 30

@@ -17,17 +17,17 @@ from typing import Any, Literal
 import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.compose.router.baselines import SAYS, Baselines, fit_baselines
-from fastft.compose.router.calibration import brier, fit_scale
-from fastft.compose.router.embeddings import embeddings_of
-from fastft.compose.router.features import Features, HashedFeatures, require_packages
+from fastft.compose.router.figures.leaks import fingerprints
 from fastft.compose.router.figures.measures import SetMeans, calibration_error, weights_of
-from fastft.compose.router.fit import Head, fit_heads, hard_labels, sigmoid, soft_labels
-from fastft.compose.router.leaks import fingerprints
-from fastft.compose.router.neighbours import Neighbours
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, choose_by, require_router_place
-from fastft.compose.router.tags import cluster_tags, clusters_wanted, enhance, known_mean, sets_of
+from fastft.compose.router.training.baselines import SAYS, Baselines, fit_baselines
+from fastft.compose.router.training.calibration import brier, fit_scale
+from fastft.compose.router.training.fit import Head, fit_heads, hard_labels, sigmoid, soft_labels
+from fastft.compose.router.training.tags import cluster_tags, clusters_wanted, enhance, known_mean, sets_of
+from fastft.compose.router.vectors.embeddings import embeddings_of
+from fastft.compose.router.vectors.features import Features, HashedFeatures, require_packages
+from fastft.compose.router.vectors.neighbours import Neighbours
 from fastft.errors import UsageError, UserError
 
 logger = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ from fastft.judge.questions import Answer, Question
 from fastft.judge.rows import is_text, read_objects
 
 if TYPE_CHECKING:
-    from fastft.compose.router.reward_model import RewardModel
+    from fastft.compose.router.scoring.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def read_queries(path: Path) -> list[QueryRow]:
 def _require_scores(config: CollectConfig, queries: list[QueryRow]) -> None:
     """Raise UserError if nothing would score some answer."""
     if config.reward_model:
-        from fastft.compose.router.reward_model import require_reward_model
+        from fastft.compose.router.scoring.reward_model import require_reward_model
 
         require_reward_model(config.reward_model)
     if config.reward_model or config.judge:
@@ -283,7 +283,7 @@ class CollectedAnswers:
 
     def scored(self, answers: Answers) -> Rewards:
         """Scores by the reward model. Each is kept under a hash of the model, the query and the answer."""
-        from fastft.compose.router.reward_model import RewardModel
+        from fastft.compose.router.scoring.reward_model import RewardModel
 
         model = RewardModel(self.config.reward_model or "", self.config.batch_size)
         kept = _KeptScores(self.directory / "rewards.jsonl")

@@ -6,7 +6,7 @@
     fastft router simulate outcomes.jsonl --policy large
 
 An event knows the answer of one model, so the rewards of the others are estimated by the probabilities with which the served
-policy chose (fastft.compose.router.propensity): it must have given every model a chance, as a blend does. An outcomes file
+policy chose (fastft.compose.router.replay.propensity): it must have given every model a chance, as a blend does. An outcomes file
 knows the scores of all models, so a policy's value is computed; estimates from a record with one drawn model a query stand
 beside it and show what as many served turns would tell.
 """
@@ -31,7 +31,7 @@ from fastft.compose.policy import FixedPolicy, Policy, draw
 from fastft.compose.router.figures.evaluation import whole_rows
 from fastft.compose.router.outcomes import read_outcomes
 from fastft.compose.router.policy import AHEAD, RoutePolicy
-from fastft.compose.router.propensity import (
+from fastft.compose.router.replay.propensity import (
     LoggedTurns,
     clustered_mean,
     doubly_robust,

@@ -13,8 +13,8 @@ from pathlib import Path
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, write_whole
 from fastft.compose.router.figures.evaluation import evaluate, read_with_sets, to_json
+from fastft.compose.router.figures.leave_out import leave_one_out
 from fastft.compose.router.figures.page import show, verdict, write_evaluation_page
-from fastft.compose.router.leave_out import leave_one_out
 from fastft.compose.router.router import Router
 from fastft.errors import UserError
 

@@ -4,7 +4,7 @@
     matrix = features.transform(queries)          # [N, width], CSR
     features.dense(matrix)                        # [N, 512], for similarities
 
-fastft.compose.router.embeddings has two others, which need a model's directory.
+fastft.compose.router.vectors.embeddings has two others, which need a model's directory.
 """
 
 import re

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fastft.compose.router.fit import Head
-from fastft.compose.router.neighbours import Neighbours
-from fastft.compose.router.tags import known_mean
+from fastft.compose.router.training.fit import Head
+from fastft.compose.router.training.tags import known_mean
+from fastft.compose.router.vectors.neighbours import Neighbours
 
 NEIGHBOURS = 40
 HIDDEN = 64
