@@ -46,7 +46,7 @@ class GrimoireBenchmark:
     """Test questions at most."""
     dtype: Dtype | None = None
     """As in fastft grimoire build."""
-    samplers: list[str] = option(list(SAMPLERS), several=True)
+    samplers: str = ",".join(SAMPLERS)
     """As in fastft grimoire build."""
     calibrate: bool = False
     """As in fastft grimoire build."""
@@ -132,7 +132,7 @@ def main() -> int:
             *(["--template", config.template] if config.template else []),
         ]
         limits = ["--max_train", str(config.train), "--max_validation", str(config.validation)]
-        limits += ["--samplers", *config.samplers, *(["--dtype", config.dtype] if config.dtype else [])]
+        limits += ["--samplers", config.samplers, *(["--dtype", config.dtype] if config.dtype else [])]
         calibrate = ["--calibrate"] if config.calibrate else []
         build.main([str(task), "--weak", config.weak, "-o", where, *options, *limits, *calibrate])
         return evaluate.main([where, "--max_test", str(config.test)])

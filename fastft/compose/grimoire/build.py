@@ -86,8 +86,8 @@ class BuildConfig:
     """The strong model, URL#name. Not needed if OUTPUT/grimoires.jsonl is there."""
     output: Path = option(short="-o")
     """A directory for everything that is made."""
-    samplers: list[str] = option(list(SAMPLERS), several=True)
-    """Which training questions the strong model sees: kmeans, hierarchical, hard, half-hard, random, none."""
+    samplers: str = ",".join(SAMPLERS)
+    """Which training questions the strong model sees, by these rules, separated by commas."""
     count: int = 4
     """Training questions of each label that it sees."""
     answers: How = "auto"
@@ -124,13 +124,18 @@ class BuildConfig:
         for key in ("count", "words", "batch_size", "max_train", "max_validation"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise UserError(f"--{key} must be at least 1")
-        if unknown := [each for each in self.samplers if each not in SAMPLERS]:
+        if unknown := [each for each in self.sampler_names if each not in SAMPLERS]:
             raise UserError(f"--samplers {unknown[0]}: there are {', '.join(SAMPLERS)}")
+        if not self.sampler_names:
+            raise UserError("--samplers is empty; none is the sampler that shows no questions")
         if self.strong is not None and not is_address(self.strong):
             raise UserError(
                 f"--strong {self.strong}: must be URL#name of an endpoint; `fastft serve` makes one of a directory"
             )
-        self.samplers = list(dict.fromkeys(self.samplers))
+
+    @property
+    def sampler_names(self) -> list[str]:
+        return list(dict.fromkeys(filter(None, map(str.strip, self.samplers.split(",")))))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,7 +161,7 @@ def build(config: BuildConfig, endpoint: EndpointConfig) -> None:
         logger.info("%s", remark)
     written = load_grimoires(output / "grimoires.jsonl") if (output / "grimoires.jsonl").is_file() else []
     known = all(weak.name in each.zero_shot for each in split.train)
-    plan = plan_build(task, split, prompts, config.samplers, config.count, config.words, endpoints, known, written)
+    plan = plan_build(task, split, prompts, config.sampler_names, config.count, config.words, endpoints, known, written)
     print("\n".join(plan.lines()))
     if config.dry_run:
         return
@@ -212,7 +217,7 @@ def _making(config: BuildConfig, task: LabelTask, weak: WeakModel) -> Making:
         strong=config.strong or "",
         answers=weak.how,
         seed=config.seed,
-        samplers=config.samplers,
+        samplers=config.sampler_names,
         count=config.count,
         encoder=config.encoder,
         words=config.words,
@@ -237,7 +242,7 @@ def _zero_shot_on_train(
     known: bool,
 ) -> dict[str, bool]:
     """Return which training questions the weak model gets right without help, if a sampler needs that."""
-    if not any(sampler in HARD_SHARE for sampler in config.samplers):
+    if not any(sampler in HARD_SHARE for sampler in config.sampler_names):
         return {}
     if known:
         right = {each.id: each.zero_shot[weak.name] for each in split.train}
@@ -262,11 +267,11 @@ def _written(
     """Draw the samples, have the grimoires written, and keep both."""
     if endpoints.strong is None:
         raise UserError("--strong URL#name is missing: who shall write the grimoires?")
-    clustered = any(sampler in CLUSTERED for sampler in config.samplers)
+    clustered = any(sampler in CLUSTERED for sampler in config.sampler_names)
     rows = embed([each.text for each in split.train]) if clustered else None
     samples = {
         sampler: draw_samples(split.train, task.labels, sampler, config.count, rows, right, config.seed)
-        for sampler in config.samplers
+        for sampler in config.sampler_names
     }
     save_samples(config.output / "samples.jsonl", samples)
     guard = CopyGuard(each.text for each in [*split.train, *split.validation])

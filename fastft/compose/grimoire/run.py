@@ -25,7 +25,7 @@ from fastft.compose.grimoire.money import KeptMoney
 from fastft.compose.grimoire.prompts import PromptTexts, few_shot_help, system_prompt
 from fastft.compose.grimoire.samplers import HARD_SHARE, draw_samples
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, TaskQuestion
-from fastft.compose.grimoire.write import KINDS, SIMPLE_WORDS, TOKENS_PER_WORD, Grimoire
+from fastft.compose.grimoire.write import KINDS, SIMPLE_WORDS, TOKENS_PER_WORD, TOLERANCE, TRIES, Grimoire
 from fastft.errors import UserError
 from fastft.inference.budget import Cache
 from fastft.inference.client import Client, make_clients
@@ -34,6 +34,7 @@ from fastft.inference.endpoint import EndpointConfig, is_address
 SIMILAR, RANKED = "similar", "ranked"
 """The two settings that choose a grimoire for each question."""
 FEW_SHOT_EXAMPLES = 4  # in all, as in Grimoire's paper
+BYTES_PER_WORD = 10  # at most on average, in what a strong model writes; English has 6
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class BuildPlan:
     hard: bool  # whether the weak model must answer the training questions
     strong_calls: int
     weak_calls: int
-    usd: float | None  # the most that it can cost, without tries that fail; None if no price is known
+    usd: float  # the most that it can cost: a byte counts as a token, as no tokenizer makes more of a text
 
     def lines(self) -> list[str]:
         cost = "free" if not self.usd else f"at most ${self.usd:.2f}"
@@ -142,13 +143,14 @@ def plan_build(
     questions = settings * len(split.validation) + hard * len(split.train)
     strong_calls = 0 if done else len(samplers) * len(KINDS)
     usd = 0.0
+    longest_help = max(int(words * TOLERANCE) * BYTES_PER_WORD, sum(longest[:FEW_SHOT_EXAMPLES]))
     if endpoints.strong is not None and not done:
         prompt = len(prompts.profound.encode()) + len(task.description.encode()) + samples
         profound = endpoints.strong.usd(prompt, words * TOKENS_PER_WORD)
-        shorter = words * TOKENS_PER_WORD * 4
-        usd += len(samplers) * (profound + endpoints.strong.usd(shorter, SIMPLE_WORDS * TOKENS_PER_WORD))
+        simple = endpoints.strong.usd(len(prompts.simple.encode()) + longest_help, SIMPLE_WORDS * TOKENS_PER_WORD)
+        usd += TRIES * len(samplers) * (profound + simple)
     if endpoints.weak is not None:
-        told = len(prompts.answer.encode()) + len(task.description.encode()) + words * 8
+        told = len(prompts.answer.encode()) + len(task.description.encode()) + longest_help
         asked = sum(len(each.text.encode()) + told for each in split.validation) * settings
         asked += sum(len(each.text.encode()) + told for each in split.train) * hard
         usd += endpoints.weak.usd(asked, 64 * questions)

@@ -16,7 +16,7 @@ from helpers.openai_server import Failure
 
 from fastft import cli
 
-SAMPLERS = ["--samplers", "random", "hard", "none"]
+SAMPLERS = ["--samplers", "random,hard,none"]
 
 
 def command(server, path: Path, output: Path, *more: str) -> list[str]:
@@ -296,7 +296,7 @@ def test_a_directory_can_be_asked_for_texts(tmp_path, model):
     with openai_server.endpoint(scripted) as server:
         arguments = command(server, path, output, "--answers", "text")
         arguments[arguments.index("--weak") + 1] = str(model)
-        arguments[arguments.index("--samplers") + 1 : arguments.index("-o")] = ["none"]
+        arguments[arguments.index("--samplers") + 1] = "none"
         assert cli.main(arguments) == 0
     answers = [json.loads(line) for line in (output / "runs.jsonl").read_text().splitlines()]
     assert {row["how"] for row in answers} == {"text"} and all(row["valid"] in (0, 1) for row in answers)
@@ -339,7 +339,7 @@ def test_questions_can_be_embedded_by_an_endpoint_which_is_asked_once(tmp_path):
     path, output = write_task(tmp_path), tmp_path / "made"
     with openai_server.endpoint(reply) as server:
         line = command(server, path, output, "--encoder", f"{server.url}#embeddings")
-        line[line.index("--samplers") + 1 : line.index("-o")] = ["kmeans", "hierarchical"]
+        line[line.index("--samplers") + 1] = "kmeans,hierarchical"
         assert cli.main(line) == 0
         asked = [text for body in server.requests for text in body.get("input", [])]
         assert len(asked) == len(set(asked)) > 50
@@ -354,7 +354,7 @@ def test_an_endpoint_without_embeddings_ends_the_run_in_one_line(tmp_path, capsy
 
     with openai_server.endpoint(reply) as server:
         line = command(server, write_task(tmp_path), tmp_path / "made", "--encoder", f"{server.url}#embeddings")
-        line[line.index("--samplers") + 1 : line.index("-o")] = ["kmeans"]
+        line[line.index("--samplers") + 1] = "kmeans"
         assert cli.main(line) == 1
     assert "gives no embeddings" in capsys.readouterr().err
 
