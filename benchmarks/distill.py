@@ -152,6 +152,7 @@ def kills(config: DistillBenchmark, place: Path) -> None:
     from helpers import openai_server
     from helpers.distilling import distill, kept, rejected, rows, settings, start, write_lines
     from helpers.faulty_teacher import FaultyTeacher
+    from helpers.kill_runs import UNREAD_S
 
     marks = {20: " [400]", 40: " [malformed]", 60: " [empty]"}
     queries = [{"id": f"q{n}", "query": f"What is {n}?{marks.get(n, '')}"} for n in range(160)]
@@ -178,6 +179,8 @@ def kills(config: DistillBenchmark, place: Path) -> None:
                 while teacher.seen.total() < kill * 160 // (count + 1) and process.poll() is None:
                     time.sleep(0.01)
                 os.killpg(process.pid, signal.SIGKILL)
+                for pause in server.pauses:  # nobody can obey what was said to a run that had no time to read it
+                    pause.unread = pause.unread or time.monotonic() - pause.began < UNREAD_S
                 process.wait()
                 # What the run had asked and not yet written down: the endpoint may have sent some of it.
                 path = at / "run/answers.jsonl"

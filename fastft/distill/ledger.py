@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastft.distill.verify.checks import KEPT, STATUSES, Verdict
+from fastft.distill.verify.checks import KEPT, STATUSES, AnswerVerdict
 
 EXAMPLES = 3  # for each reason
 SAMPLES = 6  # queries that the page shows with every teacher's answer
@@ -36,7 +36,7 @@ class TeacherLedger:
     versions: Counter = field(default_factory=Counter)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # reason -> queries
 
-    def add(self, row: dict[str, Any], answer: dict[str, Any] | None, verdict: Verdict) -> None:
+    def add(self, row: dict[str, Any], answer: dict[str, Any] | None, verdict: AnswerVerdict) -> None:
         """Count how a query ended."""
         assert verdict.status in STATUSES, verdict
         self.planned += 1
@@ -102,7 +102,7 @@ def _example(row: dict[str, Any], answer: dict[str, Any] | None) -> dict[str, An
     }
 
 
-def sample(row: dict[str, Any], found: dict[str, tuple[dict[str, Any] | None, Verdict]]) -> dict[str, Any]:
+def sample(row: dict[str, Any], found: dict[str, tuple[dict[str, Any] | None, AnswerVerdict]]) -> dict[str, Any]:
     """A query with every teacher's answer, for the page."""
     shown = _example(row, None)
     shown["answers"] = [

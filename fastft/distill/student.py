@@ -18,7 +18,7 @@ from fastft.common.files import make_directory, write_whole, written_whole
 from fastft.data.conversation import Conversation, Message
 from fastft.distill.draws import share
 from fastft.distill.settings import DistillConfig
-from fastft.distill.verify.checks import KEPT, Verdict
+from fastft.distill.verify.checks import KEPT, AnswerVerdict
 
 FILE = "conversations.jsonl"
 
@@ -40,7 +40,7 @@ class Stages:
             self.files[name] = stack.enter_context(partial.open("wb"))
             self.counts[name] = self.erased[name] = 0
 
-    def add(self, row: dict[str, Any], found: dict[str, tuple[dict[str, Any] | None, Verdict]]) -> None:
+    def add(self, row: dict[str, Any], found: dict[str, tuple[dict[str, Any] | None, AnswerVerdict]]) -> None:
         """Write a query's kept answers to their stages; a held-out one only with the last teacher's answer."""
         kept = {name: answer for name, (answer, verdict) in found.items() if verdict.status == KEPT}
         if kept and self._is_held_out(row):

@@ -21,7 +21,7 @@ STATUSES = (KEPT, "refused", "cut", "unverified", "failed", "over budget", "dupl
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class AnswerVerdict:
     """How an answer ended: one of STATUSES, a reason that can be counted, and details for its row.
 
     `checked` says whether a gold answer was compared.
@@ -33,16 +33,16 @@ class Verdict:
     checked: bool = False
 
 
-def look_at(row: dict[str, Any], answer: dict[str, Any], settings: VerifyConfig) -> Verdict:
+def look_at(row: dict[str, Any], answer: dict[str, Any], settings: VerifyConfig) -> AnswerVerdict:
     """Judge an answer by itself: all checks but those that compare it with other answers, and the judge."""
     text = answer["text"]
     if not text.strip():
         why = f"empty answer ({answer['finish_reason'] or 'no reason'})"
-        return Verdict(KEPT) if settings.empty == "keep" else Verdict("cut", "empty answer", why)
+        return AnswerVerdict(KEPT) if settings.empty == "keep" else AnswerVerdict("cut", "empty answer", why)
     if answer["finish_reason"] == "length" and settings.cut == "drop":
-        return Verdict("cut", "longer than max_tokens", f"{answer['completion_tokens']} tokens")
+        return AnswerVerdict("cut", "longer than max_tokens", f"{answer['completion_tokens']} tokens")
     if settings.refusals == "drop" and (why := refusal(text, answer)):
-        return Verdict("refused", *why)
+        return AnswerVerdict("refused", *why)
     return compare_with_gold(row, text, settings.check_for(row["collection"]))
 
 
@@ -68,18 +68,18 @@ def refusal(text: str, answer: dict[str, Any]) -> tuple[str, str] | None:
 # --- Gold answers -----------------------------------------------------------------------------------------------------
 
 
-def compare_with_gold(row: dict[str, Any], text: str, check: str) -> Verdict:
+def compare_with_gold(row: dict[str, Any], text: str, check: str) -> AnswerVerdict:
     """Compare an answer with the row's gold answer, by the kind `check` (auto: whichever fits the gold answer)."""
     gold = row["gold"]
     kind = "none" if not gold or check == "none" else kind_of_gold(gold, row["options"]) if check == "auto" else check
     if kind == "none":
-        return Verdict(KEPT)
+        return AnswerVerdict(KEPT)
     right, found = compare(text, gold, row["options"], kind)
     if right:
-        return Verdict(KEPT, checked=True)
+        return AnswerVerdict(KEPT, checked=True)
     if found is None:
-        return Verdict("unverified", "no answer found", f"gold {gold[:80]!r}", True)
-    return Verdict("unverified", "wrong answer", f"gold {gold[:80]!r}, answered {found[:80]!r}", True)
+        return AnswerVerdict("unverified", "no answer found", f"gold {gold[:80]!r}", True)
+    return AnswerVerdict("unverified", "wrong answer", f"gold {gold[:80]!r}, answered {found[:80]!r}", True)
 
 
 def extracted(row: dict[str, Any], text: str) -> str | None:
@@ -133,7 +133,7 @@ class NearDuplicates:
         self.prints.append(fingerprint(Conversation(row["id"], messages), bool(self.settings.near)))
         self.ids.append(row["id"])
 
-    def found(self) -> Iterator[tuple[str, Verdict]]:
+    def found(self) -> Iterator[tuple[str, AnswerVerdict]]:
         """Yield (id, verdict) of each conversation that is too near to another."""
         from fastft.data.dedup.duplicates import find_duplicates
 
@@ -142,4 +142,4 @@ class NearDuplicates:
         for position, duplicate in find_duplicates(self.prints, self.settings.near).items():
             reason = "near duplicate" if duplicate.reason == "near_duplicate" else "the same conversation"
             detail = f"of {self.ids[duplicate.keeper]}, similarity {duplicate.similarity:.2f}"
-            yield self.ids[position], Verdict("duplicate", reason, detail)
+            yield self.ids[position], AnswerVerdict("duplicate", reason, detail)

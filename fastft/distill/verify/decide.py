@@ -11,9 +11,9 @@ from fastft.distill.plan import read_plan
 from fastft.distill.settings import DistillConfig
 from fastft.distill.teachers.answers import Answers, key_of
 from fastft.distill.teachers.asking import Failures
-from fastft.distill.verify.checks import KEPT, NearDuplicates, Verdict, disagreement, look_at
+from fastft.distill.verify.checks import KEPT, NearDuplicates, AnswerVerdict, disagreement, look_at
 
-Verdicts = dict[str, list[Verdict | None]]
+Verdicts = dict[str, list[AnswerVerdict | None]]
 
 
 def decide(config: DistillConfig, plan: Path, answers: Answers, failures: Failures) -> Verdicts:
@@ -24,7 +24,7 @@ def decide(config: DistillConfig, plan: Path, answers: Answers, failures: Failur
         if config.verify.agreement:
             kept = {name: found[name][1] for name, verdict in ended.items() if verdict.status == KEPT}
             if said := disagreement(row, kept):
-                ended |= dict.fromkeys(kept, Verdict("unverified", "the teachers disagree", said))
+                ended |= dict.fromkeys(kept, AnswerVerdict("unverified", "the teachers disagree", said))
         for name, sequence in verdicts.items():
             sequence.append(ended.get(name))
     if config.verify.judge.url:
@@ -46,9 +46,9 @@ def answered_rows(
 
 def _first_look(
     config: DistillConfig, row: dict[str, Any], name: str, key: str, answer: dict[str, Any] | None, failures: Failures
-) -> Verdict:
+) -> AnswerVerdict:
     if answer is None:
-        return Verdict(*failures.of(name, key))
+        return AnswerVerdict(*failures.of(name, key))
     return look_at(row, answer, config.verify)
 
 
@@ -66,10 +66,12 @@ def _take_duplicates_out(config: DistillConfig, plan: Path, answers: Answers, ve
                 continue
             if first := stages[name].repeats(key, row["id"]):
                 if config.verify.repeats == "drop":
-                    verdicts[name][index] = Verdict("duplicate", "the same request", f"as {first}", verdict.checked)
+                    verdicts[name][index] = AnswerVerdict(
+                        "duplicate", "the same request", f"as {first}", verdict.checked
+                    )
             else:
                 stages[name].add(row, answer["text"])
     for name, stage in stages.items():
         for id, duplicate in stage.found():
             checked = verdicts[name][places[id]].checked
-            verdicts[name][places[id]] = Verdict(duplicate.status, duplicate.reason, duplicate.detail, checked)
+            verdicts[name][places[id]] = AnswerVerdict(duplicate.status, duplicate.reason, duplicate.detail, checked)

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastft.distill.plan import read_plan
 from fastft.distill.settings import DistillConfig
 from fastft.distill.teachers.answers import Answers, key_of
-from fastft.distill.verify.checks import KEPT, Verdict
+from fastft.distill.verify.checks import KEPT, AnswerVerdict
 from fastft.inference.budget import FREE, Cache, Money
 from fastft.inference.client import Client, run_all
 from fastft.judge.judgment import Judgment
@@ -19,7 +19,7 @@ from fastft.judge.questions import Answer, Question
 
 
 def judge_answers(
-    config: DistillConfig, plan: Path, answers: Answers, verdicts: dict[str, list[Verdict | None]]
+    config: DistillConfig, plan: Path, answers: Answers, verdicts: dict[str, list[AnswerVerdict | None]]
 ) -> None:
     """Change, in place, the verdicts on answers that the judge does not find good enough.
 
@@ -41,18 +41,18 @@ def judge_answers(
         checked = verdicts[name][place].checked
         judgment = judged.get(index)
         if judgment is None:
-            verdicts[name][place] = Verdict("failed", "not judged", stopped or "", checked)
+            verdicts[name][place] = AnswerVerdict("failed", "not judged", stopped or "", checked)
         elif not judgment.parsed:
-            verdicts[name][place] = Verdict(
+            verdicts[name][place] = AnswerVerdict(
                 "unverified", "the judge's score cannot be read", judgment.text[:200], checked
             )
         elif judgment.score_a < settings.least:
             detail = f"{judgment.score_a:g} of 10"
-            verdicts[name][place] = Verdict("unverified", f"judged below {settings.least:g}", detail, checked)
+            verdicts[name][place] = AnswerVerdict("unverified", f"judged below {settings.least:g}", detail, checked)
 
 
 def _tasks(
-    config: DistillConfig, plan: Path, answers: Answers, verdicts: dict[str, list[Verdict | None]]
+    config: DistillConfig, plan: Path, answers: Answers, verdicts: dict[str, list[AnswerVerdict | None]]
 ) -> tuple[list[tuple[str, int]], list[JudgeTask]]:
     """The (teacher, place in the plan) of the answers that are kept so far, and what the judge is asked about each."""
     places, tasks = [], []
