@@ -11,7 +11,7 @@ from fastft.distill.plan import read_plan
 from fastft.distill.settings import DistillConfig
 from fastft.distill.teachers.answers import Answers, key_of
 from fastft.distill.teachers.asking import Failures
-from fastft.distill.verify.checks import KEPT, NearDuplicates, AnswerVerdict, disagreement, look_at
+from fastft.distill.verify.checks import KEPT, AnswerVerdict, NearDuplicates, disagreement, look_at
 
 Verdicts = dict[str, list[AnswerVerdict | None]]
 
