@@ -16,6 +16,7 @@ from typing import Any
 
 from fastft.compose.abtest.policy import Experiment
 from fastft.compose.blend import BlendPolicy
+from fastft.compose.grimoire.policy import GrimoirePolicy
 from fastft.compose.policy import Policy
 from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.style import compare_styles
@@ -75,6 +76,8 @@ def describe(name: str, virtual: VirtualModels) -> str:
         said = _route(policy)
     elif isinstance(policy, Experiment):
         said = _experiment(policy)
+    elif isinstance(policy, GrimoirePolicy):
+        said = f"{policy.models[0]}, which is told {policy.setting_name} of {policy.directory}"
     else:
         said = policy.models[0]
     if not any(model in virtual for model in policy.models):

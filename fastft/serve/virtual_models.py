@@ -12,6 +12,7 @@ from typing import Literal
 
 from fastft.compose.abtest.policy import Experiment
 from fastft.compose.blend import BlendPolicy, BlendStage, stages_of
+from fastft.compose.grimoire.policy import GrimoirePolicy
 from fastft.compose.policy import FixedPolicy, Policy
 from fastft.compose.router.policy import DecideOn, RoutePolicy
 from fastft.compose.virtual import VirtualModels
@@ -43,11 +44,12 @@ class VirtualModel:
     """A name that is served by a policy, which chooses among models."""
 
     name: str
-    policy: Literal["fixed", "blend", "route", "ab"] = "fixed"
+    policy: Literal["fixed", "blend", "route", "ab", "grimoire"] = "fixed"
     """How the model is chosen. fixed: always the same one; blend: each turn draws one; route: a trained router chooses the one
-    that will probably answer best; ab: each user gets one of several arms, for good."""
+    that will probably answer best; ab: each user gets one of several arms, for good; grimoire: always the same one, which is
+    told first what helps it."""
     model: str | None = None
-    """fixed: the model that answers; it may be a virtual one."""
+    """fixed: the model that answers; it may be a virtual one. grimoire: the weak model."""
     models: dict[str, float] = field(default_factory=dict)
     """blend: models with their weights; the paper uses equal weights."""
     seed: str | None = None
@@ -71,6 +73,8 @@ class VirtualModel:
     so far."""
     switch_margin: float = 0.1
     """route: a conversation changes its model only for one that is better by this much."""
+    grimoire: str | None = None
+    """grimoire: the directory that fastft grimoire build has written."""
     arms: dict[str, Arm] = field(default_factory=dict)
     """ab: the arms by name."""
     control: str = "control"
@@ -90,12 +94,14 @@ KEYS = {
     "blend": ("models", "seed", "min_run", "schedule"),
     "route": ("router", "of", "usd_weight", "margin", "default", "decide_on", "switch_margin"),
     "ab": ("arms", "control", "seed", "coverage", "namespace", "hash_version", "until"),
+    "grimoire": ("grimoire", "model"),
 }
 """What each policy reads."""
 NEEDS = {
     "fixed": ("model", "the policy fixed needs one model: model: NAME"),
     "blend": ("models", "a blend needs models with their weights: models: {a: 1, b: 1}"),
     "route": ("router", "a route needs a trained router: router: DIRECTORY"),
+    "grimoire": ("grimoire", "a grimoire needs what fastft grimoire build has written: grimoire: DIRECTORY"),
     "ab": ("arms", "an experiment needs arms: arms: {control: {model: a, share: 0.5}, new: {model: b, share: 0.5}}"),
 }
 
@@ -139,6 +145,10 @@ def policy_of(virtual: VirtualModel) -> Policy | Experiment:
     if virtual.policy == "route":
         names = ("of", "usd_weight", "margin", "default", "decide_on", "switch_margin")
         return RoutePolicy(virtual.name, Path(virtual.router or ""), **{name: getattr(virtual, name) for name in names})
+    if virtual.policy == "grimoire":
+        if not virtual.model:
+            raise UserError(f"{where}: a grimoire needs the weak model: model: NAME")
+        return GrimoirePolicy(virtual.name, Path(virtual.grimoire or ""), virtual.model)
     if virtual.policy == "ab":
         return _experiment(where, virtual)
     return FixedPolicy(virtual.model or "")

@@ -30,6 +30,7 @@ from fastft import __version__
 from fastft.common import logs
 from fastft.common.urls import parse_http
 from fastft.compose.abtest.policy import LONGEST_USER, Experiment
+from fastft.compose.grimoire.policy import GrimoirePolicy
 from fastft.compose.policy import Choice, Policy
 from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.virtual import Asked, Resolved, VirtualModels
@@ -133,6 +134,9 @@ class Gateway:
             name: routes
             for name in virtual
             if (routes := [each for each in self.virtual.reached(name) if isinstance(each, RoutePolicy)])
+        }
+        self.instructing = {
+            name for name in virtual if any(isinstance(each, GrimoirePolicy) for each in self.virtual.reached(name))
         }
         # For decisions that take so long that a stream would notice. One thread, so that they do not slow each other down.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decisions")
@@ -331,13 +335,27 @@ class Gateway:
         if self.moderation:
             await self._moderate(self.moderation, turn, request)
 
+        sent = self._instructed(turn, request)
+
         def body_for(worker: PoolWorker) -> bytes:
-            """The client's own bytes, unless the model has another name there."""
-            return body if worker.model == name else orjson.dumps(request | {"model": worker.model})
+            """The client's own bytes, unless the model has another name there, or is told something first."""
+            own = sent is request and worker.model == name
+            return body if own else orjson.dumps(sent | {"model": worker.model})
 
         exchange = Exchange(turn, body_for, self.pool, send, headers, self.record is not None, abort, self._ended)
         self.running.add(exchange)
         await exchange.run(receive)
+
+    def _instructed(self, turn: ServedTurn, request: dict[str, Any]) -> dict[str, Any]:
+        """The request with the instructions of the grimoires on the way to its model. Raises ApiError for a plain completion."""
+        for policy in (self.virtual.get(name) for name in (turn.asked, *turn.through)):
+            if isinstance(policy, GrimoirePolicy):
+                if not isinstance(request.get("messages"), list):
+                    message = f"{turn.asked!r} puts instructions before a conversation: ask at /v1/chat/completions"
+                    raise ApiError(400, message, code="chat_only")
+                dialogue = [each for each in request["messages"] if isinstance(each, dict)]
+                request = request | {"messages": policy.instructed(dialogue)}
+        return request
 
     def _ended(self, exchange: Exchange) -> None:
         self.running.discard(exchange)
@@ -432,7 +450,9 @@ class Gateway:
         user = None if battle or source == "background" else _user(scope, request)
         found = Resolved(Choice(name, {name: 1.0}, "asked by name"))
         if policy := self.virtual.get(name):
-            read = _as_messages(messages, request.get("prompt")) if name in self.routes else []
+            read = (
+                _as_messages(messages, request.get("prompt")) if name in self.routes or name in self.instructing else []
+            )
             asked = Asked(Conversation(conversation or "", read), number, user, at, self.pool.names())
             found = await self._found(name, asked)
         choice = found.choice
