@@ -4,12 +4,14 @@
     reply = await batches.ask(key, messages, {"max_tokens": 1024})      # many at once; returns when its batch has ended
 
 Requests that are asked within a second go into one batch, up to the vendor's limits. What each batch asks is written to
-cache.batches/ beside the cache before the endpoint hears of it. A batch carries the digest of this directory and the name of its
-file as metadata, so a run that was killed finds its batches again, one that was created in the moment of the kill included.
-Answers go to the cache; requests that have failed, or that were not reached before the batch expired, go into the next batch.
+cache.batches/ENDPOINT/ beside the cache before the endpoint hears of it. A batch carries the digest of this directory and the
+name of its file as metadata, so a run that was killed finds its batches again, one that was created in the moment of the kill
+included. Answers go to the cache; requests that have failed, or that were not reached before the batch expired, go into the next
+batch.
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import secrets
@@ -25,8 +27,8 @@ from fastft.common.files import make_directory, room_for, write_whole
 from fastft.common.records import parse_json
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money, OverBudget
-from fastft.inference.completion import ErrorInBody, Malformed, Reply, error_of, read_parsed
-from fastft.inference.connection import Connection, Tries, may_be_billed
+from fastft.inference.completion import ErrorInBody, Malformed, Reply, error_in, read_parsed
+from fastft.inference.connection import Connection, Tries, check_pauses, may_be_billed
 from fastft.inference.transport import Lost, Unreached
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,9 @@ class Batches:
         if cache is None:
             raise UserError(f"{connection.url}: batches need a file for their answers, and none is kept here")
         self.connection, self.cache, self.money = connection, cache, money
-        self.directory = cache.path.with_suffix(".batches")
+        # Endpoints may share the cache; each has its own batches.
+        place = hashlib.sha256(connection.address.encode()).hexdigest()[:12]
+        self.directory = cache.path.with_suffix(".batches") / place
         self.joining: list[_BatchRow] = []
         self.joined_at = 0.0
         self.asked: dict[str, _BatchRow] = {}  # by key: who waits
@@ -205,7 +209,7 @@ class Batches:
     async def _create_once(self, job: _BatchJob, asked: bytes) -> str:
         """Return the id of a new batch, "" if there is none or it is not known whether there is one."""
         try:
-            return str(_json(await self.connection.request("POST", "/batches", asked))["id"])
+            return str(_json(await self._once("POST", "/batches", asked))["id"])
         except (Lost, Malformed, KeyError, ErrorInBody, Unreached) as error:
             refused = isinstance(error, ErrorInBody) and error.status_code < 500
             if refused and error.status_code not in (408, 409, 429):
@@ -215,7 +219,7 @@ class Batches:
                 raise UserError(f"{self.connection.url}/batches: {said}; start the same command again later") from None
             if refused or isinstance(error, Unreached):
                 job.asked_at = 0.0  # there is none
-            await asyncio.sleep(max(getattr(error, "pause_s", 0.0), FIRST_POLL_S))
+            await asyncio.sleep(FIRST_POLL_S)
             return ""
 
     async def _wait_for(self, job: _BatchJob) -> dict[str, Any]:
@@ -231,9 +235,10 @@ class Batches:
     async def _collect(self, job: _BatchJob, place: str, file_id: str, failed: dict[str, Exception | None]) -> float:
         """Take the rows of a batch's file: an answer's key is removed from `failed`, where every other gets its error.
 
-        Returns the dollars that the answers cost.
+        What stands in lines that are not JSON is lost, though paid for; those who wait for it ask again. Returns the dollars
+        that the answers cost.
         """
-        path, spent = self._file(job, f".{place}.jsonl"), 0.0
+        path, spent, lost = self._file(job, f".{place}.jsonl"), 0.0, None
         with room_for(path):
             await self._request("GET", f"/files/{file_id}/content", to=path, timeout_s=TRANSFER_S)
         for number, line in enumerate(_lines(path), 1):
@@ -242,7 +247,9 @@ class Batches:
             try:
                 key, outcome = self._read(line, job)
             except ValueError:
-                raise UserError(f"{self.connection.url}/files/{file_id}: line {number} is not JSON") from None
+                lost = Malformed(f"{self.connection.url}/files/{file_id}: line {number} is not JSON")
+                logger.warning("%s", lost)
+                continue
             if key in failed and isinstance(outcome, Reply):
                 del failed[key]
                 job.answers += 1
@@ -250,23 +257,22 @@ class Batches:
                 self._answered(key, outcome)
             elif key in failed:
                 failed[key] = outcome
+        if lost:
+            failed.update({key: lost for key, outcome in failed.items() if outcome is None})
         return spent
 
     def _read(self, line: bytes, job: _BatchJob) -> tuple[str, Reply | Exception]:
         """Return the key of a row of a batch's file, and its reply or why there is none."""
         row = _dict(parse_json(line))
-        key, response, began = (
-            str(row.get("custom_id")),
-            _dict(row.get("response")),
-            self.asked.get(row.get("custom_id")),
-        )
+        key, response = str(row.get("custom_id")), _dict(row.get("response"))
+        began = self.asked.get(key)
         status, body = response.get("status_code"), response.get("body")
         if not response:
             error = _dict(row.get("error"))
             return key, ErrorInBody({"message": error.get("message") or "no answer", "code": error.get("code")}, 503)
         try:
             if isinstance(status, int) and status >= 300:
-                raise error_of(status, orjson.dumps(body))
+                raise error_in(status, body)
             completion = read_parsed(body)
         except (ErrorInBody, Malformed) as error:
             return key, error
@@ -349,18 +355,32 @@ class Batches:
 
     # What the endpoint says --------------------------------------------------------------------------------------------------
 
+    async def _once(self, method: str, path: str, body: bytes | None = None, **options: Any) -> Any:
+        """Send a request in no pause that the endpoint has asked for."""
+        pace = self.connection.pace
+        while (left := pace.paused_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        try:
+            return await self.connection.request(method, path, body, **options)
+        except ErrorInBody as error:
+            if error.pause_s > 0:
+                pace.pause(error.pause_s)
+                self.cache.put_pause(self.connection.address, time.time() + error.pause_s)
+                check_pauses([self.connection], self.connection.said(error))
+            raise
+
     async def _request(self, method: str, path: str, body: bytes | None = None, **options: Any) -> Any:
         """Send a request of which nothing is harmed if it is sent twice, again and again if that may help."""
         for failures in range(self.connection.limits.retries + 1):
             try:
-                return await self.connection.request(method, path, body, **options)
+                return await self._once(method, path, body, **options)
             except ErrorInBody as error:
                 if error.status_code < 500 and error.status_code not in (408, 409, 429):
                     raise self._refused(error, path) from None
                 last = error
             except (Lost, Unreached) as error:
                 last = error
-            await asyncio.sleep(max(getattr(last, "pause_s", 0.0), min(0.5 * 2**failures, FIRST_POLL_S)))
+            await asyncio.sleep(min(0.5 * 2**failures, FIRST_POLL_S))
         raise UserError(
             f"{self.connection.url}{path}: {self.connection.said(last)}; start the same command again later"
         )
@@ -372,7 +392,7 @@ class Batches:
             except UserError as known:
                 return known
         said = self.connection.said(error)
-        if path.endswith("/content"):
+        if path.endswith("/content") or (path.startswith("/batches/") and error.status_code == 404):
             remedy = f"; its answers are gone, and {self.directory} says for which batch: remove its file to pay for them again"
             return UserError(f"{self.connection.url}{path}: {said}{remedy}")
         has_none = " (has it batches at all?)" if error.status_code in (404, 405, 501) else ""
@@ -409,9 +429,9 @@ class Batches:
                 metadata = _dict(batch.get("metadata"))
                 if metadata.get("fastft") == self.digest and metadata.get("part"):
                     found.setdefault(metadata["part"], str(batch.get("id")))
-            if not page.get("has_more") or not batches:
+            before, after = after, str(batches[-1].get("id")) if batches else ""
+            if not page.get("has_more") or after in ("", before):  # or the endpoint has no pages, whatever it says
                 return found
-            after = str(batches[-1].get("id"))
 
     # What the directory says -------------------------------------------------------------------------------------------------
 

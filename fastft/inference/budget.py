@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache as once
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +156,23 @@ class Cache:
         self._reserved = self._promised = 0  # bytes of the file's room on the disk, and those of replies on the way
         self._said = False
         if path.is_file():
+            self._file = FileIO(self.path)
             self._read()
 
     def _read(self) -> None:
-        with open(self.path, "rb") as file:
-            for line in file:
-                if row := _read_row(line):
-                    self._note(row[0], row[1], self._end, len(line))
-                elif line.startswith(PAUSE):
-                    self._read_pause(line)
-                self._end += len(line)
-                self._torn = not line.endswith(b"\n")
-        self._file = FileIO(self.path)
+        """Read the whole file, which stays open: to close it would give up the lock."""
+        self._end, self._torn, self.usd = 0, False, 0.0
+        self._places.clear()
+        self._file.seek(0)
+        reader = BufferedReader(self._file)
+        for line in reader:
+            if row := _read_row(line):
+                self._note(row[0], row[1], self._end, len(line))
+            elif line.startswith(PAUSE):
+                self._read_pause(line)
+            self._end += len(line)
+            self._torn = not line.endswith(b"\n")
+        reader.detach()
 
     def _read_pause(self, line: bytes) -> None:
         try:
@@ -211,7 +216,9 @@ class Cache:
             if error.errno in (errno.EAGAIN, errno.EACCES) and self._file:
                 raise UserError(f"{self.path}: another run writes to it; wait until that has ended") from None
             raise UserError(f"{self.path}: cannot be written to ({error.strerror})") from None
-        self._writing, self._end = True, os.fstat(self._file.fileno()).st_size
+        self._writing = True
+        if os.fstat(self._file.fileno()).st_size != self._end:  # another run has paid for more before it ended
+            self._read()
 
     def close(self) -> None:
         """Close the file, and give back what it has reserved of the disk."""

@@ -14,9 +14,12 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import random
+import signal
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -30,6 +33,7 @@ from fastft.inference.connection import (
     Connection,
     Tries,
     Unanswered,
+    check_pauses,
     estimate_tokens,
     may_be_billed,
     most_reply_tokens,
@@ -40,8 +44,8 @@ from fastft.inference.transport import Lost, Unreached
 
 __all__ = ["Client", "ClientPool", "Unanswered", "estimate_tokens", "make_clients", "run_all"]
 
+logger = logging.getLogger(__name__)
 LONGEST_BACKOFF_S = 8.0
-LONGEST_PAUSE_S = 300.0  # a longer Retry-After ends the run, because some endpoints name the end of the day
 DISK_PATIENCE_S = 300  # how long replies wait in memory for room on the disk before the run ends
 BYTES_OF_A_ROW = 4096  # room on the disk for all of a reply but its text
 BYTES_OF_A_TOKEN = 16  # room on the disk that a token of a reply may need; few tokens of JSON are longer
@@ -133,6 +137,9 @@ class Client:
         if not self.connected:
             self.connected = asyncio.ensure_future(self._connect())
         await asyncio.shield(self.connected)
+        if reply := self._cached(keys):  # by another run, which has ended since this one has read the cache
+            self._check_name(reply)
+            return reply
         if not self.batches:
             return await self._until_answered(keys, messages, parameters)
         reply = await self.batches.ask(keys[0], messages, parameters)
@@ -143,7 +150,7 @@ class Client:
         """Check once that somebody listens, and that replies can be kept."""
         if self.cache:
             self.cache.open()
-        self._check_pauses("it was said to an earlier run")
+        check_pauses(self.connections, "it was said to an earlier run")
         for connection in self.connections:
             await connection.reach()
 
@@ -184,7 +191,7 @@ class Client:
                     connection.check_name(reply)
                     return reply
                 wait = connection.count(last, tries, parameters, sent)
-                self._check_pauses(connection.said(last))
+                check_pauses(self.connections, connection.said(last))
                 if wait and not getattr(last, "pause_s", 0.0):  # no time is named, so this request keeps its place
                     backoff_s = min(0.5 * 2 ** (tries.failed - 1), LONGEST_BACKOFF_S)
                     await asyncio.sleep(backoff_s * random.uniform(0.75, 1))
@@ -234,13 +241,6 @@ class Client:
         finally:
             self.money.settle(reserved, spent)
 
-    def _check_pauses(self, said: str) -> None:
-        """Raise UserError if every endpoint asks for so long a pause that the run should rather go on another time."""
-        left = min(connection.pace.paused_until for connection in self.connections) - time.monotonic()
-        if left > LONGEST_PAUSE_S:
-            minutes = f"{left / 60:,.0f} minutes"
-            raise UserError(f"{self.url}: asks to wait {minutes} ({said}); start the same command again then")
-
 
 class ClientPool(Client):
     """One model at several URLs: a request goes to the endpoint that is free, and is tried again wherever one is.
@@ -249,7 +249,9 @@ class ClientPool(Client):
     """
 
     def __init__(self, clients: Sequence[Client]):
-        """`clients` share a cache and the money. Raises UserError for an endpoint that is given twice."""
+        """`clients` share a cache and the money. Raises UserError for an endpoint that is given twice, and for batches."""
+        if any(client.batches for client in clients):
+            raise UserError("several endpoints of one model cannot be asked through batches")
         connections = [connection for client in clients for connection in client.connections]
         if len({connection.address for connection in connections}) < len(connections):
             raise UserError("the same endpoint and model is given twice")
@@ -309,8 +311,10 @@ def run_all(
     thousand, or a hundred thousand for batches. `total` is their number, if `works` does not know it.
 
     Returns None, or why it stopped early: the money is used up, or an endpoint will never work. Requests that are in flight
-    then are paid for, so they end on their own and are kept.
+    then are paid for, so they end on their own and are kept. The same holds after Ctrl-C or SIGTERM, and then it raises
+    KeyboardInterrupt; the second of them ends everything at once.
     """
+    signals: list[int] = []
     with _progress_bar(what) as bar:
         task = bar.add_task(what, total=total or (len(works) if isinstance(works, Sequence) else None), usd="")
         stopped: list[str] = []
@@ -334,6 +338,11 @@ def run_all(
             bar.update(task, completed=ended[0], usd=f"${money.spent:.2f}" if money.spent else "")
             ended[1] = time.monotonic()
 
+        def stop() -> None:
+            stopped.append("interrupted")
+            logger.warning("stopping: answers in flight are paid for, so they are waited for; once more ends at once")
+            money.close()
+
         async def worker() -> None:
             for index, work in numbered:
                 await one(index, work)
@@ -351,11 +360,45 @@ def run_all(
                     each.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-        asyncio.run(everything())
+        async def until_signalled() -> None:
+            with _heeding(signals, stop):
+                await everything()
+
+        asyncio.run(until_signalled())
         show()
+    if signals:
+        raise KeyboardInterrupt
     if not stopped:
         return None
     return f"{stopped[0]}; spent ${money.spent:.2f}" if money.spent else stopped[0]
+
+
+@contextlib.contextmanager
+def _heeding(signals: list[int], stop: Callable[[], None]) -> Iterator[None]:
+    """Note Ctrl-C and SIGTERM in `signals`: the first calls `stop`, and the second cancels what runs in the block."""
+    loop, task, before = asyncio.get_running_loop(), asyncio.current_task(), {}
+
+    def heed(number: int) -> None:
+        signals.append(number)
+        if len(signals) == 1:
+            stop()
+        else:
+            task.cancel()
+
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        loop.add_signal_handler(number, heed, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if len(signals) < 2:
+            raise
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def _progress_bar(what: str) -> Any:

@@ -4,10 +4,13 @@ Endpoints differ: content may be a list of parts, counts may be missing, an erro
 `read_completion` returns a text that can be written to any file, or raises `ErrorInBody` or `Malformed`.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fastft.common.records import parse_json, repair_text
+
+MOST_TOKENS = 10**9  # no request has so many: a count above is none
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ErrorInBody(Exception):
     def __init__(self, error: dict[str, Any], status: int | None = None, pause_s: float = 0.0):
         code = status or error.get("code")
         super().__init__(f"Error code: {code} - {error.get('message') or error}")
-        self.status_code = int(code) if str(code).isdigit() else 502
+        self.status_code = int(code) if re.fullmatch("[0-9]{3,9}", str(code)) else 502
         self.body, self.param, self.pause_s = error, error.get("param"), pause_s
 
 
@@ -81,6 +84,11 @@ def error_of(status: int, content: bytes, pause_s: float = 0.0) -> ErrorInBody:
         body = parse_json(content)
     except ValueError:
         body = " ".join(content[:1000].decode(errors="replace").split())
+    return error_in(status, body, pause_s)
+
+
+def error_in(status: int, body: Any, pause_s: float = 0.0) -> ErrorInBody:
+    """Return the error that a status of 300 or more stands for, with a body whose JSON is parsed already."""
     if isinstance(body, dict) and "error" in body:
         body = body["error"]
     if isinstance(body, dict) and not body.get("message") and body.get("detail"):  # FastAPI's servers
@@ -143,7 +151,9 @@ def _thoughts(message: dict[str, Any]) -> str:
 
 def _token_counts(usage: Any) -> tuple[int, int] | None:
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    counted = all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts)
+    counted = all(
+        isinstance(count, int) and not isinstance(count, bool) and 0 <= count < MOST_TOKENS for count in counts
+    )
     return (counts[0], counts[1]) if counted else None
 
 

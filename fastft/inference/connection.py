@@ -31,6 +31,7 @@ from fastft.inference.pace import Pace
 logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 4  # before the endpoint has counted: English text has four to five, other scripts fewer
 BATCH_PRICE = 0.5  # of the usual one, at every vendor that has OpenAI's batches
+LONGEST_PAUSE_S = 300.0  # a longer Retry-After ends the run, because some endpoints name the end of the day
 IN_A_ROW = 8  # after so many requests in a row fail for good, the endpoint counts as down
 PAID_TRIES = 3  # of time-outs, cut and malformed replies, because the endpoint may bill each of them
 USUAL_REPLY = 1024  # tokens of a reply whose length nobody has limited, for budget and limits
@@ -89,12 +90,13 @@ class Connection:
         """Return the headers of every request. Those that the environment has for OpenAI are sent to OpenAI alone."""
         headers = {}
         if is_openai(self.url):
-            named = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
-            headers = {name: os.environ[variable] for name, variable in named.items() if os.environ.get(variable)}
+            for name, variable in ("OpenAI-Organization", "OPENAI_ORG_ID"), ("OpenAI-Project", "OPENAI_PROJECT_ID"):
+                if value := os.environ.get(variable, "").strip():
+                    headers[name] = _header(name, value, variable)
             for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines():
                 name, _, value = line.partition(":")
                 if name.strip() and name.strip().lower() != "authorization":
-                    headers[name.strip()] = value.strip()
+                    headers[name.strip()] = _header(name.strip(), value.strip(), "OPENAI_CUSTOM_HEADERS")
         return {**headers, **({"Authorization": f"Bearer {self.secret}"} if self.secret else {})}
 
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -111,10 +113,12 @@ class Connection:
         if self.proxy:
             return
         try:
-            connection = asyncio.open_connection(parts.hostname, parts.port or {"http": 80, "https": 443}[parts.scheme])
+            port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+            # A host whose IPv6 address does not answer may answer at its IPv4 address.
+            connection = asyncio.open_connection(parts.hostname, port, happy_eyeballs_delay=0.25)
             _, writer = await asyncio.wait_for(connection, 10)
             writer.close()
-        except (OSError, asyncio.TimeoutError) as error:
+        except (OSError, asyncio.TimeoutError, UnicodeError) as error:  # UnicodeError: a name that no host can have
             raise UserError(f"{self.url}: cannot be reached ({self.said(error)})") from None
 
     async def send(self, messages: list[dict[str, str]], sent: dict[str, Any]) -> Reply:
@@ -133,10 +137,15 @@ class Connection:
         """
         headers = {"Content-Type": "application/json", **options.pop("headers", {}), **self.headers}
         options.setdefault("timeout_s", self.limits.timeout_s)
-        response = await transport.send(method, self.url + path, headers, body, proxy=self.proxy, **options)
+        response = await transport.send(method, self._at(path), headers, body, proxy=self.proxy, **options)
         if response.status >= 300:
             raise error_of(response.status, response.content, transport.retry_after_s(response.headers))
         return response
+
+    def _at(self, path: str) -> str:
+        """Return the URL of `path`, to which what stands behind a question mark in the endpoint's URL is added."""
+        base, _, query = self.url.partition("?")
+        return base + path + (("&" if "?" in path else "?") + query if query else "")
 
     def body(self, messages: list[dict[str, str]], sent: dict[str, Any]) -> bytes:
         """Return the JSON of a request."""
@@ -253,8 +262,29 @@ class Connection:
     def said(self, error: Exception) -> str:
         """Return the error in one line, without the key."""
         said = repair_text(" ".join(str(error).split())) or type(error).__name__
+        said = "".join(
+            each if each.isprintable() else "\ufffd" for each in said
+        )  # nothing that moves a terminal's cursor
         said = said.replace(self.secret, "***") if len(self.secret) > 4 else said
         return re.sub(r"\bsk-[\w-]+", "***", said)[:200]
+
+
+def _header(name: str, value: str, variable: str) -> str:
+    """Return the value of a header that `variable` holds. Raises UserError, without the value, for what no header can be."""
+    if not (re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII) and re.fullmatch(r"[\t\x20-\x7e]*", value)):
+        raise UserError(
+            f"{variable} holds a character that no header of HTTP has (a line break, a letter with an accent …)"
+        )
+    return value
+
+
+def check_pauses(connections: Iterable[Connection], said: str) -> None:
+    """Raise UserError if every endpoint asks for so long a pause that the run should rather go on another time."""
+    waits = {connection.url: connection.pace.paused_until - time.monotonic() for connection in connections}
+    url = min(waits, key=waits.__getitem__)
+    if waits[url] > LONGEST_PAUSE_S:
+        minutes = f"{waits[url] / 60:,.0f} minutes"
+        raise UserError(f"{url}: asks to wait {minutes} ({said}); start the same command again then")
 
 
 def may_be_billed(error: Exception) -> bool:

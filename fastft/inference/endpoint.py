@@ -7,6 +7,7 @@
 A key goes to one endpoint only (see `key_for`) and is written nowhere.
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from fastft.common.command_line import option
+from fastft.common.records import repair_text
 from fastft.common.urls import parse_http
 from fastft.errors import UserError
 from fastft.inference.budget import Price, read_prices
@@ -63,7 +65,7 @@ class EndpointConfig:
     """Ask through the endpoint's batches (OpenAI's /v1/batches): half the price, and an answer within a day."""
 
     def __post_init__(self) -> None:
-        if self.concurrency < 1 or not self.rpm >= 0 or not self.tpm >= 0 or not self.timeout > 0:
+        if self.concurrency < 1 or not self.rpm >= 0 or not self.tpm >= 0 or not 0 < self.timeout < math.inf:
             raise UserError("--concurrency must be at least 1, --rpm and --tpm not below 0, --timeout above 0")
         if self.max_usd is not None and not self.usd_per_million:
             raise UserError("--max_usd needs --usd_per_million IN,OUT: prices are not known here")
@@ -85,14 +87,15 @@ def is_address(model: str) -> bool:
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Return (URL, name) of URL#name. Raises UserError."""
+    """Return (URL, name) of URL#name, without slashes at the end of the URL's path. Raises UserError."""
     url, _, name = address.partition("#")
     parts = parse_http(url)
-    if not (parts and name):
-        raise UserError(f"{_without_user(address)}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
+    if not (parts and name) or address != repair_text(address):  # bytes of a command line that are not UTF-8
+        raise UserError(f"{_without_user(repair_text(address))}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
     if parts.username or parts.password:
         raise UserError(f"{_without_user(address)}: a key does not belong in an address; put it into {KEY}")
-    return url.rstrip("/"), name
+    base, mark, query = url.partition("?")
+    return base.rstrip("/") + mark + query, name
 
 
 def _without_user(address: str) -> str:
@@ -142,10 +145,10 @@ def is_openai(url: str) -> bool:
         raise UserError(
             f"OPENAI_BASE_URL is {_without_user(own)!r}, which is no URL such as {OPENAI}; correct or unset it"
         )
-    return _origin(url) in [_origin(each) for each in (OPENAI, own) if each]
+    return origin_of(url) in [origin_of(each) for each in (OPENAI, own) if each]
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
     """Return scheme, host and port, which is what browsers call the origin of a valid URL."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)

@@ -55,7 +55,7 @@ def test_a_batch_answers_every_request_at_half_the_price(tmp_path):
     assert replies[3].batch == "batch_0" and replies[3].request_id.startswith("req_") and replies[3].model == "teacher"
     tokens = sum(reply.prompt_tokens + reply.completion_tokens for reply in replies)
     assert money.spent == pytest.approx(tokens * 1000 / 1e6 / 2) == pytest.approx(sum(reply.usd for reply in replies))
-    assert [path.name for path in sorted((tmp_path / "cache.batches").iterdir())] == ["000001.json", "run.json"]
+    assert [path.name for path in sorted((tmp_path / "cache.batches").glob("*/*"))] == ["000001.json", "run.json"]
 
 
 @pytest.mark.parametrize("status", ["expired", "cancelled"])
@@ -160,7 +160,7 @@ def test_a_batch_that_was_created_in_the_moment_of_a_kill_is_found_again(tmp_pat
 
             patch.setattr(batch.Batches, "_create_once", killed)
             ask_all(server, tmp_path, TEXTS)
-        [path] = (tmp_path / "cache.batches").glob("0*.json")
+        [path] = (tmp_path / "cache.batches").glob("*/0*.json")
         assert json.loads(path.read_text())["id"] == "" and len(store.batches) == 1
         replies, stopped = ask_all(server, tmp_path, TEXTS)
     assert stopped is None and all(reply.batch == "batch_0" for reply in replies) and len(store.batches) == 1
