@@ -16,6 +16,9 @@ Users with rows in two arms are left out and counted.
 """
 
 import datetime
+import math
+import re
+import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,16 +27,20 @@ from typing import Any
 import numpy as np
 
 from fastft.common.html import visible
-from fastft.compose.abtest.table import RETENTION, ColumnTable, nearest, read_table
+from fastft.compose.abtest.table import RETENTION, ColumnTable, nearest, number, read_table
 from fastft.errors import UserError
 
 DAY_S = 86_400
 LAST_DAY = 3_650
 """A larger number in the column of days is no day."""
 FIRST_TIME = 1e8
-"""Smaller numbers, before 1973, are no times; 20261129 is a date."""
-MILLISECONDS = 1e11
-"""Times above it are read as milliseconds: as seconds, they would be after the year 5000."""
+"""Smaller numbers, before 1973, are no times."""
+UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
+"""Times from the first number on are nano-, micro- or milliseconds: in a larger unit, they would be after the year 5000."""
+COMPACT_DATE = re.compile(r"(\d{4})(\d\d)(\d\d)", re.ASCII)
+IN_TWO = "users with rows in two arms"
+NO_ANSWER = ("refused", "failed", "died", "error", "shut_down")
+"""Outcomes of the gateway's turns that gave the user no answer, or a broken one."""
 TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "0.0": 0, "1.0": 1}
 
 
@@ -85,6 +92,8 @@ class Activity:
     shares: dict[str, float] | None = None
     """The share of users that each arm was meant to get, if the file says it, as the gateway's events do; empty if it says
     several of one arm."""
+    failed_turns: dict[str, dict[str, int]] = field(default_factory=dict)
+    """{"turns", "failed"} of each arm, of the gateway's events."""
     left_out: Counter[str] = field(default_factory=Counter)
     remarks: list[str] = field(default_factory=list)
 
@@ -114,7 +123,7 @@ def read_activity(path: Path, columns: ColumnsConfig, arms: bool = True) -> Acti
     Raises UserError that names the file, and the line where there is one.
     """
     asked = {name: getattr(columns, name) for name in ("user", "arm", "time", "day", "amount", "followed")}
-    table = read_table(path, asked | dict.fromkeys(("experiment", "exposed", "share", "id")))
+    table = read_table(path, asked | dict.fromkeys(("experiment", "exposed", "outcome", "share", "id")))
     left_out: Counter[str] = Counter()
     table = _of_experiment(table, columns.experiment, left_out)
     table.need("user", "the user")
@@ -144,8 +153,14 @@ def read_activity(path: Path, columns: ColumnsConfig, arms: bool = True) -> Acti
     activity.arms, activity.arm_U, activity.left_out = names, first_U, left_out
     if arms and "share" in table.columns:
         activity.shares = _shares(table, arm_R, names)
+    if _is_record(table):
+        failed_R = _failed(table)
+        activity.failed_turns = {
+            arm: {"turns": int((arm_R == i).sum()), "failed": int(failed_R[arm_R == i].sum())}
+            for i, arm in enumerate(names)
+        }
     if in_two := int((first_U != last_U).sum()):
-        left_out["users with rows in two arms"] = in_two
+        left_out[IN_TWO] = in_two
         activity = activity.of(np.flatnonzero(first_U == last_U))
     return activity
 
@@ -215,11 +230,23 @@ def _indices(table: ColumnTable, name: str) -> tuple[np.ndarray, list[str]]:
     return index_R, values
 
 
+def _is_record(table: ColumnTable) -> bool:
+    """Whether the rows are the gateway's events, which say what became of each turn."""
+    return "exposed" in table.columns and "outcome" in table.columns
+
+
+def _failed(table: ColumnTable) -> np.ndarray:
+    return np.array([outcome in NO_ANSWER for outcome in table.columns["outcome"]])
+
+
 def _amounts(table: ColumnTable) -> tuple[np.ndarray, str]:
-    """(amount of each row, what it is). Raises UserError for a negative one."""
+    """(amount of each row, what it is). A turn that failed is no use. Raises UserError for a negative one."""
     if "amount" not in table.columns:
-        return np.ones(table.rows), "turns" if "exposed" in table.columns else "events"
+        amount_R = 1.0 - _failed(table) if _is_record(table) else np.ones(table.rows)
+        return amount_R, "turns" if "exposed" in table.columns else "events"
     amount_R = table.numbers("amount")
+    if _is_record(table):
+        amount_R[_failed(table)] = 0
     if (amount_R < 0).any():
         row = int((amount_R < 0).argmax())
         raise table.wrong(row, f"{table.named['amount']} is {table.columns['amount'][row]}; it must be 0 or more")
@@ -229,6 +256,9 @@ def _amounts(table: ColumnTable) -> tuple[np.ndarray, str]:
 
 def _whole(table: ColumnTable, name: str) -> np.ndarray:
     """A column of days as integers. Raises UserError for anything else."""
+    first = table.columns[name][0]
+    if not math.isfinite(number(first)) and math.isfinite(_moment(first)[0]):
+        raise table.wrong(0, f"{table.named[name]} {first!r} is a date; give --time {table.named[name]}")
     day_R = table.numbers(name)
     for bad_R, why in (
         (day_R < 0, "is negative; days count from 0, the day of joining"),
@@ -257,7 +287,7 @@ def _retention(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm
         row = int(repeated_R.argmax())
         first = int((user_R == user_R[row]).argmax())
         raise table.wrong(row, f"user {users[user_R[row]]!r} has a row on line {table.lines[first]} already; keep one")
-    names = sorted((name for name in table.columns if RETENTION.fullmatch(name.lower())), key=_day_of)
+    names = sorted((name for name in table.columns if RETENTION.fullmatch(name)), key=_day_of)
     days = np.array([_day_of(name) for name in names])
     names, days = [name for name, day in zip(names, days) if day > 0], days[days > 0]
     if not len(days):
@@ -266,7 +296,8 @@ def _retention(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm
     known_RK = active_RK >= 0
     if (late_RK := known_RK[:, 1:] & ~known_RK[:, :-1]).any():
         row, k = np.argwhere(late_RK)[0]
-        raise table.wrong(int(row), f"{names[k]} is empty, but {names[k + 1]}, a later day, is not")
+        earlier, later = table.named[names[k]], table.named[names[k + 1]]
+        raise table.wrong(int(row), f"{earlier} is empty, but {later}, a later day, is not")
     followed_R = np.concatenate([[0], days])[known_RK.sum(1)]
     total_R, unit = _amounts(table) if "amount" in table.columns else (None, "")
     # In the order of users, whose first rows come in the order of the file.
@@ -295,7 +326,8 @@ def _truths(table: ColumnTable, name: str) -> np.ndarray:
     read_R = np.array([-1 if value in ("", None) else TRUTH.get(str(value).lower(), -2) for value in values])
     if (read_R == -2).any():
         row = int((read_R == -2).argmax())
-        raise table.wrong(row, f"{name} is {values[row]!r}; it must be 0 or 1, or empty for a day that has not passed")
+        said = f"{table.named[name]} is {values[row]!r}"
+        raise table.wrong(row, f"{said}; it must be 0 or 1, or empty for a day that has not passed")
     return read_R
 
 
@@ -358,30 +390,38 @@ def _times(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: 
 
 
 def _seconds(table: ColumnTable) -> tuple[np.ndarray, bool]:
-    """(seconds since 1970 of each row, whether all are dates without a time). A time without a zone is read as UTC."""
+    """(seconds since 1970 of each row, whether all are dates without a time). A time without a zone is read as UTC.
+
+    Raises UserError for what is no time, and for a time that has not come: the file would seem to go on until then.
+    """
     values = table.columns["time"]
-    try:
-        at_R = np.array(values, dtype=np.float64)
-        if np.isfinite(at_R).all() and (at_R >= FIRST_TIME).all():
-            return (at_R / 1000 if at_R.min() > MILLISECONDS else at_R), False
-    except (TypeError, ValueError):
-        pass
     parsed = {value: _moment(value) for value in dict.fromkeys(values)}
-    at_R = np.array([parsed[value] for value in values])
-    if (bad := ~np.isfinite(at_R)).any():
-        row = int(bad.argmax())
-        raise table.wrong(
-            row,
-            f"{table.named['time']} {values[row]!r} is no time: write seconds since 1970, 2026-11-29, or "
-            "2026-11-29T12:00:00+00:00",
-        )
-    return at_R, all(isinstance(value, str) and len(value) == 10 for value in parsed)
+    at_R = np.array([parsed[value][0] for value in values])
+    now = time.time() + DAY_S  # a clock in another zone may be written as UTC
+    for bad_R, why in (
+        (~np.isfinite(at_R), "is no time: write seconds since 1970, 2026-11-29, or 2026-11-29T12:00:00+00:00"),
+        (at_R < FIRST_TIME, "is before 1973; correct the row or delete it"),
+        (at_R > now, "has not come yet; correct the row or delete it, for the file is taken to end at its last time"),
+    ):
+        if bad_R.any():
+            row = int(bad_R.argmax())
+            raise table.wrong(row, f"{table.named['time']} {values[row]!r} {why}")
+    return at_R, all(midnight for _, midnight in parsed.values())
 
 
-def _moment(value: Any) -> float:
-    """Seconds since 1970 of an ISO date; NaN for anything else."""
+def _moment(value: Any) -> tuple[float, bool]:
+    """(seconds since 1970, whether it is a midnight) of a number or an ISO date; NaN for anything else."""
+    text = str(value).strip()
+    if compact := COMPACT_DATE.fullmatch(text):
+        text = "-".join(compact.groups())
+    elif math.isfinite(seconds := number(value)):
+        if seconds < FIRST_TIME:
+            return math.nan, False
+        seconds /= next((unit for least, unit in UNITS if seconds >= least), 1)
+        return seconds, seconds % DAY_S == 0
     try:
-        moment = datetime.datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-    except ValueError:
-        return float("nan")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)).timestamp()
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        aware = moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
+        return aware.timestamp(), moment.time() == datetime.time()
+    except (ValueError, OverflowError):
+        return math.nan, False

@@ -14,19 +14,26 @@ the exact one, the figure minus the figure without the user (Tukey's jackknife),
 two agree for many users. On late days few are active, and one of them may have a tenth of the day's use: there the linear
 one makes intervals too narrow. In A/A splits with 100 users an arm, its intervals hold dgamma in 87 %, the exact one's in 95 %
 (benchmarks/abtest.py). Both take one pass over the rows.
+
+The logs of small counts say little, and that of 0 nothing. Days with fewer than five active users in an arm are on no line:
+there, the shares of the two arms are compared as they are (`fastft.compose.abtest.shares`).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from fastft.compose.abtest.activity import Activity
+from fastft.compose.abtest.shares import Shares, Z, compare_shares
 from fastft.errors import UsageError, UserError
 
-Z = 1.959963984540054
-"""The normal distribution's 97.5 % point."""
+FEW_ACTIVE = 5
+"""Active users of an arm below which a day is on no line."""
+ROUNDING = 1e-9
+"""A difference of logs that is none: sums of floats come out as near as this to equal ones."""
 LARGEST_LOG = 700.0
 """Of which exp is still a number."""
 FIGURES = ("engagement_ratio", "dzeta", "dbeta", "dalpha", "dgamma")
@@ -52,9 +59,9 @@ class Effect:
     @property
     def p(self) -> float:
         """The two-sided p value."""
-        if self.error == 0:
-            return 1.0 if self.value == 0 else 0.0
-        return math.erfc(abs(self.value) / self.error / math.sqrt(2))
+        if abs(self.value) <= ROUNDING:
+            return 1.0
+        return math.erfc(abs(self.value) / self.error / math.sqrt(2)) if self.error else 0.0
 
     @property
     def ratio(self) -> tuple[float, float, float]:
@@ -103,15 +110,22 @@ class ArmComparison:
 
     arm: str
     retention: dict[int, Effect]
-    """log q(k) by day."""
+    """log q(k) by day, of days on which both have active users."""
     engagement: dict[int, Effect]
-    """log r(k) by day; empty if amounts are not known by day."""
+    """log r(k) by day, of the days on the lines; empty if amounts are not known by day."""
     figures: dict[str, Effect]
     """By name, those of FIGURES that can be computed."""
     raw: dict[str, Effect]
     """The figures of engagement without winsorising."""
+    shares: dict[int, Shares] = field(default_factory=dict)
+    """The shares of active users on the days without a line: all of its days, if there is no line."""
     left_out: dict[str, list[int]] = field(default_factory=dict)
-    """Days on which one of the two has no active user, or no user at all, by retention and engagement."""
+    """Days with too few active users in one of the two for a line."""
+
+    @property
+    def p_shares(self) -> float:
+        """The p value of the largest difference of shares, for having looked for it on every day."""
+        return min((each.p for each in self.shares.values()), default=math.nan)
 
 
 def count_days(activity: Activity, arm: int, days: np.ndarray, amount_E: np.ndarray) -> Days:
@@ -218,13 +232,25 @@ def compare_days(name: str, arm: Days, control: Days, days: np.ndarray, by_day: 
         log_q_K = np.log(arm.retention_K) - np.log(control.retention_K)
         log_r_K = np.log(arm.engagement_K) - np.log(control.engagement_K)
     error_q_K, error_r_K = (np.sqrt(a + c) for a, c in zip(_daily_variances(arm), _daily_variances(control)))
-    on_K = (arm.active_K > 0) & (control.active_K > 0)
+    active_K = np.minimum(arm.active_K, control.active_K)
+    on_K = active_K >= FEW_ACTIVE
     found.left_out = {"retention": days[~on_K].tolist()}
-    found.retention = _by_day(days, log_q_K, error_q_K, on_K)
+    found.retention = _by_day(days, log_q_K, error_q_K, active_K > 0)
     found.figures |= _line(("dzeta", "dbeta"), days, log_q_K, retention_variance, arm, control, on_K)
+    found.shares = _compare_shares(arm, control, days, ~on_K if found.figures else np.ones(len(days), bool))
     if by_day:
         found.engagement = _by_day(days, log_r_K, error_r_K, on_K)
         found.figures |= _line(("dalpha", "dgamma"), days, log_r_K, engagement_variance, arm, control, on_K)
+    return found
+
+
+def _compare_shares(arm: Days, control: Days, days: np.ndarray, which_K: np.ndarray) -> dict[int, Shares]:
+    """The shares of active users on some days. Which ones they are, the data decide, so p is corrected for all days."""
+    passed_K = (arm.observed_K > 0) & (control.observed_K > 0)
+    found = {}
+    for k in np.flatnonzero(which_K & passed_K & (arm.active_K + control.active_K > 0)):
+        counts = (arm.active_K[k], arm.observed_K[k], control.active_K[k], control.observed_K[k])
+        found[int(days[k])] = compare_shares(*map(int, counts), tests=int(passed_K.sum()))
     return found
 
 
@@ -246,10 +272,10 @@ def mean_ratio(arm_U: np.ndarray, control_U: np.ndarray) -> Effect | None:
 
 
 def totals(activity: Activity, horizon: int) -> np.ndarray:
-    """Each user's amount over the test, up to `horizon` days after joining; NaN for users for whom these have not passed, and
-    where a file has no amounts."""
+    """Each user's amount over the test, up to `horizon` days after joining, or the file's in all; NaN for users for whom
+    these days have not passed, and where a file has no amounts."""
     if activity.total_U is not None:
-        return activity.total_U
+        return np.where(activity.followed_U >= horizon, activity.total_U, np.nan)
     if not activity.by_day:
         return np.full(len(activity.users), np.nan)
     in_time_E = activity.day_E <= horizon
@@ -267,6 +293,8 @@ class Capped:
     raw: np.ndarray
     above: np.ndarray
     """Indices of the values above it, the largest first."""
+    cap_over_days: float = math.inf
+    """Of amounts by day: the cap of a user's sum over them."""
 
 
 def winsorise(values: np.ndarray, quantile: float) -> Capped:
@@ -283,13 +311,12 @@ def winsorise(values: np.ndarray, quantile: float) -> Capped:
     return Capped(cap, np.minimum(values, cap), values, above[np.argsort(-values[above], kind="stable")])
 
 
-def holm(effects: Mapping[tuple[str, str], Effect]) -> dict[tuple[str, str], Effect]:
-    """The effects with Holm's adjusted p values, which keep the chance of any false alarm among all at 5 %."""
+def holm(p: dict[Any, float]) -> dict[Any, float]:
+    """Holm's adjusted p values, which keep the chance of any false alarm among all at 5 %."""
     least, adjusted = 0.0, {}
-    ranked = sorted(effects, key=lambda key: effects[key].p)
-    for rank, key in enumerate(ranked):
-        least = max(least, min(1.0, (len(ranked) - rank) * effects[key].p))
-        adjusted[key] = replace(effects[key], p_holm=least)
+    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
+        least = max(least, min(1.0, (len(p) - rank) * p[key]))
+        adjusted[key] = least
     return adjusted
 
 
@@ -336,9 +363,22 @@ def compare(
 
 
 def winsorised(activity: Activity, horizon: int, quantile: float) -> tuple[Capped, Capped]:
-    """The amounts by entry, of the days from 1 to the horizon that have passed, and by user's total; each with its own cap."""
+    """The amounts by entry, of the days from 1 to the horizon that have passed, and by user's total; each with its own cap.
+
+    The quantiles are those over users, so that no user decides on the cap of the own amounts.
+    """
     passed_E = (activity.day_E > 0) & (activity.day_E <= np.minimum(horizon, activity.followed_U[activity.user_E]))
-    by_entry = winsorise(np.where(passed_E, activity.amount_E, 0.0), quantile)
+    raw_E, users = np.where(passed_E, activity.amount_E, 0.0), len(activity.users)
+    # Who has much on many days is above no quantile of single days: they are all this user's. So the user's sum is capped,
+    # which makes all of the days smaller, and then the largest day of each user.
+    in_all = winsorise(np.bincount(activity.user_E, raw_E, minlength=users), quantile)
+    scaled_E = raw_E * (in_all.values / np.maximum(in_all.raw, 1e-300))[activity.user_E] if len(in_all.above) else raw_E
+    largest_U = np.zeros(users)
+    np.maximum.at(largest_U, activity.user_E, scaled_E)
+    cap = winsorise(largest_U, quantile).cap
+    values_E = np.minimum(scaled_E, cap)
+    above = np.flatnonzero(values_E < raw_E)
+    by_entry = Capped(cap, values_E, raw_E, above[np.argsort(-raw_E[above], kind="stable")], in_all.cap)
     return by_entry, winsorise(totals(activity, horizon), quantile)
 
 
@@ -356,9 +396,16 @@ def compare_arms(
             if in_all := mean_ratio(totals_A[arm], totals_A[control]):
                 comparison.figures["engagement_ratio"] = in_all
             found.append(comparison)
-    adjusted = holm({(each.arm, key): effect for each in found for key, effect in each.figures.items()})
+    tests = {(each.arm, key): effect.p for each in found for key, effect in each.figures.items()}
+    tests |= {(each.arm, "shares"): each.p_shares for each in found if each.shares}
+    adjusted = holm(tests)
     for each in found:
-        each.figures = {key: adjusted[each.arm, key] for key in FIGURES if key in each.figures}
+        figures = each.figures
+        each.figures = {key: replace(figures[key], p_holm=adjusted[each.arm, key]) for key in FIGURES if key in figures}
+        for day, shares in each.shares.items():
+            # The smallest p of the days stands for all of them, and the others are as many times larger as before.
+            p_holm = min(1.0, shares.p * adjusted[each.arm, "shares"] / each.p_shares)
+            each.shares[day] = replace(shares, p_holm=p_holm)
     return found
 
 

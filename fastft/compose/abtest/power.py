@@ -15,6 +15,8 @@ import numpy as np
 from fastft.common.command_line import option, parse, run_module
 from fastft.compose.abtest.activity import Activity, ColumnsConfig, read_activity
 from fastft.compose.abtest.estimates import (
+    FEW_ACTIVE,
+    ROUNDING,
     Days,
     count_days,
     engagement_variance,
@@ -26,11 +28,14 @@ from fastft.compose.abtest.estimates import (
     winsorised,
 )
 from fastft.compose.abtest.report import MEANING
+from fastft.compose.abtest.verdict import size
 from fastft.errors import UsageError, UserError
 
 USERS = (300, 1_000, 3_000, 10_000, 30_000, 100_000)
 HORIZONS = (7, 14, 30)
 WIDTH = 150
+SMALLEST = 1e-6
+"""Of an effect, or a share."""
 RATIOS = ("engagement_ratio", "dzeta", "dalpha")
 """Figures that are logs of ratios, so that an effect is a change in percent."""
 
@@ -92,9 +97,11 @@ def main(argv: list[str]) -> int:
     described = ""
     if config.file:
         activity = read_activity(Path(config.file), columns, arms=False)
-        baselines = list(from_activity(activity, config))
+        baselines = [each for each in from_activity(activity, config) if each.variance > ROUNDING]
         if not baselines:
-            raise UserError(f"{config.file}: nobody comes back or uses anything, so there is no baseline")
+            raise UserError(
+                f"{config.file}: fewer than {FEW_ACTIVE} users come back, or all do the same, so there is no baseline"
+            )
         described = describe(activity, baselines[-1].days or 1)
     else:
         baselines = list(from_options(config))
@@ -106,16 +113,22 @@ def _check(config: PowerConfig) -> None:
     given = config.retention is not None or config.engagement is not None
     if bool(config.file) == given:
         raise UsageError("give a FILE of past activity, or --retention, or --engagement with --spread")
-    if config.retention is not None and not 0 < config.retention < 1:
-        raise UsageError(f"--retention is {config.retention:g}; it must be between 0 and 1")
+    if config.retention is not None and not SMALLEST <= config.retention <= 1 - SMALLEST:
+        raise UsageError(f"--retention is {config.retention:g}; it must be between 0 and 1, by {SMALLEST:g} or more")
     if (config.engagement is None) != (config.spread is None):
         raise UsageError("--engagement and --spread need each other")
     if config.engagement is not None and config.spread is not None and not (config.engagement > 0 < config.spread):
         raise UsageError("--engagement and --spread must be above 0")
+    if config.engagement and config.spread and not SMALLEST <= config.spread / config.engagement <= 1 / SMALLEST:
+        raise UsageError("--spread must be from a millionth to a million times --engagement")
     if config.users is not None and config.users < 2:
         raise UsageError(f"--users is {config.users}; it must be 2 or more")
-    if config.effect is not None and (config.effect == 0 or config.effect <= -1):
-        raise UsageError(f"--effect is {config.effect:g}; it must be above -1, and not 0")
+    if config.effect is not None and not (-1 < config.effect <= -SMALLEST or SMALLEST <= config.effect <= 1e6):
+        raise UsageError(f"--effect is {config.effect:g}; it must be above -1, and {SMALLEST:g} or more away from 0")
+    if config.effect and config.retention and config.retention * (1 + config.effect) > 1:
+        raise UsageError(
+            f"--retention of {config.retention:g} cannot rise by {100 * config.effect:g} %: that is above 1"
+        )
     if not (0 < config.alpha < 1 and 0 < config.power < 1):
         raise UsageError("--alpha and --power must be between 0 and 1")
     if config.days is not None and config.days < 1:
@@ -180,7 +193,7 @@ def describe(activity: Activity, horizon: int) -> str:
 
 
 def _of_days(counted: Days, days: np.ndarray, by_day: bool, horizon: int) -> Iterable[Baseline]:
-    on_K = counted.active_K > 0
+    on_K = counted.active_K >= FEW_ACTIVE
     if on_K.any():
         last = int(np.flatnonzero(on_K)[-1])
         weight_FK = np.zeros((1, len(days)))
@@ -198,7 +211,7 @@ def _of_days(counted: Days, days: np.ndarray, by_day: bool, horizon: int) -> Ite
 
 
 def _change(baseline: Baseline, difference: float) -> str:
-    return f"{100 * math.expm1(difference):.3g} %" if baseline.relative else f"{difference:.3g}"
+    return size(difference) if baseline.relative else f"{difference:.3g}"
 
 
 def _show(baselines: list[Baseline], described: str, config: PowerConfig, z: float) -> None:

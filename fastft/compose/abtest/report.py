@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from fastft.common.html import Plot, percent, precise, ticks, write_page
-from fastft.compose.abtest.estimates import FIGURES, ArmComparison, Effect, line_weights
+from fastft.compose.abtest.estimates import FEW_ACTIVE, FIGURES, ArmComparison, Effect, line_weights
 from fastft.compose.abtest.results import ArmCurve, Results
-from fastft.compose.abtest.verdict import number
+from fastft.compose.abtest.verdict import number, points, ranges
 
 WIDTH = 135
 """Width of the tables where the output is a pipe, in characters."""
 MEANING = {
     "engagement_ratio": "use per user, ratio",
+    "retention": "share who come back",
     "dzeta": "retention at the start",
     "dbeta": "how retention lasts",
     "dalpha": "use per visitor at the start",
@@ -44,16 +45,17 @@ def figure_rows(results: Results) -> Rows:
 
 
 def day_rows(results: Results) -> Rows:
-    """(day, arm, R of the control, R of the arm, q with interval, E of the control, E of the arm, r with interval)."""
+    """(day, arm, R of the control, R of the arm, q or a difference with interval, E of the control, E of the arm, r with
+    interval)."""
     control = results.curves[results.control]
     rows = []
     for found in results.comparisons:
         mine = results.curves[found.arm]
-        days = sorted(found.retention)
+        days = sorted({*found.retention, *found.shares})
         few = [day for day in days if day in SHOWN_DAYS or day == days[-1]] if len(days) > 8 else days
         for day in few:
             row = [str(day), found.arm, percent(control.retention[day]), percent(mine.retention[day])]
-            row.append(_ratio(found.retention[day]))
+            row.append(points(found.shares[day]) if day in found.shares else _ratio(found.retention[day]))
             if results.curves[found.arm].engagement:
                 use = control.engagement.get(day), mine.engagement.get(day), found.engagement.get(day)
                 row += ["–", "–", "–"] if None in use else [precise(use[0]), precise(use[1]), _ratio(use[2])]
@@ -101,19 +103,24 @@ def notes(results: Results) -> list[str]:
     lines = list(results.remarks)
     if not results.comparisons:
         return lines
+    fixed = "which --days says was fixed" if results.days_given else "by default; fix yours with --days"
     lines.append(
-        f"Horizon: days 1 to {results.reached} after joining, fixed before the start (--days {results.planned}). Read the "
+        f"Horizon: days 1 to {results.reached} after joining, of {results.planned}, {fixed} before the start. Read the "
         "figures once, at the end. A user counts for a day only if it has passed, and a day only if it has passed for a tenth of "
         "each arm's users."
     )
     for found in results.comparisons:
         if days := found.left_out["retention"]:
-            lines.append(f"{found.arm}: left out, because one of the two arms has no active user: day {_list(days)}.")
+            lines.append(
+                f"{found.arm}: on no line, because one of the two arms has fewer than {FEW_ACTIVE} active users: day "
+                f"{ranges(days)}. There, the shares are compared by themselves (Fisher's test, corrected for all days)."
+            )
     lines += _outlier_notes(results)
+    tests = sum(len(each.figures) + bool(each.shares) for each in results.comparisons)
     lines.append(
         "Intervals are 95 % over users (delta method on each user's influence, leaving the user out); p is two-sided; Holm's "
-        f"correction is over all {sum(len(each.figures) for each in results.comparisons)} figures. log q(k) = dzeta + dbeta "
-        "log k and log r(k) = dalpha + dgamma log k, least squares: larger is better for the arm."
+        f"correction is over all {tests} tests. log q(k) = dzeta + dbeta log k and log r(k) = dalpha + "
+        "dgamma log k, least squares: larger is better for the arm."
     )
     if any(each.engagement for each in results.comparisons):
         lines.append(
@@ -123,26 +130,20 @@ def notes(results: Results) -> list[str]:
     return lines
 
 
-def _list(days: Sequence[int]) -> str:
-    """1, 3 to 5, 9"""
-    runs: list[list[int]] = []
-    for day in days:
-        if runs and day == runs[-1][1] + 1:
-            runs[-1][1] = day
-        else:
-            runs.append([day, day])
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs)
-
-
 def _outlier_notes(results: Results) -> list[str]:
     out = results.outliers
     if not out or out["quantile"] >= 1:
         return ["Amounts are taken as they are (--winsor 1)."] if out else []
     caps = []
     if out["above_by_day"]:
-        caps.append(f"{out['above_by_day']:,} of users' days above {_amount(out['cap_by_day'])} {results.unit}")
+        caps.append(
+            f"{out['above_by_day']:,} of users' days, to at most {_amount(out['cap_by_day'])} {results.unit} a day and "
+            f"{_amount(out['cap_over_days'])} over the days"
+        )
     if out["above_by_user"]:
-        caps.append(f"{out['above_by_user']:,} users' totals above {_amount(out['cap_by_user'])} {results.unit}")
+        caps.append(
+            f"{out['above_by_user']:,} of users' totals, to at most {_amount(out['cap_by_user'])} {results.unit}"
+        )
     if not caps:
         return []
     largest = ", ".join(
@@ -150,8 +151,8 @@ def _outlier_notes(results: Results) -> list[str]:
         for each in out["largest"][:3]
     )
     return [
-        f"Outliers: {' and '.join(caps)} (the {100 * out['quantile']:g} % points) are set to these (--winsor); the largest: "
-        f"{largest}. The last column of the figures has them as they are."
+        f"Outliers are made smaller (--winsor): {'; '.join(caps)}. These are the {100 * out['quantile']:g} % points over "
+        f"users; the largest: {largest}. The last column of the figures has them as they are."
     ]
 
 
@@ -176,7 +177,8 @@ def show(results: Results, console: Any) -> None:
         if rows:
             table = Table(box=SIMPLE_HEAD, pad_edge=False)
             for head in heads[: max(map(len, rows))]:
-                table.add_column(head, no_wrap=True)
+                # Only a long name of an arm is folded: a number must not lose its end.
+                table.add_column(head, no_wrap=head != "arm", overflow="fold")
             for row in rows:
                 table.add_row(*(each.replace("[", "\\[") for each in row))
             console.print(table)
@@ -288,7 +290,9 @@ def _percent(share: float) -> str:
 def _fit_plots(found: ArmComparison, colour: str) -> list[Plot]:
     """log q and log r with their lines and intervals, and the residuals of each."""
     plots = []
+    off = found.left_out["retention"]
     for name, effects in (("q", found.retention), ("r", found.engagement)):
+        effects = {day: effect for day, effect in effects.items() if day not in off}
         if len(effects) >= 2:
             plots += _fit(name, effects, colour)
     return plots

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastft.compose.abtest.activity import Activity
+from fastft.common.html import percent
+from fastft.compose.abtest.activity import IN_TWO, Activity
 from fastft.compose.abtest.estimates import (
     ArmComparison,
     Capped,
@@ -19,6 +20,7 @@ from fastft.compose.abtest.estimates import (
     power_law,
     require_users,
     sample_ratio_p,
+    totals,
 )
 from fastft.compose.abtest.table import nearest
 from fastft.errors import UsageError, UserError
@@ -29,6 +31,10 @@ PLANNED = 30
 """Days of an experiment, as in Blended."""
 FEW = 100
 """Users in an arm below which intervals are less exact: A/A splits of 30 users an arm (benchmarks/abtest.py)."""
+IN_TWO_ARMS = 0.01
+"""The share of users in two arms above which something is wrong with the assignment."""
+FAILED = 0.01
+"""The share of an arm's turns that failed above which a warning comes first."""
 NAMED = 10
 """Outliers that are named."""
 
@@ -69,16 +75,22 @@ class Results:
     planned: int
     reached: int
     """The last day, up to the planned one, that has passed for a tenth of every arm's users."""
+    days_given: bool
+    """Whether somebody said how many days were planned."""
     sample_ratio: SampleRatio
+    doubts: list[str] = field(default_factory=list)
+    """What the verdict begins with."""
     comparisons: list[ArmComparison] = field(default_factory=list)
     curves: dict[str, ArmCurve] = field(default_factory=dict)
     outliers: dict[str, Any] = field(default_factory=dict)
+    failed_turns: dict[str, dict[str, int]] = field(default_factory=dict)
+    """The turns of each arm, and how many of them failed, of the gateway's events."""
     warnings: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     verdict: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """The content of figures.json. An effect is [value, low, high], a 95 % interval."""
+        """The content of figures.json. An effect or a difference is [value, low, high], a 95 % interval."""
         return {
             "verdict": self.verdict,
             "warnings": self.warnings,
@@ -86,6 +98,7 @@ class Results:
             "control": self.control,
             "unit": self.unit,
             "horizon": {"planned": self.planned, "reached": self.reached},
+            "failed_turns": self.failed_turns,
             "sample_ratio": asdict(self.sample_ratio) | {"verdict": self.sample_ratio.verdict},
             "arms": {each.arm: _comparison_json(each) for each in self.comparisons},
             "curves": {arm: asdict(curve) for arm, curve in self.curves.items()},
@@ -106,6 +119,9 @@ def _comparison_json(found: ArmComparison) -> dict[str, Any]:
         "raw": {name: _shown(name, effect) for name, effect in found.raw.items()},
         "p": {name: effect.p for name, effect in found.figures.items()},
         "p_holm": {name: effect.p_holm for name, effect in found.figures.items()},
+        "retention_difference": {
+            day: asdict(each) | {"difference": (each.value, each.low, each.high)} for day, each in found.shares.items()
+        },
         "days_left_out": found.left_out,
     }
 
@@ -139,13 +155,17 @@ def compute(
         sample_ratio_p(users, (shares[arm] for arm in activity.arms)),
     )
     planned = days or (PLANNED if activity.by_day else int(activity.days[-1]))
-    results = Results(activity.source, control_name, activity.unit, planned, 0, ratio)
+    results = Results(activity.source, control_name, activity.unit, planned, 0, days is not None, ratio)
+    results.failed_turns = activity.failed_turns
     results.remarks = [f"Left out: {what}: {count:,}." for what, count in activity.left_out.items()] + activity.remarks
+    _doubt_assignment(results, activity)
+    _warn_of_failures(results)
     if ratio.verdict == "stop":
         results.verdict = _stopped(ratio)
         return results
     if ratio.verdict == "warning":
         results.warnings.append(_uneven(ratio) + ", so something may assign or lose users by arm: look for it first.")
+        results.doubts.append("the sizes of the arms are off")
     results.reached = _reached(activity, planned)
     if results.reached < planned:
         results.warnings.append(_too_early(results, activity))
@@ -154,6 +174,31 @@ def compute(
         require_users(activity, control)
     _fill(results, activity, control, winsor)
     return results
+
+
+def _doubt_assignment(results: Results, activity: Activity) -> None:
+    """Say first that many users were in two arms: who is left is no fair sample."""
+    in_two = activity.left_out[IN_TWO]
+    if in_two and (share := in_two / (in_two + len(activity.users))) > IN_TWO_ARMS:
+        results.warnings.append(
+            f"{in_two:,} users ({percent(share)}) have rows in two arms and are left out: users do not keep their arm, or the "
+            "column of users is not one. Who is left came less often than all users did."
+        )
+        results.doubts.append(f"{percent(share)} of the users were in two arms")
+
+
+def _warn_of_failures(results: Results) -> None:
+    """Say how many turns of each arm failed; as a warning, if many."""
+    turns = results.failed_turns
+    if not any(each["failed"] for each in turns.values()):
+        return
+    shares = {arm: each["failed"] / max(1, each["turns"]) for arm, each in turns.items()}
+    said = ", ".join(f"{arm} {turns[arm]['failed']:,} ({percent(share)})" for arm, share in shares.items())
+    line = f"Turns that failed show a user to be in the arm, but are no use of it: {said}."
+    if max(shares.values()) < FAILED:
+        results.remarks.append(line)
+    else:
+        results.warnings.append(f"{line} A difference may come from the failures rather than from the models.")
 
 
 def _shares(words: Sequence[str], activity: Activity) -> dict[str, float]:
@@ -168,6 +213,8 @@ def _shares(words: Sequence[str], activity: Activity) -> dict[str, float]:
     shares = {}
     for word in words:
         arm, _, share = word.rpartition("=")
+        if arm in shares:
+            raise UsageError(f"--shares names the arm {arm!r} twice; name every arm once")
         try:
             shares[arm] = float(share)
         except ValueError:
@@ -235,11 +282,27 @@ def _fill(results: Results, activity: Activity, control: int, quantile: float) -
         complete = int(((activity.arm_U == arm) & (activity.followed_U >= results.reached)).sum())
         results.curves[name] = _curve(counted, days, activity.by_day, complete)
     results.outliers = _outliers(activity, quantile, by_entry, by_user)
-    results.warnings += _poor_fits(results)
+    results.warnings += _nothing_used(results, activity, control) + _poor_fits(results)
     if min(curve.users for curve in results.curves.values()) < FEW:
         results.remarks.append(
             f"An arm has fewer than {FEW} users: intervals hold the truth in 92 to 98 % instead of 95 %."
         )
+
+
+def _nothing_used(results: Results, activity: Activity, control: int) -> list[str]:
+    """A warning if an arm's amounts are all 0, or unknown: there is no ratio of use per user then."""
+    if not activity.unit or all("engagement_ratio" in each.figures for each in results.comparisons):
+        return []
+    total_U, lines = totals(activity, results.reached), []
+    for arm, name in enumerate(activity.arms):
+        known_U = total_U[(activity.arm_U == arm) & ~np.isnan(total_U)]
+        if len(known_U) < 2:
+            lines.append(
+                f"{name}: day {results.reached} has not passed for two users, so use per user is not compared."
+            )
+        elif not known_U.any():
+            lines.append(f"{name}: nobody has any {activity.unit}: all {len(known_U):,} users' amounts are 0.")
+    return lines
 
 
 def _curve(counted: Days, days: np.ndarray, by_day: bool, complete: int) -> ArmCurve:
@@ -266,6 +329,7 @@ def _outliers(activity: Activity, quantile: float, by_entry: Capped, by_user: Ca
     return {
         "quantile": quantile,
         "cap_by_day": by_entry.cap if activity.by_day else None,
+        "cap_over_days": by_entry.cap_over_days if activity.by_day else None,
         "above_by_day": len(by_entry.above) if activity.by_day else None,
         "cap_by_user": by_user.cap,
         "above_by_user": len(by_user.above),

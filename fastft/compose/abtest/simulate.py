@@ -20,12 +20,15 @@ import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.compose.abtest.activity import Activity, ColumnsConfig, read_activity
-from fastft.compose.abtest.estimates import FIGURES, compare_arms, require_quantile, winsorised
+from fastft.compose.abtest.estimates import ROUNDING, Effect, compare_arms, require_quantile, winsorised
 from fastft.compose.abtest.report import MEANING
+from fastft.compose.abtest.shares import Shares
 from fastft.compose.abtest.verdict import ALPHA
 from fastft.errors import UsageError, UserError
 
 WIDTH = 120
+LARGEST = 5
+"""Of an effect, in logs."""
 CONTROL, TEST = 0, 1
 
 
@@ -77,10 +80,17 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--experiments is {config.experiments}; it must be 1 or more")
     if config.days is not None and config.days < 1:
         raise UsageError(f"--days is {config.days}; it must be 1 or more")
+    for name in ("dzeta", "dbeta", "dalpha", "dgamma"):
+        if not abs(value := getattr(config, name)) <= LARGEST:
+            raise UsageError(f"--{name} is {value:g}; it must be from -{LARGEST} to {LARGEST} (.05 is about 5 %)")
     require_quantile(config.winsor)
     activity = read_activity(Path(config.file), columns, arms=False)
     horizon = _horizon(activity, config)
     trials, false_alarms = simulate(activity, horizon, config)
+    if not trials:
+        raise UserError(
+            f"{activity.source}: nobody comes back or uses anything up to day {horizon}, so there is nothing to try"
+        )
     _show(trials, false_alarms, horizon, len(activity.users), config)
     return 0
 
@@ -109,11 +119,15 @@ def simulate(activity: Activity, horizon: int, config: TrialsConfig) -> tuple[di
         drawn = effect.put_into(_two_arms(activity, config.users, rng), rng)
         by_entry, by_user = winsorised(drawn, horizon, config.winsor)
         [found] = compare_arms(drawn, CONTROL, horizon, by_entry.values, by_user.values)
-        for name, each in found.figures.items():
-            covered = each.low <= effect.true[name] <= each.high
+        tested: dict[str, Effect | Shares] = dict(found.figures)
+        if len(effect.days) == 1:
+            for each in found.shares.values():
+                tested["retention"] = each
+        for name, each in tested.items():
+            covered = each.low - ROUNDING <= effect.true[name] <= each.high + ROUNDING
             seen[name].append((each.value, covered, each.p < ALPHA, each.p_holm < ALPHA))
-        any_sure += any(each.p_holm < ALPHA for each in found.figures.values())
-    made = {name: Trials(effect.true[name], *np.array(seen[name], float).T) for name in FIGURES if name in seen}
+        any_sure += any(each.p_holm < ALPHA for each in (*found.figures.values(), *found.shares.values()))
+    made = {name: Trials(effect.true[name], *np.array(seen[name], float).T) for name in MEANING if name in seen}
     return made, any_sure / config.experiments
 
 
@@ -145,6 +159,7 @@ class Effects:
         # An idle user becomes active with this probability, so that R(k) becomes q(k) R(k).
         self.added_K = np.maximum(0, retention_K * (self.q_K - 1) / np.maximum(1 - retention_K, 1e-12))
         self.true = {key: getattr(config, key) for key in ("dzeta", "dbeta", "dalpha", "dgamma")}
+        self.true["retention"] = float((retention_K * (self.q_K - 1))[0])
         self.true["engagement_ratio"] = self._in_all(activity, horizon)
 
     def _in_all(self, activity: Activity, horizon: int) -> float:

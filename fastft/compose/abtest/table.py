@@ -29,10 +29,21 @@ NAMES = {
     "followed": ("followed",),
     "experiment": ("experiment",),
     "exposed": ("exposed",),
+    "outcome": ("outcome",),
     "share": ("share",),
     "id": ("id",),
 }
 """The usual names of each column."""
+FOREIGN = {
+    b"PAR1": "a Parquet file; write it as CSV first: pandas.read_parquet(…).to_csv(…, index=False)",
+    b"PK\x03\x04": "a zip archive or an Excel file; unpack it, or save the sheet as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel file; save the sheet as CSV",
+    b"\xfd7zXZ": "packed with xz; unpack it with unxz, or pack it with gzip or zstd",
+    b"BZh": "packed with bzip2; unpack it with bunzip2, or pack it with gzip or zstd",
+    b"\xff\xfe": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "UTF-16; convert it first: iconv -f UTF-16 -t UTF-8",
+}
+"""What files of other kinds begin with, and what to do with them."""
 RETENTION = re.compile(r"retention_(\d{1,4})", re.ASCII)
 """Columns of a file with one row a user: whether the user was active on this day after joining."""
 
@@ -43,7 +54,7 @@ class ColumnTable:
 
     path: Path
     columns: dict[str, list[Any]]
-    """By our name (a key of NAMES) or, for retention columns, by the file's. Values are texts in CSV."""
+    """By our name (a key of NAMES) or, for retention columns, by the file's in lower case. Values are texts in CSV."""
     named: dict[str, str]
     """Our name of a column -> the file's."""
     lines: list[int]
@@ -77,8 +88,8 @@ class ColumnTable:
         values = self.columns[name]
         try:
             numbers_R = np.array(values, dtype=np.float64)
-        except (TypeError, ValueError):
-            numbers_R = np.array([_number(value) for value in values])
+        except (TypeError, ValueError, OverflowError):
+            numbers_R = np.array([number(value) for value in values])
         if (bad := ~np.isfinite(numbers_R)).any():
             row = int(bad.argmax())
             said = "is empty" if values[row] in ("", None) else f"{values[row]!r} is not a number"
@@ -86,10 +97,11 @@ class ColumnTable:
         return numbers_R
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A value as a number; NaN for what is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 
@@ -102,8 +114,11 @@ def read_table(path: Path, asked: Mapping[str, str | None]) -> ColumnTable:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with open_unpacked(path) as stream:
-        head = read_unpacked(stream, 64, path).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if not head:
+        head = read_unpacked(stream, 64, path)
+    for magic, what in FOREIGN.items():
+        if head.startswith(magic):
+            raise UserError(f"{path}: is {what}")
+    if not (head := head.lstrip(b"\xef\xbb\xbf \t\r\n")):
         raise UserError(f"{path}: the file is empty")
     table = _read_json(path, asked) if head[:1] in b"{[" else _read_csv(path, asked)
     if not table.rows:
@@ -121,7 +136,7 @@ def _columns(path: Path, header: list[str], asked: Mapping[str, str | None]) -> 
         found = name or next((lower[usual] for usual in NAMES[ours] if usual in lower), None)
         if found is not None:
             named[ours] = found
-    return named | {lower[name]: lower[name] for name in lower if RETENTION.fullmatch(name)}
+    return named | {name: lower[name] for name in lower if RETENTION.fullmatch(name)}
 
 
 def nearest(name: str, names: list[str]) -> str:
@@ -131,27 +146,38 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def _read_csv(path: Path, asked: Mapping[str, str | None]) -> ColumnTable:
+    content = _content(path)
     try:
-        text = io.StringIO(_content(path).decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: the file is not UTF-8 text") from None
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}: line {line}: the file is not UTF-8 text; convert it: iconv -f WINDOWS-1252 -t UTF-8"
+        ) from None
+    if b"\0" in content[:4096]:
+        raise UserError(f"{path}: is a binary file or UTF-16; write it as CSV in UTF-8")
     first = text.readline()
+    if first.startswith("#") or first.lower().startswith("sep="):
+        raise UserError(
+            f"{path}: line 1 is {first.strip()[:60]!r}; delete it: the first line has the names of the columns"
+        )
     separator = max(",;\t", key=first.count)
     header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
     if repeated := {name for name in header if header.count(name) > 1}:
         raise UserError(f"{path}: line 1: two columns are named {min(repeated)!r}")
     named = _columns(path, header, asked)
-    reader, rows, lines = csv.reader(text, delimiter=separator, strict=True), [], []
+    reader, rows, lines, line = csv.reader(text, delimiter=separator, strict=True), [], [], 2
     try:
         for row in reader:
             if len(row) == len(header):
                 rows.append(row)
-                lines.append(reader.line_num + 1)
+                lines.append(line)
             elif row:
-                line = reader.line_num + 1
                 raise UserError(f"{path}: line {line}: {len(row)} values, but the header has {len(header)} columns")
+            line = reader.line_num + 2
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num + 1}: {error}") from None
+        why = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+        raise UserError(f"{path}: line {line}: {why}") from None
     places = {ours: header.index(name) for ours, name in named.items()}
     columns = {ours: [row[place].strip() for row in rows] for ours, place in places.items()}
     return ColumnTable(path, columns, named, lines, list(header))
@@ -179,4 +205,10 @@ def _read_json(path: Path, asked: Mapping[str, str | None]) -> ColumnTable:
         lines.append(line)
     named = _columns(path, list(header), asked)
     columns = {ours: [record.get(name) for record in records] for ours, name in named.items()}
-    return ColumnTable(path, columns, named, lines, list(header))
+    table = ColumnTable(path, columns, named, lines, list(header))
+    for ours, values in columns.items():
+        for row, value in enumerate(values):
+            if isinstance(value, dict | list):
+                kind = "an object" if isinstance(value, dict) else "a list"
+                raise table.wrong(row, f"{named[ours]} is {kind}; it must be one value")
+    return table

@@ -1,42 +1,35 @@
 """The result of an experiment in one sentence, for whoever decides; significance is that of Holm's adjusted p values."""
 
 import math
+from collections.abc import Sequence
 
 from fastft.compose.abtest.estimates import ArmComparison, Effect
 from fastft.compose.abtest.results import Results
+from fastft.compose.abtest.shares import Shares
 
 ALPHA = 0.05
 SEEN = 2.8
 """Standard errors of an effect that 80 of 100 experiments of this size find at 5 %: 1.96 + .84."""
+NAMED = 3
+"""Arms that are named one by one."""
 
 
 def verdict(results: Results) -> str:
-    """One sentence on all arms. It says first if the experiment is not over, or its arms are uneven."""
-    doubts = []
-    if results.sample_ratio.verdict == "warning":
-        doubts.append("with doubt, because the sizes of the arms are off")
+    """One sentence on all arms. It says first if the experiment is not over, or its arms cannot be trusted."""
+    doubts = [f"with doubt, because {' and '.join(results.doubts)}"] if results.doubts else []
     if results.reached < results.planned:
         doubts.append(f"so far, after {results.reached} of {results.planned} days")
     found = results.comparisons
-    parts = [_differs(each, results) for each in found if _sure(each)]
-    parts += _alike([each for each in found if each.figures and not _sure(each)], results)
-    parts += [_without_line(each, results) for each in found if not each.figures]
+    parts = [_differs(each, results) for each in found if _sure(each) or lost_days(each)]
+    parts += _alike([each for each in found if not (_sure(each) or lost_days(each))], results)
     text = f"{', '.join(doubts)}: {'; '.join(parts)}." if doubts else f"{'; '.join(parts)}."
     begins_with_a_name = not doubts and any(text.startswith(each.arm) for each in found)
     return text if begins_with_a_name else text[0].upper() + text[1:]
 
 
-def _without_line(found: ArmComparison, results: Results) -> str:
-    """What is said of an arm with fewer than two days, and without amounts."""
-    if not found.retention:
-        return f"{found.arm} cannot be compared with {results.control}: there is no day on which both have active users"
-    [(day, effect)] = found.retention.items()
-    differs = (
-        f"{found.arm} differs from"
-        if effect.p < ALPHA
-        else f"no difference can be told from chance between {found.arm} and"
-    )
-    return f"{differs} {results.control} in retention on day {day}, the only one: {percent_change(effect)}"
+def lost_days(found: ArmComparison) -> list[int]:
+    """The days without a line on which the arms differ for sure."""
+    return [day for day, each in found.shares.items() if each.p_holm < ALPHA]
 
 
 def _sure(found: ArmComparison) -> dict[str, Effect]:
@@ -44,27 +37,59 @@ def _sure(found: ArmComparison) -> dict[str, Effect]:
 
 
 def _differs(found: ArmComparison, results: Results) -> str:
-    phrases = [_phrase(name, effect, results) for name, effect in _sure(found).items()]
+    """What differs, and first the days on which it does so beside any line."""
+    phrases = []
+    if days := lost_days(found):
+        worst = max(days, key=lambda day: abs(found.shares[day].value))
+        others = f" (and on {len(days) - 1} more: {ranges(days)})" if len(days) > 1 else ""
+        phrases.append(f"{_of_shares(found.shares[worst])} on day {worst}{others}")
+    phrases += [_phrase(name, effect, results) for name, effect in _sure(found).items()]
     return f"{found.arm} differs from {results.control}: {_and(phrases)}"
+
+
+def _of_shares(shares: Shares) -> str:
+    """nobody comes back against 31.0 % (-31.0 points [-37.7, -24.7])"""
+    arm = f"{100 * shares.arm:.1f} % come back" if shares.arm else "nobody comes back"
+    control = f"{100 * shares.control:.1f} %" if shares.control else "nobody"
+    return f"{arm} against {control} ({points(shares)})"
 
 
 def _alike(found: list[ArmComparison], results: Results) -> list[str]:
     """What is said of the arms without a difference, and how large one would have to be; nothing if there are none."""
     if not found:
         return []
-    shown = []
+    if not any(each.figures or each.shares for each in found):
+        return [f"{_names(found)} cannot be compared with {results.control}: nobody comes back"]
+    shown, missed = [], []
     for name, what in (("dzeta", "retention at the start"), ("engagement_ratio", f"{results.unit} per user")):
         if effects := [each.figures[name] for each in found if name in each.figures]:
-            shown.append(f"{what} {' and '.join(map(percent_change, effects))}")
-    leading = [each.figures.get("dzeta") or each.figures.get("engagement_ratio") for each in found]
-    errors = [effect.error for effect in leading if effect]
-    missed = (
-        f"; a difference of less than {100 * math.expm1(SEEN * max(errors)):.2g} % would usually be missed"
-        if errors
-        else ""
-    )
-    others = " or ".join(each.arm for each in found)
-    return [f"no difference between {results.control} and {others} can be told from chance: {', '.join(shown)}{missed}"]
+            shown.append(f"{what} {_changes(effects)}")
+            if error := max(effect.error for effect in effects):
+                missed.append(f"{size(SEEN * error)} in {what}")
+        elif name == "dzeta" and (day := _only_day(found)):
+            shown.append(f"retention on day {day} {' and '.join(points(each.shares[day]) for each in found[:NAMED])}")
+    said = f"no difference between {results.control} and {_names(found)} can be told from chance"
+    said += f": {', '.join(shown)}" if shown else ""
+    return [said + (f"; differences below {' and '.join(missed)} would usually be missed" if missed else "")]
+
+
+def _only_day(found: list[ArmComparison]) -> int | None:
+    """The day that all of them have, and no other."""
+    days = {day for each in found for day in each.shares}
+    return days.pop() if len(days) == 1 and all(each.shares for each in found) else None
+
+
+def _names(found: list[ArmComparison]) -> str:
+    if len(found) <= NAMED:
+        return " or ".join(each.arm for each in found)
+    return f"any of the other {len(found)} arms"
+
+
+def _changes(effects: list[Effect]) -> str:
+    if len(effects) <= NAMED:
+        return " and ".join(map(percent_change, effects))
+    values = [100 * (effect.ratio[0] - 1) for effect in effects]
+    return f"{_change(min(values))} to {_change(max(values))} %"
 
 
 def _phrase(name: str, effect: Effect, results: Results) -> str:
@@ -83,6 +108,23 @@ def _and(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])}, and {phrases[-1]}"
 
 
+def ranges(days: Sequence[int]) -> str:
+    """1, 3 to 5, 9"""
+    runs: list[list[int]] = []
+    for day in days:
+        if runs and day == runs[-1][1] + 1:
+            runs[-1][1] = day
+        else:
+            runs.append([day, day])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in runs)
+
+
+def points(shares: Shares) -> str:
+    """A difference of shares in points of 100, with its interval: -31.0 points [-37.7, -24.7]."""
+    value, low, high = (f"{100 * each:+.1f}" for each in (shares.value, shares.low, shares.high))
+    return f"{value} points [{low}, {high}]"
+
+
 def percent_change(effect: Effect) -> str:
     """A ratio as a change with its interval: -1.7 % [-3.8, +0.3]."""
     value, low, high = (100 * (each - 1) for each in effect.ratio)
@@ -90,7 +132,15 @@ def percent_change(effect: Effect) -> str:
 
 
 def _change(value: float) -> str:
-    return f"{value:+.1f}" if abs(value) < 1000 else f"{value:+.2g}"
+    return f"{value:+.1f}" if abs(value) < 1000 else f"{value:+,.0f}" if value < 1e6 else "over +1,000,000"
+
+
+def size(difference: float) -> str:
+    """How large a difference of logs is in percent, such as 3.2 %."""
+    value = 100 * math.expm1(min(difference, 20))
+    if value < 0.1:
+        return "0.1 %"
+    return f"{value:.1f} %" if value < 10 else f"{value:,.0f} %" if value < 1e6 else "1,000,000 %"
 
 
 def number(effect: Effect) -> str:

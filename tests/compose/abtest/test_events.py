@@ -10,7 +10,7 @@ from fastft.compose.abtest.policy import Experiment
 from fastft.serve.gateway.events import EventLog, ServedTurn
 
 DAY = 86_400
-START = 1_790_000_000.0
+START = 1_700_000_000.0
 ARMS = {"control": ("vicuna", 0.8), "blend": ("chai", 0.2)}
 
 

@@ -56,8 +56,11 @@ def test_no_difference_is_said_with_the_size_that_would_be_missed(tmp_path):
     assert made["verdict"].startswith(
         "No difference between control and test can be told from chance: retention at the start "
     )
-    error = (made["arms"]["test"]["dzeta"][2] - made["arms"]["test"]["dzeta"][0]) / 1.96
-    assert f"less than {100 * math.expm1(2.8 * error):.2g} % would usually be missed" in made["verdict"]
+    test = made["arms"]["test"]
+    retention = 100 * math.expm1(2.8 * (test["dzeta"][2] - test["dzeta"][0]) / 1.96)
+    use = 100 * math.expm1(2.8 * math.log(test["engagement_ratio"][2] / test["engagement_ratio"][0]) / 1.96)
+    missed = f"differences below {retention:.0f} % in retention at the start and {use:.0f} % in amount per user"
+    assert f"; {missed} would usually be missed." in made["verdict"]
 
 
 def test_three_arms_are_compared_with_the_control(tmp_path):

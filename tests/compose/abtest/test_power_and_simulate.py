@@ -46,7 +46,7 @@ def test_power_needs_a_baseline(capsys, tmp_path):
         ([str(path), "--users", "1"], "--users is 1"),
         ([str(path), "--effect", "0"], "--effect is 0"),
         ([str(path), "--winsor", "0"], "--winsor is 0"),
-        ([str(nobody)], "nobody comes back"),
+        ([str(nobody)], "fewer than 5 users come back"),
     ):
         assert main(["abtest", "power", *words]) in (1, 2)
         error = capsys.readouterr().err
