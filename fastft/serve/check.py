@@ -16,7 +16,6 @@ from typing import Any
 
 from fastft.compose.abtest.policy import Experiment
 from fastft.compose.blend import BlendPolicy
-from fastft.compose.grimoire.policy import GrimoirePolicy
 from fastft.compose.policy import Policy
 from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.style import compare_styles
@@ -76,7 +75,7 @@ def describe(name: str, virtual: VirtualModels) -> str:
         said = _route(policy)
     elif isinstance(policy, Experiment):
         said = _experiment(policy)
-    elif isinstance(policy, GrimoirePolicy):
+    elif policy.kind == "grimoire":
         said = f"{policy.models[0]}, which is told {policy.setting_name} of {policy.directory}"
     else:
         said = policy.models[0]

@@ -12,7 +12,6 @@ from typing import Literal
 
 from fastft.compose.abtest.policy import Experiment
 from fastft.compose.blend import BlendPolicy, BlendStage, stages_of
-from fastft.compose.grimoire.policy import GrimoirePolicy
 from fastft.compose.policy import FixedPolicy, Policy
 from fastft.compose.router.policy import DecideOn, RoutePolicy
 from fastft.compose.virtual import VirtualModels
@@ -148,6 +147,8 @@ def policy_of(virtual: VirtualModel) -> Policy | Experiment:
     if virtual.policy == "grimoire":
         if not virtual.model:
             raise UserError(f"{where}: a grimoire needs the weak model: model: NAME")
+        from fastft.compose.grimoire.policy import GrimoirePolicy  # needs numpy, which most gateways do without
+
         return GrimoirePolicy(virtual.name, Path(virtual.grimoire or ""), virtual.model)
     if virtual.policy == "ab":
         return _experiment(where, virtual)

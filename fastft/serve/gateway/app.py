@@ -30,7 +30,6 @@ from fastft import __version__
 from fastft.common import logs
 from fastft.common.urls import parse_http
 from fastft.compose.abtest.policy import LONGEST_USER, Experiment
-from fastft.compose.grimoire.policy import GrimoirePolicy
 from fastft.compose.policy import Choice, Policy
 from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.virtual import Asked, Resolved, VirtualModels
@@ -136,7 +135,7 @@ class Gateway:
             if (routes := [each for each in self.virtual.reached(name) if isinstance(each, RoutePolicy)])
         }
         self.instructing = {
-            name for name in virtual if any(isinstance(each, GrimoirePolicy) for each in self.virtual.reached(name))
+            name for name in virtual if any(each.kind == "grimoire" for each in self.virtual.reached(name))
         }
         # For decisions that take so long that a stream would notice. One thread, so that they do not slow each other down.
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decisions")
@@ -349,7 +348,7 @@ class Gateway:
     def _instructed(self, turn: ServedTurn, request: dict[str, Any]) -> dict[str, Any]:
         """The request with the instructions of the grimoires on the way to its model. Raises ApiError for a plain completion."""
         for policy in (self.virtual.get(name) for name in (turn.asked, *turn.through)):
-            if isinstance(policy, GrimoirePolicy):
+            if policy is not None and policy.kind == "grimoire":
                 if not isinstance(request.get("messages"), list):
                     message = f"{turn.asked!r} puts instructions before a conversation: ask at /v1/chat/completions"
                     raise ApiError(400, message, code="chat_only")
