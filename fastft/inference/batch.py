@@ -27,7 +27,7 @@ from fastft.common.files import make_directory, room_for, write_whole
 from fastft.common.records import parse_json
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money, OverBudget
-from fastft.inference.completion import ErrorInBody, Malformed, Reply, error_in, read_parsed
+from fastft.inference.completion import ErrorInBody, Malformed, Reply, error_in, parse_body, read_parsed
 from fastft.inference.connection import Connection, Tries, check_pauses, may_be_billed
 from fastft.inference.transport import Lost, Unreached
 
@@ -263,7 +263,7 @@ class Batches:
 
     def _read(self, line: bytes, job: _BatchJob) -> tuple[str, Reply | Exception]:
         """Return the key of a row of a batch's file, and its reply or why there is none."""
-        row = _dict(parse_json(line))
+        row = _dict(parse_body(line))
         key, response = str(row.get("custom_id")), _dict(row.get("response"))
         began = self.asked.get(key)
         status, body = response.get("status_code"), response.get("body")

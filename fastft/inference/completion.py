@@ -96,13 +96,21 @@ def error_in(status: int, body: Any, pause_s: float = 0.0) -> ErrorInBody:
     return ErrorInBody(body if isinstance(body, dict) else {"message": str(body)}, status, pause_s)
 
 
+def parse_body(body: bytes) -> Any:
+    """Parse JSON that is paid for: bytes that are not UTF-8 become U+FFFD. Raises ValueError if it is no JSON even so."""
+    try:
+        return parse_json(body)
+    except UnicodeDecodeError:
+        return parse_json(body.decode(errors="replace").encode())
+
+
 def read_completion(body: bytes) -> Completion:
     """Read the body of a chat completion.
 
     Raises ErrorInBody for an error that was sent with status 200, and Malformed for a body that is no completion.
     """
     try:
-        completion = parse_json(body)
+        completion = parse_body(body)
     except ValueError:
         start = " ".join(body[:200].decode(errors="replace").split())[:60]
         raise Malformed(f"the reply is not JSON but {start!r}: is the URL right (most end in /v1)?", True) from None

@@ -91,7 +91,9 @@ def split_address(address: str) -> tuple[str, str]:
     url, _, name = address.partition("#")
     parts = parse_http(url)
     if not (parts and name) or address != repair_text(address):  # bytes of a command line that are not UTF-8
-        raise UserError(f"{_without_user(repair_text(address))}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1")
+        raise UserError(
+            f"{_without_user(repair_text(address))}: must be URL#name, as in https://api.openai.com/v1#gpt-4.1"
+        )
     if parts.username or parts.password:
         raise UserError(f"{_without_user(address)}: a key does not belong in an address; put it into {KEY}")
     base, mark, query = url.partition("?")

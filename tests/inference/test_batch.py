@@ -1,6 +1,8 @@
 """Batches over real HTTP: each request is answered once and paid once, whatever becomes of its batch."""
 
+import asyncio
 import json
+import time
 from functools import partial
 
 import pytest
@@ -12,6 +14,8 @@ from fastft.errors import UserError
 from fastft.inference import batch
 from fastft.inference.budget import Cache, Money
 from fastft.inference.client import Client, Unanswered, run_all
+from fastft.inference.completion import ErrorInBody
+from fastft.inference.connection import Connection
 
 
 @pytest.fixture(autouse=True)
@@ -164,3 +168,100 @@ def test_a_batch_that_was_created_in_the_moment_of_a_kill_is_found_again(tmp_pat
         assert json.loads(path.read_text())["id"] == "" and len(store.batches) == 1
         replies, stopped = ask_all(server, tmp_path, TEXTS)
     assert stopped is None and all(reply.batch == "batch_0" for reply in replies) and len(store.batches) == 1
+
+
+def test_endpoints_that_share_a_cache_have_batches_of_their_own(tmp_path):
+    """Two judges of one run, which is killed after it has created a batch at each."""
+    stores = BatchStore(polls=10**9), BatchStore(polls=10**9)
+    with openai_server.endpoint(PLAIN(), stores[0]) as one, openai_server.endpoint(PLAIN(), stores[1]) as two:
+        for start in range(2):
+            cache, money = Cache(tmp_path / "cache.jsonl"), Money()
+            clients = [Client(f"{each.url}#t", cache=cache, money=money, batch=True) for each in (one, two)]
+            works = [partial(client.ask, [{"role": "user", "content": text}]) for client in clients for text in TEXTS]
+
+            async def killed():
+                while not all(store.looked for store in stores):
+                    await asyncio.sleep(0.01)
+                raise UserError("killed")
+
+            found = {}
+            run_all([killed] * (not start) + works, "asking", money, found.__setitem__)
+            cache.close()
+            for store in stores:
+                store.polls = 1
+    assert all(len(store.batches) == 1 and set(store.paid.values()) == {1} for store in stores)
+    assert [reply.endpoint for reply in found.values()].count(f"{two.url}#t") == 40 and len(found) == 80
+
+
+@pytest.mark.parametrize("where", ["first", "last"])
+def test_a_garbled_line_costs_no_other_answer(tmp_path, caplog, where):
+    store = BatchStore()
+    garbled = []
+
+    def change(lines):
+        garbled.append(lines.pop(0 if where == "first" else -1))
+        junk = [b"<html>\xff", b'{"custom_id": ["x"], "response": 5}', b"[1]", lines[5], b'{"custom_id": "unknown"}']
+        return [*lines[:3], *junk, *lines[3:]]
+
+    with openai_server.endpoint(PLAIN(), batches=store) as server:
+        change_output(store, change)
+        replies, stopped = ask_all(server, tmp_path, TEXTS)
+    assert stopped is None and all(reply.text for reply in replies) and "line 4 is not JSON" in caplog.text
+    again = json.loads(garbled[0])["custom_id"]
+    assert store.paid == {**dict.fromkeys(store.paid, 1), again: 2} and len(store.paid) == 40
+
+
+def change_output(store, change):
+    """Change the lines of the first output file."""
+    real = store._new_file
+
+    def new_file(content):
+        if b'"response"' in content and not any(b'"response"' in each for each in store.files.values()):
+            content = b"\n".join(change(content.splitlines())) + b"\n"
+        return real(content)
+
+    store._new_file = new_file
+
+
+def test_an_error_with_half_a_character_is_its_rows(tmp_path):
+    def reply(body, number):
+        bad = body["messages"][0]["content"] == TEXTS[1]
+        return openai_server.Failure(400, "cannot answer \ud835") if bad else "Fine."
+
+    with openai_server.endpoint(reply, batches=BatchStore()) as server:
+        replies, stopped = ask_all(server, tmp_path, TEXTS[:3])
+    assert stopped is None and isinstance(replies[1], Unanswered) and "cannot answer \ufffd" in str(replies[1])
+
+
+def test_a_batch_that_the_endpoint_has_forgotten_is_one_line_that_says_what_to_do(tmp_path):
+    store = BatchStore(polls=10)
+    with openai_server.endpoint(PLAIN(), batches=store) as server:
+        real = store._look_at
+        store._look_at = lambda found, answer: (real(found, answer), store.batches.clear())[0]
+        _, stopped = ask_all(server, tmp_path, TEXTS)
+    assert "/batches/batch_0" in stopped and "remove its file to pay for them again" in stopped
+
+
+def test_a_pause_holds_for_every_batch_and_a_long_one_ends_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_BYTES", 2500)
+    with openai_server.endpoint(PLAIN(), batches=BatchStore(polls=3)) as server:
+        asked, real, refused = [], Connection.request, []
+
+        async def request(self, method, path, *arguments, **options):
+            asked.append(time.monotonic())
+            if len(asked) == 12:
+                refused.append(time.monotonic())
+                raise ErrorInBody({"message": "slow down"}, 429, 1.0)
+            return await real(self, method, path, *arguments, **options)
+
+        monkeypatch.setattr(Connection, "request", request)
+        replies, stopped = ask_all(server, tmp_path, TEXTS)
+        assert stopped is None and all(reply.text for reply in replies)
+        assert not [each for each in asked if refused[0] < each < refused[0] + 0.99]
+
+        async def tomorrow(self, *arguments, **options):
+            raise ErrorInBody({"message": "tomorrow"}, 429, 7200.0)
+
+        monkeypatch.setattr(Connection, "request", tomorrow)
+        _, stopped = ask_all(server, tmp_path, ["another"])
+        assert "asks to wait 120 minutes" in stopped and "tomorrow" in stopped

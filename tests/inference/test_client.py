@@ -22,6 +22,9 @@ def thought(body: dict) -> list:
 
 SHAPES = {
     "lone surrogate": lambda body: completion(longer_wins(body)[:-1] + ', "math": "\ud835"}', body),
+    "not UTF-8": lambda body: completion(longer_wins(body)[:-1] + ', "math": "MATH"}', body).replace(
+        b"MATH", b"\xed\xa0\xff"
+    ),
     "list of parts": lambda body: completion(thought(body), body),
     "a choice without a reason": lambda body: completion(longer_wins(body), body, None),
     "reasoning beside": lambda body: completion(longer_wins(body), body, reasoning_content="1 10?"),
@@ -39,7 +42,7 @@ def test_a_reply_of_any_shape_is_read_and_kept(tmp_path, shape):
             assert run_judge([*ground, "--judge", f"{server.url}#judge"]) == 0
             assert [judgment.winner for judgment in judged(tmp_path)] == ["b"] * 8
             assert len(server.requests) == 8, "the second run is paid by the first"
-    assert ("\ufffd" in judged(tmp_path)[0].text) == (shape == "lone surrogate")
+    assert ("\ufffd" in judged(tmp_path)[0].text) == (shape in ("lone surrogate", "not UTF-8"))
 
 
 def test_half_characters_in_questions_and_answers_are_no_reason_to_stop(tmp_path):

@@ -1,6 +1,8 @@
 """What many requests share: one answer for equal ones, several endpoints of one model, one cache on one disk."""
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -199,6 +201,71 @@ def test_a_cache_of_another_run_is_not_written_to(tmp_path):
         Cache(tmp_path / "c").open()
     other.communicate(b"\n")
     Cache(tmp_path / "c").open()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_loses_nothing_that_is_on_the_way(tmp_path, number):
+    """It comes while four requests are on the way; their answers come, are kept, and nothing else is asked."""
+    asked = threading.Barrier(5)
+
+    def reply(body, n):
+        if n < 4:
+            asked.wait(30)
+            time.sleep(0.5)
+        return "Fine."
+
+    def stop():
+        asked.wait(30)
+        os.kill(os.getpid(), number)
+
+    with openai_server.endpoint(reply) as server:
+        cache, before = Cache(tmp_path / "cache.jsonl"), signal.getsignal(number)
+        client = Client(f"{server.url}#t", Limits(concurrency=4), cache, price=(1.0, 1.0))
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(client, [f"{i}" for i in range(50)])
+        cache.close()
+        assert len(server.requests) == 4 and signal.getsignal(number) is before
+        client = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"))
+        replies, _ = ask_all(client, [body["messages"][0]["content"] for body in server.requests])
+        assert all(reply.cached for reply in replies) and len(server.requests) == 4
+
+
+def test_the_second_signal_ends_everything_at_once(tmp_path):
+    asked, done = threading.Event(), threading.Event()
+
+    def reply(body, n):
+        asked.set()
+        done.wait(60)
+        return "Fine."
+
+    def stop():
+        for _ in range(2):
+            asked.wait(30)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    with openai_server.endpoint(reply) as server:
+        client = Client(f"{server.url}#t", Limits(concurrency=1))
+        threading.Thread(target=stop, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            ask_all(client, ["a", "b"])
+        done.set()
+        assert len(server.requests) == 1
+
+
+def test_what_another_run_has_paid_for_meanwhile_is_not_asked_again(tmp_path):
+    """This run has read the cache before the other wrote to it and ended."""
+    with openai_server.endpoint(FaultyTeacher(every_429=0, every_500=0)) as server:
+        late = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"))
+        early = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"))
+        first, _ = ask_all(early, ["a", "b"])
+        early.cache.close()
+        replies, _ = ask_all(late, ["a", "b", "c"])
+        assert [reply.cached for reply in replies] == [True, True, False] and len(server.requests) == 3
+        assert replies[0].text == first[0].text and late.cache.usd == early.cache.usd + replies[2].usd
+        with pytest.raises(UserError, match="cannot be asked through batches"):
+            ClientPool([Client(f"{server.url}#t", cache=late.cache, batch=True)])
 
 
 @pytest.mark.slow
