@@ -20,8 +20,8 @@ import yaml
 
 from fastft.common.command_line import option, parse, run
 from fastft.compose.grimoire import build, evaluate
-from fastft.compose.grimoire.samplers import SAMPLERS
-from fastft.compose.grimoire.weak import Dtype
+from fastft.compose.grimoire.answering.weak import Dtype
+from fastft.compose.grimoire.writing.samplers import SAMPLERS
 
 PREFIX = "process and methods step by step:\n\n"  # ends what the repository puts before every grimoire
 

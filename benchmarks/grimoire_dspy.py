@@ -23,8 +23,8 @@ from pathlib import Path
 from grimoire import archived
 
 from fastft.common.command_line import parse, run
-from fastft.compose.grimoire.choice import Chosen
-from fastft.compose.grimoire.choose import compare
+from fastft.compose.grimoire.choosing.choice import Chosen
+from fastft.compose.grimoire.choosing.choose import compare
 from fastft.compose.grimoire.task import first_by_hash, read_test
 from fastft.data.conversation import Message
 from fastft.inference.engine import ChatModel

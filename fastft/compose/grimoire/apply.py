@@ -18,8 +18,8 @@ from typing import Literal
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import require_place, written_whole
 from fastft.common.records import repair_text
-from fastft.compose.grimoire.answers import ZERO_SHOT, AnswerFile, WeakAnswer, calibrated
-from fastft.compose.grimoire.choice import Chosen
+from fastft.compose.grimoire.answering.answers import ZERO_SHOT, AnswerFile, WeakAnswer, calibrated
+from fastft.compose.grimoire.choosing.choice import Chosen
 from fastft.compose.grimoire.run import RANKED, SIMILAR
 from fastft.compose.grimoire.task import TaskQuestion
 from fastft.data.conversation import Conversation, Message

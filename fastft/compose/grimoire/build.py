@@ -18,7 +18,7 @@ import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, write_whole
-from fastft.compose.grimoire.answers import (
+from fastft.compose.grimoire.answering.answers import (
     FEW_SHOT,
     ZERO_SHOT,
     AnswerFile,
@@ -27,11 +27,9 @@ from fastft.compose.grimoire.answers import (
     calibrated,
     label_means,
 )
-from fastft.compose.grimoire.choose import Gain, chosen, compare, outcomes_of, valid_shares
-from fastft.compose.grimoire.copies import CopyGuard
-from fastft.compose.grimoire.embed import TFIDF, Embedder, embedder
-from fastft.compose.grimoire.prompts import load_prompts
-from fastft.compose.grimoire.rank import FOLDS, Ranker, cross_chosen, nearest
+from fastft.compose.grimoire.answering.weak import Dtype, How, WeakModel
+from fastft.compose.grimoire.choosing.choose import Gain, chosen, compare, outcomes_of, valid_shares
+from fastft.compose.grimoire.choosing.rank import FOLDS, Ranker, cross_chosen, nearest
 from fastft.compose.grimoire.run import (
     RANKED,
     SIMILAR,
@@ -45,7 +43,6 @@ from fastft.compose.grimoire.run import (
     settings_of,
     zero_shot_setting,
 )
-from fastft.compose.grimoire.samplers import CLUSTERED, HARD_SHARE, SAMPLERS, draw_samples, strata
 from fastft.compose.grimoire.task import (
     LabelTask,
     OpenSplits,
@@ -57,8 +54,11 @@ from fastft.compose.grimoire.task import (
     read_task,
     split_questions,
 )
-from fastft.compose.grimoire.weak import Dtype, How, WeakModel
-from fastft.compose.grimoire.write import (
+from fastft.compose.grimoire.writing.copies import CopyGuard
+from fastft.compose.grimoire.writing.embed import TFIDF, Embedder, embedder
+from fastft.compose.grimoire.writing.prompts import load_prompts
+from fastft.compose.grimoire.writing.samplers import CLUSTERED, HARD_SHARE, SAMPLERS, draw_samples, strata
+from fastft.compose.grimoire.writing.write import (
     Grimoire,
     WritingLimits,
     load_grimoires,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.compose.grimoire.answers import ZERO_SHOT
-from fastft.compose.grimoire.choose import Gain, chosen, compare
-from fastft.compose.grimoire.copies import WORDS, CopyGuard
-from fastft.compose.grimoire.samplers import strata
+from fastft.compose.grimoire.answering.answers import ZERO_SHOT
+from fastft.compose.grimoire.choosing.choose import Gain, chosen, compare
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, divided, overlapping_labels, read_questions, read_task
+from fastft.compose.grimoire.writing.copies import WORDS, CopyGuard
+from fastft.compose.grimoire.writing.samplers import strata
 from fastft.errors import UserError
 from fastft.judge.rows import read_objects
 

@@ -16,9 +16,9 @@ from typing import Any
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import write_whole
 from fastft.common.records import parse_json
-from fastft.compose.grimoire.answers import AnswerFile, calibrated
-from fastft.compose.grimoire.choice import Chosen
-from fastft.compose.grimoire.choose import compare, outcomes_of, valid_shares
+from fastft.compose.grimoire.answering.answers import AnswerFile, calibrated
+from fastft.compose.grimoire.choosing.choice import Chosen
+from fastft.compose.grimoire.choosing.choose import compare, outcomes_of, valid_shares
 from fastft.compose.grimoire.run import RANKED, SIMILAR, per_question_outcomes
 from fastft.compose.grimoire.task import first_by_hash, read_questions, read_test
 from fastft.errors import UserError

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.files import write_whole
-from fastft.compose.grimoire.answers import FEW_SHOT, ZERO_SHOT
-from fastft.compose.grimoire.choice import gains_of
-from fastft.compose.grimoire.choose import Gain
+from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT
+from fastft.compose.grimoire.choosing.choice import gains_of
+from fastft.compose.grimoire.choosing.choose import Gain
 from fastft.compose.grimoire.run import RANKED, SIMILAR
 
 HEADS = ("setting", "right, validation", "right, test", "95 %", "gain over zero-shot", "95 %", "p", "valid", "failed")

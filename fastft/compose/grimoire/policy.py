@@ -13,10 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fastft.compose.grimoire.answers import Setting
-from fastft.compose.grimoire.choice import Chosen, QuestionChooser
-from fastft.compose.grimoire.embed import TFIDF
+from fastft.compose.grimoire.answering.answers import Setting
+from fastft.compose.grimoire.choosing.choice import Chosen, QuestionChooser
 from fastft.compose.grimoire.run import RANKED, SIMILAR
+from fastft.compose.grimoire.writing.embed import TFIDF
 from fastft.compose.policy import Choice
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UserError

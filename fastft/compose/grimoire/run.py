@@ -20,12 +20,12 @@ import numpy as np
 
 from fastft.common.files import write_whole
 from fastft.common.records import parse_json
-from fastft.compose.grimoire.answers import FEW_SHOT, ZERO_SHOT, Setting
-from fastft.compose.grimoire.money import KeptMoney
-from fastft.compose.grimoire.prompts import PromptTexts, few_shot_help, system_prompt
-from fastft.compose.grimoire.samplers import HARD_SHARE, draw_samples
+from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT, Setting
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, TaskQuestion
-from fastft.compose.grimoire.write import KINDS, SIMPLE_WORDS, TOKENS_PER_WORD, TOLERANCE, TRIES, Grimoire
+from fastft.compose.grimoire.writing.money import KeptMoney
+from fastft.compose.grimoire.writing.prompts import PromptTexts, few_shot_help, system_prompt
+from fastft.compose.grimoire.writing.samplers import HARD_SHARE, draw_samples
+from fastft.compose.grimoire.writing.write import KINDS, SIMPLE_WORDS, TOKENS_PER_WORD, TOLERANCE, TRIES, Grimoire
 from fastft.errors import UserError
 from fastft.inference.budget import Cache
 from fastft.inference.client import Client, make_clients

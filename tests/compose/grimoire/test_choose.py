@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastft.compose.grimoire.answers import WeakAnswer, calibrated, label_means, read_choice, read_label
+from fastft.compose.grimoire.answering.answers import WeakAnswer, calibrated, label_means, read_choice, read_label
 from fastft.compose.grimoire.check import replay
-from fastft.compose.grimoire.choose import chosen, compare, outcomes_of
-from fastft.compose.grimoire.rank import Ranker, cross_chosen, nearest
+from fastft.compose.grimoire.choosing.choose import chosen, compare, outcomes_of
+from fastft.compose.grimoire.choosing.rank import Ranker, cross_chosen, nearest
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "grimoire"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastft.compose.grimoire.copies import CopyGuard
+from fastft.compose.grimoire.writing.copies import CopyGuard
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "grimoire"
 TEXT = "The main story involves an innocent teenage boy, who meets her on a beach."

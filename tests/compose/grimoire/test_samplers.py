@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from helpers.grimoires import LABELS, rows
 
-from fastft.compose.grimoire.embed import embedder
-from fastft.compose.grimoire.samplers import SAMPLERS, draw_samples, strata
 from fastft.compose.grimoire.task import TaskQuestion, read_questions
+from fastft.compose.grimoire.writing.embed import embedder
+from fastft.compose.grimoire.writing.samplers import SAMPLERS, draw_samples, strata
 from fastft.errors import UserError
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "grimoire"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastft.compose.grimoire.answers import ZERO_SHOT, WeakAnswer
+from fastft.compose.grimoire.answering.answers import ZERO_SHOT, WeakAnswer
 from fastft.judge.statistics.intervals import Interval, bootstrap_mean, bootstrap_share, sign_flip_p
 
 Outcomes = Mapping[str, Mapping[str, float]]

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.files import write_whole
-from fastft.compose.grimoire.copies import CopyGuard, words_of
-from fastft.compose.grimoire.prompts import PromptTexts, fill, shown_samples
 from fastft.compose.grimoire.task import LabelTask, TaskQuestion
+from fastft.compose.grimoire.writing.copies import CopyGuard, words_of
+from fastft.compose.grimoire.writing.prompts import PromptTexts, fill, shown_samples
 from fastft.data.conversation import Message
 from fastft.data.refusals import ai_boilerplate, policy_refusal, refusal
 from fastft.errors import UserError

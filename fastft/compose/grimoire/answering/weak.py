@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fastft.compose.grimoire.answers import (
+from fastft.compose.grimoire.answering.answers import (
     AnswerFile,
     Setting,
     WeakAnswer,

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.records import parse_json
-from fastft.compose.grimoire.answers import FEW_SHOT, Setting
-from fastft.compose.grimoire.choose import Gain
-from fastft.compose.grimoire.embed import embedder
-from fastft.compose.grimoire.rank import Ranker, nearest
+from fastft.compose.grimoire.answering.answers import FEW_SHOT, Setting
+from fastft.compose.grimoire.answering.weak import WeakModel
+from fastft.compose.grimoire.choosing.choose import Gain
+from fastft.compose.grimoire.choosing.rank import Ranker, nearest
 from fastft.compose.grimoire.run import RANKED, Endpoints, open_endpoints
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, read_questions, read_task
-from fastft.compose.grimoire.weak import WeakModel
+from fastft.compose.grimoire.writing.embed import embedder
 from fastft.errors import UserError
 from fastft.inference.client import Client
 from fastft.inference.endpoint import EndpointConfig
