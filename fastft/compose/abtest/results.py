@@ -285,7 +285,7 @@ def _fill(results: Results, activity: Activity, control: int, quantile: float) -
     results.warnings += _nothing_used(results, activity, control) + _poor_fits(results)
     if min(curve.users for curve in results.curves.values()) < FEW:
         results.remarks.append(
-            f"An arm has fewer than {FEW} users: intervals hold the truth in 92 to 98 % instead of 95 %."
+            f"An arm has fewer than {FEW} users: intervals hold the truth in 91 to 99 % instead of 95 %."
         )
 
 

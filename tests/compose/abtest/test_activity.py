@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 
 import numpy as np
 import pytest
@@ -34,8 +35,10 @@ def test_days_are_periods_of_24_hours_after_the_first_row(tmp_path):
     assert activity.unit == "events"
 
 
-def test_dates_stand_for_whole_days(tmp_path):
-    rows = [("a", "x", "2023-11-01"), ("a", "x", "2023-11-03"), ("b", "y", "2023-11-03")]
+@pytest.mark.parametrize("shown", ["{}-{}-{}", "{}-{}-{} 00:00:00", "{}{}{}", "{}-{}-{}T00:00:00+02:00"])
+def test_dates_stand_for_whole_days(tmp_path, shown):
+    first, last = shown.format(2023, 11, "01"), shown.format(2023, 11, "03")
+    rows = [("a", "x", first), ("a", "x", last), ("b", "y", last)]
     activity = read_rows(tmp_path / "f.csv", rows, "user,arm,date")
     assert entries(activity) == {("a", 0): 1, ("a", 2): 1, ("b", 0): 1}
     assert activity.followed_U.tolist() == [2, 0]
@@ -46,11 +49,14 @@ def test_dates_stand_for_whole_days(tmp_path):
     [
         lambda s: str(s),
         lambda s: str(1000 * s),
+        lambda s: str(1_000_000 * s),
+        lambda s: str(1_000_000_000 * s),
+        lambda s: str(1000 * s if s > T0 else s),
         lambda s: np.datetime_as_string(np.datetime64(s, "s")) + "Z",
         lambda s: np.datetime_as_string(np.datetime64(s + 7200, "s")) + "+02:00",
     ],
 )
-def test_times_may_be_seconds_milliseconds_or_iso_with_a_zone(tmp_path, shown):
+def test_times_may_be_numbers_of_any_unit_or_iso_with_a_zone(tmp_path, shown):
     rows = [("a", "x", T0), ("a", "x", T0 + 2 * DAY), ("b", "y", T0 + 5 * DAY)]
     activity = read_rows(tmp_path / "f.csv", [(u, a, shown(t)) for u, a, t in rows], "user,arm,time")
     assert entries(activity) == {("a", 0): 1, ("a", 2): 1, ("b", 0): 1}
@@ -168,7 +174,15 @@ WRONG = {
     "a gap": ("user,arm,retention_1,retention_7\na,x,,1\n", "line 2: retention_1 is empty, but retention_7, a later day, is not"),
     "the day of joining only": ("user,arm,retention_0\na,x,1\n", "the only retention column is that of day 0"),
     "a column twice": ("user,arm,arm\na,x,y\n", "line 1: two columns are named 'arm'"),
-    "an open quote": ('user,arm,day\n"a,x,0\n', "line 2: unexpected end of data"),
+    "an open quote": ('user,arm,day\n"a,x,0\n', "line 2: a quote is opened and never closed"),
+    "a late quote": ('user,arm,day\na,x,0\n"b,y,0\nc,x,0\n', "line 3: a quote is opened and never closed"),
+    "the year 2100": ("user,arm,time\na,x,2023-11-01\nb,y,2100-01-01\n", "line 3: time '2100-01-01' has not come yet"),
+    "the year 9999": ("user,arm,time\na,x,9999-12-31\nb,y,2023-11-01\n", "line 2: time '9999-12-31' has not come yet"),
+    "the year 1": ("user,arm,time\na,x,2023-11-01\nb,y,0001-01-01\n", "line 3: time '0001-01-01' is"),
+    "line 7": (f"user,arm,time\n{5 * f'a,x,{T0}{chr(10)}'}b,y,soon\n", "line 7: time 'soon' is no time"),
+    "a date as day": ("user,arm,day\na,x,2023-11-01\n", "line 2: day '2023-11-01' is a date; give --time day"),
+    "a comment": ("# made by us\nuser,arm,day\na,x,0\n", "line 1 is '# made by us'; delete it"),
+    "Excel's separator": ("sep=;\nuser;arm;day\na;x;0\n", "line 1 is 'sep=;'; delete it"),
     "an empty file": ("", "the file is empty"),
     "no rows": ("user,arm,day\n", "the file has no rows"),
     "too late": ("user,arm,day,followed\na,x,3,2\n", "line 2: day 3 of a user for whom 2 days have passed"),
@@ -182,6 +196,21 @@ def test_what_cannot_be_read_is_one_line_with_file_and_row(tmp_path, content, sa
         read_activity(tmp_path / "f.csv", ColumnsConfig())
     assert str(caught.value).startswith(f"{tmp_path / 'f.csv'}: ") and said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_retention_columns_may_have_capitals(tmp_path):
+    activity = read_rows(tmp_path / "f.csv", [("a", "x", 1), ("b", "y", 0)], "User,Arm,Retention_1")
+    assert entries(activity) == {("a", 1): 1}
+    with pytest.raises(UserError, match="line 2: Retention_1 is '7'"):
+        read_rows(tmp_path / "f.csv", [("a", "x", 7)], "User,Arm,Retention_1")
+
+
+@pytest.mark.parametrize("name", ["unit", "arm", "at", "id"])
+@pytest.mark.parametrize("value, kind", [([1], "a list"), ({"a": 1}, "an object")])
+def test_a_list_or_an_object_in_a_cell_is_named(tmp_path, name, value, kind):
+    path = write_events(tmp_path / "e.jsonl", [event("a", "x", T0), event("b", "y", T0) | {name: value}])
+    with pytest.raises(UserError, match=f"line 2: {name} is {kind}; it must be one value"):
+        read_activity(path, ColumnsConfig())
 
 
 WRONG_EVENTS = {
@@ -208,7 +237,18 @@ def test_events_that_are_no_experiment_are_named(tmp_path, events, name, said):
         read_activity(path, ColumnsConfig(experiment=name))
 
 
-@pytest.mark.parametrize("content, said", [(b"\xe9,a\n", "not UTF-8"), (gzip.compress(b"user,arm\n")[:-9], "damaged")])
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"user,arm\n\xe9,a\n", "line 2: the file is not UTF-8 text; convert it"),
+        (gzip.compress(b"user,arm\n")[:-9], "damaged"),
+        (b"PAR1\x15\x04", "is a Parquet file; write it as CSV"),
+        (b"PK\x03\x04\x14\0", "is a zip archive or an Excel file; unpack it, or save the sheet as CSV"),
+        (lzma.compress(b"user,arm\n"), "is packed with xz; unpack it with unxz"),
+        ("user,arm\n".encode("utf-16"), "is UTF-16; convert it first"),
+        ("user,arm\n".encode("utf-16-le"), "is a binary file or UTF-16"),
+    ],
+)
 def test_files_that_are_no_text_are_named(tmp_path, content, said):
     (tmp_path / "f.csv").write_bytes(content)
     with pytest.raises(UserError, match=said):

@@ -149,6 +149,7 @@ WRONG = {
     "arm": ([], ("--shares", "control=1", "test=1", "tset=1"), "the arm 'tset' has no users; did you mean 'test'?"),
     "share": ([], ("--shares", "control=1"), "the arm 'test' is in the file, but has no share"),
     "shares": ([], ("--shares", "control=x"), "write ARM=SHARE"),
+    "twice": ([], ("--shares", "control=1", "test=1", "test=2"), "--shares names the arm 'test' twice"),
     "days": ([], ("--days", "0"), "--days is 0; it must be 1 or more"),
     "winsor": ([], ("--winsor", "2"), "--winsor is 2; it must be from 0.5 to 1"),
     "one user": (ONE_ROW, (), "all users are in one arm (control)"),

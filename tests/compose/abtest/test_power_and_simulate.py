@@ -41,6 +41,10 @@ def test_power_needs_a_baseline(capsys, tmp_path):
         ([], "give a FILE of past activity"),
         ([str(path), "--retention", "0.4"], "give a FILE of past activity"),
         (["--retention", "1.4"], "--retention is 1.4; it must be between 0 and 1"),
+        (["--retention", ".999", "--effect", "1e-300"], "--effect is 1e-300"),
+        (["--retention", "1e-300", "--effect", ".1"], "--retention is 1e-300"),
+        (["--retention", ".999", "--effect", ".05"], "cannot rise by 5 %"),
+        (["--engagement", "1e-200", "--spread", "1e200"], "--spread must be from a millionth"),
         (["--engagement", "3"], "--engagement and --spread need each other"),
         ([str(path), "--days", "20"], "--days 20 is more than the 8 days in the file"),
         ([str(path), "--users", "1"], "--users is 1"),
@@ -118,12 +122,15 @@ def test_experiments_without_an_effect_find_none(tmp_path, capsys):
 def test_what_cannot_be_tried_is_one_line(tmp_path, capsys):
     path = write_rows(tmp_path / "f.csv", "user,arm,day,amount", visits(5))
     wide = write_rows(tmp_path / "w.csv", "user,retention_1,retention_7", [[i, i % 2, 0] for i in range(9)])
+    nobody = write_rows(tmp_path / "n.csv", "user,retention_1,retention_7", [[i, 0, 0] for i in range(9)])
     few = write_rows(tmp_path / "g.csv", "user,day", [["a", 0], ["b", 1], ["c", 1]])
     for words, said in (
         ([str(path), "--users", "1"], "--users is 1"),
         ([str(path), "--experiments", "0"], "--experiments is 0"),
         ([str(path), "--days", "30"], "--days 30 is more than the 8 days in the file"),
         ([str(path), "--dzeta", "2"], "of the users would come back on a day"),
+        ([str(path), "--dzeta", "1000"], "--dzeta is 1000; it must be from -5 to 5"),
+        ([str(nobody)], "nobody comes back or uses anything"),
         ([str(wide), "--dalpha", ".1"], "need amounts by day"),
         ([str(few)], "two arms of two users need four, and the file has 3"),
     ):
