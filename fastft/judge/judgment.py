@@ -25,6 +25,10 @@ from fastft.judge.rows import (
 )
 
 Mode = Literal["pairwise", "single"]
+Verdict = Literal["a", "b", "tie"]
+"""Which of two answers is better: the one shown first, the other, or neither."""
+Reading = tuple[float, ...] | Verdict
+"""What was read from a judge's words: a score for each answer, or a verdict."""
 NO_REPLY = "[no reply: "
 
 
@@ -33,7 +37,8 @@ class Judgment:
     """What one judge said about one answer (mode "single"), or about two in one order (mode "pairwise").
 
     `model_a` was shown first, as Assistant 1. Scores are on the judge's own scale, 1 to 10 unless its prompt says otherwise.
-    `parsed` is false if no score could be read: the scores are None then, and every table counts the judgment as unparsed.
+    A judge that was asked which answer is better gives a `verdict` and no scores. `parsed` is false if neither could be read:
+    they are None then, and every table counts the judgment as unparsed.
     `fastft.judge.tables.FLAGS` says what each of the `flags` means.
     """
 
@@ -51,6 +56,7 @@ class Judgment:
     referenced: bool = False  # whether the judge was shown a reference answer
     flags: tuple[str, ...] = field(default=())
     usd: float | None = None
+    verdict: Verdict | None = None
 
     @property
     def failure(self) -> str:
@@ -60,12 +66,36 @@ class Judgment:
 
     @property
     def winner(self) -> str | None:
-        """The better model's name, "tie", or None if no score could be read or there is only one model."""
-        if self.model_b is None or self.score_a is None or self.score_b is None:
+        """The better model's name, "tie", or None if nothing could be read or there is only one model."""
+        if self.model_b is None or not self.parsed:
             return None
-        if self.score_a == self.score_b:
-            return "tie"
-        return self.model_a if self.score_a > self.score_b else self.model_b
+        verdict = self.verdict or better((self.score_a, self.score_b))
+        return {"a": self.model_a, "b": self.model_b, "tie": "tie"}[verdict]
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """What each answer got, for a reader: its score, or "won", "tied" or "lost"."""
+        if not self.parsed:
+            return "unparsed", "unparsed"
+        if self.verdict:
+            return {"a": ("won", "lost"), "b": ("lost", "won"), "tie": ("tied", "tied")}[self.verdict]
+        return str(self.score_a), str(self.score_b)
+
+
+def better(scores: tuple[float, ...]) -> Verdict:
+    """The verdict that two scores amount to."""
+    return "tie" if scores[0] == scores[1] else "a" if scores[0] > scores[1] else "b"
+
+
+def held(reading: Reading | None) -> dict[str, Any]:
+    """The keys of a judgment that hold what was read."""
+    scores = reading if isinstance(reading, tuple) else ()
+    return {
+        "score_a": scores[0] if scores else None,
+        "score_b": scores[1] if len(scores) == 2 else None,
+        "parsed": reading is not None,
+        "verdict": reading if isinstance(reading, str) else None,
+    }
 
 
 def no_reply(reason: str) -> str:
@@ -85,6 +115,7 @@ VALUES: Values = {
     **dict.fromkeys(("parsed", "referenced"), (is_flag, "true or false")),
     "model_b": (or_null(is_text), "a text or null"),
     "mode": (lambda value: value in get_args(Mode), '"pairwise" or "single"'),
+    "verdict": (or_null(lambda value: value in get_args(Verdict)), '"a", "b", "tie" or null'),
     "turn": (is_count, "a whole number"),
     "flags": (lambda value: isinstance(value, list) and all(map(is_text, value)), "a list of texts"),
 }
@@ -93,13 +124,13 @@ VALUES: Values = {
 
 def read_judgments(path: Path) -> list[Judgment]:
     """Return the judgments of a file. Raises UserError if there is none, and for a line that is no judgment."""
-    found = [_judgment(record.value, f"{record.where}: is not a judgment") for record in read_objects(path)]
+    found = [judgment_of(record.value, f"{record.where}: is not a judgment") for record in read_objects(path)]
     if not found:
         raise UserError(f"{path}: holds no judgments")
     return found
 
 
-def _judgment(row: dict[str, Any], wrong: str) -> Judgment:
+def judgment_of(row: dict[str, Any], wrong: str) -> Judgment:
     """Return the judgment in a line. Raises UserError, whose message begins with `wrong`, if it is none."""
     needed = [each.name for each in fields(Judgment) if each.default is MISSING]
     if missing := [name for name in needed if name not in row]:
@@ -111,6 +142,9 @@ def _judgment(row: dict[str, Any], wrong: str) -> Judgment:
     pairwise = judgment.mode == "pairwise"
     if pairwise and judgment.model_b is None:
         raise UserError(f"{wrong}: model_b must name the other model, because mode is pairwise")
-    if judgment.parsed and (judgment.score_a is None or (pairwise and judgment.score_b is None)):
+    scores = [judgment.score_a, judgment.score_b][: 1 + pairwise]
+    if judgment.verdict and (not pairwise or any(score is not None for score in scores)):
+        raise UserError(f"{wrong}: verdict is for two answers without scores")
+    if judgment.parsed and not judgment.verdict and None in scores:
         raise UserError(f"{wrong}: a score is null although parsed is true")
     return judgment

@@ -16,13 +16,15 @@ from fastft.errors import UserError
 from fastft.inference.budget import Money
 from fastft.inference.client import Client, Unanswered, estimate_tokens, run_all
 from fastft.inference.completion import Reply
-from fastft.judge.judgment import Judgment, Mode, no_reply
+from fastft.judge.judgment import Judgment, Mode, Reading, held, no_reply
 from fastft.judge.questions import Answer, Question
-from fastft.judge.replies.parsing import is_refusal, parse_pair, parse_single, spoken
+from fastft.judge.replies.parsing import is_refusal, parse_single, spoken
+from fastft.judge.replies.verdicts import Asked, asked_by, read_pair
 
 PROMPTS = Path(__file__).with_name("prompts")
 USUAL_REPLY_TOKENS = 200  # a few sentences and the scores: what the estimate before a run assumes
 AGAIN = "That could not be read. Reply with the JSON object alone."
+AGAIN_VERDICT = "That could not be read. Reply with the verdict alone, in the form that was asked for."
 # Words with which an answer tries to decide its own score. None of the 560 answers of Vicuna's evaluation matches.
 _INJECTION = re.compile(
     r"\bscore_[12]\b|\bscore [12]\s*[:=：]"
@@ -157,8 +159,16 @@ def write_prompt(task: JudgeTask, prompts: dict[str, str]) -> str:
         "reference": _shown(task.reference, "answer") if task.reference else "",
     }
     values["mark"] = hashlib.sha256("\0".join(values.values()).encode()).hexdigest()[:12]
-    template = prompts[f"{task.mode}-reference" if task.reference else task.mode]
-    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), template)
+    return re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), _template(task, prompts))
+
+
+def _template(task: JudgeTask, prompts: dict[str, str]) -> str:
+    return prompts[f"{task.mode}-reference" if task.reference else task.mode]
+
+
+def _asked(task: JudgeTask, prompts: dict[str, str]) -> Asked:
+    """What the judge is asked for. One answer alone always gets a score."""
+    return asked_by(_template(task, prompts)) if task.second else "scores"
 
 
 def _shown(turns: tuple[str, ...], what: str) -> str:
@@ -173,9 +183,10 @@ def _shown(turns: tuple[str, ...], what: str) -> str:
 
 
 async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], max_tokens: int) -> Judgment:
-    """Ask for scores. If the reply cannot be read, ask once more; a second such reply is recorded as unparsed."""
+    """Ask for scores or a verdict. If the reply cannot be read, ask once more; a second such reply is recorded as unparsed."""
     messages, options = _request(task, prompts, max_tokens)
-    words, reply, scores, usd, failed = "", None, None, 0.0, False
+    asked = _asked(task, prompts)
+    words, reply, reading, usd, failed = "", None, None, 0.0, False
     for attempt in range(2):
         try:
             reply = await client.ask(messages, attempt, **options)
@@ -184,14 +195,15 @@ async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], ma
             break
         words = reply.text
         usd += client.usd(reply.prompt_tokens, reply.completion_tokens)
-        scores = _read_scores(words, task.mode)
+        reading = _read(words, task.mode, asked)
         # A judge that used up its tokens by thinking would use them up again.
         only_thought = not words.strip() and reply.finish_reason == "length"
-        if scores or only_thought:
+        if reading or only_thought:
             break
         # Some endpoints refuse an empty turn, so after an empty reply the question is asked again as it was.
         if words.strip():
-            messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": AGAIN}]
+            again = AGAIN if asked == "scores" else AGAIN_VERDICT
+            messages = [*messages[:1], {"role": "assistant", "content": words}, {"role": "user", "content": again}]
     return Judgment(
         question_id=task.question.id,
         category=task.question.category,
@@ -199,20 +211,18 @@ async def judge_one(task: JudgeTask, client: Client, prompts: dict[str, str], ma
         judge=client.label,
         model_a=task.first.model,
         model_b=task.second.model if task.second else None,
-        score_a=scores[0] if scores else None,
-        score_b=scores[1] if scores and task.second else None,
-        parsed=scores is not None,
         text=words,
         turn=task.turn,
         referenced=task.reference is not None,
-        flags=tuple(_flags(task, words, reply, scores is not None, failed)),
+        flags=tuple(_flags(task, words, reply, reading is not None, failed)),
         usd=usd or None,
+        **held(reading),
     )
 
 
-def _read_scores(words: str, mode: Mode) -> tuple[float, ...] | None:
+def _read(words: str, mode: Mode, asked: Asked) -> Reading | None:
     if mode == "pairwise":
-        return parse_pair(words)
+        return read_pair(words, asked)
     score = parse_single(words)
     return None if score is None else (score,)
 
@@ -238,7 +248,10 @@ def _flags(task: JudgeTask, words: str, reply: Reply | None, parsed: bool, faile
 
 def _request(task: JudgeTask, prompts: dict[str, str], max_tokens: int) -> tuple[list[dict[str, str]], dict]:
     messages = [{"role": "user", "content": write_prompt(task, prompts)}]
-    return messages, {"temperature": 0, "max_tokens": max_tokens, "response_format": _schema(task.mode)}
+    options = {"temperature": 0, "max_tokens": max_tokens}
+    if _asked(task, prompts) == "scores":  # a schema would forbid a verdict in any other form
+        options["response_format"] = _schema(task.mode)
+    return messages, options
 
 
 def _schema(mode: Mode) -> dict:

@@ -65,7 +65,7 @@ def pair_row(pair: Pair) -> list[str]:
     t = pair.total
     return [
         f"{pair.first} : {pair.second}",
-        f"{t.first_total:.1f}:{t.second_total:.1f}",
+        f"{t.first_total:.1f}:{t.second_total:.1f}" if t.first_total or t.second_total else "–",
         f"{t.percent:.0f} %" if math.isfinite(t.percent) else "–",
         *map(str, (t.wins, t.ties, t.losses, t.unparsed)),
         f"{pair.better_or_equal}/{pair.questions}",

@@ -82,6 +82,19 @@ PAIRS = {
     "<thinking>\n3 4\n</thinking>\n8 9": (8, 9),
     '[THINK]\n3 4\n[/THINK]{"score_1": 8, "score_2": 9}': (8, 9),
     "<|channel|>analysis<|message|>\n3 4\n<|end|><|start|>assistant<|channel|>final<|message|>8 9": (8, 9),
+    "<think>\n8 9": None,
+    '<think>\n3 4\n{"score_1": 8, "score_2": 9}': (8, 9),
+    "3 4\n</think>\n8 9": (8, 9),
+    "Rating: [[8,9]]": (8, 9),
+    "Score A: 8\nScore B: 9": (8, 9),
+    "Response A: 8/10\nResponse B: 9/10": (8, 9),
+    "Assistant 1’s score: 8\nAssistant 2’s score: 9": (8, 9),
+    "<score_1>8</score_1>\n<score_2>9</score_2>": (8, 9),
+    '{"A": 8, "B": 9}': (8, 9),
+    '{"Score A": 8, "Score B": 9}': (8, 9),
+    '{"scores": {"assistant_1": 8, "assistant_2": 9}}': (8, 9),
+    "\\boxed{8, 9}": (8, 9),
+    "Answer 1: 8\nAnswer 2: 9": None,
     '{"score_1": true, "score_2": false}': None,
     '{"score_1": 8': None,
 }
@@ -106,6 +119,12 @@ SINGLES = {
     "<think>score 3</think>\n8": 8,
     "<thinking>\nFinal score: 3\n</thinking>\n评分：8": 8,
     "Score：8，short but right.": 8,
+    "<think>\n8": None,
+    "3\n</think>\n8": 8,
+    "<score>8</score>": 8,
+    "\\boxed{8}": 8,
+    '{"final_score": 8}': 8,
+    "I would rate this 7-8 out of 10": None,
 }
 
 

@@ -456,6 +456,6 @@ def test_a_judge_that_only_thinks(tmp_path, capsys):
 
 
 def test_nothing_that_can_be_read_is_a_failure(tmp_path, capsys):
-    with openai_server.endpoint(lambda body, number: "Final verdict: [[A]]") as server:
+    with openai_server.endpoint(lambda body, number: "I like the first one.") as server:
         said = error_of(capsys, [*write_ground(tmp_path, 2), "--judge", f"{server.url}#judge"])
-    assert "none of 4 judgments could be read (judge wrote 'Final verdict: [[A]]')" in said
+    assert "none of 4 judgments could be read (judge wrote 'I like the first one.')" in said

@@ -13,14 +13,25 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 LOWEST, HIGHEST = 0.0, 10.0
-PAIR_KEYS = (("score_1", "score_2"), ("assistant_1", "assistant_2"), ("scores",))
-SINGLE_KEYS = (("score",), ("rating",))
+PAIR_KEYS = (
+    *(
+        (f"{name}_{first}", f"{name}_{second}")
+        for name in ("score", "rating", "assistant")
+        for first, second in ("12", "ab")
+    ),
+    ("assistant_1_score", "assistant_2_score"),
+    ("assistant_a_score", "assistant_b_score"),
+    ("a", "b"),
+    ("scores",),
+    ("ratings",),
+)
+SINGLE_KEYS = (("score",), ("rating",), ("final_score",), ("overall_score",))
 
 _SCORE = r"(-?\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10(?:\.0)?)?(?![\w.]*\d)"
 _BETWEEN = r"\s*(?:[,;:/|&\s]|\band\b|\bvs\b\.?)\s*"
 _PAIR = re.compile(rf"[\[(]*\s*{_SCORE}[\])]*{_BETWEEN}[\[(]*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
 _TUPLE = re.compile(rf"[\[(]\s*{_SCORE}\s*,\s*{_SCORE}\s*[\])]", re.IGNORECASE)
-_FULL_WIDTH = str.maketrans("，：；／｜（）［］", ",:;/|()[]")
+_FULL_WIDTH = str.maketrans("，：；／｜（）［］＝　", ",:;/|()[]= ") | {0x2019: "'"}
 # What may come before a pair at the end of a line: a sentence without quotes, then a word that announces scores.
 _TITLE = re.compile(
     r"^(?:[^\"“”„«»]*[.!?]\s+)?(?:(?:the\s+)?(?:final\s+)?(?:scores?|output|verdict|ratings?|a\s+tie|评分|得分|分数)\s*(?:[:=]|-\s)|final\s*:)\s*",
@@ -33,7 +44,7 @@ _AFTER = r"(?:(?<=/10)|(?<=of 10)|(?=\s*(?:$|[.,;!)|(\]]|(?:and|while|whereas|bu
 _NAMED = [
     # Assistant 1: 8/10 | Assistant 1 (8/10) | Assistant 1 a score of 8 | score for Assistant 1 is 8 | | Assistant 1 | 8 |
     re.compile(
-        rf"(?:\bAssistant|助手)\s*(?:{name})\b(?:'s)?[^\S\n]*"
+        rf"(?:\b(?:Assistant|Model|Response)|助手)\s*(?:{name})\b(?:'s)?[^\S\n]*"
         r"(?:\(?(?:an?|the|overall|final|score|rating|of|is|gets|receives|with|deserves)\b[^\S\n]*)*"
         rf"[:=|–—-]?[^\S\n]*\(?{_SCORE}{_AFTER}",
         re.IGNORECASE,
@@ -43,18 +54,22 @@ _NAMED = [
 _BRACKETS = re.compile(rf"\[\[\s*{_SCORE}\s*\]\]")
 _RATED = re.compile(
     rf"\b(?:score|rating|grade|rate|give|评分|得分|分数)\b[^\d\n]{{0,40}}?{_SCORE}{_AFTER}"
-    rf"|(?<![\d.,]){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
+    rf"|(?<![\d.,–-])(?<!\bto )(?<!\bor ){_SCORE}(?=\s*(?:/|out of)\s*10\b)",
     re.IGNORECASE,
 )
 _FINAL = re.compile(r"\b(?:final|overall)\b", re.IGNORECASE)
 _ALONE = re.compile(rf"[\[(]*\s*{_SCORE}\s*[\])]*[.;]?", re.IGNORECASE)
-_ALMOST_JSON = re.compile(rf"\b(score(?:[_ ][12])?)[\"']?\s*[:=]\s*[\"']?{_SCORE}[\"']?\s*(?=[,}}\n]|$)", re.IGNORECASE)
-_EMPHASIS = re.compile(r"[*_`#>]+")
-_THOUGHT = re.compile(
-    r"\s*(?:<think>.*?</think>|<thinking>.*?</thinking>|\[THINK\].*?\[/THINK\]"
-    r"|<\|channel\|>analysis\b.*?<\|end\|>(?:<\|start\|>assistant<\|channel\|>final<\|message\|>)?)",
-    re.DOTALL,
+_ALMOST_JSON = re.compile(
+    rf"\b((?:score|rating)(?:[_ ]?(?:[12]|[ab]\b))?)[\"']?\s*[:=>]\s*[\"']?{_SCORE}[\"']?\s*(?=[,}}\n]|</|$)",
+    re.IGNORECASE,
 )
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+_EMPHASIS = re.compile(r"[*_`#]+|^\s*>+|(?<=[-=])>")  # and quotation marks of Markdown, and arrows
+_OPENS = r"<think>|<thinking>|\[THINK\]|<\|channel\|>analysis\b"
+_CLOSES = r"</think>|</thinking>|\[/THINK\]|<\|end\|>(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>|<\|end\|>"
+# A server may keep the opening mark to itself. The closing mark then ends a line, or an object follows it.
+_THOUGHT = re.compile(rf"\s*(?:{_OPENS}).*?(?:{_CLOSES})|.*(?:{_CLOSES})(?=\s*?\n|\s*[{{`])", re.DOTALL)
+_UNFINISHED = re.compile(rf"\s*(?:{_OPENS})")
 _FENCE = re.compile(r"\A```\w*\s*\n|\n```\s*\Z")
 _REFUSAL = re.compile(
     r"\b(?:I(?:'m| am) sorry|I can(?:not|'t)|I(?:'m| am) (?:unable|not able)|as an AI)\b", re.IGNORECASE
@@ -87,15 +102,29 @@ def _read(
     text: str, names: tuple[tuple[str, ...], ...], words: Callable[[list[str]], Iterable[tuple[float, ...]]]
 ) -> tuple[float, ...] | None:
     """Return the scores if all readings of a reply agree: those of its objects, under the keys `names`, and of its lines."""
-    thought = _THOUGHT.match(text)
-    objects, rest = _own_objects(text[thought.end() :] if thought else text)
+    objects, rest = objects_and_words(text)
     readings = {scores for found in objects if (scores := _of_object(found, names))}
     if rest.strip():
-        rest = rest.translate(_FULL_WIDTH)
-        lines = [" ".join(_EMPHASIS.sub("", line).split()) for line in _without_objects(rest).split("\n")]
-        readings |= set(words([line for line in lines if line]))
+        readings |= set(words(lines_of(rest)))
         readings = readings or _almost_json(rest.replace("*", ""), names[0])
     return readings.pop() if len(readings) == 1 else None
+
+
+def objects_and_words(text: str) -> tuple[list[dict], str]:
+    """Return what a judge says after thinking: the objects that it begins and ends with, and the rest.
+
+    Of thoughts that never end, only an object at the end counts.
+    """
+    thought = _THOUGHT.match(text)
+    objects, rest = _own_objects(text[thought.end() :] if thought else text)
+    return objects, "" if not thought and _UNFINISHED.match(text) else rest.translate(_FULL_WIDTH)
+
+
+def lines_of(words: str) -> list[str]:
+    """Return the lines that say something, without emphasis and without the objects inside them, which are quotes."""
+    bare = _BOXED.sub(r"\1", _without_objects(words.translate(_FULL_WIDTH)))
+    lines = [" ".join(_EMPHASIS.sub("", line).split()) for line in bare.split("\n")]
+    return [line for line in lines if line]
 
 
 def _own_objects(text: str) -> tuple[list[dict], str]:
@@ -134,9 +163,11 @@ def _of_object(found: dict, names: Iterable[tuple[str, ...]]) -> tuple[float, ..
 
     All zeros are no scores, because our prompts show them as the form to be filled in.
     """
-    found = {str(key).lower(): value for key, value in found.items()}
+    found = {re.sub(r"[\s-]+", "_", str(key).strip().lower()): value for key, value in found.items()}
     for keys in names:
         values = [found.get(key) for key in keys]
+        if len(values) == 1 and isinstance(values[0], dict):  # {"scores": {"assistant_1": 8, "assistant_2": 6}}
+            return _of_object(values[0], names)
         values = values[0] if len(values) == 1 and isinstance(values[0], list) and len(values[0]) == 2 else values
         numbers = tuple(number for value in values if (number := _number(value)) is not None)
         if len(numbers) == len(values) and any(numbers):
@@ -154,10 +185,17 @@ def _number(value: Any) -> float | None:
 
 def _almost_json(text: str, names: tuple[str, ...]) -> set[tuple[float, ...]]:
     """Read broken JSON such as `score_1: 8` or `{'score_1': 8, "score_2": 9,}` if each name has exactly one value."""
-    said = {(found[1].lower().replace(" ", "_"), float(found[2])) for found in _ALMOST_JSON.finditer(text)}
+    said = {(_score_name(found[1]), float(found[2])) for found in _ALMOST_JSON.finditer(text)}
     values = [value for name in names for said_name, value in sorted(said) if said_name == name]
     good = len(said) == len(values) == len(names) and any(values) and all(LOWEST <= v <= HIGHEST for v in values)
     return {tuple(values)} if good else set()
+
+
+def _score_name(said: str) -> str:
+    """Return "score_1" for "Score 1", "rating_a" and the like."""
+    found = re.fullmatch(r"(?:score|rating)[_ ]?([12ab]?)", said.lower())
+    side = {"a": "1", "b": "2"}.get(found[1], found[1])
+    return f"score_{side}" if side else "score"
 
 
 def _pairs(lines: list[str]) -> Iterator[tuple[float, ...]]:

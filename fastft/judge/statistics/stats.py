@@ -36,7 +36,10 @@ Lengths = dict[tuple[str, str], int]  # (question, model) -> characters of the a
 
 @dataclass(frozen=True)
 class Total:
-    """Sums of scores, and how often each model won. Judgments that could not be read are counted as `unparsed` alone."""
+    """Sums of scores, and how often each model won. Judgments that could not be read are counted as `unparsed` alone.
+
+    The sums are 0 where judges gave verdicts without scores.
+    """
 
     first_total: float
     second_total: float
@@ -236,10 +239,12 @@ def total(judgments: Iterable[Judgment], first: str) -> Total:
         if not judgment.parsed:
             unparsed += 1
             continue
-        scores = (judgment.score_a, judgment.score_b)
-        own, other = scores if judgment.model_a == first else scores[::-1]
-        sums[0], sums[1] = sums[0] + own, sums[1] + other
-        wins, ties, losses = wins + (other > own), ties + (other == own), losses + (other < own)
+        if not judgment.verdict:
+            scores = (judgment.score_a, judgment.score_b)
+            own, other = scores if judgment.model_a == first else scores[::-1]
+            sums[0], sums[1] = sums[0] + own, sums[1] + other
+        tied, lost = judgment.winner == "tie", judgment.winner == first
+        wins, ties, losses = wins + (not tied and not lost), ties + tied, losses + lost
     return Total(*sums, wins, ties, losses, unparsed, 100 * sums[1] / sums[0] if sums[0] else math.nan)
 
 
