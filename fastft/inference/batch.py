@@ -340,15 +340,17 @@ class Batches:
 
     async def _hand_on(self, job: _BatchJob, failed: dict[str, Exception | None], too_much: bool) -> None:
         """Put the requests that a batch has not answered into the next one, or give up on them."""
+        waiting = {key: self.asked.get(key) for key in failed}  # who asks from now on joins a batch on their own
         if failed:
             logger.warning("batch %s has %s: %s requests are left", job.id, job.status, len(failed))
         if too_much and len(failed) > 1:
             self.most_rows = (len(failed) + 1) // 2
             await asyncio.sleep(LAST_POLL_S)  # other batches may end meanwhile
         for key, error in failed.items():
-            if too_much and len(failed) > 1 and key in self.asked:
-                self._settle(self.asked[key], 0.0)
-                self._start(self._rejoin(self.asked[key]))
+            if too_much and len(failed) > 1:
+                if row := waiting[key]:
+                    self._settle(row, 0.0)
+                    self._start(self._rejoin(row))
             else:
                 said = f"batch {job.id} has {job.status} without an answer"
                 self._failed(key, error or ErrorInBody({"message": said}, 503))

@@ -263,12 +263,12 @@ class Cache:
     def put_pause(self, endpoint: str, until: float) -> None:
         """Remember that an endpoint has asked not to be asked before `until`, so that a run that is started again obeys, too."""
         later = until > self.pauses.get(endpoint, 0.0) + 0.1  # once for all requests that were on the way
-        if later and not self._torn:
+        if later:
             self.pauses[endpoint] = until
             with contextlib.suppress(OSError):  # a full disk, of which the next reply tells
-                line = orjson.dumps({"pause": {"endpoint": endpoint, "until": until}}) + b"\n"
+                line = b"\n" * self._torn + orjson.dumps({"pause": {"endpoint": endpoint, "until": until}}) + b"\n"
                 written = self._file.write(line)
-                self._end, self._torn = self._end + written, written < len(line)
+                self._end, self._torn = self._end + written, written < len(line) and (self._torn or written > 0)
 
     def _write_unwritten(self) -> None:
         for key, reply in list(self._unwritten.items()):

@@ -239,6 +239,9 @@ class Connection:
         """
         if self.leave_out(error, parameters, sent):
             return False
+        if isinstance(error, transport.Untrusted):
+            trust = "SSL_CERT_FILE may name a file with the certificates to trust"
+            raise UserError(f"{self.url}: {self.said(error)}; {trust}") from None
         if isinstance(error, ErrorInBody):
             self.end_the_run_at(error)
             if error.status_code not in (408, 409, 429) and error.status_code < 500:

@@ -35,6 +35,10 @@ class Unreached(Exception):
     """No connection was made, so the endpoint cannot have billed anything."""
 
 
+class Untrusted(Unreached):
+    """The endpoint has no certificate for its name that is signed by anybody who is trusted."""
+
+
 class Lost(Exception):
     """The connection broke, or the time was over, after the request was sent: the endpoint may bill it."""
 
@@ -113,6 +117,8 @@ async def _send_once(
                         file.write(piece)
                 return Response(response.status, response.headers, b"")
             return Response(response.status, response.headers, await response.read())
+    except aiohttp.ClientConnectorCertificateError as error:
+        raise Untrusted(str(error)) from None
     except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.ConnectionTimeoutError) as error:
         raise Unreached(str(error) or "no connection in time") from None
     except (aiohttp.InvalidURL, UnicodeError) as error:  # a name that no host can have

@@ -265,3 +265,37 @@ def test_a_pause_holds_for_every_batch_and_a_long_one_ends_the_run(tmp_path, mon
         monkeypatch.setattr(Connection, "request", tomorrow)
         _, stopped = ask_all(server, tmp_path, ["another"])
         assert "asks to wait 120 minutes" in stopped and "tomorrow" in stopped
+
+
+def test_who_asks_while_a_batch_of_an_earlier_run_is_divided_pays_once(tmp_path, monkeypatch, caplog):
+    """That batch was too large for the account. Its requests are asked only after it has failed."""
+    store = BatchStore(polls=10**9)
+    with openai_server.endpoint(PLAIN(), batches=store) as server:
+        cache, money = Cache(tmp_path / "cache.jsonl"), Money()
+        client = Client(f"{server.url}#t", cache=cache, money=money, batch=True)
+        works = [partial(client.ask, [{"role": "user", "content": text}]) for text in TEXTS]
+
+        async def killed():
+            while not store.looked:
+                await asyncio.sleep(0.01)
+            raise UserError("killed")
+
+        run_all([killed, *works], "asking", money, lambda index, reply: None)
+        cache.close()
+        store.polls, store.most_rows, caplog.records[:] = 1, 30, []
+        monkeypatch.setattr(batch, "LAST_POLL_S", 1.0)
+        client = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"), batch=True)
+
+        async def later(text):
+            while not any("has failed" in record.getMessage() for record in caplog.records):
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            return await client.ask([{"role": "user", "content": text}])
+
+        works = [
+            partial(client.ask, [{"role": "user", "content": "another"}]),
+            *(partial(later, t) for t in TEXTS[:25]),
+        ]
+        found = {}
+        assert run_all(works, "asking", client.money, found.__setitem__) is None
+    assert len(found) == 26 and set(store.paid.values()) == {1} and len(store.paid) == 26

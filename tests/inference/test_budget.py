@@ -89,6 +89,16 @@ def test_a_cache_survives_a_line_that_was_cut(tmp_path):
     cache.put("three", REPLY)
     cache = Cache(path)
     assert [key for key in ("one", "two", "three") if key in cache] == ["one", "three"]
+    cache.close()
+    path.write_bytes(path.read_bytes() + b'{"key": "four", "reply": {"te')
+    cache = Cache(path)
+    cache.open()
+    cache.put_pause("http://127.0.0.1:9/v1#m", 2e9)
+    cache.put("five", REPLY)
+    cache.close()
+    cache = Cache(path)
+    assert cache.pauses == {"http://127.0.0.1:9/v1#m": 2e9}, "a pause is not lost for such a line, either"
+    assert [key for key in ("one", "three", "four", "five") if key in cache] == ["one", "three", "five"]
 
 
 def test_a_finish_reason_of_half_a_character_costs_no_reply(tmp_path):

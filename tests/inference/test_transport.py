@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from email.utils import formatdate
@@ -13,6 +16,7 @@ from helpers.judging import SECRET, error_of, run_answer, write_ground
 from helpers.openai_server import Failure, completion
 
 from fastft.errors import UserError
+from fastft.inference.budget import Money
 from fastft.inference.client import Client
 from fastft.inference.completion import ErrorInBody, read_completion
 from fastft.inference.connection import Connection
@@ -24,7 +28,7 @@ ASK = [{"role": "user", "content": "What is one?"}]
 
 
 @contextlib.contextmanager
-def recorded(answer):
+def recorded(answer, tls=None):
     """Serve on loopback: `answer(path)` gives (status, headers, content). Yields the URL and the requests as (path, headers)."""
     seen = []
 
@@ -45,9 +49,11 @@ def recorded(answer):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", seen
     finally:
         server.shutdown()
         server.server_close()
@@ -199,3 +205,21 @@ def test_what_an_endpoint_says_moves_no_cursor(tmp_path, capsys):
     with openai_server.endpoint(lambda body, number: Failure(400, "no \x1b[2J\x9b1m")) as server:
         said = error_of(capsys, [*write_ground(tmp_path, 1), "--judge", f"{server.url}#j"])
     assert "no \ufffd[2J\ufffd1m" in said
+
+
+def test_a_certificate_of_nobody_who_is_trusted_ends_the_run_at_once(tmp_path, monkeypatch):
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl to make a certificate")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    options = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with recorded(lambda path: OK, context) as (url, seen):
+        money = Money(1.0)
+        with pytest.raises(UserError, match="SSL_CERT_FILE may name") as caught:
+            ask(f"{url}/v1#m", price=(1.0, 1.0), money=money)
+        assert "certificate verify failed" in str(caught.value) and not seen and not money.spent
+        monkeypatch.setenv("SSL_CERT_FILE", certificate)
+        assert ask(f"{url}/v1#m") == "Fine."
