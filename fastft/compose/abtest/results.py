@@ -10,6 +10,7 @@ import numpy as np
 from fastft.common.html import percent
 from fastft.compose.abtest.activity import IN_TWO, Activity
 from fastft.compose.abtest.estimates import (
+    FEW_ACTIVE,
     ArmComparison,
     Capped,
     Days,
@@ -31,6 +32,8 @@ PLANNED = 30
 """Days of an experiment, as in Blended."""
 FEW = 100
 """Users in an arm below which intervals are less exact: A/A splits of 30 users an arm (benchmarks/abtest.py)."""
+FEW_ON_A_DAY = 20
+"""Active users of an arm on a day of a line, likewise: A/A splits in which 5 to 9 are active (`fastft abtest simulate`)."""
 IN_TWO_ARMS = 0.01
 """The share of users in two arms above which something is wrong with the assignment."""
 FAILED = 0.01
@@ -276,16 +279,19 @@ def _too_early(results: Results, activity: Activity) -> str:
 def _fill(results: Results, activity: Activity, control: int, quantile: float) -> None:
     """Compute comparisons, curves and outliers, and what is to be said about them."""
     results.comparisons, by_entry, by_user = compare(activity, control, results.reached, quantile)
-    days = activity.days[activity.days <= results.reached]
+    days, few = activity.days[activity.days <= results.reached], False
     for arm, name in enumerate(activity.arms):
         counted = count_days(activity, arm, days, by_entry.values)
         complete = int(((activity.arm_U == arm) & (activity.followed_U >= results.reached)).sum())
+        on_lines = counted.active_K[counted.active_K >= FEW_ACTIVE]
+        few |= counted.users < FEW or on_lines.min(initial=FEW_ON_A_DAY) < FEW_ON_A_DAY
         results.curves[name] = _curve(counted, days, activity.by_day, complete)
     results.outliers = _outliers(activity, quantile, by_entry, by_user)
     results.warnings += _nothing_used(results, activity, control) + _poor_fits(results)
-    if min(curve.users for curve in results.curves.values()) < FEW:
+    if few:
         results.remarks.append(
-            f"An arm has fewer than {FEW} users: intervals hold the truth in 91 to 99 % instead of 95 %."
+            f"An arm has fewer than {FEW} users, or fewer than {FEW_ON_A_DAY} active ones on a day of a line: intervals hold the "
+            "truth in 91 to 100 % instead of 95 %, in splits of real users without an effect."
         )
 
 

@@ -223,12 +223,11 @@ def sentence(trials: dict[str, Trials], any_sure: float, horizon: int, users: in
     """What the experiments showed, in one sentence."""
     size = f"two arms of {config.users:,} users" if config.users else f"the file's {users:,} users in two halves"
     covered = [100 * each.covered_T.mean() for each in trials.values()]
-    holds = f"the 95 % intervals hold the truth in {min(covered):.1f} to {max(covered):.1f} %"
+    least, most = f"{min(covered):.1f}", f"{max(covered):.1f}"
+    holds = f"the 95 % intervals hold the truth in {least if least == most else f'{least} to {most}'} %"
     begin = f"Of {config.experiments:,} experiments with {size} over {horizon} days"
     if not any((config.dzeta, config.dbeta, config.dalpha, config.dgamma)):
-        return (
-            f"{begin} and no effect, {100 * any_sure:.1f} % show one after Holm's correction (5 % is right); {holds}."
-        )
+        return f"{begin} and no effect, {100 * any_sure:.1f} % show one after Holm's correction (at most 5 % is right); {holds}."
     found = ", ".join(
         f"{100 * each.sure_T.mean():.0f} % {name.replace('_', ' ')}" for name, each in trials.items() if each.true
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from fastft.compose.abtest.estimates import ArmComparison, Effect
+from fastft.compose.abtest.estimates import ROUNDING, ArmComparison, Effect
 from fastft.compose.abtest.results import Results
 from fastft.compose.abtest.shares import Shares
 
@@ -41,7 +41,7 @@ def _differs(found: ArmComparison, results: Results) -> str:
     phrases = []
     if days := lost_days(found):
         worst = max(days, key=lambda day: abs(found.shares[day].value))
-        others = f" (and on {len(days) - 1} more: {ranges(days)})" if len(days) > 1 else ""
+        others = f" ({len(days)} such days: {ranges(days)})" if len(days) > 1 else ""
         phrases.append(f"{_of_shares(found.shares[worst])} on day {worst}{others}")
     phrases += [_phrase(name, effect, results) for name, effect in _sure(found).items()]
     return f"{found.arm} differs from {results.control}: {_and(phrases)}"
@@ -64,7 +64,7 @@ def _alike(found: list[ArmComparison], results: Results) -> list[str]:
     for name, what in (("dzeta", "retention at the start"), ("engagement_ratio", f"{results.unit} per user")):
         if effects := [each.figures[name] for each in found if name in each.figures]:
             shown.append(f"{what} {_changes(effects)}")
-            if error := max(effect.error for effect in effects):
+            if (error := max(effect.error for effect in effects)) > ROUNDING:
                 missed.append(f"{size(SEEN * error)} in {what}")
         elif name == "dzeta" and (day := _only_day(found)):
             shown.append(f"retention on day {day} {' and '.join(points(each.shares[day]) for each in found[:NAMED])}")
@@ -139,7 +139,7 @@ def size(difference: float) -> str:
     """How large a difference of logs is in percent, such as 3.2 %."""
     value = 100 * math.expm1(min(difference, 20))
     if value < 0.1:
-        return "0.1 %"
+        return f"{max(value, 0.001):.2g} %"
     return f"{value:.1f} %" if value < 10 else f"{value:,.0f} %" if value < 1e6 else "1,000,000 %"
 
 

@@ -43,13 +43,13 @@ def served(user: str | None, at: float, assigned) -> ServedTurn:
 
 
 def test_figures_come_from_the_record_with_its_own_shares(tmp_path, capsys):
-    arms = record_experiment(tmp_path / "record", users=500)
+    arms = record_experiment(tmp_path / "record", users=250)
     events, out = tmp_path / "events.jsonl", tmp_path / "out"
     assert main(["record", "export", str(tmp_path / "record"), "-o", str(events)]) == 0
     assert main(["abtest", "figures", str(events), "--control", "control", "-o", str(out), "--days", "30"]) == 0
     made = json.loads((out / "figures.json").read_text())
     assert made["sample_ratio"]["users"] == {arm: list(arms.values()).count(arm) for arm in sorted(ARMS)}
-    assert made["sample_ratio"]["expected"] == {"blend": 100, "control": 400}, "the shares of the experiment, 80 : 20"
+    assert made["sample_ratio"]["expected"] == {"blend": 50, "control": 200}, "the shares of the experiment, 80 : 20"
     found = made["arms"]["blend"]
     assert found["retention_ratio"]["1"] > 1.5 and found["dzeta"][1] > 0
     assert made["horizon"]["reached"] == 8

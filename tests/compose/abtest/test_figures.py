@@ -87,12 +87,12 @@ def test_arms_of_the_wrong_size_stop_the_reading(tmp_path, capsys):
 
 
 def test_arms_of_doubtful_sizes_are_named_before_anything_else(tmp_path, capsys):
-    users = {"control": 44_700, "test": 45_489}
+    users = {"control": 1_000, "test": 1_122}
     rows = [(f"{arm}{i}", arm, int(i % 9 < 4), int(i % 5 < 1)) for arm, count in users.items() for i in range(count)]
     code, made = run(tmp_path, rows, header="user,arm,retention_1,retention_7")
     said = capsys.readouterr().out
-    assert code == 0 and made["sample_ratio"]["p"] == pytest.approx(0.0087, abs=5e-5)
-    assert said.startswith("warning: The arms have control 44,700, test 45,489 users")
+    assert code == 0 and 0.001 < made["sample_ratio"]["p"] < 0.01
+    assert said.startswith("warning: The arms have control 1,000, test 1,122 users")
     assert made["verdict"].startswith("With doubt, because the sizes of the arms are off: ")
 
 

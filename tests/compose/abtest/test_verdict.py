@@ -48,9 +48,10 @@ def test_nobody_on_day_7_leads_the_verdict(tmp_path, capsys):
 
 def test_nobody_on_any_day_leads_the_verdict(tmp_path, capsys):
     rows = wide({"control": [0.45, 0.2], "test": [0, 0]})
-    made, _ = figures(tmp_path, capsys, "user,arm,retention_1,retention_7", rows)
+    made, said = figures(tmp_path, capsys, "user,arm,retention_1,retention_7", rows)
+    assert "intervals hold the truth in" not in said, "there is no line"
     assert made["verdict"].startswith("test differs from control: nobody comes back against 45.0 % (-45.0 points ")
-    assert "on day 1 (and on 1 more: 1, 7)" in made["verdict"]
+    assert "on day 1 (2 such days: 1, 7)" in made["verdict"]
     nobody = wide({"control": [0, 0], "test": [0, 0]})
     made, _ = figures(tmp_path, capsys, "user,arm,retention_1,retention_7", nobody)
     assert made["verdict"] == "Test cannot be compared with control: nobody comes back." or made["verdict"].startswith(
@@ -122,6 +123,16 @@ def test_rounding_is_no_difference(tmp_path, capsys):
     made, _ = figures(tmp_path, capsys, "user,arm,day,amount", rows, "--days", "8")
     assert made["arms"]["test"]["p"]["dalpha"] == made["arms"]["test"]["p"]["dgamma"] == 1
     assert made["verdict"].startswith("No difference")
+    made, _ = figures(
+        tmp_path, capsys, "user,arm,retention_1,rounds", [[*row, 3] for row in wide({"control": [0.5], "test": [0.5]})]
+    )
+    assert "missed" not in made["verdict"], "all users' amounts are equal: nothing was missed"
+
+
+def test_few_active_users_are_a_remark(tmp_path, capsys):
+    for users, remarks in ((180, 1), (900, 0)):
+        _, said = figures(tmp_path, capsys, "user,arm,day,amount", visits(8, users=users), "--days", "8")
+        assert said.count("intervals hold the truth in 91 to 100 %") == remarks
 
 
 def test_one_heavy_user_on_every_day_does_not_decide(tmp_path, capsys):
@@ -137,8 +148,8 @@ def test_one_heavy_user_on_every_day_does_not_decide(tmp_path, capsys):
 
 
 def test_sizes_are_written_as_people_write_them():
-    assert [size(each) for each in (0, 1e-9, 0.03, 0.2, 0.95, 4, 1e9)] == [
-        "0.1 %", "0.1 %", "3.0 %", "22 %", "159 %", "5,360 %", "1,000,000 %"
+    assert [size(each) for each in (0, 1e-9, 3e-4, 0.03, 0.2, 0.95, 4, 1e9)] == [
+        "0.001 %", "0.001 %", "0.03 %", "3.0 %", "22 %", "159 %", "5,360 %", "1,000,000 %"
     ]  # fmt: skip
     assert percent_change(Effect(3, 0)) == "+1,908.6 % [+1,908.6, +1,908.6]".replace("1,908.6", "1,909")
 
