@@ -17,8 +17,6 @@ Users with rows in two arms are left out and counted.
 
 import datetime
 import math
-import re
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,20 +25,14 @@ from typing import Any
 import numpy as np
 
 from fastft.common.html import visible
-from fastft.compose.abtest.table import RETENTION, ColumnTable, nearest, number, read_table
+from fastft.compose.abtest.record import failed, is_record, of_experiment, planned_shares
+from fastft.compose.abtest.table import RETENTION, ColumnTable, number, read_table
+from fastft.compose.abtest.times import DAY_S, moment, seconds
 from fastft.errors import UserError
 
-DAY_S = 86_400
 LAST_DAY = 3_650
 """A larger number in the column of days is no day."""
-FIRST_TIME = 1e8
-"""Smaller numbers, before 1973, are no times."""
-UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
-"""Times from the first number on are nano-, micro- or milliseconds: in a larger unit, they would be after the year 5000."""
-COMPACT_DATE = re.compile(r"(\d{4})(\d\d)(\d\d)", re.ASCII)
 IN_TWO = "users with rows in two arms"
-NO_ANSWER = ("refused", "failed", "died", "error", "shut_down")
-"""Outcomes of the gateway's turns that gave the user no answer, or a broken one."""
 TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1, "0.0": 0, "1.0": 1}
 
 
@@ -125,7 +117,7 @@ def read_activity(path: Path, columns: ColumnsConfig, arms: bool = True) -> Acti
     asked = {name: getattr(columns, name) for name in ("user", "arm", "time", "day", "amount", "followed")}
     table = read_table(path, asked | dict.fromkeys(("experiment", "exposed", "outcome", "share", "id")))
     left_out: Counter[str] = Counter()
-    table = _of_experiment(table, columns.experiment, left_out)
+    table = of_experiment(table, columns.experiment, left_out)
     table.need("user", "the user")
     if arms:
         table.need("arm", "the arm")
@@ -152,9 +144,9 @@ def read_activity(path: Path, columns: ColumnsConfig, arms: bool = True) -> Acti
     activity = read(table, user_R, users, first_U == last_U)
     activity.arms, activity.arm_U, activity.left_out = names, first_U, left_out
     if arms and "share" in table.columns:
-        activity.shares = _shares(table, arm_R, names)
-    if _is_record(table):
-        failed_R = _failed(table)
+        activity.shares = planned_shares(table, arm_R, names)
+    if is_record(table):
+        failed_R = failed(table)
         activity.failed_turns = {
             arm: {"turns": int((arm_R == i).sum()), "failed": int(failed_R[arm_R == i].sum())}
             for i, arm in enumerate(names)
@@ -163,56 +155,6 @@ def read_activity(path: Path, columns: ColumnsConfig, arms: bool = True) -> Acti
         left_out[IN_TWO] = in_two
         activity = activity.of(np.flatnonzero(first_U == last_U))
     return activity
-
-
-def _of_experiment(table: ColumnTable, name: str | None, left_out: Counter[str]) -> ColumnTable:
-    """The rows of one experiment, and of the gateway's events those that expose a known user to an arm."""
-    events = "experiment" in table.columns and "user" in table.columns and "arm" in table.columns
-    if not events and name is not None:
-        raise UserError(f"{table.path}: there is no column 'experiment', which --experiment needs")
-    if not events:
-        return table
-    chosen = table.columns["experiment"]
-    found = sorted({str(each) for each in chosen if each not in (None, "")})
-    if name is None and len(found) > 1:
-        raise UserError(
-            f"{table.path}: there are several experiments ({', '.join(found)}): choose one with --experiment"
-        )
-    if not found:
-        raise UserError(f"{table.path}: no row belongs to an experiment (the column experiment is empty)")
-    name = name or found[0]
-    if name not in found:
-        raise UserError(f"{table.path}: there is no experiment {name!r}{nearest(name, found)}")
-    exposed = table.columns.get("exposed")
-    kept = []
-    for row, each in enumerate(chosen):
-        if each != name:
-            left_out["rows outside of the experiment"] += 1
-        elif exposed and str(exposed[row]).lower() not in ("true", "1"):
-            left_out["turns that exposed nobody to an arm"] += 1
-        elif table.columns["user"][row] in (None, "") or table.columns["arm"][row] in (None, ""):
-            left_out["turns without a user"] += 1
-        else:
-            kept.append(row)
-    if not kept:
-        raise UserError(f"{table.path}: no turn of the experiment {name!r} exposed a known user to an arm")
-    table = table.keep(np.array(kept))
-    seen: dict[Any, int] = {}
-    for row, each in enumerate(table.columns.get("id", ())):
-        if each not in (None, "") and seen.setdefault(each, row) != row:
-            raise table.wrong(
-                row, f"the event {each!r} stands on line {table.lines[seen[each]]}, too; keep one of them"
-            )
-    return table
-
-
-def _shares(table: ColumnTable, arm_R: np.ndarray, arms: list[str]) -> dict[str, float]:
-    """The share of each arm; none if one changed."""
-    share_R = table.numbers("share")
-    shares = {arm: np.unique(share_R[arm_R == i]) for i, arm in enumerate(arms)}
-    if all(len(values) == 1 and values[0] > 0 for values in shares.values()):
-        return {arm: float(values[0]) for arm, values in shares.items()}
-    return {}
 
 
 def _indices(table: ColumnTable, name: str) -> tuple[np.ndarray, list[str]]:
@@ -230,23 +172,14 @@ def _indices(table: ColumnTable, name: str) -> tuple[np.ndarray, list[str]]:
     return index_R, values
 
 
-def _is_record(table: ColumnTable) -> bool:
-    """Whether the rows are the gateway's events, which say what became of each turn."""
-    return "exposed" in table.columns and "outcome" in table.columns
-
-
-def _failed(table: ColumnTable) -> np.ndarray:
-    return np.array([outcome in NO_ANSWER for outcome in table.columns["outcome"]])
-
-
 def _amounts(table: ColumnTable) -> tuple[np.ndarray, str]:
     """(amount of each row, what it is). A turn that failed is no use. Raises UserError for a negative one."""
     if "amount" not in table.columns:
-        amount_R = 1.0 - _failed(table) if _is_record(table) else np.ones(table.rows)
+        amount_R = 1.0 - failed(table) if is_record(table) else np.ones(table.rows)
         return amount_R, "turns" if "exposed" in table.columns else "events"
     amount_R = table.numbers("amount")
-    if _is_record(table):
-        amount_R[_failed(table)] = 0
+    if is_record(table):
+        amount_R[failed(table)] = 0
     if (amount_R < 0).any():
         row = int((amount_R < 0).argmax())
         raise table.wrong(row, f"{table.named['amount']} is {table.columns['amount'][row]}; it must be 0 or more")
@@ -257,7 +190,7 @@ def _amounts(table: ColumnTable) -> tuple[np.ndarray, str]:
 def _whole(table: ColumnTable, name: str) -> np.ndarray:
     """A column of days as integers. Raises UserError for anything else."""
     first = table.columns[name][0]
-    if not math.isfinite(number(first)) and math.isfinite(_moment(first)[0]):
+    if not math.isfinite(number(first)) and math.isfinite(moment(first)[0]):
         raise table.wrong(0, f"{table.named[name]} {first!r} is a date; give --time {table.named[name]}")
     day_R = table.numbers(name)
     for bad_R, why in (
@@ -367,7 +300,7 @@ def _days(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: n
 
 def _times(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: np.ndarray) -> Activity:
     """A file with a row for each visit, at its time."""
-    at_R, by_date = _seconds(table)
+    at_R, by_date = seconds(table)
     amount_R, unit = _amounts(table)
     joined_U = np.full(len(users), np.inf)
     np.minimum.at(joined_U, user_R, at_R)
@@ -387,41 +320,3 @@ def _times(table: ColumnTable, user_R: np.ndarray, users: list[str], one_arm_U: 
         str(table.path), users, [], user_R, followed_U, *entries, np.arange(1, max(1, followed_U.max() + 1)), unit,
         remarks=remarks,
     )  # fmt: skip
-
-
-def _seconds(table: ColumnTable) -> tuple[np.ndarray, bool]:
-    """(seconds since 1970 of each row, whether all are dates without a time). A time without a zone is read as UTC.
-
-    Raises UserError for what is no time, and for a time that has not come: the file would seem to go on until then.
-    """
-    values = table.columns["time"]
-    parsed = {value: _moment(value) for value in dict.fromkeys(values)}
-    at_R = np.array([parsed[value][0] for value in values])
-    now = time.time() + DAY_S  # a clock in another zone may be written as UTC
-    for bad_R, why in (
-        (~np.isfinite(at_R), "is no time: write seconds since 1970, 2026-11-29, or 2026-11-29T12:00:00+00:00"),
-        (at_R < FIRST_TIME, "is before 1973; correct the row or delete it"),
-        (at_R > now, "has not come yet; correct the row or delete it, for the file is taken to end at its last time"),
-    ):
-        if bad_R.any():
-            row = int(bad_R.argmax())
-            raise table.wrong(row, f"{table.named['time']} {values[row]!r} {why}")
-    return at_R, all(midnight for _, midnight in parsed.values())
-
-
-def _moment(value: Any) -> tuple[float, bool]:
-    """(seconds since 1970, whether it is a midnight) of a number or an ISO date; NaN for anything else."""
-    text = str(value).strip()
-    if compact := COMPACT_DATE.fullmatch(text):
-        text = "-".join(compact.groups())
-    elif math.isfinite(seconds := number(value)):
-        if seconds < FIRST_TIME:
-            return math.nan, False
-        seconds /= next((unit for least, unit in UNITS if seconds >= least), 1)
-        return seconds, seconds % DAY_S == 0
-    try:
-        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
-        aware = moment if moment.tzinfo else moment.replace(tzinfo=datetime.timezone.utc)
-        return aware.timestamp(), moment.time() == datetime.time()
-    except (ValueError, OverflowError):
-        return math.nan, False
