@@ -20,15 +20,15 @@ there, the shares of the two arms are compared as they are (`fastft.compose.abte
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from fastft.compose.abtest.activity import Activity
 from fastft.compose.abtest.shares import Shares, Z, compare_shares
-from fastft.errors import UsageError, UserError
+from fastft.compose.abtest.significance import holm
+from fastft.compose.abtest.winsor import Capped, totals, winsorised
+from fastft.errors import UserError
 
 FEW_ACTIVE = 5
 """Active users of an arm below which a day is on no line."""
@@ -271,82 +271,6 @@ def mean_ratio(arm_U: np.ndarray, control_U: np.ndarray) -> Effect | None:
     return Effect(math.log(arm_U.mean()) - math.log(control_U.mean()), error)
 
 
-def totals(activity: Activity, horizon: int) -> np.ndarray:
-    """Each user's amount over the test, up to `horizon` days after joining, or the file's in all; NaN for users for whom
-    these days have not passed, and where a file has no amounts."""
-    if activity.total_U is not None:
-        return np.where(activity.followed_U >= horizon, activity.total_U, np.nan)
-    if not activity.by_day:
-        return np.full(len(activity.users), np.nan)
-    in_time_E = activity.day_E <= horizon
-    users = len(activity.users)
-    total_U = np.bincount(activity.user_E[in_time_E], activity.amount_E[in_time_E], minlength=users)
-    return np.where(activity.followed_U >= horizon, total_U, np.nan)
-
-
-@dataclass
-class Capped:
-    """Amounts above a quantile of all arms' together, set to it."""
-
-    cap: float
-    values: np.ndarray
-    raw: np.ndarray
-    above: np.ndarray
-    """Indices of the values above it, the largest first."""
-    cap_over_days: float = math.inf
-    """Of amounts by day: the cap of a user's sum over them."""
-
-
-def winsorise(values: np.ndarray, quantile: float) -> Capped:
-    """Set values above the quantile to it; zeros and NaN are no part of the sample. A quantile of 1 changes nothing.
-
-    The quantile is a value of the sample, rounded down. So among fewer than 1,000 values the largest is set to the next one;
-    between the two, a cap would still be the largest one's doing.
-    """
-    sample = values[values > 0]
-    if quantile >= 1 or not len(sample):
-        return Capped(math.inf, values, values, np.array([], int))
-    cap = float(np.quantile(sample, quantile, method="lower"))
-    above = np.flatnonzero(values > cap)
-    return Capped(cap, np.minimum(values, cap), values, above[np.argsort(-values[above], kind="stable")])
-
-
-def holm(p: dict[Any, float]) -> dict[Any, float]:
-    """Holm's adjusted p values, which keep the chance of any false alarm among all at 5 %."""
-    least, adjusted = 0.0, {}
-    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
-        least = max(least, min(1.0, (len(p) - rank) * p[key]))
-        adjusted[key] = least
-    return adjusted
-
-
-def sample_ratio_p(counts: Iterable[int], shares: Iterable[float]) -> float:
-    """The p value of the chi-square test that users fell into the arms by these shares.
-
-    For two arms it has the correction for continuity, with which it is the binomial test's to two digits.
-    """
-    counts, shares = np.array(list(counts), float), np.array(list(shares), float)
-    expected = counts.sum() * shares / shares.sum()
-    apart = np.abs(counts - expected)
-    if len(counts) == 2:
-        apart = np.maximum(apart - 0.5, 0)
-    return chi_square_tail(float((apart**2 / expected).sum()), len(counts) - 1)
-
-
-def chi_square_tail(value: float, freedom: int) -> float:
-    """The probability that a chi-square variable with so many degrees of freedom is above `value`.
-
-    It is Q(freedom / 2, value / 2), from Q(1/2, x) = erfc(sqrt(x)) or Q(1, x) = exp(-x), by
-    Q(a + 1, x) = Q(a, x) + x^a exp(-x) / gamma(a + 1) (Abramowitz and Stegun, 6.5.21).
-    """
-    x, a = value / 2, 0.5 if freedom % 2 else 1.0
-    tail = math.erfc(math.sqrt(x)) if freedom % 2 else math.exp(-x)
-    while a < freedom / 2 and x > 0:
-        tail += math.exp(a * math.log(x) - x - math.lgamma(a + 1))
-        a += 1
-    return 1.0 if x == 0 else tail
-
-
 def compare(
     activity: Activity, control: int, horizon: int, quantile: float
 ) -> tuple[list[ArmComparison], Capped, Capped]:
@@ -360,26 +284,6 @@ def compare(
     for each, as_it_is in zip(found, raw):
         each.raw = {key: as_it_is.figures[key] for key in as_it_is.figures if key not in ("dzeta", "dbeta")}
     return found, by_entry, by_user
-
-
-def winsorised(activity: Activity, horizon: int, quantile: float) -> tuple[Capped, Capped]:
-    """The amounts by entry, of the days from 1 to the horizon that have passed, and by user's total; each with its own cap.
-
-    The quantiles are those over users, so that no user decides on the cap of the own amounts.
-    """
-    passed_E = (activity.day_E > 0) & (activity.day_E <= np.minimum(horizon, activity.followed_U[activity.user_E]))
-    raw_E, users = np.where(passed_E, activity.amount_E, 0.0), len(activity.users)
-    # Who has much on many days is above no quantile of single days: they are all this user's. So the user's sum is capped,
-    # which makes all of the days smaller, and then the largest day of each user.
-    in_all = winsorise(np.bincount(activity.user_E, raw_E, minlength=users), quantile)
-    scaled_E = raw_E * (in_all.values / np.maximum(in_all.raw, 1e-300))[activity.user_E] if len(in_all.above) else raw_E
-    largest_U = np.zeros(users)
-    np.maximum.at(largest_U, activity.user_E, scaled_E)
-    cap = winsorise(largest_U, quantile).cap
-    values_E = np.minimum(scaled_E, cap)
-    above = np.flatnonzero(values_E < raw_E)
-    by_entry = Capped(cap, values_E, raw_E, above[np.argsort(-raw_E[above], kind="stable")], in_all.cap)
-    return by_entry, winsorise(totals(activity, horizon), quantile)
 
 
 def compare_arms(
@@ -407,12 +311,6 @@ def compare_arms(
             p_holm = min(1.0, shares.p * adjusted[each.arm, "shares"] / each.p_shares)
             each.shares[day] = replace(shares, p_holm=p_holm)
     return found
-
-
-def require_quantile(winsor: float) -> None:
-    """Raise UsageError for a --winsor that is no quantile of large amounts."""
-    if not 0.5 <= winsor <= 1:
-        raise UsageError(f"--winsor is {winsor:g}; it must be from 0.5 to 1, which changes no amount")
 
 
 def require_users(activity: Activity, control: int) -> None:

@@ -11,10 +11,10 @@ import orjson
 from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, write_whole
 from fastft.compose.abtest.activity import ColumnsConfig, read_activity
-from fastft.compose.abtest.estimates import require_quantile
 from fastft.compose.abtest.report import show, write_abtest_page
 from fastft.compose.abtest.results import compute
 from fastft.compose.abtest.verdict import verdict
+from fastft.compose.abtest.winsor import require_quantile
 from fastft.errors import UsageError, UserError
 
 

@@ -23,12 +23,11 @@ from fastft.compose.abtest.estimates import (
     line_weights,
     mean_variance,
     power_law,
-    require_quantile,
     retention_variance,
-    winsorised,
 )
 from fastft.compose.abtest.report import MEANING
 from fastft.compose.abtest.verdict import size
+from fastft.compose.abtest.winsor import require_quantile, winsorised
 from fastft.errors import UsageError, UserError
 
 USERS = (300, 1_000, 3_000, 10_000, 30_000, 100_000)

@@ -12,7 +12,6 @@ from fastft.compose.abtest.activity import IN_TWO, Activity
 from fastft.compose.abtest.estimates import (
     FEW_ACTIVE,
     ArmComparison,
-    Capped,
     Days,
     Effect,
     PowerLaw,
@@ -20,10 +19,10 @@ from fastft.compose.abtest.estimates import (
     count_days,
     power_law,
     require_users,
-    sample_ratio_p,
-    totals,
 )
+from fastft.compose.abtest.significance import sample_ratio_p
 from fastft.compose.abtest.table import nearest
+from fastft.compose.abtest.winsor import Capped, totals
 from fastft.errors import UsageError, UserError
 
 STOP, WARN = 0.001, 0.01

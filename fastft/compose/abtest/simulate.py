@@ -20,10 +20,11 @@ import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
 from fastft.compose.abtest.activity import Activity, ColumnsConfig, read_activity
-from fastft.compose.abtest.estimates import ROUNDING, Effect, compare_arms, require_quantile, winsorised
+from fastft.compose.abtest.estimates import ROUNDING, Effect, compare_arms
 from fastft.compose.abtest.report import MEANING
 from fastft.compose.abtest.shares import Shares
 from fastft.compose.abtest.verdict import ALPHA
+from fastft.compose.abtest.winsor import require_quantile, winsorised
 from fastft.errors import UsageError, UserError
 
 WIDTH = 120

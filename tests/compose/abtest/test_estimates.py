@@ -17,17 +17,14 @@ from fastft.compose.abtest.estimates import (
     FEW_ACTIVE,
     FIGURES,
     Effect,
-    chi_square_tail,
     compare,
     compare_arms,
     count_days,
-    holm,
     line_weights,
     power_law,
-    sample_ratio_p,
-    winsorise,
-    winsorised,
 )
+from fastft.compose.abtest.significance import chi_square_tail, holm, sample_ratio_p
+from fastft.compose.abtest.winsor import winsorise, winsorised
 
 DATA = Path(os.environ.get("FASTFT_DATA", "data")) / "ab"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="NOT CHECKED HERE: FASTFT_DATA has no ab/")
