@@ -126,7 +126,7 @@ def _check(config: PowerConfig) -> None:
         raise UsageError(f"--effect is {config.effect:g}; it must be above -1, and {SMALLEST:g} or more away from 0")
     if config.effect and config.retention and config.retention * (1 + config.effect) > 1:
         raise UsageError(
-            f"--retention of {config.retention:g} cannot rise by {100 * config.effect:g} %: that is above 1"
+            f"--retention of {config.retention:g} cannot rise by {100 * config.effect:,.10g} %: that is above 1"
         )
     if not (0 < config.alpha < 1 and 0 < config.power < 1):
         raise UsageError("--alpha and --power must be between 0 and 1")

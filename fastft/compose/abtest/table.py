@@ -76,7 +76,8 @@ class ColumnTable:
 
     def wrong(self, row: int, what: str) -> UserError:
         """The error about a row, which names the file and the line."""
-        return UserError(f"{self.path}: line {self.lines[row]}: {what}")
+        short = what if len(what) <= 400 else f"{what[:200]} … {what[-200:]}"  # a cell may be endless
+        return UserError(f"{self.path}: line {self.lines[row]}: {short}")
 
     def keep(self, chosen_R: np.ndarray) -> "ColumnTable":
         """The table with these rows only, in this order."""
