@@ -2,7 +2,7 @@
 
     OPENAI_API_KEY=… fastft judge --answers mine.jsonl theirs.jsonl --judge https://api.openai.com/v1#gpt-4.1 --dry_run
     fastft judge --answers A.jsonl B.jsonl C.jsonl --baseline gpt35 --judge URL#one --judge URL#two
-    fastft judge --reviews DIR --scores field                                      # Vicuna's original reviews
+    fastft judge --reviews DIR --scores field                                      # the judgments of others, counted again
 
 OUTPUT/ holds judgments.jsonl, copies of the questions and answers, results.json, results.md and report.html. cache.jsonl keeps
 every reply, so that a run that was killed, or is repeated, pays for nothing twice.
@@ -58,10 +58,10 @@ class JudgeConfig:
     """A directory for the results; by default judged, and none with --reviews."""
     dry_run: bool = False
     """Say how many calls, tokens and dollars it would take, and ask nothing."""
-    reviews: Path | None = None
-    """A directory of Vicuna's reviews (review_FIRST_SECOND.jsonl), to be counted again."""
+    reviews: list[str] = option(several=True)
+    """Files or directories of others' judgments, to be counted again: Vicuna's, QLoRA's, FastChat's, Arena-Hard's, …"""
     scores: Literal["field", "text"] = "text"
-    """For --reviews: the scores as they were entered, or as they are read from the words."""
+    """For --reviews: the results as they were entered, or as they are read from the judge's words where there are any."""
     difference: float | None = None
     """The difference to be detected, for the number of questions needed: points of win rate (5) or of score (0.5)."""
 
@@ -69,7 +69,7 @@ class JudgeConfig:
         if self.difference is not None and not 0 < self.difference < 50:
             raise UserError("--difference must be between 0 and 50 points")
         if not self.reviews and not (self.answers and self.judge):
-            raise UserError("give --answers FILE … and --judge URL#name, or --reviews DIR")
+            raise UserError("give --answers FILE … and --judge URL#name, or --reviews FILE or DIR")
         if self.max_tokens < 1:
             raise UserError("--max_tokens must be at least 1")
         if self.baseline and self.mode == "single":
@@ -86,14 +86,14 @@ def main(argv: Sequence[str]) -> int:
         argv, "fastft judge", "Have a stronger model compare answers.", JudgeConfig, EndpointConfig
     )
     if config.reviews:
-        show_reviews(config.reviews, config)
+        show_reviews(config)
     else:
         judge(config, endpoint)
     return 0
 
 
-def show_reviews(directory: Path, config: JudgeConfig) -> None:
-    """Show the figures of existing reviews, and write files only if --output is given."""
+def show_reviews(config: JudgeConfig) -> None:
+    """Show the figures of others' judgments, and write files only if --output is given."""
     from rich.console import Console
 
     from fastft.judge.replies.importers import read_reviews
@@ -101,11 +101,17 @@ def show_reviews(directory: Path, config: JudgeConfig) -> None:
     from fastft.judge.statistics.stats import compute
     from fastft.judge.tables import show
 
-    judgments, contradictions, questions, answers = read_reviews(directory, config.scores)
+    judgments, remarks, questions, answers = read_reviews(
+        [Path(path) for path in config.reviews],
+        config.scores,
+        None if config.questions == OWN else config.questions,
+        [Path(path) for path in config.answers],
+        config.baseline,
+    )
     figures = compute(judgments, answer_lengths(answers), config.difference)
     show(figures, Console())
-    for line in contradictions:
-        print(f"contradiction: {line}")
+    for line in remarks:
+        print(line)
     if config.output:
         write_results(config.output, judgments, questions, answers, config.difference)
         write_judge_page(config.output / "report.html", figures, judgments, questions, answers)

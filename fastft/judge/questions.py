@@ -68,8 +68,8 @@ def load_questions(path: str | Path = OWN, references: str | Path | None = None)
     found: dict[str, Question] = {}
     for record in read_objects(path):
         row = record.value
-        turns = row.get("turns") or [row.get("text")]
-        identity = row.get("id", row.get("question_id"))
+        turns = _contents(row.get("turns")) or [row.get("text") or row.get("prompt")]
+        identity = row.get("id", row.get("question_id", row.get("uid")))
         if not _is_id(identity) or not isinstance(turns, list) or not all(map(is_text, turns)):
             raise UserError(f"{record.where}: is not a question; it needs an id (or question_id) and turns (or text)")
         require_values(row, QUESTION_VALUES, f"{record.where}: is not a question")
@@ -95,20 +95,19 @@ def read_answers(path: str | Path) -> list[Answer]:
     found: dict[tuple[str, str], Answer] = {}
     for record in read_objects(path):
         row = record.value
-        turns, model = _turns(row), row.get("model") or row.get("model_id")
+        turns, model = turns_of(row), row.get("model") or row.get("model_id")
         error = row.get("error")
-        if not is_text(model) or not _is_id(row.get("question_id")) or not (error or _texts(turns)):
+        if not is_text(model) or not _is_id(row.get("question_id")) or not (error or turns):
             raise UserError(
                 f"{record.where}: is not an answer; it needs question_id, model (or model_id) and turns (or text)"
             )
         require_values(row, ANSWER_VALUES, f"{record.where}: is not an answer")
         known = {key: row.get(key) for key in ("seconds", "prompt_tokens", "completion_tokens", "finish_reason")}
-        turns = tuple(turns) if _texts(turns) else ()
         by = row.get("answered_by")
         answer = Answer(
             question_id=str(row["question_id"]),
             model=model,
-            turns=turns,
+            turns=tuple(turns),
             parameters=row.get("parameters") or {},
             error=error or None,
             answered_by=tuple(by) if by is not None else None,
@@ -123,14 +122,24 @@ def read_answers(path: str | Path) -> list[Answer]:
     return list(found.values())
 
 
-def _turns(row: dict[str, Any]) -> Any:
-    """Return the turns of an answer in any of the formats. `_texts` refuses everything else."""
+def turns_of(row: dict[str, Any]) -> list[str]:
+    """Return the turns of an answer in any of the formats, or an empty list if it has none."""
     if row.get("turns") is not None:
-        return row["turns"]
-    if not row.get("choices"):
-        return [row.get("text")]
-    first = row["choices"][0] if isinstance(row["choices"], list) else None
-    return first.get("turns") if isinstance(first, dict) else None
+        turns = row["turns"]
+    elif row.get("choices"):
+        first = row["choices"][0] if isinstance(row["choices"], list) else None
+        turns = first.get("turns") if isinstance(first, dict) else None
+    else:
+        turns = [row.get("text")]
+    turns = _contents(turns)
+    return list(turns) if _texts(turns) else []
+
+
+def _contents(turns: Any) -> Any:
+    """Return the turns as texts where each is an object with its text under "content", as in Arena-Hard's files."""
+    if isinstance(turns, list) and turns and all(isinstance(each, dict) for each in turns):
+        return [each.get("content") for each in turns]
+    return turns
 
 
 def _texts(value: Any) -> bool:

@@ -36,16 +36,16 @@ def read_objects(path: str | Path) -> Iterator[Record]:
     for record in read_records(path):
         if record.error or not isinstance(record.value, dict):
             raise UserError(f"{record.where}: {record.error or 'is not a JSON object'}")
-        yield replace(record, value=_repaired(record.value))
+        yield replace(record, value=repaired(record.value))
 
 
-def _repaired(value: Any) -> Any:
+def repaired(value: Any) -> Any:
     """Return the value with `repair_text` applied to every text in it, because requests and files cannot hold lone
     surrogates."""
     if isinstance(value, dict):
-        return {_repaired(key): _repaired(each) for key, each in value.items()}
+        return {repaired(key): repaired(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_repaired(each) for each in value]
+        return [repaired(each) for each in value]
     return repair_text(value) if isinstance(value, str) else value
 
 

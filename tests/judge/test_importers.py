@@ -145,7 +145,7 @@ def test_a_refusal_is_told_from_a_verdict():
 @real
 @pytest.mark.parametrize("scores, llama, bard", [("field", "694.0", "655.5"), ("text", "696.0", "657.5")])
 def test_the_published_totals(scores, llama, bard):
-    judgments, contradictions, questions, _ = read_reviews(DATA / "vicuna-13b_20230322-clean-lang", scores)
+    judgments, contradictions, questions, _ = read_reviews([DATA / "vicuna-13b_20230322-clean-lang"], scores)
     pairs = {pair.first: pair for pair in compute(judgments).pairs}
     totals = {name: f"{pair.total.first_total:.1f}:{pair.total.second_total:.1f}" for name, pair in pairs.items()}
     assert totals == {
@@ -166,9 +166,9 @@ def test_the_published_totals(scores, llama, bard):
 @real
 def test_no_review_is_lost():
     directories = sorted({path.parent for path in DATA.glob("*/review_*.jsonl")})
-    judgments = [judgment for directory in directories for judgment in read_reviews(directory, "text")[0]]
+    judgments = [judgment for directory in directories for judgment in read_reviews([directory], "text")[0]]
     assert len(judgments) == 13 * 80 and all(judgment.parsed for judgment in judgments)
-    fields = [judgment for directory in directories for judgment in read_reviews(directory, "field")[0]]
+    fields = [judgment for directory in directories for judgment in read_reviews([directory], "field")[0]]
     unequal = [j for j, k in zip(judgments, fields) if (j.score_a, j.score_b) != (k.score_a, k.score_b)]
     assert len(unequal) == 2
 
@@ -204,7 +204,7 @@ def test_reviews_of_models_with_underscores(tmp_path):
     for name in ("my_7b", "bard"):
         (tmp_path / f"answer/answer_{name}.jsonl").write_text('{"question_id": 1, "text": "Yes."}\n')
     (tmp_path / "review_my_7b_bard.jsonl").write_text('{"question_id": 1, "text": "8 9"}\n')
-    judgments, _, _, answers = read_reviews(tmp_path, "text")
+    judgments, _, _, answers = read_reviews([tmp_path], "text")
     assert (judgments[0].model_a, judgments[0].model_b, judgments[0].winner) == ("my_7b", "bard", "bard")
     assert {answer.model for answer in answers} == {"my_7b", "bard"}
 
@@ -217,9 +217,11 @@ def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
     row = {"question_id": 1, "text": "9 6"}
     (tmp_path / "review_flan_gpt.jsonl").write_text(json.dumps({**row, "answer1_id": "G", "answer2_id": "?"}) + "\n")
     (tmp_path / "review_gpt_flan.jsonl").write_text(json.dumps({**row, "answer1_id": "G", "answer2_id": "?"}) + "\n")
-    judgments, lines, _, _ = read_reviews(tmp_path, "text")
+    judgments, lines, _, _ = read_reviews([tmp_path], "text")
     assert [(j.model_a, j.model_b, j.winner) for j in judgments] == [("gpt", "flan", "gpt")] * 2
-    assert lines == ["review_flan_gpt.jsonl: the ids of 1 answers say that gpt was shown first; they are believed"]
+    assert lines == [
+        "contradiction: review_flan_gpt.jsonl: the ids of 1 answers say that gpt was shown first; they are believed"
+    ]
     (tmp_path / "review_gpt_flan.jsonl").write_text(json.dumps({"question_id": 1, "text": "I pass \ud835"}) + "\n")
     (tmp_path / "review_flan_gpt.jsonl").unlink()
     assert run_judge(["--reviews", str(tmp_path), "-o", str(tmp_path / "judged")]) == 1
@@ -229,7 +231,7 @@ def test_a_file_whose_name_contradicts_its_rows(tmp_path, capsys):
 
 def test_what_is_no_review_is_refused_with_its_line(tmp_path, capsys):
     assert run_judge(["--reviews", str(tmp_path)]) == 1
-    assert "holds no reviews" in capsys.readouterr().err
+    assert "holds no files of judgments" in capsys.readouterr().err
     (tmp_path / "review_a_b.jsonl").write_text('{"question_id": 1}\n')
     assert run_judge(["--reviews", str(tmp_path)]) == 1
-    assert "line 1: is not a review" in capsys.readouterr().err
+    assert "review_a_b.jsonl: line 1: holds no judgments: no judgment, by their keys" in capsys.readouterr().err

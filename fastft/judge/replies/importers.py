@@ -1,158 +1,212 @@
-"""Read the reviews of Vicuna's original evaluation as judgments: `fastft judge --reviews DIR --scores field|text`.
+"""Read the judgments of others as our own: `fastft judge --reviews FILE|DIR … --scores field|text`.
 
-A review has the judge's words (`text`) and a pair of scores (`score`), which people entered if the original parser failed.
-"field" takes these scores, "text" reads the words, and both name every review in which the two differ. The files are called
-review_FIRST_SECOND.jsonl. The first model was shown first, unless the ids of the answers in a review say otherwise. Then the
-ids decide, and the file is reported.
+A judgment has the judge's words and, in most forms, a field with what its authors' own parser or people made of them. "field"
+takes the field, "text" reads the words where there are any, and both name every row in which the two differ. Whose rows they
+are, their keys say (`fastft.judge.replies.forms`). Nothing is left out silently: rows that are no judgments, and judgments
+that could not be read, are counted with the reason.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastft.common.records import Record, read_records
+from fastft.common.records import read_records
 from fastft.errors import UserError
-from fastft.judge.judgment import Judgment
-from fastft.judge.questions import Answer, Question, load_questions
-from fastft.judge.replies.parsing import parse_pair
+from fastft.judge.judgment import Judgment, Reading, better, held
+from fastft.judge.questions import Answer, Question, load_questions, turns_of
+from fastft.judge.replies.forms import File, Look, Unread, file_of, read_row
+from fastft.judge.replies.parsing import is_refusal
+from fastft.judge.rows import repaired
+
+ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+MOST_CONTRADICTIONS = 20  # that are named; all are flagged
 
 
-def read_reviews(directory: Path, scores: str) -> tuple[list[Judgment], list[str], list[Question], list[Answer]]:
-    """Return the judgments of all review files in `directory`, contradictions, questions and answers.
+@dataclass
+class _Remarks:
+    """What a reader must know about the rows. Counts by (file, reason), with the place of the first."""
 
-    Contradictions are lines: a field that differs from its text, or a file's name that differs from its rows. Questions and
-    answers are read from the places that they have in the original: TABLE/question.jsonl and TABLE/answer/answer_NAME.jsonl
-    beside TABLE/review/. Raises UserError for a directory without reviews, and for a record that is no review.
+    left_out: Counter = field(default_factory=Counter)
+    unread: Counter = field(default_factory=Counter)
+    first: dict[tuple[str, str], str] = field(default_factory=dict)
+    contradictions: list[str] = field(default_factory=list)
+    swapped: Counter = field(default_factory=Counter)
+
+    def count(self, counter: Counter, file: File, why: str, place: str) -> None:
+        counter[file.path.name, why] += 1
+        self.first.setdefault((file.path.name, why), place)
+
+    def lines(self) -> list[str]:
+        lines = [f"contradiction: {line}" for line in self.contradictions[:MOST_CONTRADICTIONS]]
+        if (more := len(self.contradictions) - MOST_CONTRADICTIONS) > 0:
+            lines.append(f"contradiction: … and {more:,} more; all are flagged")
+        for (name, shown), count in self.swapped.items():
+            lines.append(f"contradiction: {name}: the ids of {count} answers say that {shown}; they are believed")
+        for (name, why), count in self.left_out.items():
+            lines.append(f"left out: {name}: {count:,} rows, {why} (first: {self.first[name, why]})")
+        for (name, why), count in self.unread.items():
+            lines.append(f"unparsed: {name}: {count:,}, because {why} (first: {self.first[name, why]})")
+        return lines
+
+
+def read_reviews(
+    paths: Sequence[Path],
+    scores: str,
+    questions: Path | None = None,
+    answers: Sequence[Path] = (),
+    baseline: str | None = None,
+) -> tuple[list[Judgment], list[str], list[Question], list[Answer]]:
+    """Return the judgments in files and directories, remarks about them, questions and answers.
+
+    Questions and answers that are not given are looked for where the originals have them: question.jsonl, answer/ and
+    model_answer/ beside the judgments or up to two directories above. `baseline` is the name of Arena-Hard's baseline, which
+    its older rows do not have. Raises UserError if nothing is a judgment.
     """
-    paths = sorted(directory.glob("review_*.jsonl")) if directory.is_dir() else []
-    if not paths:
-        raise UserError(f"{directory}: holds no reviews (review_FIRST_SECOND.jsonl)")
-    questions, answers = _questions(directory), _answers(directory)
-    categories = {question.id: question.category for question in questions}
-    models_of_ids = _models_of_ids(directory)
-    judgments, contradictions, models = [], [], set()
-    for path in paths:
-        named = _models(path, answers)
-        models |= {*named}
-        swapped = 0
-        for review in _reviews(path):
-            shown = _shown_order(review.row, named, models_of_ids)
-            swapped += shown != named
-            if review.contradicts_itself:
-                says, holds = (" : ".join(f"{score:g}" for score in pair) for pair in (review.read, review.entered))
-                line = f"{path.name}, question {review.question}: the text says {says}, the field {holds}"
-                contradictions.append(line)
-            category = categories.get(review.question, "all")
-            judgments.append(review.judgment(category, shown, review.entered if scores == "field" else review.read))
-        if swapped:
-            line = f"{path.name}: the ids of {swapped} answers say that {named[1]} was shown first; they are believed"
-            contradictions.append(line)
-    return judgments, contradictions, questions, [each for name in answers if name in models for each in answers[name]]
+    files = [file for path in paths for file in _files(path)]
+    places = list(dict.fromkeys(place for path in paths for place in _places(path)))
+    remarks, judgments, looks = _Remarks(), [], []
+    asked = {question.id: question for question in _questions(places, questions, remarks)}
+    rows = [*_answer_rows(answers or _answer_files(places))]
+    names_of_ids = {str(row["answer_id"]): names for names, row in rows if row.get("answer_id")}
+    known = {name for names, _ in rows for name in names}
+    for path in files:
+        file = file_of(path, known, names_of_ids, baseline)
+        for look in _looks(file, remarks):
+            looks.append(look)
+            judgments.append(_judgment(look, scores, asked, file, remarks))
+    if not judgments:
+        name, why = next(iter(remarks.left_out), (str(paths[0]), "no rows"))
+        raise UserError(f"{remarks.first.get((name, why), name)}: holds no judgments: {why}")
+    models = {name for look in looks for name in look.models}
+    given = {(each.question_id, each.model): each for each in _answers(rows, models)}
+    for look in looks:
+        if look.question_turns:
+            asked.setdefault(look.question, Question(look.question, look.category or "all", look.question_turns))
+        for model, turns in zip(look.models, look.answer_turns):
+            given.setdefault((look.question, model), Answer(look.question, model, turns))
+    return judgments, remarks.lines(), list(asked.values()), list(given.values())
 
 
-@dataclass(frozen=True)
-class _Review:
-    """A row of a review file: the scores that its words give (`read`), and those in its field (`entered`)."""
+def _files(path: Path) -> list[Path]:
+    """Return a file, or the files of a directory, or of the directories in it if it has none itself."""
+    if not path.is_dir():
+        return [path]
+    for inside in (path.glob("*"), path.glob("*/*")):
+        found = [each for each in sorted(inside) if each.name.endswith(ENDINGS) and each.name != "question.jsonl"]
+        if found:
+            return found
+    raise UserError(f"{path}: holds no files of judgments ({', '.join(ENDINGS[:3])})")
 
-    row: dict[str, Any]
-    question: str
-    read: tuple[float, float] | None
-    entered: tuple[float, float] | None
 
-    @property
-    def contradicts_itself(self) -> bool:
-        return bool(self.read and self.entered and self.read != self.entered)
+def _looks(file: File, remarks: _Remarks) -> Iterator[Look]:
+    for record in read_records(file.path):
+        try:
+            if record.error or not isinstance(record.value, dict):
+                raise Unread(record.error or "no JSON objects")
+            looks = read_row(repaired(record.value), file, record.where)
+        except Unread as error:
+            remarks.count(remarks.left_out, file, str(error), record.where)
+            continue
+        for look in looks:
+            if "answer1_id" in record.value and look.models != file.named and file.named:
+                same = {*look.models} == {*file.named}
+                shown = f"{look.models[0]} was shown first" if same else "it is about {} and {}".format(*look.models)
+                remarks.swapped[file.path.name, shown] += 1
+        yield from looks
 
-    def judgment(self, category: str, shown: tuple[str, str], pair: tuple[float, float] | None) -> Judgment:
-        return Judgment(
-            question_id=self.question,
-            category=category,
-            mode="pairwise",
-            judge="review",
-            model_a=shown[0],
-            model_b=shown[1],
-            score_a=pair[0] if pair else None,
-            score_b=pair[1] if pair else None,
-            parsed=pair is not None,
-            text=self.row["text"],
-            flags=("contradiction",) if self.contradicts_itself else (),
+
+def _judgment(look: Look, scores: str, questions: dict[str, Question], file: File, remarks: _Remarks) -> Judgment:
+    """Make a judgment of a look, and take a remark if its field and words differ, or if it says nothing."""
+    if look.whole:
+        return look.whole
+    read = look.read
+    reading = look.entered if scores == "field" or look.asked is None or not look.text.strip() else read
+    flags = list(look.flags)
+    if differ := read is not None and look.entered is not None and not _same(read, look.entered):
+        flags.append("contradiction")
+        said, entered = _shown(read), _shown(look.entered)
+        remarks.contradictions.append(
+            f"{file.path.name}, question {look.question}: the text says {said}, the field {entered}"
         )
+    if reading is None and not differ:
+        place = f"question {look.question}" + (f": “…{look.text.strip()[-60:]}”" if look.text.strip() else "")
+        remarks.count(remarks.unread, file, _why_unread(look, scores), " ".join(place.split()))
+        flags += ["refusal"] * is_refusal(look.text)
+    known = questions.get(look.question)
+    return Judgment(
+        question_id=look.question,
+        category=known.category if known else look.category or "all",
+        mode="pairwise" if len(look.models) == 2 else "single",
+        judge=look.judge,
+        model_a=look.models[0],
+        model_b=look.models[1] if len(look.models) == 2 else None,
+        text=look.text,
+        turn=look.turn,
+        referenced=look.referenced,
+        flags=tuple(flags),
+        **held(reading),
+    )
 
 
-def _reviews(path: Path) -> Iterator[_Review]:
-    for record in read_records(path):
-        row = _row(record)
-        yield _Review(row, str(row.get("question_id")), parse_pair(row["text"]), _pair(row.get("score")))
+def _same(read: Reading, entered: Reading) -> bool:
+    """Return whether words and field say the same; a field may have the verdict alone where the words have scores."""
+    if type(read) is type(entered):
+        return read == entered
+    scores, verdict = (read, entered) if isinstance(read, tuple) else (entered, read)
+    return better(scores) == verdict
 
 
-def _row(record: Record) -> dict[str, Any]:
-    """Return a record that is a review. Raises UserError otherwise."""
-    row = record.value
-    if record.error or not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise UserError(f"{record.where}: {record.error or 'is not a review, because it has no text'}")
-    return row
+def _shown(reading: Reading) -> str:
+    return " : ".join(f"{each:g}" for each in reading) if isinstance(reading, tuple) else reading
 
 
-def _shown_order(row: dict[str, Any], named: tuple[str, str], models_of_ids: dict[str, str]) -> tuple[str, str]:
-    """Return the models in the order in which they were shown: by the row's ids, or without any by the file's name."""
-    first, second = (models_of_ids.get(str(row.get(key))) for key in ("answer1_id", "answer2_id"))
-    return named[::-1] if first == named[1] or second == named[0] else named
+def _why_unread(look: Look, scores: str) -> str:
+    if scores == "field" or look.asked is None or not look.text.strip():
+        return "there is no result in the field"
+    if is_refusal(look.text):
+        return "the judge refused"
+    return "the words give no score or verdict that can be read in one way only"
 
 
-def _models(path: Path, known: Iterable[str]) -> tuple[str, str]:
-    """Return the two models in a file's name.
-
-    If a model's name contains underscores, the names in the answers decide where it ends.
-    """
-    parts = path.stem.removeprefix("review_").split("_")
-    pairs = [("_".join(parts[:i]), "_".join(parts[i:])) for i in range(1, len(parts))]
-    if not pairs or not all(pairs[0]):
-        raise UserError(f"{path}: which two models? The name must be review_FIRST_SECOND.jsonl")
-    return next((pair for pair in pairs if {*pair} <= {*known}), pairs[0])
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    """Return a field's scores, or None if none were entered, which the original marks with -1."""
-    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, (int, float)) and v >= 0 for v in value):
-        return float(value[0]), float(value[1])
-    return None
-
-
-def _answers(directory: Path) -> dict[str, list[Answer]]:
-    """Return the answers by model. The model is the one in the file's name, because some rows name none."""
-    return {
-        name: [Answer(str(row["question_id"]), name, (row["text"],)) for row in rows]
-        for name, rows in _answer_rows(directory)
-    }
-
-
-def _models_of_ids(directory: Path) -> dict[str, str]:
-    """Return the model of each answer's id, where the answers have ids."""
-    return {
-        str(row["answer_id"]): name for name, rows in _answer_rows(directory) for row in rows if row.get("answer_id")
-    }
-
-
-def _answer_rows(directory: Path) -> Iterator[tuple[str, list[dict]]]:
-    """Yield (model, rows) of every file in the first directory of answers that has any."""
-    places = [place / "answer" for place in _places(directory)]
-    for path in next((sorted(place.glob("answer_*.jsonl")) for place in places if place.is_dir()), []):
-        rows = [record.value for record in read_records(path)]
-        yield path.stem.removeprefix("answer_"), [row for row in rows if _is_answer(row)]
-
-
-def _is_answer(row: Any) -> bool:
-    return isinstance(row, dict) and "question_id" in row and isinstance(row.get("text"), str)
-
-
-def _places(directory: Path) -> list[Path]:
-    """Return where questions and answers may lie: in the directory of the reviews, and in the two above it."""
+def _places(path: Path) -> list[Path]:
+    """Return where questions and answers may lie: in the directory of the judgments, and in the two above it."""
+    directory = path if path.is_dir() else path.parent
     return [directory, *directory.resolve().parents[:2]]
 
 
-def _questions(directory: Path) -> list[Question]:
-    for place in _places(directory):
-        if (place / "question.jsonl").is_file():
-            return load_questions(place / "question.jsonl")
-    return []
+def _questions(places: list[Path], given: Path | None, remarks: _Remarks) -> list[Question]:
+    if given:
+        return load_questions(given)
+    path = next((place / "question.jsonl" for place in places if (place / "question.jsonl").is_file()), None)
+    try:
+        return load_questions(path) if path else []
+    except UserError as error:  # nobody asked for this file
+        remarks.count(remarks.left_out, File(path), "no questions that can be read", str(error))
+        return []
+
+
+def _answer_files(places: list[Path]) -> list[Path]:
+    """Return the files in the first directory of answers that has any."""
+    inside = (sorted((place / name).glob("*.jsonl")) for place in places for name in ("answer", "model_answer"))
+    return next((found for found in inside if found), [])
+
+
+def _answer_rows(paths: Iterable[Path]) -> Iterator[tuple[list[str], dict[str, Any]]]:
+    """Yield (names that its model goes by, row) of every answer: the file's name, because reviews use it, and its own."""
+    for path in paths:
+        stem = path.name.split(".jsonl")[0].removeprefix("answer_")
+        for record in read_records(path):
+            row = record.value
+            if isinstance(row, dict) and turns_of(row):
+                own = row.get("model") or row.get("model_id")
+                yield [stem, *([own] if isinstance(own, str) and own != stem else [])], row
+
+
+def _answers(rows: Iterable[tuple[list[str], dict[str, Any]]], models: set[str]) -> Iterator[Answer]:
+    """Yield the answers of the judged models."""
+    for names, row in rows:
+        identity = next((row[key] for key in ("question_id", "message_id", "uid") if key in row), None)
+        if identity is not None and (name := next((name for name in names if name in models), None)):
+            yield Answer(str(identity), name, tuple(turns_of(row)))

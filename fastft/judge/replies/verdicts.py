@@ -19,7 +19,7 @@ VERDICT_KEYS = ("verdict", "final_verdict", "winner", "preference", "better", "b
 
 _ASKS_NUMBER = re.compile(r"\bnumbers? 1 or 2\b.*\b3 if\b", re.IGNORECASE | re.DOTALL)
 _ASKS_VERDICT = re.compile(r"\[\[\s*A\s*(?:>+\s*B\s*)?\]\]|[\"'](?:verdict|winner)[\"']\s*:", re.IGNORECASE)
-# "Assistant A", "Response 1", "A", "tie" (`_side` says which it is). A lone digit in brackets would be a rating.
+# "Assistant A", "Response 1", "A", "tie" (`side_of` says which it is). A lone digit in brackets would be a rating.
 _NAMED = (
     r"(?:the\s+)?(?:assistant|answer|response|model|output)\s*\(?[12AB]\)?|\(?[ABC]\)?"
     r"|(?:it'?s\s+)?an?\s+tie|ties?|equal|draw"
@@ -82,7 +82,7 @@ def parse_verdict(text: str) -> Verdict | None:
     own = [verdict for found in objects if (verdict := _of_object(found))]
     lines = lines_of(words)
     own += [verdict for line in lines for verdict in _concluded(line)]
-    everywhere = {_side(found[1]) for found in _BRACKETS.finditer(words)}
+    everywhere = {side_of(found[1]) for found in _BRACKETS.finditer(words)}
     said = {*own} | everywhere
     return said.pop() if own and len(said) == 1 else None
 
@@ -105,17 +105,17 @@ def _inside_quotes(line: str, place: int) -> bool:
 
 
 def _known(words: str) -> Iterable[Verdict]:
-    return [side] if (side := _side(words)) else []
+    return [side] if (side := side_of(words)) else []
 
 
 def _of_object(found: dict) -> Verdict | None:
     """Return the verdict under the keys that hold one, in any case, if there is exactly one."""
     said = {str(key).strip().lower().replace(" ", "_"): value for key, value in found.items()}
-    verdicts = {_side(str(said[key]).strip(" []()")) for key in VERDICT_KEYS if key in said}
+    verdicts = {side_of(str(said[key]).strip(" []()")) for key in VERDICT_KEYS if key in said}
     return verdicts.pop() if len(verdicts) == 1 else None
 
 
-def _side(words: str) -> Verdict | None:
+def side_of(words: str) -> Verdict | None:
     """Return what "Assistant A", "2", "tie", "C" or "B>>A" stands for; None for anything else."""
     words = re.sub(r"[\s()'_]+", "", words.lower())
     if order := re.fullmatch(r"([ab12])([<>]+|=+)([ab12])", words):
