@@ -82,11 +82,7 @@ class Client:
         self.connections, self.cache, self.money = connections, cache, money
         self.url, self.name, self.price = connections[0].url, connections[0].name, connections[0].price
         self.label = self.name  # what tables call it
-        for connection in connections if cache else ():
-            connection.model = cache.models.get(connection.address, "")
-            left = cache.pauses.get(connection.address, 0.0) - time.time()
-            if left > 0:  # an earlier run was told to wait
-                connection.pace.pause(left)
+        self._remember()
         self.line, self.order = Line([connection.pace for connection in connections]), itertools.count()
         money.when_closed.append(self.line.close)
         self.on_the_way: dict[str, asyncio.Task] = {}  # by key: the request that equal ones wait for
@@ -95,6 +91,14 @@ class Client:
         most = sum(connection.limits.concurrency for connection in connections)
         self.at_once = AT_ONCE_IN_BATCHES if batch else max(AT_ONCE, 2 * most)
         money.at_once = max(money.at_once, self.at_once)
+
+    def _remember(self) -> None:
+        """Take over what the cache knows from other runs: by which name the model answers, and pauses that are not over."""
+        for connection in self.connections if self.cache else ():
+            connection.model = connection.model or self.cache.models.get(connection.address, "")
+            left = self.cache.pauses.get(connection.address, 0.0) - time.time()
+            if left > 0:
+                connection.pace.pause(left)
 
     async def ask(self, messages: list[dict[str, str]], attempt: int = 0, **parameters: Any) -> Reply:
         """Return a reply to `messages`. The same `attempt` at the same request is paid for once, in one run or in several.
@@ -150,6 +154,7 @@ class Client:
         """Check once that somebody listens, and that replies can be kept."""
         if self.cache:
             self.cache.open()
+            self._remember()  # another run may have ended since the cache was read
         check_pauses(self.connections, "it was said to an earlier run")
         for connection in self.connections:
             await connection.reach()

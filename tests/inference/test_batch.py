@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -282,8 +283,10 @@ def test_who_asks_while_a_batch_of_an_earlier_run_is_divided_pays_once(tmp_path,
 
         run_all([killed, *works], "asking", money, lambda index, reply: None)
         cache.close()
-        store.polls, store.most_rows, caplog.records[:] = 1, 30, []
-        monkeypatch.setattr(batch, "LAST_POLL_S", 1.0)
+        store.polls, store.most_rows, caplog.records[:] = 12, 30, []
+        monkeypatch.setattr(
+            batch, "LAST_POLL_S", 0.5
+        )  # the later batch is not answered before the earlier one is divided
         client = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"), batch=True)
 
         async def later(text):
@@ -298,4 +301,6 @@ def test_who_asks_while_a_batch_of_an_earlier_run_is_divided_pays_once(tmp_path,
         ]
         found = {}
         assert run_all(works, "asking", client.money, found.__setitem__) is None
-    assert len(found) == 26 and set(store.paid.values()) == {1} and len(store.paid) == 26
+    files = [store.files[each["input_file_id"]] for each in store.batches if each["status"] != "failed"]
+    asked = Counter(json.loads(line)["custom_id"] for file in files for line in file.splitlines())
+    assert len(found) == len(asked) == 26 and set(asked.values()) == {1}

@@ -260,8 +260,11 @@ def test_what_another_run_has_paid_for_meanwhile_is_not_asked_again(tmp_path):
         late = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"))
         early = Client(f"{server.url}#t", cache=Cache(tmp_path / "cache.jsonl"))
         first, _ = ask_all(early, ["a", "b"])
+        until = time.time() + 1.5
+        early.cache.put_pause(f"{server.url}#t", until)
         early.cache.close()
         replies, _ = ask_all(late, ["a", "b", "c"])
+        assert time.time() >= until, "nor is it asked before it is time"
         assert [reply.cached for reply in replies] == [True, True, False] and len(server.requests) == 3
         assert replies[0].text == first[0].text and late.cache.usd == early.cache.usd + replies[2].usd
         with pytest.raises(UserError, match="cannot be asked through batches"):
