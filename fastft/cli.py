@@ -84,7 +84,7 @@ def _call(verb: str, argv: list[str]) -> int | None:
 
 
 def _report(argv: list[str]) -> int:
-    """Write the page of a directory, the judge's or the trainer's: `fastft report DIR`."""
+    """Write the page of a directory, the judge's, a distillation's or the trainer's: `fastft report DIR`."""
     from dataclasses import dataclass
     from pathlib import Path
 
@@ -94,7 +94,7 @@ def _report(argv: list[str]) -> int:
     @dataclass
     class ReportConfig:
         directory: str = option(positional=True)
-        """A run's directory (--output_dir of fastft train), or what fastft judge wrote (-o)."""
+        """A run's directory (--output_dir of fastft train), or what fastft judge or distill wrote (-o)."""
 
     [config] = parse(argv, "fastft report", "Write the page of a run, DIR/report.html.", ReportConfig)
     directory = Path(config.directory)
@@ -104,6 +104,10 @@ def _report(argv: list[str]) -> int:
         from fastft.judge.report import report_again
 
         print(report_again(directory))
+    elif (directory / "ledger.json").is_file():
+        from fastft.distill.report import write_report_again
+
+        print(write_report_again(directory))
     else:
         from fastft.train.report.page import write_run_report
 

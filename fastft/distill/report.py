@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from fastft.common.html import write_page
 from fastft.distill.verify.checks import STATUSES
+from fastft.errors import UserError, first_line
 
 
 def write_report(path: Path, ledger: dict[str, Any]) -> None:
@@ -28,10 +31,20 @@ def write_report(path: Path, ledger: dict[str, Any]) -> None:
     )
 
 
+def write_report_again(directory: Path) -> Path:
+    """Write the page of a run from its ledger.json alone. Returns its path. Raises UserError if that cannot be read."""
+    path, place = directory / "ledger.json", directory / "report.html"
+    try:
+        write_report(place, orjson.loads(path.read_bytes()))
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no ledger of fastft distill ({first_line(error)})") from None
+    return place
+
+
 def _lede(ledger: dict[str, Any]) -> str:
     """The result in a sentence or two."""
     kept = [f"{each['kept']:,} of {each['planned']:,} answers of {each['name']}" for each in ledger["teachers"]]
-    cost = f" All answers together cost ${ledger['usd']:,.2f}." if ledger["usd"] else ""
+    cost = f" All in all, ${ledger['usd']:,.2f} was spent here." if ledger["usd"] else ""
     return f"{' and '.join(kept)} are good to learn from.{cost}"
 
 

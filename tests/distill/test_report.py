@@ -6,6 +6,7 @@ from helpers.distilling import distill, ledger, query, right, settings, write_li
 from helpers.openai_server import completion
 from helpers.pages import CHROMIUM, HOSTILE, texts
 
+from fastft import cli
 from fastft.distill.report import write_report
 
 
@@ -43,14 +44,20 @@ def test_the_page_says_what_the_ledger_says(run_dir):
     page, found = (run_dir / "run/report.html").read_text(), ledger(run_dir)
     first = found["teachers"][0]
     lede = " ".join(texts(page, "//p[@class='lede']"))
-    assert (
-        f"{first['kept']:,} of {first['planned']:,} answers of first" in lede and "All answers together cost $" in lede
-    )
+    assert f"{first['kept']:,} of {first['planned']:,} answers of first" in lede and "was spent here" in lede
     assert "unverified: wrong answer" in texts(page, "//th") and "refused: says that it cannot" in texts(page, "//th")
     shown = texts(page, "//section[.//h2='By collection']//tr[td[1]='sums'][td[2]='first']/td")
     sums = first["collections"]["sums"]
     assert shown[2:4] == [str(sums["planned"]), str(sums["kept"])]
     assert any(summary.startswith("first, cut: longer than max_tokens") for summary in texts(page, "//summary"))
+
+
+def test_the_page_is_made_again_from_the_ledger(run_dir, capsys):
+    path = run_dir / "run/report.html"
+    before = path.read_bytes()
+    path.unlink()
+    assert cli.main(["report", str(run_dir / "run")]) == 0
+    assert path.read_bytes() == before and str(path) in capsys.readouterr().out
 
 
 def test_nothing_on_the_page_is_markup_of_others(run_dir):
