@@ -28,7 +28,7 @@ from fastft.common.files import make_directory, write_whole, written_whole
 from fastft.common.records import RawRecord, parsed
 from fastft.common.workers import ordered_map, process_pool
 from fastft.distill.draws import draw
-from fastft.distill.queries.files import NoQuery, Query, read_query, records_of
+from fastft.distill.queries.files import NoQuery, Query, file_stats, read_query, records_of
 from fastft.distill.settings import DistillConfig, QuerySource
 from fastft.distill.system_messages import OWN, SystemMessages, load_messages
 from fastft.errors import UserError
@@ -322,7 +322,7 @@ def _pool(config: DistillConfig, sources: list[QuerySource], stack: ExitStack) -
 def _identity(config: DistillConfig, sources: list[QuerySource]) -> str:
     """A digest of everything that the plan is a function of; files count by size and time of change."""
     files = [source.path for source in sources] + config.against + [config.messages]
-    stats = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in files if os.path.exists(path)]
+    stats = file_stats(files)
     shares = [(teacher.name, teacher.share) for teacher in config.teachers]
     settings = [config.sample, config.messages, config.few_shot, config.against, config.seed, shares]
     everything = [FORMAT, [asdict(source) for source in sources], stats, settings]

@@ -79,7 +79,7 @@ def test_the_plan_is_the_same_on_one_and_eight_workers(tmp_path):
     )
     write_lines(tmp_path / "queries.jsonl", lines)
     write_lines(tmp_path / "bench.jsonl", [{"question": lines[-1]["query"]}])
-    teachers = [TeacherConfig(**TEACHER), TeacherConfig(**{**TEACHER, "name": "second"}, share=0.2)]
+    teachers = [TeacherConfig(**TEACHER), TeacherConfig(**{**TEACHER, "name": "second", "model": "big"}, share=0.2)]
     given = {
         "teachers": teachers,
         "sample": {"cot": {"total": 700}, "t0": "all"},
@@ -156,7 +156,21 @@ def test_an_id_that_is_missing_is_made_of_the_text(tmp_path):
             ["(A) a", "(B) b"],
             None,
         ),
-        ({"prompt": "Which?", "options": ["x", "y"], "gold": 2}, "Which?", "2", ["x", "y"], None),
+        ({"prompt": "x or y?", "options": ["x", "y"], "gold": "y"}, "x or y?", "y", ["x", "y"], None),
+        (
+            {"question": "Which?", "choices": ["one", "two"], "answer": "B"},
+            "Which?\nOptions:\n(A) one\n(B) two",
+            "B",
+            ["(A) one", "(B) two"],
+            None,
+        ),
+        (
+            {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answer": ""},
+            "Which?\nOptions:\n(A) one\n(B) two",
+            "",
+            ["(A) one", "(B) two"],
+            None,
+        ),
     ],
 )
 def test_rows_of_usual_shapes_are_read(tmp_path, row, query, gold, options, system):
@@ -186,7 +200,8 @@ def test_a_directory_of_parquet_is_a_dataset(tmp_path, monkeypatch):
 def test_shares_are_exact_and_smaller_ones_lie_inside_larger_ones(tmp_path):
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(200)])
     teachers = [
-        TeacherConfig(**{**TEACHER, "name": name}, share=share) for name, share in (("a", 1), ("b", 0.5), ("c", 0.2))
+        TeacherConfig(**{**TEACHER, "name": name, "model": name}, share=share)
+        for name, share in (("a", 1), ("b", 0.5), ("c", 0.2))
     ]
     asked = [set(row["teachers"]) for row in planned(tmp_path, teachers=teachers)]
     assert Counter(name for each in asked for name in each) == {"a": 200, "b": 100, "c": 40}
@@ -242,6 +257,9 @@ def wrong(tmp_path: Path, what: str) -> dict:
         "a key that is not known": {"verify": {"golden": "none"}},
         "a benchmark that is missing": {"against": [str(tmp_path / "none.jsonl")]},
         "nothing left": {"sample": {"mine": "none"}},
+        "two teachers that are one": {"teachers": [base["teachers"][0], {**base["teachers"][0], "name": "second"}]},
+        "a parameter of ours": {"teachers": [{**base["teachers"][0], "parameters": {"messages": []}}]},
+        "a key that the trainer does not know": {"student": {"train": {"optimiser": {"lr": 1e-5}}}},
     }
     return {**base, **changes.get(what, {})}
 
@@ -264,6 +282,9 @@ def wrong(tmp_path: Path, what: str) -> dict:
         ("a key that is not known", "unknown key 'verify.golden'; the nearest valid one is 'verify.gold'"),
         ("a benchmark that is missing", "none.jsonl: no such file"),
         ("nothing left", "no query is left to ask: 3 not sampled"),
+        ("two teachers that are one", "teachers: first and second would be sent the same requests (model small, equal"),
+        ("a parameter of ours", "teachers: first: parameters: messages is set by distill itself"),
+        ("a key that the trainer does not know", "student: train: unknown key 'optimiser.lr'; the nearest"),
     ],
 )
 def test_bad_input_is_one_clear_line_before_anything_is_asked(tmp_path, what, line):
@@ -274,6 +295,21 @@ def test_bad_input_is_one_clear_line_before_anything_is_asked(tmp_path, what, li
     with pytest.raises(UserError) as caught:
         distill(tmp_path, **wrong(tmp_path, what))
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tables_are_read_and_a_file_that_changes_in_a_directory_is_a_new_plan(tmp_path):
+    (tmp_path / "t.csv").write_text('\ufeffid,query,gold\n1,"How many, all in all?",4\n2,Why?,\n', encoding="utf-8")
+    made = config(tmp_path, queries=str(tmp_path / "t.csv"))
+    make_plan(made, made.sources, tmp_path / "run/plan.jsonl")
+    assert [(row["id"], row["query"], row["gold"]) for row in plan(tmp_path)] == [
+        ("1", "How many, all in all?", "4"),
+        ("2", "Why?", ""),
+    ]
+    (tmp_path / "d").mkdir()
+    made = config(tmp_path, queries=str(tmp_path / "d"))
+    for count in (2, 3):
+        write_lines(tmp_path / "d/a.jsonl", [query(number) for number in range(count)])
+        assert make_plan(made, made.sources, tmp_path / "run/plan.jsonl").planned == count
 
 
 def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(tmp_path, capsys):
