@@ -21,7 +21,7 @@ from fastft.distill.draws import draw
 from fastft.distill.plan import PlanAccount, make_plan
 from fastft.distill.queries.recipes import make_queries, recipe_usd
 from fastft.distill.settings import DistillConfig
-from fastft.distill.student import Stages, write_train_yaml
+from fastft.distill.student import Stages, require_trainable, write_train_yaml
 from fastft.distill.teachers.answers import Answers
 from fastft.distill.teachers.asking import ask_all, unanswered
 from fastft.distill.teachers.estimate import TeacherEstimate, estimate
@@ -49,14 +49,16 @@ def distill(config: DistillConfig) -> None:
     from fastft.distill.report import write_report
 
     make_directory(config.directory)
+    require_trainable(config)
     with _locked(config.directory):
         plan, answers = config.directory / "plan.jsonl", Answers(config.directory / "answers.jsonl")
         _require_known_versions(config, answers)
-        account = make_plan(config, make_queries(config), plan)
+        account = make_plan(config, make_queries(config, answers.usd), plan)
         logger.info("%s of %s queries are planned", f"{account.planned:,}", f"{account.read:,}")
-        failures = ask_all(config, plan, answers, recipe_usd(config))
+        elsewhere = recipe_usd(config)
+        failures = ask_all(config, plan, answers, elsewhere)
         verdicts = decide(config, plan, answers, failures)
-        ledger = write_results(config, account, answers, verdicts)
+        ledger = write_results(config, account, answers, verdicts, elsewhere)
         answers.close()
         write_report(config.directory / "report.html", ledger)
     for line in summary(ledger):
@@ -68,8 +70,13 @@ def distill(config: DistillConfig) -> None:
         raise UserError(f"{left:,} answers are missing ({'; '.join(stopped.values())}); the same command goes on")
 
 
-def write_results(config: DistillConfig, account: PlanAccount, answers: Answers, verdicts: Verdicts) -> dict:
-    """Write the stages, rejected.jsonl, train.yaml and ledger.json, each whole. Returns the ledger."""
+def write_results(
+    config: DistillConfig, account: PlanAccount, answers: Answers, verdicts: Verdicts, elsewhere: dict[str, float]
+) -> dict:
+    """Write the stages, rejected.jsonl, train.yaml and ledger.json, each whole. Returns the ledger.
+
+    `elsewhere` is what each teacher has cost beside its answers. Its "usd" is all that was spent in this directory.
+    """
     from dataclasses import asdict
 
     plan, directory = config.directory / "plan.jsonl", config.directory
@@ -103,7 +110,7 @@ def write_results(config: DistillConfig, account: PlanAccount, answers: Answers,
             {"stage": name, "conversations": stages.counts[name], "erased": stages.erased[name]}
             for name in stages.counts
         ],
-        "usd": round(sum(answers.usd.get(name, 0.0) for name in teachers), 6),
+        "usd": round(sum(answers.usd.values()) + sum(elsewhere.values()), 6),
         "train_yaml": str(train) if train else None,
         "samples": [shown for _, shown in samples],
     }
@@ -124,7 +131,7 @@ def _with_sample(samples: list, place: int, row: dict, found: dict) -> list:
 def _require_known_versions(config: DistillConfig, answers: Answers) -> None:
     """Raise UserError if earlier answers of a teacher came from two versions of its model, and that was not allowed."""
     for teacher in config.teachers:
-        versions = answers.versions.get(teacher.name, [])
+        versions = answers.versions.get((teacher.name, teacher.model), [])
         if len(versions) > 1 and not teacher.any_version:
             raise UserError(
                 f"{teacher.name}: answers.jsonl has answers of {' and of '.join(versions)}; set any_version: true to keep both, "
@@ -151,9 +158,10 @@ def summary(ledger: dict) -> list[str]:
 
 def show_dry_run(config: DistillConfig) -> None:
     """Print the sample, and for each teacher calls, tokens, dollars and days. Nothing is asked, and no file is left."""
+    require_trainable(config)
     with tempfile.TemporaryDirectory() as scratch:
-        sources = make_queries(config, dry_run=True)
         answers, plan = Answers(config.directory / "answers.jsonl"), Path(scratch) / "plan.jsonl"
+        sources = make_queries(config, answers.usd, dry_run=True)
         if not sources:
             return
         account = make_plan(config, sources, plan)
@@ -168,7 +176,10 @@ def show_dry_run(config: DistillConfig) -> None:
         for teacher in config.teachers:
             found = estimate(teacher, plan, missing[teacher.name], answers)
             print(_estimate_line(found, bool(teacher.usd_per_million)))
-        answers.close()
+        if config.verify.judge.url:
+            most, judge = sum(account.asked.values()), config.verify.judge
+            replies = f"{most * judge.max_tokens:,} reply tokens at most"
+            print(f"judge {judge.model}: up to {most:,} calls, {replies}, in addition to the teachers")
 
 
 def _estimate_line(each: TeacherEstimate, priced: bool) -> str:

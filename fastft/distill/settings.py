@@ -18,6 +18,7 @@ from fastft.inference.endpoint import Limits, split_address
 GENERIC = "You are a careful assistant. Follow the instructions, think before you answer, and say it plainly."
 CHECKS = ("auto", "choice", "number", "text", "none")
 RULES = ("all", "none")
+OURS = {"model", "messages", "stream", "n", "attempt"}  # of a request; others are the user's
 
 
 @dataclass
@@ -131,7 +132,7 @@ class VerifyConfig:
     """Keep answers out to which the teachers disagree, where a question has options or a number as its answer."""
     refusals: Literal["drop", "keep"] = "drop"
     cut: Literal["drop", "keep"] = "drop"
-    empty: Literal["drop"] = "drop"
+    empty: Literal["drop", "keep"] = "drop"
     repeats: Literal["drop", "share"] = "drop"
     """Equal requests are paid for once. share learns the answer each time, drop only once."""
     near: float = 0.8
@@ -252,8 +253,18 @@ def _check_teachers(config: DistillConfig) -> None:
         for name in ("rpm", "tpm"):
             _require(getattr(teacher, name) >= 0, f"{at}: {name}", getattr(teacher, name), "0 or more")
         _require(teacher.timeout > 0, f"{at}: timeout", teacher.timeout, "above 0")
+        if ours := sorted(OURS & set(teacher.parameters)):
+            raise UserError(f"{at}: parameters: {ours[0]} is set by distill itself")
         _require(teacher.retries >= 0, f"{at}: retries", teacher.retries, "0 or more")
         _check_money(at, teacher.usd_per_million, teacher.max_usd)
+    requests = [(teacher.model, repr(sorted(teacher.sent.items()))) for teacher in config.teachers]
+    if len(set(requests)) < len(requests):
+        one = max(requests, key=requests.count)
+        alike = [name for name, request in zip(names, requests) if request == one]
+        raise UserError(
+            f"teachers: {' and '.join(alike)} would be sent the same requests (model {one[0]}, equal parameters), so their "
+            "answers could not be told apart; change a parameter of one of them, or give one teacher both addresses"
+        )
     free = [teacher.name for teacher in config.teachers if not teacher.usd_per_million]
     if config.max_usd is not None:
         _require(config.max_usd > 0, "max_usd", config.max_usd, "above 0")

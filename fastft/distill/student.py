@@ -7,6 +7,7 @@ dollars, request id. `fastft train` reads past it. Only the teacher's tokens are
 none, as `fastft bench` asks.
 """
 
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastft.data.conversation import Conversation, Message
 from fastft.distill.draws import share
 from fastft.distill.settings import DistillConfig
 from fastft.distill.verify.checks import KEPT, AnswerVerdict
+from fastft.errors import UsageError, UserError
 
 FILE = "conversations.jsonl"
 
@@ -34,6 +36,9 @@ class Stages:
 
     def open(self, stack: ExitStack) -> None:
         """Open a file for each stage, and for what is held out; each appears whole when `stack` closes."""
+        ours = [*self.config.directory.glob(f"stage[1-9]*/{FILE}"), self.config.directory / "held_out" / FILE]
+        for stale in set(ours) - set(stage_paths(self.config).values()):
+            stale.unlink(missing_ok=True)  # of a teacher that an earlier start had, or held out then
         for name, path in stage_paths(self.config).items():
             make_directory(path.parent)
             partial = stack.enter_context(written_whole(path))
@@ -100,17 +105,38 @@ def write_train_yaml(config: DistillConfig, counts: dict[str, int]) -> Path | No
 
     Returns its path, None if there is nothing to train on; a train.yaml of an earlier start is then removed.
     """
-    import yaml
-
     from fastft.config import parse_config
 
-    path, student, paths = config.directory / "train.yaml", config.student, stage_paths(config)
+    path = config.directory / "train.yaml"
+    if not any(counts[each.name] for each in config.teachers):
+        path.unlink(missing_ok=True)
+        return None
+    write_whole(path, _train_yaml(config, counts))
+    parse_config(["--config", str(path)])
+    return path
+
+
+def require_trainable(config: DistillConfig) -> None:
+    """Raise UserError, before anything is paid for, if the trainer will not take what `student` adds to train.yaml."""
+    from fastft.config import parse_config
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(_train_yaml(config, dict.fromkeys(stage_paths(config), 1)))
+        file.flush()
+        try:
+            parse_config(["--config", file.name])
+        except (UserError, UsageError) as error:
+            raise UserError(f"student: train: {str(error).replace(file.name, 'train.yaml')}") from None
+
+
+def _train_yaml(config: DistillConfig, counts: dict[str, int]) -> str:
+    """The text of train.yaml, with a stage for each teacher and an eval_data if they have conversations."""
+    import yaml
+
+    student, paths = config.student, stage_paths(config)
     stages = [
         {"data": str(paths[each.name]), "epochs": student.epochs} for each in config.teachers if counts[each.name]
     ]
-    if not stages:
-        path.unlink(missing_ok=True)
-        return None
     values = {
         "model": student.model,
         "output_dir": str(config.directory / "student"),
@@ -121,7 +147,4 @@ def write_train_yaml(config: DistillConfig, counts: dict[str, int]) -> Path | No
     }
     values |= {"template": student.template} if student.template else {}
     values |= {"eval_data": str(paths["held out"])} if counts.get("held out") else {}
-    text = yaml.safe_dump({**values, **student.train}, sort_keys=False, allow_unicode=True)
-    write_whole(path, text)
-    parse_config(["--config", str(path)])
-    return path
+    return yaml.safe_dump({**values, **student.train}, sort_keys=False, allow_unicode=True)

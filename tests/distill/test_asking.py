@@ -9,10 +9,11 @@ import time
 import pytest
 from helpers import disks, openai_server
 from helpers.distilling import distill, kept, ledger, query, rejected, right, rows, settings, start, write_lines
+from helpers.openai_batches import BatchStore
 from helpers.openai_server import Failure, completion
 
 from fastft.distill.settings import TeacherConfig
-from fastft.distill.teachers.answers import Answers
+from fastft.distill.teachers.answers import Answers, without_thoughts
 from fastft.distill.teachers.asking import Purse, _client
 from fastft.errors import UserError
 from fastft.inference.budget import Money
@@ -306,3 +307,63 @@ def test_ctrl_c_waits_for_the_answers_in_flight(tmp_path):
         go.set()
         assert process.wait(30) == 130
         assert server.paid == len(rows(tmp_path / "run/answers.jsonl")) == 3
+
+
+def test_ctrl_c_sends_nothing_that_waits_and_keeps_what_is_on_the_way_beside_a_batch(tmp_path):
+    """Three wait for their turn of two a minute, and a second teacher's batch is left where it is."""
+    write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(8)])
+    store = BatchStore(polls=10**9)
+
+    def reply(body, number):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        return right(body)
+
+    with openai_server.endpoint(reply, batches=store) as server:
+        given = settings(tmp_path, server.url, teacher_rpm=2, teacher_concurrency=4)
+        given["teachers"].append({"name": "second", "url": server.url, "model": "big", "mode": "batch"})
+        with pytest.raises(KeyboardInterrupt):
+            distill(tmp_path, **given)
+        assert server.paid == len(server.requests) == len(rows(tmp_path / "run/answers.jsonl")) == 1
+
+
+def test_another_model_under_the_name_of_a_teacher_is_asked_and_money_knows_what_was_before(tmp_path):
+    """The first answers stay, and count against the money of the run; so do those of a teacher that is no longer named."""
+    write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(6)])
+    with openai_server.endpoint(right) as server:
+        given = settings(tmp_path, server.url, teacher_usd_per_million=[1e5, 1e5], verify={"near": 0}, max_usd=1000)
+        assert distill(tmp_path, **given) == 0
+        cost = ledger(tmp_path)["usd"]
+        for name, model in (("first", "larger"), ("other", "largest")):
+            given["teachers"][0] |= {"name": name, "model": model}
+            assert distill(tmp_path, **given) == 0
+        assert len(server.requests) == 18 and ledger(tmp_path)["usd"] == pytest.approx(3 * cost)
+        given["teachers"][0] |= {"model": "fourth", "max_tokens": 1}
+        with pytest.raises(UserError, match=r"6 answers are missing .*max_usd of"):
+            distill(tmp_path, **{**given, "max_usd": 3 * cost})
+        assert len(server.requests) == 18
+
+
+@pytest.mark.parametrize(
+    "said, thoughts, text",
+    [
+        ("<think>\nTwo.\n</think>\n\nThe answer is 2.", "Two.", "The answer is 2."),
+        ("Two, I think.\n</think>\nThe answer is 2.", "Two, I think.", "The answer is 2."),
+        ("<think>\nTwo, or", "Two, or", ""),
+        ("Write <think> and </think>\naround it.", "", "Write <think> and </think>\naround it."),
+        ("The tag </think> ends them.", "", "The tag </think> ends them."),
+    ],
+)
+def test_thoughts_in_a_text_are_kept_apart(said, thoughts, text):
+    assert without_thoughts(said) == (thoughts, text)
+
+
+def test_a_stage_of_a_teacher_that_is_no_longer_asked_is_gone(tmp_path):
+    write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(4)])
+    with openai_server.endpoint(right) as server:
+        given = settings(tmp_path, server.url, verify={"near": 0}, student={"held_out": 0.5})
+        given["teachers"].append({"name": "second", "url": server.url, "model": "big"})
+        assert distill(tmp_path, **given) == 0
+        given["teachers"].pop()
+        assert distill(tmp_path, **{**given, "student": {}}) == 0
+    assert [path.parent.name for path in (tmp_path / "run").glob("*/conversations.jsonl")] == ["stage1"]

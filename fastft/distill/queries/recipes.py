@@ -20,7 +20,7 @@ import orjson
 from fastft.common.files import make_directory, write_whole
 from fastft.common.records import parsed
 from fastft.distill.draws import draw
-from fastft.distill.queries.files import NoQuery, Query, read_query, records_of
+from fastft.distill.queries.files import NoQuery, Query, file_stats, read_query, records_of
 from fastft.distill.settings import DistillConfig, QuerySource, TeacherConfig
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money
@@ -65,8 +65,10 @@ class Recipe:
     steps: dict[str, str] = field(default_factory=dict)
 
 
-def make_queries(config: DistillConfig, dry_run: bool = False) -> list[QuerySource]:
+def make_queries(config: DistillConfig, paid: dict[str, float], dry_run: bool = False) -> list[QuerySource]:
     """The sources of the plan, those of recipes as the files that they make, now if they are not there yet.
+
+    `paid` is what each teacher's answers have cost before; it counts against the limits.
 
     A dry run makes none, and says what would be asked for them.
     """
@@ -81,7 +83,7 @@ def make_queries(config: DistillConfig, dry_run: bool = False) -> list[QuerySour
                 f"{source.collection or source.recipe}: is made by the first run, and is not in this plan{_calls(source)}"
             )
             continue
-        sources.append(made or _make(config, source))
+        sources.append(made or _make(config, source, paid))
     return sources
 
 
@@ -137,7 +139,8 @@ def _identity(config: DistillConfig, source: QuerySource) -> str:
     teacher = asdict(config.teacher(source.teacher)) if source.teacher else {}
     named = {name: teacher.get(name) for name in ("model", "url")}
     recipe = load_recipe(source)
-    everything = [asdict(source), named, recipe.steps, asdict(recipe.rules), config.seed]
+    seeds = file_stats([source.path]) if source.path else []
+    everything = [asdict(source), seeds, named, recipe.steps, asdict(recipe.rules), config.seed]
     return hashlib.blake2b(json.dumps(everything, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -149,12 +152,12 @@ def _made(config: DistillConfig, source: QuerySource) -> QuerySource | None:
     return QuerySource(str(path), source.collection or source.recipe)
 
 
-def _make(config: DistillConfig, source: QuerySource) -> QuerySource:
+def _make(config: DistillConfig, source: QuerySource, paid: dict[str, float]) -> QuerySource:
     path, recipe = _path(config, source), load_recipe(source)
     make_directory(path.parent)
     eliminated: Counter = Counter()
     if source.recipe == "evolve":
-        rows, usd, stopped = _evolve(config, source, recipe, path, eliminated)
+        rows, usd, stopped = _evolve(config, source, recipe, path, eliminated, paid)
     else:
         rows, usd, stopped = list(_magpie(config, source, recipe.rules, eliminated)), 0.0, None
     account = {"identity": _identity(config, source), "made": len(rows), "eliminated": dict(eliminated), "usd": usd}
@@ -183,18 +186,22 @@ def _seeds(source: QuerySource) -> Iterator[Query]:
 
 
 def _evolve(
-    config: DistillConfig, source: QuerySource, recipe: Recipe, path: Path, eliminated: Counter
+    config: DistillConfig,
+    source: QuerySource,
+    recipe: Recipe,
+    path: Path,
+    eliminated: Counter,
+    paid: dict[str, float],
 ) -> tuple[list[dict[str, Any]], float, str | None]:
     """Rewrite the seeds. Returns the rows, the dollars of all starts, and why it stopped early, if it did.
 
     Every reply is in a cache, so a start after a kill asks only what is missing.
     """
     teacher, seeds = config.teacher(source.teacher), list(_seeds(source))
-    before = (_account(config, source) or {}).get("usd", 0.0)
-    limits = [each for each in (teacher.max_usd, config.max_usd) if each is not None]
-    money = Money(min(limits) if limits else None)
-    money.spent = before
     cache = Cache(path.with_suffix(".cache.jsonl"))
+    before = max((_account(config, source) or {}).get("usd", 0.0), cache.usd)  # a killed start has left no account
+    money = Money(_limit(config, teacher, paid, _account(config, source)))
+    money.spent = before
     client = Client(
         teacher.addresses[0], teacher.limits, cache, teacher.usd_per_million or (0.0, 0.0), money, teacher.key_env
     )
@@ -207,6 +214,18 @@ def _evolve(
     works = [partial(_evolve_one, config.seed, source, recipe, client, teacher, seed) for seed in seeds]
     stopped = run_all(works, "evolving", money, done)
     return [row for index in sorted(made) for row in made[index]], money.spent, stopped
+
+
+def _limit(
+    config: DistillConfig, teacher: TeacherConfig, paid: dict[str, float], own: dict[str, Any] | None
+) -> float | None:
+    """The dollars that a recipe may cost in all its starts: what limits leave beside answers and other recipes."""
+    others = recipe_usd(config)
+    others[teacher.name] = others.get(teacher.name, 0.0) - (own or {}).get("usd", 0.0)
+    spent_by_teacher = paid.get(teacher.name, 0.0) + others[teacher.name]
+    spent = sum(paid.values()) + sum(others.values())
+    pairs = ((teacher.max_usd, spent_by_teacher), (config.max_usd, spent))
+    return min((max(limit - gone, 0.0) for limit, gone in pairs if limit is not None), default=None)
 
 
 async def _evolve_one(

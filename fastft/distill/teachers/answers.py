@@ -11,6 +11,7 @@ may have cost.
 import hashlib
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 RESERVE = 8 << 20  # bytes that are kept free for the answers in flight when the disk becomes full
 CHUNK = 1 << 24
+# Thoughts that an endpoint leaves at the beginning of a text. If the prompt holds the opening mark, only the closing one is
+# sent; it then ends a line. Thoughts without an end were cut, and there is no answer.
+_THOUGHTS = re.compile(
+    r"\s*<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)|((?:(?!<think).)*?)</think(?:ing)?>[ \t]*\n", re.DOTALL
+)
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -39,6 +45,12 @@ def key_of(teacher: TeacherConfig, row: dict[str, Any]) -> str:
     return hashlib.blake2b(request, digest_size=16).hexdigest()
 
 
+def without_thoughts(text: str) -> tuple[str, str]:
+    """The (thoughts, answer) of a text; ("", text) where the endpoint keeps thoughts apart, or there are none."""
+    found = _THOUGHTS.match(text)
+    return ((found[1] or found[2] or "").strip(), text[found.end() :].lstrip()) if found else ("", text)
+
+
 class Answers:
     """The file of answers, read once at the start. `path` need not exist; `open` makes it."""
 
@@ -46,7 +58,7 @@ class Answers:
         self.path, self.file, self.end = path, None, 0
         self.places: dict[bytes, tuple[int, int]] = {}  # key -> (where its row begins, bytes)
         self.usd: dict[str, float] = {}  # by teacher, with what failed tries may have cost
-        self.versions: dict[str, list[str]] = {}  # by teacher, in the order of their first answer
+        self.versions: dict[tuple[str, str], list[str]] = {}  # by (teacher, model), in the order of their first answer
         self.sums: dict[str, list[int]] = {}  # by teacher: answers, prompt tokens, reply tokens
         self.reader = None
         if path.is_file():
@@ -85,6 +97,7 @@ class Answers:
 
     def add(self, key: str, row: dict[str, Any], teacher: TeacherConfig, reply: Reply) -> None:
         """Append the reply to a row of the plan. Raises FullDiskError after it was written to the reserve."""
+        thoughts, text = without_thoughts(reply.text)
         self._append(
             {
                 "key": key,
@@ -94,8 +107,8 @@ class Answers:
                 "version": reply.model,
                 "message": row["message"],
                 "parameters": teacher.sent,
-                "text": reply.text,
-                "reasoning": reply.reasoning,
+                "text": text,
+                "reasoning": reply.reasoning or thoughts,
                 "finish_reason": reply.finish_reason,
                 "refused": reply.refused,
                 "prompt_tokens": reply.prompt_tokens,
@@ -171,6 +184,6 @@ class Answers:
         sums = self.sums.setdefault(teacher, [0, 0, 0])
         for index, count in enumerate((1, row["prompt_tokens"], row["completion_tokens"])):
             sums[index] += count
-        versions = self.versions.setdefault(teacher, [])
+        versions = self.versions.setdefault((teacher, row["model"]), [])
         if row["version"] and row["version"] not in versions:
             versions.append(row["version"])

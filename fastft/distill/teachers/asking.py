@@ -102,8 +102,22 @@ class _Asking:
         self.clients = [_client(teacher, number, Purse(None, money), answers) for number in numbers]
         self.useless: dict[str, str] = {}  # by address
         self.ended = False
+        self.task: asyncio.Task | None = None
 
-    async def run(self, advance: Any) -> None:
+    def start(self, advance: Any) -> asyncio.Task:
+        """Begin to ask in a task of its own."""
+        self.task = asyncio.ensure_future(self._run(advance))
+        return self.task
+
+    def interrupt(self) -> None:
+        """Send nothing more, not even what waits for its turn. What is in flight ends, but batches, which are found again."""
+        self.ended = True
+        for client in self.clients:
+            client.money.close()
+        if self.teacher.mode == "batch":
+            self.task.cancel()
+
+    async def _run(self, advance: Any) -> None:
         """Ask until no row is left or the teacher has stopped."""
         while True:
             good = [client for client in self.clients if client.url not in self.useless]
@@ -129,7 +143,7 @@ class _Asking:
             except Unanswered as error:
                 self.failures.by_key[key] = str(error)
             except OverBudget:
-                if client.url in self.useless:  # it has closed its purse
+                if self.ended or client.url in self.useless:  # the purse was closed
                     self.again.append((key, row))
                     continue
                 self.failures.over_budget[self.teacher.name] = f"stopped before {self.money.narrower} would be exceeded"
@@ -146,7 +160,7 @@ class _Asking:
 
     def _keep(self, key: str, row: dict[str, Any], reply: Reply) -> None:
         """Write an answer down at once; then see whether the teacher may go on."""
-        known = list(self.answers.versions.get(self.teacher.name, []))
+        known = list(self.answers.versions.get((self.teacher.name, self.teacher.model), []))
         is_new = bool(reply.model and known and reply.model not in known)
         try:
             self.answers.add(key, row, self.teacher, reply)
@@ -170,7 +184,7 @@ def ask_all(config: DistillConfig, plan: Path, answers: Answers, elsewhere: dict
     """
     failures, whole = Failures(), Money(config.max_usd)
     spent = {each.name: answers.usd.get(each.name, 0.0) + elsewhere.get(each.name, 0.0) for each in config.teachers}
-    whole.spent = sum(spent.values())
+    whole.spent = sum(answers.usd.values()) + sum(elsewhere.values())  # with teachers that the settings no longer name
     missing = unanswered(config, plan, answers)
     if not any(missing.values()):
         return failures
@@ -207,9 +221,11 @@ async def _ask_all(
                 bar.update(task, advance=1, usd=f"${spent:,.2f}" if spent else "")
 
             asking.append(_Asking(teacher, plan, missing[teacher.name], answers, purses[teacher.name], failures))
-            works.append(asking[-1].run(advance))
+            works.append(asking[-1].start(advance))
         try:
-            await asyncio.gather(*works)
+            for ended in await asyncio.gather(*works, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
         finally:
             for each in asking:
                 each.close()
@@ -219,20 +235,21 @@ async def _ask_all(
 def _stopped_by_signals(asking: list[_Asking]) -> Iterator[None]:
     """At Ctrl-C or SIGTERM, send nothing more and let what is in flight end, because it is paid for; then KeyboardInterrupt.
 
-    The second signal ends everything at once. A batch is not waited for: its file is found again by the next start.
+    The second signal ends everything at once.
     """
     loop, task, signals = asyncio.get_running_loop(), asyncio.current_task(), (signal.SIGINT, signal.SIGTERM)
     stopped = False
 
     def stop() -> None:
         nonlocal stopped
-        for each in asking:
-            each.ended = True
-        if stopped or any(each.teacher.mode == "batch" for each in asking):
+        if stopped:
             task.cancel()
-        elif not stopped:
-            logger.warning("stopping: waiting for the answers in flight, which are paid for; once more ends at once")
+            return
         stopped = True
+        for each in asking:
+            each.interrupt()
+        if any(each.teacher.mode == "chat" for each in asking):
+            logger.warning("stopping: waiting for the answers in flight, which are paid for; once more ends at once")
 
     for each in signals:
         loop.add_signal_handler(each, stop)
