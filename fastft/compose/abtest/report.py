@@ -31,7 +31,8 @@ Point = tuple[float, float]
 
 
 def figure_rows(results: Results) -> Rows:
-    """(arm, figure, meaning, value with interval, p, Holm's p, without winsorising) of each figure."""
+    """(arm, figure, meaning, value with interval, p, Holm's p, without winsorising) of each figure, and of the day without a
+    line on which an arm differs most surely."""
     rows = []
     for found in results.comparisons:
         for name in FIGURES:
@@ -41,6 +42,10 @@ def figure_rows(results: Results) -> Rows:
                     found.arm, name.replace("_", " "), MEANING[name], _value(name, effect), _p(effect.p),
                     _p(effect.p_holm), _value(name, raw) if raw else "",
                 ])  # fmt: skip
+        if found.shares:
+            day, shares = min(found.shares.items(), key=lambda item: item[1].p)
+            row = [found.arm, "retention", f"share on day {day}", points(shares), _p(shares.p), _p(shares.p_holm), ""]
+            rows.append(row)
     return rows
 
 
