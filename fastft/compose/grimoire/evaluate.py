@@ -9,7 +9,7 @@ chosen by them. evaluation.json, grimoire.md and grimoire.html are written. A ki
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fastft.common.files import write_whole
 from fastft.common.records import parse_json
 from fastft.compose.grimoire.answering.answers import AnswerFile, calibrated
 from fastft.compose.grimoire.choosing.choice import Chosen
-from fastft.compose.grimoire.choosing.choose import compare, outcomes_of, valid_shares
+from fastft.compose.grimoire.choosing.choose import compare, gain_rows, outcomes_of, valid_shares
 from fastft.compose.grimoire.run import RANKED, SIMILAR, per_question_outcomes
 from fastft.compose.grimoire.task import first_by_hash, read_questions, read_test
 from fastft.errors import UserError
@@ -58,14 +58,16 @@ def evaluate(config: EvaluateConfig, endpoint: EndpointConfig) -> None:
     from fastft.compose.grimoire.page import show, write_results
 
     choice = Chosen.load(config.directory)
-    path = config.directory / "evaluation.json"
+    path, read = config.directory / "evaluation.json", config.directory / "test_read.json"
+    # Kept before the test split is opened, so that a killed evaluation counts, too.
+    if read.is_file() and parse_json(read.read_bytes())["choice"] != choice.digest:
+        raise UserError(
+            f"{config.directory}: the test split has been read for another choice; a second look would not be honest: give "
+            "the task new test questions, and a directory of its own"
+        )
     if path.is_file():
+        logger.info("%s: is shown again; the test split is not read a second time", path)
         found = parse_json(path.read_bytes())
-        if found["choice"] != choice.digest:
-            raise UserError(
-                f"{path}: the test split has been read for another choice; a second look would not be honest: give the task "
-                "new test questions, and a directory of its own"
-            )
     else:
         found = _measured(config, endpoint, choice)
         write_whole(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
@@ -78,6 +80,7 @@ def _measured(config: EvaluateConfig, endpoint: EndpointConfig, choice: Chosen) 
     endpoints = choice.endpoints(endpoint, config.key_env)
     weak = choice.weak(endpoints, config.batch_size)
     # The choice is on the disk: from here on the test split may be read.
+    write_whole(config.directory / "test_read.json", json.dumps({"choice": choice.digest}) + "\n")
     splits = config.directory / "splits"
     seen = [each for name in ("train", "validation") for each in read_questions(splits / f"{name}.jsonl", task.labels)]
     questions, remarks = read_test(task, splits, seen)
@@ -96,7 +99,7 @@ def _measured(config: EvaluateConfig, endpoint: EndpointConfig, choice: Chosen) 
         "chosen": choice.content["chosen"],
         "questions": len(questions),
         "remarks": remarks,
-        "gains": [asdict(each) for each in gains],
+        "gains": gain_rows(gains),
         "usd": endpoints.money.spent,
     }
 

@@ -1,6 +1,5 @@
 """Writes what an evaluation found: grimoire.md, grimoire.html, and a table in the terminal."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 from fastft.common.files import write_whole
 from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT
-from fastft.compose.grimoire.choosing.choice import gains_of
-from fastft.compose.grimoire.choosing.choose import Gain
+from fastft.compose.grimoire.choosing.choose import Gain, gains_of
 from fastft.compose.grimoire.run import RANKED, SIMILAR
+from fastft.compose.grimoire.writing.write import load_grimoires
 
 HEADS = ("setting", "right, validation", "right, test", "95 %", "gain over zero-shot", "95 %", "p", "valid", "failed")
 WHAT = {SIMILAR: "the most similar grimoire for each question", RANKED: "a trained ranker's grimoire for each question"}
@@ -36,7 +35,7 @@ def setting_rows(choice: dict[str, Any], evaluation: dict[str, Any]) -> list[Set
 
 def cells(row: SettingRow) -> list[str]:
     gain, accuracy = row.test.gain, row.test.accuracy
-    nothing = row.name == ZERO_SHOT
+    nothing = row.name == ZERO_SHOT or gain.value != gain.value
     return [
         f"{row.name} (chosen)" if row.chosen else row.name,
         _percent(row.validation.accuracy.value),
@@ -123,22 +122,22 @@ def _texts(directory: Path, choice: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what each setting tells the weak model, the chosen first, with what the strong model has copied."""
     written = {}
     if (path := directory / "grimoires.jsonl").is_file():
-        written = {row["name"]: row for row in map(json.loads, path.read_text("utf-8").splitlines())}
+        written = {each.name: each for each in load_grimoires(path)}
     shown = []
     for setting in choice["settings"]:
-        row = written.pop(setting["name"], {})
+        row = written.pop(setting["name"], None)
         shown.append(
             {
                 "name": setting["name"],
                 "text": setting["text"] or setting["prompt"],
                 "whole": setting["name"] == ZERO_SHOT,
-                "copies": row.get("copies", []),
-                "samples": row.get("samples", []),
+                "copies": row.copies if row else (),
+                "samples": row.samples if row else (),
                 "chosen": setting["name"] == choice["chosen"],
                 "few": setting["name"] == FEW_SHOT,
             }
         )
-    left_out = [{"name": name, "wrong": row["wrong"] or "it is empty"} for name, row in written.items()]
+    left_out = [{"name": name, "wrong": row.fault} for name, row in written.items()]
     return [*sorted(shown, key=lambda each: not each["chosen"]), *left_out]
 
 
@@ -165,8 +164,8 @@ def show(choice: dict[str, Any], evaluation: dict[str, Any]) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f} %" if share == share else "–"
 
 
 def _ends(low: float, high: float) -> str:
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{100 * low:.1f}, {100 * high:.1f}]" if low == low else "–"

@@ -7,26 +7,24 @@ samples.jsonl     the training questions that each sampler has drawn
 grimoires.jsonl   what the strong model wrote, with copies and faults; may be edited
 choice.json       the gains on validation, the choice, and the prompt of every setting; prompt.txt: the chosen prompt
 ranker.safetensors
+test_read.json    for which choice the test split was read; it is read for no other
 test_runs.jsonl, evaluation.json, grimoire.md, grimoire.html      after `fastft grimoire evaluate`
 *.cache.jsonl, spent.jsonl      every reply that was paid for, and the account
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastft.common.files import write_whole
-from fastft.common.records import parse_json
-from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT, Setting
+from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT, Setting, choice_format
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, TaskQuestion
 from fastft.compose.grimoire.writing.money import KeptMoney
 from fastft.compose.grimoire.writing.prompts import PromptTexts, few_shot_help, system_prompt
-from fastft.compose.grimoire.writing.samplers import HARD_SHARE, draw_samples
+from fastft.compose.grimoire.writing.samplers import CLUSTERED, HARD_SHARE, draw_samples
 from fastft.compose.grimoire.writing.write import KINDS, SIMPLE_WORDS, TOKENS_PER_WORD, TOLERANCE, TRIES, Grimoire
-from fastft.errors import UserError
 from fastft.inference.budget import Cache
 from fastft.inference.client import Client, make_clients
 from fastft.inference.endpoint import EndpointConfig, is_address
@@ -34,40 +32,8 @@ from fastft.inference.endpoint import EndpointConfig, is_address
 SIMILAR, RANKED = "similar", "ranked"
 """The two settings that choose a grimoire for each question."""
 FEW_SHOT_EXAMPLES = 4  # in all, as in Grimoire's paper
+AROUND = 64  # bytes around a text in a request: roles, blank lines, "Answer: "
 BYTES_PER_WORD = 10  # at most on average, in what a strong model writes; English has 6
-
-
-@dataclass(frozen=True)
-class Making:
-    """What a directory was made with. A run with other values needs another directory."""
-
-    task: str  # a digest of the description, the labels and the training file
-    weak: str
-    strong: str
-    answers: str
-    seed: int
-    samplers: list[str]
-    count: int
-    encoder: str
-    words: int
-    no_copies: bool
-    calibrate: bool
-    max_train: int | None
-    max_validation: int | None
-    prompts: str  # a digest
-
-    def keep(self, path: Path) -> None:
-        """Write it at the first start. Raises UserError if an earlier start had other values."""
-        made = asdict(self)
-        if not path.is_file():
-            return write_whole(path, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-        before = parse_json(path.read_bytes())
-        for key, value in made.items():
-            if before.get(key) != value:
-                raise UserError(
-                    f"{path.parent}: was made with {key} {before.get(key)!r}, and now it is {value!r}; give another -o"
-                )
-        return None
 
 
 @dataclass(frozen=True)
@@ -137,23 +103,34 @@ def plan_build(
 ) -> BuildPlan:
     """Count the calls and estimate the most that they cost. `known`: the training questions' results are known already."""
     longest = sorted((len(each.text.encode()) for each in split.train), reverse=True)
-    samples = sum(longest[: count * len(task.labels)])
-    hard = any(sampler in HARD_SHARE for sampler in samplers) and not known
-    settings = 2 + len(samplers) * len(KINDS)
+    labels = AROUND + len(", ".join(task.labels).encode())
+    samples = sum(AROUND + size for size in longest[: count * len(task.labels)]) + count * labels
+    hard = any(sampler in HARD_SHARE for sampler in samplers) and not known and not done
+    helps = [len(each.text.encode()) for each in done if not each.fault]
+    settings = 2 + (len(helps) if done else len(samplers) * len(KINDS))
     questions = settings * len(split.validation) + hard * len(split.train)
     strong_calls = 0 if done else len(samplers) * len(KINDS)
     usd = 0.0
-    longest_help = max(int(words * TOLERANCE) * BYTES_PER_WORD, sum(longest[:FEW_SHOT_EXAMPLES]))
+    longest_grimoire = max(helps, default=0) if done else int(words * TOLERANCE) * BYTES_PER_WORD
+    longest_help = max(longest_grimoire, sum(AROUND + size for size in longest[:FEW_SHOT_EXAMPLES]))
+    task_size = AROUND + len(task.description.encode()) + labels
     if endpoints.strong is not None and not done:
-        prompt = len(prompts.profound.encode()) + len(task.description.encode()) + samples
+        prompt = len(prompts.profound.encode()) + task_size + samples
         profound = endpoints.strong.usd(prompt, words * TOKENS_PER_WORD)
-        simple = endpoints.strong.usd(len(prompts.simple.encode()) + longest_help, SIMPLE_WORDS * TOKENS_PER_WORD)
+        simple = endpoints.strong.usd(
+            len(prompts.simple.encode()) + task_size + longest_grimoire, SIMPLE_WORDS * TOKENS_PER_WORD
+        )
         usd += TRIES * len(samplers) * (profound + simple)
     if endpoints.weak is not None:
-        told = len(prompts.answer.encode()) + len(task.description.encode()) + longest_help
+        told = len(prompts.answer.encode()) + task_size + longest_help + len(json.dumps(choice_format(task.labels)))
         asked = sum(len(each.text.encode()) + told for each in split.validation) * settings
         asked += sum(len(each.text.encode()) + told for each in split.train) * hard
         usd += endpoints.weak.usd(asked, 64 * questions)
+    if endpoints.encoder is not None:
+        clustered = not done and any(sampler in CLUSTERED for sampler in samplers)
+        embedded = [*split.validation, *(split.train if clustered else ())]
+        asked = sum(len(each.text.encode()) for each in embedded) + settings * longest_grimoire
+        usd += endpoints.encoder.usd(asked, 0)
     return BuildPlan(samplers, len(split.train), len(split.validation), hard, strong_calls, questions, usd)
 
 
@@ -168,7 +145,7 @@ def settings_of(
     few = few_shot_help(examples)
     found = [zero_shot_setting(task, prompts), Setting(FEW_SHOT, FEW_SHOT, system_prompt(prompts, task, few), text=few)]
     for each in grimoires:
-        if not each.wrong and each.text.strip():
+        if not each.fault:
             found.append(
                 Setting(each.name, each.kind, system_prompt(prompts, task, each.text), each.sampler, each.text)
             )

@@ -22,7 +22,7 @@ import json
 import logging
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,8 @@ def _divide(
         validation = [each for each in train if hash_share("validation", each.text) < VALIDATION_SHARE]
         train = [each for each in train if hash_share("validation", each.text) >= VALIDATION_SHARE]
         remarks.append(f"{len(validation)} questions of train are set aside as validation, because the task names none")
+    if lacking := [label for label in task.labels if all(each.label != label for each in train)]:
+        remarks.append(f"no training question has the label {', '.join(map(repr, lacking))}: no sample can show it")
     for name, part in (("train", train), ("validation", validation), ("test", test)):
         if part is not None and not part:
             raise UserError(f"{task.train}: no questions are left for {name}; give the task more, or a file for {name}")
@@ -208,6 +210,8 @@ def read_questions(path: Path, labels: Sequence[str]) -> list[TaskQuestion]:
     by_reading, found, ids = {normalized(label): label for label in labels}, [], set()
     for number, record in enumerate(read_objects(path)):
         row, wrong = record.value, f"{record.where}: is not a question"
+        if isinstance(row.get("label"), (bool, int)):  # JSON's 1 or true, for the labels "1" or "true"
+            row = {**row, "label": str(row["label"])}
         for key in ("text", "label"):
             if not isinstance(row.get(key), str) or not row[key].strip():
                 raise UserError(f"{wrong}: its {key} is missing or not a text")
@@ -257,10 +261,3 @@ def first_by_hash(questions: Sequence[TaskQuestion], most: int | None) -> list[T
         return list(questions)
     chosen = {each.id for each in sorted(questions, key=lambda each: hash_share("first", each.text))[:most]}
     return [each for each in questions if each.id in chosen]
-
-
-def with_zero_shot(questions: Sequence[TaskQuestion], model: str, right: dict[str, bool]) -> list[TaskQuestion]:
-    """Return the questions with what `model` got right without help, by id."""
-    return [
-        replace(each, zero_shot={**each.zero_shot, model: right[each.id]}) for each in questions if each.id in right
-    ]

@@ -15,6 +15,8 @@ from helpers.grimoires import RULE, is_for_strong, rows, scripted, write_rows, w
 from helpers.openai_server import Failure
 
 from fastft import cli
+from fastft.compose.grimoire.writing.write import load_grimoires
+from fastft.errors import UserError
 
 SAMPLERS = ["--samplers", "random,hard,none"]
 
@@ -86,9 +88,13 @@ def test_the_test_split_is_not_looked_at_twice(made, capsys, tmp_path):
     content = (output / "choice.json").read_text()
     try:
         (output / "choice.json").write_text(content.replace('"chosen": "none-profound"', '"chosen": "zero-shot"'))
-        assert cli.main(["grimoire", "evaluate", str(output)]) == 1
-        assert "read for another choice" in capsys.readouterr().err
+        for _ in range(2):
+            assert cli.main(["grimoire", "evaluate", str(output)]) == 1
+            assert "read for another choice" in capsys.readouterr().err
+            if (output / "evaluation.json").is_file():
+                (output / "evaluation.json").rename(tmp_path / "kept")  # as if the first look had been killed
     finally:
+        (tmp_path / "kept").rename(output / "evaluation.json")
         (output / "choice.json").write_text(content)
     assert cli.main(["grimoire", "evaluate", str(tmp_path)]) == 1
     assert "choose first" in capsys.readouterr().err
@@ -170,6 +176,72 @@ def test_the_budget_holds_over_several_starts(tmp_path, capsys):
         assert sum(map(cost, server.requests)) > 1
 
 
+def test_a_task_that_could_not_work_leaves_nothing_and_a_changed_one_is_named(tmp_path, capsys):
+    path, output = write_task(tmp_path), tmp_path / "made"
+    with openai_server.endpoint(scripted) as server:
+        write_rows(tmp_path / "train.jsonl", [{"text": "2", "label": "evne"}])
+        assert cli.main(command(server, path, output)) == 1 and not output.exists()
+        write_task(tmp_path)  # mended: the same -o may be used
+        prices = ["--usd_per_million", "1000,1000", "--max_usd", "0.0001"]
+        assert cli.main(command(server, path, output, *prices)) == 1 and (output / "splits").is_dir()
+        write_task(tmp_path, (29, 24, 20))
+        for more in ([], ["--dry_run"]):
+            assert cli.main(command(server, path, output, *more)) == 1
+            assert (
+                "the questions of the task have changed since it was made; give another -o" in capsys.readouterr().err
+            )
+        assert not server.requests
+
+
+def test_what_is_made_is_what_a_dry_run_counts(made, tmp_path, capsys):
+    """With a choice nothing is left to ask; with grimoires written by hand their number and their length count."""
+    output, path, server, _ = made
+    assert cli.main(command(server, path, output, "--dry_run")) == 0
+    assert "nothing is asked, and nothing is paid" in capsys.readouterr().out
+    (tmp_path / "own").mkdir()
+    own = [{"name": f"own-{n}", "sampler": "none", "kind": "profound", "text": "Mind the end."} for n in range(3)]
+    write_rows(tmp_path / "own/grimoires.jsonl", own)
+    assert cli.main(command(server, path, tmp_path / "own", "--dry_run")) == 0
+    said = capsys.readouterr().out
+    assert "strong model: 0 calls" in said and f"weak model: {5 * 24} answers at most" in said
+
+
+def test_a_strong_model_that_failed_once_is_asked_again(tmp_path, caplog):
+    down = True
+
+    def reply(body, number):
+        return Failure(400, "try later") if is_for_strong(body) and down else scripted(body)
+
+    path, output = write_task(tmp_path, (8, 6, 4)), tmp_path / "made"
+    with openai_server.endpoint(reply) as server:
+        line = command(server, path, output)
+        line[line.index("--samplers") + 1] = "none"
+        assert cli.main(line) == 1
+        down = False
+        assert cli.main(line) == 0
+    assert read(output / "choice.json")["settings"][2]["name"] == "none-profound"
+
+
+def test_a_setting_without_an_answer_is_shown_as_such(tmp_path):
+    """The endpoint refuses everything that is longer than a few words: zero-shot alone is measured. The files are JSON."""
+
+    def reply(body, number):
+        long = not is_for_strong(body) and RULE in body["messages"][0]["content"]
+        return Failure(400, "context_length_exceeded") if long else scripted(body)
+
+    path, output = write_task(tmp_path, (8, 6, 4)), tmp_path / "made"
+    with openai_server.endpoint(reply) as server:
+        line = command(server, path, output)
+        line[line.index("--samplers") + 1] = "none"
+        assert cli.main(line) == 0
+        assert cli.main(["grimoire", "evaluate", str(output)]) == 0
+    for name in ("choice.json", "evaluation.json"):
+        assert "NaN" not in (output / name).read_text()
+    choice = read(output / "choice.json")
+    assert choice["chosen"] == "zero-shot" and "nan" not in choice["why"]
+    assert "nan" not in (output / "grimoire.md").read_text() and "nan" not in (output / "grimoire.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_dry_run_says_the_calls_and_the_cost_and_asks_nothing(tmp_path, capsys):
     path, output = write_task(tmp_path), tmp_path / "made"
@@ -228,8 +300,26 @@ def test_an_edited_grimoire_that_is_empty_is_left_out(tmp_path, caplog):
         write_rows(output / "grimoires.jsonl", [kept, {**kept, "name": "blank", "text": " "}])
         assert cli.main(arguments) == 0
         assert not any(map(is_for_strong, server.requests))
-    assert "blank is left out: it is empty" in caplog.text
-    assert read(output / "choice.json")["chosen"] == "mine"
+        assert "blank is left out: it is empty" in caplog.text
+        assert read(output / "choice.json")["chosen"] == "mine"
+        assert cli.main(["grimoire", "evaluate", str(output), "--max_test", "3"]) == 0
+    assert "blank is left out: it is empty" in (output / "grimoire.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"text": None}, "its text is not a text"),
+        ({"name": 7}, "its name is not a text"),
+        ({"name": "zero-shot"}, "another setting is called 'zero-shot'"),
+        ({"kind": ...}, "it needs name, sampler, kind and text"),
+    ],
+)
+def test_a_grimoire_that_was_edited_into_something_else_is_named_by_its_line(tmp_path, changed, said):
+    row = {"name": "mine", "sampler": "none", "kind": "profound", "text": "Mind it.\u2028Really.", **changed}
+    write_rows(tmp_path / "g.jsonl", [{key: value for key, value in row.items() if value is not ...}])
+    with pytest.raises(UserError, match=f"line 1: .*{said}"):
+        load_grimoires(tmp_path / "g.jsonl")
 
 
 @pytest.mark.slow
@@ -283,11 +373,25 @@ def test_a_directory_is_asked_for_likelihoods(tmp_path, model):
         assert all(map(is_for_strong, server.requests))
     assert cli.main(["grimoire", "evaluate", str(output), "--max_test", "4"]) == 0
     answers = [json.loads(line) for line in (output / "test_runs.jsonl").read_text().splitlines()]
-    assert len(answers) == 4 * len({row["prompt"] for row in answers})
+    assert len({(row["prompt"], row["id"]) for row in answers}) == len(answers) == 4 * 5  # distinct prompts
     assert all(row["how"] == "likelihood" and set(row["scores"]) == {"even", "odd"} for row in answers)
     assert all(0 < row["valid"] < 1 and row["answer"] in ("even", "odd") for row in answers)
     evaluation = read(output / "evaluation.json")
     assert evaluation["questions"] == 4 and len(evaluation["gains"]) == 10
+
+
+@pytest.mark.slow
+def test_a_text_longer_than_the_context_of_a_directory_is_a_failed_call(tmp_path, model):
+    path, output = write_task(tmp_path, (8, 3, 3)), tmp_path / "made"
+    write_rows(tmp_path / "validation.jsonl", [*rows(3, 1000), {"text": "word " * 20_000, "label": "odd"}])
+    for how in ("likelihood", "text"):
+        with openai_server.endpoint(scripted) as server:
+            arguments = command(server, path, output / how, "--answers", how)
+            arguments[arguments.index("--weak") + 1] = str(model)
+            arguments[arguments.index("--samplers") + 1] = "none"
+            assert cli.main(arguments) == 0
+        gains = {row["setting"]: row for row in read(output / how / "choice.json")["gains"]}
+        assert gains["zero-shot"]["failed"] == 1 and gains["zero-shot"]["questions"] == 3
 
 
 @pytest.mark.slow

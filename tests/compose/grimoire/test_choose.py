@@ -33,6 +33,29 @@ def test_luck_among_many_settings_is_not_chosen():
     assert alone.count("zero-shot") < together.count("zero-shot")
 
 
+@pytest.mark.parametrize(
+    ("text", "labels", "label"),
+    [
+        ("No hate.", ("hate", "noHate"), "noHate"),
+        ("This is not hate.", ("hate", "noHate"), None),
+        ("no-hate", ("hate", "noHate"), "noHate"),
+        ("It is hate.", ("hate", "noHate"), "hate"),
+        ("not true", ("true", "untrue"), None),
+        ("un-true", ("true", "untrue"), "untrue"),
+        ("Not entailment", ("entailment", "not_entailment"), "not_entailment"),
+        ("The answer is: very_negative", ("negative", "very negative"), "very negative"),
+        ("неверно", ("верно", "ложно"), None),
+        ("это верно", ("верно", "неверно"), "верно"),
+        ("c'est négatif", ("positif", "négatif"), "négatif"),
+        ("ใช่ครับ", ("ใช่", "ไม่ใช่"), "ใช่"),
+        ("다음은 긍정입니다", ("긍정", "부정"), "긍정"),
+        ("ab", ("a b", "ab"), "ab"),
+    ],
+)
+def test_a_label_is_read_in_spellings_of_its_own_and_never_as_its_contrary(text, labels, label):
+    assert read_label(text, labels) == label
+
+
 def test_failed_calls_are_no_answers():
     answers = [
         WeakAnswer("zero-shot", "q1", "a", "b"),

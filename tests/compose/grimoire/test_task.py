@@ -63,6 +63,19 @@ def test_a_row_that_is_no_question_is_named_by_its_line(tmp_path, row, said):
     assert said in line_of(path)
 
 
+@pytest.mark.parametrize(("labels", "values"), [([1, 2], [1, 2]), (["true", "false"], [True, False])])
+def test_numbers_and_truth_values_of_json_are_labels(tmp_path, labels, values):
+    path = write_task(tmp_path, labels=labels, validation=None, test=None)
+    write_rows(tmp_path / "train.jsonl", [{"text": f"number {n}", "label": values[n % 2]} for n in range(40)])
+    split = task.divided(task.read_task(path))
+    assert {each.label for each in split.train} == set(map(str, labels))
+
+
+def test_a_label_without_a_training_question_is_said(tmp_path):
+    split = task.divided(task.read_task(write_task(tmp_path, labels=["even", "odd", "neither nor"])))
+    assert any("has the label 'neither nor'" in remark for remark in split.remarks)
+
+
 def test_a_label_that_is_part_of_another_is_said_in_a_line(tmp_path, caplog, capsys):
     path = write_task(tmp_path, labels=["true", "untrue"])
     made = [{"text": f"sentence {n} of its own", "label": ("true", "untrue")[n % 2]} for n in range(30)]

@@ -6,14 +6,18 @@ label at all: for a text 1 or 0, for likelihoods the probability that its answer
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fastft.common.records import parse_json, read_records, repair_text
-from fastft.compose.grimoire.task import normalized
+from fastft.compose.grimoire.task import TaskQuestion, normalized
 
 ZERO_SHOT, FEW_SHOT = "zero-shot", "few-shot"
+# Chinese, Japanese, Korean, Thai, Lao, Burmese, Khmer: no spaces between words, or endings that cling to them.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,9 @@ class Setting:
     sampler: str = ""
     text: str = ""  # the grimoire alone
 
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+    def digest(self, question: TaskQuestion) -> str:
+        """What an answer is kept under: another prompt, or another text under the same id, is another question."""
+        return hashlib.sha256(repair_text(f"{self.prompt}\0{question.text}").encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class WeakAnswer:
     scores: dict[str, float] | None = None  # log P of each label, for likelihood
     text: str = ""
     error: str = ""
-    prompt: str = ""  # the digest of what it was told before the question
+    prompt: str = ""  # the digest of what it was told, and of the question
 
     @property
     def right(self) -> bool:
@@ -55,16 +59,21 @@ def read_label(text: str, labels: Sequence[str]) -> str | None:
     """Return the label that an answer names, None if it names none or several.
 
     After the last "Answer:", as in Grimoire's paper, the text is compared in lower case without punctuation. It may be the label
-    alone, or hold it as whole words: "untrue" does not name "true". Where labels overlap, the longest one counts.
+    alone, or hold it as whole words: "untrue" does not name "true". Where labels overlap, the longest one counts, and "noHate"
+    may be written "no hate" or "no-hate". "not true" names nothing, unless it is a label.
     """
     said = normalized(text.rpartition("Answer:")[2])
-    by_reading = {normalized(label): label for label in labels}
-    if said in by_reading:
-        return by_reading[said]
+    # The label as it is spelled comes last: it stands if another one reads alike.
+    by_reading = {normalized(_CAMEL.sub(" ", label)): label for label in labels}
+    by_reading |= {normalized(label): label for label in labels}
+    joined = {normalized(label).replace(" ", ""): label for label in labels}
+    if alone := by_reading.get(said) or (joined.get(said.replace(" ", "")) if len(joined) == len(labels) else None):
+        return alone
     rest, found = f" {said} ", set()
     for reading in sorted(by_reading, key=len, reverse=True):
-        # A script without spaces has no whole words.
-        spaced = f" {reading} " if reading.isascii() else reading
+        spaced = reading if _UNSPACED.search(reading) else f" {reading} "
+        if f" not{spaced}" in rest:
+            return None
         if spaced in rest:
             found.add(by_reading[reading])
             rest = rest.replace(spaced, " \0 ")
@@ -114,8 +123,6 @@ def best_label(scores: Mapping[str, float], means: Mapping[str, float] | None = 
 
 def calibrated(answers: Iterable[WeakAnswer], means: Mapping[str, Mapping[str, float]]) -> list[WeakAnswer]:
     """Return the answers with every label's mean taken away, which removes the weak model's taste for some labels."""
-    from dataclasses import replace
-
     return [
         replace(each, answer=best_label(each.scores, means[each.setting]))
         if each.scores and each.setting in means
@@ -139,9 +146,10 @@ class AnswerFile:
                 self.done[answer.prompt, answer.id] = answer
         self.file = None
 
-    def missing(self, setting: Setting, ids: Sequence[str]) -> list[str]:
-        answers = (self.done.get((setting.digest, each)) for each in ids)
-        return [each for each, answer in zip(ids, answers) if answer is None or answer.error]
+    def missing(self, setting: Setting, questions: Sequence[TaskQuestion]) -> list[TaskQuestion]:
+        """Return the questions without an answer in this setting, and those whose calls have failed."""
+        answers = (self.done.get((setting.digest(each), each.id)) for each in questions)
+        return [each for each, answer in zip(questions, answers) if answer is None or answer.error]
 
     def add(self, answers: Iterable[WeakAnswer]) -> None:
         if self.file is None:
@@ -153,12 +161,10 @@ class AnswerFile:
         self.file.write("".join(_line(answer) for answer in answers).encode())
         self.done |= {(answer.prompt, answer.id): answer for answer in answers}
 
-    def of(self, setting: Setting, ids: Sequence[str]) -> list[WeakAnswer]:
-        """Return the answers to these questions in this setting, under its present name."""
-        from dataclasses import replace
-
-        found = (self.done.get((setting.digest, each)) for each in ids)
-        return [replace(answer, setting=setting.name) for answer in found if answer is not None]
+    def of(self, setting: Setting, questions: Sequence[TaskQuestion]) -> list[WeakAnswer]:
+        """Return the answers to these questions in this setting, under its present name and with their present labels."""
+        found = [(self.done.get((setting.digest(each), each.id)), each.label) for each in questions]
+        return [replace(answer, setting=setting.name, label=label) for answer, label in found if answer is not None]
 
 
 def _rows_of(path: Path) -> Iterable[object]:

@@ -85,15 +85,12 @@ class WeakModel:
 
         Raises UserError if the money or the endpoint ends before; what has been answered is in the file.
         """
-        missing = set(file.missing(setting, [each.id for each in questions]))
-        asked = [each for each in questions if each.id in missing]
+        asked = file.missing(setting, questions)
         if asked and self.client is not None:
             self._ask_endpoint(setting, asked, labels, file, self.client.money)
-        elif asked and self.how == "likelihood":
-            self._score(setting, asked, labels, file)
-        elif asked:
-            self._generate(setting, asked, labels, file)
-        return file.of(setting, [each.id for each in questions])
+        elif asked := self._that_fit(setting, asked, labels, file):
+            (self._score if self.how == "likelihood" else self._generate)(setting, asked, labels, file)
+        return file.of(setting, questions)
 
     # A model's directory ---------------------------------------------------------------------------------------------------
 
@@ -104,6 +101,29 @@ class WeakModel:
 
             self._chat = ChatModel(self.model, self.template, self.dtype)
         return self._chat
+
+    def _that_fit(
+        self, setting: Setting, asked: list[TaskQuestion], labels: Sequence[str], file: AnswerFile
+    ) -> list[TaskQuestion]:
+        """Return the questions that the model's context holds. The others count as failed, as an endpoint would refuse them."""
+        if not asked:
+            return []
+        from fastft.inference.likelihood import tokens_of_answers
+
+        likelihood = self.how == "likelihood"
+        room = max(map(len, tokens_of_answers(self.chat, labels))) if likelihood else ANSWER_TOKENS
+        fit, too_long = [], []
+        for each in asked:
+            size = len(self.chat.template.encode_prompt(_messages(setting, each))) + room
+            (fit if size <= self.chat.context_length else too_long).append(each)
+        if too_long:
+            error = f"is longer than the model's context of {self.chat.context_length} tokens"
+            logger.warning("%s, %s: %d of %d questions: %s", self.name, setting.name, len(too_long), len(asked), error)
+            file.add(
+                WeakAnswer(setting.name, each.id, each.label, error=error, prompt=setting.digest(each))
+                for each in too_long
+            )
+        return fit
 
     def _score(self, setting: Setting, asked: list[TaskQuestion], labels: Sequence[str], file: AnswerFile) -> None:
         from fastft.inference.likelihood import answer_likelihoods
@@ -123,7 +143,7 @@ class WeakModel:
                         valid,
                         "likelihood",
                         scores,
-                        prompt=setting.digest,
+                        prompt=setting.digest(question),
                     )
                 )
             file.add(answers)
@@ -148,7 +168,7 @@ class WeakModel:
         what = f"{self.name}, {setting.name}"
         stopped = run_all(works, what, money, lambda index, answer: file.add([answer]))
         if stopped:
-            left = len(file.missing(setting, [each.id for each in asked]))
+            left = len(file.missing(setting, asked))
             raise UserError(f"{setting.name}: {left} of {len(asked)} questions are not answered ({stopped})")
 
     async def _ask(self, setting: Setting, question: TaskQuestion, labels: Sequence[str]) -> WeakAnswer:
@@ -159,7 +179,9 @@ class WeakModel:
         try:
             reply = await self.client.ask(messages, **parameters)
         except Unanswered as error:
-            return WeakAnswer(setting.name, question.id, question.label, error=str(error), prompt=setting.digest)
+            return WeakAnswer(
+                setting.name, question.id, question.label, error=str(error), prompt=setting.digest(question)
+            )
         return _read(setting, question, reply.text, labels, self.how)
 
 
@@ -169,7 +191,7 @@ def _read(setting: Setting, question: TaskQuestion, text: str, labels: Sequence[
         how, answer = "text", read_label(text, labels)
     valid = float(answer is not None)
     return WeakAnswer(
-        setting.name, question.id, question.label, answer, valid, how, text=text[:500], prompt=setting.digest
+        setting.name, question.id, question.label, answer, valid, how, text=text[:500], prompt=setting.digest(question)
     )
 
 

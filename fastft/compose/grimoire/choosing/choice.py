@@ -13,7 +13,6 @@ from typing import Any
 from fastft.common.records import parse_json
 from fastft.compose.grimoire.answering.answers import FEW_SHOT, Setting
 from fastft.compose.grimoire.answering.weak import WeakModel
-from fastft.compose.grimoire.choosing.choose import Gain
 from fastft.compose.grimoire.choosing.rank import Ranker, nearest
 from fastft.compose.grimoire.run import RANKED, Endpoints, open_endpoints
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, read_questions, read_task
@@ -21,7 +20,6 @@ from fastft.compose.grimoire.writing.embed import embedder
 from fastft.errors import UserError
 from fastft.inference.client import Client
 from fastft.inference.endpoint import EndpointConfig
-from fastft.judge.statistics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -111,8 +109,3 @@ class QuestionChooser:
         """Return the place of the grimoire for each text [N]."""
         rows = self.embed(texts)
         return nearest(rows, self.written) if self.ranker is None else self.ranker.scores(rows).argmax(1)
-
-
-def gains_of(rows: Sequence[dict[str, Any]]) -> list[Gain]:
-    """Return the gains that JSON has kept."""
-    return [Gain(**{**row, "accuracy": Interval(**row["accuracy"]), "gain": Interval(**row["gain"])}) for row in rows]

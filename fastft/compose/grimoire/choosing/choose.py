@@ -10,9 +10,11 @@ has the highest lower end of these intervals. Looking at many settings finds a l
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+import orjson
 
 from fastft.compose.grimoire.answering.answers import ZERO_SHOT, WeakAnswer
 from fastft.judge.statistics.intervals import Interval, bootstrap_mean, bootstrap_share, sign_flip_p
@@ -74,6 +76,33 @@ def compare(
             )
         )
     return found
+
+
+def gain_rows(gains: Sequence[Gain]) -> list[dict[str, Any]]:
+    """Return the gains for JSON, with None for NaN, which JSON does not know: the figures of a setting without answers."""
+    return orjson.loads(orjson.dumps([asdict(each) for each in gains], option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def gains_of(rows: Sequence[dict[str, Any]]) -> list[Gain]:
+    """Return the gains that `gain_rows` has made ready."""
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    def interval(row: dict[str, float | None]) -> Interval:
+        return Interval(**{end: number(value) for end, value in row.items()})
+
+    return [
+        Gain(
+            **{
+                **row,
+                "accuracy": interval(row["accuracy"]),
+                "gain": interval(row["gain"]),
+                "p_value": number(row["p_value"]),
+            }
+        )
+        for row in rows
+    ]
 
 
 def chosen(gains: Sequence[Gain]) -> str:

@@ -30,6 +30,7 @@ from fastft.judge.rows import read_objects
 logger = logging.getLogger(__name__)
 
 KINDS = ("profound", "simple")
+TAKEN = ("zero-shot", "few-shot", "similar", "ranked")  # names of settings that are no grimoires
 TRIES = 3
 TOLERANCE = 1.25  # times the words that were asked for: models count badly
 TOKENS_PER_WORD = 3  # of a reply's limit; English has about 1.3
@@ -56,6 +57,11 @@ class Grimoire:
     copies: tuple[str, ...] = ()
     writer: str = ""
     wrong: str = ""
+
+    @property
+    def fault(self) -> str:
+        """Why it is left out, "" if it is not."""
+        return self.wrong or ("" if self.text.strip() else "it is empty")
 
 
 def write_grimoires(
@@ -151,6 +157,14 @@ def load_grimoires(path: Path) -> list[Grimoire]:
         row = {key: tuple(value) if isinstance(value, list) else value for key, value in record.value.items()}
         if {"name", "sampler", "kind", "text"} - row.keys() or row.keys() - asdict(_BLANK).keys():
             raise UserError(f"{record.where}: is not a grimoire; it needs name, sampler, kind and text")
+        if wrong := [
+            key for key in ("name", "sampler", "kind", "text", "wrong") if not isinstance(row.get(key, ""), str)
+        ]:
+            raise UserError(f"{record.where}: is not a grimoire: its {wrong[0]} is not a text")
+        if row["name"] in TAKEN:
+            raise UserError(
+                f"{record.where}: another setting is called {row['name']!r}; give the grimoire another name"
+            )
         found.append(Grimoire(**{"samples": (), **row}))
     if len({each.name for each in found}) < len(found):
         raise UserError(f"{path}: two grimoires have the same name")
