@@ -43,6 +43,21 @@ def test_the_worker_is_told_first_and_the_record_has_what_the_client_sent(choice
             assert refused.status == 400 and "/v1/chat/completions" in refused.json["error"]["message"]
 
 
+def test_a_model_that_answers_in_place_of_a_dead_one_is_told_nothing(choice, tmp_path):
+    with gateways.scripted("a") as worker, gateways.scripted("b") as other:
+        virtual = [
+            {"name": "wise", "policy": "grimoire", "grimoire": str(choice), "model": "a"},
+            {"name": "perhaps", "policy": "blend", "models": {"wise": 1_000_000, "b": 1}},
+        ]
+        config = {"workers": [{"url": worker.entry}, {"url": other.entry}], "virtual": virtual}
+        asked = [{"role": "user", "content": "Is 7 odd?"}]
+        with gateways.gateway(config=config, directory=tmp_path) as process:
+            worker.kill()
+            reply = process.post("/v1/chat/completions", {"model": "perhaps", "messages": asked})
+            assert reply.status == 200 and reply.headers["x-fastft-model"] == "b"
+            assert other.seen["bodies"][-1]["messages"] == asked
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -337,9 +337,13 @@ class Gateway:
         sent = self._instructed(turn, request)
 
         def body_for(worker: PoolWorker) -> bytes:
-            """The client's own bytes, unless the model has another name there, or is told something first."""
-            own = sent is request and worker.model == name
-            return body if own else orjson.dumps(sent | {"model": worker.model})
+            """The client's own bytes, unless the model has another name there, or is told something first.
+
+            Instructions are for the chosen model alone: one that answers in its place is told nothing.
+            """
+            told = sent if worker.name == turn.chosen else request
+            own = told is request and worker.model == name
+            return body if own else orjson.dumps(told | {"model": worker.model})
 
         exchange = Exchange(turn, body_for, self.pool, send, headers, self.record is not None, abort, self._ended)
         self.running.add(exchange)
