@@ -18,7 +18,7 @@ import orjson
 from fastft.common.files import make_directory, write_whole, written_whole
 from fastft.data.conversation import Conversation, Message
 from fastft.distill.draws import share
-from fastft.distill.settings import DistillConfig
+from fastft.distill.settings import DistillConfig, StudentConfig
 from fastft.distill.verify.checks import KEPT, AnswerVerdict
 from fastft.errors import UsageError, UserError
 
@@ -101,25 +101,26 @@ def conversation(row: dict[str, Any], answer: dict[str, Any], system: str, erase
 
 
 def write_train_yaml(config: DistillConfig, counts: dict[str, int]) -> Path | None:
-    """Write train.yaml, with a stage for each file that holds anything, and read it back as the trainer will.
+    """Write train.yaml, with a stage for each file that holds anything.
 
     Returns its path, None if there is nothing to train on; a train.yaml of an earlier start is then removed.
     """
-    from fastft.config import parse_config
-
     path = config.directory / "train.yaml"
     if not any(counts[each.name] for each in config.teachers):
         path.unlink(missing_ok=True)
         return None
     write_whole(path, _train_yaml(config, counts))
-    parse_config(["--config", str(path)])
     return path
 
 
 def require_trainable(config: DistillConfig) -> None:
-    """Raise UserError, before anything is paid for, if the trainer will not take what `student` adds to train.yaml."""
+    """Raise UserError, before anything is paid for, if the trainer will not take what `student` says in train.yaml."""
     from fastft.config import parse_config
 
+    if (
+        config.student == StudentConfig()
+    ):  # what is ours in train.yaml is known to be right, and this takes half a second
+        return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(_train_yaml(config, dict.fromkeys(stage_paths(config), 1)))
         file.flush()

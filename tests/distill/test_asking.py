@@ -130,6 +130,7 @@ def test_the_money_holds_over_all_starts(tmp_path):
         assert len(server.requests) == 30
 
 
+@pytest.mark.slow
 def test_an_address_that_cannot_answer_leaves_its_work_to_the_others(tmp_path, caplog):
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(12)])
     with openai_server.endpoint(right) as server, openai_server.endpoint(lambda body, n: Failure(404)) as useless:
@@ -140,6 +141,7 @@ def test_an_address_that_cannot_answer_leaves_its_work_to_the_others(tmp_path, c
     assert ledger(tmp_path)["teachers"][0]["kept"] == 12
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_answer_stops_itself_alone(tmp_path):
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(5)])
     with openai_server.endpoint(right) as server, openai_server.endpoint(lambda body, n: Failure(401)) as closed:
@@ -258,6 +260,7 @@ def test_kills_lose_nothing_and_pay_nothing_twice_but_what_was_in_flight(tmp_pat
     assert len({row["key"] for row in answers}) == len(answers) == 79
 
 
+@pytest.mark.slow
 def test_a_run_that_is_started_again_obeys_the_wait_of_the_one_before(tmp_path):
     """What an endpoint asked for is kept over starts, and nothing else: its answers are in answers.jsonl."""
     write_lines(tmp_path / "queries.jsonl", [query(1)])
@@ -272,6 +275,7 @@ def test_a_run_that_is_started_again_obeys_the_wait_of_the_one_before(tmp_path):
     assert client.connections[0].pace.wait_s() > 200
 
 
+@pytest.mark.slow
 def test_a_line_that_a_kill_has_cut_is_asked_again(tmp_path):
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(3)])
     with openai_server.endpoint(right) as server:
@@ -327,6 +331,7 @@ def test_ctrl_c_sends_nothing_that_waits_and_keeps_what_is_on_the_way_beside_a_b
         assert server.paid == len(server.requests) == len(rows(tmp_path / "run/answers.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_another_model_under_the_name_of_a_teacher_is_asked_and_money_knows_what_was_before(tmp_path):
     """The first answers stay, and count against the money of the run; so do those of a teacher that is no longer named."""
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(6)])
@@ -358,6 +363,7 @@ def test_thoughts_in_a_text_are_kept_apart(said, thoughts, text):
     assert without_thoughts(said) == (thoughts, text)
 
 
+@pytest.mark.slow
 def test_a_stage_of_a_teacher_that_is_no_longer_asked_is_gone(tmp_path):
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(4)])
     with openai_server.endpoint(right) as server:

@@ -38,6 +38,7 @@ def test_a_batch_is_written_down_like_other_answers_at_half_the_price(tmp_path, 
     assert len(kept(tmp_path)) == 19
 
 
+@pytest.mark.slow
 def test_rows_of_an_expired_batch_go_into_the_next_one(tmp_path, quick):
     write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(20)])
     store = BatchStore(end=lambda number: "completed" if number else "expired")

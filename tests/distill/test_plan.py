@@ -297,7 +297,7 @@ def test_bad_input_is_one_clear_line_before_anything_is_asked(tmp_path, what, li
     assert line in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_tables_are_read_and_a_file_that_changes_in_a_directory_is_a_new_plan(tmp_path):
+def test_tables_are_read(tmp_path):
     (tmp_path / "t.csv").write_text('\ufeffid,query,gold\n1,"How many, all in all?",4\n2,Why?,\n', encoding="utf-8")
     made = config(tmp_path, queries=str(tmp_path / "t.csv"))
     make_plan(made, made.sources, tmp_path / "run/plan.jsonl")
@@ -305,6 +305,10 @@ def test_tables_are_read_and_a_file_that_changes_in_a_directory_is_a_new_plan(tm
         ("1", "How many, all in all?", "4"),
         ("2", "Why?", ""),
     ]
+
+
+@pytest.mark.slow
+def test_a_file_that_changes_in_a_directory_is_a_new_plan(tmp_path):
     (tmp_path / "d").mkdir()
     made = config(tmp_path, queries=str(tmp_path / "d"))
     for count in (2, 3):

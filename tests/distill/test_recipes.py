@@ -72,6 +72,7 @@ def test_seeds_are_rewritten_on_top_of_each_other(tmp_path):
     assert ledger(tmp_path)["teachers"][0]["kept"] == 18
 
 
+@pytest.mark.slow
 def test_a_recipe_that_was_stopped_by_money_goes_on(tmp_path):
     with openai_server.endpoint(rewriting) as server:
         given = evolving(tmp_path, server.url)

@@ -163,6 +163,7 @@ def test_a_cut_answer_that_is_kept_is_learned_without_its_end(tmp_path):
     assert row["messages"][-1] == {"role": "assistant", "content": "It is 2, because", "train": True, "ends": False}
 
 
+@pytest.mark.slow
 def test_near_duplicates_are_out_and_name_what_they_repeat(tmp_path):
     words = " ".join(f"{random.Random(n).choice(('river', 'bridge', 'town'))}{n}" for n in range(120))
     tails = ["and came home rich", "and came home very rich", " ".join(reversed(words.split()))]
@@ -249,6 +250,7 @@ def test_the_student_sees_erased_messages_and_the_held_out_ones_without(tmp_path
 
 
 @real
+@pytest.mark.slow
 def test_gold_answers_are_found_in_every_form_on_the_real_queries():
     """1,750 queries: the gold answer alone, in a sentence, after and before its rationale. Another one is never taken for it."""
     with gzip.open(DATA / "queries.jsonl.gz") as file:
