@@ -15,7 +15,7 @@ import re
 import resource
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,6 +111,20 @@ def require_place(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written to ({error.strerror})") from None
+
+
+def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Raise UserError if writing `output`, a file or a directory, would replace one of the files that are read.
+
+    Links are followed, and a directory replaces what lies in it.
+    """
+    place = output.resolve()
+    for each in inputs:
+        read = Path(each).resolve()
+        if place == read or (output.exists() and read.exists() and output.samefile(read)):
+            raise UserError(f"-o {output}: is the input {each}, which would be overwritten; name another file")
+        if place in read.parents:
+            raise UserError(f"-o {output}: holds the input {each}, which would be lost; name another directory")
 
 
 def machine_error(error: OSError) -> UserError | None:

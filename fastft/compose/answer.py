@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.common.command_line import option, parse, run_module
+from fastft.common.files import require_not_input
 from fastft.compose.blend_answers import BlendAnswerer
 from fastft.compose.blend_parts import is_blend, read_blend
 from fastft.compose.style import compare_styles
@@ -44,6 +45,7 @@ class AnswerConfig(ModelConfig):
         super().__post_init__()
         if self.output.is_dir():
             raise UserError(f"{self.output}: is a directory; -o names the file for the answers")
+        require_not_input(self.output, [self.questions])
         if self.seed is not None and not is_blend(self.model):
             raise UserError("--seed is for the draws of a blend: --model blend:DIR,DIR")
 

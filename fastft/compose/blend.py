@@ -53,6 +53,11 @@ class BlendPolicy:
         if min_run < 1:
             raise UserError(f"blend {name}: min_run is {min_run}; it must be 1 or more")
         self.name, self.seed, self.min_run = name, seed, min_run
+        if 1 in (schedule or {}):
+            raise UserError(
+                f"blend {name}: the schedule begins at turn 1, which is decided by models; begin it at turn 2 or later, or write "
+                "these weights as models"
+            )
         stages = {1: weights, **(schedule or {})}
         for turn, each in stages.items():
             _check(f"blend {name}" if turn == 1 else f"blend {name}, from turn {turn}", turn, each)

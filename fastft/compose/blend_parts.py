@@ -9,6 +9,7 @@ NAME, the directory's last part, or the endpoint's name. Where two would have on
 Draws depend on names only, so the gateway draws the same under the same names of the blend and of its models.
 """
 
+import logging
 import math
 import re
 from collections import Counter
@@ -22,6 +23,8 @@ from fastft.common.files import short_name
 from fastft.compose.blend import BlendPolicy, BlendStage, stages_of
 from fastft.errors import UsageError, UserError
 from fastft.inference.endpoint import is_address, split_address
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "blend:"
 _NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
@@ -85,6 +88,8 @@ def read_blend(spelled: str, name: str | None = None, seed: str | None = None) -
         found.min_run,
         {turn: by_name(weights) for turn, weights in stages.items()},
     )
+    if sum(any(weights.get(name) for weights in policy.weights) for name in policy.models) == 1:
+        logger.warning("--model %s: is a blend of one model, which answers every turn; another one is missing", spelled)
     return Blend(policy, places)
 
 
@@ -107,6 +112,8 @@ def _read_words(written: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for word in written.split(","):
         entry, weight = _with_weight(word.strip())
+        if not entry and not written:
+            raise UserError(f"--model {PREFIX} names no models; {_HOW}")
         if not entry:
             raise UserError(f"--model {PREFIX}{written}: names no model between two commas; {_HOW}")
         if entry in found:

@@ -12,6 +12,7 @@ from fastft.common.files import (
     bytes_text,
     make_directory,
     publish_directory,
+    require_not_input,
     require_place,
     room_for,
     short_name,
@@ -211,3 +212,17 @@ def test_a_short_name_does_not_tell_where_a_file_lies(tmp_path, monkeypatch):
     assert short_name("Qwen/Qwen2.5-7B") == "Qwen/Qwen2.5-7B"
     assert short_name("~/secret/model") == short_name("./secret/model") == short_name("a/b/model") == "model"
     assert short_name(".") == tmp_path.name
+
+
+def test_what_is_read_is_not_written(tmp_path):
+    read = tmp_path / "a" / "in.jsonl"
+    read.parent.mkdir()
+    read.touch()
+    (tmp_path / "soft").symlink_to(read)
+    (tmp_path / "hard").hardlink_to(read)
+    for output in (read, tmp_path / "soft", tmp_path / "hard", tmp_path / "a" / ".." / "a" / "in.jsonl"):
+        with pytest.raises(UserError, match="would be overwritten"):
+            require_not_input(output, [str(read)])
+    with pytest.raises(UserError, match="would be lost"):
+        require_not_input(tmp_path / "a", [read])
+    require_not_input(tmp_path / "a" / "out.jsonl", [read])

@@ -78,6 +78,7 @@ def test_a_schedule_has_other_weights_from_a_turn_on():
         (lambda: BlendPolicy("x", {"a": float("inf")}), "the weight of a is inf"),
         (lambda: BlendPolicy("x", {"a": 1}, min_run=0), "min_run is 0"),
         (lambda: BlendPolicy("x", {"a": 1}, schedule={0: {"b": 1}}), "turns count from 1"),
+        (lambda: BlendPolicy("x", {"a": 1}, schedule={1: {"b": 1}}), "begins at turn 1, which is decided by models"),
         (lambda: BlendPolicy("x", {"a": 1}, schedule={4: {"b": 0}}), "from turn 4: its weights sum to 0"),
     ],
 )

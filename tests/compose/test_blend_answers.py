@@ -192,7 +192,7 @@ def test_a_dry_run_says_how_many_turns_each_model_would_answer_and_asks_nothing(
     assert f"(a {a}, b {b})" in said
 
 
-def test_where_two_directories_have_one_name_they_are_called_by_their_places(tmp_path, monkeypatch):
+def test_where_two_directories_have_one_name_they_are_called_by_their_places(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for place in ("x/model", "y/model", "z"):
         Path(place).mkdir(parents=True)
@@ -220,7 +220,9 @@ def test_where_two_directories_have_one_name_they_are_called_by_their_places(tmp
         "min_run": 2,
         "from_turn": {"1": {"vicuna": 1}, "9": {"vicuna": 1, "spring": 1}},
     }
-    assert read_blend("blend:z.yml", seed="6").policy.seed == "6"
+    assert read_blend("blend:z.yml", seed="6").policy.seed == "6" and not caplog.text
+    read_blend("blend:z")
+    assert "--model blend:z: is a blend of one model" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_where_two_directories_have_one_name_they_are_called_by_their_places(tmp
     [
         ("blend:nowhere,other", "nowhere: no such directory; write blend:DIR,DIR"),
         ("blend:empty", "empty: holds no model (config.json)"),
-        ("blend:", "names no model between two commas"),
+        ("blend:", "--model blend: names no models; write blend:DIR,DIR"),
         ("blend:here,,here", "names no model between two commas"),
         ("blend:here,here", "here is given twice; here=2 gives it twice the weight"),
         ("blend:here=0", "blend blend: its weights sum to 0"),
@@ -238,6 +240,7 @@ def test_where_two_directories_have_one_name_they_are_called_by_their_places(tmp
         ("blend:wrong.yaml", "wrong.yaml: unknown key 'modles.here'; the nearest valid one is 'models'"),
         ("blend:empty.yaml", "empty.yaml: a blend needs models with their weights"),
         ("blend:twice.yaml", "two parts of the schedule begin at the same turn"),
+        ("blend:first.yaml", "the schedule begins at turn 1, which is decided by models"),
         ("here --seed 3", "--seed is for the draws of a blend"),
     ],
 )
@@ -249,6 +252,8 @@ def test_a_blend_that_cannot_be_is_one_line(model, words, pair, tmp_path, monkey
     (tmp_path / "empty.yaml").write_text("seed: '1'")
     stage = {"from_turn": 2, "models": {"here": 1}}
     (tmp_path / "twice.yaml").write_text(json.dumps({"models": {"here": 1}, "schedule": [stage, stage]}))
+    stage = {"from_turn": 1, "models": {"here": 1}}
+    (tmp_path / "first.yaml").write_text(json.dumps({"models": {"here": 1}, "schedule": [stage]}))
     capsys.readouterr()
     assert run_answer(["--model", *model.split(), "-o", "out.jsonl"]) in (1, 2)
     (line,) = capsys.readouterr().err.splitlines()

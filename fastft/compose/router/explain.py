@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.compose.router.router import Router, Scores
+from fastft.compose.router.router import Router, Scores, require_weights
 from fastft.compose.router.vectors.features import HashedFeatures, grams_of
 from fastft.compose.router.vectors.neighbours import NEAREST
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     [config] = parse(argv, "fastft router explain", "Say why a question goes to a model.", ExplainConfig)
     from rich.console import Console
 
+    require_weights(config.usd_weight, config.margin)
     router = Router.load(config.router)
     show(router, config.question, config.usd_weight, config.margin, Console())
     return 0
@@ -59,7 +60,9 @@ def show(router: Router, question: str, usd_weight: float, margin: float | None,
     else:
         print(f"What weighs: nothing that has a name; the {router.features.kind} features are numbers of a model.")
     _show_neighbours(router, question)
-    if bool(scores.unlike[0]):
+    if not router.knows([question])[0]:
+        print("Nothing in this question was seen in training: the values above are the models' means.")
+    elif bool(scores.unlike[0]):
         print("This question is unlike the training queries: the values above are little more than the models' means.")
     print(f"{decision.model}: {decision.why}")
 

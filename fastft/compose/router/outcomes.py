@@ -79,7 +79,7 @@ def read_outcomes(paths: Sequence[str | Path]) -> Outcomes:
     """
     rows = [_checked(record) for path in paths for record in read_records(path)]
     if not rows:
-        raise UserError(f"{', '.join(map(str, paths)) or 'no file'}: no outcomes")
+        raise UserError(f"{', '.join(map(str, paths))}: no outcomes" if paths else "name at least one file of outcomes")
     models = list(dict.fromkeys(model for row in rows for model in row["rewards"]))
     outcomes = Outcomes(
         ids=[row["id"] for row in rows],

@@ -7,7 +7,8 @@
 What is decided by (`decide_on`): the first question, which then decides for the whole conversation; every question; or all
 questions so far. In the last two, a conversation stays with the model that was chosen before, unless another one leads it by
 `switch_margin`. What was chosen before is not remembered: the earlier decisions are made again from the questions in the
-request, so that any gateway decides the same, also after a restart. A small table spares most of that work.
+request, so that any gateway decides the same, also after a restart. A small table spares most of that work. A conversation
+of more than MOST_TURNS questions stays with the model that it had by then.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,15 +31,18 @@ DecideOn = Literal["first", "every", "conversation"]
 SETTINGS = "router.json"
 LONGEST = 8000
 """Characters of a question that are read: half from its beginning, half from its end."""
-MOST_TURNS = 64
-"""Questions that are looked back on."""
+MOST_TURNS = 1024
+"""Questions that decide, from the first one on: a window that moves would start from the default again at each turn."""
 REMEMBERED = 4096
 """Questions whose scores are kept."""
-AHEAD = REMEMBERED // MOST_TURNS
+AHEAD = 64
+"""Conversations that are scored together."""
 QUICK = ("hashed", "static")
 """Kinds of features that take about a millisecond a question; a sentence encoder takes 10 to 20."""
 MOST_QUICK = 3
 """New questions that are scored within a few milliseconds."""
+MOST_LOOKED_UP = 64
+"""Known questions that are found again within a few milliseconds."""
 
 
 class RoutePolicy:
@@ -115,9 +120,12 @@ class RoutePolicy:
 
     def is_quick(self, conversation: Conversation) -> bool:
         """Whether a choice takes less time than a thread's switch (5 ms), so that it need not leave the event loop."""
+        asked = sum(message.role == "user" for message in conversation.messages)
+        if not self.quick or (asked > MOST_LOOKED_UP and self.decide_on != "first"):
+            return False
         keys = {_key(text) for text in self._texts(conversation)}
         with self.lock:
-            return self.quick and len(keys - self.remembered.keys()) <= MOST_QUICK
+            return len(keys - self.remembered.keys()) <= MOST_QUICK
 
     def choose(self, conversation: Conversation, turn: int, candidates: Sequence[str]) -> Choice:
         """Choose for the last question of a conversation."""
@@ -161,9 +169,10 @@ class RoutePolicy:
         asked = [message.content for message in conversation.messages if message.role == "user"]
         if self.decide_on == "first":
             return [_shortened(text) for text in asked[:1]]
-        texts = [_shortened(text) for text in asked[-MOST_TURNS:]]
+        texts = [_shortened(text) for text in asked[:MOST_TURNS]]
         if self.decide_on == "conversation":
-            texts = [_shortened("\n".join(texts[:end])) for end in range(1, len(texts) + 1)]
+            # What is shortened before and after a text is added is what is shortened once at the end.
+            texts = list(accumulate(texts, lambda said, text: _shortened(f"{said}\n{text}")))
         return texts
 
     def _scored(self, texts: list[str]) -> list[tuple[list[float], bool]]:

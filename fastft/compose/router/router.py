@@ -7,9 +7,11 @@ chosen = router.choose(scores)                                 # an index into r
 """
 
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from fastft.compose.router.training.fit import Head, sigmoid, softmax
 from fastft.compose.router.vectors.embeddings import EncoderFeatures, StaticFeatures
 from fastft.compose.router.vectors.features import Features, HashedFeatures, require_packages
 from fastft.compose.router.vectors.neighbours import Neighbours
-from fastft.errors import UserError
+from fastft.errors import UsageError, UserError
 
 Rule = Literal["distribution", "success"]
 WEIGHTS, SETTINGS, BASELINES = "router.safetensors", "router.json", "baselines.safetensors"
@@ -74,11 +76,34 @@ class Router:
 
     def scores(self, queries: list[str]) -> Scores:
         matrix = self.features.transform(queries)
+        known_N = self._knows(matrix)
         return Scores(
-            softmax(self.distribution.logits(matrix)),
-            sigmoid(self.success.logits(matrix)),
+            self._or_means(softmax(self.distribution.logits(matrix)), known_N, "mean_distribution"),
+            self._or_means(sigmoid(self.success.logits(matrix)), known_N, "means"),
             self.neighbours.unlike(self.features.dense(matrix)) if self.neighbours else np.zeros(len(queries), bool),
         )
+
+    def knows(self, queries: list[str]) -> np.ndarray:
+        """Whether anything in each query was learned from [N]."""
+        return self._knows(self.features.transform(queries))
+
+    def _knows(self, matrix: Any) -> np.ndarray:
+        return np.asarray(abs(matrix) @ self._learned).ravel() > 0
+
+    @cached_property
+    def _learned(self) -> np.ndarray:
+        """1 for each column that has a weight, else 0: float32 [D]."""
+        return ((self.success.weights != 0).any(1) | (self.distribution.weights != 0).any(1)).astype(np.float32)
+
+    def _or_means(self, values_NM: np.ndarray, known_N: np.ndarray, means: str) -> np.ndarray:
+        """The values, and the models' means in training for a query of which nothing is known.
+
+        A head's bias alone is no mean: it is where the line through the training queries meets 0, which none of them is near.
+        """
+        mean_M = [self.report.get(means, {}).get(name) for name in self.candidates]
+        if known_N.all() or any(mean is None or math.isnan(mean) for mean in mean_M):
+            return values_NM
+        return np.where(known_N[:, None], values_NM, np.array(mean_M, values_NM.dtype))
 
     def choose(
         self, scores: Scores, usd_weight: float = 0.0, margin: float | None = None, rule: Rule | None = None
@@ -181,6 +206,13 @@ def choose_by(utility: np.ndarray, default: int, margin: float) -> np.ndarray:
     best = utility.argmax(1)
     lead = utility[np.arange(len(utility)), best] - utility[:, default]
     return np.where((lead > 0) & (lead >= margin), best, default)
+
+
+def require_weights(usd_weight: float, margin: float | None) -> None:
+    """Raise UsageError for a weight or a margin that cannot be served either."""
+    for option, value in (("usd_weight", usd_weight), ("margin", margin)):
+        if value is not None and not 0 <= value < math.inf:
+            raise UsageError(f"--{option} {value:g}: must be 0 or more")
 
 
 def require_router_place(directory: Path) -> None:

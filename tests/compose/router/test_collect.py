@@ -117,7 +117,9 @@ def test_the_budget_holds_over_all_candidates_and_the_next_run_goes_on(tmp_path,
         candidates = [f"{server.url}#good", f"{server.url}#bad"]
         options = {"usd_per_million": "0,100000", "max_tokens": 10, "concurrency": 1}  # a dollar is reserved for each
         assert run(tmp_path, *candidates, max_usd=1.15, **options) == 1
-        assert "stopped before $" in error_of(capsys)
+        assert "stopped before $1.15 would be exceeded" in error_of(capsys), (
+            "the limit that was given, not what is left"
+        )
         asked = len(server.requests)
         assert 0 < asked < 10 and run(tmp_path, *candidates, max_usd=9.0, **options) == 0
         assert len(server.requests) == 10
@@ -199,3 +201,14 @@ def test_a_mistake_is_one_line_before_anything_is_asked(tmp_path, capsys, querie
     candidates = options.pop("candidates", ["http://h/v1#a", "http://h/v1#b"])
     assert run(tmp_path, *candidates, queries=queries, **options) in (1, 2)
     assert words in error_of(capsys)
+
+
+def test_the_queries_are_not_overwritten(tmp_path, capsys):
+    queries = tmp_path / "q.jsonl"
+    queries.write_text(json.dumps({"query": "2 + 2?", "gold": "4"}) + "\n")
+    (tmp_path / "link.jsonl").symlink_to(queries)
+    with endpoint(calculator) as server:
+        command = ["router", "outcomes", str(queries), "--candidates", f"{server.url}#a", f"{server.url}#b", "-o"]
+        for output in (queries, tmp_path / "link.jsonl"):
+            assert cli.main([*command, str(output)]) == 1 and "would be overwritten" in error_of(capsys)
+        assert not server.requests and queries.read_text().count("query") == 1

@@ -21,6 +21,7 @@ from fastft.compose.router.figures.measures import (
     calibration_error,
     calls_for_half,
     confusion,
+    pooled,
     rank_and_uplift,
     rank_and_uplift_of_model,
     strong_calls,
@@ -79,6 +80,27 @@ def test_every_set_counts_the_same():
     means = SetMeans(scores_NK, sets, list("pqrs"))
     assert means.mean_K.tolist() == [0.5, 0.5] and means.by_set_SK.tolist() == [[1, 0], [0, 1]]
     assert (weights_of(sets) @ scores_NK).tolist() == [0.5, 0.5] and weights_of(sets).sum() == pytest.approx(1)
+
+
+def test_small_sets_have_no_weight_of_their_own():
+    """A set of one query has no variance: with half of the weight it would decide, and no interval would say so."""
+    queries = [str(number) for number in range(400)]
+    assert pooled(["a"] * 397 + ["b"] * 3, queries) == ["a"] * 400, "the pool is small, too: into the largest set"
+    many = pooled(["a"] * 370 + [f"s{number}" for number in range(30)], queries)
+    assert many == ["a"] * 370 + ["small sets"] * 30
+    assert pooled(queries, queries) == ["small sets"] * 400 and pooled(["a"] * 3, queries[:3]) == ["a"] * 3
+    assert pooled(["a"] * 30 + ["b"] * 25, queries[:30] + ["same"] * 25) == ["a"] * 55, "25 times one query"
+    assert pooled(["a"] * 380 + ["b"] * 20, queries) == ["a"] * 380 + ["b"] * 20
+
+
+@pytest.mark.parametrize("tags", [lambda row: str(row), lambda row: "lone" if row == 59 else "all"])
+def test_an_interval_of_small_sets_does_not_collapse(ground, tmp_path, tags):
+    content = rows(60, 5, first=5000, noise=True)
+    whole = evaluated(ground, [row | {"tags": ["all"]} for row in content], tmp_path)
+    made = evaluated(ground, [row | {"tags": [tags(number)]} for number, row in enumerate(content)], tmp_path)
+    assert made.gain == whole.gain and made.gain.low < made.gain.value < made.gain.high
+    assert not made.worth_it and json.loads(to_json(made))["worth_it"] is False and len(made.sets) == 1
+    assert any("have no weight of their own" in line for line in remarks(made))
 
 
 def test_the_interval_of_a_difference_holds_the_truth_in_95_percent():
@@ -172,7 +194,7 @@ def test_the_command_writes_figures_a_page_and_the_verdict(ground, tmp_path, cap
     command = ["router", "evaluate", str(ground / "router"), str(ground / "test.jsonl"), "-o", str(tmp_path / "out")]
     assert main(command) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("The router is worth it: it is ") and "% of" not in printed[-1]
+    assert printed[-1].startswith("This router is worth it: it is better than ") and "% of" not in printed[-1]
     found = json.loads((tmp_path / "out/evaluation.json").read_text())
     outcomes, sets = read_with_sets([str(ground / "test.jsonl")])
     router = Router.load(ground / "router")
@@ -201,19 +223,21 @@ def test_a_router_that_gains_nothing_is_not_worth_it(ground, tmp_path):
 
 
 def test_few_queries_are_no_proof(ground, tmp_path):
-    content = rows(12, 1, first=2000)
+    content = rows(24, 1, first=2000)
     for row in content:
         row["correct"] = dict.fromkeys(MODELS, 1.0) | {Router.load(ground / "router").default: 0.0}
     made = evaluated(ground, content, tmp_path)
     assert made.gain.low > 0 and not made.worth_it
-    assert verdict(made).startswith("Whether this router is worth it is not known: 12 queries are too few")
+    assert verdict(made).startswith("Whether this router is worth it is not known: 24 queries are too few")
 
 
 def test_a_router_that_harms_is_called_worse(ground, tmp_path):
     content = rows(100, 1, first=2000)
     for row in content:
         row["correct"] = {"sums": 0.0, "poems": 0.0, "fair": 0.0} | {Router.load(ground / "router").default: 1.0}
-    assert "worse than the best single model" in verdict(evaluated(ground, content, tmp_path))
+    assert "This router is not worth it: it is worse than the best single model" in verdict(
+        evaluated(ground, content, tmp_path)
+    )
 
 
 def test_missing_scores_are_left_out_and_named(ground, tmp_path, capsys):
@@ -288,6 +312,7 @@ def test_queries_that_share_text_with_the_training_are_counted_and_the_rest_is_e
     assert made.without_leaks["mean"] == pytest.approx(clean.router.mean.value)
     assert made.without_leaks["gain_over_best_single"][0] == pytest.approx(clean.gain.value)
     [line] = [line for line in remarks(made) if line.startswith("Leak check: ")]
+    assert made.judged == (clean.gain, 100) and "without the 20 that share text" in verdict(made)
     assert "20 of 120 test queries" in line and "the quick brown fox jumps over" in line
 
 
@@ -297,7 +322,8 @@ def test_the_training_queries_themselves_all_leak(ground, tmp_path):
     queries = [f"Question {query} is unlike the others." for query in "abcdefghijkl"]
     router.runs = fingerprints(queries)
     made = evaluate(router, replace(outcomes.select(range(12)), queries=queries), sets[:12])
-    assert made.leaks["queries"] == 12 and made.without_leaks is None
+    assert made.leaks["queries"] == 12 and made.without_leaks is None and made.worth_it is None
+    assert verdict(made).startswith("Whether this router is worth it is not known: all of these queries share text")
     assert any("say nothing about new queries" in line for line in remarks(made))
 
 
@@ -351,7 +377,7 @@ def test_bad_input_is_one_line(ground, tmp_path, capsys):
 
     (tmp_path / "empty.jsonl").write_text("\n")
     assert "is empty" in one_line(capsys, router, str(tmp_path / "empty.jsonl"), *out)
-    assert "no file" in one_line(capsys, router, *out)
+    assert main(["router", "evaluate", router, *out]) == 2 and "name at least one file" in capsys.readouterr().err
     assert "no such file" in one_line(capsys, router, str(tmp_path / "none.jsonl"), *out)
     assert "holds no router.json" in one_line(capsys, str(tmp_path), str(ground / "test.jsonl"), *out)
 
@@ -361,6 +387,20 @@ def test_bad_input_is_one_line(ground, tmp_path, capsys):
     assert not (tmp_path / "out").exists(), "nothing half-written"
     said = one_line(capsys, router, str(ground / "test.jsonl"), "-o", str(ground / "test.jsonl"))
     assert "is a file; -o names a directory" in said
+
+
+@pytest.mark.parametrize("option", ["--margin", "--usd_weight"])
+def test_what_cannot_be_served_is_not_evaluated(ground, tmp_path, capsys, option):
+    command = ["router", "evaluate", str(ground / "router"), str(ground / "test.jsonl"), "-o", str(tmp_path / "out")]
+    assert main([*command, option, "-1"]) == 2
+    assert f"{option} -1: must be 0 or more" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_input_is_not_overwritten(ground, tmp_path, capsys):
+    content = write(tmp_path / "evaluation.json", rows(40, 1)).read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    said = one_line(capsys, str(ground / "router"), str(tmp_path / "evaluation.json"), "-o", str(tmp_path / "link"))
+    assert "is the input" in said and (tmp_path / "evaluation.json").read_bytes() == content
 
 
 def test_models_that_the_router_does_not_know_are_left_out_and_named(ground, tmp_path):
@@ -408,6 +448,7 @@ def test_the_page_in_a_browser(ground, tmp_path):
     assert complaints == []
     assert texts(dom, "//p[@class='lede']") == [verdict(made)]
     assert len(texts(dom, "//section[@id='confusion']//tbody/tr")) == 3
+    assert all(f"{name} (" in texts(dom, "//section[@id='curve']//p")[0] for name in MODELS), "the dots have names"
     assert texts(dom, "//section[@id='figures']//table[1]//tbody/tr/td[1]")[0] == "router"
     assert len(texts(dom, "//article")) == sum(map(len, made.examples.values())) >= 5
     assert len(texts(dom, "//figure//*[name()='rect']")) == len(made.curve.x)
@@ -424,6 +465,12 @@ def test_the_page_is_no_wider_than_a_phone(ground, tmp_path):
         page = running.new_page(viewport={"width": 360, "height": 700})
         page.goto((tmp_path / "evaluation.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        mean = page.locator(".systems tbody tr:nth-child(4) td:nth-child(2)").bounding_box()
+        assert mean["x"] + mean["width"] <= 360, "the mean and its interval are seen whole"
+        page.set_viewport_size({"width": 1280, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+        cut = "[...document.querySelectorAll('.wide')].filter(each => each.scrollWidth > each.clientWidth).length"
+        assert page.evaluate(cut) == 0, "no column is cut on a desk"
 
 
 # Real outcomes -------------------------------------------------------------------------------------------------------------

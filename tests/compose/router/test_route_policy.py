@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers import routers
 
-from fastft.compose.router.policy import LONGEST, MOST_TURNS, RoutePolicy
+from fastft.compose.router.policy import LONGEST, RoutePolicy
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UserError
 
@@ -63,6 +63,14 @@ def test_all_questions_so_far_decide_together(directory):
     assert chosen(policy, SUM, *routers.POEMS[:6]) == "b", "one sum and six poems"
 
 
+@pytest.mark.parametrize("decide_on", ["every", "conversation"])
+def test_a_long_conversation_does_not_change_by_its_length(directory, decide_on):
+    policy = route(directory, decide_on=decide_on, switch_margin=1.0)
+    questions = [POEM, *(f"{SUM} {number}" for number in range(199))]
+    assert {chosen(policy, *questions[:turns]) for turns in range(1, 201)} == {"b"}
+    assert not policy.is_quick(conversation(*questions[:80])) and policy.is_quick(conversation(*questions[:40]))
+
+
 def test_what_was_chosen_before_follows_from_the_questions_alone(directory):
     questions = [SUM, POEM, "And then?", SUM, "Why?", POEM]
     known = route(directory, decide_on="every")
@@ -92,13 +100,14 @@ def test_without_a_question_the_default_answers(directory):
     assert choice.model == "a" and choice.scores is None and "no question" in choice.why
 
 
-def test_long_questions_and_conversations_cost_no_more_than_the_limits(directory):
+def test_long_questions_and_conversations_cost_no_more_than_the_limits(directory, monkeypatch):
+    monkeypatch.setattr("fastft.compose.router.policy.MOST_TURNS", 12)
     policy = route(directory, decide_on="conversation")
     asked = []
     scores = policy.router.scores
     policy.router.scores = lambda texts: asked.append(texts) or scores(texts)
-    assert chosen(policy, *[f"{n} {POEM}" * 900 for n in range(MOST_TURNS + 9)]) == "b"
-    assert len(asked[0]) <= MOST_TURNS and max(map(len, asked[0])) <= LONGEST
+    assert chosen(policy, *[f"{n} {POEM}" * 900 for n in range(12 + 9)]) == "b"
+    assert len(asked[0]) <= 12 and max(map(len, asked[0])) <= LONGEST
     assert len(policy.remembered) == len(asked[0])
 
 

@@ -345,7 +345,12 @@ def test_what_cannot_be_judged_is_refused_in_one_line(record, tmp_path, capsys):
     assert "needs the questions themselves" in refused(capsys, hashes, *rewards, "--policy", str(record / "router"))
     assert main(["router", "simulate", hashes, *rewards, "--policy", "blend:a,b", "--name", "chat"]) == 0
     said = refused(capsys, texts, *rewards, "--policy", "a", "--name", "chart")
-    assert "no turn can be judged (244 asked for chat, not for chart; 1 asked for b, not for chart)" in said
+    assert "asked for it; they asked for b, chat; did you mean chat?" in said
+    assert "--margin -1: must be 0 or more" in refused(capsys, texts, "--policy", "a", "--margin", "-1", code=2)
+    simulation = tmp_path / "simulation.json"
+    simulation.write_text((record / "rewards.jsonl").read_text())
+    said = refused(capsys, texts, "--rewards", str(simulation), "--policy", "blend:a,b", "-o", str(tmp_path))
+    assert "would be overwritten" in said
     assert "fastft record export" in refused(capsys, str(record / "texts"), *rewards, "--policy", "a")
 
 

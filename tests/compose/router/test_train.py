@@ -10,6 +10,7 @@ import pytest
 
 from fastft.cli import main
 from fastft.compose.router.figures.measures import calibration_error
+from fastft.compose.router.figures.verdict import signed, verdict
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, choose_by
 from fastft.compose.router.training.calibration import brier, fit_scale
@@ -17,6 +18,7 @@ from fastft.compose.router.training.fit import fit_heads, hard_labels, sigmoid, 
 from fastft.compose.router.training.tags import enhance, known_mean
 from fastft.compose.router.training.train import TrainSettings, train_router
 from fastft.errors import UsageError, UserError
+from fastft.judge.statistics.intervals import Interval
 
 TOPICS = {
     "sum": ["What is {} plus {}?", "Add {} and {}, please.", "How much is {} apples and {} apples?"],
@@ -242,7 +244,34 @@ def test_a_router_that_gains_nothing_says_so(tmp_path, capsys):
     made = outcomes(rewards=np.random.default_rng(0).random((120, 2)) * 0.5 + [0.5, 0.0])
     assert main(["router", "train", str(write(tmp_path / "o.jsonl", made)), "-o", str(tmp_path / "r")]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("this router is not worth it: router minus sums: ") and last.endswith("does not exclude 0")
+    assert last.startswith("this router is not worth it: it cannot be told from the best single model, sums: ")
+
+
+def test_one_verdict_for_training_and_evaluation():
+    assert verdict(Interval(3, 1, 5), 100, "x", "points") == (
+        "this router is worth it: it is better than the best single model, x, by +3.00 [+1.00, +5.00] points"
+    )
+    assert "it is worse than the best single model, x, by -3.00 [-5.00, -1.00]" in verdict(
+        Interval(-3, -5, -1), 100, "x", "points"
+    )
+    assert "that interval holds 0" in verdict(Interval(1, -1, 3), 100, "x", "points")
+    assert "1 query is too few" in verdict(Interval(1, 1, 1), 1, "x", "points")
+    assert signed(Interval(0.004, 0.001, 0.01)) == "+0.004 [+0.001, +0.010]"
+
+
+def test_a_lone_small_set_does_not_decide():
+    """120 queries on which `sums` is better, and three of another set on which `poems` is."""
+    made = outcomes(123, rewards=np.array([[0.8, 0.5]] * 120 + [[0.0, 1.0]] * 3))
+    made.tags[:] = [["all"]] * 120 + [["few"]] * 3
+    router = train_router(made, TrainSettings(), with_baselines=False)
+    assert router.default == "sums" and router.report["held_out"]["sets"] == 1
+
+
+def test_a_query_of_which_nothing_is_known_gets_the_means(trained):
+    scores = trained.scores(["", "Чем хлеб", "What is 3 plus 4?"])
+    assert scores.success[:2] == pytest.approx(np.array([list(trained.report["means"].values())] * 2))
+    assert scores.distribution.sum(1) == pytest.approx(1, abs=1e-3)
+    assert trained.knows(["", "What is 3?"]).tolist() == [False, True]
 
 
 def test_clusters_serve_as_tags():
@@ -346,7 +375,7 @@ def test_equal_queries_are_held_out_together(caplog):
     made.queries[1] = made.queries[0]
     with caplog.at_level(logging.INFO, "fastft"):
         train_router(made, TrainSettings(), with_baselines=False)
-    assert "1 queries repeat another one" in caplog.text
+    assert "held out together with an equal one: 1 query" in caplog.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
@@ -361,7 +390,7 @@ def test_few_queries_train_a_router_that_claims_nothing(count, caplog, tmp_path)
         )
     )
     assert "held_out" not in router.report and router.margin > 0
-    assert f"only {count} quer" in caplog.text
+    assert f"only {'1 query' if count == 1 else f'{count} queries'}: none" in caplog.text
     router.save(tmp_path / "r")
     assert Router.load(tmp_path / "r").decide("What is 1 plus 1?").model in router.candidates
 
@@ -380,9 +409,16 @@ def test_rows_that_lack_scores_are_used_where_they_can_be(caplog):
     made.rewards[1:40:3, 0] = np.nan
     with caplog.at_level(logging.WARNING, "fastft"):
         router = train_router(made, TrainSettings(), with_baselines=False)
-    assert "1 queries without any score are left out" in caplog.text
+    assert "left out without any score: 1 query" in caplog.text
     assert router.report["held_out"]["queries"] == 120 - 14
     assert known_mean(np.array([[np.nan, 1.0], [2.0, 3.0]])).tolist() == [2.0, 2.0]
+
+
+def test_a_router_does_not_replace_its_outcomes(trained, tmp_path, capsys):
+    trained.save(tmp_path / "r")
+    path = write(tmp_path / "r" / "o.jsonl", outcomes(50))
+    assert main(["router", "train", str(path), "-o", str(tmp_path / "r")]) == 1
+    assert "holds the input" in capsys.readouterr().err and path.is_file()
 
 
 def test_another_directory_is_not_overwritten(tmp_path, capsys):

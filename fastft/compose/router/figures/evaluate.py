@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import make_directory, write_whole
+from fastft.common.files import make_directory, require_not_input, write_whole
 from fastft.compose.router.figures.evaluation import evaluate, read_with_sets, to_json
 from fastft.compose.router.figures.leave_out import leave_one_out
 from fastft.compose.router.figures.page import show, verdict, write_evaluation_page
-from fastft.compose.router.router import Router
-from fastft.errors import UserError
+from fastft.compose.router.router import Router, require_weights
+from fastft.errors import UsageError, UserError
 
 
 @dataclass
@@ -46,6 +46,11 @@ def main(argv: Sequence[str]) -> int:
     output = Path(config.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"{output}: is a file; -o names a directory")
+    require_weights(config.usd_weight, config.margin)
+    if not config.outcomes:
+        raise UsageError("outcomes: name at least one file of outcomes")
+    for name in ("evaluation.json", "evaluation.html"):
+        require_not_input(output / name, [*config.outcomes, *config.leave_one_out])
     router = Router.load(config.router, with_baselines=True)
     outcomes, sets = read_with_sets(config.outcomes)
     made = evaluate(router, outcomes, sets, config.usd_weight, config.margin)

@@ -25,13 +25,16 @@ from fastft.compose.router.figures.columns import Columns, Extra, alone
 from fastft.compose.router.figures.curves import Curve, WeakAndStrong, curve_columns, curve_of, pair_columns, pair_of
 from fastft.compose.router.figures.leaks import shared_runs
 from fastft.compose.router.figures.measures import (
+    LEAST,
     SetMeans,
     calibration_error,
     confusion,
+    pooled,
     rank_and_uplift,
     rank_and_uplift_of_model,
     weights_of,
 )
+from fastft.compose.router.figures.verdict import is_worth_it
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, Scores
 from fastft.compose.router.training.baselines import SAYS
@@ -43,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 TAG_QUERIES, TAGS_SHOWN = 20, 50
 """A tag gets a row of its own from so many queries; the most frequent ones are shown."""
-FEWEST = 30
-"""Queries from which on a difference is judged: resampling fewer gives intervals that are too narrow."""
 NAMED = 5
 """Missing scores, shared texts and unknown names that are named, at most."""
 
@@ -141,9 +142,26 @@ class Evaluation:
     left_out: list[LeftOut] = field(default_factory=list)
 
     @property
-    def worth_it(self) -> bool:
-        """Whether the router is surely better than the best single model."""
-        return self.queries >= FEWEST and self.gain.low > 0
+    def shared(self) -> int:
+        """How many queries share text with training queries."""
+        return self.leaks["queries"] if self.leaks else 0
+
+    @property
+    def judged(self) -> tuple[Interval, int] | None:
+        """What the verdict rests on: (router minus best single, queries) without those that the training has seen.
+
+        None if it has seen all of them.
+        """
+        if not self.shared:
+            return self.gain, self.queries
+        if self.without_leaks is None:
+            return None
+        return Interval(*self.without_leaks["gain_over_best_single"]), self.without_leaks["queries"]
+
+    @property
+    def worth_it(self) -> bool | None:
+        """Whether the router is surely better than the best single model; None if these queries cannot say it."""
+        return is_worth_it(*self.judged) if self.judged else None
 
     @property
     def router(self) -> System:
@@ -169,6 +187,7 @@ def evaluate(
     outcomes, remarks = of_candidates(outcomes, router.candidates)
     outcomes, sets, more = whole_rows(outcomes, sets)
     remarks += more
+    sets, own_sets = pooled(sets, outcomes.queries), sets
     values = router.scores(outcomes.queries)
     chosen_N = router.choose(values, usd_weight, margin)
     measure_NM = outcomes.measure
@@ -197,10 +216,10 @@ def evaluate(
     drawn = _drawn_blend(outcomes, scores_NM, weights_N)
     if "best per tag" not in columns.scores:
         remarks.append("There is no best per tag: no tag of these queries was seen in training.")
-    if short := [name for name, count in zip(means.sets, means.counts) if count < TAG_QUERIES]:
+    if moved := {own: to for own, to in zip(own_sets, sets) if own != to}:
         remarks.append(
-            f"{len(short)} of {len(means.sets)} sets have fewer than {TAG_QUERIES} queries ({some(short)}), and count as much "
-            "in the mean as the others."
+            f"Sets of fewer than {LEAST} different queries ({some(list(moved))}) have no weight of their own: they count as part "
+            f"of “{next(iter(moved.values()))}”."
         )
     return Evaluation(
         unit="points of 100" if points == 100 else "points of the rewards",
@@ -412,7 +431,8 @@ def _leaks(
         return leaks, None
     own_NM = scores_NM[keep]
     pair_NK = np.column_stack([own_NM[np.arange(len(keep)), chosen_N[keep]], own_NM[:, default]])
-    means = SetMeans(pair_NK, [sets[row] for row in keep], [outcomes.queries[row] for row in keep])
+    queries = [outcomes.queries[row] for row in keep]
+    means = SetMeans(pair_NK, pooled([sets[row] for row in keep], queries), queries)
     return leaks, {
         "queries": len(keep),
         "mean": float(means.mean_K[0]),

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from fastft.compose.router.figures.evaluation import LeftOut, of_candidates, read_with_sets, some, tag_row, whole_rows
+from fastft.compose.router.figures.measures import LEAST, set_sizes
 from fastft.compose.router.outcomes import Outcomes
 from fastft.compose.router.router import Router
 from fastft.compose.router.training.train import TrainSettings, train_router
@@ -15,14 +16,20 @@ logger = logging.getLogger(__name__)
 def leave_one_out(router: Router, outcomes: Outcomes, sets: Sequence[str], paths: Sequence[str]) -> list[LeftOut]:
     """Train a router without each set, by this router's settings, and evaluate it on that set.
 
-    Raises UserError if the training outcomes have none of the sets.
+    Sets of fewer than LEAST different queries are left alone: they could not say anything. Raises UserError if the training
+    outcomes have none of the sets.
     """
     training, training_sets = read_with_sets(paths)
     training, _ = of_candidates(training, router.candidates)
     outcomes, _ = of_candidates(outcomes, router.candidates)
     outcomes, sets, _ = whole_rows(outcomes, sets)
     known = list(dict.fromkeys(training_sets))
-    names = [name for name in dict.fromkeys(sets) if name in known]
+    sizes = set_sizes(sets, outcomes.queries)
+    if few := [name for name in sizes if name in known and sizes[name] < LEAST]:
+        logger.warning("--leave_one_out: too few test queries (under %d) of %s", LEAST, some(few))
+    names = [name for name in sizes if name in known and name not in few]
+    if not names and few:
+        raise UserError(f"--leave_one_out: no set has {LEAST} different test queries ({some(few)})")
     if not names:
         raise UserError(
             f"--leave_one_out: the training outcomes have none of the sets {some(list(dict.fromkeys(sets)))}; theirs are "

@@ -8,7 +8,8 @@ has, as in the tables of ZOOTER (arXiv 2311.08692) and RouterDC (arXiv 2409.1988
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,6 +17,29 @@ from fastft.judge.statistics.intervals import RESAMPLES, SEED, Interval
 
 BLOCK = 1 << 22
 """Drawn queries that are in memory at a time."""
+LEAST = 20
+"""Different queries that a set needs to count as one."""
+POOL = "small sets"
+
+
+def pooled(sets: Sequence[str], queries: Sequence[str], least: int = LEAST) -> list[str]:
+    """Return the set of each query after sets of fewer than `least` different queries have become one.
+
+    If that one is small, too, its queries count with the largest set. Otherwise a set of one query, which has no variance,
+    would have as much weight as one of thousands, and an interval would not know it.
+    """
+    sizes = set_sizes(sets, queries)
+    small = {name for name, size in sizes.items() if size < least}
+    if len(small) == len(sizes):
+        return [POOL if len(small) > 1 else name for name in sets]
+    size = len({query for name, query in zip(sets, queries) if name in small})
+    home = POOL if size >= least else max((name for name in sizes if name not in small), key=sizes.__getitem__)
+    return [home if name in small else name for name in sets]
+
+
+def set_sizes(sets: Iterable[str], queries: Iterable[str]) -> Counter[str]:
+    """How many different queries each set has."""
+    return Counter(name for name, _ in dict.fromkeys(zip(sets, queries)))
 
 
 class SetMeans:
@@ -91,7 +115,8 @@ def _resampled_means(scores_NK: np.ndarray, queries: Sequence[str], rng: np.rand
 
 def _interval(value: float, drawn_B: np.ndarray) -> Interval:
     low, high = np.percentile(drawn_B, [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))
+    # The median of skewed draws may lie far from the value: an interval that does not hold it would be read as an error.
+    return Interval(float(value), min(float(low), float(value)), max(float(high), float(value)))
 
 
 def weights_of(sets: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.html import Plot, compact, percent, precise, ticks, write_page
-from fastft.compose.router.figures.evaluation import FEWEST, TAGS_SHOWN, Evaluation, LeftOut, System, Tag
+from fastft.compose.router.figures.evaluation import TAGS_SHOWN, Evaluation, System, Tag
+from fastft.compose.router.figures.verdict import counted
+from fastft.compose.router.figures.verdict import verdict as verdict_of
 from fastft.judge.statistics.intervals import Interval
 from fastft.judge.tables import FigureTable, number, share
 
@@ -22,29 +24,16 @@ QUERY_SHOWN = 1500
 
 def verdict(made: Evaluation) -> str:
     """Whether the router is worth it, in a sentence or two."""
-    gain, single = number(made.gain), made.system("best single")
     ratio = made.cost_of_best_single
     cost = f" It costs {share(ratio)} of what that model costs." if ratio else ""
-    if made.queries < FEWEST:
+    if made.judged is None:
         return (
-            f"Whether this router is worth it is not known: {made.queries:,} queries are too few (difference to the best single "
-            f"model, {made.default}: {gain} {made.unit}).{cost}"
+            "Whether this router is worth it is not known: all of these queries share text with training queries, so they say "
+            f"nothing about new ones.{cost}"
         )
-    if made.worth_it:
-        return f"The router is worth it: it is {gain} {made.unit} above the best single model, {made.default}.{cost}"
-    if made.gain.high < 0:
-        return (
-            f"The router is not worth it: it is worse than the best single model, {made.default}, by "
-            f"{number(_negative(made.gain))} {made.unit}; serve that one alone.{cost}"
-        )
-    return (
-        f"This router is not worth it: its difference to the best single model, {made.default}, is {gain} {made.unit}, and that "
-        f"interval holds 0; {made.default} alone scores {single.mean.value:.2f}.{cost}"
-    )
-
-
-def _negative(interval: Interval) -> Interval:
-    return Interval(-interval.value, -interval.high, -interval.low)
+    said = verdict_of(*made.judged, made.default, made.unit)
+    rests = f" That is without the {made.shared:,} that share text with training queries." if made.shared else ""
+    return f"{said[0].upper()}{said[1:]}.{rests}{cost}"
 
 
 def tables(made: Evaluation) -> list[FigureTable]:
@@ -70,11 +59,6 @@ def tables(made: Evaluation) -> list[FigureTable]:
         ),
     ]
     return [table for table in found if table.rows]
-
-
-def _left_out_row(each: LeftOut) -> list[str]:
-    single = f"{each.best_single} {each.best_single_score:.2f}"
-    return [each.set, f"{each.queries:,}", f"{each.trained_on:,}", f"{each.router:.2f}", single, number(each.gain)]
 
 
 def _systems_table(made: Evaluation) -> FigureTable:
@@ -127,9 +111,10 @@ def _most(tag: Tag) -> str:
 def remarks(made: Evaluation) -> list[str]:
     """What a reader of the tables needs to know."""
     blend = made.drawn_blend
+    sets = "1 set" if len(made.sets) == 1 else f"{len(made.sets)} sets"
     sigmas = abs(blend["drawn"] - blend["mean_of_models"]) / max(blend["standard_error"], 1e-12)
     lines = [
-        f"{made.queries:,} queries of {len(made.sets)} sets. A set is a query's first tag, or its file if it has no tag; every "
+        f"{counted(made.queries)} of {sets}. A set is a query's first tag, or its file if it has no tag; every "
         "set counts the same in a mean. Intervals: 95 %, by drawing queries anew in every set, the same for all systems.",
         *made.remarks,
         f"Best single: {made.default}, which training chose; it answers {percent(made.left_to_default)} of the queries. "
@@ -230,11 +215,17 @@ def _confusion_rows(made: Evaluation) -> list[tuple[str, int, list[tuple[int, fl
     return rows
 
 
+def _dots_say(made: Evaluation) -> str:
+    dots = [made.system(f"{name} alone") for name in made.candidates]
+    ordered = sorted(zip(dots, made.candidates), key=lambda dot: dot[0].usd or 0.0)
+    return ", ".join(f"{name} ({dot.mean.value:.2f} at ${precise(dot.usd or 0.0)})" for dot, name in ordered)
+
+
 def _curve_says(made: Evaluation) -> str:
     if made.curve.by == "usd_weight":
         return (
             "Each point is the router at another usd_weight: the larger, the more a dollar counts against a good answer. "
-            "The lines around it are the 95 % interval; the dots are the models, each alone."
+            f"The lines around it are the 95 % interval; the dots are the models, each alone, from the left: {_dots_say(made)}."
         )
     return (
         "Each point is the router at another margin: the smaller, the more queries leave the best single model. Without "

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import make_directory, write_whole
+from fastft.common.files import make_directory, require_not_input, write_whole
 from fastft.common.records import read_records, repair_text
 from fastft.compose.blend import BlendPolicy
 from fastft.compose.policy import FixedPolicy, Policy, draw
@@ -42,6 +42,7 @@ from fastft.compose.router.replay.propensity import (
     robust_rewards,
     self_normalised,
 )
+from fastft.compose.router.router import require_weights
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UsageError, UserError
 from fastft.judge.rows import is_number
@@ -116,6 +117,9 @@ def main(argv: Sequence[str]) -> int:
     """`fastft router simulate`."""
     what = "Judge a policy before it is served, by a record or by outcomes."
     [config] = parse(argv, "fastft router simulate", what, SimulateConfig)
+    require_weights(config.usd_weight, config.margin)
+    if config.output:
+        require_not_input(Path(config.output) / "simulation.json", filter(None, (config.file, config.rewards)))
     made = _of_outcomes(config) if _holds_outcomes(Path(config.file)) else _of_events(config)
     if config.output:
         make_directory(Path(config.output))
@@ -150,6 +154,8 @@ def _of_events(config: SimulateConfig) -> Simulation:
     rewards = read_rewards(Path(config.rewards))
     left_out: Counter[str] = Counter()
     turns = list(_turns(Path(config.file), rewards, config, left_out))
+    if not turns and config.name is not None:
+        _require_asked(config)
     if not turns:
         reasons = "; ".join(f"{count:,} {why}" for why, count in left_out.most_common())
         raise UserError(f"{config.file}: no turn can be judged ({reasons or 'it holds no event'})")
@@ -159,6 +165,22 @@ def _of_events(config: SimulateConfig) -> Simulation:
     made = simulate(logged, models, config.policy)
     made.left_out = dict(left_out.most_common())
     return made
+
+
+def _require_asked(config: SimulateConfig) -> None:
+    """Raise UserError if no event asked for --name."""
+    asked = {record.value.get("asked") for record in read_records(Path(config.file))}
+    if config.name not in asked:
+        names = sorted(name for name in asked if isinstance(name, str))
+        raise UserError(
+            f"--name {config.name}: no event of {config.file} asked for it; they asked for {', '.join(names)}"
+            f"{_meant(config.name, names)}"
+        )
+
+
+def _meant(written: str, names: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(written, names, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _turns(
@@ -314,12 +336,10 @@ def read_policy(config: SimulateConfig, models: Sequence[str]) -> Policy:
     else:
         policy = FixedPolicy(spelled)
     if unknown := [name for name in policy.models if name not in models]:
-        nearest = difflib.get_close_matches(unknown[0], models, n=1)
-        mean = f"; did you mean {nearest[0]}?" if nearest else ""
         kind = "" if len(policy.models) > 1 else " or a router's directory"
         raise UserError(
             f"--policy {spelled}: {unknown[0]} is not a model{kind} here (the models of {config.file}: {', '.join(models)})"
-            f"{mean}"
+            f"{_meant(unknown[0], models)}"
         )
     return policy
 
@@ -419,7 +439,7 @@ def _show(made: Simulation) -> None:
         f"{shares}.",
         f"Effective turns: {made.effective_turns:,.1f}; the largest weight is {made.largest_weight:.3g}. Intervals: by "
         f"{'query' if made.exact else 'conversation'}.",
-        *(f"{count:,} events left out: {why}." for why, count in made.left_out.items()),
+        *(f"{count:,} {'event' if count == 1 else 'events'} left out: {why}." for why, count in made.left_out.items()),
         *made.remarks,
     ]
     for line in lines:

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import make_directory, require_place, short_name, write_whole
+from fastft.common.files import make_directory, require_not_input, require_place, short_name, write_whole
 from fastft.common.records import repair_text
+from fastft.compose.router.figures.verdict import counted
 from fastft.errors import UserError
 from fastft.inference.budget import FREE, Cache, Money, Price
 from fastft.inference.client import Client, make_clients
@@ -97,6 +98,7 @@ class CollectConfig:
             raise UserError("--reward_model and --judge both score the answers; give one of them")
         if self.output.is_dir():
             raise UserError(f"{self.output}: is a directory; -o names the file of outcomes")
+        require_not_input(self.output, [self.queries])
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def collect(config: CollectConfig, endpoint: EndpointConfig) -> None:
     rows = list(outcomes_of(queries, answers, rewards, config.gold, dict(zip(answers, prices))))
     write_whole(config.output, repair_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
     spent = f", ${work.spent:.2f}" if work.spent else ""
-    print(f"{config.output}: {len(rows):,} queries, {len(models)} models{spent}")
+    print(f"{config.output}: {counted(len(rows))}, {len(models)} models{spent}")
     _show_missing(rows, config)
 
 
@@ -153,7 +155,8 @@ def _show_missing(rows: list[dict[str, Any]], config: CollectConfig) -> None:
     missing = Counter(model for row in rows for model, score in row["rewards"].items() if score is None)
     if missing:
         named = ", ".join(f"{model} {count:,}" for model, count in missing.items())
-        said = f"{config.output}: {missing.total():,} scores are missing ({named})"
+        total = missing.total()
+        said = f"{config.output}: {total:,} {'score is' if total == 1 else 'scores are'} missing ({named})"
         if not config.allow_missing:
             raise UserError(f"{said}; the same command continues with them, or --allow_missing takes them as they are")
         logger.warning("%s: null in the file, never read as 0", said)
@@ -270,16 +273,15 @@ class CollectedAnswers:
             logger.warning("%s: %s", answerer.name, error)
             return answered_before(path, answerer.name, answerer.made_with, self.questions)
         finally:
-            self.spent += answerer.money.spent
+            self.spent = answerer.money.spent
 
     def _answerer(self, model: ModelConfig, price: Price) -> tuple[Answerer, Path]:
         path = self.directory / f"{model.shown_name.replace('/', '_')}.jsonl"
         usd = [f"{price[0]},{price[1]}"] if any(price) else []
-        return answerer_for(model, replace(self.endpoint, usd_per_million=usd, max_usd=self._left(price)), path), path
-
-    def _left(self, price: Price) -> float | None:
-        limit = self.endpoint.max_usd
-        return max(limit - self.spent, 1e-9) if limit is not None and any(price) else None
+        limit = self.endpoint.max_usd if any(price) else None
+        answerer = answerer_for(model, replace(self.endpoint, usd_per_million=usd, max_usd=limit), path)
+        answerer.money.spent = self.spent  # one limit for all of them
+        return answerer, path
 
     def scored(self, answers: Answers) -> Rewards:
         """Scores by the reward model. Each is kept under a hash of the model, the query and the answer."""
@@ -304,7 +306,8 @@ class CollectedAnswers:
     def judged(self, answers: Answers, price: Price) -> Rewards:
         """Grades by the judge, 1 to 10; an unreadable one is missing."""
         ids = {query.question.id: query.id for query in self.queries}
-        money = Money(self._left(price))
+        money = Money(self.endpoint.max_usd if any(price) else None)
+        money.spent = self.spent
         client, prompts, tasks = self._judge(price, money), load_prompts(), []
         for query in self.queries:
             found = [those[query.question.id] for those in answers.values() if query.question.id in those]
@@ -316,7 +319,7 @@ class CollectedAnswers:
             usd,
         )
         judgments, stopped = judge_all(tasks, [client], prompts, JUDGE_TOKENS, money)
-        self.spent += money.spent
+        self.spent = money.spent
         if stopped:
             logger.warning("judge: %s", stopped)
         return {(ids[each.question_id], each.model_a): each.score_a for each in judgments}

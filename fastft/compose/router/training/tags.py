@@ -1,7 +1,6 @@
 """Tag-based label enhancement: a query's noisy label is mixed with the means of the queries that share its tags (ZOOTER)."""
 
 import re
-from collections import Counter
 
 import numpy as np
 
@@ -59,8 +58,6 @@ def cluster_tags(dense: np.ndarray, count: int, seed: int) -> list[list[str]]:
     return [[f"cluster {number}"] for number in found]
 
 
-def sets_of(tags: list[list[str]], least: int = 20) -> list[str]:
-    """The set of each query, its first tag; sets of fewer than `least` queries are one, so that none of them decides."""
-    first = [own[0] if own else "" for own in tags]
-    counts = Counter(first)
-    return [name if counts[name] >= least else "" for name in first]
+def first_tags(tags: list[list[str]]) -> list[str]:
+    """The set of each query: its first tag, "" without one."""
+    return [own[0] if own else "" for own in tags]

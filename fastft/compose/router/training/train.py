@@ -17,18 +17,21 @@ from typing import Any, Literal
 import numpy as np
 
 from fastft.common.command_line import option, parse, run_module
+from fastft.common.files import require_not_input
 from fastft.compose.router.figures.leaks import fingerprints
-from fastft.compose.router.figures.measures import SetMeans, calibration_error, weights_of
+from fastft.compose.router.figures.measures import SetMeans, calibration_error, pooled, weights_of
+from fastft.compose.router.figures.verdict import counted, signed, verdict
 from fastft.compose.router.outcomes import Outcomes, read_outcomes
 from fastft.compose.router.router import Router, choose_by, require_router_place
 from fastft.compose.router.training.baselines import SAYS, Baselines, fit_baselines
 from fastft.compose.router.training.calibration import brier, fit_scale
 from fastft.compose.router.training.fit import Head, fit_heads, hard_labels, sigmoid, soft_labels
-from fastft.compose.router.training.tags import cluster_tags, clusters_wanted, enhance, known_mean, sets_of
+from fastft.compose.router.training.tags import cluster_tags, clusters_wanted, enhance, first_tags, known_mean
 from fastft.compose.router.vectors.embeddings import embeddings_of
 from fastft.compose.router.vectors.features import Features, HashedFeatures, require_packages
 from fastft.compose.router.vectors.neighbours import Neighbours
 from fastft.errors import UsageError, UserError
+from fastft.judge.statistics.intervals import Interval
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
     if not places.outcomes:
         raise UsageError("outcomes: name at least one file of outcomes")
     require_router_place(Path(places.output))
+    require_not_input(Path(places.output), [*places.outcomes, *([settings.encoder] if settings.encoder else [])])
     router = train_router(read_outcomes(places.outcomes), settings)
     router.save(places.output)
     show(router, Console())
@@ -95,7 +99,7 @@ def train_router(outcomes: Outcomes, settings: TrainSettings, with_baselines: bo
     task = _Task(
         matrix, dense, scaled, _measure(outcomes, scaled), _tags(outcomes, dense, settings), outcomes.tags, settings
     )
-    sets = sets_of(outcomes.tags)
+    sets = pooled(first_tags(outcomes.tags), outcomes.queries)
     default = int(np.nanargmax(_set_means(task.measure, sets)))
     fitted = task.fit(np.arange(len(outcomes)), with_baselines)
     router = Router(
@@ -117,13 +121,14 @@ def train_router(outcomes: Outcomes, settings: TrainSettings, with_baselines: bo
     fold = _folds(outcomes.queries, settings.seed)
     if fold is None:
         logger.warning(
-            "router: only %d queries: none can be held out, so nothing is known of how good the router is, its success is not "
+            "router: only %s: none can be held out, so nothing is known of how good the router is, its success is not "
             "calibrated, and it leaves the default for a lead of %g",
-            len(set(outcomes.queries)),
+            counted(len(set(outcomes.queries))),
             MARGIN_OF_FEW,
         )
         return router
     held = _hold_out(task, fold, with_baselines)
+    sets = _compared_sets(outcomes, task)
     router.success = fit_scale(held.logits, task.measure).applied_to(router.success)
     router.margin = _best_margin(held.success, task.measure, default, sets, outcomes.usd, np.full(len(fold), True))
     router.report["held_out"] = _compared(outcomes, task, held, fold, default, sets)
@@ -183,11 +188,11 @@ def _usable(outcomes: Outcomes, settings: TrainSettings) -> Outcomes:
         raise UserError(f"{', '.join(unscored)}: no query has a score ({settings.reward}) of this model; leave it out")
     rows = np.flatnonzero(known.any(1))
     if len(rows) < len(outcomes):
-        logger.warning("router: %d queries without any score are left out", len(outcomes) - len(rows))
+        logger.warning("router: left out without any score: %s", counted(len(outcomes) - len(rows)))
     if repeated := len(rows) - len({outcomes.queries[row] for row in rows}):
-        logger.info("router: %d queries repeat another one; they are held out together", repeated)
+        logger.info("router: held out together with an equal one: %s", counted(repeated))
     if blank := sum(not outcomes.queries[row].strip() for row in rows):
-        logger.warning("router: %d queries are empty; they teach the mean of the models only", blank)
+        logger.warning("router: without any word: %s, teaching the mean of the models only", counted(blank))
     return outcomes.select(rows) if len(rows) < len(outcomes) else outcomes
 
 
@@ -320,6 +325,15 @@ def _best_margin(
     return MARGINS[min(good, key=lambda place: (costs[place], -means[place]))]
 
 
+def _compared_sets(outcomes: Outcomes, task: _Task) -> list[str]:
+    """The set of each query; small sets are pooled among the queries that have all scores, which alone are compared."""
+    sets = first_tags(outcomes.tags)
+    rows = np.flatnonzero(~np.isnan(task.measure).any(1))
+    for row, name in zip(rows, pooled([sets[row] for row in rows], [outcomes.queries[row] for row in rows])):
+        sets[row] = name
+    return sets
+
+
 def _compared(
     outcomes: Outcomes, task: _Task, held: _HeldOut, fold: np.ndarray, default: int, sets: list[str]
 ) -> dict[str, Any] | None:
@@ -394,6 +408,7 @@ def _report(outcomes: Outcomes, settings: TrainSettings, task: _Task, says: str)
             members.setdefault(tag, []).append(row)
     largest = sorted(members, key=lambda tag: -len(members[tag]))[:TAGS_KEPT]
     means = {tag: known_mean(task.measure[members[tag]]) for tag in largest}
+    labels = np.nan_to_num(soft_labels(task.rewards, settings.temperature))
     return {
         "settings": asdict(settings),
         "data": {
@@ -403,6 +418,7 @@ def _report(outcomes: Outcomes, settings: TrainSettings, task: _Task, says: str)
             "rewards": says,
         },
         "means": dict(zip(outcomes.models, known_mean(task.measure).round(4).tolist())),
+        "mean_distribution": dict(zip(outcomes.models, labels.mean(0).round(4).tolist())),
         "tags": {
             tag: {"queries": len(members[tag]), "means": dict(zip(outcomes.models, _plain(means[tag])))}
             for tag in largest
@@ -427,8 +443,7 @@ def show(router: Router, console: Any) -> None:
     title = f"Held-out queries ({held['queries']:,}, each fifth once), {measure} in points of 100, mean over {held['sets']} sets"
     table = Table("", "mean", "router minus it [95 %]", "", title=title, show_edge=False, title_justify="left")
     for row in held["table"]:
-        minus = row["router_minus_it"]
-        text = f"{minus[0]:+.2f} [{minus[1]:+.2f}, {minus[2]:+.2f}]" if minus else ""
+        text = signed(Interval(*row["router_minus_it"])) if row["router_minus_it"] else ""
         table.add_row(row["name"], f"{row['mean']:.2f}", text, _says(row["name"], router))
     console.width = max(console.width, 110)
     console.print(table)
@@ -436,9 +451,11 @@ def show(router: Router, console: Any) -> None:
         f"{held['left_to_default']:.0%} of the queries are left to the default. Success: calibration error "
         f"{held['calibration_error']:.3f}, Brier {held['brier']:.3f} (the models' means alone: {held['brier_of_means']:.3f})."
     )
-    if held["never_best"]:
+    if len(held["never_best"]) == len(router.candidates):
+        print("No model is ever the only best one of a query.")
+    elif held["never_best"]:
         print(f"Never the only best one of a query, and so perhaps not needed: {', '.join(held['never_best'])}.")
-    print(verdict(held, router.default))
+    print(verdict(Interval(*held["gain_over_best_single"]), held["queries"], router.default, "points of 100"))
 
 
 def _says(name: str, router: Router) -> str:
@@ -449,14 +466,6 @@ def _says(name: str, router: Router) -> str:
         "oracle": "the best model of each query, which nobody knows before",
     }
     return (says | SAYS)[name]
-
-
-def verdict(held: dict[str, Any], default: str) -> str:
-    value, low, high = held["gain_over_best_single"]
-    figures = f"router minus {default}: {value:+.2f} [{low:+.2f}, {high:+.2f}] points"
-    if low > 0:
-        return f"this router is worth it: {figures}"
-    return f"this router is not worth it: {figures}, which does not exclude 0"
 
 
 if __name__ == "__main__":
