@@ -129,8 +129,8 @@ def turns_of(row: dict[str, Any]) -> list[str]:
     elif row.get("choices"):
         first = row["choices"][0] if isinstance(row["choices"], list) else None
         turns = first.get("turns") if isinstance(first, dict) else None
-    else:
-        turns = [row.get("text")]
+    else:  # QLoRA's files have the question as text, and the answer as generation
+        turns = [row.get("generation_truncated") or row.get("generation") or row.get("text")]
     turns = _contents(turns)
     return list(turns) if _texts(turns) else []
 

@@ -98,7 +98,10 @@ def test_every_form_is_read_by_its_keys(tmp_path, form, scores):
     row, expected = READ[form]
     path = write(tmp_path / "old-vs-new-gpt-4-reviewer-threeclass.jsonl", row)
     judgments, remarks, _, _ = read_reviews([path], scores)
-    assert remarks == []
+    by_name = [
+        f"unchecked: 1 reviews in {path.name}: no answers have their ids (--answers), so the file's name alone says which"
+    ]
+    assert [line.removesuffix(" was shown first") for line in remarks] == (by_name if "answer1_id" in row else [])
     assert [
         (
             j.question_id if want[0] else None,
@@ -161,6 +164,20 @@ def test_questions_and_answers_may_be_given(tmp_path, capsys):
     assert "models: give the answers with their ids (--answers)" in error_of(capsys, ["--reviews", str(reviews)])
 
 
+def test_a_models_name_in_another_spelling_is_known(tmp_path):
+    """QLoRA's files of scores name the models in one order and show them in the other; Vicuna's answers say so."""
+    answer = {"question_id": 1, "answer_id": "x", "model_id": "gpt-3.5-turbo:20230327", "text": "A."}
+    beside = write(tmp_path / "answer_gpt35.jsonl", answer)
+    other = write(tmp_path / "7b-flan.jsonl", {"question_id": "1", "text": "The question?", "generation": "B."})
+    path = write(tmp_path / "r/7b-flan-vs-gpt-3.5-gpt4-reviewer.jsonl", REVIEW)
+    judgments, remarks, _, given = read_reviews([path], "text", answers=[beside, other])
+    assert [(j.model_a, j.winner) for j in judgments] == [("gpt-3.5", "7b-flan")]
+    assert [(each.model, each.turns) for each in given] == [("gpt-3.5", ("A.",)), ("7b-flan", ("B.",))]
+    assert remarks == [
+        f"contradiction: {path.name}: the ids of 1 answers say that gpt-3.5 was shown first; they are believed"
+    ]
+
+
 def test_what_is_not_read_is_counted_with_its_reason(tmp_path, capsys):
     rows = [
         BATTLE,
@@ -171,14 +188,15 @@ def test_what_is_not_read_is_counted_with_its_reason(tmp_path, capsys):
         {"question_id": 1},
         {**SINGLE, "judgment": "It depends.", "score": -1},
         {**SINGLE, "judgment": "I cannot judge this.", "score": -1},
+        {**SINGLE, "judgment": "$ERROR$", "score": -1},
         {**SINGLE, "judgment": "Rating: [[8]]", "score": 5},
     ]
     path = write(tmp_path / "x.jsonl", *rows)
     path.write_text(path.read_text() + "{broken\n")
     judgments, remarks, _, _ = read_reviews([path], "text")
-    assert [j.parsed for j in judgments] == [True, True, False, False, False, True]
+    assert [j.parsed for j in judgments] == [True, True, False, False, False, False, True]
     assert judgments[1].flags == ("both_bad",) and judgments[1].winner == "tie"
-    assert judgments[5].flags == ("contradiction",) and judgments[5].score_a == 8
+    assert judgments[6].flags == ("contradiction",) and judgments[6].score_a == 8
     said = "\n".join(remarks)
     for line in (
         "contradiction: x.jsonl, question 81: the text says 8, the field 5",
@@ -188,6 +206,7 @@ def test_what_is_not_read_is_counted_with_its_reason(tmp_path, capsys):
         "left out: x.jsonl: 1 rows, not JSON",
         "unparsed: x.jsonl: 1, because there is no result in the field (first: question f00)",
         "unparsed: x.jsonl: 1, because the words give no score or verdict that can be read in one way only (first: question 81: “…It depends.”)",  # noqa: E501
+        "unparsed: x.jsonl: 1, because its authors got no reply (first: question 81: “…$ERROR$”)",
         "unparsed: x.jsonl: 1, because the judge refused (first: question 81: “…I cannot judge this.”)",
     ):
         assert line in said

@@ -237,7 +237,11 @@ def _shown(row: Row, file: File) -> tuple[str, str]:
     """Return the models of a review in the order in which they were shown. Raises Unread if nothing names them."""
     named = file.named or ()
     ids = [file.names_of_ids.get(str(row.get(key)), []) for key in ("answer1_id", "answer2_id")]
-    first, second = (next((name for name in names if name in named), names[0] if names else None) for names in ids)
+    plain_names = {plain(name): name for name in named}
+    first, second = (
+        next((plain_names[plain(name)] for name in names if plain(name) in plain_names), names[0] if names else None)
+        for names in ids
+    )
     if first and second:
         return first, second
     if not file.named:
@@ -245,6 +249,11 @@ def _shown(row: Row, file: File) -> tuple[str, str]:
             "reviews without models: give the answers with their ids (--answers), or name it FIRST-vs-SECOND.jsonl"
         )
     return named[::-1] if first == named[1] or second == named[0] else named
+
+
+def plain(name: str) -> str:
+    """Return a model's name without what people write differently: "gpt35" and "GPT-3.5" are one."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def _scores(value: Any) -> tuple[float, float] | None:

@@ -16,11 +16,12 @@ from fastft.common.records import read_records
 from fastft.errors import UserError
 from fastft.judge.judgment import Judgment, Reading, better, held
 from fastft.judge.questions import Answer, Question, load_questions, turns_of
-from fastft.judge.replies.forms import File, Look, Unread, file_of, read_row
+from fastft.judge.replies.forms import File, Look, Unread, file_of, plain, read_row
 from fastft.judge.replies.parsing import is_refusal
 from fastft.judge.rows import repaired
 
 ENDINGS = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst")
+NO_REPLIES = ("error", "$ERROR$")  # what QLoRA and FastChat keep in place of one
 MOST_CONTRADICTIONS = 20  # that are named; all are flagged
 
 
@@ -33,6 +34,8 @@ class _Remarks:
     first: dict[tuple[str, str], str] = field(default_factory=dict)
     contradictions: list[str] = field(default_factory=list)
     swapped: Counter = field(default_factory=Counter)
+    unchecked: Counter = field(default_factory=Counter)
+    """Reviews by file, where the file's name alone says which answer was shown first."""
 
     def count(self, counter: Counter, file: File, why: str, place: str) -> None:
         counter[file.path.name, why] += 1
@@ -44,6 +47,12 @@ class _Remarks:
             lines.append(f"contradiction: … and {more:,} more; all are flagged")
         for (name, shown), count in self.swapped.items():
             lines.append(f"contradiction: {name}: the ids of {count} answers say that {shown}; they are believed")
+        if self.unchecked:
+            others = f" and {len(self.unchecked) - 1} other files" if len(self.unchecked) > 1 else ""
+            lines.append(
+                f"unchecked: {sum(self.unchecked.values()):,} reviews in {next(iter(self.unchecked))}{others}: no answers have "
+                "their ids (--answers), so the file's name alone says which was shown first"
+            )
         for (name, why), count in self.left_out.items():
             lines.append(f"left out: {name}: {count:,} rows, {why} (first: {self.first[name, why]})")
         for (name, why), count in self.unread.items():
@@ -110,7 +119,10 @@ def _looks(file: File, remarks: _Remarks) -> Iterator[Look]:
             remarks.count(remarks.left_out, file, str(error), record.where)
             continue
         for look in looks:
-            if "answer1_id" in record.value and look.models != file.named and file.named:
+            ids = {str(record.value.get(key)) for key in ("answer1_id", "answer2_id")} - {"None"}
+            if ids and not ids & file.names_of_ids.keys():
+                remarks.unchecked[file.path.name] += 1
+            if ids and look.models != file.named and file.named:
                 same = {*look.models} == {*file.named}
                 shown = f"{look.models[0]} was shown first" if same else "it is about {} and {}".format(*look.models)
                 remarks.swapped[file.path.name, shown] += 1
@@ -165,6 +177,8 @@ def _shown(reading: Reading) -> str:
 def _why_unread(look: Look, scores: str) -> str:
     if scores == "field" or look.asked is None or not look.text.strip():
         return "there is no result in the field"
+    if look.text.strip() in NO_REPLIES:
+        return "its authors got no reply"
     if is_refusal(look.text):
         return "the judge refused"
     return "the words give no score or verdict that can be read in one way only"
@@ -206,7 +220,10 @@ def _answer_rows(paths: Iterable[Path]) -> Iterator[tuple[list[str], dict[str, A
 
 def _answers(rows: Iterable[tuple[list[str], dict[str, Any]]], models: set[str]) -> Iterator[Answer]:
     """Yield the answers of the judged models."""
+    judged = {plain(model): model for model in models}
     for names, row in rows:
         identity = next((row[key] for key in ("question_id", "message_id", "uid") if key in row), None)
-        if identity is not None and (name := next((name for name in names if name in models), None)):
+        if identity is not None and (
+            name := next((judged[plain(name)] for name in names if plain(name) in judged), None)
+        ):
             yield Answer(str(identity), name, tuple(turns_of(row)))
