@@ -28,6 +28,7 @@ from fastft.distill.teachers.estimate import TeacherEstimate, estimate
 from fastft.distill.verify.checks import KEPT, STATUSES
 from fastft.distill.verify.decide import Verdicts, answered_rows, decide
 from fastft.errors import UserError
+from fastft.inference.endpoint import key_for
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ def distill(config: DistillConfig) -> None:
 
     make_directory(config.directory)
     require_trainable(config)
+    if config.verify.judge.url:
+        key_for(config.verify.judge.url, config.verify.judge.key_env)  # now, because it is asked at the end
     with _locked(config.directory):
         plan, answers = config.directory / "plan.jsonl", Answers(config.directory / "answers.jsonl")
         _require_known_versions(config, answers)
@@ -58,7 +61,7 @@ def distill(config: DistillConfig) -> None:
         elsewhere = recipe_usd(config)
         failures = ask_all(config, plan, answers, elsewhere)
         verdicts = decide(config, plan, answers, failures)
-        ledger = write_results(config, account, answers, verdicts, elsewhere)
+        ledger = write_results(config, account, answers, verdicts, {**elsewhere, "judge": failures.judge_usd})
         answers.close()
         write_report(config.directory / "report.html", ledger)
     for line in summary(ledger):
@@ -75,7 +78,7 @@ def write_results(
 ) -> dict:
     """Write the stages, rejected.jsonl, train.yaml and ledger.json, each whole. Returns the ledger.
 
-    `elsewhere` is what each teacher has cost beside its answers. Its "usd" is all that was spent in this directory.
+    `elsewhere` is what teachers have cost beside their answers, and the judge. Its "usd" is all that was spent in this directory.
     """
     from dataclasses import asdict
 

@@ -14,6 +14,7 @@ from helpers.distilling import distill, kept, ledger, query, rejected, right, ro
 
 from fastft.distill.settings import VerifyConfig
 from fastft.distill.verify.checks import compare_with_gold, extracted, look_at
+from fastft.errors import UserError
 from fastft.judge.exams.gold import kind_of_gold, number_in
 from fastft.judge.exams.options import chosen_option, index_of, options_in
 
@@ -194,6 +195,30 @@ def test_teachers_that_disagree_are_both_kept_out(tmp_path):
         assert distill(tmp_path, **given) == 0
     why = ("unverified", "the teachers disagree")
     assert rejected(tmp_path) == {(id, name): why for id in ("q1", "q2") for name in ("first", "second")}
+
+
+@pytest.mark.slow
+def test_a_judge_that_its_money_stops_says_so_and_counts_what_it_has_cost(tmp_path):
+    """Its limit holds over all starts; with more money, the same command goes on."""
+    write_lines(tmp_path / "queries.jsonl", [query(number) for number in range(6)])
+
+    def reply(body, number):
+        return "Rating: [[8]]" if body["model"] == "judge" else right(body)
+
+    with openai_server.endpoint(reply) as server:
+        judge = {"url": server.url, "model": "judge", "max_tokens": 10, "usd_per_million": [1000, 1000], "max_usd": 1.8}
+        given = settings(tmp_path, server.url, verify={"near": 0, "judge": judge})
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=r"answers are missing \(judge: stopped before \$1.80 would be exceeded"
+            ):
+                distill(tmp_path, **given)
+            judged = [body for body in server.requests if body["model"] == "judge"]
+            assert 0 < len(judged) < 6 and 0 < ledger(tmp_path)["usd"] <= 1.8
+            assert {why for why, _ in rejected(tmp_path).values()} == {"failed"}
+        judge["max_usd"] = 100
+        assert distill(tmp_path, **given) == 0
+    assert ledger(tmp_path)["teachers"][0]["kept"] == 6
 
 
 def test_a_judge_keeps_out_what_it_scores_low_and_is_paid_once(tmp_path):

@@ -77,6 +77,7 @@ class Failures:
     by_key: dict[str, str] = field(default_factory=dict)
     over_budget: dict[str, str] = field(default_factory=dict)
     stopped: dict[str, str] = field(default_factory=dict)
+    judge_usd: float = 0.0
 
     def of(self, teacher: str, key: str) -> tuple[str, str]:
         """The (status, reason) of a row that has no answer."""

@@ -30,7 +30,8 @@ def decide(config: DistillConfig, plan: Path, answers: Answers, failures: Failur
     if config.verify.judge.url:
         from fastft.distill.verify.judging import judge_answers
 
-        judge_answers(config, plan, answers, verdicts)
+        stopped, failures.judge_usd = judge_answers(config, plan, answers, verdicts)
+        failures.stopped |= {"judge": stopped} if stopped else {}
     _take_duplicates_out(config, plan, answers, verdicts)
     return verdicts
 

@@ -20,13 +20,15 @@ from fastft.judge.questions import Answer, Question
 
 def judge_answers(
     config: DistillConfig, plan: Path, answers: Answers, verdicts: dict[str, list[AnswerVerdict | None]]
-) -> None:
+) -> tuple[str | None, float]:
     """Change, in place, the verdicts on answers that the judge does not find good enough.
 
-    An answer without a judgment is failed; the same command asks for it again.
+    An answer without a judgment is failed; the same command asks for it again. Returns why the judge stopped early, if it did,
+    and the dollars that it has cost in all starts.
     """
     settings, money = config.verify.judge, Money(config.verify.judge.max_usd)
     cache = Cache(config.directory / "judge.cache.jsonl")
+    money.spent = cache.usd
     address = f"{settings.url.rstrip('/')}#{settings.model}"
     client = Client(address, cache=cache, price=settings.usd_per_million or FREE, money=money, key_env=settings.key_env)
     places, tasks = _tasks(config, plan, answers, verdicts)
@@ -49,6 +51,7 @@ def judge_answers(
         elif judgment.score_a < settings.least:
             detail = f"{judgment.score_a:g} of 10"
             verdicts[name][place] = AnswerVerdict("unverified", f"judged below {settings.least:g}", detail, checked)
+    return f"judge: {stopped}" if stopped else None, money.spent
 
 
 def _tasks(
