@@ -70,7 +70,8 @@ def distill(config: DistillConfig) -> None:
     stopped = {**failures.stopped, **failures.over_budget}
     if stopped:
         left = sum(each["failed"] + each["over_budget"] for each in ledger["teachers"])
-        raise UserError(f"{left:,} answers are missing ({'; '.join(stopped.values())}); the same command goes on")
+        why = "; ".join(stopped.values())
+        raise UserError(f"{f'{left:,} answers are missing ({why})' if left else why}; the same command goes on")
 
 
 def write_results(

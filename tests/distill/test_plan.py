@@ -342,6 +342,10 @@ def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(tmp_path, capsys):
     )
     assert "at least 10 minutes (tpm 10,000 x 2 addresses)" in said
     assert not (tmp_path / "run").exists()
+    reserve = tmp_path / "run/answers.reserve"  # of a run that is at work there meanwhile
+    reserve.parent.mkdir()
+    reserve.touch()
+    assert distill(tmp_path, "--dry_run", **given) == 0 and reserve.exists()
 
 
 # --- The published numbers --------------------------------------------------------------------------------------------

@@ -87,6 +87,25 @@ def test_a_recipe_that_was_stopped_by_money_goes_on(tmp_path):
         assert not again and 0 < cheap < len(paid)
 
 
+@pytest.mark.slow
+def test_a_recipe_counts_what_answers_have_cost_and_new_seeds_are_rewritten(tmp_path):
+    with openai_server.endpoint(rewriting) as server:
+        given = evolving(tmp_path, server.url)
+        assert distill(tmp_path, **given) == 0
+        asked = Counter(json.dumps(body) for body in server.requests)
+        given["queries"][0]["rounds"] = 3
+        with pytest.raises(UserError, match=r"evolve: stopped before .* would be exceeded"):
+            distill(tmp_path, "--max_usd", str(ledger(tmp_path)["usd"]), **given)
+        assert len(server.requests) == asked.total()
+        given["queries"][0]["rounds"] = 2
+        with (tmp_path / "seeds.jsonl").open("a") as file:
+            file.write(json.dumps({"id": "s12", "query": "How is iron made, number 12?"}) + "\n")
+        assert distill(tmp_path, **given) == 0
+        assert {row["parent"] for row in rows(tmp_path / "run/queries/evolve.jsonl")} >= {"s0", "s12"}
+        again = Counter(json.dumps(body) for body in server.requests) - asked
+        assert all("number 12?" in body or "number 2?" in body for body in again), "number 2 has never been answered"
+
+
 def test_a_dry_run_says_what_a_recipe_would_ask(tmp_path, capsys):
     given = evolving(tmp_path, "http://127.0.0.1:9/v1")
     assert distill(tmp_path, "--dry_run", **given) == 0
