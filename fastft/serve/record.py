@@ -16,11 +16,11 @@ from typing import Any, Literal
 import orjson
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import require_place, written_whole
+from fastft.common.files import require_not_input, require_place, written_whole
 from fastft.data.conversation import ROLE_NAMES, Conversation, Message
 from fastft.errors import UsageError, UserError
 from fastft.serve.arena.votes import counted, judgment_of, outcomes
-from fastft.serve.gateway.events import read_events, read_votes
+from fastft.serve.gateway.events import FILE, read_events, read_votes
 from fastft.serve.protocol import text_of
 
 WHOLE = ("answered",)
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> int:
     description = "Write the record of served turns as JSON Lines."
     words, renamed = argv if wants_help else argv[1:], {"form": "as"}  # a key of the last release
     [config] = parse(words, "fastft record export", description, RecordConfig, renamed=renamed)
+    require_not_input(Path(config.output), [Path(config.directory) / FILE])
     events = read_events(Path(config.directory))
     if config.form == "events":
         rows: Iterable[bytes] = map(orjson.dumps, events)

@@ -186,6 +186,16 @@ def test_events_are_exported_as_they_are(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()] == events
 
 
+def test_the_record_is_not_overwritten_by_its_export(tmp_path, capsys):
+    events = recorded(tmp_path / "r", [turn([user("q")], "a")])
+    (tmp_path / "link").symlink_to(tmp_path / "r" / "events.sqlite")
+    for output in (tmp_path / "r" / "events.sqlite", tmp_path / "link"):
+        assert main(["record", "export", str(tmp_path / "r"), "-o", str(output)]) == 1
+        assert "would be overwritten" in capsys.readouterr().err
+    assert main(["record", "export", str(tmp_path / "r"), "-o", str(tmp_path / "e.jsonl")]) == 0
+    assert (tmp_path / "e.jsonl").read_text().count("\n") == len(events)
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
