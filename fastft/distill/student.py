@@ -117,9 +117,8 @@ def require_trainable(config: DistillConfig) -> None:
     """Raise UserError, before anything is paid for, if the trainer will not take what `student` says in train.yaml."""
     from fastft.config import parse_config
 
-    if (
-        config.student == StudentConfig()
-    ):  # what is ours in train.yaml is known to be right, and this takes half a second
+    # What is ours in train.yaml is known to be right, and to parse it takes half a second.
+    if config.student == StudentConfig():
         return
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         file.write(_train_yaml(config, dict.fromkeys(stage_paths(config), 1)))
