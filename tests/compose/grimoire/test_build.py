@@ -206,6 +206,7 @@ def test_what_is_made_is_what_a_dry_run_counts(made, tmp_path, capsys):
     assert "strong model: 0 calls" in said and f"weak model: {5 * 24} answers at most" in said
 
 
+@pytest.mark.slow
 def test_a_strong_model_that_failed_once_is_asked_again(tmp_path, caplog):
     down = True
 
@@ -222,6 +223,7 @@ def test_a_strong_model_that_failed_once_is_asked_again(tmp_path, caplog):
     assert read(output / "choice.json")["settings"][2]["name"] == "none-profound"
 
 
+@pytest.mark.slow
 def test_a_setting_without_an_answer_is_shown_as_such(tmp_path):
     """The endpoint refuses everything that is longer than a few words: zero-shot alone is measured. The files are JSON."""
 
@@ -291,6 +293,7 @@ def test_a_grimoire_that_quotes_is_asked_for_again(tmp_path):
     assert not any(row["copies"] or row["wrong"] for row in written)
 
 
+@pytest.mark.slow
 def test_an_edited_grimoire_that_is_empty_is_left_out(tmp_path, caplog):
     path, output = write_task(tmp_path), tmp_path / "made"
     with openai_server.endpoint(scripted) as server:
