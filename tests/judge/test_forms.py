@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers.judging import error_of, run_judge
 
-from fastft.judge.judgment import read_judgments
+from fastft.judge.judgment import read_judgments, write_rows
 from fastft.judge.replies.forms import file_of
 from fastft.judge.replies.importers import read_reviews
 from fastft.judge.statistics.stats import compute
@@ -237,3 +237,17 @@ def test_the_second_ones_total_is_alpaca_evals_win_rate(tmp_path):
 def test_the_models_in_a_files_name(tmp_path, name, named, judge):
     found = file_of(tmp_path / name, set(), {}, None)
     assert (found.named, found.judge) == (named, judge)
+
+
+@pytest.mark.parametrize("form", READ)
+def test_a_row_with_odd_values_is_read_or_left_out(tmp_path, form):
+    """Other people's rows hold anything; none of them is a bug of ours."""
+    row, _ = READ[form]
+    odd = (None, True, 5, -1.5, float("nan"), "", "?", [], [1, None], {}, {"content": [{"text": 5}]})
+    rows = [{**row, key: value} for key in row for value in odd]
+    path = write(tmp_path / "old-vs-new.jsonl", row, *rows)
+    for scores in ("text", "field"):
+        judgments = read_reviews([path], scores)[0]
+        assert judgments and compute(judgments).judgments == len(judgments)
+        write_rows(tmp_path / "judgments.jsonl", judgments)
+        assert read_judgments(tmp_path / "judgments.jsonl") == judgments

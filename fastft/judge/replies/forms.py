@@ -108,7 +108,7 @@ def _fastchat_pair(row: Row, file: File, where: str) -> Iterator[Look]:
     """Both orders of a pair: model_1 was shown first in the first game."""
     models, (judge, prompt) = (_model(row, "model_1"), _model(row, "model_2")), _judge(row)
     for game, shown in ((1, models), (2, models[::-1])):
-        winner, text = row.get(f"g{game}_winner"), _words(row.get(f"g{game}_judgment"))
+        winner, text = _text(row.get(f"g{game}_winner")), _words(row.get(f"g{game}_judgment"))
         first = f"model_{game}"
         yield Look(
             question=_question(row, where),
@@ -140,7 +140,7 @@ def _arena_hard(row: Row, file: File, where: str) -> Iterator[Look]:
     """Two games: in the first one the baseline was shown first, in the second one the model."""
     if not isinstance(row["games"], list):
         raise Unread("games is no list")
-    models = (row.get("baseline") or file.baseline or "baseline", _model(row, "model"))
+    models = (_text(row.get("baseline")) or file.baseline or "baseline", _model(row, "model"))
     for shown, game in zip((models, models[::-1]), row["games"]):
         game = game if isinstance(game, dict) else {}
         label, text = game.get("score"), _words(game.get("judgment"))
@@ -151,7 +151,7 @@ def _arena_hard(row: Row, file: File, where: str) -> Iterator[Look]:
             entered=side_of(label) if isinstance(label, str) else None,
             text=text,
             asked="verdict",
-            category=row.get("category"),
+            category=_text(row.get("category")),
         )
 
 
@@ -169,11 +169,11 @@ def _alpaca_eval(row: Row, file: File, where: str) -> Iterator[Look]:
     yield Look(
         question=_digest(row["instruction"]),
         models=(_model(row, "generator_1"), _model(row, "generator_2")),
-        judge=str(row.get("annotator") or "review"),
+        judge=_text(row.get("annotator")) or "review",
         entered=(2.0 - value, value - 1.0) if is_number(value) and 1 <= value <= 2 else None,
         text=_words(completion),
         asked=None,
-        category=row.get("dataset"),
+        category=_text(row.get("dataset")),
         question_turns=(row["instruction"],) if is_text(row["instruction"]) else (),
         answer_turns=outputs if len(outputs) == 2 else (),
     )
@@ -183,8 +183,10 @@ def _battle(row: Row, file: File, where: str) -> Iterator[Look]:
     """A person's vote on two answers side by side; model_a is the left one."""
     if row.get("anony") is False:
         raise Unread("votes of people who knew the models' names")
-    winner = row.get("winner") or next((key[7:] for key in row if key.startswith("winner_") and row[key] == 1), None)
-    bad = isinstance(winner, str) and re.sub(r"\W|_", "", winner) in ("tiebothbad", "bothbad")
+    winner = _text(row.get("winner")) or next(
+        (key[7:] for key in row if key.startswith("winner_") and row[key] == 1), None
+    )
+    bad = winner is not None and re.sub(r"\W|_", "", winner) in ("tiebothbad", "bothbad")
     judge = "people" if _PEOPLE.fullmatch(_judge(row, "people")[0]) else _judge(row)[0]
     sides = [_talk(row.get(key)) for key in ("conversation_a", "conversation_b")]
     asked = [turn for role, turn in sides[0] if role == "user"]
@@ -195,7 +197,7 @@ def _battle(row: Row, file: File, where: str) -> Iterator[Look]:
         judge=judge,
         entered={"model_a": "a", "model_b": "b", "tie": "tie"}.get(winner) or ("tie" if bad else None),
         turn=_turn(row),
-        category=row.get("category") if is_text(row.get("category")) else "arena",
+        category=_text(row.get("category")) or "arena",
         flags=("both_bad",) if bad else (),
         question_turns=tuple(asked),
         answer_turns=answers if all(answers) else (),
@@ -268,6 +270,10 @@ def _model(row: Row, key: str) -> str:
     return row[key]
 
 
+def _text(value: Any) -> str | None:
+    return value if is_text(value) else None
+
+
 def _question(row: Row, where: str) -> str:
     """Return the question's id; a row without one is a question of its own."""
     keys = ("question_id", "message_id", "uid", "id")
@@ -282,8 +288,8 @@ def _digest(text: Any) -> str:
 def _judge(row: Row, unknown: str = "review") -> tuple[str, str]:
     """Return the judge's name and its prompt's, which FastChat writes as a pair."""
     judge = row.get("judge") or unknown
-    names = [str(each) for each in judge] if isinstance(judge, (list, tuple)) else [str(judge)]
-    return names[0], "".join(names[1:2])
+    names = [each for each in (judge if isinstance(judge, (list, tuple)) else [judge]) if is_text(each)]
+    return names[0] if names else unknown, "".join(names[1:2])
 
 
 def _turn(row: Row) -> int:
