@@ -4,8 +4,6 @@ import json
 import re
 
 import pytest
-import torch
-from helpers import models, tiny
 from helpers.openai_server import Failure, endpoint
 
 from fastft import cli
@@ -87,7 +85,7 @@ def test_what_one_candidate_never_answers_is_missing_and_not_0(tmp_path, capsys)
         candidates = [f"{server.url}#good", f"{server.url}#bad"]
         assert run(tmp_path, *candidates) == 1 and "1 of 5 questions are not answered" in error_of(capsys)
         assert run(tmp_path, *candidates, allow_missing=True) == 0
-        assert "1 scores are missing (bad 1)" in capsys.readouterr().err
+        assert "1 score is missing (bad 1)" in capsys.readouterr().err
     assert rows(tmp_path)[2]["rewards"] == {"good": 1.0, "bad": None} == rows(tmp_path)[2]["correct"]
     assert read_outcomes([tmp_path / "outcomes.jsonl"]).missing() == {"bad": 1}
 
@@ -109,7 +107,7 @@ def test_a_judge_grades_and_an_unreadable_grade_is_missing(tmp_path, capsys):
         assert rows(tmp_path)[0]["correct"] == {"good": 1.0, "bad": 0.0}, "gold answers make correct all the same"
         asked = len(server.requests)
         assert run(tmp_path, *candidates, judge=judge) == 1 and len(server.requests) == asked, "no grade is paid twice"
-        assert "1 scores are missing (bad 1)" in error_of(capsys)
+        assert "1 score is missing (bad 1)" in error_of(capsys)
 
 
 def test_the_budget_holds_over_all_candidates_and_the_next_run_goes_on(tmp_path, capsys):
@@ -127,6 +125,8 @@ def test_the_budget_holds_over_all_candidates_and_the_next_run_goes_on(tmp_path,
 
 @pytest.mark.slow
 def test_directories_answer_and_a_reward_model_scores(tmp_path, capsys):
+    import torch
+    from helpers import models
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     for name in ("one", "two"):
@@ -150,8 +150,11 @@ def test_directories_answer_and_a_reward_model_scores(tmp_path, capsys):
     assert len({row["key"] for row in kept}) == len(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad", ["none", "end of turn"])
 def test_a_reward_does_not_depend_on_its_batch(tmp_path, pad):
+    import torch
+    from helpers import models, tiny
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from fastft.compose.router.scoring.reward_model import RewardModel
@@ -167,7 +170,10 @@ def test_a_reward_does_not_depend_on_its_batch(tmp_path, pad):
     assert together == pytest.approx(alone, abs=1e-5) and len(set(together)) == 3
 
 
+@pytest.mark.slow
 def test_what_is_no_reward_model_is_one_line(tmp_path):
+    from helpers import models
+
     from fastft.compose.router.scoring.reward_model import RewardModel
     from fastft.errors import UserError
 

@@ -437,6 +437,7 @@ def test_everything_on_the_page_is_escaped(ground, tmp_path):
     assert re.search(r"\{\{ 7 \* 7 \}\}", page) and json.loads(to_json(made))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     CHROMIUM is None, reason="needs a Chromium: none of chromium, chromium-browser, google-chrome found"
 )

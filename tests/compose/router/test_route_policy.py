@@ -67,7 +67,7 @@ def test_all_questions_so_far_decide_together(directory):
 def test_a_long_conversation_does_not_change_by_its_length(directory, decide_on):
     policy = route(directory, decide_on=decide_on, switch_margin=1.0)
     questions = [POEM, *(f"{SUM} {number}" for number in range(199))]
-    assert {chosen(policy, *questions[:turns]) for turns in range(1, 201)} == {"b"}
+    assert {chosen(policy, *questions[:turns]) for turns in (1, 64, 65, 66, 80, 199, 200)} == {"b"}
     assert not policy.is_quick(conversation(*questions[:80])) and policy.is_quick(conversation(*questions[:40]))
 
 
