@@ -57,6 +57,7 @@ def test_gold_answers_score_the_candidates_and_a_second_run_asks_nothing(tmp_pat
         assert len(server.requests) == asked and "would ask 0 turns" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_new_and_changed_queries_alone_are_asked(tmp_path):
     with endpoint(calculator) as server:
         candidates = [f"{server.url}#good", f"{server.url}#bad"]

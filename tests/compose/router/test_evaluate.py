@@ -103,6 +103,7 @@ def test_an_interval_of_small_sets_does_not_collapse(ground, tmp_path, tags):
     assert any("have no weight of their own" in line for line in remarks(made))
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_difference_holds_the_truth_in_95_percent():
     rng, held, paired, alone = np.random.default_rng(3), 0, 0.0, 0.0
     for _ in range(100):

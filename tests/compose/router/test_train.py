@@ -128,6 +128,7 @@ def test_dense_and_sparse_columns_give_the_same_heads():
         np.testing.assert_allclose(head.weights, sparse[name].weights, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_missing_score_teaches_nothing_about_its_model():
     """A model that is missing on every query of a topic keeps its mean there; read as 0, it would look bad at it."""
     made = outcomes(200)
@@ -200,6 +201,7 @@ def test_saved_and_loaded_a_router_decides_the_same_and_nothing_is_pickled(train
     assert all((own == [0, 1] * 15).mean() > 0.75 for own in chosen.values()), chosen
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     for name in "ab":
         train_router(outcomes(60), TrainSettings(tags="clusters:3")).save(tmp_path / name)
@@ -395,6 +397,7 @@ def test_few_queries_train_a_router_that_claims_nothing(count, caplog, tmp_path)
     assert Router.load(tmp_path / "r").decide("What is 1 plus 1?").model in router.candidates
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_never_the_best_is_named(tmp_path, capsys):
     base = outcomes()
     made = outcomes(models=["sums", "poems", "idle"], rewards=np.column_stack([base.rewards, np.zeros(120)]))

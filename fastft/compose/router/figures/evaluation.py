@@ -214,7 +214,7 @@ def evaluate(
     leaks, without = _leaks(router, outcomes, sets, chosen_N, scores_NM, default)
     single = list(columns.scores).index("best single")
     drawn = _drawn_blend(outcomes, scores_NM, weights_N)
-    if "best per tag" not in columns.scores:
+    if router.baselines and "best per tag" not in columns.scores:
         remarks.append("There is no best per tag: no tag of these queries was seen in training.")
     if moved := {own: to for own, to in zip(own_sets, sets) if own != to}:
         remarks.append(
