@@ -172,7 +172,7 @@ class DistillConfig:
     """The directory of the run; the same command goes on where it stopped."""
     queries: str | list[QuerySource]
     """A file of queries; in YAML also a list, each with path and collection, or a recipe."""
-    teachers: list[TeacherConfig]
+    teachers: list[TeacherConfig] = field(default_factory=list)
     """In YAML: one file of conversations and one training stage each, in this order."""
     sample: dict[str, Any] = field(default_factory=dict)
     """In YAML: by collection all, none, or {per_task: N, total: N}; total draws tasks uniformly (Orca's Algorithm 1)."""

@@ -265,9 +265,8 @@ class Connection:
     def said(self, error: Exception) -> str:
         """Return the error in one line, without the key."""
         said = repair_text(" ".join(str(error).split())) or type(error).__name__
-        said = "".join(
-            each if each.isprintable() else "\ufffd" for each in said
-        )  # nothing that moves a terminal's cursor
+        # Nothing that moves a terminal's cursor.
+        said = "".join(each if each.isprintable() else "\ufffd" for each in said)
         said = said.replace(self.secret, "***") if len(self.secret) > 4 else said
         return re.sub(r"\bsk-[\w-]+", "***", said)[:200]
 

@@ -25,9 +25,7 @@ from fastft.inference.endpoint import origin_of
 PIECE = 1 << 20  # bytes of a download at a time
 MOST_REDIRECTS = 5
 CONNECT_S = 30.0  # for a connection; a request that has none yet is not billed
-HEADER_BYTES = (
-    1 << 16
-)  # of one header; with aiohttp's usual 8190, a reply that is paid for can be refused for its cookies
+HEADER_BYTES = 1 << 16  # of one header; with aiohttp's usual 8190, a reply that is paid for can be lost by its cookies
 LONGEST_RETRY_AFTER_S = 86_400.0  # what is longer is a mistake (milliseconds), and the next run obeys it, too
 
 

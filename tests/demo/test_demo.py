@@ -31,7 +31,7 @@ def test_the_demos_model_is_asked_judged_and_reported(demo, tmp_path, monkeypatc
     monkeypatch.setenv("OPENAI_API_KEY", "sk-e2e-key-0123456789")
     directory, _ = demo
     questions = [
-        {"id": f"q{n}", "category": ("one", "two")[n % 2], "turns": ["What is a token?", "Why?"]} for n in range(4)
+        {"id": f"q{n}", "category": ("one", "two")[n % 2], "turns": [f"What is token {n}?", "Why?"]} for n in range(4)
     ]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     answers = [str(tmp_path / f"{name}.jsonl") for name in ("short", "long")]
@@ -59,7 +59,7 @@ def test_the_demos_model_is_asked_judged_and_reported(demo, tmp_path, monkeypatc
     assert main(["report", str(judged)]) == 0
     results = json.loads((judged / "results.json").read_text())
     assert (results["judgments"], results["unparsed"], results["models"]) == (16, 0, ["short", "long"])
-    assert "What is a token?" in (judged / "report.html").read_text()
+    assert "What is token 0?" in (judged / "report.html").read_text()
     assert "short : long" in capsys.readouterr().out
 
 

@@ -127,9 +127,8 @@ def making_of(config: BuildConfig, task: LabelTask, prompts: PromptTexts, weak: 
     content = hashlib.sha256(json.dumps([task.description, task.labels]).encode())
     for path in (task.train, task.validation):
         content.update(path.read_bytes() if path else b"none")
-    content.update(
-        (task.test.name if task.test else "none").encode()
-    )  # its name alone: the test split is not opened here
+    # Of the test split its name alone: it is not opened here.
+    content.update((task.test.name if task.test else "none").encode())
     return Making(
         task=content.hexdigest()[:16],
         weak=weak.identity,
