@@ -15,7 +15,7 @@ import signal
 from array import array
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -300,11 +300,9 @@ class PausesOnly(Cache):
     def put(self, key: str, reply: Reply) -> None:
         pass
 
-    def promise(self, size: int) -> None:
+    def room(self, size: int) -> AbstractContextManager:
         """Reserve nothing: `Answers` keeps room for the replies on the way."""
-
-    def redeem(self, size: int) -> None:
-        pass
+        return nullcontext()
 
 
 def _client(teacher: TeacherConfig, number: int, money: Purse, answers: Answers) -> Client:
