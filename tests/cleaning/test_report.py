@@ -491,7 +491,7 @@ def test_the_page_does_not_depend_on_pieces_or_who_counts_them(tmp_path, monkeyp
 
 def test_every_reason_that_the_cleaner_gives_is_explained_on_the_page():
     """A reason without a description would be called a filter of the user's own."""
-    rooms = Path(cleaning.__file__).parent, Path(fastft.data.dedup.__file__).parent  # duplicates are found in the latter
+    rooms = (Path(cleaning.__file__).parent, Path(fastft.data.dedup.__file__).parent)  # the second finds duplicates
     sources = [path.read_text() for room in rooms for path in room.rglob("*.py")]
     reasons = {reason for text in sources for reason in re.findall(r'Rejection\(\s*"(\w+)"', text)}
     reasons |= {reason for text in sources for reason in re.findall(r'Duplicate\("(\w+)"', text)}
