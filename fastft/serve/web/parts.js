@@ -176,18 +176,21 @@ export function Composer({ name, busy, blocked, onSend, onStop, onEditLast }) {
   const draft = `draft-${name}`;
   const sentAt = useRef(0);
   const [text, setText] = useState(() => sessionStorage.getItem(draft) || "");
+  // Kept at once: an effect runs after the next frame, and a page that is left before it would lose the last words.
+  const write = (words) => {
+    sessionStorage.setItem(draft, words);
+    setText(words);
+  };
   useEffect(() => {
-    sessionStorage.setItem(draft, text);
     if (!box.current) return;
     box.current.style.height = "auto";
     box.current.style.height = `${Math.min(box.current.scrollHeight + 2, 220)}px`;
   }, [text]);
   const send = () => {
     if (busy || blocked || !text.trim()) return;
-    sessionStorage.removeItem(draft);
     sentAt.current = Date.now();
+    write("");
     onSend(text);
-    setText("");
   };
   // Send becomes Stop under the pointer, and a double click must not do both.
   const halt = () => Date.now() - sentAt.current > 500 && onStop();
@@ -201,7 +204,7 @@ export function Composer({ name, busy, blocked, onSend, onStop, onEditLast }) {
   };
   return html`<div class="composer">
     <textarea ref=${box} rows="1" aria-label="Your message" placeholder=${blocked || "Write a message. Enter sends, Shift+Enter begins a line."} disabled=${Boolean(blocked)}
-      value=${text} onInput=${(event) => setText(event.target.value)} onKeyDown=${onKeyDown}></textarea>
+      value=${text} onInput=${(event) => write(event.target.value)} onKeyDown=${onKeyDown}></textarea>
     ${busy
       ? html`<button type="button" class="main stop" onClick=${halt}>Stop</button>`
       : html`<button type="button" class="main" disabled=${Boolean(blocked) || !text.trim()} onClick=${send}>Send</button>`}
