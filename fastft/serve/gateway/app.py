@@ -29,32 +29,33 @@ from starlette.types import Receive, Scope, Send
 from fastft import __version__
 from fastft.common import logs
 from fastft.common.urls import parse_http
-from fastft.compose.abtest.policy import LONGEST_USER, Experiment
+from fastft.compose.abtest.policy import Experiment
 from fastft.compose.policy import Choice, Policy
 from fastft.compose.router.policy import RoutePolicy
 from fastft.compose.virtual import Asked, Resolved, VirtualModels
-from fastft.data.conversation import Conversation, Message
+from fastft.data.conversation import Conversation
 from fastft.serve import moderation, protocol
 from fastft.serve.address import is_loopback
 from fastft.serve.arena.battles import Arena, Battle, HiddenAnswer
 from fastft.serve.gateway.events import EventLog, ServedTurn
 from fastft.serve.gateway.exchange import Exchange
+from fastft.serve.gateway.figures import GatewayFigures
 from fastft.serve.gateway.keys import Allowance, ApiKey
 from fastft.serve.gateway.pool import PoolWorker, WorkerPool
+from fastft.serve.gateway.request import (
+    CONVERSATION_HEADERS,
+    as_messages,
+    bearer,
+    conversation_id,
+    header,
+    require_shallow,
+    user_of,
+)
 from fastft.serve.moderation import Moderation, ModerationSettings
 from fastft.serve.protocol import ApiError
 from fastft.serve.site import Site
 
 logger = logging.getLogger(__name__)
-
-USER_HEADER = b"x-user-id"
-CONVERSATION_HEADERS = ("x-fastft-conversation", "x-openwebui-chat-id")
-LONGEST_ID = 200
-NO_FAILURES = ("answered", "refused", "error", "cancelled")
-"""Outcomes of a try that do not mean that the worker failed to answer."""
-BACKGROUND_HEADER = "x-fastft-background"
-BACKGROUND_PROMPT = "### Task:\n"
-"""How Open WebUI's own requests begin (for titles, tags, follow-up questions), which no person wrote."""
 
 
 @dataclass(frozen=True)
@@ -74,47 +75,6 @@ class GatewaySettings:
     moderation: ModerationSettings | None = None
     unit_key: bytes | None = field(default=None, repr=False)
     """The key of the hash that stands for a user in the record; None records no users."""
-
-
-class _GatewayFigures:
-    """What /metrics shows."""
-
-    def __init__(self, gateway: "Gateway"):
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
-        self.registry = registry = CollectorRegistry()
-        prefix = "fastft_gateway_"
-        labels = ["model", "outcome"]
-        self.requests = Counter(prefix + "requests", "Requests by how they ended.", labels, registry=registry)
-        self.refused = Counter(prefix + "refused", "Requests that reached no worker.", ["code"], registry=registry)
-        self.tries = Counter(prefix + "failed_tries", "Tries of workers that failed.", ["outcome"], registry=registry)
-        buckets = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
-        self.seconds = Histogram(
-            prefix + "seconds", "From the request to the end of its answer.", buckets=buckets, registry=registry
-        )
-        buckets = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
-        self.decisions = Histogram(
-            prefix + "decision_seconds",
-            "Time that a policy took to choose a model.",
-            ["policy"],
-            buckets=buckets,
-            registry=registry,
-        )
-        for name, text, value in (
-            ("in_flight", "Requests being answered.", lambda: len(gateway.running)),
-            ("workers", "Workers that can answer.", gateway.able),
-            ("record_lost", "Events that could not be written.", lambda: gateway.record.lost if gateway.record else 0),
-        ):
-            Gauge(prefix + name, text, registry=registry).set_function(value)
-
-    def ended(self, turn: ServedTurn) -> None:
-        self.requests.labels(turn.chosen, turn.outcome).inc()
-        self.seconds.observe(turn.total_s)
-        if turn.decision_s is not None:
-            self.decisions.labels(turn.policy).observe(turn.decision_s)
-        for each in turn.tries:
-            if each["outcome"] not in NO_FAILURES:
-                self.tries.labels(each["outcome"]).inc()
 
 
 class Gateway:
@@ -145,7 +105,11 @@ class Gateway:
         self.running: set[Exchange] = set()
         self.draining = False
         self.created = int(time.time())
-        self.figures = _GatewayFigures(self)
+        self.figures = GatewayFigures(
+            in_flight=lambda: len(self.running),
+            workers=self.able,
+            record_lost=lambda: record.lost if record else 0,
+        )
         self.site = Site()
         self.moderation = Moderation(settings.moderation) if settings.moderation else None
         self.arena = Arena(pool, record, self._contestants)
@@ -217,10 +181,10 @@ class Gateway:
 
     def _cross_origin(self, scope: Scope) -> dict[str, str]:
         """Response headers for a request from a web page. Raises ApiError for a page of another site that is not allowed."""
-        origin = _header(scope, b"origin")
+        origin = header(scope, b"origin")
         if not origin:
             return {}
-        host = urlsplit(f"//{_header(scope, b'host')}")
+        host = urlsplit(f"//{header(scope, b'host')}")
         own = origin == f"{scope['scheme']}://{host.netloc}"
         # A name that somebody has pointed at this machine would otherwise be its own origin (DNS rebinding).
         if own and is_loopback(self.settings.host) and not is_loopback(host.hostname or ""):
@@ -243,7 +207,7 @@ class Gateway:
         """The key of a request; None if none is asked for. Raises ApiError."""
         if not self.keys:
             return None
-        key = self.keys.get(hashlib.sha256(_bearer(scope)).hexdigest())
+        key = self.keys.get(hashlib.sha256(bearer(scope)).hexdigest())
         if key is None:
             raise protocol.invalid_api_key()
         return key
@@ -252,7 +216,7 @@ class Gateway:
         if self.settings.admin_key is None:
             message = "there is no admin key: start the server with --admin_key_env NAME"
             raise ApiError(403, message, code="no_admin_key", kind="permission_error")
-        if not hmac.compare_digest(_bearer(scope), self.settings.admin_key.encode()):
+        if not hmac.compare_digest(bearer(scope), self.settings.admin_key.encode()):
             raise protocol.invalid_api_key()
 
     # What is served --------------------------------------------------------------------------------------------------
@@ -304,7 +268,7 @@ class Gateway:
             message = "model must be the name of a model; GET /v1/models lists them"
             raise ApiError(400, message, "model", "invalid_value")
         self._require(name)
-        _require_shallow(request)
+        require_shallow(request)
         turn = await self._turn(scope, request, body, name, key.name if key else None)
         await self._exchange(turn, request, scope, receive, send, headers)
 
@@ -422,7 +386,7 @@ class Gateway:
     ) -> None:
         """Answer for one side of a battle: an ordinary chat request into which the gateway puts the model's name."""
         request = protocol.parse_object(await self._body(scope, receive))
-        _require_shallow(request)
+        require_shallow(request)
         model = battle.sides[name].model
         self._require(model)
         request |= {"model": model, "stream": True, "n": 1}
@@ -448,13 +412,13 @@ class Gateway:
         messages = request.get("messages")
         messages = messages if isinstance(messages, list) else []
         number = sum(1 for each in messages if isinstance(each, dict) and each.get("role") == "user")
-        conversation, source = _conversation_id(scope, messages, key)
+        conversation, source = conversation_id(scope, messages, key)
         # What no person wrote, or is written in a battle, exposes nobody to an experiment.
-        user = None if battle or source == "background" else _user(scope, request)
+        user = None if battle or source == "background" else user_of(scope, request)
         found = Resolved(Choice(name, {name: 1.0}, "asked by name"))
         if policy := self.virtual.get(name):
             read = (
-                _as_messages(messages, request.get("prompt")) if name in self.routes or name in self.instructing else []
+                as_messages(messages, request.get("prompt")) if name in self.routes or name in self.instructing else []
             )
             asked = Asked(Conversation(conversation or "", read), number, user, at, self.pool.names())
             found = await self._found(name, asked)
@@ -502,7 +466,7 @@ class Gateway:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The body of a request. Raises ApiError if it is too large or too slow."""
         limit = self.settings.largest_body
-        if (length := _header(scope, b"content-length")) and int(length) > limit:
+        if (length := header(scope, b"content-length")) and int(length) > limit:
             raise protocol.body_too_large(limit)
         late: list[bool] = []
         # Not asyncio.wait_for, which makes a task: most bodies have arrived already.
@@ -614,16 +578,8 @@ def _interrupt(task: asyncio.Task, late: list[bool]) -> None:
     task.cancel()
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
-
-
 def _in_header(text: str) -> str:
     return text if text.isascii() and text.isprintable() else text.encode("ascii", "backslashreplace").decode()
-
-
-def _bearer(scope: Scope) -> bytes:
-    return _header(scope, b"authorization").removeprefix("Bearer ").strip().encode("latin-1")
 
 
 def _entry_of(request: dict[str, Any]) -> tuple[str, str]:
@@ -633,46 +589,6 @@ def _entry_of(request: dict[str, Any]) -> tuple[str, str]:
         raise ApiError(400, "url must be http(s)://HOST:PORT/v1#MODEL", "url", "invalid_value")
     url, _, model = entry.partition("#")
     return url.rstrip("/"), model
-
-
-def _conversation_id(scope: Scope, messages: list[Any], key: str | None) -> tuple[str | None, str]:
-    """(id, its source). If the client sends none, it is a hash of the conversation's beginning, the same at every turn."""
-    first = next((i for i, each in enumerate(messages) if isinstance(each, dict) and each.get("role") == "user"), None)
-    opening = messages[: first + 1] if first is not None else messages
-    asked = messages[first].get("content") if first is not None else None
-    if _header(scope, BACKGROUND_HEADER.encode()) or (isinstance(asked, str) and asked.startswith(BACKGROUND_PROMPT)):
-        return None, "background"
-    for name in CONVERSATION_HEADERS:
-        if given := _header(scope, name.encode()):
-            return given[:LONGEST_ID], "header"
-    if not opening:
-        return None, "none"
-    return hashlib.blake2b(orjson.dumps([key, opening]), digest_size=12).hexdigest(), "messages"
-
-
-def _require_shallow(request: dict[str, Any]) -> None:
-    """Raises ApiError for JSON that is too deep to be written again (orjson reads 1024 levels and writes 254)."""
-    try:
-        orjson.dumps(request)
-    except TypeError:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
-
-
-def _as_messages(messages: list[Any], prompt: Any) -> list[Message]:
-    """Messages for a policy to read, or the prompt of a plain completion. The worker is who refuses wrong ones."""
-    if isinstance(prompt, str) and not messages:
-        return [Message("user", prompt)]
-    dialogue = (each for each in messages if isinstance(each, dict))
-    return [Message(str(each.get("role")), "\n".join(protocol.text_parts(each.get("content")))) for each in dialogue]
-
-
-def _user(scope: Scope, request: dict[str, Any]) -> str | None:
-    """The user's name: the request's `user`, else the header X-User-Id; None if there is none."""
-    named = request.get("user")
-    # As UTF-8, so that a name has the same hash in a header and in a request.
-    header = _header(scope, USER_HEADER).encode("latin-1").decode("utf-8", "replace")
-    user = named if isinstance(named, str) and named else header
-    return user if 0 < len(user) <= LONGEST_USER else None
 
 
 async def _answer_json(send: Send, status: int, content: Any, headers: dict[str, str]) -> None:
