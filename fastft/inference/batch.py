@@ -374,6 +374,8 @@ class Batches:
     async def _request(self, method: str, path: str, body: bytes | None = None, **options: Any) -> Any:
         """Send a request of which nothing is harmed if it is sent twice, again and again if that may help."""
         for failures in range(self.connection.limits.retries + 1):
+            if failures:
+                await asyncio.sleep(min(0.5 * 2 ** (failures - 1), FIRST_POLL_S))
             try:
                 return await self._once(method, path, body, **options)
             except ErrorInBody as error:
@@ -382,7 +384,6 @@ class Batches:
                 last = error
             except (Lost, Unreached) as error:
                 last = error
-            await asyncio.sleep(min(0.5 * 2**failures, FIRST_POLL_S))
         raise UserError(
             f"{self.connection.url}{path}: {self.connection.said(last)}; start the same command again later"
         )

@@ -123,10 +123,6 @@ class Client:
     def _cached(self, keys: list[str]) -> Reply | None:
         return next(filter(None, map(self.cache.get, keys)), None) if self.cache else None
 
-    def key(self, messages: list[dict[str, str]], attempt: int, parameters: dict[str, Any]) -> str:
-        """Return the key of this request in the cache."""
-        return key_of(self.connections[0], messages, attempt, parameters)
-
     def usd(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the cost of these tokens in dollars."""
         return self.connections[0].usd(prompt_tokens, completion_tokens)

@@ -1,8 +1,9 @@
 """Decide when a request to an endpoint may start: its limits a minute, how many are on the way, and the pauses it asks for.
 
     line = Line([Pace(Limits(concurrency=16, rpm=300)), Pace(Limits(rpm=18))])     # one model at two endpoints
-    place = await line.turn(order=0, tokens=1200)                                  # waits; place is 0 or 1
-    line.answered(place)                                                           # or line.overloaded(place, started, pause_s=2)
+    place, started = await line.turn(order=0, tokens=1200)                         # waits; place is 0 or 1
+    line.paces[place].answered()                                                   # or .overloaded(started, pause_s=2)
+    line.end(place)
 
 How many are on the way is controlled as TCP controls its packets (additive increase, multiplicative decrease; RFC 5681): an
 endpoint that says it is overloaded gets half as many at a time. If it names a time to wait, nothing starts before that time is

@@ -270,7 +270,7 @@ def estimate(
         messages, options = _request(task, prompts, max_tokens)
         tokens = estimate_tokens(messages)
         for client in clients:
-            if not client.cache or not client.cache.get(client.key(messages, 0, options)):
+            if not client.cached(messages, 0, options):
                 calls, prompt, usd = calls + 1, prompt + tokens, usd + client.usd(tokens, USUAL_REPLY_TOKENS)
     return calls, prompt, USUAL_REPLY_TOKENS * calls, usd
 
