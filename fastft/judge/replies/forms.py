@@ -187,14 +187,14 @@ def _battle(row: Row, file: File, where: str) -> Iterator[Look]:
         (key[7:] for key in row if key.startswith("winner_") and row[key] == 1), None
     )
     bad = winner is not None and re.sub(r"\W|_", "", winner) in ("tiebothbad", "bothbad")
-    judge = "people" if _PEOPLE.fullmatch(_judge(row, "people")[0]) else _judge(row)[0]
+    judge, _ = _judge(row, "people")
     sides = [_talk(row.get(key)) for key in ("conversation_a", "conversation_b")]
     asked = [turn for role, turn in sides[0] if role == "user"]
     answers = tuple(tuple(turn for role, turn in side if role == "assistant") for side in sides)
     yield Look(
         question=_question(row, where),
         models=(_model(row, "model_a"), _model(row, "model_b")),
-        judge=judge,
+        judge="people" if _PEOPLE.fullmatch(judge) else judge,
         entered={"model_a": "a", "model_b": "b", "tie": "tie"}.get(winner) or ("tie" if bad else None),
         turn=_turn(row),
         category=_text(row.get("category")) or "arena",

@@ -88,7 +88,7 @@ def _is_whole(facts: Any) -> bool:
 
     def has(values: Any, types: dict[str, Any]) -> bool:
         return isinstance(values, dict) and all(
-            isinstance(values.get(key, _is_whole), kind) for key, kind in types.items()
+            key in values and isinstance(values[key], kind) for key, kind in types.items()
         )
 
     if not has(facts, _FACTS) or not all(isinstance(files, list) for files in facts["data"]):
