@@ -13,10 +13,13 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from helpers import openai_server
 
 from fastft.common.command_line import option, parse, run
 from fastft.compose.grimoire import build, evaluate
@@ -77,30 +80,8 @@ def scripted_strong(pairs: list[tuple[str, str]]):
         with lock:
             return given.setdefault(prompt, pairs[len(given) % len(pairs)][0])
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = reply(body["messages"][-1]["content"])
-            message = {"role": "assistant", "content": text}
-            content = json.dumps(
-                {"model": "archive", "choices": [{"message": message, "finish_reason": "stop"}]}
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1#archive"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with openai_server.endpoint(lambda body, number: reply(body["messages"][-1]["content"])) as server:
+        yield f"{server.url}#archive"
 
 
 def write_task(data: Path, name: str, output: Path) -> Path:

@@ -13,14 +13,11 @@ import json
 import random
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from grimoire import archived
+from grimoire import archived  # which also makes the tests' helpers importable
+from helpers import openai_server
 
 from fastft.common.command_line import parse, run
 from fastft.compose.grimoire.choosing.choice import Chosen
@@ -90,38 +87,6 @@ class DspyBenchmark:
     """Sets of rules that are tried."""
 
 
-@contextmanager
-def endpoints(reply: Callable[[dict], str]):
-    """Serve `reply` as chat completions, one request at a time, and yield the address."""
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            with lock:
-                message = {"role": "assistant", "content": reply(body)}
-            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            row = {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
-            content = json.dumps({**row, "usage": usage}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def main() -> int:
     what = "Compare DSPy's InferRules on the questions of a grimoire."
     [config] = parse(sys.argv[1:], "benchmarks/grimoire_dspy.py", what, DspyBenchmark)
@@ -131,7 +96,7 @@ def main() -> int:
     chat = ChatModel(places["weak"], places["template"], places["dtype"])
     texts, count = [profound for profound, _ in archived(config.data, task.name)], {"weak": 0, "strong": 0}
 
-    def reply(body: dict) -> str:
+    def reply(body: dict, number: int) -> str:
         count[body["model"]] += 1
         if body["model"] == "strong":
             rules = texts[(count["strong"] - 1) % len(texts)]
@@ -150,10 +115,10 @@ def main() -> int:
         "test": [asdict(each) for each in first_by_hash(test, config.test)],
         "candidates": config.candidates,
     }
-    with endpoints(reply) as url:
+    with openai_server.endpoint(reply) as server:
         done = subprocess.run(
             [config.dspy, "-c", PROGRAM],
-            input=json.dumps({**given, "url": url}),
+            input=json.dumps({**given, "url": server.url}),
             stdout=subprocess.PIPE,
             text=True,
             check=True,
