@@ -15,8 +15,10 @@ from helpers.grimoires import RULE, is_for_strong, rows, scripted, write_rows, w
 from helpers.openai_server import Failure
 
 from fastft import cli
+from fastft.compose.grimoire.writing.embed import embedder
 from fastft.compose.grimoire.writing.write import load_grimoires
 from fastft.errors import UserError
+from fastft.inference.client import Client
 
 SAMPLERS = ["--samplers", "random,hard,none"]
 
@@ -464,6 +466,17 @@ def test_an_endpoint_without_embeddings_ends_the_run_in_one_line(tmp_path, capsy
         line[line.index("--samplers") + 1] = "kmeans"
         assert cli.main(line) == 1
     assert "gives no embeddings" in capsys.readouterr().err
+
+
+def test_a_row_of_embeddings_that_a_kill_has_cut_is_asked_for_once_more_only(tmp_path):
+    with openai_server.endpoint(lambda body, number: b'{"data": [{"index": 0, "embedding": [3, 4]}]}') as server:
+        address, cache = f"{server.url}#embeddings", tmp_path / "rows.jsonl"
+        embed = embedder(address, [], cache, Client(address))
+        embed(["one"])
+        cache.write_bytes(cache.read_bytes()[:-5])
+        for _ in range(2):
+            assert embed(["one"])[0] == pytest.approx([0.6, 0.8])
+        assert len(server.requests) == 2
 
 
 def test_answers_become_training_data_without_the_grimoire(made, tmp_path):

@@ -19,6 +19,7 @@ from fastft.inference.client import Client
 from fastft.inference.completion import ErrorInBody
 from fastft.inference.endpoint import is_address
 from fastft.inference.transport import Lost, Unreached
+from fastft.judge.answer import cut_torn_line
 
 Embedder = Callable[[Sequence[str]], Any]
 TFIDF = "tfidf"
@@ -62,6 +63,8 @@ def _from_endpoint(client: Client, texts: Sequence[str], cache: Path) -> np.ndar
     missing = list({key: text for key, text in zip(keys, texts) if key not in known}.items())
 
     async def ask() -> None:
+        if cache.is_file():
+            cut_torn_line(cache)  # else the next row would stand behind it, and be lost with it
         with open(cache, "ab", buffering=0) as file:
             for begin in range(0, len(missing), PER_REQUEST):
                 some = missing[begin : begin + PER_REQUEST]
