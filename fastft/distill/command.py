@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import orjson
@@ -81,8 +82,6 @@ def write_results(
 
     `elsewhere` is what teachers have cost beside their answers, and the judge. Its "usd" is all that was spent in this directory.
     """
-    from dataclasses import asdict
-
     plan, directory = config.directory / "plan.jsonl", config.directory
     teachers = {each.name: ledgers.TeacherLedger(each.name, each.model) for each in config.teachers}
     stages, samples, paid = Stages(config), [], set()

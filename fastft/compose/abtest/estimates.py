@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from fastft.compose.abtest.activity import Activity
+from fastft.compose.abtest.activity import IN_TWO, Activity
 from fastft.compose.abtest.shares import Shares, Z, compare_shares
 from fastft.compose.abtest.significance import holm
 from fastft.compose.abtest.winsor import Capped, totals, winsorised
@@ -320,5 +320,5 @@ def require_users(activity: Activity, control: int) -> None:
     for arm, count in zip(activity.arms, np.bincount(activity.arm_U, minlength=len(activity.arms))):
         if count < 2:
             said = "no user" if count == 0 else "one user only"
-            why = " who is in no other arm" if activity.left_out["users with rows in two arms"] else ""
+            why = " who is in no other arm" if activity.left_out[IN_TWO] else ""
             raise UserError(f"{activity.source}: the arm {arm!r} has {said}{why}; a comparison needs two in each arm")

@@ -11,6 +11,7 @@ from fastft.common.html import percent
 from fastft.compose.abtest.activity import IN_TWO, Activity
 from fastft.compose.abtest.estimates import (
     FEW_ACTIVE,
+    FIGURES,
     ArmComparison,
     Days,
     Effect,
@@ -110,7 +111,7 @@ class Results:
 
 
 def _comparison_json(found: ArmComparison) -> dict[str, Any]:
-    figures: dict[str, Any] = dict.fromkeys(("engagement_ratio", "dzeta", "dbeta", "dalpha", "dgamma"))
+    figures: dict[str, Any] = dict.fromkeys(FIGURES)
     figures |= {name: _shown(name, effect) for name, effect in found.figures.items()}
     return {
         "retention_ratio": {day: effect.ratio[0] for day, effect in found.retention.items()},

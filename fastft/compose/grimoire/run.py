@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT, Setting, choice_format
+from fastft.compose.grimoire.answering.weak import ANSWER_TOKENS
 from fastft.compose.grimoire.task import LabelTask, OpenSplits, TaskQuestion
 from fastft.compose.grimoire.writing.money import KeptMoney
 from fastft.compose.grimoire.writing.prompts import PromptTexts, few_shot_help, system_prompt
@@ -125,7 +126,7 @@ def plan_build(
         told = len(prompts.answer.encode()) + task_size + longest_help + len(json.dumps(choice_format(task.labels)))
         asked = sum(len(each.text.encode()) + told for each in split.validation) * settings
         asked += sum(len(each.text.encode()) + told for each in split.train) * hard
-        usd += endpoints.weak.usd(asked, 64 * questions)
+        usd += endpoints.weak.usd(asked, ANSWER_TOKENS * questions)
     if endpoints.encoder is not None:
         clustered = not done and any(sampler in CLUSTERED for sampler in samplers)
         embedded = [*split.validation, *(split.train if clustered else ())]

@@ -32,13 +32,10 @@ def judge_answers(
     address = f"{settings.url.rstrip('/')}#{settings.model}"
     client = Client(address, cache=cache, price=settings.usd_per_million or FREE, money=money, key_env=settings.key_env)
     places, tasks = _tasks(config, plan, answers, verdicts)
-    prompts, judged = load_prompts(), {}
-
-    def done(index: int, judgment: Judgment) -> None:
-        judged[index] = judgment
-
+    judged: dict[int, Judgment] = {}
+    prompts = load_prompts()
     works = [partial(judge_one, task, client, prompts, settings.max_tokens) for task in tasks]
-    stopped = run_all(works, "judging", money, done)
+    stopped = run_all(works, "judging", money, judged.__setitem__)
     for index, (name, place) in enumerate(places):
         checked = verdicts[name][place].checked
         judgment = judged.get(index)

@@ -18,7 +18,7 @@ class KeptMoney(Money):
         """Read what earlier starts have spent."""
         super().__init__(limit)
         self.path, self.file = path, None
-        self.spent = self.before = _spent_in(path)
+        self.spent = _spent_in(path)
 
     def commit(self, usd: float) -> None:
         super().commit(usd)
