@@ -56,9 +56,7 @@ def test_nobody_on_any_day_leads_the_verdict(tmp_path, capsys):
     assert "on day 1 (2 such days: 1, 7)" in made["verdict"]
     nobody = wide({"control": [0, 0], "test": [0, 0]})
     made, _ = figures(tmp_path, capsys, "user,arm,retention_1,retention_7", nobody)
-    assert made["verdict"] == "Test cannot be compared with control: nobody comes back." or made["verdict"].startswith(
-        "test"
-    )
+    assert made["verdict"] == "test cannot be compared with control: nobody comes back."
 
 
 def test_an_arm_that_loses_everybody_after_day_3_is_said_first(tmp_path, capsys):
@@ -176,7 +174,7 @@ def test_many_users_in_two_arms_are_a_doubt(tmp_path, capsys):
     rows = visits(3, users=300)
     moved = [[f"u{u}", "control" if u % 2 else "test", 9, 1] for u in range(20)]
     made, said = figures(tmp_path, capsys, "user,arm,day,amount", rows + moved, "--days", "8")
-    assert said.startswith("warning: 20 users (6.67 %) have rows in two arms") or "20 users (6.7 %)" in said
+    assert said.startswith("warning: 20 users (6.7 %) have rows in two arms")
     assert made["verdict"].startswith("With doubt, because 6.")
     made, said = figures(tmp_path, capsys, "user,arm,day,amount", rows + moved[:2], "--days", "8")
     assert "With doubt" not in made["verdict"] and "Left out: users with rows in two arms: 2." in said
