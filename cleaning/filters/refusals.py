@@ -7,8 +7,6 @@ from cleaning.settings import FilterSettings
 from fastft.data import refusals
 from fastft.data.conversation import Message
 
-asks_for_somebodys_words = refusals.asks_for_somebodys_words
-
 
 def self_identification(message: Message, settings: FilterSettings) -> str | None:
     """Complain about an answer in which the model says which company's product it is."""

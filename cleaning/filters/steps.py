@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from cleaning.filters import language, privacy, quality, refusals, structure
 from cleaning.filters.base import Filter, Repair, Step, TurnFilter
+from fastft.data.refusals import asks_for_somebodys_words
 
 ALWAYS = ("too_short", "wrong_role_order")  # later stages cannot read what these reject
 MASKS = ("masked_keys", "masked_emails", "masked_ips", "masked_phones")
@@ -65,7 +66,7 @@ STEPS: Sequence[Step] = (
         "self_identification",
         refusals.self_identification,
         "an answer says which company's product it is",
-        asked_for=refusals.asks_for_somebodys_words,
+        asked_for=asks_for_somebodys_words,
     ),
     TurnFilter("refusal", refusals.refusal, "a short answer says what the model cannot do"),
     TurnFilter("policy_refusal", refusals.policy_refusal, "a short answer declines something harmful", default=False),

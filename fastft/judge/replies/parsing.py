@@ -122,7 +122,7 @@ def objects_and_words(text: str) -> tuple[list[dict], str]:
 
 def lines_of(words: str) -> list[str]:
     """Return the lines that say something, without emphasis and without the objects inside them, which are quotes."""
-    bare = _BOXED.sub(r"\1", _without_objects(words.translate(_FULL_WIDTH)))
+    bare = _BOXED.sub(r"\1", _without_objects(words))
     lines = [" ".join(_EMPHASIS.sub("", line).split()) for line in bare.split("\n")]
     return [line for line in lines if line]
 
