@@ -75,12 +75,15 @@ class Router:
     """Simpler ways to choose, trained on the same outcomes. `load` reads them only if asked to."""
 
     def scores(self, queries: list[str]) -> Scores:
-        matrix = self.features.transform(queries)
+        return self.scores_of(self.features.transform(queries))
+
+    def scores_of(self, matrix: Any) -> Scores:
+        """The scores of queries whose features are known: [N, D]."""
         known_N = self._knows(matrix)
         return Scores(
             self._or_means(softmax(self.distribution.logits(matrix)), known_N, "mean_distribution"),
             self._or_means(sigmoid(self.success.logits(matrix)), known_N, "means"),
-            self.neighbours.unlike(self.features.dense(matrix)) if self.neighbours else np.zeros(len(queries), bool),
+            self.neighbours.unlike(self.features.dense(matrix)) if self.neighbours else np.zeros(len(known_N), bool),
         )
 
     def knows(self, queries: list[str]) -> np.ndarray:

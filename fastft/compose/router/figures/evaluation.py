@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastft.common.records import repair_text
+from fastft.common.records import read_records, repair_text
 from fastft.compose.blend import BlendPolicy
 from fastft.compose.router.figures.columns import Columns, Extra, alone
 from fastft.compose.router.figures.curves import Curve, WeakAndStrong, curve_columns, curve_of, pair_columns, pair_of
@@ -176,7 +176,7 @@ def read_with_sets(paths: Sequence[str]) -> tuple[Outcomes, list[str]]:
     outcomes = read_outcomes(paths)
     if all(outcomes.tags):
         return outcomes, [tags[0] for tags in outcomes.tags]
-    files = [Path(path).name.split(".")[0] for path in paths for _ in range(len(read_outcomes([path])))]
+    files = [Path(path).name.split(".")[0] for path in paths for _ in read_records(path)]
     return outcomes, [tags[0] if tags else file for tags, file in zip(outcomes.tags, files)]
 
 
@@ -188,7 +188,8 @@ def evaluate(
     outcomes, sets, more = whole_rows(outcomes, sets)
     remarks += more
     sets, own_sets = pooled(sets, outcomes.queries), sets
-    values = router.scores(outcomes.queries)
+    matrix = router.features.transform(outcomes.queries)
+    values = router.scores_of(matrix)
     chosen_N = router.choose(values, usd_weight, margin)
     measure_NM = outcomes.measure
     points = 100.0 if measure_NM.min() >= 0 and measure_NM.max() <= 1 else 1.0
@@ -199,7 +200,7 @@ def evaluate(
     columns.add_choice("router", f"by its {router.rule}", chosen_N)
     columns.add_choice("best single", f"{router.default}, chosen in training", np.full(len(sets), default))
     columns.add("uniform blend", "one of the models, drawn: the mean of all", scores_NM.mean(1), columns.mean_usd())
-    for name, says, choice_N in _baselines(router, outcomes):
+    for name, says, choice_N in _baselines(router, matrix, outcomes.tags):
         columns.add_choice(name, says, choice_N)
     for number, name in enumerate(router.candidates):
         columns.add_choice(alone(name), "", np.full(len(sets), number))
@@ -210,7 +211,7 @@ def evaluate(
     usd_columns = [extra.add(usd_N) for usd_N in columns.usd.values()] if columns.usd_NM is not None else []
 
     means = SetMeans(np.column_stack([*columns.scores.values(), *extra.columns]), sets, outcomes.queries)
-    systems = _systems(columns, means, usd_columns)
+    systems = _systems(columns, means, usd_columns, default)
     leaks, without = _leaks(router, outcomes, sets, chosen_N, scores_NM, default)
     single = list(columns.scores).index("best single")
     drawn = _drawn_blend(outcomes, scores_NM, weights_N)
@@ -319,16 +320,15 @@ def _oracle(columns: Columns) -> np.ndarray:
     return np.where(best_NM, usd_NM, np.inf).argmin(1)
 
 
-def _baselines(router: Router, outcomes: Outcomes) -> list[tuple[str, str, np.ndarray]]:
-    """(name, what it is, chosen model of each query) of what was trained beside the router."""
+def _baselines(router: Router, matrix: Any, tags: Sequence[Sequence[str]]) -> list[tuple[str, str, np.ndarray]]:
+    """(name, what it is, chosen model of each query) of what was trained beside the router; `matrix`: the features."""
     if router.baselines is None:
         return []
-    matrix = router.features.transform(outcomes.queries)
-    found = router.baselines.choose(matrix, router.features.dense(matrix), outcomes.tags)
+    found = router.baselines.choose(matrix, router.features.dense(matrix), tags)
     return [(name, SAYS[name], chosen_N) for name, chosen_N in found.items()]
 
 
-def _systems(columns: Columns, means: SetMeans, usd_columns: list[int]) -> list[System]:
+def _systems(columns: Columns, means: SetMeans, usd_columns: list[int], default: int) -> list[System]:
     names = list(columns.scores)
     single, oracle = names.index("best single"), names.index("oracle")
     first = names.index(alone(columns.models[0]))
@@ -337,8 +337,7 @@ def _systems(columns: Columns, means: SetMeans, usd_columns: list[int]) -> list[
     for place, name in enumerate(names):
         is_model = first <= place < first + len(columns.models)
         if is_model or name == "best single":
-            model = place - first if is_model else columns.models.index(columns.says[name].split(",")[0])
-            rank, uplift = rank_and_uplift_of_model(model, models_SM)
+            rank, uplift = rank_and_uplift_of_model(place - first if is_model else default, models_SM)
         else:
             rank, uplift = rank_and_uplift(means.by_set_SK[:, place], models_SM)
         made.append(
@@ -498,7 +497,7 @@ def to_json(made: Evaluation) -> str:
     rest = asdict(made)
     for key in ("systems", "gain", "cost_of_best_single", "examples"):
         del rest[key]
-    text = json.dumps(_plain(content | rest), indent=1, ensure_ascii=False)
+    text = json.dumps(plain(content | rest), indent=1, ensure_ascii=False)
     return repair_text(text) + "\n"
 
 
@@ -516,12 +515,12 @@ def _system_json(system: System) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with intervals as lists, and null in place of NaN."""
     if isinstance(value, dict):
         if value.keys() == {"value", "low", "high"}:
             return [value["value"], value["low"], value["high"]]
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.html import Plot, compact, percent, precise, ticks, write_page
+from fastft.compose.router.figures.columns import alone
 from fastft.compose.router.figures.evaluation import TAGS_SHOWN, Evaluation, System, Tag
 from fastft.compose.router.figures.verdict import counted
 from fastft.compose.router.figures.verdict import verdict as verdict_of
@@ -216,7 +217,7 @@ def _confusion_rows(made: Evaluation) -> list[tuple[str, int, list[tuple[int, fl
 
 
 def _dots_say(made: Evaluation) -> str:
-    dots = [made.system(f"{name} alone") for name in made.candidates]
+    dots = [made.system(alone(name)) for name in made.candidates]
     ordered = sorted(zip(dots, made.candidates), key=lambda dot: dot[0].usd or 0.0)
     return ", ".join(f"{name} ({dot.mean.value:.2f} at ${precise(dot.usd or 0.0)})" for dot, name in ordered)
 
@@ -236,8 +237,8 @@ def _curve_says(made: Evaluation) -> str:
 
 def _plot(made: Evaluation) -> Plot:
     curve, priced = made.curve, made.curve.by == "usd_weight"
-    alone = {name: made.system(f"{name} alone") for name in made.candidates} if priced else {}
-    dots = [(s.usd or 0.0, s.mean.value, name) for name, s in alone.items()]
+    models = {name: made.system(alone(name)) for name in made.candidates} if priced else {}
+    dots = [(s.usd or 0.0, s.mean.value, name) for name, s in models.items()]
     dots = dots or [(0.0, made.system("best single").mean.value, made.default)]
     xs = [*curve.x, *(x for x, _, _ in dots)]
     ys = [*(v for s in curve.score for v in (s.low, s.high)), *(y for _, y, _ in dots)]

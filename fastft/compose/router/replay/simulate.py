@@ -27,8 +27,9 @@ from fastft.common.command_line import option, parse, run_module
 from fastft.common.files import make_directory, require_not_input, write_whole
 from fastft.common.records import read_records, repair_text
 from fastft.compose.blend import BlendPolicy
+from fastft.compose.blend_parts import PREFIX, is_blend
 from fastft.compose.policy import FixedPolicy, Policy, draw
-from fastft.compose.router.figures.evaluation import whole_rows
+from fastft.compose.router.figures.evaluation import plain, whole_rows
 from fastft.compose.router.outcomes import read_outcomes
 from fastft.compose.router.policy import AHEAD, RoutePolicy
 from fastft.compose.router.replay.propensity import (
@@ -49,7 +50,6 @@ from fastft.judge.rows import is_number
 from fastft.judge.statistics.intervals import Interval
 from fastft.judge.tables import number
 
-BLEND = "blend:"
 FEW = 30
 """Effective turns below which normal intervals are not to be trusted."""
 VOTED = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 0.0)}
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     made = _of_outcomes(config) if _holds_outcomes(Path(config.file)) else _of_events(config)
     if config.output:
         make_directory(Path(config.output))
-        text = json.dumps(_lists(asdict(made)), indent=1, ensure_ascii=False)
+        text = json.dumps(plain(asdict(made)), indent=1, ensure_ascii=False)
         write_whole(Path(config.output) / "simulation.json", repair_text(text) + "\n")
     _show(made)
     print(_verdict(made))
@@ -320,14 +320,14 @@ def _voted(vote: dict[str, Any], where: str) -> dict[str, float]:
 
 
 def _is_router(spelled: str) -> bool:
-    return not spelled.startswith(BLEND) and Path(spelled).is_dir()
+    return not is_blend(spelled) and Path(spelled).is_dir()
 
 
 def read_policy(config: SimulateConfig, models: Sequence[str]) -> Policy:
     """The policy that `--policy` spells. Raises UserError if there is none, or if it would choose unknown models."""
     spelled = config.policy
-    if spelled.startswith(BLEND):
-        policy: Policy = BlendPolicy("simulated", _weights(spelled.removeprefix(BLEND)))
+    if is_blend(spelled):
+        policy: Policy = BlendPolicy("simulated", _weights(spelled.removeprefix(PREFIX)))
     elif _is_router(spelled):
         policy = RoutePolicy(
             "simulated", Path(spelled), usd_weight=config.usd_weight, margin=config.margin, decide_on=config.decide_on
@@ -453,15 +453,6 @@ def _verdict(made: Simulation) -> str:
     if made.gain.high < 0:
         return f"{made.policy} would earn less than {than}: {number(made.gain, 4)} a turn."
     return f"{made.policy} cannot be told from {than}: {number(made.gain, 4)} a turn, and that interval holds 0."
-
-
-def _lists(value: Any) -> Any:
-    """The value with intervals as [value, low, high]."""
-    if isinstance(value, dict):
-        if value.keys() == {"value", "low", "high"}:
-            return [value["value"], value["low"], value["high"]]
-        return {key: _lists(each) for key, each in value.items()}
-    return [_lists(each) for each in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":
