@@ -1,5 +1,6 @@
 """Features: hashing is the same in every process, embeddings come from local safetensors alone."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -140,6 +141,13 @@ def test_padding_and_order_do_not_change_an_embedding(encoder):
     alone = np.concatenate([features.transform([query]) for query in QUERIES[::7]])
     np.testing.assert_allclose(together[::7], alone, atol=1e-5)
     assert np.linalg.norm(together, axis=1) == pytest.approx(1)
+
+
+def test_the_digest_is_that_of_the_weights_and_the_tokenizer(static):
+    """By definition, so that a router that was trained by one Python is read by another one."""
+    files = [*sorted(static.glob("*.safetensors")), static / "tokenizer.json"]
+    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)
+    assert embeddings_of(str(static)).digest == hashlib.sha256(digests).hexdigest()
 
 
 def test_static_embeddings_are_the_mean_over_tokens(static):

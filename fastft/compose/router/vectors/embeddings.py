@@ -18,6 +18,7 @@ from fastft.errors import UserError, first_line
 
 TOKENS = 256  # of a query that are read
 BATCH = 32
+PIECE = 1 << 20  # bytes of a file that are hashed at a time
 
 
 class _Embeddings:
@@ -148,10 +149,11 @@ def _digest(directory: Path) -> str:
     known = hashlib.sha256()
     for path in (*_weights(directory), directory / "tokenizer.json"):
         if path.is_file():
+            own = hashlib.sha256()
             with path.open("rb") as file:
-                known.update(
-                    hashlib.file_digest(file, "sha256").digest() if hasattr(hashlib, "file_digest") else file.read()
-                )
+                while piece := file.read(PIECE):
+                    own.update(piece)
+            known.update(own.digest())
     return known.hexdigest()
 
 
