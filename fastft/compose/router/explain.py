@@ -71,8 +71,7 @@ def _values(router: Router, scores: Scores, chosen: str) -> Any:
     from rich.table import Table
 
     heads = ["", "success", "distribution", "mean in training"] + ["$ per 1,000"] * bool(router.usd)
-    decides = "success" if router.rule == "success" else "distribution"
-    title = f"Decides: {decides}, with a margin of {router.margin:g} over {router.default}"
+    title = f"Decides: {router.rule}, with a margin of {router.margin:g} over {router.default}"
     table = Table(*heads, title=title, show_edge=False, title_justify="left")
     means = router.report.get("means", {})
     for place in np.argsort(-getattr(scores, router.rule)[0], kind="stable"):

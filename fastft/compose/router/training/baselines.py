@@ -1,6 +1,6 @@
 """Simpler ways to choose a model, which every router is measured beside. They are trained on the same queries.
 
-    baselines = fit_baselines(matrix, dense, labels, success, hard_head, tags, seed)
+    baselines = fit_baselines(dense, labels, success, hard_head, tags, seed)
     baselines.choose(matrix, dense, tags)        # {name: index of the chosen model [N]}
 
 hard label     a linear head that learned which model is the best one, as a class

@@ -113,16 +113,12 @@ class _CrossEntropy:
         self.outside = np.where(known, 0.0, -np.inf)
         labels = np.where(known, labels, 0.0)
         self.labels = labels / np.maximum(labels.sum(1, keepdims=True), 1e-300)
+        self.any = labels.sum(1, keepdims=True) > 0  # rows without a label teach nothing
         self.start = np.log(np.maximum(self.labels.mean(0), 1e-6))
 
     def __call__(self, logits: np.ndarray) -> tuple[float, np.ndarray]:
         chosen = softmax(logits + self.outside)
         return -float(np.sum(self.labels * np.log(np.maximum(chosen, 1e-300)))), chosen * self.any - self.labels
-
-    @property
-    def any(self) -> np.ndarray:
-        """1 for rows with a label, 0 for those without, which teach nothing."""
-        return self.labels.sum(1, keepdims=True) > 0
 
 
 class _Logistic:

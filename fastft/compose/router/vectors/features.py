@@ -62,10 +62,6 @@ class HashedFeatures:
     kind = "hashed"
     width = 2 * BLOCK
 
-    @classmethod
-    def from_state(cls, tensors: dict[str, np.ndarray]) -> "HashedFeatures":
-        return cls(tensors["idf"])
-
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return {"kind": self.kind}, {"idf": self.idf}
 
