@@ -152,10 +152,9 @@ def _steps(policy: Policy | Experiment) -> dict[str, float]:
 def doubts(config: ServeConfig, virtual: VirtualModels) -> Iterator[str]:
     """What can be served, and is probably not meant."""
     for name, policy in virtual.items():
-        if isinstance(policy, BlendPolicy):
-            for turn, weights in zip(policy.from_turn, policy.weights):
-                if len(alone := [model for model, weight in weights.items() if weight]) == 1 and turn == 1:
-                    yield f"{name}: no blend: only {alone[0]} has a weight"
+        if isinstance(policy, BlendPolicy) and sum(map(bool, policy.weights[0].values())) == 1:
+            [alone] = [model for model, weight in policy.weights[0].items() if weight]
+            yield f"{name}: no blend: only {alone} has a weight"
         if isinstance(policy, RoutePolicy) and len(policy.models) == 1:
             yield f"{name}: nothing to choose: all candidates of the router are {policy.models[0]} here"
         if isinstance(policy, RoutePolicy) and policy.gain and policy.gain[1] <= 0:
