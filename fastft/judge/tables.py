@@ -19,7 +19,7 @@ FLAGS = {
     "empty": "the judge said nothing",
     "injection": "an answer speaks to the judge (asks for a score, claims to be better)",
     "quotes_injection": "the judge repeats an answer's words to it, so read what it wrote",
-    "contradiction": "the text of a review and its field give different scores",
+    "contradiction": "the judge's words and the field beside them say different things",
     "both_bad": "a person said that both answers are bad",
 }
 PAIR_HEADS = (
