@@ -42,7 +42,7 @@ from fastft.inference.endpoint import USUAL_LIMITS, Limits, key_variables
 from fastft.inference.pace import Line
 from fastft.inference.transport import Lost, Unreached
 
-__all__ = ["Client", "ClientPool", "Unanswered", "estimate_tokens", "make_clients", "run_all"]
+__all__ = ["Client", "ClientPool", "Unanswered", "estimate_tokens", "make_clients", "progress_bar", "run_all"]
 
 logger = logging.getLogger(__name__)
 LONGEST_BACKOFF_S = 8.0
@@ -316,7 +316,7 @@ def run_all(
     KeyboardInterrupt; the second of them ends everything at once.
     """
     signals: list[int] = []
-    with _progress_bar(what) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(what, total=total or (len(works) if isinstance(works, Sequence) else None), usd="")
         stopped: list[str] = []
         ended = [0, 0.0]  # works, and when that was shown
@@ -402,7 +402,8 @@ def _heeding(signals: list[int], stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _progress_bar(what: str) -> Any:
+def progress_bar() -> Any:
+    """Return rich's bar on standard error, for tasks that have a field `usd`: what they have cost, "" for nothing."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -413,6 +414,6 @@ def _progress_bar(what: str) -> Any:
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     columns += (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[usd]}"))
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=2)

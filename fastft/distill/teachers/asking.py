@@ -26,7 +26,7 @@ from fastft.distill.settings import DistillConfig, TeacherConfig
 from fastft.distill.teachers.answers import Answers, key_of, messages_of
 from fastft.errors import UserError
 from fastft.inference.budget import FREE, Cache, Money, OverBudget
-from fastft.inference.client import Client, Unanswered
+from fastft.inference.client import Client, Unanswered, progress_bar
 from fastft.inference.completion import Reply
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ async def _ask_all(
 ) -> None:
     asking: list[_Asking] = []
     works = []
-    with _progress_bar() as bar, _stopped_by_signals(asking):
+    with progress_bar() as bar, _stopped_by_signals(asking):
         for teacher in (each for each in config.teachers if missing[each.name]):
             task = bar.add_task(teacher.name, total=len(missing[teacher.name]), usd="")
 
@@ -312,19 +312,3 @@ def _client(teacher: TeacherConfig, number: int, money: Purse, answers: Answers)
     cache = kind(answers.path.parent / ("batches" if batch else "endpoints") / f"{teacher.name}-{number + 1}.jsonl")
     prices = teacher.usd_per_million or FREE
     return Client(teacher.addresses[number], teacher.limits, cache, prices, money, teacher.key_env, batch=batch)
-
-
-def _progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    columns += (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[usd]}"))
-    return Progress(*columns, console=Console(stderr=True), refresh_per_second=2)
