@@ -12,6 +12,7 @@ import pytest
 from helpers import disks, kill_runs, openai_server
 from helpers.faulty_teacher import FaultyTeacher
 from helpers.openai_server import Failure, completion
+from helpers.serving import wait_until
 
 from fastft.errors import UserError
 from fastft.inference.budget import Cache, Money, OverBudget
@@ -204,14 +205,14 @@ def test_a_cache_of_another_run_is_not_written_to(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_loses_nothing_that_is_on_the_way(tmp_path, number):
+def test_a_signal_loses_nothing_that_is_on_the_way(tmp_path, number, caplog):
     """It comes while four requests are on the way; their answers come, are kept, and nothing else is asked."""
     asked = threading.Barrier(5)
 
     def reply(body, n):
         if n < 4:
             asked.wait(30)
-            time.sleep(0.5)
+            wait_until(lambda: "stopping: " in caplog.text, "the signal is heeded")
         return "Fine."
 
     def stop():
@@ -231,7 +232,7 @@ def test_a_signal_loses_nothing_that_is_on_the_way(tmp_path, number):
         assert all(reply.cached for reply in replies) and len(server.requests) == 4
 
 
-def test_the_second_signal_ends_everything_at_once(tmp_path):
+def test_the_second_signal_ends_everything_at_once(caplog):
     asked, done = threading.Event(), threading.Event()
 
     def reply(body, n):
@@ -240,10 +241,10 @@ def test_the_second_signal_ends_everything_at_once(tmp_path):
         return "Fine."
 
     def stop():
-        for _ in range(2):
-            asked.wait(30)
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+        asked.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: "stopping: " in caplog.text, "the first is heeded")
+        os.kill(os.getpid(), signal.SIGINT)
 
     with openai_server.endpoint(reply) as server:
         client = Client(f"{server.url}#t", Limits(concurrency=1))
