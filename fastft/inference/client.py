@@ -42,7 +42,16 @@ from fastft.inference.endpoint import USUAL_LIMITS, Limits, key_variables
 from fastft.inference.pace import Line
 from fastft.inference.transport import Lost, Unreached
 
-__all__ = ["Client", "ClientPool", "Unanswered", "estimate_tokens", "make_clients", "progress_bar", "run_all"]
+__all__ = [
+    "Client",
+    "ClientPool",
+    "Unanswered",
+    "estimate_tokens",
+    "heeding",
+    "make_clients",
+    "progress_bar",
+    "run_all",
+]
 
 logger = logging.getLogger(__name__)
 LONGEST_BACKOFF_S = 8.0
@@ -362,7 +371,7 @@ def run_all(
                 await asyncio.gather(*workers, return_exceptions=True)
 
         async def until_signalled() -> None:
-            with _heeding(signals, stop):
+            with heeding(signals, stop):
                 await everything()
 
         asyncio.run(until_signalled())
@@ -375,7 +384,7 @@ def run_all(
 
 
 @contextlib.contextmanager
-def _heeding(signals: list[int], stop: Callable[[], None]) -> Iterator[None]:
+def heeding(signals: list[int], stop: Callable[[], None]) -> Iterator[None]:
     """Note Ctrl-C and SIGTERM in `signals`: the first calls `stop`, and the second cancels what runs in the block."""
     loop, task, before = asyncio.get_running_loop(), asyncio.current_task(), {}
 

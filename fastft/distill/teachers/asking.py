@@ -11,7 +11,6 @@ flight then is paid for, so it ends and is kept.
 import asyncio
 import logging
 import math
-import signal
 from array import array
 from collections import deque
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from fastft.distill.settings import DistillConfig, TeacherConfig
 from fastft.distill.teachers.answers import Answers, key_of, messages_of
 from fastft.errors import UserError
 from fastft.inference.budget import FREE, Cache, Money, OverBudget
-from fastft.inference.client import Client, Unanswered, progress_bar
+from fastft.inference.client import Client, Unanswered, heeding, progress_bar
 from fastft.inference.completion import Reply
 
 logger = logging.getLogger(__name__)
@@ -238,31 +237,17 @@ def _stopped_by_signals(asking: list[_Asking]) -> Iterator[None]:
 
     The second signal ends everything at once.
     """
-    loop, task, signals = asyncio.get_running_loop(), asyncio.current_task(), (signal.SIGINT, signal.SIGTERM)
-    stopped = False
+    signals: list[int] = []
 
     def stop() -> None:
-        nonlocal stopped
-        if stopped:
-            task.cancel()
-            return
-        stopped = True
         for each in asking:
             each.interrupt()
         if any(each.teacher.mode == "chat" for each in asking):
             logger.warning("stopping: waiting for the answers in flight, which are paid for; once more ends at once")
 
-    for each in signals:
-        loop.add_signal_handler(each, stop)
-    try:
+    with heeding(signals, stop):
         yield
-    except asyncio.CancelledError:
-        if not stopped:
-            raise
-    finally:
-        for each in signals:
-            loop.remove_signal_handler(each)
-    if stopped:
+    if signals:
         raise KeyboardInterrupt
 
 
