@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.files import write_whole
-from fastft.compose.grimoire.answering.answers import FEW_SHOT, ZERO_SHOT
+from fastft.compose.grimoire.answering.answers import ZERO_SHOT
 from fastft.compose.grimoire.choosing.choose import Gain, gains_of
 from fastft.compose.grimoire.run import RANKED, SIMILAR
 from fastft.compose.grimoire.writing.write import load_grimoires
@@ -130,11 +130,9 @@ def _texts(directory: Path, choice: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "name": setting["name"],
                 "text": setting["text"] or setting["prompt"],
-                "whole": setting["name"] == ZERO_SHOT,
                 "copies": row.copies if row else (),
                 "samples": row.samples if row else (),
                 "chosen": setting["name"] == choice["chosen"],
-                "few": setting["name"] == FEW_SHOT,
             }
         )
     left_out = [{"name": name, "wrong": row.fault} for name, row in written.items()]
