@@ -22,6 +22,7 @@ from pathlib import Path
 from fastft.errors import UserError
 
 REPLACED = ".old.tmp"  # ends the name of a directory that is being replaced
+_NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")  # NAME=PLACE
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Errors of the machine, which only its user can repair. Others, such as a missing file, may be a bug.
 MACHINE = {*FULL, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -239,3 +240,10 @@ def short_name(place: str) -> str:
     path = Path(place)
     local = path.exists() or path.is_absolute() or place.startswith((".", "~")) or place.count("/") > 1
     return path.resolve().name if local else place
+
+
+def split_name(written: str) -> tuple[str | None, str]:
+    """(NAME, PLACE) of NAME=PLACE; (None, PLACE) of a place alone, which may hold "=" if it is there or is an address."""
+    is_place = Path(written).exists() or written.startswith(("http://", "https://"))
+    named = None if is_place else _NAMED.fullmatch(written)
+    return (named[1], named[2]) if named else (None, written)

@@ -11,7 +11,6 @@ Draws depend on names only, so the gateway draws the same under the same names o
 
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastft.common.command_line import parse
-from fastft.common.files import short_name
+from fastft.common.files import short_name, split_name
 from fastft.compose.blend import BlendPolicy, BlendStage, stages_of
 from fastft.errors import UsageError, UserError
 from fastft.inference.endpoint import is_address, split_address
@@ -27,7 +26,6 @@ from fastft.inference.endpoint import is_address, split_address
 logger = logging.getLogger(__name__)
 
 PREFIX = "blend:"
-_NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
 _HOW = "write blend:DIR,DIR, blend:DIR=2,DIR=1 with weights, or blend:FILE.yaml"
 
 
@@ -146,10 +144,8 @@ def _split(entry: str) -> tuple[str, str]:
     """Return (name, directory or address) of a model as it is written."""
     if is_address(entry):
         return split_address(entry)[1], entry
-    named = None if Path(entry).exists() else _NAMED.fullmatch(entry)
-    if named:
-        return named[1], named[2]
-    return short_name(entry), entry
+    name, place = split_name(entry)
+    return name or short_name(place), place
 
 
 def _check_place(place: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from fastft.common.command_line import parse, run_module
 from fastft.common.environment import from_environment
-from fastft.common.files import make_directory, short_name
+from fastft.common.files import make_directory, short_name, split_name
 from fastft.common.urls import parse_http
 from fastft.compose.abtest.policy import Experiment
 from fastft.compose.router.policy import RoutePolicy
@@ -50,7 +50,6 @@ FOR_OUR_ENGINE = ("dtype", "repeatable", "max_batch", "max_queue", "template")
 """Options of `fastft serve` that are passed to our own engine."""
 UNIT_KEY = "unit.key"
 """The file beside the record with the key of the hash that stands for users."""
-_NAMED = re.compile(r"([\w.:-][\w.:/-]*)=(.+)")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -123,9 +122,8 @@ def _plan(config: ServeConfig) -> _Plan:
         if entry.startswith(("http://", "https://")):
             remote.append(RemoteWorker(entry))
             continue
-        named = None if Path(entry).exists() else _NAMED.fullmatch(entry)
-        model = named[2] if named else entry
-        name = named[1] if named else short_name(model.removesuffix(".gguf"))
+        name, model = split_name(entry)
+        name = name or short_name(model.removesuffix(".gguf"))
         _check_model(model, config.engine)
         if name in local:
             raise UserError(

@@ -16,6 +16,7 @@ from fastft.common.files import (
     require_place,
     room_for,
     short_name,
+    split_name,
     sync,
     write_whole,
     written_whole,
@@ -212,6 +213,15 @@ def test_a_short_name_does_not_tell_where_a_file_lies(tmp_path, monkeypatch):
     assert short_name("Qwen/Qwen2.5-7B") == "Qwen/Qwen2.5-7B"
     assert short_name("~/secret/model") == short_name("./secret/model") == short_name("a/b/model") == "model"
     assert short_name(".") == tmp_path.name
+
+
+def test_a_name_stands_before_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c=10").mkdir()
+    assert split_name("mine=runs/a/model") == ("mine", "runs/a/model")
+    assert split_name("org/mine=http://10.0.0.5:8000/v1#m=1") == ("org/mine", "http://10.0.0.5:8000/v1#m=1")
+    for place in ("runs/a/model", "c=10", "http://10.0.0.5:8000/a=b/v1#m", "=runs/a"):
+        assert split_name(place) == (None, place)
 
 
 def test_what_is_read_is_not_written(tmp_path):

@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from fastft.common.command_line import option, parse, run_module
-from fastft.common.files import make_directory, require_not_input, require_place, short_name, write_whole
+from fastft.common.files import (
+    make_directory,
+    require_not_input,
+    require_place,
+    short_name,
+    split_name,
+    write_whole,
+)
 from fastft.common.records import repair_text
 from fastft.compose.router.figures.verdict import counted
 from fastft.errors import UserError
@@ -51,7 +57,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_NAMED = re.compile(r"([\w.:-]+)=(.+)")
 JUDGE_TOKENS = 1024
 """The longest reply of a judge."""
 Answers = dict[str, dict[str, Answer]]
@@ -218,21 +223,20 @@ def _require_scores(config: CollectConfig, queries: list[QueryRow]) -> None:
 
 def _models(config: CollectConfig) -> list[ModelConfig]:
     """The candidates. Raises UserError if two have one name."""
-    named = [None if Path(each).exists() else _NAMED.fullmatch(each) for each in config.candidates]
-    places = [found[2] if found else each for found, each in zip(named, config.candidates)]
-    addresses = [place for place in places if is_address(place)]
+    named = [split_name(each) for each in config.candidates]
+    addresses = [place for _, place in named if is_address(place)]
     keys = dict(zip(addresses, key_variables(config.candidate_key_env, addresses)))
     common = {name: getattr(config, name) for name in ("temperature", "max_tokens", "batch_size")}
     models = []
-    for place, found in zip(places, named):
+    for name, place in named:
         if not is_address(place) and not (Path(place) / "config.json").is_file():
             raise UserError(f"--candidates {place}: holds no model (there is no config.json); an endpoint is URL#name")
-        name = found[1] if found else None if is_address(place) else short_name(place)
+        name = name or (None if is_address(place) else short_name(place))
         key = [keys[place]] if keys.get(place) else []
         models.append(ModelConfig(model=place, name=name, model_key_env=key, **common))
     names = [model.shown_name for model in models]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--candidates: two are called {twice[0]!r}; give one another name: NAME={places[-1]}")
+        raise UserError(f"--candidates: two are called {twice[0]!r}; give one another name: NAME={named[-1][1]}")
     return models
 
 
