@@ -29,6 +29,8 @@ Verdict = Literal["a", "b", "tie"]
 """Which of two answers is better: the one shown first, the other, or neither."""
 Reading = tuple[float, ...] | Verdict
 """What was read from a judge's words: a score for each answer, or a verdict."""
+VOTE_SCORES = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 0.0)}
+"""Scores of model A and model B by a person's vote. "Both bad" is a tie for ratings; a flag distinguishes the two."""
 NO_REPLY = "[no reply: "
 
 

@@ -9,11 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastft.errors import UserError
-from fastft.judge.judgment import Judgment
+from fastft.judge.judgment import VOTE_SCORES, Judgment
 from fastft.serve.protocol import text_of
-
-SCORES = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 0.0)}
-"""Scores of model A and model B. "Both bad" is a tie for ratings; a flag distinguishes the two."""
 
 
 def counted(votes: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Counter[str]]:
@@ -26,7 +23,7 @@ def counted(votes: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], Coun
 
 def judgment_of(vote: dict[str, Any]) -> Judgment:
     """A vote as a person's judgment. Equal questions get the same `question_id`: questions are the sampling unit."""
-    score_a, score_b = SCORES[vote["winner"]]
+    score_a, score_b = VOTE_SCORES[vote["winner"]]
     return Judgment(
         question_id=vote["question"],
         category="arena",
@@ -64,7 +61,7 @@ def outcomes(votes: Iterable[dict[str, Any]], events: Iterable[dict[str, Any]]) 
         if query is None:
             continue
         queries[vote["question"]] = query
-        for side, score in zip("ab", SCORES[vote["winner"]]):
+        for side, score in zip("ab", VOTE_SCORES[vote["winner"]]):
             scores[vote["question"]][vote["models"][side]].append(score)
     for question, query in queries.items():
         rewards = {model: sum(those) / len(those) for model, those in scores[question].items()}

@@ -46,14 +46,13 @@ from fastft.compose.router.replay.propensity import (
 from fastft.compose.router.router import require_weights
 from fastft.data.conversation import Conversation, Message
 from fastft.errors import UsageError, UserError
+from fastft.judge.judgment import VOTE_SCORES
 from fastft.judge.rows import is_number
 from fastft.judge.statistics.intervals import Interval
 from fastft.judge.tables import number
 
 FEW = 30
 """Effective turns below which normal intervals are not to be trusted."""
-VOTED = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.5, 0.5), "both_bad": (0.0, 0.0)}
-"""The rewards of both sides of a battle."""
 
 
 @dataclass
@@ -308,10 +307,12 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _voted(vote: dict[str, Any], where: str) -> dict[str, float]:
     """The rewards of a vote; none if it does not count, because the voter knew the models or took it back."""
-    if not vote.get("counted") or vote["winner"] not in VOTED:
+    if not vote.get("counted") or vote["winner"] not in VOTE_SCORES:
         return {}
     try:
-        return {event: reward for side, reward in zip("ab", VOTED[vote["winner"]]) for event in vote["turns"][side]}
+        return {
+            event: reward for side, reward in zip("ab", VOTE_SCORES[vote["winner"]]) for event in vote["turns"][side]
+        }
     except (KeyError, TypeError):
         raise UserError(f"{where}: is no vote of a record: it does not name the turns of both sides") from None
 
