@@ -30,7 +30,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -48,6 +47,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
 from helpers import clock, models, storage  # noqa: E402
+from helpers.ports import free_port  # noqa: E402
 
 from fastft.common.command_line import option, parse, run  # noqa: E402
 from fastft.common.object_store import Store  # noqa: E402
@@ -106,7 +106,7 @@ class Run:
             "--nproc-per-node",
             str(processes),
             "--master-port",
-            str(_free_port()),
+            str(free_port()),
         ]
         torchrun += ["--max-restarts", str(restarts)]
         return [sys.executable, *(torchrun if processes > 1 or restarts else []), "-m", "fastft.train", *self.flags()]
@@ -158,12 +158,6 @@ class Run:
 
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _namespace() -> list[str]:

@@ -17,13 +17,13 @@ import importlib.util
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 import psutil
@@ -32,6 +32,10 @@ from rich.table import Table
 
 from fastft.common.command_line import option, parse, run
 from fastft.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from helpers.ports import free_port  # noqa: E402
 
 TOKENS = 64
 WORDS = (
@@ -67,7 +71,7 @@ class Contestant:
 
 
 def contestants(model: str) -> list[Contestant]:
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     ours = [sys.executable, "-m", "fastft.serve.worker", "--model", model, "--name", model, "--dtype", "bfloat16"]
     found = [Contestant("fastft worker", [*ours, "--port", str(ports[0])], ports[0])]
     if importlib.util.find_spec("fastapi"):
@@ -88,12 +92,6 @@ def contestants(model: str) -> list[Contestant]:
         )
         found.append(Contestant("transformers serve", [*theirs, "--port", str(ports[2])], ports[2]))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

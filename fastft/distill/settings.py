@@ -242,7 +242,9 @@ def _check_teachers(config: DistillConfig) -> None:
         raise UserError(f"teachers: two of them are called {max(names, key=names.count)!r}")
     for teacher in config.teachers:
         at = f"teachers: {teacher.name}"
-        _require(bool(re.fullmatch(r"[\w.-]+", teacher.name)), at, repr(teacher.name), "letters, digits, - and _")
+        _require(
+            bool(re.fullmatch(r"[\w.-]+", teacher.name)), at, repr(teacher.name), "letters, digits, points, - and _"
+        )
         for address in teacher.addresses:
             split_address(address)
         if len(set(teacher.addresses)) < len(teacher.addresses):
